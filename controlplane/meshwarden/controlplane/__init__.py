@@ -1,0 +1,1 @@
+"""The control plane: the server and the operator's CLI."""

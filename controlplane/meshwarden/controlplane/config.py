@@ -1,0 +1,142 @@
+"""What a control plane is told: a TOML file, then the environment (`MESHWARDEN_…`), read once at start.
+
+    trust_domain = "mesh.example"
+    region = "eu"
+    state_dir = "/var/lib/meshwarden"
+    listen = "0.0.0.0:7443"
+
+    [authority]
+    kind = "disk"
+    passphrase = "file:/run/credentials/meshwarden.service/ca-passphrase"
+
+`ConfigError` says which key is wrong and why.
+"""
+
+import ipaddress
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
+LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the message names the file, the key and the reason."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DiskAuthorityConfig(_Frozen):
+    """A root of our own: its key lies on disk, encrypted under a passphrase."""
+
+    kind: Literal["disk"] = "disk"
+    # A reference (`file:`, `env:`, `vault:`), never the passphrase itself.
+    passphrase: str = Field(pattern=r"^(file|env|vault):.+$")
+    # Make a new root if there is none. Without it a missing key is an error: a typo must not found a new mesh.
+    create: bool = False
+
+
+class VaultConfig(_Frozen):
+    """A Vault or OpenBao server and how we log in there."""
+
+    address: str = Field(pattern=r"^https?://.+$")
+    # A reference: what opens Vault can't lie in Vault.
+    token: str = Field(pattern=r"^(file|env):.+$")
+    ca_file: Path | None = None
+    namespace: str | None = None
+
+
+class VaultAuthorityConfig(VaultConfig):
+    """A root in Vault or OpenBao, which signs our issuing certificate."""
+
+    kind: Literal["vault"]
+    # The path of the PKI engine.
+    mount: str = "pki"
+
+
+class MemoryAuthorityConfig(_Frozen):
+    """A root that ends with the process: for tests."""
+
+    kind: Literal["memory"]
+
+
+AuthorityConfig = Annotated[
+    DiskAuthorityConfig | VaultAuthorityConfig | MemoryAuthorityConfig, Field(discriminator="kind")
+]
+
+
+class Config(BaseSettings):
+    """The settings of one control plane process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MESHWARDEN_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    trust_domain: str = Field(pattern=f"^{TRUST_DOMAIN}$")
+    region: str = Field(default="default", pattern=f"^{LABEL}$")
+    state_dir: Path
+    # Where agents and operators connect, mTLS only; port 0 takes a free one.
+    listen: str = "127.0.0.1:7443"
+    # Where Prometheus scrapes: loopback, in the clear.
+    metrics_listen: str = "127.0.0.1:7444"
+    authority: AuthorityConfig
+    # Where traces go on to: an OTLP gRPC endpoint, "http://127.0.0.1:4317" for one.
+    otlp_endpoint: str | None = None
+    # A reference to what that endpoint wants in its `authorization` header: "vault:kv/meshwarden#otlp_authorization".
+    otlp_authorization: str | None = Field(default=None, pattern=r"^(file|env|vault):.+$")
+    # Where `vault:` references are read; left out, the authority's Vault.
+    vault: VaultConfig | None = None
+    # Keeps a short-lived operator certificate in this directory, for whoever may read it.
+    operator_directory: Path | None = None
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        host, _, _ = value.rpartition(":")
+        if host != "localhost" and not ipaddress.ip_address(host.strip("[]")).is_loopback:
+            raise ValueError("metrics are served in the clear and so on loopback only")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file."""
+        return env_settings, init_settings
+
+
+def load(file: Path | None) -> Config:
+    """Reads the configuration from a TOML file and the environment.
+
+    Raises:
+        ConfigError: the file can't be read, or a setting is missing, unknown or out of its range.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text())
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: not TOML: {error}") from None
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        # The input isn't shown: it may hold a secret.
+        faults = [f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+        raise ConfigError("\n".join(f"{file or 'environment'}: {fault}" for fault in faults)) from None
