@@ -1,0 +1,146 @@
+"""AdminService: joining nodes, looking at the mesh, asking why."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+from meshwarden.certs.authority.port import Authority
+from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.identity.authorize import authorize, sees
+from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.sessions import Sessions
+
+from meshwarden.sdk import peer
+from meshwarden.v1 import admin_service_pb2 as v1
+from meshwarden.v1 import admin_service_pb2_grpc
+
+TOKEN_TTL = timedelta(minutes=10)
+LEDGER_SPAN = timedelta(hours=1)
+LEDGER_ROWS = 1000
+# A session that has lost its clock by more than this is worth a word: certificates are backdated by a minute.
+SKEW_WARNING = timedelta(seconds=30)
+
+
+class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
+    """Answers operators; an operator of a tenant is shown that tenant alone."""
+
+    def __init__(
+        self,
+        *,
+        trust_domain: str,
+        region: str,
+        version: str,
+        authority: Authority,
+        tokens: JoinTokens,
+        publisher: Publisher,
+        sessions: Sessions,
+        gather: Gather,
+        audit: AuditLog,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._trust_domain, self._region, self._version = trust_domain, region, version
+        self._authority, self._tokens = authority, tokens
+        self._publisher, self._sessions, self._gather = publisher, sessions, gather
+        self._audit, self._clock = audit, clock
+
+    async def CreateJoinToken(
+        self, request: v1.CreateJoinTokenRequest, context: grpc.aio.ServicerContext
+    ) -> v1.CreateJoinTokenResponse:
+        caller = peer.current_id()
+        authorize(caller, "/meshwarden.v1.AdminService/CreateJoinToken", None)
+        ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else TOKEN_TTL
+        token = await self._tokens.create(request.node, ttl)
+        await self._audit.record("token.create", node=request.node, ttl_s=ttl.total_seconds(), by=str(caller))
+        answer = v1.CreateJoinTokenResponse(token=token, bundle=(await self._authority.bundle()).to_proto())
+        answer.expire_time.FromDatetime(self._clock() + ttl)
+        return answer
+
+    async def GetStatus(self, request: v1.GetStatusRequest, context: grpc.aio.ServicerContext) -> v1.GetStatusResponse:
+        caller = peer.current_id()
+        authorize(caller, "/meshwarden.v1.AdminService/GetStatus", request.tenant or None)
+        shown = lambda tenant: sees(caller, tenant) and request.tenant in ("", tenant)  # noqa: E731
+        nodes = [self._node(state, shown) for state in self._sessions.states()]
+        answer = v1.GetStatusResponse(
+            trust_domain=self._trust_domain,
+            region=self._region,
+            revision=self._publisher.revision,
+            version=self._version,
+            nodes=nodes,
+            tenants=[
+                v1.TenantState(tenant=tenant, allowed_per_s=allowed, limited_per_s=limited, denied_per_s=denied)
+                for tenant, (allowed, limited, denied) in sorted(self._gather.rates().items())
+                if shown(tenant)
+            ],
+            warnings=[text for node in nodes for text in _warnings(node, self._publisher.revision)],
+            authority=self._authority.description,
+        )
+        answer.now.FromDatetime(self._clock())
+        return answer
+
+    async def Explain(self, request: v1.ExplainRequest, context: grpc.aio.ServicerContext) -> v1.ExplainResponse:
+        callee = request.to.partition("/")[0]
+        authorize(peer.current_id(), "/meshwarden.v1.AdminService/Explain", callee)
+        answer = explain(self._publisher.mesh, request)
+        answer.revision = self._publisher.revision
+        return answer
+
+    async def ListCalls(self, request: v1.ListCallsRequest, context: grpc.aio.ServicerContext) -> v1.ListCallsResponse:
+        caller = peer.current_id()
+        tenant = request.tenant or (caller.tenant if caller is not None else None) or ""
+        authorize(caller, "/meshwarden.v1.AdminService/ListCalls", tenant or None)
+        end = _moment(request.end) if request.HasField("end") else self._clock()
+        start = _moment(request.start) if request.HasField("start") else end - LEDGER_SPAN
+        rows = await self._gather.ledger.list(start, end, tenant, request.limit or LEDGER_ROWS)
+        return v1.ListCallsResponse(calls=rows)
+
+    async def RenewSvids(
+        self, request: v1.RenewSvidsRequest, context: grpc.aio.ServicerContext
+    ) -> v1.RenewSvidsResponse:
+        caller = peer.current_id()
+        authorize(caller, "/meshwarden.v1.AdminService/RenewSvids", None)
+        nodes = self._sessions.renew_all(request.reason or "an operator asked")
+        await self._audit.record("svid.renew_all", reason=request.reason, nodes=nodes, by=str(caller))
+        return v1.RenewSvidsResponse(nodes=nodes)
+
+    @staticmethod
+    def _node(state: v1.NodeState, shown: Callable[[str], bool]) -> v1.NodeState:
+        """The node without what the caller may not see."""
+        copy = v1.NodeState()
+        copy.CopyFrom(state)
+        for field in (copy.workloads, copy.data_planes):
+            kept = [item for item in field if shown(item.tenant)]
+            del field[:]
+            field.extend(kept)  # type: ignore[arg-type]
+        ids = {ref.id for ref in copy.data_planes}
+        nacks = [nack for nack in copy.nacks if nack.data_plane in ids]
+        del copy.nacks[:]
+        copy.nacks.extend(nacks)
+        return copy
+
+
+def _moment(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _warnings(node: v1.NodeState, revision: int) -> list[str]:
+    """What an operator should know of a node."""
+    found = []
+    if not node.connected:
+        found.append(f"node {node.node} is not connected; its workloads go on with what they have")
+    elif node.acked_revision < revision:
+        found.append(f"node {node.node} is behind: {node.acked_revision} of {revision}")
+    skew = node.clock_skew.ToTimedelta()
+    if abs(skew) > SKEW_WARNING:
+        found.append(f"the clock of node {node.node} is {skew.total_seconds():+.0f} s off ours")
+    found += [f"{nack.data_plane} refused {nack.type_url.rpartition('.')[2]}: {nack.message}" for nack in node.nacks]
+    sharing = [state.id for state in node.workloads if state.shares_user]
+    if sharing:
+        found.append(
+            f"{len(sharing)} workloads on node {node.node} share a uid and can read each other's memory "
+            f"(insecureSameUser): {', '.join(sharing[:4])}{' …' if len(sharing) > 4 else ''}"
+        )
+    return found
