@@ -1,0 +1,24 @@
+"""Protobuf's wire form of the few fields that responses are assembled from.
+
+A response is the concatenation of its fields, so resources that are serialised once can be shared by every response
+that carries them: no message object is built, and no byte of a resource is copied but into the response.
+
+Source: https://protobuf.dev/programming-guides/encoding
+"""
+
+_LENGTH_DELIMITED = 2
+
+
+def varint(value: int) -> bytes:
+    """A non-negative integer, seven bits a byte, least significant first."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def delimited(number: int, body: bytes) -> bytes:
+    """The field `number` holding text, bytes or a message; field numbers to 15."""
+    return bytes([number << 3 | _LENGTH_DELIMITED]) + varint(len(body)) + body
