@@ -1,0 +1,173 @@
+"""The resources of a mesh with the indices that compiling needs, kept up by changes.
+
+`Mesh.apply` takes what one store revision changed and returns an `Impact`, which says what of the compiled it touches;
+whatever it does not touch compiles to the same bytes as before.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from meshwarden.controlplane.policy.neutral import Name
+
+
+class Key(NamedTuple):
+    """The name of a resource of any kind."""
+
+    kind: str
+    tenant: str
+    name: str
+
+
+class Change(NamedTuple):
+    """What became of a resource: the message as it is now (`v1.Service` …), None if it was deleted."""
+
+    key: Key
+    message: Any
+
+
+@dataclass
+class Impact:
+    """What a batch of changes touches.
+
+    Attributes:
+        seen_by: tenants whose clients see a changed service, "*" for all.
+        servers: services whose callers' permissions or limits changed.
+        nodes: nodes whose entries, or whose entries' services, changed.
+    """
+
+    seen_by: set[str] = field(default_factory=set)
+    servers: set[Name] = field(default_factory=set)
+    nodes: set[str] = field(default_factory=set)
+
+    def client(self, tenant: str) -> bool:
+        """Whether the clients of a tenant are touched."""
+        return "*" in self.seen_by or tenant in self.seen_by
+
+    def __bool__(self) -> bool:
+        return bool(self.seen_by or self.servers or self.nodes)
+
+
+class Mesh:
+    """All resources of a mesh. Not safe for use from several threads."""
+
+    def __init__(self, trust_domain: str) -> None:
+        self.trust_domain = trust_domain
+        self._all: dict[Key, Any] = {}
+        # {kind: {service: {key: message}}} for what speaks of a service.
+        self._of_service: dict[str, dict[Name, dict[Key, Any]]] = {}
+        self._entries_on: dict[str, set[Key]] = {}
+        self._services: dict[str, set[Name]] = {}
+
+    def apply(self, changes: Iterable[Change]) -> Impact:
+        """Takes the changes of one revision and says what they touch."""
+        impact = Impact()
+        for change in changes:
+            before = self._all.get(change.key)
+            for message in (before, change.message):
+                if message is not None:
+                    self._touch(impact, change.key, message)
+            if before is not None:
+                self._drop(change.key, before)
+            if change.message is not None:
+                self._add(change.key, change.message)
+                self._touch(impact, change.key, change.message)
+        return impact
+
+    def find(self, kind: str, tenant: str, name: str) -> Any | None:
+        """The resource of that name, None if there is none."""
+        return self._all.get(Key(kind, tenant, name))
+
+    def of_service(self, kind: str, service: Name) -> Mapping[Key, Any]:
+        """The resources of a kind that speak of a service, in the order of their names: `{key: message}`."""
+        return dict(sorted(self._of_service.get(kind, {}).get(service, {}).items()))
+
+    def entries_on(self, node: str) -> list[Any]:
+        """The workload entries that name a node, in the order of their names."""
+        return [self._all[key] for key in sorted(self._entries_on.get(node, ()))]
+
+    def visible(self, tenant: str) -> list[Name]:
+        """The services that a tenant's workloads see, in the order of their names."""
+        return sorted(
+            {
+                name
+                for names in (
+                    self._services.get(f"own {tenant}"),
+                    self._services.get(f"to {tenant}"),
+                    self._services.get("to *"),
+                )
+                for name in names or ()
+            }
+        )
+
+    def sees(self, tenant: str, service: Name) -> bool:
+        """Whether a tenant's workloads see a service."""
+        message = self.find("Service", *service)
+        return message is not None and (
+            tenant == service.tenant or not {"*", tenant}.isdisjoint(message.spec.export_to)
+        )
+
+    def candidates(self, tenant: str, short: str) -> list[Name]:
+        """What a short name may mean for a tenant: its own service alone, else each that is exported to it."""
+        if self.find("Service", tenant, short) is not None:
+            return [Name(tenant, short)]
+        return [name for name in self.visible(tenant) if name.name == short]
+
+    def resolve(self, tenant: str, short: str) -> Name | None:
+        """What a short name means for a tenant, None if nothing or several things."""
+        found = self.candidates(tenant, short)
+        return found[0] if len(found) == 1 else None
+
+    def versions(self, service: Name) -> list[str]:
+        """The versions that a service's entries, endpoints and routes name, in order."""
+        found = {
+            item.spec.version
+            for kind in ("WorkloadEntry", "Endpoint")
+            for item in self.of_service(kind, service).values()
+        }
+        for policy in self.of_service("RoutePolicy", service).values():
+            found.update(share.version for rule in policy.spec.rules for share in rule.split)
+        return sorted(found - {""})
+
+    def _touch(self, impact: Impact, key: Key, message: Any) -> None:
+        if key.kind == "Tenant":
+            return
+        service = Name(key.tenant, key.name if key.kind == "Service" else message.spec.service)
+        if key.kind in ("AccessPolicy", "RatePolicy"):
+            impact.servers.add(service)
+            return
+        impact.seen_by.add(service.tenant)
+        owner = message if key.kind == "Service" else self.find("Service", *service)
+        impact.seen_by.update(owner.spec.export_to if owner is not None else ())
+        if key.kind == "Service":
+            impact.servers.add(service)
+            entries = self.of_service("WorkloadEntry", service).values()
+            impact.nodes.update(node for entry in entries for node in entry.spec.nodes)
+        elif key.kind == "WorkloadEntry":
+            impact.nodes.update(message.spec.nodes)
+
+    def _sets(self, key: Key, message: Any) -> list[str]:
+        return [f"own {key.tenant}", *(f"to {tenant}" for tenant in message.spec.export_to)]
+
+    def _add(self, key: Key, message: Any) -> None:
+        self._all[key] = message
+        if key.kind == "Service":
+            for index in self._sets(key, message):
+                self._services.setdefault(index, set()).add(Name(key.tenant, key.name))
+        elif key.kind != "Tenant":
+            service = Name(key.tenant, message.spec.service)
+            self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
+        if key.kind == "WorkloadEntry":
+            for node in message.spec.nodes:
+                self._entries_on.setdefault(node, set()).add(key)
+
+    def _drop(self, key: Key, message: Any) -> None:
+        del self._all[key]
+        if key.kind == "Service":
+            for index in self._sets(key, message):
+                self._services[index].discard(Name(key.tenant, key.name))
+        elif key.kind != "Tenant":
+            del self._of_service[key.kind][Name(key.tenant, message.spec.service)][key]
+        if key.kind == "WorkloadEntry":
+            for node in message.spec.nodes:
+                self._entries_on[node].discard(key)

@@ -1,0 +1,164 @@
+"""What a mesh means, in no data plane's dialect: callers, methods, routes and limits.
+
+Both dialects and `explain` read these values and nothing else, so that they cannot disagree about a resource's meaning.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+class Name(NamedTuple):
+    """A full name, `<tenant>/<name>`."""
+
+    tenant: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.name}"
+
+
+@dataclass(frozen=True, order=True)
+class Method:
+    """A pattern of calls.
+
+    Attributes:
+        path: the path, or what it starts with.
+        prefix: whether `path` may be followed by anything.
+        verb: the HTTP method; empty for any.
+    """
+
+    path: str
+    prefix: bool = False
+    verb: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Method":
+        """Reads `/path`, `GET /path`, either with a trailing `*`."""
+        verb, _, path = text.rpartition(" ")
+        return cls(path.removesuffix("*"), path.endswith("*"), verb)
+
+    def fits(self, path: str, verb: str = "") -> bool:
+        """Whether a call of `path` (no query) by `verb` is meant; an empty verb fits no pattern that names one."""
+        if self.verb and self.verb != verb:
+            return False
+        return path.startswith(self.path) if self.prefix else path == self.path
+
+
+ANY_METHOD = Method("/", prefix=True)
+
+
+@dataclass(frozen=True, order=True)
+class Caller:
+    """A service, or with an empty `service` every service of the tenant."""
+
+    tenant: str
+    service: str = ""
+
+    def fits(self, name: Name) -> bool:
+        """Whether the caller `name` is meant."""
+        return self.tenant == name.tenant and self.service in ("", name.name)
+
+    def spiffe(self, trust_domain: str) -> str:
+        """The SPIFFE ID, or for a whole tenant what its services' IDs start with, the last slash included."""
+        return f"spiffe://{trust_domain}/tenant/{self.tenant}/service/{self.service}"
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One permission: `caller` may call any of `methods`; `policy` and `rule` say where that stands."""
+
+    caller: Caller
+    methods: tuple[Method, ...]
+    policy: Name
+    rule: int
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may call a service: whom no grant fits may not."""
+
+    service: Name
+    grants: tuple[Grant, ...] = ()
+
+    def find(self, caller: Name, path: str, verb: str = "") -> Grant | None:
+        """The first grant that allows the call, None if it is denied."""
+        for grant in self.grants:
+            if grant.caller.fits(caller) and any(method.fits(path, verb) for method in grant.methods):
+                return grant
+        return None
+
+
+@dataclass(frozen=True)
+class Header:
+    """A condition on a header; `value` is meaningless for `present` and `absent`."""
+
+    name: str
+    kind: Literal["exact", "prefix", "present", "absent"]
+    value: str = ""
+
+    def fits(self, headers: dict[str, str]) -> bool:
+        """Whether a call with these headers (names in lower case) is meant."""
+        found = headers.get(self.name)
+        if self.kind == "absent":
+            return found is None
+        if found is None:
+            return False
+        if self.kind == "exact":
+            return found == self.value
+        return self.kind == "present" or found.startswith(self.value)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way of calls: which, and to which versions in which proportion; no `methods` means all.
+
+    `split` is `((version, weight), …)` with a positive sum; the version "" is every version alike.
+    """
+
+    split: tuple[tuple[str, int], ...]
+    methods: tuple[Method, ...] = ()
+    headers: tuple[Header, ...] = ()
+    index: int = -1
+
+    def fits(self, path: str, verb: str, headers: dict[str, str]) -> bool:
+        """Whether the rule is about the call."""
+        return (not self.methods or any(method.fits(path, verb) for method in self.methods)) and all(
+            header.fits(headers) for header in self.headers
+        )
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the calls of a service go; the last rule fits every call."""
+
+    service: Name
+    rules: tuple[Rule, ...]
+    policy: Name | None = None
+
+    def find(self, path: str, verb: str, headers: dict[str, str]) -> Rule:
+        """The first rule that fits."""
+        return next(rule for rule in self.rules if rule.fits(path, verb, headers))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A token bucket for one tenant's calls; tenant "*" gives every other tenant one of its own."""
+
+    tenant: str
+    requests: int
+    per_s: float
+    burst: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much each tenant may call a service; a tenant without a limit is not limited."""
+
+    service: Name
+    limits: tuple[Limit, ...] = ()
+    policy: Name | None = None
+
+    def find(self, tenant: str) -> Limit | None:
+        """The limit on a tenant: its own before the one for all others."""
+        by_tenant = {limit.tenant: limit for limit in self.limits}
+        return by_tenant.get(tenant) or by_tenant.get("*")

@@ -1,0 +1,60 @@
+"""Scopes: the sets of xDS resources that are compiled, cached and pushed as one.
+
+    client/<tenant>/<dialect>            what any workload of the tenant needs to call
+    server/<tenant>/<service>/<dialect>  what a service's instances enforce
+    listener/<node>/<data plane id>      one instance's own listeners
+
+A data plane's configuration is the union of its scopes.
+"""
+
+from typing import Any
+
+from meshwarden.controlplane.policy.mesh import Impact
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.v1 import node_service_pb2
+
+_DIALECTS = {node_service_pb2.DataPlaneRef.GRPC: "grpc", node_service_pb2.DataPlaneRef.ENVOY: "envoy"}
+
+
+def client_scope(tenant: str, dialect: str) -> str:
+    """The scope of a tenant's clients."""
+    return f"client/{tenant}/{dialect}"
+
+
+def server_scope(service: Name, dialect: str) -> str:
+    """The scope of a service's instances."""
+    return f"server/{service.tenant}/{service.name}/{dialect}"
+
+
+def listener_scope(node: str, data_plane: str) -> str:
+    """The scope of one instance; its id may hold slashes."""
+    return f"listener/{node}/{data_plane}"
+
+
+def scopes_of(ref: node_service_pb2.DataPlaneRef, node: str, entry: Any) -> tuple[str, ...]:
+    """The scopes of a data plane of `node` whose workload entry is `entry`.
+
+    Tenant and service come from the entry, never from the agent's word.
+
+    Raises:
+        ValueError: the dialect is none that we speak.
+    """
+    dialect = _DIALECTS.get(ref.dialect)
+    if dialect is None:
+        raise ValueError(f"data plane {ref.id}: unknown dialect {ref.dialect}")
+    scopes = [client_scope(entry.metadata.tenant, dialect)]
+    if ref.listen_address:
+        scopes.append(server_scope(Name(entry.metadata.tenant, entry.spec.service), dialect))
+    if ref.listen_address or ref.outbound_path:
+        scopes.append(listener_scope(node, ref.id))
+    return tuple(scopes)
+
+
+def touched(scope: str, impact: Impact) -> bool:
+    """Whether a change makes it necessary to compile a scope anew."""
+    kind, first, rest = scope.split("/", 2)
+    if kind == "client":
+        return impact.client(first)
+    if kind == "server":
+        return Name(first, rest.rpartition("/")[0]) in impact.servers
+    return first in impact.nodes

@@ -1,0 +1,22 @@
+"""Names of the attributes that an Envoy's access log carries: the control plane writes them, the agent reads them."""
+
+from typing import Final
+
+REPORTER: Final = "mesh.reporter"
+"""Which side of the call logs: SOURCE_SIDE or DESTINATION_SIDE."""
+SOURCE_SIDE: Final = "source"
+DESTINATION_SIDE: Final = "destination"
+PEER: Final = "mesh.peer"
+"""The SPIFFE ID in the caller's certificate; destination side only."""
+SERVICE: Final = "mesh.service"
+"""The service called, `<tenant>/<service>`; destination side only."""
+UPSTREAM_CLUSTER: Final = "mesh.upstream_cluster"
+RESPONSE_FLAGS: Final = "mesh.response_flags"
+RESPONSE_CODE_DETAILS: Final = "mesh.response_code_details"
+METHOD: Final = "http.method"
+PATH: Final = "http.path"
+"""The path without its query."""
+HTTP_STATUS: Final = "http.status"
+GRPC_STATUS: Final = "grpc.status"
+DURATION_MS: Final = "duration_ms"
+"""The duration of the call, in milliseconds."""
