@@ -1,0 +1,33 @@
+"""Access in gRPC's dialect: valid messages that deny what nothing allows."""
+
+from meshwarden.controlplane.policy.grpc import rbac
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name
+from meshwarden.xds import api
+
+ORDERS = Name("platform", "orders")
+FILTER = "envoy.extensions.filters.http.rbac.v3."
+
+
+def test_no_grant_denies_all_by_an_empty_allow_list() -> None:
+    assert rbac.rules(Access(ORDERS), "mesh.test") == {"action": "ALLOW", "policies": {}}
+    fields = {key: value for key, value in rbac.deny_all().items() if key != "@type"}
+    assert api.build(FILTER + "RBAC", fields).HasField("rules"), "a filter without rules would allow every call"
+
+
+def test_grants_become_principals_and_permissions() -> None:
+    grants = (
+        Grant(Caller("acme", "web"), (Method("/shop.Orders/Get"), Method("/x", prefix=True, verb="GET")), ORDERS, 0),
+        Grant(Caller("globex"), (ANY_METHOD,), ORDERS, 1),
+    )
+    override = rbac.per_route(Access(ORDERS, grants), "mesh.test")
+    built = api.to_dict(api.build(FILTER + "RBACPerRoute", {"rbac": override["rbac"]}))
+    first, second = built["rbac"]["rules"]["policies"].values()
+    assert first["principals"] == [
+        {"authenticated": {"principal_name": {"exact": "spiffe://mesh.test/tenant/acme/service/web"}}}
+    ]
+    assert first["permissions"][0] == {"url_path": {"path": {"exact": "/shop.Orders/Get"}}}
+    assert first["permissions"][1]["and_rules"]["rules"][1]["header"]["string_match"] == {"exact": "GET"}
+    assert second["principals"] == [
+        {"authenticated": {"principal_name": {"prefix": "spiffe://mesh.test/tenant/globex/service/"}}}
+    ]
+    assert second["permissions"] == [{"any": True}]
