@@ -1,0 +1,51 @@
+"""Endpoints in the form that both dialects take: an `envoy.config.endpoint.v3.ClusterLoadAssignment`."""
+
+from typing import Any
+
+from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.v1 import resources_pb2
+from meshwarden.xds import api
+from meshwarden.xds.snapshot import Resource, resource
+
+# A state that we do not know takes no calls.
+_HEALTH = {
+    resources_pb2.EndpointSpec.HEALTH_UNSPECIFIED: "HEALTHY",
+    resources_pb2.EndpointSpec.HEALTHY: "HEALTHY",
+    resources_pb2.EndpointSpec.DRAINING: "DRAINING",
+}
+
+
+def cluster_name(service: Name, version: str = "") -> str:
+    """The name of a service's cluster and of its endpoints: of one version, or of every version alike."""
+    canonical = f"{service.name}.{service.tenant}"
+    return f"{canonical}|{version}" if version else canonical
+
+
+def assignment(mesh: Mesh, service: Name, version: str = "") -> Resource:
+    """The endpoints of a service, by locality; an assignment without any if there are none.
+
+    An empty answer is an answer: without one a client waits 15 s for it.
+    """
+    localities: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for item in mesh.of_service("Endpoint", service).values():
+        if not version or item.spec.version == version:
+            place = (item.spec.locality.region, item.spec.locality.zone)
+            localities.setdefault(place, []).append(_endpoint(item.spec))
+    name = cluster_name(service, version)
+    groups = [
+        {"locality": {"region": region, "zone": zone}, "load_balancing_weight": _weight(found), "lb_endpoints": found}
+        for (region, zone), found in sorted(localities.items())
+    ]
+    fields = {"cluster_name": name, "endpoints": groups}
+    return resource(api.build("envoy.config.endpoint.v3.ClusterLoadAssignment", fields), name)
+
+
+def _weight(endpoints: list[dict[str, Any]]) -> int:
+    """A locality's share: what it can take. At least 1, for gRPC leaves out a locality without weight."""
+    return max(1, sum(item["health_status"] == "HEALTHY" for item in endpoints))
+
+
+def _endpoint(spec: Any) -> dict[str, Any]:
+    address = {"socket_address": {"address": spec.address, "port_value": spec.port}}
+    return {"endpoint": {"address": address}, "health_status": _HEALTH.get(spec.health, "UNHEALTHY")}
