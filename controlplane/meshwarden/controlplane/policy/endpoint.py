@@ -43,7 +43,7 @@ def assignment(mesh: Mesh, service: Name, version: str = "") -> Resource:
 
 def _weight(endpoints: list[dict[str, Any]]) -> int:
     """A locality's share: what it can take. At least 1, for gRPC leaves out a locality without weight."""
-    return max(1, sum(item["health_status"] == "HEALTHY" for item in endpoints))
+    return max(1, len([item for item in endpoints if item["health_status"] == "HEALTHY"]))
 
 
 def _endpoint(spec: Any) -> dict[str, Any]:
