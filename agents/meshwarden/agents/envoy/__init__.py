@@ -1,0 +1,1 @@
+"""The Envoys that the agent starts and keeps beside programs."""
