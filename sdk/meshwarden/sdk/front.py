@@ -1,0 +1,398 @@
+"""A front before a grpc.aio server: it ends TLS, or asks the kernel who is calling, and splices to a private socket.
+
+grpcio can neither swap a server's certificate safely nor tell who is at the other end of a Unix socket (ADR 2). So the
+gRPC server listens on one Unix socket in a directory that only we may enter, and this front is the way to it:
+
+    front = Front(directory / "inner.sock")
+    server.add_insecure_port(front.inner_target)
+    port = await front.serve_tls("0.0.0.0", 8443, lambda: context_of_this_generation)
+
+Each onward socket is bound to a random name before it connects, so the gRPC server sees that name as `context.peer()`,
+and `find` turns it into the `Connection`. An RPC without one did not come through the front: refuse it.
+
+The bytes of a connection are not looked at. What is bounded: connections as a whole and per user, handshakes under way
+(the oldest makes room, so half-open ones cannot keep others out), the time of a handshake and of the first byte.
+
+Source: research on both servers is summed up in docs/adr/0002-tls-front.md.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import socket
+import ssl
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from meshwarden.sdk.acceptor import Acceptor
+from meshwarden.sdk.connection import Connection, PeerUnknown, Process, identify, presented_chain
+from meshwarden.sdk.splice import End
+
+__all__ = ["Connection", "Front", "FrontLimits", "server_context"]
+
+_log = logging.getLogger(__name__)
+_MAX_UNIX_PATH = 107  # sizeof(sun_path) - 1; unix(7)
+_NAME_LENGTH = 24
+
+
+@dataclass(frozen=True)
+class FrontLimits:
+    """What one front takes on at most.
+
+    Attributes:
+        connections: accepted at one time, of all listeners.
+        connections_per_uid: of one user on Unix sockets; root has no such bound.
+        handshakes: under way at one time; the oldest is dropped to make room for one more.
+        handshake_s: the time a TLS handshake may take.
+        first_byte_s: the time from there to the first byte.
+        flush_s: the time that what is still to be written gets when the other side has ended.
+    """
+
+    connections: int = 4096
+    connections_per_uid: int = 1024
+    handshakes: int = 256
+    handshake_s: float = 5.0
+    first_byte_s: float = 10.0
+    flush_s: float = 5.0
+
+
+class _Live:
+    """A connection and what it holds open."""
+
+    __slots__ = ("connection", "gone", "inner", "name", "outer", "timer")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.gone = False
+        self.name = ""
+        self.outer: End | None = None
+        self.inner: End | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Front:
+    """Accepts connections, knows who they are, and passes their bytes on to `inner_path`."""
+
+    def __init__(self, inner_path: str | os.PathLike[str], limits: FrontLimits | None = None) -> None:
+        """Makes a front that listens nowhere yet.
+
+        Args:
+            inner_path: where the gRPC server listens; its directory must be ours alone (0700).
+            limits: the defaults if None.
+
+        Raises:
+            ValueError: if the path is too long for a Unix socket, or its directory is open to others.
+        """
+        self._inner = Path(inner_path).absolute()
+        self._limits = limits or FrontLimits()
+        self._live: dict[int, _Live] = {}
+        self._by_name: dict[str, _Live] = {}
+        self._of_uid: Counter[int] = Counter()
+        self._ids = itertools.count(1)
+        self._acceptors: list[Acceptor] = []
+        self._paths: list[Path] = []
+        # The front owns these: a finished one leaves, aclose ends and awaits the rest.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], None] = {}
+        if len(bytes(self._inner.parent)) + 1 + _NAME_LENGTH > _MAX_UNIX_PATH:
+            raise ValueError(f"{self._inner.parent} is too long a path for Unix sockets")
+        if self._inner.parent.stat().st_mode & 0o077:
+            raise ValueError(f"{self._inner.parent} must be open to its owner alone (mode 0700)")
+
+    @property
+    def inner_target(self) -> str:
+        """The address to hand to `grpc.aio.Server.add_insecure_port`."""
+        return f"unix:{self._inner}"
+
+    async def serve_tls(self, host: str, port: int, context: Callable[[], ssl.SSLContext]) -> int:
+        """Listens for TLS; returns the port, which is chosen if 0 is given.
+
+        `context` is asked at every connection, so a new certificate is in use from the next handshake on.
+        """
+        loop = asyncio.get_running_loop()
+        flags = socket.AI_PASSIVE
+        family, _, _, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))[0]
+        listener = socket.create_server(address[:2], family=socket.AddressFamily(family), backlog=1024)
+        name = listener.getsockname()
+        local = f"[{name[0]}]:{name[1]}" if family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
+        self._acceptors.append(Acceptor(listener, lambda sock: self._tls_accepted(sock, local, context)))
+        return int(name[1])
+
+    async def serve_unix(self, path: str | os.PathLike[str], mode: int = 0o666) -> None:
+        """Listens on a Unix socket, with `mode` from its first moment on; a socket left there is replaced."""
+        target = Path(os.path.abspath(path))  # noqa: PTH100, ASYNC240  # a matter of text and getcwd, no disk
+        if len(bytes(target)) > _MAX_UNIX_PATH:
+            raise ValueError(f"{target} is too long a path for a Unix socket")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as scratch:
+                # Bound through its directory's descriptor, so that the longer path of the scratch place does not count.
+                directory = os.open(scratch, os.O_PATH | os.O_DIRECTORY)
+                try:
+                    listener.bind(f"/proc/self/fd/{directory}/s")
+                finally:
+                    os.close(directory)
+                os.chmod(f"{scratch}/s", mode)
+                listener.listen(1024)
+                os.replace(f"{scratch}/s", target)
+        except BaseException:
+            listener.close()
+            raise
+        self._paths.append(target)
+        self._acceptors.append(Acceptor(listener, lambda sock: self._unix_accepted(sock, str(target))))
+
+    def find(self, peer: str) -> Connection | None:
+        """The connection of an RPC, by its `context.peer()`; None if it did not come through this front."""
+        scheme, _, path = peer.partition(":")
+        live = self._by_name.get(path.rpartition("/")[2]) if scheme == "unix" else None
+        return live.connection if live is not None else None
+
+    def connections(self) -> Collection[Connection]:
+        """All connections of the moment."""
+        return [live.connection for live in self._live.values()]
+
+    def close(self, connection: Connection) -> None:
+        """Ends a connection and every RPC on it at once, e.g. because its peer was banned."""
+        live = self._live.get(connection.id)
+        if live is not None:
+            self._drop(live)
+
+    async def aclose(self) -> None:
+        """Stops listening and ends every connection."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self._paths.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for live in list(self._live.values()):
+            self._drop(live)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- accepting
+
+    def _tls_accepted(self, sock: socket.socket, local: str, context: Callable[[], ssl.SSLContext]) -> None:
+        if len(self._live) + len(self._handshakes) >= self._limits.connections + self._limits.handshakes:
+            sock.close()
+            return
+        if len(self._handshakes) >= self._limits.handshakes:
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel()
+        task = self._start(self._handshake(sock, local, context))
+        self._handshakes[task] = None
+        task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+
+    async def _handshake(self, sock: socket.socket, local: str, context: Callable[[], ssl.SSLContext]) -> None:
+        try:
+            live = _Live(Connection(next(self._ids), local, _text(sock.getpeername())))
+            transport, end = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._end(live),
+                sock,
+                ssl=context(),
+                ssl_handshake_timeout=self._limits.handshake_s,
+                ssl_shutdown_timeout=self._limits.flush_s,
+            )
+        except BaseException:
+            sock.close()
+            raise
+        tls = transport.get_extra_info("ssl_object")
+        if tls.selected_alpn_protocol() != "h2" or len(self._live) >= self._limits.connections:
+            transport.abort()
+            return
+        whole = Connection(live.connection.id, local, live.connection.remote, presented_chain(tls))
+        live.connection = whole
+        self._admit(live, end)
+
+    def _unix_accepted(self, sock: socket.socket, local: str) -> None:
+        try:
+            process = identify(sock)
+        except (PeerUnknown, OSError) as error:
+            _log.warning("refused a caller on %s: %s", local, error)
+            sock.close()
+            return
+        crowded = process.uid != 0 and self._of_uid[process.uid] >= self._limits.connections_per_uid
+        if crowded or len(self._live) >= self._limits.connections:
+            _log.warning("refused pid %d of uid %d on %s: too many connections", process.pid, process.uid, local)
+            os.close(process.pidfd)
+            sock.close()
+            return
+        self._of_uid[process.uid] += 1
+        live = _Live(_connection_of(process, next(self._ids), local))
+        self._live[live.connection.id] = live
+        asyncio.get_running_loop().add_reader(process.pidfd, self._drop, live)
+        self._start(self._adopt(sock, live))
+
+    async def _adopt(self, sock: socket.socket, live: _Live) -> None:
+        try:
+            _, end = await asyncio.get_running_loop().connect_accepted_socket(lambda: self._end(live), sock)
+        except BaseException:
+            sock.close()
+            self._forget(live)
+            raise
+        self._admit(live, end)
+
+    def _end(self, live: _Live) -> End:
+        return End(lambda: self._first_byte(live), lambda: self._forget(live), self._limits.flush_s)
+
+    def _admit(self, live: _Live, end: End) -> None:
+        live.outer = end
+        if end.over or live.gone:  # it ended while asyncio took it over
+            self._drop(live)
+            return
+        self._live[live.connection.id] = live
+        if end.has_early:
+            self._first_byte(live)
+        elif live.timer is None:
+            loop = asyncio.get_running_loop()
+            live.timer = loop.call_later(self._limits.first_byte_s, self._drop, live)
+
+    # -- the way on
+
+    def _first_byte(self, live: _Live) -> None:
+        # Only who speaks costs the inner server a connection.
+        if live.outer is None or live.name:
+            return  # not admitted yet; _admit sees the early data
+        if live.timer is not None:
+            live.timer.cancel()
+        live.name = secrets.token_hex(_NAME_LENGTH // 2)
+        self._start(self._onward(live))
+
+    async def _onward(self, live: _Live) -> None:
+        sock: socket.socket | None = None
+        try:
+            sock = self._connect(live.name)
+            self._by_name[live.name] = live
+            _, end = await asyncio.get_running_loop().create_unix_connection(lambda: self._end(live), sock=sock)
+        except OSError as error:
+            _log.warning("no way on to the server for %s: %s", live.connection.remote, error)
+            if sock is not None:
+                sock.close()
+            self._drop(live)
+            return
+        live.inner = end
+        if live.gone or live.outer is None:  # it ended while we connected
+            end.abort()
+            return
+        live.outer.join(end)
+
+    def _connect(self, name: str) -> socket.socket:
+        """A socket to the gRPC server that bears `name`; the name is gone from the disk when this returns."""
+        path = self._inner.parent / name
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind(str(path))
+            try:
+                sock.connect(str(self._inner))  # at once, or EAGAIN if the server's queue is full
+            finally:
+                path.unlink()
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    # -- the end
+
+    def _drop(self, live: _Live) -> None:
+        self._forget(live)
+        for end in (live.outer, live.inner):
+            if end is not None:
+                end.abort()
+
+    def _forget(self, live: _Live) -> None:
+        live.gone = True
+        if live.timer is not None:
+            live.timer.cancel()
+        self._by_name.pop(live.name, None)
+        connection = live.connection
+        known = self._live.pop(connection.id, None) is not None
+        if known and connection.pidfd is not None and connection.uid is not None:
+            self._of_uid[connection.uid] -= 1
+            if not self._of_uid[connection.uid]:
+                del self._of_uid[connection.uid]
+            asyncio.get_running_loop().remove_reader(connection.pidfd)
+            os.close(connection.pidfd)
+
+    def _start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, OSError | TimeoutError):  # ssl.SSLError is an OSError: a peer's fault, not ours
+            _log.info("a connection was not taken: %s", error)
+        elif error is not None:
+            _log.error("a connection was not taken", exc_info=error)
+
+
+def server_context(
+    svid_chain_pem: bytes, key_pem: bytes, roots_pem: bytes, require_client: bool = False
+) -> ssl.SSLContext:
+    """One generation of a TLS server: TLS 1.3 and HTTP/2 only, no session tickets.
+
+    A client certificate is asked for, and one that does not chain to `roots_pem` fails the handshake; one must be shown
+    only if `require_client`. Which trust domain's root it was is for `meshwarden.sdk.peer` to check.
+
+    Raises:
+        ssl.SSLError: if key and certificate do not match, or something is not PEM.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # a resumed session would not show its certificate anew
+    context.set_alpn_protocols(["h2"])
+    # OpenSSL reads a key from files only. These live in memory, and are gone with their descriptors.
+    with _in_memory(svid_chain_pem) as chain, _in_memory(key_pem) as key:
+        context.load_cert_chain(chain, key)
+    context.load_verify_locations(cadata=roots_pem.decode("ascii"))
+    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
+    return context
+
+
+@contextlib.contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    descriptor = os.memfd_create("meshwarden", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _connection_of(process: Process, number: int, local: str) -> Connection:
+    return Connection(
+        number,
+        local,
+        f"pid {process.pid} of uid {process.uid}",
+        pid=process.pid,
+        uid=process.uid,
+        gid=process.gid,
+        start_time=process.start_time,
+        pidfd=process.pidfd,
+    )
+
+
+def _text(address: tuple[str, int]) -> str:
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
