@@ -1,0 +1,1 @@
+"""The edges: one file per gRPC service; errors are mapped once."""

@@ -1,0 +1,147 @@
+"""A reported count of calls, checked: what an agent may say, and of whom."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
+from meshwarden.v1.report_pb2 import CallStat
+
+# Upper bounds of the duration buckets, in seconds; a last one has none (CallStat.duration_buckets).
+BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+# An agent that was cut off may catch up; a clock may be ahead a little.
+OLDEST = timedelta(hours=24)
+NEWEST = timedelta(minutes=5)
+# More calls than one node makes in a minute: a count above is a lie or a fault.
+MAX_COUNT = 1_000_000_000
+UNKNOWN = "unknown"
+
+Owns = Callable[[str, str, str], bool]
+
+
+class Refused(Exception):
+    """A count or a span that is not believed; `reason` is a short word for a metric's label."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Calls of one source, destination, method and outcome within a minute, as one side saw them.
+
+    `tenant` is the caller's; `owner` is the tenant of the side that reports, whose share of the series it uses.
+    """
+
+    source_tenant: str
+    source_service: str
+    destination_tenant: str
+    destination_service: str
+    method: str
+    status: str
+    decision: int
+    reporter: int
+    revision: int
+    minute: int
+    count: int
+    sum_s: float
+    buckets: tuple[int, ...]
+
+    @property
+    def tenant(self) -> str:
+        """The calling tenant."""
+        return self.source_tenant
+
+    @property
+    def owner(self) -> str:
+        """The tenant of the side that reports."""
+        return self.source_tenant if self.reporter == CallStat.SOURCE else self.destination_tenant
+
+    @property
+    def source(self) -> str:
+        """The caller, `<tenant>/<service>`."""
+        return f"{self.source_tenant}/{self.source_service}"
+
+    @property
+    def destination(self) -> str:
+        """The service called, `<tenant>/<service>`."""
+        return f"{self.destination_tenant}/{self.destination_service}"
+
+
+def _text(value: str, reason: str) -> str:
+    # Labels and rows are read by people and terminals: no control characters.
+    if not value or not value.isprintable():
+        raise Refused(reason)
+    return value
+
+
+def _source(text: str, reporter: int, trust_domain: str) -> tuple[str, str]:
+    if not text and reporter == CallStat.DESTINATION:
+        return UNKNOWN, UNKNOWN
+    try:
+        spiffe_id = SpiffeId.parse(text)
+    except InvalidSpiffeId:
+        raise Refused("malformed") from None
+    if spiffe_id.trust_domain != trust_domain or spiffe_id.role is not Role.WORKLOAD:
+        raise Refused("unidentified")
+    return spiffe_id.tenant or "", spiffe_id.service or ""
+
+
+def _destination(text: str) -> tuple[str, str]:
+    tenant, slash, service = text.partition("/")
+    if not slash or not tenant or not service or "/" in service:
+        raise Refused("malformed")
+    return _text(tenant, "malformed"), _text(service, "malformed")
+
+
+def _durations(stat: CallStat) -> tuple[int, ...]:
+    if not 0 < stat.count <= MAX_COUNT:
+        raise Refused("malformed")
+    if not math.isfinite(stat.duration_sum_s) or stat.duration_sum_s < 0:
+        raise Refused("malformed")
+    buckets = tuple(stat.duration_buckets)
+    if buckets and (len(buckets) != len(BOUNDS_S) + 1 or sum(buckets) != stat.count):
+        raise Refused("malformed")
+    return buckets
+
+
+def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetime) -> Call:
+    """Takes a count that `node` reports, if it may say so.
+
+    Args:
+        stat: the count.
+        node: the node, from its certificate.
+        owns: tells whether a node has a workload entry of (node, tenant, service).
+        trust_domain: ours.
+        now: the time, aware.
+
+    Raises:
+        Refused: it is malformed, too old, or about a side that isn't the node's own.
+    """
+    if stat.decision not in (CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED):
+        raise Refused("malformed")
+    if stat.reporter not in (CallStat.SOURCE, CallStat.DESTINATION):
+        raise Refused("malformed")
+    buckets = _durations(stat)
+    source = _source(stat.source, stat.reporter, trust_domain)
+    destination = _destination(stat.destination)
+    if not owns(node, *(source if stat.reporter == CallStat.SOURCE else destination)):
+        raise Refused("not_owned")
+    minute = stat.minute.seconds - stat.minute.seconds % 60
+    if not (now - OLDEST).timestamp() <= minute <= (now + NEWEST).timestamp():
+        raise Refused("out_of_time")
+    return Call(
+        *source,
+        *destination,
+        method=_text(stat.method, "malformed"),
+        status=_text(stat.status, "malformed"),
+        decision=stat.decision,
+        reporter=stat.reporter,
+        revision=stat.revision,
+        minute=minute,
+        count=stat.count,
+        sum_s=stat.duration_sum_s,
+        buckets=buckets,
+    )

@@ -1,0 +1,271 @@
+"""Reports: what is believed, what is refused and counted, and what comes out as metrics, rates and ledger rows."""
+
+import random
+import stat as file_mode
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from prometheus_client import generate_latest
+
+from meshwarden.controlplane.gather.gather import Gather, _Run
+from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.trace import TraceExporter
+from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
+
+NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
+MINUTE = int(NOW.timestamp()) - 30
+WEB = "spiffe://mesh.test/tenant/acme/service/web"
+ENTRIES = {("a", "acme", "web"), ("b", "platform", "orders")}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics("eu", series_per_tenant=20)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock, rows_per_tenant=50)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def gather(ledger: Ledger, metrics: Metrics, clock: Clock) -> Gather:
+    return Gather(
+        ledger,
+        metrics,
+        None,
+        clock,
+        owns=lambda node, tenant, service: (node, tenant, service) in ENTRIES,
+        trust_domain="mesh.test",
+        region="eu",
+    )
+
+
+def call(**changes: object) -> CallStat:
+    values: dict[str, object] = {
+        "source": WEB,
+        "destination": "platform/orders",
+        "method": "/shop.Orders/List",
+        "status": "OK",
+        "decision": CallStat.ALLOWED,
+        "reporter": CallStat.SOURCE,
+        "revision": 7,
+        "count": 3,
+        "duration_sum_s": 0.03,
+        "duration_buckets": [0, 0, 3, *([0] * 12)],
+    }
+    result = CallStat(**{**values, **changes})  # type: ignore[arg-type]
+    result.minute.seconds = MINUTE
+    return result
+
+
+def batch(sequence: int, *calls: CallStat, **changes: object) -> ExportRequest:
+    return ExportRequest(sequence=sequence, run_id="run", calls=calls, **changes)  # type: ignore[arg-type]
+
+
+def shown(metrics: Metrics, name: str) -> float:
+    return sum(
+        sample.value for family in metrics.registry.collect() for sample in family.samples if sample.name == name
+    )
+
+
+async def test_counts_reach_metrics_ledger_and_rates(gather: Gather, metrics: Metrics, clock: Clock) -> None:
+    assert gather.ingest("a", batch(1, call()))
+    text = generate_latest(metrics.registry).decode()
+    assert (
+        'meshwarden_requests_total{decision="allowed",destination_service="orders",destination_tenant="platform",'
+        'method="/shop.Orders/List",region="eu",reporter="source",source_service="web",source_tenant="acme",'
+        'status="OK",tenant="acme"} 3.0'
+    ) in text
+    assert shown(metrics, "meshwarden_request_duration_seconds_count") == 3
+    assert shown(metrics, "meshwarden_request_duration_seconds_sum") == pytest.approx(0.03)
+    assert gather.rates() == {"acme": (3.0, 0.0, 0.0)}
+    (row,) = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+    assert (row.source, row.destination, row.count, row.revision) == (WEB, "platform/orders", 3, 7)
+
+
+async def test_a_repeated_batch_counts_once(gather: Gather, metrics: Metrics) -> None:
+    assert gather.ingest("a", batch(1, call()))
+    assert not gather.ingest("a", batch(1, call()))
+    assert gather.ingest("a", batch(2, call()))
+    assert shown(metrics, "meshwarden_requests_total") == 6
+    rows = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+    assert [row.count for row in rows] == [6]
+
+
+def test_another_node_or_run_has_numbers_of_its_own(gather: Gather) -> None:
+    assert gather.ingest("a", batch(1))
+    assert gather.ingest("b", batch(1))
+    assert gather.ingest("a", ExportRequest(sequence=1, run_id="after a restart"))
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=50))
+def test_no_sequence_counts_twice(sequences: list[int]) -> None:
+    run, taken = _Run(), set()
+    for sequence in sequences:
+        if run.first(sequence):
+            assert sequence not in taken
+            taken.add(sequence)
+
+
+@pytest.mark.parametrize(
+    ("stat", "reason"),
+    [
+        (call(source="spiffe://mesh.test/tenant/globex/service/web"), "not_owned"),
+        (call(reporter=CallStat.DESTINATION), "not_owned"),
+        (call(source="spiffe://other.test/tenant/acme/service/web"), "unidentified"),
+        (call(source="spiffe://mesh.test/region/eu/node/a"), "unidentified"),
+        (call(source="acme/web"), "malformed"),
+        (call(source=""), "malformed"),
+        (call(destination="orders"), "malformed"),
+        (call(destination="platform/orders/x"), "malformed"),
+        (call(destination="platform/\x1b[31m"), "malformed"),
+        (call(method="/a\n/b"), "malformed"),
+        (call(method=""), "malformed"),
+        (call(status="\x00"), "malformed"),
+        (call(decision=CallStat.DECISION_UNSPECIFIED), "malformed"),
+        (call(reporter=CallStat.REPORTER_UNSPECIFIED), "malformed"),
+        (call(count=0), "malformed"),
+        (call(count=2**63, duration_buckets=[]), "malformed"),
+        (call(duration_sum_s=float("nan")), "malformed"),
+        (call(duration_sum_s=float("inf")), "malformed"),
+        (call(duration_sum_s=-1.0), "malformed"),
+        (call(duration_buckets=[3]), "malformed"),
+        (call(duration_buckets=[1] * 15), "malformed"),
+    ],
+)
+def test_what_cannot_be_believed_is_refused_and_the_rest_taken(
+    gather: Gather, metrics: Metrics, stat: CallStat, reason: str
+) -> None:
+    gather.ingest("a", batch(1, stat, call()))
+    assert [key[:2] for key in metrics.drops()] == [("call", reason)]
+    assert shown(metrics, "meshwarden_requests_total") == 3
+
+
+@pytest.mark.parametrize("offset", [timedelta(days=-2), timedelta(minutes=10)])
+def test_a_minute_far_from_now_is_refused(gather: Gather, metrics: Metrics, offset: timedelta) -> None:
+    stat = call()
+    stat.minute.seconds += int(offset.total_seconds())
+    gather.ingest("a", batch(1, stat))
+    assert [key[:2] for key in metrics.drops()] == [("call", "out_of_time")]
+
+
+def test_an_edge_that_both_sides_report_counts_once_in_the_rates(gather: Gather) -> None:
+    gather.ingest("a", batch(1, call(count=4, duration_buckets=[])))
+    gather.ingest("b", batch(1, call(count=5, duration_buckets=[], reporter=CallStat.DESTINATION)))
+    gather.ingest("a", batch(2, call(count=2, duration_buckets=[], decision=CallStat.DENIED)))
+    assert gather.rates() == {"acme": (5.0, 0.0, 2.0)}
+
+
+def test_rates_forget(gather: Gather, clock: Clock) -> None:
+    gather.ingest("a", batch(1, call()))
+    clock.now += timedelta(seconds=60)
+    assert gather.rates() == {}
+
+
+async def test_series_and_rows_of_a_tenant_are_bounded_and_totals_stay_right(gather: Gather, metrics: Metrics) -> None:
+    gather.ingest("a", batch(1, *(call(method=f"/random/{n}") for n in range(200))))
+    gather.ingest("b", batch(1, call(reporter=CallStat.DESTINATION)))
+    assert shown(metrics, "meshwarden_requests_total") == 603
+    assert shown(metrics, "meshwarden_series_overflow_total") == 180 * 3
+    rows = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+    assert len(rows) == 52
+    assert sum(row.count for row in rows) == 603
+    assert {row.method for row in rows if row.reporter == CallStat.DESTINATION} == {"/shop.Orders/List"}
+
+
+def test_what_the_agent_dropped_is_shown(gather: Gather, metrics: Metrics) -> None:
+    drops = [Drop(signal="span", reason="queue_full", tenant="acme", count=5), Drop(signal="\n", reason="a b", count=1)]
+    gather.ingest("a", batch(1, drops=drops))
+    assert metrics.drops() == {("span", "agent_queue_full", "acme"): 5, ("other", "agent_other", ""): 1}
+
+
+def spans(name: str | None) -> bytes:
+    result = ResourceSpans(scope_spans=[ScopeSpans(spans=[Span(name="call")])])
+    if name is not None:
+        pair = KeyValue(key="service.name")
+        pair.value.string_value = name
+        result.resource.attributes.append(pair)
+    return result.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\xff\xff\xff", "malformed"),
+        (spans(None), "unidentified"),
+        (spans("web.globex"), "not_owned"),
+        (spans("web"), "not_owned"),
+        (spans("web.acme"), "no_backend"),
+    ],
+)
+def test_spans_are_believed_for_the_own_workloads_alone(
+    gather: Gather, metrics: Metrics, body: bytes, reason: str
+) -> None:
+    gather.ingest("a", batch(1, resource_spans=[body]))
+    assert [key[:2] for key in metrics.drops()] == [("span", reason)]
+
+
+async def test_the_ledger_adds_up_forgets_and_is_private(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "calls.db"
+    ledger = Ledger(path, "mesh.test", clock)
+    gather = Gather(ledger, Metrics("eu"), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    gather.ingest("a", batch(1, call()))
+    await ledger.flush()
+    gather.ingest("a", batch(2, call()))
+    assert [row.count for row in await ledger.list(NOW - timedelta(hours=1), NOW)] == [6]
+    assert await ledger.list(NOW - timedelta(hours=1), NOW, tenant="plat") == []
+    assert len(await ledger.list(NOW - timedelta(hours=1), NOW, tenant="platform")) == 1
+    assert len(await ledger.list(NOW - timedelta(hours=1), NOW, tenant="acme")) == 1
+    assert file_mode.S_IMODE(path.stat().st_mode) == 0o600
+    clock.now += timedelta(days=8)
+    stat = call()
+    stat.minute.seconds += 8 * 86400
+    gather.ingest("a", batch(3, stat))
+    rows = await ledger.list(NOW - timedelta(hours=1), clock.now)
+    assert [row.minute.seconds for row in rows] == [MINUTE + 8 * 86400]
+    ledger.close()
+
+
+async def test_the_ledger_keeps_to_its_size(tmp_path: Path, clock: Clock) -> None:
+    limit_bytes = 200_000
+    ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock, max_size_bytes=limit_bytes)
+    gather = Gather(ledger, Metrics("eu"), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    for sequence in range(30):
+        stats = [call(method=f"/{'x' * 400}/{n}") for n in range(40)]
+        for stat in stats:
+            stat.minute.seconds -= 60 * (30 - sequence)
+        gather.ingest("a", batch(sequence + 1, *stats))
+        await ledger.flush()
+    rows = await ledger.list(NOW - timedelta(hours=1), NOW)
+    assert rows[-1].minute.seconds == MINUTE - 60
+    assert 40 <= len(rows) < 30 * 40
+    ledger.close()
+
+
+@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:4317", "ftp://h:1", "http://h:1/v1/traces"])
+def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="no OTLP gRPC endpoint"):
+        TraceExporter(endpoint, lambda *_: None, random.Random(1))
