@@ -1,0 +1,1 @@
+"""What data planes and programs report of their calls, on its way to the control plane."""

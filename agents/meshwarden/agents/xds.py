@@ -1,0 +1,172 @@
+"""What each data plane on the agent's socket gets, and what it said to it.
+
+Who asks is known by the kernel's word alone: its connection leads to a registered workload, and the process decides
+whether it is that workload's program or its Envoy. What a node message claims is not read, except to tell an Envoy that
+a program started by itself from a gRPC client: both are the same workload and so may have the same.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import grpc
+import structlog
+
+from meshwarden.agents import sds
+from meshwarden.agents.cache import ScopeStore
+from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.workload import Registry, Workload
+from meshwarden.sdk.front import Front
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.xds.snapshot import Snapshot
+
+_log = structlog.get_logger()
+_MAX_NACKS: Final = 256
+_MAX_REASON: Final = 4096
+FIX: Final = "start the program with `meshwarden-agent exec --entry NAME -- COMMAND`"
+
+
+class Acknowledge(Protocol):
+    """Where acknowledgements go; `Upstream.ack`."""
+
+    def __call__(self, ack: node_pb.ConfigAck, /) -> object:
+        """Takes what became of the configuration."""
+
+
+class DataPlanes:
+    """The SnapshotSource of the agent's ADS server."""
+
+    def __init__(
+        self,
+        front: Front,
+        registry: Registry,
+        scopes: ScopeStore,
+        credentials: Credentials,
+        envoy_pid: Callable[[str], int],
+        acknowledge: Acknowledge,
+    ) -> None:
+        """Serves what `scopes` and `credentials` hold; `envoy_pid` tells a workload's Envoy, 0 if it has none."""
+        self._front = front
+        self._registry = registry
+        self._scopes = scopes
+        self._credentials = credentials
+        self._envoy_pid = envoy_pid
+        self._acknowledge = acknowledge
+        self._clients: set[DataPlaneClient] = set()
+        self._changed = asyncio.Event()
+        self._merged: dict[str, tuple[object, Snapshot]] = {}
+        self._last_ack: node_pb.ConfigAck | None = None
+        scopes.listen(self._notify)
+        credentials.listen(self._notify)
+
+    def open(self, context: grpc.aio.ServicerContext, node_message: Any) -> "DataPlaneClient":
+        """The client behind an RPC.
+
+        Raises:
+            PermissionError: if it is not a workload of this node; says what to do.
+        """
+        connection = self._front.find(context.peer())
+        workload = None if connection is None else self._registry.find(connection)
+        if connection is None or workload is None:
+            pid = None if connection is None else connection.pid
+            raise PermissionError(f"process {pid} is not a registered workload of this node: {FIX}")
+        adopted = connection.pid is not None and connection.pid == self._envoy_pid(workload.id)
+        is_envoy = adopted or getattr(node_message, "user_agent_name", "") == "envoy"
+        client = DataPlaneClient(self, workload, "envoy" if is_envoy else "grpc")
+        self._clients.add(client)
+        return client
+
+    def snapshot(self, workload: Workload, data_plane: str) -> Snapshot | None:
+        """What a data plane is to have: one object as long as nothing changes; None if it is not known yet."""
+        scoped = self._scopes.snapshot(data_plane)
+        if scoped is None or not data_plane.endswith("/envoy"):
+            return scoped
+        svid = self._credentials.svid(workload.id)
+        if svid is None:
+            return None
+        bundle = self._credentials.bundle()
+        key = (scoped, svid, bundle)
+        known = self._merged.get(data_plane)
+        if known is None or known[0] != key:
+            secrets = (sds.own_secret(svid), sds.roots_secret(bundle))
+            resources = [item for named in scoped.resources.values() for item in named.values()]
+            known = self._merged[data_plane] = (key, Snapshot.of((*resources, *secrets)))
+        return known[1]
+
+    async def wait(self) -> None:
+        """Returns after the next change of anything."""
+        await self._changed.wait()
+
+    def leave(self, client: "DataPlaneClient") -> None:
+        """A client's stream has ended: it holds nothing up any more."""
+        self._clients.discard(client)
+        if not any(other.data_plane == client.data_plane for other in self._clients):
+            self._merged.pop(client.data_plane, None)
+        self.settle()
+
+    def settle(self) -> None:
+        """Acknowledges the revision in force once every connected data plane has answered to it."""
+        nacks: list[node_pb.Nack] = []
+        for client in self._clients:
+            if client.pending():
+                return
+            nacks += client.refusals()
+        ack = node_pb.ConfigAck(revision=self._scopes.revision, nacks=nacks[:_MAX_NACKS])
+        if ack != self._last_ack:
+            self._last_ack = ack
+            self._acknowledge(ack)
+
+    def _notify(self) -> None:
+        # Who waits holds the old event; whoever comes next waits for the next change.
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+        self.settle()
+
+
+class DataPlaneClient:
+    """One ADS stream of a data plane."""
+
+    def __init__(self, planes: DataPlanes, workload: Workload, kind: str) -> None:
+        self._planes = planes
+        self._workload = workload
+        self.data_plane = f"{workload.id}/{kind}"
+        self._answered: dict[str, str] = {}
+        self._refused: dict[str, node_pb.Nack] = {}
+
+    def snapshot(self) -> Snapshot | None:
+        """What it is to have; None while that is not known, and the server then withholds its answers."""
+        return self._planes.snapshot(self._workload, self.data_plane)
+
+    async def changed(self, after: Snapshot | None) -> Snapshot:
+        """The next snapshot that is not `after`."""
+        while (now := self.snapshot()) is None or now is after:
+            await self._planes.wait()
+        return now
+
+    def acked(self, type_url: str, version: str) -> None:
+        """It runs this version of the type."""
+        self._answered[type_url] = version
+        self._refused.pop(type_url, None)
+        self._planes.settle()
+
+    def nacked(self, type_url: str, version: str, message: str, *_: object) -> None:
+        """It refused this version of the type and keeps what it had."""
+        _log.warning("config refused", data_plane=self.data_plane, type=type_url, reason=message[:_MAX_REASON])
+        self._answered[type_url] = version
+        self._refused[type_url] = node_pb.Nack(
+            data_plane=self.data_plane, type_url=type_url, version=version[:255], message=message[:_MAX_REASON]
+        )
+        self._planes.settle()
+
+    def close(self) -> None:
+        """The stream has ended."""
+        self._planes.leave(self)
+
+    def pending(self) -> bool:
+        """Whether an answer to what it is to have is outstanding; a type never asked for needs none."""
+        now = self.snapshot()
+        return now is not None and any(now.version(url) != version for url, version in self._answered.items())
+
+    def refusals(self) -> list[node_pb.Nack]:
+        """What it refuses at present."""
+        return list(self._refused.values())
