@@ -1,0 +1,1 @@
+"""The resource model: names, manifests, rules, references."""

@@ -1,0 +1,1 @@
+"""Revisioned records: the port, its limits and its engines."""
