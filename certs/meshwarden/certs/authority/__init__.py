@@ -1,0 +1,1 @@
+"""Who holds the signing key: the port and its engines."""

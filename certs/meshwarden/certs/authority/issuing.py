@@ -1,0 +1,142 @@
+"""What every engine shares: leaves are signed by an issuing intermediate that lives in memory.
+
+A root's key is used once in a few days. The issuing key is made anew on each start and at half of its life, and ends with
+the process. While the upstream is away the present one goes on signing, never beyond its own end.
+"""
+
+import asyncio
+import logging
+import random
+from abc import abstractmethod
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.csr import PublicKey
+from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, validity
+from meshwarden.certs.rotation import renew_at
+from meshwarden.certs.spiffe_id import check_trust_domain
+from meshwarden.certs.svid import new_key
+
+RETRY = timedelta(seconds=30)
+# `run` looks at the clock this often, so that a clock that jumps (a suspended machine) is noticed.
+TICK = timedelta(seconds=30)
+LOG = logging.getLogger(__name__)
+
+
+class IssuingAuthority(Authority):
+    """An authority whose engine signs intermediates. Engines fill in `_sign_intermediate` and `_roots`."""
+
+    def __init__(self, trust_domain: str, clock: Callable[[], datetime], rng: random.Random) -> None:
+        """Makes an authority for a trust domain; it takes its first issuing certificate when it is first asked.
+
+        Args:
+            trust_domain: the one that it signs for.
+            clock: the present, aware.
+            rng: spreads renewals.
+        """
+        self.trust_domain = check_trust_domain(trust_domain)
+        self._clock = clock
+        self._rng = rng
+        self._lock = asyncio.Lock()
+        self._issuer: IssuerKey | None = None
+        self._bundle: Bundle | None = None
+        # When the issuing certificate shall be renewed; moved on by each failure.
+        self._due: datetime | None = None
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Who signs, for people."""
+
+    @abstractmethod
+    async def _sign_intermediate(
+        self, key: ec.EllipticCurvePrivateKey, now: datetime
+    ) -> tuple[tuple[x509.Certificate, ...], tuple[x509.Certificate, ...]]:
+        """Has the key's authority signed.
+
+        Returns:
+            Its chain, its root last; and all roots of the trust domain.
+
+        Raises:
+            AuthorityError: it can't be had.
+        """
+
+    async def bundle(self) -> Bundle:
+        """Returns the trust domain's roots; the same object until they change."""
+        await self._ready(self._clock(), timedelta(0))
+        if self._bundle is None:
+            raise AuthorityUnavailable(f"{self.description}: no roots yet")
+        return self._bundle
+
+    async def sign(self, template: LeafTemplate, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
+        """Signs a leaf; returns it with its intermediates, without the root."""
+        issuer = await self._ready(now, template.ttl)
+        return issue_leaf(template, public_key, issuer, now)
+
+    async def run(self) -> None:
+        """Keeps the issuing certificate fresh until it is cancelled."""
+        while True:
+            await self._refresh()
+            await asyncio.sleep(TICK.total_seconds())
+
+    async def _refresh(self) -> None:
+        try:
+            await self._ready(self._clock(), timedelta(0))
+        except AuthorityError as error:
+            LOG.error("no issuing certificate: %s", error)
+
+    async def close(self) -> None:
+        """Forgets the issuing key."""
+        self._issuer = None
+
+    async def _ready(self, now: datetime, ttl: timedelta) -> IssuerKey:
+        """Returns an issuer that outlives a leaf of this life, renewing it first if it is due or too near its end."""
+        issuer = self._issuer
+        if issuer is not None and self._covers(issuer, now, ttl):
+            # Only one caller renews; the others go on with what there is.
+            if self._due is None or now < self._due or self._lock.locked():
+                return issuer
+        async with self._lock:
+            issuer = self._issuer
+            covered = issuer is not None and self._covers(issuer, now, ttl)
+            if issuer is not None and covered and self._due is not None and now < self._due:
+                return issuer
+            try:
+                issuer = await self._renew(now)
+            except AuthorityError as error:
+                self._due = now + RETRY
+                if issuer is None or not covered:
+                    raise
+                LOG.warning(
+                    "issuing certificate not renewed, the present one lasts until %s: %s", issuer.not_after, error
+                )
+            if not self._covers(issuer, now, ttl):
+                end = issuer.not_after.isoformat()
+                raise AuthorityUnavailable(
+                    f"{self.description}: its issuing certificate ends {end}, before a certificate of {ttl} would; "
+                    "renew the root, or raise the TTL that its PKI engine allows"
+                )
+            return issuer
+
+    @staticmethod
+    def _covers(issuer: IssuerKey, now: datetime, ttl: timedelta) -> bool:
+        return now < issuer.not_after and validity(now, ttl)[1] <= issuer.not_after
+
+    async def _renew(self, now: datetime) -> IssuerKey:
+        key = new_key()
+        chain, roots = await self._sign_intermediate(key, now)
+        issuer = IssuerKey(key, chain)
+        revision = 1 if self._bundle is None else self._bundle.revision + 1
+        bundle = Bundle.of(self.trust_domain, roots, revision)
+        if self._bundle is None or bundle.roots != self._bundle.roots:
+            self._bundle = bundle
+        self._issuer = issuer
+        certificate = issuer.certificate
+        self._due = renew_at(certificate.not_valid_before_utc, issuer.not_after, self._rng)
+        LOG.info("issuing certificate %x until %s", certificate.serial_number, issuer.not_after)
+        return issuer

@@ -1,0 +1,61 @@
+"""The one port to a signing key."""
+
+from datetime import datetime
+from typing import Protocol
+
+from cryptography import x509
+
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.csr import PublicKey
+from meshwarden.certs.error import CertsError
+from meshwarden.certs.issue import LeafTemplate
+
+
+class AuthorityError(CertsError):
+    """The signing key can't be had or used; the message says what to do."""
+
+
+class AuthorityLocked(AuthorityError):
+    """The passphrase doesn't open the root key."""
+
+
+class AuthorityMissing(AuthorityError):
+    """There is no root, and none may be made."""
+
+
+class AuthorityUnavailable(AuthorityError):
+    """The upstream is away, and no issuing certificate of it lasts long enough."""
+
+
+class Authority(Protocol):
+    """Signs leaves for one trust domain. The key never leaves the engine."""
+
+    @property
+    def description(self) -> str:
+        """Who signs, for people: the kind of engine and the subject of the root."""
+        ...
+
+    async def bundle(self) -> Bundle:
+        """Returns the trust domain's roots. The same object until they change.
+
+        Raises:
+            AuthorityError: they can't be had.
+        """
+        ...
+
+    async def sign(self, template: LeafTemplate, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
+        """Signs a leaf; returns it with its intermediates, without the root.
+
+        Raises:
+            IssueRefused: the leaf isn't sound.
+            AuthorityError: nobody can sign it.
+        """
+        ...
+
+    async def run(self) -> None:
+        """Keeps the issuing certificate, and the login to an upstream, fresh until it is cancelled."""
+        ...
+
+    async def close(self) -> None:
+        """Forgets the keys and ends connections."""
+        ...

@@ -1,0 +1,107 @@
+"""Publishes credentials as files that change together: one rename swaps all of them.
+
+    <directory>/tls.crt -> ..data/tls.crt
+    <directory>/..data  -> ..<random>          the one link that a publication moves
+    <directory>/..<random>/tls.crt             the generation itself
+
+A reader who opens `..data` once and reads there never mixes a key and a certificate of two generations.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+_DATA = "..data"
+
+
+def publish(directory: Path, files: Mapping[str, bytes], uid: int = -1, gid: int = -1) -> None:
+    """Replaces the published files of a directory, all at once; files are 0600 and directories 0700.
+
+    Args:
+        directory: is made if it isn't there; nobody else publishes into it.
+        files: contents by plain file name; names of earlier publications that aren't among them vanish.
+        uid: the owner of all of it; -1 is the caller.
+        gid: the group of all of it; -1 is the caller's.
+
+    Raises:
+        ValueError: a name isn't a plain file name.
+        OSError: the file system refuses; what was published before still stands.
+    """
+    for name in files:
+        if not name or name.startswith(".") or "/" in name or "\0" in name:
+            raise ValueError(f"{name!r} is not a plain file name")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chmod(directory, 0o700)
+    generation = directory / f"..{secrets.token_hex(8)}"
+    generation.mkdir(mode=0o700)
+    try:
+        for name, content in files.items():
+            _write(generation / name, content, uid, gid)
+        os.chown(generation, uid, gid)
+        os.chown(directory, uid, gid)
+        _sync(generation)
+        _link(directory / _DATA, generation.name)
+    except BaseException:
+        shutil.rmtree(generation, ignore_errors=True)
+        raise
+    for name in files:
+        if not (directory / name).is_symlink():
+            _link(directory / name, f"{_DATA}/{name}")
+    _sync(directory)
+    _sweep(directory, generation.name, set(files))
+
+
+def read(directory: Path, *names: str) -> tuple[bytes, ...]:
+    """Reads files of one generation.
+
+    Raises:
+        FileNotFoundError: nothing of that name is published.
+    """
+    # A swap between two opens would mix generations, and the old one may be swept away between resolving and opening.
+    for _ in range(16):
+        generation = Path(os.path.realpath(directory / _DATA, strict=True))
+        try:
+            return tuple((generation / name).read_bytes() for name in names)
+        except FileNotFoundError:
+            if Path(os.path.realpath(directory / _DATA)) == generation:
+                raise
+    raise FileNotFoundError(f"{directory}: is published faster than it can be read")
+
+
+def _write(path: Path, content: bytes, uid: int, gid: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        os.fchown(fd, uid, gid)
+        file.write(content)
+        file.flush()
+        os.fsync(fd)
+
+
+def _link(path: Path, target: str) -> None:
+    temporary = path.with_name(f"..{secrets.token_hex(8)}.link")
+    os.symlink(target, temporary)
+    os.replace(temporary, path)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sweep(directory: Path, generation: str, names: set[str]) -> None:
+    """Removes earlier generations, what a crash left, and links to files that are published no more."""
+    for entry in directory.iterdir():
+        if entry.name in (_DATA, generation):
+            continue
+        if entry.name.startswith(".."):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        elif entry.is_symlink() and entry.name not in names and os.readlink(entry).startswith(f"{_DATA}/"):
+            entry.unlink(missing_ok=True)

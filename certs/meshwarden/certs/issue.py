@@ -1,0 +1,249 @@
+"""Makes certificates. What is signed is parsed and verified again before it leaves."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.csr import PrivateKey, PublicKey, spki
+from meshwarden.certs.error import CertsError
+from meshwarden.certs.spiffe_id import SpiffeId, check_trust_domain
+from meshwarden.certs.verify import PeerRefused, verify_chain
+
+ROOT_TTL = timedelta(days=3650)
+INTERMEDIATE_TTL = timedelta(days=7)
+MAX_LEAF_TTL = timedelta(days=1)
+# Absorbs clocks that are behind ours; it is part of the stated TTL, not added to it.
+BACKDATING = timedelta(seconds=60)
+_HOST = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class IssueRefused(CertsError):
+    """A certificate isn't issued: what is asked for, or what came of it, isn't sound."""
+
+
+@dataclass(frozen=True)
+class LeafTemplate:
+    """What a leaf shall say. It comes from a registration, never from a request."""
+
+    spiffe_id: SpiffeId
+    # The whole validity, backdating included; whole seconds, at most a day.
+    ttl: timedelta
+    dns_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ttl % timedelta(seconds=1) or not timedelta(0) < self.ttl <= MAX_LEAF_TTL:
+            raise IssueRefused(f"{self.spiffe_id}: TTL {self.ttl}: give whole seconds, at most {MAX_LEAF_TTL}")
+        for name in self.dns_names:
+            if _HOST.fullmatch(name) is None:
+                raise IssueRefused(f"{self.spiffe_id}: {name[:255]!r} is not a DNS name in lower case")
+
+
+@dataclass(frozen=True)
+class IssuerKey:
+    """A key that signs, and the certificates that say so."""
+
+    key: PrivateKey = field(repr=False)
+    # The issuer's own certificate first, its root last; a root that signs itself is alone.
+    chain: tuple[x509.Certificate, ...]
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The issuer's own certificate."""
+        return self.chain[0]
+
+    @property
+    def root(self) -> x509.Certificate:
+        """Where its chain ends."""
+        return self.chain[-1]
+
+    @property
+    def not_after(self) -> datetime:
+        """When the first certificate of its chain ends: nothing that it signs may outlive that."""
+        return min(certificate.not_valid_after_utc for certificate in self.chain)
+
+
+def control_plane_dns_name(trust_domain: str) -> str:
+    """Returns the DNS name by which clients know the control plane; no workload ever gets it."""
+    return f"controlplane.{trust_domain}"
+
+
+def is_reserved_dns_name(name: str, trust_domain: str) -> bool:
+    """Says whether a DNS name is the control plane's, below it, or the trust domain itself."""
+    name = name.lower().rstrip(".")
+    reserved = control_plane_dns_name(trust_domain)
+    return name in (trust_domain, reserved) or name.endswith("." + reserved)
+
+
+def validity(now: datetime, ttl: timedelta) -> tuple[datetime, datetime]:
+    """Returns (notBefore, notAfter), exactly `ttl` apart; a minute of it, or a quarter if that is less, is behind us."""
+    start = now.replace(microsecond=0)
+    not_before = start - min(BACKDATING, timedelta(seconds=ttl // timedelta(seconds=4)))
+    return not_before, not_before + ttl
+
+
+def issue_leaf(
+    template: LeafTemplate, public_key: PublicKey, issuer: IssuerKey, now: datetime
+) -> tuple[x509.Certificate, ...]:
+    """Signs a leaf and returns it with its intermediates, without the root.
+
+    Args:
+        template: what it says.
+        public_key: whose it is.
+        issuer: who signs.
+        now: the present, aware.
+
+    Raises:
+        IssueRefused: the leaf would outlive its issuer, or the signed chain doesn't verify.
+    Source:
+        X509-SVID §2 to §4; RFC 5280 §4.2.1.6 (critical without a subject).
+    """
+    not_before, not_after = validity(now, template.ttl)
+    if not_after > issuer.not_after:
+        raise IssueRefused(f"{template.spiffe_id}: would outlive its issuer, which ends {issuer.not_after.isoformat()}")
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(template.spiffe_id))]
+    names += [x509.DNSName(name) for name in template.dns_names]
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    leaf = (
+        _start(x509.Name([]), issuer.certificate.subject, public_key, not_before, not_after)
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        .add_extension(_issuer_identifier(issuer.certificate), critical=False)
+        .sign(issuer.key, hashes.SHA256())
+    )
+    chain = (leaf, *(certificate for certificate in issuer.chain if certificate is not issuer.root))
+    return _checked(template, public_key, chain, issuer.root, now)
+
+
+def _checked(
+    template: LeafTemplate,
+    public_key: PublicKey,
+    chain: tuple[x509.Certificate, ...],
+    root: x509.Certificate,
+    now: datetime,
+) -> tuple[x509.Certificate, ...]:
+    """Reads the signed chain from its bytes and holds it against what was asked for."""
+    ders = [certificate.public_bytes(Encoding.DER) for certificate in chain]
+    trust_domain = template.spiffe_id.trust_domain
+    try:
+        peer = verify_chain(ders, {trust_domain: Bundle(trust_domain, (root,))}, now)
+    except PeerRefused as error:
+        raise IssueRefused(f"{template.spiffe_id}: what was signed doesn't verify: {error}") from None
+    leaf = peer.leaf
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    if (
+        peer.spiffe_id != template.spiffe_id
+        or leaf.not_valid_after_utc - leaf.not_valid_before_utc != template.ttl
+        or tuple(names.get_values_for_type(x509.DNSName)) != template.dns_names
+        or leaf.public_key() != public_key
+    ):
+        raise IssueRefused(f"{template.spiffe_id}: what was signed isn't what was asked for")
+    return (leaf, *chain[1:])
+
+
+def self_signed_root(trust_domain: str, key: PrivateKey, now: datetime, ttl: timedelta = ROOT_TTL) -> x509.Certificate:
+    """Makes the root of a trust domain.
+
+    Source:
+        X509-SVID §3.2 (an authority's SPIFFE ID has no path), §4.1, §4.3.
+    """
+    not_before, not_after = validity(now, ttl)
+    public_key = key.public_key()
+    name = _authority_name(trust_domain, "root", public_key)
+    return _authority(name, name, public_key, not_before, not_after, trust_domain, None).sign(key, hashes.SHA256())
+
+
+def sign_intermediate(
+    trust_domain: str, public_key: PublicKey, issuer: IssuerKey, now: datetime, ttl: timedelta = INTERMEDIATE_TTL
+) -> tuple[x509.Certificate, ...]:
+    """Signs an authority that may sign leaves only; returns its chain, the root last.
+
+    It ends with its issuer at the latest.
+
+    Raises:
+        IssueRefused: the issuer has ended.
+    """
+    not_before, not_after = validity(now, ttl)
+    not_after = min(not_after, issuer.not_after)
+    if not_after <= now:
+        raise IssueRefused(f"{trust_domain}: the root has ended, {issuer.not_after.isoformat()}")
+    name = _authority_name(trust_domain, "issuing", public_key)
+    builder = _authority(name, issuer.certificate.subject, public_key, not_before, not_after, trust_domain, 0)
+    builder = builder.add_extension(_issuer_identifier(issuer.certificate), critical=False)
+    return (builder.sign(issuer.key, hashes.SHA256()), *issuer.chain)
+
+
+def _authority(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: PublicKey,
+    not_before: datetime,
+    not_after: datetime,
+    trust_domain: str,
+    path_length: int | None,
+) -> x509.CertificateBuilder:
+    uri = x509.UniformResourceIdentifier(f"spiffe://{check_trust_domain(trust_domain)}")
+    return (
+        _start(subject, issuer, public_key, not_before, not_after)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+    )
+
+
+def _start(
+    subject: x509.Name, issuer: x509.Name, public_key: PublicKey, not_before: datetime, not_after: datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _authority_name(trust_domain: str, what: str, public_key: PublicKey) -> x509.Name:
+    """Names an authority apart from every other of its trust domain, so that paths are found by name alone."""
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(spki(public_key))
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Meshwarden"),
+            # X.520 allows 64 characters in a common name.
+            x509.NameAttribute(NameOID.COMMON_NAME, f"{what} of {trust_domain}"[:64]),
+            x509.NameAttribute(NameOID.SERIAL_NUMBER, digest.finalize()[:8].hex()),
+        ]
+    )
+
+
+def _issuer_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    try:
+        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())  # type: ignore[arg-type]
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def _usage(digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
