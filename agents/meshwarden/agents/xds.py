@@ -18,6 +18,7 @@ from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.workload import Registry, Workload
 from meshwarden.sdk.front import Front
 from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.xds.server import StreamRefused
 from meshwarden.xds.snapshot import Snapshot
 
 _log = structlog.get_logger()
@@ -63,13 +64,15 @@ class DataPlanes:
         """The client behind an RPC.
 
         Raises:
-            PermissionError: if it is not a workload of this node; says what to do.
+            StreamRefused: if it is not a workload of this node; says what to do.
         """
         connection = self._front.find(context.peer())
         workload = None if connection is None else self._registry.find(connection)
         if connection is None or workload is None:
             pid = None if connection is None else connection.pid
-            raise PermissionError(f"process {pid} is not a registered workload of this node: {FIX}")
+            raise StreamRefused(
+                grpc.StatusCode.PERMISSION_DENIED, f"process {pid} is not a registered workload of this node: {FIX}"
+            )
         adopted = connection.pid is not None and connection.pid == self._envoy_pid(workload.id)
         is_envoy = adopted or getattr(node_message, "user_agent_name", "") == "envoy"
         client = DataPlaneClient(self, workload, "envoy" if is_envoy else "grpc")

@@ -79,11 +79,13 @@ class Supervisor:
     """One Envoy, kept running by `run` until it is cancelled or `stop` is called."""
 
     def __init__(self, plan: EnvoyPlan, started: Callable[[int], None], rng: random.Random, binary: Path) -> None:
-        """Args:
-        plan: how it is started.
-        started: called with each new process's pid before it can connect, so that the agent knows it.
-        rng: for the jitter of the backoff.
-        binary: the Envoy program.
+        """Starts nothing yet.
+
+        Args:
+            plan: how it is started.
+            started: called with each new process's pid before it can connect, so that the agent knows it.
+            rng: for the jitter of the backoff.
+            binary: the Envoy program.
         """
         self._plan = plan
         self._started = started
@@ -110,7 +112,7 @@ class Supervisor:
 
     async def wait_ready(self) -> None:
         """Returns once it is ready; bound it from outside."""
-        while not await self.ready():
+        while not await self.ready():  # noqa: ASYNC110 - another process, which signals nothing
             await asyncio.sleep(_POLL_S)
 
     def stop(self) -> None:
