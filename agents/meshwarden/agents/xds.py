@@ -11,11 +11,11 @@ from typing import Any, Final, Protocol
 
 import grpc
 import structlog
-
-from meshwarden.agents import sds
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.workload import Registry, Workload
+
+from meshwarden.agents import sds
 from meshwarden.sdk.front import Front
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds.server import StreamRefused

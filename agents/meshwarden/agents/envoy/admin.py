@@ -16,7 +16,9 @@ async def ask(socket_path: Path, target: str, method: str = "GET", timeout_s: fl
     async with asyncio.timeout(timeout_s):
         reader, writer = await asyncio.open_unix_connection(socket_path)
         try:
-            writer.write(f"{method} {target} HTTP/1.0\r\nHost: envoy\r\nContent-Length: 0\r\n\r\n".encode())
+            writer.write(
+                f"{method} {target} HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()
+            )
             await writer.drain()
             answer = bytearray()
             while chunk := await reader.read(65536):
@@ -29,7 +31,18 @@ async def ask(socket_path: Path, target: str, method: str = "GET", timeout_s: fl
     words = head.split(None, 2)
     if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
         raise OSError(f"{socket_path} answered no HTTP")
-    return int(words[1]), body
+    return int(words[1]), _whole(body) if b"transfer-encoding: chunked" in head.lower() else body
+
+
+def _whole(chunked: bytes) -> bytes:
+    """A chunked body in one piece. Source: RFC 9112 §7.1."""
+    whole = bytearray()
+    while chunked:
+        size, _, chunked = chunked.partition(b"\r\n")
+        length = int(size.partition(b";")[0], 16)
+        whole += chunked[:length]
+        chunked = chunked[length + 2 :]
+    return bytes(whole)
 
 
 async def is_ready(socket_path: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import grpc
+from meshwarden.agents.workload import Workload
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.common.v1 import common_pb2
@@ -16,7 +17,6 @@ from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.outbox import Outbox
-from meshwarden.agents.workload import Workload
 
 _MAX_ATTRIBUTES: Final = 128
 _MAX_ITEM_BYTES: Final = 1_048_576
