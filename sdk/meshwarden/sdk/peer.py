@@ -15,7 +15,7 @@ import contextvars
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -23,7 +23,8 @@ from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
 from meshwarden.sdk.connection import Connection
 from meshwarden.sdk.front import Front
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+# Its class takes no parameters when the program runs.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Admit = Callable[[VerifiedPeer | None, str], None]
 OnRefused = Callable[[str, str, str], None]
 
