@@ -25,6 +25,7 @@ from meshwarden.sdk.front import Front
 
 # Its class takes no parameters when the program runs.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Admit = Callable[[VerifiedPeer | None, str], None]
 OnRefused = Callable[[str, str, str], None]
 
@@ -139,9 +140,9 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MaybeHandler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    ) -> MaybeHandler:
         """The handler with the check before it."""
         handler = await continuation(handler_call_details)
         if handler is None:
