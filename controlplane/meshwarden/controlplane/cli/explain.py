@@ -1,0 +1,40 @@
+"""`meshwarden explain`."""
+
+import click
+
+from meshwarden.controlplane.cli import client, render
+from meshwarden.v1.admin_service_pb2 import ExplainRequest
+from meshwarden.v1.report_pb2 import CallStat
+
+
+@click.command()
+@click.option("--from", "source", required=True, metavar="TENANT/SERVICE", help="The caller.")
+@click.option("--to", "destination", required=True, metavar="TENANT/SERVICE", help="The service called.")
+@click.option("--method", required=True, help='"/package.Service/Method", or "GET /path".')
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header of the call; repeatable.")
+@render.output_option
+def explain(source: str, destination: str, method: str, headers: tuple[str, ...], output: str) -> None:
+    """Say what would become of a call, and which policy decides. Exits 0 whatever the answer."""
+    pairs = [header.partition("=") for header in headers]
+    if any(not name or not equals for name, equals, _ in pairs):
+        raise click.BadParameter("write NAME=VALUE", param_hint="--header")
+    request = ExplainRequest(to=destination, method=method, headers={name: value for name, _, value in pairs})
+    setattr(request, "from", source)  # a keyword of Python
+    with client.connect_current() as mesh:
+        answer = mesh.admin.Explain(request, timeout=client.TIMEOUT_S)
+    if output != "table":
+        render.data(render.as_dict(answer), output)
+        return
+    decision = CallStat.Decision.Name(answer.decision)
+    click.echo(f"{decision}  {source} -> {destination}  {method}  (revision {answer.revision})")
+    steps = [("ok" if step.ok else "stops", step.stage, step.resource, step.field, step.text) for step in answer.steps]
+    render.table(("", "STAGE", "DECIDED BY", "FIELD", "WHY"), steps)
+    if answer.routes:
+        routes = [
+            (route.version or "every version", f"{route.percent:g}%", route.healthy_endpoints)
+            for route in answer.routes
+        ]
+        render.table(("VERSION", "SHARE", "HEALTHY"), routes)
+    if answer.limit:
+        click.echo(f"limit: {render.plain(answer.limit)}")
+    click.echo(f"endpoints: {answer.healthy_endpoints} healthy of {answer.endpoints}")

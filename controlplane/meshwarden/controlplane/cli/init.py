@@ -1,0 +1,115 @@
+"""`meshwarden init`: commented manifests for a service of one's own."""
+
+import os
+from pathlib import Path
+
+import click
+
+from meshwarden.controlplane.cli.failure import Failure
+
+TEMPLATE = """\
+# The mesh's view of {tenant}/{service}. Store it with: meshwarden apply -f {file}
+
+# A tenant is the boundary of names, permissions, limits and telemetry.
+kind: Tenant
+metadata:
+  name: {tenant}
+---
+# What clients call: {service} within the tenant, {service}.{tenant} from any other that sees it.
+kind: Service
+metadata:
+  tenant: {tenant}
+  name: {service}
+spec:
+  protocol: {protocol}
+  # Tenants that see this service; seeing is not permission to call.
+  # exportTo: ["*"]
+---
+# Which program on which nodes may be {tenant}/{service}.
+kind: WorkloadEntry
+metadata:
+  tenant: {tenant}
+  name: {service}
+spec:
+  service: {service}
+  nodes: [{node}]
+  # What the kernel must say of the program.
+  selectors:
+    uid: {uid}
+{path}  # ENVOY: an Envoy beside the program takes care of TLS. PROXYLESS: the program uses the SDK or gRPC's xDS.
+  dataPlane: {data_plane}
+  port: {port}
+  # Programs of one user can read each other's memory, keys included. Give each service a user of its own, then remove
+  # this line.
+  insecureSameUser: true
+---
+# Who may call it. Without such a policy nobody may.
+kind: AccessPolicy
+metadata:
+  tenant: {tenant}
+  name: {service}
+spec:
+  service: {service}
+  allow:
+    - from:
+        # Every service of the same tenant. For one of another: {{tenant: globex, service: web}}.
+        - service: "*"
+      # methods: ["{method}"]
+# ---
+# # How much each tenant may call it, at each enforcement point.
+# kind: RatePolicy
+# metadata:
+#   tenant: {tenant}
+#   name: {service}
+# spec:
+#   service: {service}
+#   limits:
+#     - tenant: "*"
+#       requests: 100
+#       per: 1s
+"""
+
+
+def _label(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    ok = 0 < len(value) <= 63 and all(char in "abcdefghijklmnopqrstuvwxyz0123456789-" for char in value)
+    if not ok or value[0] == "-" or value[-1] == "-":
+        raise click.BadParameter("lower-case letters, digits and inner hyphens, at most 63")
+    return value
+
+
+@click.command()
+@click.option("--tenant", required=True, callback=_label, help="The tenant that owns the service.")
+@click.option("--service", required=True, callback=_label, help="The service's name.")
+@click.option("--port", required=True, type=click.IntRange(1, 65535), help="Where the program listens.")
+@click.option("--protocol", type=click.Choice(["http", "grpc"]), default="http", show_default=True)
+@click.option("--node", default="node-a", show_default=True, callback=_label, help="The node it runs on.")
+@click.option("--command", "program", type=click.Path(exists=True, dir_okay=False), help="Admit this program alone.")
+@click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where to.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def init(
+    tenant: str, service: str, port: int, protocol: str, node: str, program: str | None, directory: Path, force: bool
+) -> None:
+    """Write commented manifests for a service, which `apply -f` takes as they are."""
+    file = directory / f"{service}.yaml"
+    if file.exists() and not force:
+        raise Failure(f"{file} is there already", "write over it with --force")
+    import json
+
+    path = f"    path: {json.dumps(str(Path(program).resolve()))}\n" if program else ""
+    text = TEMPLATE.format(
+        tenant=json.dumps(tenant) if tenant.isdigit() else tenant,
+        service=json.dumps(service) if service.isdigit() else service,
+        port=port,
+        protocol=protocol.upper(),
+        node=json.dumps(node) if node.isdigit() else node,
+        uid=os.getuid(),
+        path=path,
+        file=file,
+        data_plane="ENVOY" if protocol == "http" else "PROXYLESS",
+        method="GET /*" if protocol == "http" else "/my.package.Service/*",
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    click.echo(f"wrote {file}")
+    click.echo(f"next:  meshwarden apply -f {file}")
+    click.echo(f"       meshwarden-agent exec --entry {service} -- {program or './my-server'}")

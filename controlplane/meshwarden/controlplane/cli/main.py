@@ -1,0 +1,69 @@
+"""`meshwarden`: the entry point. Commands are loaded when they are called, so that --help is quick."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from meshwarden.controlplane.cli.failure import EXIT_CODES, Failure, from_rpc
+
+# {command: (module, attribute, help)}: the help stands here so that listing commands loads none of them.
+COMMANDS = {
+    "server": ("server", "server", "Run a control plane."),
+    "init": ("init", "init", "Write manifests for a service of yours."),
+    "get": ("resource", "get", "Show resources."),
+    "delete": ("resource", "delete", "Delete resources."),
+    "explain": ("explain", "explain", "Say what would become of a call, and why."),
+    "status": ("status", "status", "Show nodes, workloads, tenants and warnings."),
+    "doctor": ("doctor", "doctor", "Find what is wrong, and the fix."),
+    "logs": ("log", "logs", "Show the logs of what `up` runs."),
+    "token": ("admin", "token", "Make join tokens for nodes."),
+    "svid": ("admin", "svid", "Show and renew workload certificates."),
+    "context": ("context_command", "context", "Choose the mesh to talk to."),
+    "completion": ("completion", "completion", "Print shell completion."),
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of a day's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"meshwarden.controlplane.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101 - a fault in the table above
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command; a failed call to the mesh becomes a line that one can use."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            # What isn't a gRPC error goes on as it is. A command that called nothing never loads grpc.
+            grpc = sys.modules.get("grpc")
+            if grpc is not None and isinstance(error, grpc.RpcError):
+                raise from_rpc(error) from None
+            if isinstance(error, OSError) and error.filename:
+                raise Failure(f"{error.filename}: {error.strerror}") from None
+            raise
+
+
+@click.command(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--context", "context_name", metavar="NAME", help="The context to use instead of the current one.")
+@click.version_option(package_name="meshwarden")
+@click.pass_context
+def main(ctx: click.Context, context_name: str | None) -> None:
+    """Meshwarden: a zero-trust service mesh, one command to bring it up."""
+    ctx.obj = context_name

@@ -1,0 +1,80 @@
+"""Output: tables for people, tab-separated text for pipes, JSON and YAML for programs."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
+)
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """The JSON mapping of a message, as manifests write it."""
+    result: dict[str, Any] = MessageToDict(message)
+    return result
+
+
+def plain(value: object) -> str:
+    """Text without control characters: what another wrote must not drive the reader's terminal."""
+    return "".join(char if char.isprintable() else "�" for char in str(value))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """Prints rows: a table on a terminal, else a header and rows separated by tabs."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            click.echo("\t".join(plain(value) for value in row))
+        return
+    from rich import box  # slow to import, and of use on a terminal alone
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(*columns, box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
+    for row in rows:
+        shown.add_row(*(Text(plain(value)) for value in row))
+    Console().print(shown)
+
+
+def data(value: Any, output: str) -> None:
+    """Prints a value as JSON or YAML."""
+    if output == "json":
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        import yaml  # slow to import
+
+        click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Shows on stderr that something is under way: a spinner on a terminal, a line otherwise."""
+    if not sys.stderr.isatty():
+        click.echo(f"{text} …", err=True)
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def life(seconds: float) -> str:
+    """A span of time for people: "42m", "-3s" where it is over."""
+    sign, left = ("-", -seconds) if seconds < 0 else ("", seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if left >= size * 2:
+            return f"{sign}{int(left // size)}{unit}"
+    return f"{sign}{int(left)}s"

@@ -1,0 +1,43 @@
+"""`meshwarden status`."""
+
+import click
+
+from meshwarden.controlplane.cli import client, render
+from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState
+
+
+@click.command()
+@click.option("--tenant", default="", help="Only this tenant's workloads and calls.")
+@render.output_option
+def status(tenant: str, output: str) -> None:
+    """Show nodes, workloads, tenants and warnings."""
+    with client.connect_current() as mesh:
+        answer = mesh.admin.GetStatus(GetStatusRequest(tenant=tenant), timeout=client.TIMEOUT_S)
+    if output != "table":
+        render.data(render.as_dict(answer), output)
+        return
+    click.echo(f"{answer.trust_domain}\tregion {answer.region}\trevision {answer.revision}\tCA {answer.authority}")
+    render.table(("NODE", "STATE", "REVISION", "REFUSED", "WORKLOADS"), [_node(node, answer) for node in answer.nodes])
+    render.table(("WORKLOAD", "NODE", "SPIFFE ID", "LEFT"), workload_rows(answer))
+    rates = [
+        (tenant.tenant, f"{tenant.allowed_per_s:.1f}", f"{tenant.limited_per_s:.1f}", f"{tenant.denied_per_s:.1f}")
+        for tenant in answer.tenants
+    ]
+    render.table(("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S"), rates)
+    for warning in answer.warnings:
+        click.echo(f"warning: {render.plain(warning)}", err=True)
+
+
+def _node(node: NodeState, answer: GetStatusResponse) -> tuple[object, ...]:
+    behind = answer.revision - node.acked_revision
+    revision = f"{node.acked_revision} of {answer.revision}" if behind > 0 else node.acked_revision
+    return node.node, "connected" if node.connected else "away", revision, len(node.nacks), len(node.workloads)
+
+
+def workload_rows(answer: GetStatusResponse) -> list[tuple[str, str, str, str]]:
+    """One row a workload: its id, node, SPIFFE ID and the remaining life of its certificate."""
+    return [
+        (workload.id, node.node, workload.spiffe_id, render.life(workload.not_after.seconds - answer.now.seconds))
+        for node in answer.nodes
+        for workload in node.workloads
+    ]

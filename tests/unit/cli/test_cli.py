@@ -1,0 +1,125 @@
+"""Commands: what they write, print and exit with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+from google.protobuf.json_format import ParseDict
+
+from meshwarden.controlplane.cli import context
+from meshwarden.controlplane.cli.main import COMMANDS, main
+from meshwarden.controlplane.cli.render import life, plain
+from meshwarden.controlplane.cli.resource import parse_kind, parse_ref
+from meshwarden.controlplane.resources import model
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    return tmp_path
+
+
+def a_context(**changes: object) -> context.Context:
+    values = {"address": "127.0.0.1:1", "ca_file": "/no/ca", "cert_file": "/no/crt", "key_file": "/no/key"}
+    return context.Context(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    assert CliRunner().invoke(main, [command, "--help"]).exit_code == 0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from meshwarden.controlplane.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(*({'grpc', 'rich', 'yaml', 'pydantic', 'google.protobuf'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("name", ["web", "123"])
+def test_init_writes_resources_of_the_schema(tmp_path: Path, protocol: str, name: str) -> None:
+    arguments = ["init", "--tenant", "acme", "--service", name, "--port", "8080", "--protocol", protocol]
+    done = CliRunner().invoke(main, [*arguments, "--dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    file = tmp_path / f"{name}.yaml"
+    documents = list(yaml.safe_load_all(file.read_text()))
+    messages = [ParseDict(document, model.KINDS[document["kind"]]()) for document in documents]
+    assert [model.title(model.ref_of(message)) for message in messages] == [  # type: ignore[arg-type]
+        "Tenant acme",
+        f"Service acme/{name}",
+        f"WorkloadEntry acme/{name}",
+        f"AccessPolicy acme/{name}",
+    ]
+    again = CliRunner().invoke(main, [*arguments, "--dir", str(tmp_path)])
+    assert again.exit_code == 1
+    assert "fix: write over it with --force" in again.output
+
+
+@pytest.mark.parametrize(("option", "value"), [("--tenant", "A"), ("--service", "a\nb"), ("--port", "0")])
+def test_init_refuses_what_the_schema_would(tmp_path: Path, option: str, value: str) -> None:
+    arguments = {"--tenant": "acme", "--service": "web", "--port": "80", option: value}
+    flat = [word for pair in arguments.items() for word in pair]
+    done = CliRunner().invoke(main, ["init", *flat, "--dir", str(tmp_path)])
+    assert done.exit_code == 2
+    assert not list(tmp_path.glob("*.yaml"))
+
+
+def test_contexts_are_kept_and_private(home: Path) -> None:
+    context.put("one", a_context())
+    context.put("two", a_context(agent_sockets=("/a",)))
+    assert context.get(None) == ("two", a_context(agent_sockets=("/a",)))
+    assert (home / "meshwarden" / "contexts.json").stat().st_mode & 0o777 == 0o600
+    assert CliRunner().invoke(main, ["context", "use", "one"]).exit_code == 0
+    assert context.get(None)[0] == "one"
+    context.remove("one")
+    assert context.get(None)[0] == "two"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"current": "a", "contexts": {"a": 1}}', '{"current": 1}'])
+def test_a_broken_contexts_file_is_named(home: Path, text: str) -> None:
+    (home / "meshwarden").mkdir()
+    (home / "meshwarden" / "contexts.json").write_text(text)
+    done = CliRunner().invoke(main, ["context", "list"])
+    assert done.exit_code == 1
+    assert "contexts.json" in done.output
+
+
+def test_without_a_context_the_exit_code_is_4_and_without_its_certificate_1() -> None:
+    assert CliRunner().invoke(main, ["status"]).exit_code == 4
+    context.put("one", a_context())
+    assert CliRunner().invoke(main, ["status"]).exit_code == 1
+    assert CliRunner().invoke(main, ["doctor"]).exit_code == 1
+
+
+def test_logs_cannot_leave_their_directory(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "web.log").write_text("one\ntwo\n")
+    (tmp_path / "secret.log").write_text("secret")
+    context.put("one", a_context(state_dir=str(tmp_path)))
+    assert CliRunner().invoke(main, ["logs", "web", "-n", "1"]).output == "two\n"
+    assert CliRunner().invoke(main, ["logs", "../secret"]).exit_code == 4
+
+
+def test_kinds_and_names_as_people_write_them() -> None:
+    assert [parse_kind(text) for text in ("services", "access-policies", "RatePolicy")] == [
+        "Service",
+        "AccessPolicy",
+        "RatePolicy",
+    ]
+    assert parse_ref("tenant", "acme").tenant == "acme"
+    for kind, name in (("nothing", "a/b"), ("service", "web"), ("service", "/web")):
+        with pytest.raises(click.BadParameter):
+            parse_ref(kind, name)
+
+
+def test_text_of_others_cannot_drive_the_terminal() -> None:
+    assert plain("a\x1b[2Jb\n") == "a�[2Jb�"
+    assert [life(seconds) for seconds in (30, 3000, 7200, -5)] == ["30s", "50m", "2h", "-5s"]
