@@ -39,7 +39,7 @@ def doctor(output: str) -> None:
     else:
         render.data([{"problem": problem, "fix": fix} for problem, fix in problems], output)
     if problems:
-        raise Failure(f"{len(problems)} problems in context {name}")
+        raise Failure(f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'} in context {name}")
     click.echo(f"context {name}: all is well", err=True)
 
 

@@ -1,0 +1,152 @@
+"""Commands against a real gRPC server with mutual TLS that answers as a control plane does."""
+
+import datetime
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.cli import context
+from meshwarden.controlplane.cli.main import main
+from meshwarden.v1 import admin_service_pb2 as admin
+from meshwarden.v1 import admin_service_pb2_grpc, resource_service_pb2_grpc
+from meshwarden.v1 import resource_service_pb2 as resource
+from meshwarden.v1.node_service_pb2 import WorkloadState
+from meshwarden.v1.report_pb2 import CallStat
+from meshwarden.v1.resources_pb2 import Metadata, Resource, Service
+
+
+def certificate(directory: Path, name: str, uri: str, dns: str = "") -> tuple[bytes, bytes]:
+    """A self-signed certificate, its own root: enough for both sides to check each other."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
+    names += [x509.DNSName(dns)] if dns else []
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    leaf = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(utc_now() - datetime.timedelta(minutes=1))
+        .not_valid_after(utc_now() + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = leaf.public_bytes(serialization.Encoding.PEM)
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (directory / f"{name}.crt").write_bytes(pem)
+    (directory / f"{name}.key").write_bytes(key_pem)
+    (directory / f"{name}.key").chmod(0o600)
+    return key_pem, pem
+
+
+class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_grpc.ResourceServiceServicer):
+    def GetStatus(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        workload = WorkloadState(id="acme/web#1", tenant="acme", spiffe_id="spiffe://mesh.test/tenant/acme/service/web")
+        workload.not_after.FromDatetime(utc_now() + datetime.timedelta(minutes=50, seconds=30))
+        node = admin.NodeState(node="node-a", connected=False, acked_revision=3, workloads=[workload])
+        answer = admin.GetStatusResponse(trust_domain="mesh.test", revision=5, nodes=[node], warnings=["shares a uid"])
+        answer.now.FromDatetime(utc_now())
+        return answer
+
+    def Explain(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        assert getattr(request, "from") == "acme/web"
+        assert dict(request.headers) == {"x": "1=2"}
+        step = admin.ExplainStep(stage="access", text="no policy allows it")
+        return admin.ExplainResponse(decision=CallStat.DENIED, steps=[step], revision=5)
+
+    def CreateJoinToken(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        return admin.CreateJoinTokenResponse(token=f"token-of-{request.node}-{request.ttl.seconds}")
+
+    def List(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        page = int(request.page_token or 0)
+        service = Service(kind="Service", metadata=Metadata(tenant="acme", name=f"s{page}"))
+        token = str(page + 1) if page < 2 else ""
+        return resource.ListResponse(resources=[Resource(service=service)], next_page_token=token)
+
+    def Get(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        ctx.abort(grpc.StatusCode.NOT_FOUND, f"no {request.ref.kind}")
+
+    def Delete(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        ctx.abort(grpc.StatusCode.PERMISSION_DENIED, "not yours")
+
+
+@pytest.fixture
+def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[grpc.Server]:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    ours = certificate(tmp_path, "server", "spiffe://mesh.test/region/eu/controlplane", "controlplane.mesh.test")
+    _, operator = certificate(tmp_path, "operator", "spiffe://mesh.test/operator/me")
+    server = grpc.server(ThreadPoolExecutor(2))
+    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(Answers(), server)
+    resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(Answers(), server)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([ours], operator, True))
+    files = [str(tmp_path / name) for name in ("server.crt", "operator.crt", "operator.key")]
+    context.put("test", context.Context(f"127.0.0.1:{port}", *files))
+    server.start()
+    yield server
+    server.stop(None).wait()
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(main, arguments)
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.mark.usefixtures("mesh")
+def test_status_is_tabs_in_a_pipe_and_json_for_programs() -> None:
+    code, out, err = run("status")
+    assert code == 0
+    assert "node-a\taway\t3 of 5\t0\t1\n" in out
+    assert "acme/web#1\tnode-a\tspiffe://mesh.test/tenant/acme/service/web\t50m\n" in out
+    assert "warning: shares a uid" in err
+    assert json.loads(run("status", "-o", "json")[1])["trustDomain"] == "mesh.test"
+
+
+@pytest.mark.usefixtures("mesh")
+def test_doctor_names_each_problem_and_its_fix() -> None:
+    code, out, err = run("doctor")
+    assert code == 1
+    assert "node node-a is away" in out
+    assert "meshwarden logs agent-node-a" in out
+    assert "error: 1 problem in context test" in err
+
+
+@pytest.mark.usefixtures("mesh")
+def test_explain_token_and_svid() -> None:
+    arguments = ("--from", "acme/web", "--to", "platform/orders", "--method", "/a", "--header", "x=1=2")
+    code, out, _ = run("explain", *arguments)
+    assert (code, out.splitlines()[0]) == (0, "DENIED  acme/web -> platform/orders  /a  (revision 5)")
+    assert run("token", "create", "--node", "b", "--ttl", "60")[1] == "token-of-b-60\n"
+    assert "50m" in run("svid", "show")[1]
+    assert "spiffe://mesh.test/operator/me" in run("context", "show")[1]
+
+
+@pytest.mark.usefixtures("mesh")
+def test_get_reads_every_page_and_failures_have_their_codes() -> None:
+    assert [line.split("\t")[1] for line in run("get", "services")[1].splitlines()[1:]] == [
+        "acme/s0",
+        "acme/s1",
+        "acme/s2",
+    ]
+    assert run("get", "service", "acme/x")[0] == 4
+    assert run("delete", "service", "acme/x")[0] == 1
+    assert run("svid", "renew")[0] == 1
+
+
+def test_a_mesh_that_is_gone_exits_3(mesh: grpc.Server) -> None:
+    mesh.stop(None).wait()
+    code, _, err = run("status")
+    assert code == 3
+    assert "fix: " in err
