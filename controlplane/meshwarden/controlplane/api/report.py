@@ -17,9 +17,7 @@ class ReportServicer(ReportServiceServicer):
     def __init__(self, gather: Gather) -> None:
         self._gather = gather
 
-    async def Export(  # type: ignore[override]
-        self, request: ExportRequest, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> ExportResponse:
+    async def Export(self, request: ExportRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> ExportResponse:
         """Takes a batch; a repeated one is answered alike and counts once."""
         caller = peer.current()
         if caller is None or caller.spiffe_id.role is not Role.NODE or caller.spiffe_id.node is None:
