@@ -12,6 +12,7 @@ from meshwarden.controlplane.cli.failure import EXIT_CODES, Failure, from_rpc
 COMMANDS = {
     "server": ("server", "server", "Run a control plane."),
     "init": ("init", "init", "Write manifests for a service of yours."),
+    "apply": ("apply", "apply", "Store manifests, all or none."),
     "get": ("resource", "get", "Show resources."),
     "delete": ("resource", "delete", "Delete resources."),
     "explain": ("explain", "explain", "Say what would become of a call, and why."),

@@ -1,0 +1,56 @@
+"""`meshwarden apply`."""
+
+import click
+import grpc
+from google.rpc.error_details_pb2 import BadRequest
+from grpc_status import rpc_status
+
+from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.failure import Failure
+from meshwarden.controlplane.resources import model
+from meshwarden.controlplane.resources.files import read_texts
+from meshwarden.controlplane.resources.manifest import Located, ManifestFaults, parse_all
+from meshwarden.v1.resource_service_pb2 import ApplyRequest, Change
+
+
+@click.command()
+@click.option("-f", "--file", "files", multiple=True, required=True, metavar="PATH", help='A file, directory or "-".')
+@click.option("--dry-run", is_flag=True, help="Check and say what would change, and change nothing.")
+def apply(files: tuple[str, ...], dry_run: bool) -> None:
+    """Store manifests, all or none. Every fault is named by file, line and field."""
+    try:
+        located = parse_all(read_texts(files))
+    except ManifestFaults as faults:
+        raise Failure(str(faults), "correct the lines above; nothing was changed") from None
+    request = ApplyRequest(resources=[item.resource for item in located], dry_run=dry_run)
+    with client.connect_current() as mesh, render.progress("applying"):
+        try:
+            answer = mesh.resource.Apply(request, timeout=client.TIMEOUT_S)
+        except grpc.RpcError as error:
+            faults_text = located_faults(error, located)
+            if not faults_text:
+                raise
+            raise Failure(faults_text, "correct the lines above; nothing was changed") from None
+    for change in answer.changes:
+        click.echo(f"{Change.Action.Name(change.action).lower()}\t{model.title(change.ref)}")
+    click.echo("nothing was changed: a dry run" if dry_run else f"revision {answer.revision}", err=True)
+
+
+def located_faults(error: grpc.RpcError, located: list[Located]) -> str:
+    """Names each fault of a refused batch by file, line and field; empty if the refusal names no fields."""
+    status = rpc_status.from_call(error)
+    lines = []
+    for detail in status.details if status is not None else ():
+        bad = BadRequest()
+        if detail.Unpack(bad):
+            lines += [_line(fault.field, fault.description, located) for fault in bad.field_violations]
+    return "\n".join(lines)
+
+
+def _line(path: str, text: str, located: list[Located]) -> str:
+    head, _, field = path.partition("].")
+    number = head.removeprefix("resources[").removesuffix("]")
+    if not head.startswith("resources[") or not number.isdecimal() or int(number) >= len(located):
+        return f"{path}: {render.plain(text)}"
+    item = located[int(number)]
+    return f"{item.source}:{item.line_of(field)}: {field}: {render.plain(text)}"
