@@ -15,6 +15,8 @@ _HEALTH = {
     resources_pb2.EndpointSpec.DRAINING: "DRAINING",
 }
 
+_RANK = {"HEALTHY": 0, "DRAINING": 1, "UNHEALTHY": 2}
+
 
 def cluster_name(service: Name, version: str = "") -> str:
     """The name of a service's cluster and of its endpoints: of one version, or of every version alike."""
@@ -28,10 +30,9 @@ def assignment(mesh: Mesh, service: Name, version: str = "") -> Resource:
     An empty answer is an answer: without one a client waits 15 s for it.
     """
     localities: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for item in mesh.of_service("Endpoint", service).values():
-        if not version or item.spec.version == version:
-            place = (item.spec.locality.region, item.spec.locality.zone)
-            localities.setdefault(place, []).append(_endpoint(item.spec))
+    for spec in _distinct(mesh, service, version):
+        place = (spec.locality.region, spec.locality.zone)
+        localities.setdefault(place, []).append(_endpoint(spec))
     name = cluster_name(service, version)
     groups = [
         {"locality": {"region": region, "zone": zone}, "load_balancing_weight": _weight(found), "lb_endpoints": found}
@@ -41,6 +42,24 @@ def assignment(mesh: Mesh, service: Name, version: str = "") -> Resource:
     return resource(api.build("envoy.config.endpoint.v3.ClusterLoadAssignment", fields), name)
 
 
+def _distinct(mesh: Mesh, service: Name, version: str) -> list[Any]:
+    """The endpoints, each address once and the healthiest record of it.
+
+    Two records of one address are possible, when a workload came back under another name; gRPC refuses the lot then.
+    """
+    found: dict[tuple[str, int], Any] = {}
+    for item in mesh.of_service("Endpoint", service).values():
+        if not version or item.spec.version == version:
+            known = found.setdefault((item.spec.address, item.spec.port), item.spec)
+            if _RANK[_health(item.spec)] < _RANK[_health(known)]:
+                found[item.spec.address, item.spec.port] = item.spec
+    return list(found.values())
+
+
+def _health(spec: Any) -> str:
+    return _HEALTH.get(spec.health, "UNHEALTHY")
+
+
 def _weight(endpoints: list[dict[str, Any]]) -> int:
     """A locality's share: what it can take. At least 1, for gRPC leaves out a locality without weight."""
     return max(1, len([item for item in endpoints if item["health_status"] == "HEALTHY"]))
@@ -48,4 +67,4 @@ def _weight(endpoints: list[dict[str, Any]]) -> int:
 
 def _endpoint(spec: Any) -> dict[str, Any]:
     address = {"socket_address": {"address": spec.address, "port_value": spec.port}}
-    return {"endpoint": {"address": address}, "health_status": _HEALTH.get(spec.health, "UNHEALTHY")}
+    return {"endpoint": {"address": address}, "health_status": _health(spec)}

@@ -6,6 +6,7 @@ whatever it does not touch compiles to the same bytes as before.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from meshwarden.controlplane.policy.neutral import Name
@@ -34,18 +35,20 @@ class Impact:
         seen_by: tenants whose clients see a changed service, "*" for all.
         servers: services whose callers' permissions or limits changed.
         nodes: nodes whose entries, or whose entries' services, changed.
+        services: services whose way for callers (visibility, routes, versions, endpoints) changed.
     """
 
     seen_by: set[str] = field(default_factory=set)
     servers: set[Name] = field(default_factory=set)
     nodes: set[str] = field(default_factory=set)
+    services: set[Name] = field(default_factory=set)
 
     def client(self, tenant: str) -> bool:
         """Whether the clients of a tenant are touched."""
         return "*" in self.seen_by or tenant in self.seen_by
 
     def __bool__(self) -> bool:
-        return bool(self.seen_by or self.servers or self.nodes)
+        return bool(self.seen_by or self.servers or self.nodes or self.services)
 
 
 class Mesh:
@@ -86,6 +89,17 @@ class Mesh:
         """The workload entries that name a node, in the order of their names."""
         return [self._all[key] for key in sorted(self._entries_on.get(node, ()))]
 
+    def owns(self, node: str, tenant: str, service: str) -> bool:
+        """Whether a workload entry of that service names the node."""
+        return any(
+            key.tenant == tenant and self._all[key].spec.service == service
+            for key in self._entries_on.get(node, ())
+        )
+
+    def all(self) -> Mapping[Key, Any]:
+        """Every resource: `{key: message}`, a view that changes with the mesh."""
+        return MappingProxyType(self._all)
+
     def visible(self, tenant: str) -> list[Name]:
         """The services that a tenant's workloads see, in the order of their names."""
         return sorted(
@@ -118,6 +132,15 @@ class Mesh:
         found = self.candidates(tenant, short)
         return found[0] if len(found) == 1 else None
 
+    def short_names(self, tenant: str) -> dict[str, Name]:
+        """What each short name means for a tenant: `{short name: service}`, in order, without the ambiguous."""
+        found: dict[str, list[Name]] = {}
+        for service in self.visible(tenant):
+            found.setdefault(service.name, []).append(service)
+        own = {short: Name(tenant, short) for short, names in found.items() if Name(tenant, short) in names}
+        single = {short: names[0] for short, names in found.items() if len(names) == 1}
+        return dict(sorted((single | own).items()))
+
     def versions(self, service: Name) -> list[str]:
         """The versions that a service's entries, endpoints and routes name, in order."""
         found = {
@@ -136,6 +159,7 @@ class Mesh:
         if key.kind in ("AccessPolicy", "RatePolicy"):
             impact.servers.add(service)
             return
+        impact.services.add(service)
         impact.seen_by.add(service.tenant)
         owner = message if key.kind == "Service" else self.find("Service", *service)
         impact.seen_by.update(owner.spec.export_to if owner is not None else ())
