@@ -1,7 +1,7 @@
 """SPIFFE and X.509: who is who, proved by certificates.
 
-Everything outside `authority/` is pure: `now` and the random source are passed in. Two modules touch the world for those
-above: `clock` holds the one real clock, for composition roots, and `files` publishes what was issued.
+Everything outside `authority/` is pure: `now` and the random source are passed in. Two modules touch the world for
+those above: `clock` holds the one real clock, for composition roots, and `files` publishes what was issued.
 
     CertsError
     ├── InvalidSpiffeId      spiffe_id: not a SPIFFE ID

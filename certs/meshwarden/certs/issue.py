@@ -81,7 +81,7 @@ def is_reserved_dns_name(name: str, trust_domain: str) -> bool:
 
 
 def validity(now: datetime, ttl: timedelta) -> tuple[datetime, datetime]:
-    """Returns (notBefore, notAfter), exactly `ttl` apart; a minute of it, or a quarter if that is less, is behind us."""
+    """Returns (notBefore, notAfter), exactly `ttl` apart; a minute of it, or a quarter if less, is behind us."""
     start = now.replace(microsecond=0)
     not_before = start - min(BACKDATING, timedelta(seconds=ttl // timedelta(seconds=4)))
     return not_before, not_before + ttl
@@ -156,7 +156,7 @@ def self_signed_root(trust_domain: str, key: PrivateKey, now: datetime, ttl: tim
     """
     not_before, not_after = validity(now, ttl)
     public_key = key.public_key()
-    name = _authority_name(trust_domain, "root", public_key)
+    name = authority_name(trust_domain, "root", public_key)
     return _authority(name, name, public_key, not_before, not_after, trust_domain, None).sign(key, hashes.SHA256())
 
 
@@ -174,7 +174,7 @@ def sign_intermediate(
     not_after = min(not_after, issuer.not_after)
     if not_after <= now:
         raise IssueRefused(f"{trust_domain}: the root has ended, {issuer.not_after.isoformat()}")
-    name = _authority_name(trust_domain, "issuing", public_key)
+    name = authority_name(trust_domain, "issuing", public_key)
     builder = _authority(name, issuer.certificate.subject, public_key, not_before, not_after, trust_domain, 0)
     builder = builder.add_extension(_issuer_identifier(issuer.certificate), critical=False)
     return (builder.sign(issuer.key, hashes.SHA256()), *issuer.chain)
@@ -213,7 +213,7 @@ def _start(
     )
 
 
-def _authority_name(trust_domain: str, what: str, public_key: PublicKey) -> x509.Name:
+def authority_name(trust_domain: str, what: str, public_key: PublicKey) -> x509.Name:
     """Names an authority apart from every other of its trust domain, so that paths are found by name alone."""
     digest = hashes.Hash(hashes.SHA256())
     digest.update(spki(public_key))

@@ -1,7 +1,7 @@
 """What every engine shares: leaves are signed by an issuing intermediate that lives in memory.
 
-A root's key is used once in a few days. The issuing key is made anew on each start and at half of its life, and ends with
-the process. While the upstream is away the present one goes on signing, never beyond its own end.
+A root's key is used once in a few days. The issuing key is made anew on each start and at half of its life, and ends
+with the process. While the upstream is away the present one goes on signing, never beyond its own end.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PublicKey
-from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, validity
+from meshwarden.certs.issue import IssueRefused, IssuerKey, LeafTemplate, issue_leaf, validity
 from meshwarden.certs.rotation import renew_at
-from meshwarden.certs.spiffe_id import check_trust_domain
+from meshwarden.certs.spiffe_id import SpiffeId, check_trust_domain
 from meshwarden.certs.svid import new_key
 
 RETRY = timedelta(seconds=30)
@@ -97,14 +97,13 @@ class IssuingAuthority(Authority):
     async def _ready(self, now: datetime, ttl: timedelta) -> IssuerKey:
         """Returns an issuer that outlives a leaf of this life, renewing it first if it is due or too near its end."""
         issuer = self._issuer
-        if issuer is not None and self._covers(issuer, now, ttl):
-            # Only one caller renews; the others go on with what there is.
-            if self._due is None or now < self._due or self._lock.locked():
-                return issuer
+        # Only one caller renews; the others go on with what there is.
+        if issuer is not None and self._covers(issuer, now, ttl) and (self._lock.locked() or not self._is_due(now)):
+            return issuer
         async with self._lock:
             issuer = self._issuer
             covered = issuer is not None and self._covers(issuer, now, ttl)
-            if issuer is not None and covered and self._due is not None and now < self._due:
+            if issuer is not None and covered and not self._is_due(now):
                 return issuer
             try:
                 issuer = await self._renew(now)
@@ -123,6 +122,9 @@ class IssuingAuthority(Authority):
                 )
             return issuer
 
+    def _is_due(self, now: datetime) -> bool:
+        return self._due is None or now >= self._due
+
     @staticmethod
     def _covers(issuer: IssuerKey, now: datetime, ttl: timedelta) -> bool:
         return now < issuer.not_after and validity(now, ttl)[1] <= issuer.not_after
@@ -131,6 +133,7 @@ class IssuingAuthority(Authority):
         key = new_key()
         chain, roots = await self._sign_intermediate(key, now)
         issuer = IssuerKey(key, chain)
+        self._prove(issuer, now)
         revision = 1 if self._bundle is None else self._bundle.revision + 1
         bundle = Bundle.of(self.trust_domain, roots, revision)
         if self._bundle is None or bundle.roots != self._bundle.roots:
@@ -140,3 +143,11 @@ class IssuingAuthority(Authority):
         self._due = renew_at(certificate.not_valid_before_utc, issuer.not_after, self._rng)
         LOG.info("issuing certificate %x until %s", certificate.serial_number, issuer.not_after)
         return issuer
+
+    def _prove(self, issuer: IssuerKey, now: datetime) -> None:
+        """Signs a leaf for nobody, so that an upstream's mistake shows here and not at the first workload."""
+        template = LeafTemplate(SpiffeId(self.trust_domain, "/probe"), timedelta(seconds=1))
+        try:
+            issue_leaf(template, new_key().public_key(), issuer, now)
+        except IssueRefused as error:
+            raise AuthorityError(f"{self.description}: its issuing certificate is of no use: {error}") from None

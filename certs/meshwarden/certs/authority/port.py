@@ -27,6 +27,14 @@ class AuthorityUnavailable(AuthorityError):
     """The upstream is away, and no issuing certificate of it lasts long enough."""
 
 
+class Secret(Protocol):
+    """A text that doesn't show itself; pydantic's SecretStr is one."""
+
+    def get_secret_value(self) -> str:
+        """Returns the text."""
+        ...
+
+
 class Authority(Protocol):
     """Signs leaves for one trust domain. The key never leaves the engine."""
 
