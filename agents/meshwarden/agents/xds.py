@@ -11,11 +11,11 @@ from typing import Any, Final, Protocol
 
 import grpc
 import structlog
+
+from meshwarden.agents import sds
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.workload import Registry, Workload
-
-from meshwarden.agents import sds
 from meshwarden.sdk.front import Front
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds.server import StreamRefused
@@ -108,13 +108,16 @@ class DataPlanes:
         self.settle()
 
     def settle(self) -> None:
-        """Acknowledges the revision in force once every connected data plane has answered to it."""
-        nacks: list[node_pb.Nack] = []
-        for client in self._clients:
-            if client.pending():
-                return
-            nacks += client.refusals()
-        ack = node_pb.ConfigAck(revision=self._scopes.revision, nacks=nacks[:_MAX_NACKS])
+        """Acknowledges the revision in force once every connected data plane has answered to it.
+
+        A data plane that is not connected holds nothing up: it gets the newest when it comes.
+        """
+        revision = self._scopes.revision
+        if not revision or any(client.pending() for client in self._clients):
+            return
+        nacks = [nack for client in self._clients for nack in client.refusals()]
+        nacks.sort(key=lambda nack: (nack.data_plane, nack.type_url))
+        ack = node_pb.ConfigAck(revision=revision, nacks=nacks[:_MAX_NACKS])
         if ack != self._last_ack:
             self._last_ack = ack
             self._acknowledge(ack)
@@ -133,7 +136,7 @@ class DataPlaneClient:
         self._planes = planes
         self._workload = workload
         self.data_plane = f"{workload.id}/{kind}"
-        self._answered: dict[str, str] = {}
+        self._settled: Snapshot | None = None
         self._refused: dict[str, node_pb.Nack] = {}
 
     def snapshot(self) -> Snapshot | None:
@@ -148,17 +151,19 @@ class DataPlaneClient:
 
     def acked(self, type_url: str, version: str) -> None:
         """It runs this version of the type."""
-        self._answered[type_url] = version
-        self._refused.pop(type_url, None)
-        self._planes.settle()
+        if self._refused.pop(type_url, None) is not None:
+            _log.info("config taken again", data_plane=self.data_plane, type=type_url)
 
-    def nacked(self, type_url: str, version: str, message: str, *_: object) -> None:
+    def nacked(self, type_url: str, version: str, message: str) -> None:
         """It refused this version of the type and keeps what it had."""
         _log.warning("config refused", data_plane=self.data_plane, type=type_url, reason=message[:_MAX_REASON])
-        self._answered[type_url] = version
         self._refused[type_url] = node_pb.Nack(
-            data_plane=self.data_plane, type_url=type_url, version=version[:255], message=message[:_MAX_REASON]
+            data_plane=self.data_plane[:255], type_url=type_url, version=version[:255], message=message[:_MAX_REASON]
         )
+
+    def settled(self, snapshot: Snapshot) -> None:
+        """It has answered to all that it asks for of `snapshot`."""
+        self._settled = snapshot
         self._planes.settle()
 
     def close(self) -> None:
@@ -166,9 +171,9 @@ class DataPlaneClient:
         self._planes.leave(self)
 
     def pending(self) -> bool:
-        """Whether an answer to what it is to have is outstanding; a type never asked for needs none."""
+        """Whether an answer to what it is to have is outstanding; while that is not known there is none."""
         now = self.snapshot()
-        return now is not None and any(now.version(url) != version for url, version in self._answered.items())
+        return now is not None and now is not self._settled
 
     def refusals(self) -> list[node_pb.Nack]:
         """What it refuses at present."""

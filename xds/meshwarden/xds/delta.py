@@ -77,6 +77,11 @@ class DeltaStream:
         subscription.rejected = False
         return Verdict(type_url, version)
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether the client has still to answer a push."""
+        return any(subscription.unanswered for subscription in self._types.values())
+
     def wanted(self, snapshot: Snapshot) -> list[str]:
         """The types that have something to send, in the order to send them."""
         return in_order(type_url for type_url in self._types if self._wants(type_url, snapshot))

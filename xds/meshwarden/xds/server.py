@@ -56,6 +56,9 @@ class Client(Protocol):
     def nacked(self, type_url: str, version: str, message: str) -> None:
         """The client rejected a push of that version, at least in part; it keeps what it had."""
 
+    def settled(self, snapshot: Snapshot) -> None:
+        """The client has answered to all that it asks for of `snapshot`, or there was nothing new in it for it."""
+
     def close(self) -> None:
         """The stream has ended."""
 
@@ -165,11 +168,14 @@ class _Stream:
             self._wake.clear()
             while (snapshot := self._client.snapshot()) is not None:
                 wanted = self._machine.wanted(snapshot)
-                if api.LISTENER in wanted and loop.time() < self._listener_due:
+                held_back = api.LISTENER in wanted and loop.time() < self._listener_due
+                if held_back:
                     # Two Listeners in one breath break the handshakes between: wait, and let the others go first.
                     loop.call_at(self._listener_due, self._wake.set)
                     wanted.remove(api.LISTENER)
                 if not wanted:
+                    if not held_back and not self._machine.unanswered:
+                        self._client.settled(snapshot)
                     break
                 if wanted[0] == api.LISTENER:
                     self._listener_due = loop.time() + self._gap_s

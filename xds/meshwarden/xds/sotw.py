@@ -87,6 +87,11 @@ class SotwStream:
         subscription.settled = True
         return Verdict(type_url, subscription.version)
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether the client has still to answer a push."""
+        return any(not subscription.judged for subscription in self._types.values())
+
     def wanted(self, snapshot: Snapshot) -> list[str]:
         """The types that have something to send, in the order to send them."""
         return in_order(type_url for type_url in self._types if self._wants(type_url, snapshot))
