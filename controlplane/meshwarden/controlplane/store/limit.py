@@ -19,7 +19,8 @@ from meshwarden.controlplane.store.port import (
     TooLarge,
 )
 
-MAX_OPS = 100
+# A batch of a hundred resources, and room for the guards beside it.
+MAX_OPS = 110
 MAX_COMMIT_BYTES = 1_000_000
 MAX_KEY_BYTES = 1024
 MAX_PAGE = 1000

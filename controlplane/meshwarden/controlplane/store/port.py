@@ -200,8 +200,8 @@ class Store(Protocol):
     def watch(self, prefix: str, *, after: int) -> AsyncIterator[Batch]:
         """Yields what changes below `prefix` after revision `after`, one batch a revision, and bookmarks.
 
-        A bookmark comes as soon as the watcher has caught up, and later whenever the store went on elsewhere. Close
-        the iterator (`contextlib.aclosing`) when done.
+        A bookmark comes as soon as the watcher has caught up for the first time, and later whenever the store went on
+        elsewhere. Close the iterator (`contextlib.aclosing`) when done.
 
         Raises:
             Compacted: at the first step, if changes after `after` are gone already.

@@ -115,14 +115,14 @@ class SqliteStore:
         """See `Store.watch`."""
         wake = asyncio.Event()
         self._waiting.add(wake)
-        told: int | None = None  # the last bookmark or batch; None until the first
+        told: int | None = None  # where the watcher stands; None until it has caught up once
         try:
             while True:
                 wake.clear()
                 batches, after, caught_up = await self._read(lambda connection: _changes(connection, prefix, after))  # noqa: B023
                 for batch in batches:
                     yield batch
-                    told = batch.revision
+                    told = None if told is None else batch.revision
                 if not caught_up:
                     continue
                 if told is None:

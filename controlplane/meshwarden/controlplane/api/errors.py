@@ -1,0 +1,147 @@
+"""From exceptions to gRPC statuses, in this one place.
+
+    RequestError
+      InvalidRequest   INVALID_ARGUMENT, with google.rpc.BadRequest
+      NotFound         NOT_FOUND
+      StillUsed        FAILED_PRECONDITION, with google.rpc.PreconditionFailure
+      Moved            ABORTED
+
+A status travels in the trailers, of which a client takes 8 KiB unless it is told otherwise: details are cut to fit, and
+say how many are left out.
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from meshwarden.controlplane.identity.authorize import Denied
+
+from meshwarden.certs.csr import InvalidCsr
+from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.store import port
+
+log = structlog.get_logger()
+
+DETAIL_BYTES = 4500
+MESSAGE_CHARS = 600
+
+
+class RequestError(Exception):
+    """A request that can't be served, by the caller's doing."""
+
+
+class InvalidRequest(RequestError):
+    """Fields of a request are wrong; `faults` has every one."""
+
+    def __init__(self, faults: Sequence[FieldFault]) -> None:
+        self.faults = list(faults)
+        first = "; ".join(f"{fault.field}: {fault.message}" if fault.field else fault.message for fault in faults[:3])
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        super().__init__(first + more)
+
+
+class NotFound(RequestError):
+    """There is no such thing; the message names it."""
+
+
+class StillUsed(RequestError):
+    """What is to be deleted is still used; `users` says by whom."""
+
+    def __init__(self, users: Sequence[str]) -> None:
+        self.users = list(users)
+        more = f"; and {len(users) - 3} more" if len(users) > 3 else ""
+        super().__init__("still used: " + "; ".join(users[:3]) + more)
+
+
+class Moved(RequestError):
+    """A record has moved past the revision that the caller has seen."""
+
+
+STATUS: dict[type[BaseException], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    StillUsed: grpc.StatusCode.FAILED_PRECONDITION,
+    Moved: grpc.StatusCode.ABORTED,
+    Denied: grpc.StatusCode.PERMISSION_DENIED,
+    InvalidCsr: grpc.StatusCode.INVALID_ARGUMENT,
+    port.Conflict: grpc.StatusCode.ABORTED,
+    port.Fenced: grpc.StatusCode.ABORTED,
+    port.LeaseLost: grpc.StatusCode.ABORTED,
+    port.LeaseHeld: grpc.StatusCode.ABORTED,
+    port.Compacted: grpc.StatusCode.OUT_OF_RANGE,
+    port.Future: grpc.StatusCode.OUT_OF_RANGE,
+    port.TooLarge: grpc.StatusCode.INVALID_ARGUMENT,
+    port.InvalidKey: grpc.StatusCode.INVALID_ARGUMENT,
+    port.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    port.WatchLost: grpc.StatusCode.UNAVAILABLE,
+    port.Ambiguous: grpc.StatusCode.UNKNOWN,
+}
+"""{exception: status}; a subclass is as its nearest parent here."""
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str, Message | None] | None:
+    """Returns code, message and details for an exception, or for one inside a group; None for one we do not know."""
+    for leaf in _leaves(error):
+        for parent in type(leaf).__mro__:
+            if parent in STATUS:
+                return STATUS[parent], _clipped(str(leaf)), _details(leaf)
+    return None
+
+
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: BaseException, method: str) -> NoReturn:
+    """Ends the call with the status of an exception.
+
+    One that we do not know is a defect: it is logged under an id, and the caller is told the id alone.
+    """
+    found = status_of(error)
+    if found is None:
+        number = secrets.token_hex(6)
+        log.error("rpc.failed", method=method, id=number, exc_info=error)
+        text = f"internal error {number}: the control plane's log has it under this id"
+        await context.abort(grpc.StatusCode.INTERNAL, text)
+    code, message, details = found
+    status = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=message)
+    if details is not None:
+        status.details.add().Pack(details)
+    await context.abort(code, message, trailing_metadata=rpc_status.to_status(status).trailing_metadata)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"
+
+
+def _details(error: BaseException) -> Message | None:
+    if isinstance(error, InvalidRequest):
+        request = error_details_pb2.BadRequest()
+        for number, fault in enumerate(error.faults):
+            field, text = _clipped(fault.field), _clipped(fault.message)
+            if request.ByteSize() + len((field + text).encode()) > DETAIL_BYTES:
+                left_out = len(error.faults) - number
+                request.field_violations.add(field="", description=f"and {left_out} more: mend these first")
+                break
+            request.field_violations.add(field=field, description=text)
+        return request
+    if isinstance(error, StillUsed):
+        failure = error_details_pb2.PreconditionFailure()
+        for number, user in enumerate(error.users):
+            if failure.ByteSize() + len(user.encode()) > DETAIL_BYTES:
+                left_out = len(error.users) - number
+                failure.violations.add(type="IN_USE", description=f"and {left_out} more")
+                break
+            failure.violations.add(type="IN_USE", description=_clipped(user))
+        return failure
+    return None

@@ -1,0 +1,203 @@
+"""What resources say of each other: whatever one names must be there, and what is named can't go."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+
+from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
+from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.resources.view import View
+from meshwarden.v1.resource_service_pb2 import ResourceRef
+from meshwarden.v1.resources_pb2 import (
+    AccessPolicy,
+    Endpoint,
+    RatePolicy,
+    Resource,
+    RoutePolicy,
+    Service,
+    Tenant,
+    WorkloadEntry,
+)
+
+
+def reference_faults(batch: Sequence[Resource], before: View) -> list[FieldFault]:
+    """Holds a batch against the resources that are there.
+
+    Args:
+        batch: the resources to store, each of which keeps the rules for itself.
+        before: what is stored.
+
+    Returns:
+        Every fault, with paths that start with "resources[i].".
+    """
+    found = list(_duplicates(batch))
+    after = before.with_changes(puts=batch)
+    for index, resource in enumerate(batch):
+        message = unwrap(resource)
+        found += [_at(index, fault) for fault in (*_names(message, after), *_sharers(message, after))]
+    return found + list(_broken(batch, before, after))
+
+
+def users(refs: Iterable[ResourceRef], before: View) -> list[str]:
+    """Says who would miss what is deleted: "AccessPolicy platform/orders needs it: spec.service: …"."""
+    refs = list(refs)
+    after = before.with_changes(removes=refs)
+    titles = ", ".join(map(title, refs))
+    found = []
+    for resource in after:
+        if isinstance(resource, Endpoint) and resource.spec.node:
+            continue  # it goes with its workload
+        # Who names what was missing before is no user of what is deleted.
+        known = set(_names(resource, before))
+        missed = [fault for fault in _names(resource, after) if fault not in known]
+        if missed and not before.sees(ref_of(resource).tenant):
+            found.append(f"a resource of another tenant needs {titles}")
+        else:
+            found += [f"{title(ref_of(resource))} needs it: {fault.field}: {fault.message}" for fault in missed]
+    return sorted(set(found))
+
+
+def _at(index: int, fault: FieldFault) -> FieldFault:
+    return FieldFault(f"resources[{index}].{fault.field}", fault.message)
+
+
+def _duplicates(batch: Sequence[Resource]) -> Iterator[FieldFault]:
+    first: dict[str, int] = {}
+    for index, resource in enumerate(batch):
+        name = title(ref_of(resource))
+        if name in first:
+            yield FieldFault(f"resources[{index}].metadata.name", f"{name} stands in resources[{first[name]}] already")
+        first.setdefault(name, index)
+
+
+def _broken(batch: Sequence[Resource], before: View, after: View) -> Iterator[FieldFault]:
+    """What others need and the batch takes away: a version, an export, a service of an entry."""
+    fields = {"Service": "spec.exportTo", "WorkloadEntry": "spec.version"}
+    batched = {title(ref_of(resource)) for resource in batch}
+    for index, resource in enumerate(batch):
+        ref = ref_of(resource)
+        old = before.find(ref.kind, ref.tenant, ref.name)
+        if ref.kind not in fields or old is None or old.spec == unwrap(resource).spec:
+            continue
+        for policy in (*after.of("RoutePolicy", ref.tenant), *after.of("AccessPolicy", ref.tenant)):
+            if title(ref_of(policy)) in batched:
+                continue  # its own faults are told
+            known = set(_names(policy, before))
+            for fault in _names(policy, after):
+                if fault not in known and _service_of(policy) in {_service_of(old), ref.name}:
+                    needs = f"{title(ref_of(policy))} needs what was here: {fault.field}: {fault.message}"
+                    yield FieldFault(f"resources[{index}].{fields[ref.kind]}", needs)
+
+
+def _service_of(resource: AnyResource) -> str:
+    return "" if isinstance(resource, Tenant | Service) else resource.spec.service
+
+
+def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
+    """The faults of what a resource names."""
+    if isinstance(resource, Tenant):
+        return
+    tenant = resource.metadata.tenant
+    if view.find("Tenant", tenant, tenant) is None:
+        yield FieldFault("metadata.tenant", _missing("tenant", tenant, _tenants(view)))
+    if isinstance(resource, Service):
+        for number, seer in enumerate(resource.spec.export_to):
+            if seer != "*":
+                yield from _tenant(f"spec.exportTo[{number}]", seer, view)
+        return
+    service = view.service(tenant, resource.spec.service)
+    if service is None:
+        text = _missing("service", f"{tenant}/{resource.spec.service}", _services(tenant, view))
+        yield FieldFault("spec.service", text)
+    if isinstance(resource, AccessPolicy):
+        yield from _callers(resource, service, view)
+    elif isinstance(resource, RoutePolicy):
+        yield from _versions(resource, view)
+        yield from _only_one(resource, view)
+    elif isinstance(resource, RatePolicy):
+        for number, limit in enumerate(resource.spec.limits):
+            if limit.tenant != "*":
+                yield from _tenant(f"spec.limits[{number}].tenant", limit.tenant, view)
+        yield from _only_one(resource, view)
+    elif isinstance(resource, Endpoint) and resource.spec.entry:
+        entry = resource.spec.entry
+        if view.find("WorkloadEntry", tenant, entry) is None:
+            names = [f"{tenant}/{name}" for name in view.names("WorkloadEntry", tenant)]
+            yield FieldFault("spec.entry", _missing("workload entry", f"{tenant}/{entry}", names))
+
+
+def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Iterator[FieldFault]:
+    owner = policy.metadata.tenant
+    for rule_number, rule in enumerate(policy.spec.allow):
+        for number, caller in enumerate(getattr(rule, "from")):
+            path = f"spec.allow[{rule_number}].from[{number}]"
+            tenant = caller.tenant or owner
+            missing = list(_tenant(f"{path}.tenant", tenant, view))
+            if missing:
+                yield from missing
+                continue
+            if caller.service != "*" and view.service(tenant, caller.service) is None:
+                text = _missing("service", f"{tenant}/{caller.service}", _services(tenant, view))
+                yield FieldFault(f"{path}.service", text)
+            if service is not None and tenant != owner and not {tenant, "*"} & set(service.spec.export_to):
+                text = f"Service {owner}/{service.metadata.name} is not exported to {tenant}: add it to its exportTo"
+                yield FieldFault(f"{path}.tenant", text)
+
+
+def _versions(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:
+    owner, service = policy.metadata.tenant, policy.spec.service
+    known = {entry.spec.version for entry in view.entries(owner) if entry.spec.service == service}
+    for rule_number, rule in enumerate(policy.spec.rules):
+        for number, part in enumerate(rule.split):
+            if part.version not in known:
+                text = _missing(f"version of {owner}/{service}", part.version, sorted(known - {""}))
+                yield FieldFault(f"spec.rules[{rule_number}].split[{number}].version", text)
+
+
+def _only_one(policy: RoutePolicy | RatePolicy, view: View) -> Iterator[FieldFault]:
+    kind, owner = type(policy).__name__, policy.metadata.tenant
+    for other in view.of(kind, owner):
+        if other.metadata.name != policy.metadata.name and _service_of(other) == policy.spec.service:
+            text = f"{title(ref_of(other))} is for this service already: a service has at most one {kind}"
+            yield FieldFault("spec.service", text)
+
+
+def _sharers(resource: AnyResource, view: View) -> Iterator[FieldFault]:
+    """Two entries of one node with one uid must both say that they know."""
+    if not isinstance(resource, WorkloadEntry) or not resource.spec.selectors.HasField("uid"):
+        return
+    uid, nodes, own = resource.spec.selectors.uid, set(resource.spec.nodes), title(ref_of(resource))
+    for other in view.entries():
+        selectors = other.spec.selectors
+        if not selectors.HasField("uid") or selectors.uid != uid or title(ref_of(other)) == own:
+            continue
+        shared = sorted(nodes & set(other.spec.nodes))
+        if shared and not (resource.spec.insecure_same_user and other.spec.insecure_same_user):
+            text = (
+                f"uid {uid} is that of {_shown(other, view)} too, on node {shared[0]}, so that each can read the"
+                " other's memory: give it a uid of its own, or set insecureSameUser on both"
+            )
+            yield FieldFault("spec.selectors.uid", text)
+            return
+
+
+def _shown(resource: AnyResource, view: View) -> str:
+    ref = ref_of(resource)
+    return title(ref) if view.sees(ref.tenant) else "another tenant's entry"
+
+
+def _tenant(path: str, tenant: str, view: View) -> Iterator[FieldFault]:
+    if view.find("Tenant", tenant, tenant) is None:
+        yield FieldFault(path, _missing("tenant", tenant, _tenants(view)))
+
+
+def _tenants(view: View) -> list[str]:
+    return [tenant for tenant in view.tenants() if view.sees(tenant)]
+
+
+def _services(tenant: str, view: View) -> list[str]:
+    return [] if not view.sees(tenant) else [f"{tenant}/{name}" for name in view.names("Service", tenant)]
+
+
+def _missing(what: str, name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"there is no {what} {name}" + (f"; did you mean {close[0]}?" if close else "")

@@ -1,0 +1,166 @@
+"""What a message must hold by itself: the schema's rules, and what they can't say.
+
+The rules stand in the schema (`schema.binpb`, with the comments); the stubs are without them. So a message is read
+anew as the class of a pool of our own, and protovalidate holds it against that.
+"""
+
+import functools
+import importlib.resources
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import protovalidate
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import Message
+
+from meshwarden.controlplane.resources.model import AnyResource, unwrap
+from meshwarden.v1.resources_pb2 import (
+    Endpoint,
+    RatePolicy,
+    Resource,
+    RoutePolicy,
+    Tenant,
+    WorkloadEntry,
+)
+
+RESOURCE = "meshwarden.v1.Resource"
+LABEL = "lower-case letters, digits and hyphens, with a letter or digit at both ends"
+# What a pattern of the schema means, for people.
+PATTERNS = {
+    "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$": f"must be {LABEL}",
+    "^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$": f"must be {LABEL}",
+    "^(\\*|[a-z0-9]([a-z0-9-]*[a-z0-9])?)$": f'must be "*" or {LABEL}',
+    "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": "must be lower-case letters, digits, dots and hyphens",
+    "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$": "must be lower-case letters, digits, dots and hyphens",
+    "^([A-Z]+ )?/[^*\\s]*\\*?$": 'must be "/package.Service/Method", "/path" or "GET /path"; only its end may be "*"',
+    "^([0-9a-f]{64})?$": "must be 64 lower-case hexadecimal digits",
+    "^(/.*)?$": 'must start with "/"',
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FieldFault:
+    """What is wrong with one field: its path in JSON names, "spec.allow[0].from[1].service", and why."""
+
+    field: str
+    message: str
+
+
+class Schema:
+    """The schema with its rules and comments."""
+
+    def __init__(self) -> None:
+        data = importlib.resources.files("meshwarden.v1").joinpath("schema.binpb").read_bytes()
+        self.files = descriptor_pb2.FileDescriptorSet.FromString(data)
+        self.pool = descriptor_pool.DescriptorPool()
+        for file in self.files.file:
+            self.pool.Add(file)
+        self._validator = protovalidate.Validator()
+        self._classes: dict[str, type[Message]] = {}
+
+    def knows(self, full_name: str) -> bool:
+        """Whether a message is one of ours."""
+        return full_name.startswith("meshwarden.v1.")
+
+    def with_rules(self, message: Message) -> Message:
+        """Returns the message as one of the class that bears the rules."""
+        name = message.DESCRIPTOR.full_name
+        if name not in self._classes:
+            self._classes[name] = message_factory.GetMessageClass(self.pool.FindMessageTypeByName(name))
+        return self._classes[name].FromString(message.SerializeToString())
+
+    def violations(self, message: Message) -> list[Any]:
+        """Returns protovalidate's violations, with paths in the schema's names."""
+        return self._validator.collect_violations(self.with_rules(message))
+
+
+@functools.cache
+def schema() -> Schema:
+    """Loads the schema once: 10 ms."""
+    return Schema()
+
+
+def rule_faults(message: Message) -> list[FieldFault]:
+    """Holds any message against the schema's rules; the first fault of each field, in the schema's order."""
+    if not schema().knows(message.DESCRIPTOR.full_name):
+        return []
+    found: dict[str, FieldFault] = {}
+    for violation in schema().violations(message):
+        path = _path(message, violation.proto.field.elements)
+        found.setdefault(path, FieldFault(path, _text(violation)))
+    return list(found.values())
+
+
+def resource_faults(resource: Resource) -> list[FieldFault]:
+    """What a resource must hold by itself and the schema can't say; for one that keeps the schema's rules."""
+    return list(_own_faults(unwrap(resource)))
+
+
+def _path(message: Message, elements: Any) -> str:
+    """The path in JSON names. The union of the kinds is left out: manifests do not show it."""
+    descriptor: Any = message.DESCRIPTOR
+    path = ""
+    for element in elements:
+        within = descriptor.full_name if descriptor is not None else ""
+        field = descriptor.fields_by_name.get(element.field_name) if descriptor is not None else None
+        name = field.json_name if field is not None else element.field_name
+        if within != RESOURCE:
+            path += f".{name}" if path else name
+        if element.subscript is not None:
+            key = element.subscript.value
+            path += f"[{key}]" if element.subscript.field == "index" else f'["{key}"]'
+        descriptor = field.message_type if field is not None else None
+    return path
+
+
+def _text(violation: Any) -> str:
+    """The violation for people, with the way to mend it."""
+    rule, message = str(violation.proto.rule_id), str(violation.proto.message)
+    if rule == "string.pattern":
+        pattern = message.partition("`")[2].rpartition("`")[0]
+        return PATTERNS.get(pattern, message)
+    # The schema's enums forbid no value but UNSPECIFIED.
+    if rule == "enum.not_in" or message in ("", "must be at least 1 characters"):
+        message = "is required"
+    return f"the key {message}" if violation.proto.for_key else message
+
+
+def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
+    if isinstance(resource, Tenant):
+        if resource.metadata.tenant not in ("", resource.metadata.name):
+            yield FieldFault("metadata.tenant", "a Tenant is owned by itself: leave it out")
+    elif not resource.metadata.tenant:
+        yield FieldFault("metadata.tenant", "is required")
+    if isinstance(resource, RoutePolicy):
+        yield from _route_faults(resource)
+    elif isinstance(resource, RatePolicy):
+        yield from _rate_faults(resource)
+    elif isinstance(resource, WorkloadEntry):
+        if resource.spec.inbound_port and resource.spec.data_plane != resource.spec.ENVOY:
+            yield FieldFault("spec.inboundPort", "only an entry with dataPlane ENVOY has one")
+        elif resource.spec.inbound_port and resource.spec.inbound_port == resource.spec.port:
+            yield FieldFault("spec.inboundPort", "is the program's own port; the Envoy needs another")
+    elif isinstance(resource, Endpoint) and resource.spec.node:
+        yield FieldFault("spec.node", "endpoints of a node are its agent's to keep: leave it out")
+
+
+def _route_faults(policy: RoutePolicy) -> Iterator[FieldFault]:
+    for number, rule in enumerate(policy.spec.rules):
+        path = f"spec.rules[{number}].split"
+        if not any(part.weight for part in rule.split):
+            yield FieldFault(path, "all weights are 0: the calls would go nowhere")
+        seen: set[str] = set()
+        for place, part in enumerate(rule.split):
+            if part.version in seen:
+                yield FieldFault(f"{path}[{place}].version", f"{part.version} has a share already")
+            seen.add(part.version)
+
+
+def _rate_faults(policy: RatePolicy) -> Iterator[FieldFault]:
+    named = Counter[str]()
+    for number, limit in enumerate(policy.spec.limits):
+        if named[limit.tenant]:
+            yield FieldFault(f"spec.limits[{number}].tenant", f"{limit.tenant} has a limit already")
+        named[limit.tenant] += 1
