@@ -10,10 +10,10 @@ import yaml
 from click.testing import CliRunner
 from google.protobuf.json_format import ParseDict
 
-from meshwarden.controlplane.cli import context
 from meshwarden.controlplane.cli.main import COMMANDS, main
 from meshwarden.controlplane.cli.render import life, plain
 from meshwarden.controlplane.cli.resource import parse_kind, parse_ref
+from meshwarden.controlplane.local import context
 from meshwarden.controlplane.resources import model
 
 

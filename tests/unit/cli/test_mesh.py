@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.cli import context
 from meshwarden.controlplane.cli.main import main
+from meshwarden.controlplane.local import context
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import admin_service_pb2_grpc, resource_service_pb2_grpc
 from meshwarden.v1 import resource_service_pb2 as resource

@@ -1,68 +1,14 @@
-"""A connection to the control plane, mutual TLS with the context's certificate."""
+"""A connection to the mesh that a command is about."""
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import click
-import grpc
-from cryptography import x509
 
-from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
-from meshwarden.controlplane.cli.context import Context, get
-from meshwarden.controlplane.cli.failure import Failure
-from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
-from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
+from meshwarden.controlplane.local.client import TIMEOUT_S, Client, connect, read_certificate
+from meshwarden.controlplane.local.context import get
 
-TIMEOUT_S = 15.0
-
-
-class Client:
-    """The services of a control plane."""
-
-    def __init__(self, channel: Any) -> None:
-        self.admin: Any = AdminServiceStub(channel)
-        self.resource: Any = ResourceServiceStub(channel)
-
-
-def read_certificate(context: Context) -> tuple[x509.Certificate, SpiffeId]:
-    """Returns the operator's leaf certificate and who it says we are.
-
-    Raises:
-        Failure: the file is not there or holds no SVID.
-    """
-    try:
-        leaf = x509.load_pem_x509_certificates(Path(context.cert_file).read_bytes())[0]
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return leaf, SpiffeId.parse(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
-    except (OSError, ValueError, IndexError, x509.ExtensionNotFound, InvalidSpiffeId) as error:
-        raise Failure(
-            f"{context.cert_file}: no operator certificate: {error}",
-            "is the mesh of this context running? `meshwarden up` starts one",
-        ) from None
-
-
-@contextlib.contextmanager
-def connect(context: Context) -> Iterator[Client]:
-    """Opens a connection; whoever answers must hold the control plane's certificate of our trust domain.
-
-    Raises:
-        Failure: a file of the context can't be read.
-    """
-    _, spiffe_id = read_certificate(context)
-    try:
-        credentials = grpc.ssl_channel_credentials(
-            Path(context.ca_file).read_bytes(),
-            Path(context.key_file).read_bytes(),
-            Path(context.cert_file).read_bytes(),
-        )
-    except OSError as error:
-        raise Failure(f"{error.filename}: {error.strerror}") from None
-    # A DNS name that no CSR and no entry can obtain.
-    options = [("grpc.ssl_target_name_override", f"controlplane.{spiffe_id.trust_domain}")]
-    with grpc.secure_channel(context.address, credentials, options=options) as channel:
-        yield Client(channel)
+__all__ = ["TIMEOUT_S", "Client", "connect", "connect_current", "read_certificate"]
 
 
 @contextlib.contextmanager

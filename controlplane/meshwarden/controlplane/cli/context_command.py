@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import click
 
-from meshwarden.controlplane.cli import context as contexts
 from meshwarden.controlplane.cli import render
+from meshwarden.controlplane.local import context as contexts
 
 
 @click.group()

@@ -10,8 +10,10 @@ import click
 import grpc
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.cli import client, context, render
+from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.cli.failure import Failure, from_rpc
+from meshwarden.controlplane.local import context
+from meshwarden.controlplane.local.error import LocalError
 from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse
 
 MAX_SKEW_S = 30
@@ -32,7 +34,7 @@ def doctor(output: str) -> None:
     except grpc.RpcError as error:
         failure = from_rpc(error)
         problems.append((failure.message, failure.fix))
-    except Failure as failure:
+    except LocalError as failure:
         problems.append((failure.message, failure.fix))
     if output == "table":
         render.table(("PROBLEM", "FIX"), problems)
@@ -50,7 +52,7 @@ def local_problems(current: context.Context, now: datetime) -> Iterator[Problem]
         if leaf.not_valid_after_utc <= now:
             fix = "the mesh renews it while it runs: start it again with `meshwarden up`"
             yield f"the operator certificate ended at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S}Z", fix
-    except Failure:
+    except LocalError:
         pass  # connecting says so too
     key = Path(current.key_file)
     if key.exists() and stat.S_IMODE(key.stat().st_mode) & 0o077:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from meshwarden.controlplane.cli import context
 from meshwarden.controlplane.cli.failure import NotFound
+from meshwarden.controlplane.local import context
 
 POLL_S = 0.25
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from meshwarden.controlplane.cli.failure import EXIT_CODES, Failure, from_rpc
+from meshwarden.controlplane.cli.failure import EXIT_CODES, Failure, NotFound, from_rpc
+from meshwarden.controlplane.local.error import LocalError, NoContext
 
 # {command: (module, attribute, help)}: the help stands here so that listing commands loads none of them.
 COMMANDS = {
@@ -53,6 +54,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except Exception as error:
             # What isn't a gRPC error goes on as it is. A command that called nothing never loads grpc.
+            if isinstance(error, LocalError):
+                raise (NotFound if isinstance(error, NoContext) else Failure)(error.message, error.fix) from None
             grpc = sys.modules.get("grpc")
             if grpc is not None and isinstance(error, grpc.RpcError):
                 raise from_rpc(error) from None

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meshwarden.controlplane.cli.failure import Failure, NotFound
+from meshwarden.controlplane.local.error import LocalError, NoContext
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def load() -> tuple[str, dict[str, Context]]:
     """Returns the current context's name (empty: none) and {name: context}.
 
     Raises:
-        Failure: the file is no contexts file.
+        LocalError: the file is no contexts file.
     """
     path = contexts_file()
     try:
@@ -43,7 +43,7 @@ def load() -> tuple[str, dict[str, Context]]:
     except FileNotFoundError:
         return "", {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Failure(f"{path}: not a contexts file: {error!r}", f"remove it: rm {path}") from None
+        raise LocalError(f"{path}: not a contexts file: {error!r}", f"remove it: rm {path}") from None
 
 
 def _parse(value: dict[str, Any]) -> Context:
@@ -55,14 +55,14 @@ def get(name: str | None) -> tuple[str, Context]:
     """Returns the named context, or the current one, with its name.
 
     Raises:
-        NotFound: there is none.
+        NoContext: there is none.
     """
     current, contexts = load()
     name = name or current
     if not name:
-        raise NotFound("no context: this machine knows no mesh", "start one with `meshwarden up`")
+        raise NoContext("no context: this machine knows no mesh", "start one with `meshwarden up`")
     if name not in contexts:
-        raise NotFound(f"no context {name!r}", f"known: {', '.join(sorted(contexts)) or 'none'}")
+        raise NoContext(f"no context {name!r}", f"known: {', '.join(sorted(contexts)) or 'none'}")
     return name, contexts[name]
 
 
@@ -77,7 +77,7 @@ def use(name: str) -> None:
     """Makes a context the current one.
 
     Raises:
-        NotFound: there is no such context.
+        NoContext: there is no such context.
     """
     get(name)
     with _changing() as (_, contexts):
