@@ -132,8 +132,10 @@ def _peer_pidfd(sock: socket.socket, pid: int) -> int:
 
 def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
     """The certificates that a client presented, leaf first, DER; empty if none."""
+    if tls.getpeercert(binary_form=True) is None:
+        return ()  # a server's chain would then be [None]
     public: Any = getattr(tls, "get_unverified_chain", None)  # Python 3.13
     if public is not None:
-        return tuple(bytes(certificate) for certificate in public() or ())
+        return tuple(bytes(certificate) for certificate in public())
     private: Any = tls._sslobj  # type: ignore[attr-defined]  # the only way to the chain before 3.13
-    return tuple(certificate.public_bytes(_ENCODING_DER) for certificate in private.get_unverified_chain() or ())
+    return tuple(certificate.public_bytes(_ENCODING_DER) for certificate in private.get_unverified_chain())

@@ -214,13 +214,17 @@ class Front:
         except BaseException:
             sock.close()
             raise
-        tls = transport.get_extra_info("ssl_object")
-        if tls.selected_alpn_protocol() != "h2" or len(self._live) >= self._limits.connections:
-            transport.abort()
-            return
-        whole = Connection(live.connection.id, local, live.connection.remote, presented_chain(tls))
-        live.connection = whole
-        self._admit(live, end)
+        try:
+            tls = transport.get_extra_info("ssl_object")
+            if tls.selected_alpn_protocol() != "h2" or len(self._live) >= self._limits.connections:
+                transport.abort()
+                return
+            number, remote = live.connection.id, live.connection.remote
+            live.connection = Connection(number, local, remote, presented_chain(tls))
+            self._admit(live, end)
+        except BaseException:
+            transport.abort()  # nobody would own it
+            raise
 
     def _unix_accepted(self, sock: socket.socket, local: str) -> None:
         try:

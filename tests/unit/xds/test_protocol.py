@@ -227,7 +227,7 @@ class TestSotw:
 
     @pytest.mark.parametrize("names", [["n"] * 1 + [str(n) for n in range(10)], ["x" * 100]])
     def test_too_many_and_too_long_names_are_refused(self, names: list[str]) -> None:
-        with pytest.raises(Misuse, match="names|characters"):
+        with pytest.raises(Misuse, match=r"names|characters"):
             Sotw(Bounds(names=10, name_length=99)).ask(E, *names)
 
     def test_too_many_types_are_refused(self) -> None:
