@@ -1,0 +1,1 @@
+"""The checks of `meshwarden up --check`: each looks at the running mesh from outside, as a user would."""

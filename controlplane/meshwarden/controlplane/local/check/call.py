@@ -1,0 +1,85 @@
+"""Calls that probes make, and what is expected of them."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from meshwarden.controlplane.local.check.mesh import until
+from meshwarden.controlplane.local.check.probe import Probe
+from meshwarden.controlplane.local.check.result import require
+
+ORDERS = {"target": "xds:///orders", "method": "Get"}
+BILLING = {"host": "billing.platform", "path": "/invoices/1"}
+EFFECT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Probes with the identities of the samples' clients."""
+
+    acme: Probe
+    globex: Probe
+    intruder: Probe
+
+
+async def grpc_calls(probe: Probe, count: int, **more: Any) -> dict[str, Any]:
+    """Calls orders over proxyless gRPC."""
+    return await probe.ask("grpc", **{**ORDERS, "count": count, **more})
+
+
+async def http_calls(probe: Probe, count: int, **more: Any) -> dict[str, Any]:
+    """Calls billing through the probe's Envoy."""
+    return await probe.ask("http", **{**BILLING, "count": count, **more})
+
+
+def only(answer: dict[str, Any], code: str, what: str) -> int:
+    """Returns how many calls there were, all of which must have ended with `code`."""
+    codes: dict[str, int] = answer["codes"]
+    require(set(codes) == {code}, f"{what}: expected {code} alone, got {codes}; {answer.get('errors', [])[:2]}")
+    return codes[code]
+
+
+async def becomes(probe: Probe, op: str, code: str, what: str, **call: Any) -> int:
+    """Calls once in a while until the code is `code`; returns how many calls that took."""
+    calls = 0
+
+    async def look() -> int | None:
+        nonlocal calls
+        calls += 1
+        answer = await probe.ask(op, **call, count=1)
+        return calls if set(answer["codes"]) == {code} else None
+
+    return await until(look, EFFECT_S, f"{what} does not become {code}")
+
+
+async def steady(probe: Probe, name: str, op: str, rate: float, **call: Any) -> None:
+    """Starts a steady load in the probe."""
+    await probe.ask("steady_start", id=name, call={"op": op, "rate": rate, **call})
+
+
+async def unfailing(probe: Probe, name: str, code: str) -> int:
+    """Stops a steady load and returns how many calls it made; every one must have ended with `code`."""
+    answer = await probe.ask("steady_stop", id=name)
+    return only(answer, code, f"{probe.name}, {name}")
+
+
+def sockets(pid: int) -> set[tuple[str, str]]:
+    """The established TCP connections of a process: {(local address, remote address)} as /proc writes them.
+
+    Source: proc(5), /proc/<pid>/net/tcp; state 01 is ESTABLISHED.
+    """
+    inodes = set()
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(entry.path)
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    found = set()
+    with open(f"/proc/{pid}/net/tcp") as table:
+        for line in list(table)[1:]:
+            fields = line.split()
+            if fields[3] == "01" and fields[9] in inodes:
+                found.add((fields[1], fields[2]))
+    return found

@@ -1,0 +1,69 @@
+"""svid-valid and rotation: what certificates say, and that they change without a failed call."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.verify import PeerRefused, verify_chain
+from meshwarden.controlplane.local.check.call import BILLING, ORDERS, Probes, steady, unfailing
+from meshwarden.controlplane.local.check.mesh import Mesh, until
+from meshwarden.controlplane.local.check.result import CheckFailed, require
+
+LIFE = timedelta(hours=1)
+RENEWED_S = 30.0
+RATE = 20.0
+
+
+def _published(state_dir: Path) -> list[Path]:
+    """Every certificate file that the mesh has written for somebody."""
+    return sorted({path.resolve() for path in state_dir.rglob("tls.crt")})
+
+
+async def svid_valid(mesh: Mesh, probes: Probes) -> str:
+    """Every certificate is a valid SPIFFE leaf whose whole life is an hour at the most."""
+    bundles = {mesh.trust_domain: Bundle.parse_pem(mesh.trust_domain, mesh.roots_pem)}
+    seen = set()
+    for path in _published(mesh.handle.state_dir):
+        chain = x509.load_pem_x509_certificates(path.read_bytes())
+        try:
+            peer = verify_chain([certificate.public_bytes(Encoding.DER) for certificate in chain], bundles, utc_now())
+        except PeerRefused as refused:
+            raise CheckFailed(f"{path}: {refused}") from None
+        life = chain[0].not_valid_after_utc - chain[0].not_valid_before_utc
+        require(life <= LIFE, f"{peer.spiffe_id} lives {life}")
+        seen.add(str(peer.spiffe_id))
+    wanted = {item["spiffe_id"] for item in mesh.up["workloads"]}
+    require(wanted <= seen, f"no certificate on disk for {sorted(wanted - seen)}")
+    return f"{len(seen)} identities, each a valid leaf of at most {LIFE}"
+
+
+async def rotation(mesh: Mesh, probes: Probes) -> str:
+    """Renewing every certificate under load fails no call."""
+    before = await _serials(mesh)
+    for probe in (probes.acme, probes.globex):
+        await steady(probe, "rotation-grpc", "grpc", RATE, **ORDERS)
+        await steady(probe, "rotation-http", "http", RATE, **BILLING)
+    await mesh.renew_svids()
+
+    async def renewed() -> dict[str, str] | None:
+        now = await _serials(mesh)
+        return now if all(now.get(name, serial) != serial for name, serial in before.items()) else None
+
+    after = await until(renewed, RENEWED_S, "not every certificate is renewed")
+    # New files take a second to reach gRPC's handshakes.
+    await asyncio.sleep(3)
+    calls = 0
+    for probe in (probes.acme, probes.globex):
+        calls += await unfailing(probe, "rotation-grpc", "OK")
+        calls += await unfailing(probe, "rotation-http", "200")
+    return f"{len(after)} certificates renewed, {calls} calls, none failed"
+
+
+async def _serials(mesh: Mesh) -> dict[str, str]:
+    status = await mesh.status()
+    return {f"{node.node}/{item.id}": item.serial for node in status.nodes for item in node.workloads if item.serial}

@@ -1,0 +1,49 @@
+"""control-plane-down: the mesh goes on without it."""
+
+import asyncio
+
+from meshwarden.controlplane.local.check.call import BILLING, ORDERS, Probes, steady, unfailing
+from meshwarden.controlplane.local.check.mesh import Mesh, tls_client, until
+from meshwarden.controlplane.local.check.result import require
+
+AWAY_S = 10.0
+BACK_S = 30.0
+RATE = 20.0
+RESTARTED = "orders-v1-b"
+
+
+async def control_plane_down(mesh: Mesh, probes: Probes) -> str:
+    """Killed for ten seconds under load: no call fails, and a workload restarted meanwhile comes up."""
+    for probe in (probes.acme, probes.globex):
+        await steady(probe, "down-grpc", "grpc", RATE, **ORDERS)
+        await steady(probe, "down-http", "http", RATE, **BILLING)
+    await mesh.handle.kill_server()
+    back_at = asyncio.get_running_loop().time() + AWAY_S
+    old = mesh.pid(RESTARTED)
+    await mesh.handle.restart_sample(RESTARTED)
+    await until(lambda: _serves(mesh, old), AWAY_S, f"{RESTARTED} does not come up from the agent's cache")
+    came_up = asyncio.get_running_loop().time() < back_at
+    await asyncio.sleep(max(0.0, back_at - asyncio.get_running_loop().time()))
+    await mesh.handle.start_server()
+
+    async def together() -> bool | None:
+        return all(node.connected for node in (await mesh.status()).nodes) or None
+
+    await until(together, BACK_S, "the agents do not come back to the control plane")
+    await mesh.settled()
+    calls = 0
+    for probe in (probes.acme, probes.globex):
+        calls += await unfailing(probe, "down-grpc", "OK")
+        calls += await unfailing(probe, "down-http", "200")
+    require(came_up, f"{RESTARTED} came up only after the control plane was back")
+    return f"away for {AWAY_S:.0f} s: {calls} calls, none failed; {RESTARTED} restarted from the agent's cache"
+
+
+async def _serves(mesh: Mesh, old_pid: int) -> bool | None:
+    """Whether the restarted instance is another process and completes a TLS handshake; it has no Listener before that."""
+    if mesh.handle.sample_pid(RESTARTED) in (None, old_pid):
+        return None
+    host, port = mesh.handle.sample_address(RESTARTED)
+    _, writer = await asyncio.open_connection(host, port, ssl=tls_client(mesh.roots_pem))
+    writer.close()
+    return True

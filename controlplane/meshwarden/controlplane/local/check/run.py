@@ -1,0 +1,70 @@
+"""Runs the checks in order. Each is named as users know it; a failed one does not keep the next from running."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc.aio
+from meshwarden.controlplane.local.handle import MeshHandle
+
+from meshwarden.controlplane.local.check import access, identity, resilience, telemetry, traffic, transport, vault
+from meshwarden.controlplane.local.check.call import Probes
+from meshwarden.controlplane.local.check.mesh import Mesh
+from meshwarden.controlplane.local.check.probe import probe
+from meshwarden.controlplane.local.check.result import CheckFailed, CheckResult
+
+Check = Callable[[Mesh, Probes], Awaitable[str]]
+
+CHECKS: dict[str, Check] = {
+    "svid-valid": identity.svid_valid,
+    "mtls-grpc": transport.mtls_grpc,
+    "mtls-envoy": transport.mtls_envoy,
+    "plaintext-refused": transport.plaintext_refused,
+    "foreign-ca-refused": transport.foreign_ca_refused,
+    "intruder-denied": access.intruder_denied,
+    "grant-live": access.grant_live,
+    "revoke-live": access.revoke_live,
+    "split": traffic.split,
+    "rate-limit": traffic.rate_limit,
+    "tenant-unspoofable": traffic.tenant_unspoofable,
+    "rotation": identity.rotation,
+    "control-plane-down": resilience.control_plane_down,
+    "trace": telemetry.trace,
+    "metrics": telemetry.metrics,
+}
+VAULT_CHECKS: dict[str, Check] = {"vault-root": vault.vault_root, "vault-secret": vault.vault_secret}
+
+
+async def run_checks(handle: MeshHandle, report: Callable[[CheckResult], None]) -> list[CheckResult]:
+    """Runs every check against the running mesh and tells `report` of each as it ends."""
+    mesh = Mesh(handle)
+    checks = {**CHECKS, **(VAULT_CHECKS if handle.vault is not None else {})}
+    results = []
+    try:
+        async with _probes(mesh) as probes:
+            for name, check in checks.items():
+                result = await _run(name, check, mesh, probes)
+                report(result)
+                results.append(result)
+    except (CheckFailed, OSError) as error:
+        results += [CheckResult(name, False, f"not run: {error}") for name in list(checks)[len(results) :]]
+    return results
+
+
+async def _run(name: str, check: Check, mesh: Mesh, probes: Probes) -> CheckResult:
+    try:
+        return CheckResult(name, True, await check(mesh, probes))
+    except (CheckFailed, OSError, grpc.aio.AioRpcError) as error:
+        return CheckResult(name, False, str(error))
+
+
+@contextlib.asynccontextmanager
+async def _probes(mesh: Mesh) -> AsyncIterator[Probes]:
+    """Starts a probe for each client identity, side by side with the samples."""
+    node = str(mesh.up["agents"][0]["node"])
+    socket, logs = mesh.agent_socket(node), mesh.handle.state_dir / "logs"
+    async with contextlib.AsyncExitStack() as stack:
+        acme, globex, intruder = [
+            await stack.enter_async_context(probe(f"probe-{name}", mesh.handle.agent, socket, entry, logs))
+            for name, entry in (("acme", "acme/web"), ("globex", "globex/web"), ("intruder", "acme/intruder"))
+        ]
+        yield Probes(acme, globex, intruder)
