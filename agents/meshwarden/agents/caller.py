@@ -1,0 +1,150 @@
+"""What the kernel says of a program: who it is, where it comes from, and whether it fits an entry's selectors.
+
+Nothing here believes the program. A pid alone names nobody, since it is given anew; with its start time it does, and
+whoever asks looks once more afterwards whether the process still lives.
+"""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from meshwarden.v1 import resources_pb2 as resources
+
+_MAX_ANCESTORS: Final = 64
+_MAX_DIGESTS: Final = 1024
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True)
+class Program:
+    """A live process, by the kernel's word.
+
+    Attributes:
+        pid: its process id.
+        start_time: when it started, in clock ticks since boot.
+        uid: its effective user.
+        gid: its effective group.
+    """
+
+    pid: int
+    start_time: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class _Stat:
+    state: str
+    parent: int
+    start_time: int
+
+
+def read_stat(pid: int) -> _Stat | None:
+    """State, parent and start time of a process, of one moment; None if there is no such process.
+
+    Source: proc_pid_stat(5), fields 3, 4 and 22.
+    """
+    try:
+        # The command's name stands in parentheses and may itself hold parentheses and spaces.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return _Stat(fields[0].decode("ascii"), int(fields[1]), int(fields[19]))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def is_alive(pid: int, start_time: int) -> bool:
+    """Whether the process with this pid and start time still runs; a zombie does not."""
+    stat = read_stat(pid)
+    return stat is not None and stat.start_time == start_time and stat.state not in "ZX"
+
+
+def ancestors(pid: int, start_time: int) -> Iterator[tuple[int, int]]:
+    """The process itself, then its parent and so on: `(pid, start time)` each.
+
+    A parent that started after its child is a reused pid: the walk ends there.
+    """
+    youngest = start_time
+    for depth in range(_MAX_ANCESTORS):
+        stat = read_stat(pid)
+        if stat is None or stat.start_time > youngest or (depth == 0 and stat.start_time != start_time):
+            return
+        yield pid, stat.start_time
+        if stat.parent <= 1:
+            return
+        pid, youngest = stat.parent, stat.start_time
+
+
+class Executables:
+    """Paths and digests of running programs; digests are kept by file identity, so each file is read once."""
+
+    def __init__(self) -> None:
+        self._digests: OrderedDict[tuple[int, int, int, int], str] = OrderedDict()
+
+    def path(self, pid: int) -> str | None:
+        """The absolute path of a process's executable, as it stands in our own file system.
+
+        None if it cannot be told, or if the path leads to another file here: a process with a mount namespace of its
+        own can put anything under any name.
+        """
+        link = f"/proc/{pid}/exe"
+        try:
+            path = os.readlink(link)
+            theirs, ours = os.stat(link), os.stat(path)
+        except (OSError, ValueError):
+            return None
+        return path if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) else None
+
+    def sha256(self, pid: int) -> str | None:
+        """The SHA-256 of a process's executable, in hexadecimal; None if it cannot be read."""
+        try:
+            with open(f"/proc/{pid}/exe", "rb") as file:
+                before = _identity(file.fileno())
+                known = self._digests.get(before)
+                if known is not None:
+                    self._digests.move_to_end(before)
+                    return known
+                digest = hashlib.sha256()
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                if _identity(file.fileno()) != before:
+                    return None  # it was written to meanwhile
+        except OSError:
+            return None
+        self._digests[before] = digest.hexdigest()
+        if len(self._digests) > _MAX_DIGESTS:
+            self._digests.popitem(last=False)
+        return digest.hexdigest()
+
+
+def _identity(descriptor: int) -> tuple[int, int, int, int]:
+    stat = os.fstat(descriptor)
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def user_misfits(selectors: resources.Selectors, program: Program) -> list[str]:
+    """In which ways a program's user does not fit; these hold before the program is started and after."""
+    misfits = []
+    if selectors.HasField("uid") and selectors.uid != program.uid:
+        misfits.append(f"its uid is {program.uid}, the entry wants {selectors.uid}")
+    if selectors.HasField("gid") and selectors.gid != program.gid:
+        misfits.append(f"its gid is {program.gid}, the entry wants {selectors.gid}")
+    return misfits
+
+
+def misfits(selectors: resources.Selectors, program: Program, executables: Executables) -> list[str]:
+    """In which ways a program does not fit an entry's selectors; empty if it fits.
+
+    Selectors that select nothing fit nobody: the control plane refuses them, and we don't rely on that.
+    """
+    found = user_misfits(selectors, program)
+    if not (selectors.HasField("uid") or selectors.HasField("gid") or selectors.path or selectors.sha256):
+        found.append("the entry has no selectors")
+    if selectors.path and (path := executables.path(program.pid)) != selectors.path:
+        found.append(f"its executable is {path or 'unknown'}, the entry wants {selectors.path}")
+    if not found and selectors.sha256 and (digest := executables.sha256(program.pid)) != selectors.sha256:
+        found.append(f"its executable's SHA-256 is {digest or 'unknown'}, the entry wants {selectors.sha256}")
+    return found

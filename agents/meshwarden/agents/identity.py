@@ -1,0 +1,251 @@
+"""The node's own identity: obtained once for a join token, renewed by the present certificate, kept on disk.
+
+    <state_dir>/identity/tls.crt  tls.key  ca.crt  node.json     published together, 0600
+
+Errors, all `IdentityError`: `TokenRefused` and `TokenMissing` say how to come by a token; `WrongIdentity` says that the
+control plane answered what it must not.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from meshwarden.agents.channel import ControlPlane, open_channel
+from meshwarden.certs import files
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.csr import make_csr
+from meshwarden.certs.error import UNREADABLE, CertsError
+from meshwarden.certs.rotation import renew_at
+from meshwarden.certs.svid import X509Svid, new_key
+from meshwarden.certs.verify import verify_chain
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.v1 import node_service_pb2_grpc as node_grpc
+
+_log = structlog.get_logger()
+_FORMAT: Final = 1
+_TIMEOUT_S: Final = 15.0
+_MAX_TOKEN_BYTES: Final = 4096
+# What may pass by itself; any other answer to a token stays what it is, however often one asks.
+_TRANSIENT: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+
+
+class IdentityError(Exception):
+    """The node has no identity, and trying again will not give it one."""
+
+
+class TokenMissing(IdentityError):
+    """There is no join token to attest with."""
+
+
+class TokenRefused(IdentityError):
+    """The control plane does not take the join token."""
+
+
+class WrongIdentity(IdentityError):
+    """The control plane answered with an identity that is not this node's."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the node is at present."""
+
+    svid: X509Svid
+    bundle: Bundle
+    region: str
+
+
+class NodeIdentity:
+    """Holds the node's certificate. Its key is made here and stays here."""
+
+    def __init__(
+        self,
+        node: str,
+        control_plane: ControlPlane,
+        directory: Path,
+        roots: Bundle,
+        clock: Callable[[], datetime],
+        rng: random.Random,
+    ) -> None:
+        """Reads what an earlier run has left in `directory`.
+
+        Args:
+            node: the name that the identity must bear.
+            control_plane: whom to ask.
+            directory: where the identity is kept, of ours alone.
+            roots: what to trust before there is an identity.
+            clock: the present, aware, UTC.
+            rng: spreads renewals.
+        """
+        self._node, self._control_plane, self._directory = node, control_plane, directory
+        self._roots, self._clock, self._rng = roots, clock, rng
+        self._pending: ec.EllipticCurvePrivateKey | None = None
+        self._listeners: list[Callable[[], None]] = []
+        self._present = self._load()
+
+    @property
+    def present(self) -> Identity:
+        """Who the node is.
+
+        Raises:
+            IdentityError: it is nobody yet.
+        """
+        if self._present is None:
+            raise IdentityError(f"node {self._node} has no identity yet")
+        return self._present
+
+    def is_good(self) -> bool:
+        """Whether the node can prove who it is, now."""
+        return self._present is not None and self._present.svid.not_after > self._clock()
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Calls back after each change."""
+        self._listeners.append(callback)
+
+    def renewal(self) -> datetime:
+        """When to renew next."""
+        svid = self.present.svid
+        return renew_at(svid.not_before, svid.not_after, self._rng)
+
+    def set_bundle(self, bundle: Bundle) -> None:
+        """Takes what to trust from now on."""
+        if self._present is not None and bundle.roots != self._present.bundle.roots:
+            self._take(Identity(self._present.svid, bundle, self._present.region))
+
+    async def attest(self, token_file: Path | None) -> None:
+        """Obtains the identity for the token in a file.
+
+        A try that got no answer keeps its key: the same token with the same key gets the same answer for a minute.
+
+        Raises:
+            IdentityError: there is no token, or it is refused, or the answer is not for us.
+            grpc.aio.AioRpcError: the control plane is away or busy; try again.
+        """
+        token = self._read_token(token_file)
+        self._pending = self._pending or new_key()
+        request = node_pb.AttestRequest(join_token=token, csr=make_csr(self._pending))
+        channel = open_channel(self._control_plane, self._roots, None)
+        async with channel:
+            try:
+                answer = await node_grpc.NodeServiceStub(channel).Attest(request, timeout=_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _TRANSIENT:
+                    raise
+                raise TokenRefused(
+                    f"the join token was refused ({error.details()}): it works once, for ten minutes and for the node "
+                    f"that it names. Make a new one with `meshwarden token create --node {self._node}`, put it into "
+                    f"{token_file} and start the agent again"
+                ) from None
+        bundle = self._bundle_of(answer.bundle)
+        svid = self._checked(answer.chain, self._pending, bundle)
+        if answer.node != self._node:
+            raise WrongIdentity(
+                f"the join token is for node {answer.node}, but this agent is configured as {self._node}"
+            )
+        self._pending = None
+        self._take(Identity(svid, bundle, answer.region))
+        _log.info("node attested", node=self._node, region=answer.region, serial=svid.serial)
+
+    async def renew(self, channel: grpc.aio.Channel) -> None:
+        """Obtains the next certificate by the present one, which `channel` shows.
+
+        Raises:
+            WrongIdentity: the answer is not for us.
+            grpc.aio.AioRpcError: the control plane is away, or refuses.
+        """
+        key = new_key()
+        stub = node_grpc.NodeServiceStub(channel)
+        answer = await stub.Renew(node_pb.RenewRequest(csr=make_csr(key)), timeout=_TIMEOUT_S)
+        present = self.present
+        svid = self._checked(answer.chain, key, present.bundle)
+        self._take(Identity(svid, present.bundle, present.region))
+        _log.info("node certificate renewed", serial=svid.serial, not_after=svid.not_after.isoformat())
+
+    def _checked(self, chain_der: Iterable[bytes], key: ec.EllipticCurvePrivateKey, bundle: Bundle) -> X509Svid:
+        try:
+            svid = X509Svid.of([x509.load_der_x509_certificate(der) for der in chain_der], key)
+            verify_chain(svid.chain_der(), {bundle.trust_domain: bundle}, self._clock())
+        except (CertsError, *UNREADABLE) as error:
+            raise WrongIdentity(f"the control plane's answer cannot be used: {error}") from None
+        if svid.spiffe_id.node != self._node or svid.spiffe_id.trust_domain != bundle.trust_domain:
+            raise WrongIdentity(f"the control plane answered with {svid.spiffe_id}, but this is node {self._node}")
+        return svid
+
+    def _bundle_of(self, message: node_pb.Bundle) -> Bundle:
+        try:
+            bundle = Bundle.from_proto(message)
+        except CertsError as error:
+            raise WrongIdentity(f"the control plane's answer cannot be used: {error}") from None
+        if bundle.trust_domain != self._control_plane.trust_domain:
+            raise WrongIdentity(
+                f"the control plane is of trust domain {bundle.trust_domain}, but this agent is configured for "
+                f"{self._control_plane.trust_domain}"
+            )
+        return bundle
+
+    def _read_token(self, path: Path | None) -> str:
+        fix = f"make one with `meshwarden token create --node {self._node}` and name its file as join_token_file"
+        if path is None:
+            raise TokenMissing(f"node {self._node} has no identity and no join token: {fix}")
+        try:
+            with open(path, "rb") as file:
+                token = file.read(_MAX_TOKEN_BYTES).decode("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenMissing(f"the join token in {path} cannot be read ({error}): {fix}") from None
+        if not 16 <= len(token) <= 256:
+            raise TokenMissing(f"{path} holds no join token: {fix}")
+        return token
+
+    # -- on disk
+
+    def _take(self, identity: Identity) -> None:
+        self._present = identity
+        about = {"format": _FORMAT, "node": self._node, "region": identity.region, "revision": identity.bundle.revision}
+        content = {
+            "tls.crt": identity.svid.chain_pem(),
+            "tls.key": identity.svid.key_pem(),
+            "ca.crt": identity.bundle.pem(),
+            "node.json": json.dumps(about).encode(),
+        }
+        files.publish(self._directory, content)
+        for callback in self._listeners:
+            callback()
+
+    def _load(self) -> Identity | None:
+        try:
+            chain, key, roots, about_json = files.read(self._directory, "tls.crt", "tls.key", "ca.crt", "node.json")
+        except OSError:
+            return None
+        try:
+            about = json.loads(about_json)
+            if about["format"] != _FORMAT:
+                raise ValueError(f"format {about['format']}; this agent reads {_FORMAT}")
+            bundle = Bundle.parse_pem(self._control_plane.trust_domain, roots, about["revision"])
+            svid = X509Svid.load(chain, key)
+            if svid.spiffe_id.node != self._node or svid.spiffe_id.trust_domain != bundle.trust_domain:
+                raise ValueError(f"it is {svid.spiffe_id}'s")
+            return Identity(svid, bundle, str(about["region"]))
+        except (CertsError, ValueError, KeyError, TypeError) as error:
+            _log.warning("node identity set aside", directory=str(self._directory), reason=str(error))
+            self._directory.rename(
+                self._directory.with_name(f"{self._directory.name}.aside-{self._clock():%Y%m%d%H%M%S}")
+            )
+            return None

@@ -1,0 +1,379 @@
+"""The session with the control plane: policy and identities come down, endpoints and acknowledgements go up.
+
+It never gives up: while the control plane is away the agent runs on what it has, and tries again with backoff and full
+jitter. What this node needs and has is said as whole sets, again at each new session, so that no message is missed.
+
+When the node's certificate is renewed, the next session is opened beside the present one, which is left only when the
+next was welcomed.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import anyio
+import grpc
+import structlog
+from anyio.abc import TaskGroup
+
+from meshwarden.agents.channel import ControlPlane, Generation, open_channel
+from meshwarden.agents.identity import IdentityError, NodeIdentity
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.v1 import node_service_pb2_grpc as node_grpc
+from meshwarden.v1 import report_pb2 as report_pb
+from meshwarden.v1 import report_pb2_grpc as report_grpc
+
+_log = structlog.get_logger()
+_FIRST_BACKOFF_S: Final = 0.2
+_LAST_BACKOFF_S: Final = 5.0
+_TIMEOUT_S: Final = 15.0
+_WELCOME_S: Final = 10.0
+_HEARTBEAT_S: Final = 10.0
+_RENEW_RETRY_S: Final = 30.0
+_LOOK_S: Final = 30.0  # a suspended machine's clock jumps: look at it this often
+
+
+class Away(OSError):
+    """There is no session with the control plane."""
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """Who takes what comes down.
+
+    Attributes:
+        entries: the entries that name this node.
+        bundle: what to trust.
+        config: configuration for data planes.
+        renew: renew all certificates now, for this reason.
+    """
+
+    entries: Callable[[node_pb.EntrySet], None]
+    bundle: Callable[[node_pb.Bundle], None]
+    config: Callable[[node_pb.ConfigUpdate], None]
+    renew: Callable[[str], None]
+
+
+class Upstream:
+    """The agent's side of NodeService, and of ReportService."""
+
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        identity: NodeIdentity,
+        downstream: Downstream,
+        clock: Callable[[], datetime],
+        rng: random.Random,
+        *,
+        zone: str = "",
+        version: str = "",
+    ) -> None:
+        """Connects to nothing until `run`."""
+        self._control_plane, self._identity, self._downstream = control_plane, identity, downstream
+        self._clock, self._rng, self._zone, self._version = clock, rng, zone, version
+        self._said: dict[str, node_pb.SyncRequest] = {}
+        self._generation: Generation | None = None
+        self._session: _Session | None = None
+        self._rotate = asyncio.Event()
+        self._renew = asyncio.Event()
+        self._connected = asyncio.Event()
+        self.last_error = "not tried yet"
+        """Why there is no session; empty while there is one."""
+        identity.listen(self._rotate.set)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the control plane has welcomed us and the session stands."""
+        return self._connected.is_set()
+
+    def set_interest(self, data_planes: Sequence[node_pb.DataPlaneRef]) -> None:
+        """Says which configuration this node needs: the whole set."""
+        self._say("interest", node_pb.SyncRequest(interest=node_pb.Interest(data_planes=data_planes)))
+
+    def set_endpoints(self, endpoints: Sequence[node_pb.NodeEndpoint]) -> None:
+        """Says which endpoints this node has: the whole set."""
+        self._say("endpoints", node_pb.SyncRequest(endpoints=node_pb.EndpointReport(endpoints=endpoints)))
+
+    def set_workloads(self, workloads: Sequence[node_pb.WorkloadState]) -> None:
+        """Says which workloads run: the whole set."""
+        self._say("workloads", node_pb.SyncRequest(workloads=node_pb.WorkloadReport(workloads=workloads)))
+
+    def ack(self, ack: node_pb.ConfigAck) -> None:
+        """Says what became of the configuration."""
+        self._say("ack", node_pb.SyncRequest(ack=ack))
+
+    async def sign(self, requests: list[node_pb.WorkloadCsr]) -> Sequence[node_pb.SignedWorkload]:
+        """Has workload certificates signed, one answer a request.
+
+        Raises:
+            Away: there is no way to the control plane.
+            grpc.aio.AioRpcError: it does not answer, or refuses.
+        """
+        async with self._channel() as channel:
+            stub = node_grpc.NodeServiceStub(channel)
+            request = node_pb.SignWorkloadRequest(requests=requests)
+            answer = await stub.SignWorkload(request, timeout=_TIMEOUT_S)
+        return answer.results
+
+    async def export(self, request: report_pb.ExportRequest) -> None:
+        """Sends a batch of counts and spans up.
+
+        Raises:
+            Away: there is no session.
+            grpc.aio.AioRpcError: the batch was not taken.
+        """
+        if not self.connected:
+            raise Away(self.last_error)
+        async with self._channel() as channel:
+            await report_grpc.ReportServiceStub(channel).Export(request, timeout=_TIMEOUT_S)
+
+    def renew_now(self) -> None:
+        """Renews the node's own certificate at once."""
+        self._renew.set()
+
+    async def wait_connected(self) -> None:
+        """Returns once there is a session."""
+        await self._connected.wait()
+
+    async def run(self) -> None:
+        """Keeps the session up until it is cancelled. The node must have an identity."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._renewals)
+            try:
+                await self._sessions(group)
+            finally:
+                self._connected.clear()
+                group.cancel_scope.cancel()
+
+    # -- sessions
+
+    async def _sessions(self, group: TaskGroup) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            self._rotate.clear()
+            session = await self._open(group)
+            if session is None:
+                # Full jitter: agents that lost one control plane together come back apart.
+                await self._pause(self._rng.uniform(0, backoff_s))
+                backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
+                continue
+            backoff_s = _FIRST_BACKOFF_S
+            await self._until_over(session, group)
+
+    async def _until_over(self, session: "_Session", group: TaskGroup) -> None:
+        """Stays with a session, and with those that follow it at renewals, until there is none."""
+        while True:
+            over = asyncio.ensure_future(session.over.wait())
+            rotate = asyncio.ensure_future(self._rotate.wait())
+            try:
+                await asyncio.wait((over, rotate), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                over.cancel()
+                rotate.cancel()
+            if session.over.is_set():
+                self._lost(session.error)
+                await self._pause(self._rng.uniform(0, _FIRST_BACKOFF_S))
+                return
+            self._rotate.clear()
+            following = await self._open(group)
+            if following is not None:
+                session.leave()
+                session = following
+            elif not session.over.is_set():
+                # The old certificate still serves; the next try comes with backoff, not at once.
+                await self._pause(self._rng.uniform(0, _LAST_BACKOFF_S))
+                self._rotate.set()
+
+    async def _open(self, group: TaskGroup) -> "_Session | None":
+        """A welcomed session on a channel of its own, which is the present one from then on; None if it failed."""
+        try:
+            present = self._identity.present
+        except IdentityError as error:
+            self._lost(str(error))
+            return None
+        if not self._identity.is_good():
+            self._lost(
+                f"the node's certificate ended at {present.svid.not_after.isoformat()}: the node must attest again; "
+                "put a new join token into join_token_file and start the agent again"
+            )
+            return None
+        generation = Generation(open_channel(self._control_plane, present.bundle, present.svid))
+        session = _Session(generation, self._downstream, self._hello())
+        group.start_soon(session.run)
+        try:
+            async with asyncio.timeout(_WELCOME_S):
+                await session.welcomed_or_over()
+        except TimeoutError:
+            session.error = f"{self._control_plane.address} did not welcome us within {_WELCOME_S:g} s"
+            session.abort()
+        if not session.welcomed:
+            session.abort()
+            group.start_soon(generation.retire)
+            if self._session is None or self._session.over.is_set():
+                self._lost(session.error)
+            return None
+        self._swap(session, generation, group)
+        return session
+
+    def _swap(self, session: "_Session", generation: Generation, group: TaskGroup) -> None:
+        old, self._generation, self._session = self._generation, generation, session
+        if old is not None:
+            group.start_soon(old.retire)
+        for name, message in self._said.items():
+            session.say(name, message)
+        if not self.connected:
+            _log.info("connected", control_plane=self._control_plane.address)
+        self.last_error = ""
+        self._connected.set()
+
+    def _lost(self, reason: str) -> None:
+        if self.connected or reason != self.last_error:
+            _log.warning("control plane away", control_plane=self._control_plane.address, reason=reason)
+        self._connected.clear()
+        self.last_error = reason or "the control plane ended the session"
+
+    def _say(self, name: str, message: node_pb.SyncRequest) -> None:
+        if self._said.get(name) == message:
+            return
+        self._said[name] = message
+        if self._session is not None:
+            self._session.say(name, message)
+
+    def _hello(self) -> node_pb.SyncRequest:
+        hello = node_pb.NodeHello(agent_version=self._version, zone=self._zone)
+        hello.now.FromDatetime(self._clock())
+        return node_pb.SyncRequest(hello=hello)
+
+    @contextlib.asynccontextmanager
+    async def _channel(self) -> AsyncIterator[grpc.aio.Channel]:
+        if self._generation is None:
+            raise Away(self.last_error)
+        async with self._generation.use() as channel:
+            yield channel
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits, but not beyond a change of the identity, which may be what was missing."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._rotate.wait()
+
+    # -- the node's own certificate
+
+    async def _renewals(self) -> None:
+        due = self._identity.renewal()
+        while True:
+            left_s = (due - self._clock()).total_seconds()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(left_s, 0.0), _LOOK_S)):
+                    await self._renew.wait()
+            if not self._renew.is_set() and self._clock() < due:
+                continue
+            await self._connected.wait()
+            self._renew.clear()
+            try:
+                async with self._channel() as channel:
+                    await self._identity.renew(channel)
+                due = self._identity.renewal()
+            except (OSError, grpc.RpcError, IdentityError) as error:
+                reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                _log.warning("node certificate not renewed", reason=reason)
+                await asyncio.sleep(_RENEW_RETRY_S * self._rng.uniform(0.5, 1.0))
+
+
+class _Session:
+    """One Sync stream: reads until it ends, writes the newest of each kind of message."""
+
+    def __init__(self, generation: Generation, downstream: Downstream, hello: node_pb.SyncRequest) -> None:
+        self._generation, self._downstream, self._hello = generation, downstream, hello
+        self._pending: dict[str, node_pb.SyncRequest] = {}
+        self._work = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._heartbeat_s = _HEARTBEAT_S
+        self._scope = anyio.CancelScope()
+        self._leaving = False
+        self.over = asyncio.Event()
+        self.welcomed = False
+        self.error = ""
+
+    def say(self, name: str, message: node_pb.SyncRequest) -> None:
+        """Sends a message; one of the same name that still waits is replaced, since each is a whole set."""
+        self._pending[name] = message
+        self._work.set()
+
+    def leave(self) -> None:
+        """Lets the session end by itself: we say nothing more and take nothing more."""
+        self._leaving = True
+        self._work.set()
+
+    def abort(self) -> None:
+        """Ends the session at once."""
+        self._scope.cancel()
+
+    async def welcomed_or_over(self) -> None:
+        """Returns when the control plane has welcomed us, or when the session has ended."""
+        await self._progress.wait()
+
+    async def run(self) -> None:
+        """Runs until either side ends it; what ends it stands in `error`."""
+        try:
+            with self._scope:
+                async with self._generation.use() as channel:
+                    await self._stream(channel)
+        except* grpc.aio.AioRpcError as group:
+            error = group.exceptions[0]
+            self.error = str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        finally:
+            self.over.set()
+            self._progress.set()
+
+    async def _stream(self, channel: grpc.aio.Channel) -> None:
+        call = node_grpc.NodeServiceStub(channel).Sync()
+        try:
+            await call.write(self._hello)
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._write, call)
+                async for message in call:
+                    if not self._leaving:
+                        self._take(message)
+                group.cancel_scope.cancel()
+            # The iteration ends without a word on errors after a half-close; the status says which it was.
+            if await call.code() is not grpc.StatusCode.OK:
+                self.error = str(await call.details())
+        finally:
+            call.cancel()
+
+    async def _write(self, call: "grpc.aio.StreamStreamCall[node_pb.SyncRequest, node_pb.SyncResponse]") -> None:
+        # A write to a call that has just ended fails in one of these ways; why it ended is the reader's to see.
+        with contextlib.suppress(asyncio.InvalidStateError, grpc.RpcError):
+            while not self._leaving:
+                self._work.clear()
+                while self._pending and self.welcomed:
+                    name = next(iter(self._pending))
+                    await call.write(self._pending.pop(name))
+                try:
+                    async with asyncio.timeout(self._heartbeat_s):
+                        await self._work.wait()
+                except TimeoutError:
+                    await call.write(node_pb.SyncRequest(heartbeat=node_pb.Heartbeat()))
+            await call.done_writing()
+
+    def _take(self, message: node_pb.SyncResponse) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "welcome":
+            interval_s = message.welcome.heartbeat_interval.ToTimedelta().total_seconds()
+            self._heartbeat_s = interval_s if 0.1 <= interval_s <= 300 else _HEARTBEAT_S
+            self.welcomed = True
+            self._progress.set()
+            self._work.set()
+        elif kind == "entries":
+            self._downstream.entries(message.entries)
+        elif kind == "bundle":
+            self._downstream.bundle(message.bundle)
+        elif kind == "config":
+            self._downstream.config(message.config)
+        elif kind == "renew_now":
+            self._downstream.renew(message.renew_now.reason)
