@@ -1,0 +1,1 @@
+"""What an application imports to be called, and to call, over the mesh."""

@@ -1,0 +1,272 @@
+"""The program's link to its node agent: who the program is, whom to trust, what to enforce; and its calls, counted.
+
+    link = AgentLink.of_process()     # one per process, made at the first need
+    link.config.spiffe_id
+
+Two daemon threads keep it: one watches the configuration and comes back after each loss of the agent, one hands over
+the counts every second. While the agent is away the last configuration stands.
+"""
+
+import atexit
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import grpc
+
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.error import CertsError
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.sdk.count import Counter
+from meshwarden.sdk.error import AgentAway, NotStarted
+from meshwarden.v1 import node_service_pb2, workload_service_pb2, workload_service_pb2_grpc
+
+SOCKET_VARIABLE: Final = "MESHWARDEN_AGENT_SOCKET"
+START_S: Final = 15.0
+_REPORT_EVERY_S: Final = 1.0
+_REPORT_TIMEOUT_S: Final = 2.0
+_BACKOFF_S: Final = (0.1, 5.0)
+# The agent's own limit on names and roots is far below.
+_MAX_CONFIG_BYTES: Final = 8 << 20
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", _MAX_CONFIG_BYTES),
+    # C-core's own wait between attempts to connect would outlast ours.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+_log = logging.getLogger("meshwarden.sdk")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the agent has said last.
+
+    Attributes:
+        spiffe_id: who the program is.
+        bundles: {trust domain: bundle}; the same object as long as nothing in it changes.
+        limits: for the program's own server.
+        revision: of the store, that all this is of.
+        credentials: the directory with tls.crt, tls.key and ca.crt.
+        names: {name that may be dialled: "<tenant>/<service>"}.
+    """
+
+    spiffe_id: SpiffeId
+    bundles: Mapping[str, Bundle]
+    limits: node_service_pb2.ServerLimits
+    revision: int
+    credentials: Path
+    names: Mapping[str, str]
+
+    @property
+    def service(self) -> str:
+        """The program's service, "<tenant>/<service>"."""
+        return f"{self.spiffe_id.tenant}/{self.spiffe_id.service}"
+
+
+class AgentLink:
+    """The link to the agent on one socket. Safe to share between threads."""
+
+    _lock = threading.Lock()
+    _of_process: "AgentLink | None" = None
+
+    def __init__(self, socket: Path, clock: Callable[[], datetime] = utc_now, rng: random.Random | None = None) -> None:
+        """Starts watching; returns at once."""
+        self.socket = socket
+        self.counter = Counter(clock)
+        self._rng = rng or random.Random()  # noqa: S311 - spreads retries
+        self._changed = threading.Condition()
+        self._config: Config | None = None
+        self._fault = ""
+        self._listeners: list[Callable[[Config], None]] = []
+        self._closing = threading.Event()
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._stub = workload_service_pb2_grpc.WorkloadServiceStub(self._channel)
+        self._stream: grpc.Call | None = None
+        self._threads = [
+            threading.Thread(target=self._watch, name="meshwarden-watch", daemon=True),
+            threading.Thread(target=self._report_steadily, name="meshwarden-report", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @classmethod
+    def of_process(cls) -> "AgentLink":
+        """Returns the link of this process, made from its environment at the first call.
+
+        Raises:
+            NotStarted: the environment names no agent.
+        """
+        with cls._lock:
+            if cls._of_process is None:
+                socket = os.environ.get(SOCKET_VARIABLE)
+                if not socket:
+                    raise NotStarted(
+                        f"{SOCKET_VARIABLE} is not set: start the program with "
+                        "`meshwarden-agent exec --entry NAME -- PROGRAM`"
+                    )
+                link = cls._of_process = cls(Path(socket))
+                atexit.register(link.close)
+            return cls._of_process
+
+    @property
+    def config(self) -> Config:
+        """The last configuration.
+
+        Raises:
+            AgentAway: there has been none yet; `wait` for it.
+        """
+        config = self._config
+        if config is None:
+            raise AgentAway(f"{self.socket}: the agent has not said yet who this program is")
+        return config
+
+    def find_config(self) -> Config | None:
+        """Returns the last configuration; None before the first."""
+        return self._config
+
+    def wait(self, timeout_s: float = START_S) -> Config:
+        """Waits for the first configuration.
+
+        Raises:
+            AgentAway: none came in time; the message has the reason.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._config is not None or self._closing.is_set(), timeout_s)
+            if self._config is None:
+                raise AgentAway(
+                    f"{self.socket}: no configuration from the node agent within {timeout_s:g} s "
+                    f"({self._fault or 'no answer'}): is it running, and was this program started with "
+                    "`meshwarden-agent exec`?"
+                )
+            return self._config
+
+    def listen(self, listener: Callable[[Config], None]) -> None:
+        """Calls `listener` with the configuration of the moment, if there is one, and with each that follows."""
+        with self._changed:
+            self._listeners.append(listener)
+            if self._config is not None:
+                listener(self._config)
+
+    def unlisten(self, listener: Callable[[Config], None]) -> None:
+        """Calls it no more."""
+        with self._changed:
+            self._listeners.remove(listener)
+
+    def flush(self, timeout_s: float = _REPORT_TIMEOUT_S) -> None:
+        """Hands over the counts; those that the agent can't take now are kept."""
+        stats = self.counter.take()
+        if not stats:
+            return
+        try:
+            self._stub.Report(workload_service_pb2.ReportCallsRequest(calls=stats), timeout=timeout_s)
+        except grpc.RpcError as error:
+            if _code(error) == grpc.StatusCode.UNAVAILABLE:
+                self.counter.put_back(stats)
+                return
+            # Sent again it might count twice, or be refused for ever.
+            self.counter.drop(stats)
+            _log.warning("the node agent did not take counts of calls: %s", _reason(error))
+        except ValueError:  # the channel was closed meanwhile
+            self.counter.put_back(stats)
+
+    def close(self) -> None:
+        """Hands over what is left, for two seconds at most, and ends the threads."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+        self.flush()
+        self._channel.close()
+        for thread in self._threads:
+            thread.join(_REPORT_TIMEOUT_S)
+
+    def _watch(self) -> None:
+        least_s, most_s = _BACKOFF_S
+        pause_s = least_s
+        while not self._closing.is_set():
+            try:
+                stream = self._stub.Watch(workload_service_pb2.WatchConfigRequest())
+                self._stream = stream
+                for message in stream:
+                    pause_s = least_s
+                    self._apply(message)
+            except grpc.RpcError as error:
+                self._say(_reason(error))
+            except ValueError:  # the channel is closed
+                return
+            self._closing.wait(pause_s * self._rng.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, most_s)
+
+    def _apply(self, message: workload_service_pb2.WorkloadConfig) -> None:
+        before = self._config
+        try:
+            config = _read(message, before)
+        except CertsError as error:
+            self._say(f"a configuration that can't be used: {error}")
+            return
+        with self._changed:
+            self._config = config
+            self._fault = ""
+            self._changed.notify_all()
+            for listener in self._listeners:
+                listener(config)
+
+    def _say(self, fault: str) -> None:
+        if fault != self._fault and not self._closing.is_set():
+            _log.warning("node agent at %s: %s; the last configuration stands", self.socket, fault)
+        self._fault = fault
+
+    def _report_steadily(self) -> None:
+        told = 0
+        while not self._closing.wait(_REPORT_EVERY_S):
+            self.flush()
+            dropped = self.counter.dropped
+            if dropped >= 2 * told + 1:  # ever more seldom
+                _log.warning("%d calls could not be counted: the node agent is away or slow", dropped)
+                told = dropped
+
+
+def _read(message: workload_service_pb2.WorkloadConfig, before: Config | None) -> Config:
+    """Reads a configuration; whatever hasn't changed stays the same object, since caches hang on it.
+
+    Raises:
+        CertsError: the identity or the bundle is none, or they are of two trust domains.
+    """
+    spiffe_id = SpiffeId.parse(message.spiffe_id)
+    if spiffe_id.tenant is None or spiffe_id.service is None:
+        raise CertsError(f"{spiffe_id}: not the identity of a workload")
+    bundle = Bundle.from_proto(message.bundle)
+    if bundle.trust_domain != spiffe_id.trust_domain:
+        raise CertsError(f"{spiffe_id}: the bundle is that of {bundle.trust_domain!r}")
+    bundles: Mapping[str, Bundle] = MappingProxyType({bundle.trust_domain: bundle})
+    if before is not None and before.bundles == bundles:
+        bundles = before.bundles
+    limits = node_service_pb2.ServerLimits()
+    limits.CopyFrom(message.limits)
+    names = MappingProxyType(dict(message.names))
+    return Config(spiffe_id, bundles, limits, message.revision, Path(message.credential_directory), names)
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode | None:
+    return error.code() if isinstance(error, grpc.Call) else None
+
+
+def _reason(error: grpc.RpcError) -> str:
+    if not isinstance(error, grpc.Call):
+        return str(error)
+    code = error.code()
+    return f"{code.name if code else 'UNKNOWN'}: {error.details()}"

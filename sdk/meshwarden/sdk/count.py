@@ -1,0 +1,128 @@
+"""Counts of calls, kept per minute in bounded memory until the agent takes them."""
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from meshwarden.v1 import report_pb2
+
+BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Upper bounds of the buckets of duration; a last one has none. They are CallStat's."""
+MAX_STATS: Final = 4096
+"""How many counts are kept; ReportCallsRequest takes as many."""
+MAX_METHODS: Final = 200
+OTHER: Final = "_OTHER"
+_MAX_NAME: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that has ended.
+
+    Attributes:
+        source: the caller's SPIFFE ID.
+        destination: "<tenant>/<service>", or the name that was dialled where nobody has said what it stands for.
+        method: "/package.Service/Method".
+        status: the name of its gRPC status.
+        decision: of `CallStat.Decision`.
+        reporter: of `CallStat.Reporter`.
+        revision: the store revision of the policies in force.
+    """
+
+    source: str
+    destination: str
+    method: str
+    status: str
+    decision: report_pb2.CallStat.Decision.ValueType
+    reporter: report_pb2.CallStat.Reporter.ValueType
+    revision: int
+
+
+@dataclass
+class _Sum:
+    count: int = 0
+    duration_s: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+
+
+class Counter:
+    """Adds calls up until they are taken. Safe to share between threads."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sums: dict[tuple[Call, int], _Sum] = {}
+        self._methods: set[str] = set()
+        self.dropped = 0
+        """Calls that no report holds: there was no room, or the agent refused the report."""
+
+    def add(self, call: Call, duration_s: float) -> None:
+        """Counts one call that has just ended."""
+        minute = int(self._clock().timestamp()) // 60 * 60
+        with self._lock:
+            if call.method not in self._methods:
+                call = self._bounded(call)
+            total = self._find((call, minute), 1)
+            if total is not None:
+                total.count += 1
+                total.duration_s += duration_s
+                total.buckets[bisect_left(BOUNDS_S, duration_s)] += 1
+
+    def take(self) -> list[report_pb2.CallStat]:
+        """Removes and returns all counts."""
+        with self._lock:
+            sums, self._sums = self._sums, {}
+        return [_stat(call, minute, total) for (call, minute), total in sums.items()]
+
+    def put_back(self, stats: Iterable[report_pb2.CallStat]) -> None:
+        """Adds counts again that couldn't be handed over."""
+        with self._lock:
+            for stat in stats:
+                call = Call(
+                    stat.source, stat.destination, stat.method, stat.status, stat.decision, stat.reporter, stat.revision
+                )
+                total = self._find((call, stat.minute.seconds), stat.count)
+                if total is not None:
+                    total.count += stat.count
+                    total.duration_s += stat.duration_sum_s
+                    total.buckets = [a + b for a, b in zip(total.buckets, stat.duration_buckets, strict=True)]
+
+    def drop(self, stats: Iterable[report_pb2.CallStat]) -> None:
+        """Gives up on counts."""
+        with self._lock:
+            self.dropped += sum(stat.count for stat in stats)
+
+    def _bounded(self, call: Call) -> Call:
+        if len(self._methods) < MAX_METHODS and len(call.method) <= _MAX_NAME:
+            self._methods.add(call.method)
+            return call
+        return Call(call.source, call.destination, OTHER, call.status, call.decision, call.reporter, call.revision)
+
+    def _find(self, key: tuple[Call, int], count: int) -> _Sum | None:
+        total = self._sums.get(key)
+        if total is None:
+            if len(self._sums) >= MAX_STATS:
+                self.dropped += count
+                return None
+            total = self._sums[key] = _Sum()
+        return total
+
+
+def _stat(call: Call, minute: int, total: _Sum) -> report_pb2.CallStat:
+    stat = report_pb2.CallStat(
+        source=call.source,
+        destination=call.destination,
+        method=call.method,
+        status=call.status,
+        decision=call.decision,
+        reporter=call.reporter,
+        revision=call.revision,
+        count=total.count,
+        duration_sum_s=total.duration_s,
+        duration_buckets=total.buckets,
+    )
+    stat.minute.FromSeconds(minute)
+    return stat
