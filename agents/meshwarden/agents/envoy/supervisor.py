@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
 import structlog
 
 from meshwarden.agents.envoy import admin, launch
@@ -24,6 +25,8 @@ _FIRST_BACKOFF_S: Final = 0.1
 _LAST_BACKOFF_S: Final = 10.0
 _STEADY_S: Final = 30.0
 _POLL_S: Final = 0.05
+_STDERR: Final = "envoy.stderr"
+_MAX_WORDS: Final = 2000
 
 
 class EnvoyMissing(Exception):
@@ -121,23 +124,39 @@ class Supervisor:
 
     async def run(self) -> None:
         """Keeps it running; returns after `stop`. Cancelled, it ends the process without draining."""
-        await asyncio.to_thread(self._prepare)
         backoff_s = _FIRST_BACKOFF_S
         loop = asyncio.get_running_loop()
         try:
             while not self._stopping.is_set():
                 began = loop.time()
-                await self._start()
-                code = await self._until_end()
+                reason = await self._run_once()
                 if self._stopping.is_set():
                     return
                 self.restarts += 1
                 backoff_s = _FIRST_BACKOFF_S if loop.time() - began > _STEADY_S else backoff_s
-                _log.warning("envoy ended", envoy=self._plan.name, code=code, again_in_s=round(backoff_s, 2))
+                _log.warning("envoy ended", envoy=self._plan.name, reason=reason, again_in_s=round(backoff_s, 2))
                 await self._pause(backoff_s * self._rng.uniform(0.75, 1.25))
                 backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
         finally:
             await self._kill()
+
+    async def _run_once(self) -> str:
+        """Runs it to its end; says why it ended."""
+        try:
+            await asyncio.to_thread(self._prepare)
+            await self._start()
+        except OSError as error:  # no space, no process to be had: as good as an Envoy that ends at once
+            return f"not started: {error}"
+        code = await self._until_end()
+        said = await asyncio.to_thread(self._last_words)
+        return f"exit code {code}: {said}" if said else f"exit code {code}"
+
+    def _last_words(self) -> str:
+        try:
+            lines = (self._plan.directory / _STDERR).read_text(errors="replace")[-_MAX_WORDS:].splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
 
     def _prepare(self) -> None:
         directory = self._plan.directory
@@ -161,18 +180,23 @@ class Supervisor:
             *("--drain-time-s", str(max(1, round(plan.drain_s)))),
             "--disable-hot-restart",  # no shared memory, so no base id to keep apart
         ]
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            launch.__file__,
-            *(str(number) for number in (os.getpid(), plan.uid, plan.gid)),
-            *envoy,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", "")},
-            cwd=plan.directory,
-        )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        words = os.open(plan.directory / _STDERR, flags, 0o600)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                launch.__file__,
+                *(str(number) for number in (os.getpid(), plan.uid, plan.gid)),
+                *envoy,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=words,
+                env={"PATH": os.environ.get("PATH", "")},
+                cwd=plan.directory,
+            )
+        finally:
+            os.close(words)
         self._started(self._process.pid)
         _log.info("envoy started", envoy=plan.name, pid=self._process.pid)
 
@@ -213,8 +237,9 @@ class Supervisor:
         process = self._process
         if process is None:
             return
-        if process.returncode is None:
-            process.kill()
         # Shielded: a cancelled agent still reaps what it has killed, which takes no time.
-        await asyncio.shield(process.wait())
+        with anyio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
         self._plan.admin_socket.unlink(missing_ok=True)
