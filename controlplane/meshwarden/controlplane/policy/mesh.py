@@ -92,8 +92,7 @@ class Mesh:
     def owns(self, node: str, tenant: str, service: str) -> bool:
         """Whether a workload entry of that service names the node."""
         return any(
-            key.tenant == tenant and self._all[key].spec.service == service
-            for key in self._entries_on.get(node, ())
+            key.tenant == tenant and self._all[key].spec.service == service for key in self._entries_on.get(node, ())
         )
 
     def all(self) -> Mapping[Key, Any]:

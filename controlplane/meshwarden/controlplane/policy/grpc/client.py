@@ -22,9 +22,7 @@ ROUTER: Final = {
     "name": "router",
     "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
 }
-HCM: Final = (
-    "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
-)
+HCM: Final = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 TLS: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 
 

@@ -1,0 +1,131 @@
+"""A scope to the resources of its dialect.
+
+`compile_scope` is a function of the mesh alone (and, for a listener, of the instance). `Parts` remembers what belongs
+to one service and is the same for all who see it, so that a change of one service compiles that one anew.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from meshwarden.controlplane.policy import rate
+from meshwarden.controlplane.policy.envoy.dialect import Envoy
+from meshwarden.controlplane.policy.grpc.dialect import Grpc
+from meshwarden.controlplane.policy.mesh import Impact, Mesh
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.v1 import node_service_pb2, resources_pb2
+from meshwarden.xds.snapshot import Resource
+
+
+@dataclass(frozen=True)
+class ScopeContent:
+    """What a scope holds.
+
+    Attributes:
+        resources: of distinct type and name.
+        limits: what the SDK's servers of the scope enforce; None for a scope of no such servers.
+    """
+
+    resources: tuple[Resource, ...]
+    limits: node_service_pb2.ServerLimits | None = None
+
+
+class Dialect(Protocol):
+    """A way to say things to data planes."""
+
+    def part(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+        """What every caller of a service needs, whoever it is."""
+
+    def client(self, mesh: Mesh, tenant: str) -> tuple[Resource, ...]:
+        """What a tenant's callers need beside the parts of the services that it sees."""
+
+    def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+        """What a service's instances enforce."""
+
+    def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
+        """The listeners of one instance."""
+
+
+DIALECTS: dict[str, Dialect] = {"grpc": Grpc(), "envoy": Envoy()}
+
+
+class Parts:
+    """What was compiled for one service each, kept until a change touches it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Name], tuple[Resource, ...]] = {}
+
+    def get(self, mesh: Mesh, dialect: str, service: Name) -> tuple[Resource, ...]:
+        """The part of a service in a dialect."""
+        known = self._known.get((dialect, service))
+        if known is None:
+            known = self._known[dialect, service] = DIALECTS[dialect].part(mesh, service)
+        return known
+
+    def forget(self, impact: Impact) -> None:
+        """Forgets what a change touches."""
+        for service in impact.services:
+            for dialect in DIALECTS:
+                self._known.pop((dialect, service), None)
+
+
+def compile_scope(
+    mesh: Mesh,
+    scope: str,
+    ref: node_service_pb2.DataPlaneRef | None = None,
+    entry: Any = None,
+    parts: Parts | None = None,
+) -> ScopeContent:
+    """The content of a scope.
+
+    Args:
+        mesh: the resources.
+        scope: as `scope.scopes_of` names it.
+        ref: the instance, for a `listener` scope.
+        entry: the instance's workload entry, for a `listener` scope.
+        parts: what is known already of the same mesh.
+
+    Raises:
+        ValueError: the scope's name is none, or a listener's instance is missing or has a bad address.
+    """
+    kind, _, rest = scope.partition("/")
+    compiler = _KINDS.get(kind)
+    if compiler is None:
+        raise ValueError(f"{scope!r} is not a scope")
+    return compiler(mesh, rest, ref, entry, parts or Parts())
+
+
+def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
+    """The limits of a service, for the SDK's servers."""
+    said = rate.limits(mesh, service)
+    answer = node_service_pb2.ServerLimits(policy=str(said.policy or ""))
+    for limit in said.limits:
+        item = resources_pb2.RateLimit(tenant=limit.tenant, requests=limit.requests, burst=limit.burst)
+        item.per.FromNanoseconds(round(limit.per_s * 1e9))
+        answer.limits.append(item)
+    return answer
+
+
+def _client(mesh: Mesh, rest: str, _: object, __: object, parts: Parts) -> ScopeContent:
+    tenant, dialect = rest.split("/")
+    shared = [item for service in mesh.visible(tenant) for item in parts.get(mesh, dialect, service)]
+    return ScopeContent((*DIALECTS[dialect].client(mesh, tenant), *shared))
+
+
+def _server(mesh: Mesh, rest: str, *_: object) -> ScopeContent:
+    tenant, name, dialect = rest.split("/")
+    service = Name(tenant, name)
+    return ScopeContent(
+        DIALECTS[dialect].server(mesh, service), server_limits(mesh, service) if dialect == "grpc" else None
+    )
+
+
+def _listener(mesh: Mesh, rest: str, ref: node_service_pb2.DataPlaneRef | None, entry: Any, _: object) -> ScopeContent:
+    if ref is None or entry is None:
+        raise ValueError(f"listener/{rest} can't be compiled without its instance")
+    service = Name(entry.metadata.tenant, entry.spec.service)
+    dialect = "envoy" if ref.dialect == node_service_pb2.DataPlaneRef.ENVOY else "grpc"
+    return ScopeContent(DIALECTS[dialect].listener(mesh, ref, service))
+
+
+_KINDS: dict[str, Callable[..., ScopeContent]] = {"client": _client, "server": _server, "listener": _listener}

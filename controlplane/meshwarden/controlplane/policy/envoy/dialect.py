@@ -1,0 +1,40 @@
+"""Envoy's dialect, put together."""
+
+from meshwarden.controlplane.policy import access, rate
+from meshwarden.controlplane.policy.envoy import inbound, outbound
+from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.v1 import node_service_pb2
+from meshwarden.xds.snapshot import Resource
+
+
+class Envoy:
+    """Says a mesh to the Envoys beside programs."""
+
+    def part(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+        """Clusters and endpoints."""
+        return outbound.service_resources(mesh, service)
+
+    def client(self, mesh: Mesh, tenant: str) -> tuple[Resource, ...]:
+        """The routes of all that the tenant sees."""
+        return (outbound.routes(mesh, tenant),)
+
+    def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+        """Routes to the program, who may call, and how much."""
+        return (
+            inbound.routes(service),
+            inbound.access(access.access(mesh, service), mesh.trust_domain),
+            inbound.limit(rate.limits(mesh, service)),
+        )
+
+    def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
+        """The listeners that the instance has, and its program's cluster."""
+        found: list[Resource] = []
+        if ref.outbound_path:
+            found.append(outbound.listener(ref.outbound_path, service))
+        if ref.listen_address and ref.app_address:
+            message = mesh.find("Service", *service)
+            spoken = message.spec.protocol if message is not None else 0
+            found.append(inbound.listener(ref.listen_address, service, mesh.trust_domain))
+            found.append(inbound.app(ref.app_address, spoken))
+        return tuple(found)

@@ -1,0 +1,159 @@
+"""What an Envoy needs to take the mesh's calls for its program.
+
+The order of the filters is the order of the questions: who is it (from the certificate), may it, how much. Who may and
+how much come by ECDS, each in a resource of its own: a change reaches open connections at their next request, and a
+spent bucket is refilled by a change of its own limit alone.
+
+Source: Envoy, "RBAC", "Local rate limit", "Extension configuration discovery".
+"""
+
+from typing import Any, Final
+
+from meshwarden.controlplane.policy.envoy import telemetry
+from meshwarden.controlplane.policy.envoy.access import RBAC, rbac
+from meshwarden.controlplane.policy.envoy.limit import LOCAL_RATE_LIMIT, NAMESPACE, rate_limit
+from meshwarden.controlplane.policy.envoy.part import (
+    ADS,
+    CONNECTION_LIFE,
+    ROUTER,
+    manager,
+    protocol,
+    socket_address,
+    tls,
+    uri,
+)
+from meshwarden.controlplane.policy.neutral import Access, Limits, Name
+from meshwarden.v1 import resources_pb2
+from meshwarden.xds import api
+from meshwarden.xds.snapshot import Resource, resource
+
+LISTENER: Final = "inbound"
+APP: Final = "app"
+_HEADER_TO_METADATA: Final = "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config"
+_XFCC: Final = "x-forwarded-client-cert"
+_CALLER: Final = f"%DYNAMIC_METADATA({NAMESPACE}:caller)%"
+
+
+def listener(address: str, service: Name, trust_domain: str) -> Resource:
+    """The listener of one instance.
+
+    Raises:
+        ValueError: the address is none.
+    """
+    more = {
+        "http_filters": [
+            _who(trust_domain),
+            _discovered(f"access/{service}", RBAC),
+            _discovered(f"limit/{service}", LOCAL_RATE_LIMIT),
+            ROUTER,
+        ],
+        # What the caller says of itself is thrown away; the program gets the certificate's word.
+        "forward_client_cert_details": "SANITIZE_SET",
+        "set_current_client_cert_details": {"uri": True},
+        "common_http_protocol_options": {"max_connection_duration": CONNECTION_LIFE},
+        "drain_timeout": "5s",
+        "http2_protocol_options": {"max_concurrent_streams": 1000},
+        "local_reply_config": {"mappers": _replies(service)},
+        **telemetry.inbound(service),
+    }
+    anyone = uri("prefix", f"spiffe://{trust_domain}/")
+    chain = {
+        "filters": [manager(LISTENER, f"{LISTENER}/{service}", more)],
+        "transport_socket": tls("DownstreamTlsContext", anyone, {"require_client_certificate": True}),
+    }
+    fields = {
+        "name": LISTENER,
+        "address": socket_address(address),
+        "traffic_direction": "INBOUND",
+        "filter_chains": [chain],
+    }
+    return resource(api.build("envoy.config.listener.v3.Listener", fields), LISTENER)
+
+
+def app(address: str, spoken: int) -> Resource:
+    """The cluster of the program itself.
+
+    Args:
+        address: where the program listens.
+        spoken: the `ServiceSpec.Protocol` that it speaks.
+
+    Raises:
+        ValueError: the address is none.
+    """
+    place = {"endpoint": {"address": socket_address(address)}}
+    grpc = spoken == resources_pb2.ServiceSpec.GRPC
+    fields = {
+        "name": APP,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": APP, "endpoints": [{"lb_endpoints": [place]}]},
+        "typed_extension_protocol_options": protocol("http2_protocol_options" if grpc else "http_protocol_options"),
+    }
+    return resource(api.build("envoy.config.cluster.v3.Cluster", fields), APP)
+
+
+def routes(service: Name) -> Resource:
+    """All calls lead to the program."""
+    name = f"{LISTENER}/{service}"
+    way = {"match": {"prefix": "/"}, "route": {"cluster": APP, "timeout": "0s"}}
+    fields = {"name": name, "virtual_hosts": [{"name": APP, "domains": ["*"], "routes": [way]}]}
+    return resource(api.build("envoy.config.route.v3.RouteConfiguration", fields), name)
+
+
+def access(said: Access, trust_domain: str) -> Resource:
+    """Who may call, as an extension configuration."""
+    return _extension(f"access/{said.service}", rbac(said, trust_domain))
+
+
+def limit(said: Limits) -> Resource:
+    """How much each tenant may call, as an extension configuration."""
+    return _extension(f"limit/{said.service}", rate_limit(said))
+
+
+def _extension(name: str, config: dict[str, Any]) -> Resource:
+    fields = {"name": name, "typed_config": config}
+    return resource(api.build("envoy.config.core.v3.TypedExtensionConfig", fields), name)
+
+
+def _discovered(name: str, kind: str) -> dict[str, Any]:
+    # No default: a listener without its permissions doesn't open, and one that lost them answers 500.
+    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": [kind]}}
+
+
+def _who(trust_domain: str) -> dict[str, Any]:
+    """Puts the caller and its tenant into dynamic metadata."""
+    segments = f"URI=spiffe://{trust_domain.replace('.', chr(92) + '.')}/tenant/([^/;,]+)/service/([^/;,]+)"
+    rules = [
+        {
+            "header": _XFCC,
+            "on_header_present": {
+                "metadata_namespace": NAMESPACE,
+                "key": key,
+                "type": "STRING",
+                "regex_value_rewrite": {"pattern": {"regex": f"^.*{segments}.*$"}, "substitution": substitution},
+            },
+        }
+        for key, substitution in (("tenant", r"\1"), ("caller", r"\1/\2"))
+    ]
+    return {"name": "who", "typed_config": {"@type": _HEADER_TO_METADATA, "request_rules": rules}}
+
+
+def _replies(service: Name) -> list[dict[str, Any]]:
+    """What callers are told when policy stops them: who, what, and how to find out why."""
+    grpc = {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}}
+    denied = {"status_code_filter": {"comparison": {"op": "EQ", "value": _number(403)}}}
+    limited = {"response_flag_filter": {"flags": ["RL"]}}
+    path, verb = "%REQ_WITHOUT_QUERY(:PATH)%", "%REQ(:METHOD)% "
+    found = []
+    for stop, said in ((denied, "may not call"), (limited, "is over its tenant's rate limit on")):
+        for condition, method in (({"and_filter": {"filters": [stop, grpc]}}, path), (stop, verb + path)):
+            text = (
+                f"meshwarden: {_CALLER} {said} {service} {method}; why: "
+                f"meshwarden explain --from {_CALLER} --to {service} --method '{method}'"
+            )
+            found.append({"filter": condition, "body_format_override": {"text_format_source": {"inline_string": text}}})
+    return found
+
+
+def _number(value: int) -> dict[str, Any]:
+    return {"default_value": value, "runtime_key": "meshwarden.unused"}

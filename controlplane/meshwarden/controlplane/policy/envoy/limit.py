@@ -1,0 +1,67 @@
+"""Limits in Envoy's dialect: one token bucket for each calling tenant, in a filter configuration of its own.
+
+Spent buckets are full again whenever their configuration changes, so nothing else may live in it. The tenant is taken
+from the caller's certificate; nothing that a caller sends can change it.
+"""
+
+import math
+from fractions import Fraction
+from typing import Any, Final
+
+from meshwarden.controlplane.policy.neutral import Limit, Limits
+
+LOCAL_RATE_LIMIT: Final = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
+NAMESPACE: Final = "mesh"
+"""The dynamic metadata where the listener puts what the certificate says: `tenant` and `caller`."""
+MAX_TENANTS: Final = 16_384
+"""Buckets of tenants without a limit of their own. Past it the least used is forgotten, and is full when it returns."""
+_SHORTEST_FILL_S: Final = Fraction(1, 20)  # Envoy refuses less
+_UNLIMITED: Final = 2**32 - 1
+_ALWAYS: Final = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+
+
+def rate_limit(limits: Limits) -> dict[str, Any]:
+    """The filter, in JSON form; without limits it lets everything pass."""
+    if not limits.limits:
+        return {"@type": LOCAL_RATE_LIMIT, "stat_prefix": "limit"}
+    tenant = {
+        "descriptor_key": "tenant",
+        "metadata_key": {"key": NAMESPACE, "path": [{"key": "tenant"}]},
+        "source": "DYNAMIC",
+    }
+    return {
+        "@type": LOCAL_RATE_LIMIT,
+        "stat_prefix": "limit",
+        "filter_enabled": _ALWAYS,
+        "filter_enforced": _ALWAYS,
+        # For tenants that no limit names.
+        "token_bucket": {"max_tokens": _UNLIMITED, "tokens_per_fill": _UNLIMITED, "fill_interval": "1s"},
+        "rate_limits": [{"actions": [{"metadata": tenant}]}],
+        "descriptors": [_descriptor(limit) for limit in limits.limits],
+        "max_dynamic_descriptors": MAX_TENANTS,
+        "rate_limited_as_resource_exhausted": True,
+        "response_headers_to_add": [
+            {"header": {"key": "retry-after", "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
+            {
+                "header": {"key": "x-meshwarden-policy", "value": f"RatePolicy {limits.policy}"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            },
+        ],
+    }
+
+
+def bucket(limit: Limit) -> dict[str, Any]:
+    """The token bucket: as few tokens at a time as Envoy's shortest interval lets, at exactly the rate asked for."""
+    per_token_s = Fraction(limit.per_s).limit_denominator(10**9) / limit.requests
+    tokens = max(1, math.ceil(_SHORTEST_FILL_S / per_token_s))
+    interval_ns = math.ceil(tokens * per_token_s * 10**9)
+    return {
+        "max_tokens": limit.burst,
+        "tokens_per_fill": tokens,
+        "fill_interval": f"{interval_ns // 10**9}.{interval_ns % 10**9:09d}s",
+    }
+
+
+def _descriptor(limit: Limit) -> dict[str, Any]:
+    entry = {"key": "tenant"} if limit.tenant == "*" else {"key": "tenant", "value": limit.tenant}
+    return {"entries": [entry], "token_bucket": bucket(limit)}

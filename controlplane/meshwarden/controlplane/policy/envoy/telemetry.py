@@ -1,0 +1,57 @@
+"""What an Envoy tells of its calls: spans and log records, by OTLP to the agent."""
+
+from typing import Any, Final
+
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.xds import telemetry_names as names
+
+_AGENT: Final = {"envoy_grpc": {"cluster_name": "agent"}}
+_OPEN_TELEMETRY: Final = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig"
+_ACCESS_LOG: Final = (
+    "type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig"
+)
+_EITHER_SIDE: Final = {
+    names.METHOD: "%REQ(:METHOD)%",
+    names.PATH: "%REQ_WITHOUT_QUERY(:PATH)%",
+    names.HTTP_STATUS: "%RESPONSE_CODE%",
+    names.GRPC_STATUS: "%GRPC_STATUS(SNAKE_STRING)%",
+    names.DURATION_MS: "%DURATION%",
+    names.RESPONSE_FLAGS: "%RESPONSE_FLAGS%",
+    names.RESPONSE_CODE_DETAILS: "%RESPONSE_CODE_DETAILS%",
+}
+
+
+def outbound(service: Name | None) -> dict[str, Any]:
+    """Fields of the HttpConnectionManager that takes the program's own calls."""
+    said = {names.REPORTER: names.SOURCE_SIDE, names.UPSTREAM_CLUSTER: "%UPSTREAM_CLUSTER%", **_EITHER_SIDE}
+    return _both(service, "outbound", said)
+
+
+def inbound(service: Name) -> dict[str, Any]:
+    """Fields of the HttpConnectionManager that takes the mesh's calls."""
+    said = {
+        names.REPORTER: names.DESTINATION_SIDE,
+        names.PEER: "%DOWNSTREAM_PEER_URI_SAN%",
+        names.SERVICE: str(service),
+        **_EITHER_SIDE,
+    }
+    return _both(service, "inbound", said)
+
+
+def _both(service: Name | None, log_name: str, said: dict[str, str]) -> dict[str, Any]:
+    service_name = f"{service.name}.{service.tenant}" if service else ""
+    tracer = {"@type": _OPEN_TELEMETRY, "grpc_service": {**_AGENT, "timeout": "0.250s"}, "service_name": service_name}
+    log = {
+        "@type": _ACCESS_LOG,
+        "common_config": {
+            "log_name": log_name,
+            "transport_api_version": "V3",
+            "grpc_service": _AGENT,
+            "buffer_flush_interval": "0.5s",
+        },
+        "attributes": {"values": [{"key": key, "value": {"string_value": value}} for key, value in said.items()]},
+    }
+    return {
+        "tracing": {"provider": {"name": "envoy.tracers.opentelemetry", "typed_config": tracer}},
+        "access_log": [{"name": "envoy.access_loggers.open_telemetry", "typed_config": log}],
+    }
