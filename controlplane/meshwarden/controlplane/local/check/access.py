@@ -64,6 +64,4 @@ async def revoke_live(mesh: Mesh, probes: Probes) -> str:
     kept = before & sockets(probes.intruder.pid)
     require(bool(kept), "the revocation made gRPC connect anew")
     await mesh.delete(*POLICIES)
-    return (
-        f"after apply PERMISSION_DENIED and 403 on the same channel and connection ({len(kept)} TCP kept)"
-    )
+    return f"after apply PERMISSION_DENIED and 403 on the same channel and connection ({len(kept)} TCP kept)"

@@ -1,7 +1,10 @@
 """Calls that probes make, and what is expected of them."""
 
+import contextlib
 import os
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from meshwarden.controlplane.local.check.mesh import until
@@ -11,6 +14,8 @@ from meshwarden.controlplane.local.check.result import require
 ORDERS = {"target": "xds:///orders", "method": "Get"}
 BILLING = {"host": "billing.platform", "path": "/invoices/1"}
 EFFECT_S = 10.0
+# The states of /proc/<pid>/net/tcp.
+ESTABLISHED, LISTEN = "01", "0A"
 
 
 @dataclass(frozen=True)
@@ -64,22 +69,25 @@ async def unfailing(probe: Probe, name: str, code: str) -> int:
 
 
 def sockets(pid: int) -> set[tuple[str, str]]:
-    """The established TCP connections of a process: {(local address, remote address)} as /proc writes them.
+    """The established TCP connections of a process: {(local address, remote address)}, as /proc writes them."""
+    return {(local, remote) for local, remote, state in _table(pid) if state == ESTABLISHED}
 
-    Source: proc(5), /proc/<pid>/net/tcp; state 01 is ESTABLISHED.
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """Where a process listens: [(IPv4 address, port)]."""
+    found = [local.split(":") for local, _, state in _table(pid) if state == LISTEN]
+    return [(socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16)) for host, port in found]
+
+
+def _table(pid: int) -> list[tuple[str, str, str]]:
+    """The TCP sockets of a process: [(local address, remote address, state)].
+
+    Source: proc(5), /proc/<pid>/net/tcp.
     """
     inodes = set()
     for entry in os.scandir(f"/proc/{pid}/fd"):
-        try:
-            target = os.readlink(entry.path)
-        except FileNotFoundError:
-            continue
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    found = set()
-    with open(f"/proc/{pid}/net/tcp") as table:
-        for line in list(table)[1:]:
-            fields = line.split()
-            if fields[3] == "01" and fields[9] in inodes:
-                found.add((fields[1], fields[2]))
-    return found
+        with contextlib.suppress(FileNotFoundError):
+            inodes.add(os.readlink(entry.path))
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    rows = [line.split() for line in lines]
+    return [(row[1], row[2], row[3]) for row in rows if f"socket:[{row[9]}]" in inodes]

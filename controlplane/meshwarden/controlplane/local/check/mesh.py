@@ -2,20 +2,18 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import ssl
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc.aio
-from meshwarden.controlplane.local.handle import MeshHandle
 
 from meshwarden.certs.issue import control_plane_dns_name
 from meshwarden.controlplane.local.check.result import CheckFailed
+from meshwarden.controlplane.local.handle import MeshHandle
 from meshwarden.v1 import admin_service_pb2, resource_service_pb2, resources_pb2
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
@@ -36,8 +34,7 @@ class Mesh:
     @property
     def up(self) -> dict[str, Any]:
         """What `up.json` says now."""
-        document: dict[str, Any] = json.loads((self.handle.state_dir / "up.json").read_text())
-        return document
+        return self.handle.up_json
 
     @property
     def roots_pem(self) -> bytes:
@@ -120,11 +117,7 @@ class Mesh:
 
     async def _command(self, *arguments: str, stdin: str = "") -> str:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "meshwarden.controlplane",
-            "--context",
-            self.handle.context,
+            *self.handle.meshwarden,
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -75,7 +75,7 @@ class Probe:
 
 @contextlib.asynccontextmanager
 async def probe(
-    name: str, agent: Sequence[str], socket: Path, entry: str, logs: Path, environment: Mapping[str, str] | None = None
+    name: str, agent: Sequence[str], socket: Path, entry: str, logs: Path, environment: Mapping[str, str]
 ) -> AsyncIterator[Probe]:
     """Runs a probe as an instance of `entry` on the node whose agent listens on `socket`."""
     log = logs / f"{name}.log"
@@ -88,7 +88,7 @@ async def probe(
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
             limit=LINE_BYTES,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **environment},
             start_new_session=True,
         )
     running = Probe(name, process, log)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from meshwarden.controlplane.local.check.call import BILLING, ORDERS, Probes, steady, unfailing
+from meshwarden.controlplane.local.check.call import BILLING, ORDERS, Probes, listening, steady, unfailing
 from meshwarden.controlplane.local.check.mesh import Mesh, tls_client, until
 from meshwarden.controlplane.local.check.result import require
 
@@ -17,11 +17,10 @@ async def control_plane_down(mesh: Mesh, probes: Probes) -> str:
     for probe in (probes.acme, probes.globex):
         await steady(probe, "down-grpc", "grpc", RATE, **ORDERS)
         await steady(probe, "down-http", "http", RATE, **BILLING)
-    await mesh.handle.kill_server()
+    await mesh.handle.stop_server()
     back_at = asyncio.get_running_loop().time() + AWAY_S
-    old = mesh.pid(RESTARTED)
-    await mesh.handle.restart_sample(RESTARTED)
-    await until(lambda: _serves(mesh, old), AWAY_S, f"{RESTARTED} does not come up from the agent's cache")
+    pid = await mesh.handle.restart_sample(RESTARTED)
+    await until(lambda: _serves(mesh, pid), AWAY_S, f"{RESTARTED} does not come up from the agent's cache")
     came_up = asyncio.get_running_loop().time() < back_at
     await asyncio.sleep(max(0.0, back_at - asyncio.get_running_loop().time()))
     await mesh.handle.start_server()
@@ -39,11 +38,10 @@ async def control_plane_down(mesh: Mesh, probes: Probes) -> str:
     return f"away for {AWAY_S:.0f} s: {calls} calls, none failed; {RESTARTED} restarted from the agent's cache"
 
 
-async def _serves(mesh: Mesh, old_pid: int) -> bool | None:
-    """Whether the restarted instance is another process and completes a TLS handshake; it has no Listener before that."""
-    if mesh.handle.sample_pid(RESTARTED) in (None, old_pid):
-        return None
-    host, port = mesh.handle.sample_address(RESTARTED)
-    _, writer = await asyncio.open_connection(host, port, ssl=tls_client(mesh.roots_pem))
-    writer.close()
-    return True
+async def _serves(mesh: Mesh, pid: int) -> bool | None:
+    """Whether the restarted instance listens and shakes hands in TLS; without its Listener it would not listen."""
+    for host, port in listening(pid):
+        _, writer = await asyncio.open_connection(host, port, ssl=tls_client(mesh.roots_pem))
+        writer.close()
+        return True
+    return None

@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc.aio
-from meshwarden.controlplane.local.handle import MeshHandle
 
 from meshwarden.controlplane.local.check import access, identity, resilience, telemetry, traffic, transport, vault
 from meshwarden.controlplane.local.check.call import Probes
 from meshwarden.controlplane.local.check.mesh import Mesh
 from meshwarden.controlplane.local.check.probe import probe
 from meshwarden.controlplane.local.check.result import CheckFailed, CheckResult
+from meshwarden.controlplane.local.handle import MeshHandle
 
 Check = Callable[[Mesh, Probes], Awaitable[str]]
 
@@ -61,10 +61,12 @@ async def _run(name: str, check: Check, mesh: Mesh, probes: Probes) -> CheckResu
 async def _probes(mesh: Mesh) -> AsyncIterator[Probes]:
     """Starts a probe for each client identity, side by side with the samples."""
     node = str(mesh.up["agents"][0]["node"])
-    socket, logs = mesh.agent_socket(node), mesh.handle.state_dir / "logs"
+    handle, socket = mesh.handle, mesh.agent_socket(node)
     async with contextlib.AsyncExitStack() as stack:
         acme, globex, intruder = [
-            await stack.enter_async_context(probe(f"probe-{name}", mesh.handle.agent, socket, entry, logs))
+            await stack.enter_async_context(
+                probe(f"probe-{name}", handle.agent, socket, entry, handle.logs, handle.environment)
+            )
             for name, entry in (("acme", "acme/web"), ("globex", "globex/web"), ("intruder", "acme/intruder"))
         ]
         yield Probes(acme, globex, intruder)
