@@ -181,16 +181,37 @@ class TestSotw:
         client = Sotw()
         snap = snapshot(item(R, "r"), item(L, "l"), item(E, "c"), item(C, "c"))
         client.ask(R, "r"), client.ask(L), client.ask(E, "c"), client.ask(C)
-        assert [client.next(snap)[0] for _ in range(4)] == [C, E, L, R]
+        *_, nonce = first = client.next(snap)
+        assert [first[0], client.next(snap)[0], client.next(snap)] == [C, E, None]
+        client.ask(C, nonce=nonce)
+        assert [client.next(snap)[0] for _ in range(2)] == [L, R]
+
+    def test_routes_wait_for_the_endpoints_of_a_new_cluster(self) -> None:
+        client = Sotw()
+        client.ask(C), client.ask(R, "r")
+        snap = snapshot(item(C, "c"), item(E, "c"), item(R, "r"))
+        client.ask(C, nonce=client.next(snap)[2])
+        assert client.next(snap) is None
+        client.ask(E, "c")
+        assert [client.next(snap)[0] for _ in range(2)] == [E, R]
+
+    def test_a_rejected_cluster_holds_up_no_route(self) -> None:
+        client = Sotw()
+        client.ask(C), client.ask(R, "r")
+        snap = snapshot(item(C, "c"), item(E, "c"), item(R, "r"))
+        client.ask(C, nonce=client.next(snap)[2], error="no")
+        assert client.next(snap)[0] == R
 
     def test_a_cluster_is_deleted_after_the_routes_have_moved(self) -> None:
         client = Sotw()
         client.ask(C), client.ask(R, "r")
         before = snapshot(item(C, "old"), item(R, "r"))
-        nonces = {answer[0]: answer[2] for answer in (client.next(before), client.next(before))}
-        client.ask(C, nonce=nonces[C]), client.ask(R, "r", nonce=nonces[R])
+        client.ask(C, nonce=client.next(before)[2])
+        client.ask(R, "r", nonce=client.next(before)[2])
         after = snapshot(item(C, "new"), item(R, "r", 1))
-        assert client.next(after)[:2] == (C, {"old", "new"})
+        type_url, names, nonce = client.next(after)
+        assert (type_url, names) == (C, {"old", "new"})
+        client.ask(C, nonce=nonce)
         type_url, names, nonce = client.next(after)
         assert (type_url, names) == (R, {"r"})
         assert client.next(after) is None
@@ -202,10 +223,10 @@ class TestSotw:
         client = Sotw()
         client.ask(C), client.ask(R, "r")
         before = snapshot(item(C, "old"), item(R, "r"))
-        client.next(before)
+        client.ask(C, nonce=client.next(before)[2])
         client.ask(R, "r", nonce=client.next(before)[2])
         after = snapshot(item(C, "new"), item(R, "r", 1))
-        client.next(after)
+        client.ask(C, nonce=client.next(after)[2])
         client.ask(R, "r", nonce=client.next(after)[2], error="no")
         assert client.next(after) is None
 
@@ -309,10 +330,13 @@ class TestDelta:
         client = Delta()
         client.ask(C), client.ask(R, "r")
         before = snapshot(item(C, "old"), item(R, "r"))
-        nonces = {answer[0]: answer[3] for answer in (client.next(before), client.next(before))}
-        client.ask(C, nonce=nonces[C]), client.ask(R, nonce=nonces[R])
+        client.ask(C, nonce=client.next(before)[3])
+        client.ask(R, nonce=client.next(before)[3])
         after = snapshot(item(C, "new"), item(R, "r", 1))
-        assert client.next(after)[:3] == (C, {"new"}, set())
+        *said, nonce = client.next(after)
+        assert said == [C, {"new"}, set()]
+        assert client.next(after) is None
+        client.ask(C, nonce=nonce)
         type_url, _, _, nonce = client.next(after)
         assert type_url == R
         assert client.next(after) is None

@@ -9,7 +9,17 @@ from typing import Any
 
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, Snapshot
-from meshwarden.xds.stream import WILDCARD, WILDCARD_TYPES, Bounds, Push, Verdict, in_order, is_routing, is_target
+from meshwarden.xds.stream import (
+    WILDCARD,
+    WILDCARD_TYPES,
+    Bounds,
+    Push,
+    Verdict,
+    in_order,
+    is_routing,
+    is_target,
+    lacks_endpoints,
+)
 from meshwarden.xds.wire import delimited
 
 _UNANSWERED = 64  # pushes of a type of which we still remember the version
@@ -84,7 +94,10 @@ class DeltaStream:
 
     def wanted(self, snapshot: Snapshot) -> list[str]:
         """The types that have something to send, in the order to send them."""
-        return in_order(type_url for type_url in self._types if self._wants(type_url, snapshot))
+        wanted = [type_url for type_url in self._types if self._wants(type_url, snapshot)]
+        if any(map(is_routing, wanted)) and self._warming(snapshot):
+            wanted = [type_url for type_url in wanted if not is_routing(type_url)]
+        return in_order(wanted)
 
     def push(self, type_url: str, snapshot: Snapshot) -> Push:
         """The response of a wanted type; from now on the client is held to have it."""
@@ -164,6 +177,19 @@ class DeltaStream:
             is_routing(other) and (routing.unanswered or routing.rejected or self._wants(other, snapshot))
             for other, routing in self._types.items()
         )
+
+    def _warming(self, snapshot: Snapshot) -> bool:
+        """Whether an Envoy has yet to warm clusters that new routes may lead to: it drops calls to others.
+
+        Only a client that takes all clusters does that; one that rejected some of them is not waited for.
+        """
+        clusters = self._types.get(api.CLUSTER)
+        if clusters is None or not clusters.wildcard:
+            return False
+        if clusters.unanswered:
+            return True
+        endpoints = self._types.get(api.ENDPOINT)
+        return not clusters.rejected and lacks_endpoints(snapshot, clusters.sent, endpoints.sent if endpoints else ())
 
     def _warm(self, clusters: _Subscription, changed: Iterable[Resource]) -> None:
         """Has the endpoints of changed clusters sent anew: Envoy holds a changed cluster back until they come."""

@@ -11,7 +11,17 @@ from typing import Any
 
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, Snapshot
-from meshwarden.xds.stream import WILDCARD, WILDCARD_TYPES, Bounds, Push, Verdict, in_order, is_routing, is_target
+from meshwarden.xds.stream import (
+    WILDCARD,
+    WILDCARD_TYPES,
+    Bounds,
+    Push,
+    Verdict,
+    in_order,
+    is_routing,
+    is_target,
+    lacks_endpoints,
+)
 from meshwarden.xds.wire import delimited
 
 
@@ -94,7 +104,10 @@ class SotwStream:
 
     def wanted(self, snapshot: Snapshot) -> list[str]:
         """The types that have something to send, in the order to send them."""
-        return in_order(type_url for type_url in self._types if self._wants(type_url, snapshot))
+        wanted = [type_url for type_url in self._types if self._wants(type_url, snapshot)]
+        if any(map(is_routing, wanted)) and self._warming(snapshot):
+            wanted = [type_url for type_url in wanted if not is_routing(type_url)]
+        return in_order(wanted)
 
     def push(self, type_url: str, snapshot: Snapshot) -> Push:
         """The response of a wanted type; from now on the client is held to have it."""
@@ -174,6 +187,19 @@ class SotwStream:
             if is_routing(other) and (not routing.settled or self._wants(other, snapshot)):
                 return {name: subscription.sent[name] for name in gone}
         return {}
+
+    def _warming(self, snapshot: Snapshot) -> bool:
+        """Whether an Envoy has yet to warm clusters that new routes may lead to: it drops calls to others.
+
+        Only a client that takes all clusters does that; one that rejected some of them is not waited for.
+        """
+        clusters = self._types.get(api.CLUSTER)
+        if clusters is None or not clusters.wildcard:
+            return False
+        if not clusters.judged:
+            return True
+        endpoints = self._types.get(api.ENDPOINT)
+        return clusters.settled and lacks_endpoints(snapshot, clusters.sent, endpoints.sent if endpoints else ())
 
     def _warm(self, clusters: _Subscription, after: Mapping[str, Resource]) -> None:
         """Has the endpoints of changed clusters sent anew: Envoy holds a changed cluster back until they come."""

@@ -3,11 +3,12 @@
 Errors: `Misuse`, a client goes beyond the bounds; its stream ends with RESOURCE_EXHAUSTED or INVALID_ARGUMENT.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from meshwarden.xds import api
+from meshwarden.xds.snapshot import Snapshot
 
 WILDCARD: Final = "*"
 WILDCARD_TYPES: Final = frozenset({api.LISTENER, api.CLUSTER})
@@ -66,6 +67,15 @@ class Push:
 def in_order(type_urls: Iterable[str]) -> list[str]:
     """Types so that what is pointed to goes out before what points to it."""
     return sorted(type_urls, key=lambda type_url: (_RANK.get(type_url, len(_RANK)), type_url))
+
+
+def lacks_endpoints(snapshot: Snapshot, clusters: Container[str], endpoints: Container[str]) -> bool:
+    """Whether the endpoints of a cluster that the client has are known, but not yet sent to it."""
+    known = snapshot.named(api.ENDPOINT)
+    return any(
+        name in clusters and item.endpoint_name in known and item.endpoint_name not in endpoints
+        for name, item in snapshot.named(api.CLUSTER).items()
+    )
 
 
 def is_target(type_url: str) -> bool:
