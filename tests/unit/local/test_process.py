@@ -1,0 +1,155 @@
+"""Children: kept running, stopped in order, never left behind."""
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from meshwarden.controlplane.local import kernel, record
+from meshwarden.controlplane.local.error import LocalError
+from meshwarden.controlplane.local.process import Children, Program, children, tail
+
+DEADLINE_S = 20.0
+SLEEP = "import signal, time; print('ready', flush=True); time.sleep(600)"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+
+
+def program(directory: Path, name: str, code: str, grace_s: float = 5.0) -> Program:
+    environment = {kernel.MARK: str(directory)}
+    return Program(name, (sys.executable, "-c", code), environment, directory / f"{name}.log", grace_s)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def ready(directory: Path, name: str) -> bool:
+    log = directory / f"{name}.log"
+    return log.exists() and "ready" in log.read_text()
+
+
+def keep(directory: Path, reports: list[str]) -> AbstractAsyncContextManager[Children]:
+    ranks = {"low": 0, "high": 1}
+    return children(record.Record(directory), reports.append, random.Random(1), lambda name: ranks.get(name, 0))
+
+
+async def test_stops_the_highest_first_and_leaves_none(tmp_path: Path) -> None:
+    reports: list[str] = []
+    pids = []
+    note = "import signal, sys, time\ndef end(*_):\n open({!r}, 'a').write({!r}); sys.exit(0)\n"
+    note += "signal.signal(signal.SIGTERM, end); print('ready', flush=True); time.sleep(600)"
+    async with keep(tmp_path, reports) as kept:
+        assert isinstance(kept, Children)
+        for name in ("low", "high"):
+            child = await kept.start(program(tmp_path, name, note.format(str(tmp_path / "ended"), name)))
+            pids.append(child.pid)
+        await until(lambda: ready(tmp_path, "low") and ready(tmp_path, "high"))
+        assert [process.name for process in record.load(tmp_path)] == ["low", "high"]
+    assert (tmp_path / "ended").read_text() == "highlow"
+    assert [kernel.start_time(pid) for pid in pids] == [None, None]
+    assert record.load(tmp_path) == []
+    assert reports == []
+
+
+async def test_restarts_what_crashes_and_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    reports: list[str] = []
+    code = (
+        f"import os, sys, time; print('boom' if not os.path.exists({str(tmp_path / 'x')!r}) else 'ready', flush=True)\n"
+    )
+    code += f"if not os.path.exists({str(tmp_path / 'x')!r}): open({str(tmp_path / 'x')!r}, 'w'); sys.exit(3)\ntime.sleep(600)"
+    async with keep(tmp_path, reports) as kept:
+        child = await kept.start(program(tmp_path, "low", code))
+        await until(lambda: ready(tmp_path, "low"))
+        assert child.restarts == 1
+    assert len(reports) == 1
+    assert "low exited 3; again in" in reports[0]
+    assert "boom" in reports[0]
+
+
+async def test_kills_what_ignores_the_signal(tmp_path: Path) -> None:
+    reports: list[str] = []
+    async with keep(tmp_path, reports) as kept:
+        child = await kept.start(program(tmp_path, "low", DEAF, grace_s=0.2))
+        pid = child.pid
+        await until(lambda: ready(tmp_path, "low"))
+    assert kernel.start_time(pid) is None
+    assert reports == ["low did not end within 0.2 s: killed"]
+
+
+async def test_stops_all_when_the_body_fails(tmp_path: Path) -> None:
+    pid = None
+    with pytest.raises(ExceptionGroup) as caught:
+        async with keep(tmp_path, []) as kept:
+            pid = (await kept.start(program(tmp_path, "low", SLEEP))).pid
+            raise ValueError("the body")
+    assert caught.group_contains(ValueError, match="the body")
+    assert pid is not None
+    assert kernel.start_time(pid) is None
+
+
+async def test_stop_and_start_again(tmp_path: Path) -> None:
+    reports: list[str] = []
+    async with keep(tmp_path, reports) as kept:
+        child = await kept.start(program(tmp_path, "low", SLEEP))
+        first = child.pid
+        await child.stop(signal.SIGKILL)
+        assert child.pid is None
+        assert record.load(tmp_path) == []
+        assert await child.start() not in (None, first)
+    assert reports == []
+
+
+async def test_says_why_a_program_can_not_be_run(tmp_path: Path) -> None:
+    missing = Program("low", ("/no/such/program",), {}, tmp_path / "low.log")
+    with pytest.raises(ExceptionGroup) as caught:
+        async with keep(tmp_path, []) as kept:
+            await kept.start(missing)
+    assert caught.group_contains(LocalError, match="/no/such/program: No such file")
+
+
+def test_a_signal_reaches_only_who_was_meant() -> None:
+    with subprocess.Popen([sys.executable, "-c", SLEEP]) as process:
+        started = kernel.start_time(process.pid)
+        assert started is not None
+        assert not kernel.send(process.pid, started + 1, signal.SIGKILL)
+        assert kernel.wait_gone(process.pid, started + 1, 0)
+        assert not kernel.wait_gone(process.pid, started, 0)
+        assert kernel.send(process.pid, started, signal.SIGKILL)
+        assert kernel.wait_gone(process.pid, started, DEADLINE_S)
+    assert not kernel.send(process.pid, started, signal.SIGKILL)
+
+
+def test_the_mark_finds_grandchildren(tmp_path: Path) -> None:
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)"
+    subprocess.run([sys.executable, "-c", code], env={kernel.MARK: str(tmp_path)}, check=True)
+    assert len(list(kernel.marked(str(tmp_path)))) == 1
+    assert kernel.sweep(str(tmp_path)) == 1
+    assert list(kernel.marked(str(tmp_path))) == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"name": 1}]', "\x00", json.dumps([{"name": "a", "pid": "x"}])])
+def test_a_spoiled_record_names_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / record.FILE).write_text(text)
+    assert record.load(tmp_path) == []
+
+
+def test_private_from_the_first_byte(tmp_path: Path) -> None:
+    record.write_private(tmp_path / "file", "secret")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_tail_of_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    assert "printed nothing" in tail(log)
+    log.write_text("\n".join(map(str, range(100))))
+    assert tail(log, lines=2).splitlines()[1:] == ["  98", "  99"]
