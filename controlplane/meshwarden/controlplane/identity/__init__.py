@@ -1,0 +1,1 @@
+"""Who may join, who gets which certificate, and who may call what."""

@@ -1,0 +1,110 @@
+"""The one table of who may call what. Every RPC passes `admit` before its handler and `authorize` in it.
+
+What isn't in the table is refused.
+"""
+
+import grpc
+
+from meshwarden.certs.spiffe_id import Role, SpiffeId
+from meshwarden.certs.verify import VerifiedPeer
+from meshwarden.sdk.peer import Refused
+
+
+class Denied(Refused):
+    """The caller may not; the message says what it would need."""
+
+    def __init__(self, message: str, status: grpc.StatusCode = grpc.StatusCode.PERMISSION_DENIED) -> None:
+        super().__init__(status, message)
+
+
+# None is a caller without a certificate.
+_ADMIN: frozenset[Role | None] = frozenset({Role.OPERATOR})
+_OPERATORS: frozenset[Role | None] = frozenset({Role.OPERATOR, Role.TENANT_OPERATOR})
+_NODE: frozenset[Role | None] = frozenset({Role.NODE})
+_JOIN: frozenset[Role | None] = frozenset({None, Role.NODE})
+_HEALTH: frozenset[Role | None] = frozenset({None, Role.NODE, Role.OPERATOR, Role.TENANT_OPERATOR, Role.CONTROL_PLANE})
+
+TABLE: dict[str, frozenset[Role | None]] = {
+    "/meshwarden.v1.AdminService/CreateJoinToken": _ADMIN,
+    "/meshwarden.v1.AdminService/RenewSvids": _ADMIN,
+    "/meshwarden.v1.AdminService/GetStatus": _OPERATORS,
+    "/meshwarden.v1.AdminService/Explain": _OPERATORS,
+    "/meshwarden.v1.AdminService/ListCalls": _OPERATORS,
+    "/meshwarden.v1.ResourceService/Apply": _OPERATORS,
+    "/meshwarden.v1.ResourceService/Get": _OPERATORS,
+    "/meshwarden.v1.ResourceService/List": _OPERATORS,
+    "/meshwarden.v1.ResourceService/Delete": _OPERATORS,
+    "/meshwarden.v1.ResourceService/Watch": _OPERATORS,
+    "/meshwarden.v1.NodeService/Attest": _JOIN,
+    "/meshwarden.v1.NodeService/Renew": _NODE,
+    "/meshwarden.v1.NodeService/Sync": _NODE,
+    "/meshwarden.v1.NodeService/SignWorkload": _NODE,
+    "/meshwarden.v1.ReportService/Export": _NODE,
+    "/grpc.health.v1.Health/Check": _HEALTH,
+    "/grpc.health.v1.Health/List": _HEALTH,
+    "/grpc.health.v1.Health/Watch": _HEALTH,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": _OPERATORS,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _OPERATORS,
+}
+# Of these a tenant's operator need not name a tenant: the answer shows no other.
+FILTERED = frozenset({"/meshwarden.v1.AdminService/GetStatus"})
+_TITLES = {
+    None: "a caller without a certificate",
+    Role.OPERATOR: "an operator of the mesh",
+    Role.TENANT_OPERATOR: "an operator of the tenant",
+    Role.NODE: "a node agent",
+    Role.CONTROL_PLANE: "a control plane",
+}
+
+
+def admit(peer: VerifiedPeer | None, method: str) -> None:
+    """Lets a caller's role through to a method, or not: what is asked before a request is even read.
+
+    Raises:
+        Denied: UNAUTHENTICATED without a certificate, PERMISSION_DENIED with one of the wrong role.
+    """
+    check_role(peer.spiffe_id if peer is not None else None, method)
+
+
+def authorize(peer: SpiffeId | None, method: str, tenant: str | None) -> None:
+    """Checks a request: the role, and that a tenant's operator stays with its tenant.
+
+    Args:
+        peer: the caller; None is one without a certificate.
+        method: the full method, "/meshwarden.v1.ResourceService/Get".
+        tenant: whose things the request touches; None if those of no tenant, or of all.
+
+    Raises:
+        Denied: the caller may not.
+    """
+    check_role(peer, method)
+    if peer is None or peer.role is not Role.TENANT_OPERATOR or tenant == peer.tenant:
+        return
+    if tenant is None and method in FILTERED:
+        return
+    wanted = "every tenant" if tenant is None else f"tenant {tenant}"
+    raise Denied(f"{peer} may not call {method} for {wanted}: it is an operator of tenant {peer.tenant} alone")
+
+
+def sees(peer: SpiffeId | None, tenant: str) -> bool:
+    """Says whether a caller may be shown a tenant's things."""
+    if peer is None:
+        return False
+    return peer.role is Role.OPERATOR or (peer.role is Role.TENANT_OPERATOR and peer.tenant == tenant)
+
+
+def check_role(peer: SpiffeId | None, method: str) -> None:
+    """Checks the role alone.
+
+    Raises:
+        Denied: the caller may not.
+    """
+    allowed = TABLE.get(method, frozenset())
+    role = peer.role if peer is not None else None
+    if role in allowed:
+        return
+    who = " or ".join(title for known, title in _TITLES.items() if known in allowed and known is not None)
+    needed = f"it takes the certificate of {who}" if who else "nobody may"
+    if peer is None:
+        raise Denied(f"{method}: {needed}; you showed none", grpc.StatusCode.UNAUTHENTICATED)
+    raise Denied(f"{peer} may not call {method}: {needed}")

@@ -1,0 +1,116 @@
+"""Short-lived operator certificates in a directory, for whoever may read it."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from meshwarden.certs import files
+from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.error import CertsError
+from meshwarden.certs.issue import LeafTemplate
+from meshwarden.certs.rotation import renew_at
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.svid import X509Svid, new_key
+from meshwarden.controlplane.audit.port import AuditError, AuditLog
+
+LIFE = timedelta(hours=1)
+RETRY_S = 5.0
+
+log = structlog.get_logger()
+
+
+class OperatorCredential:
+    """An operator's certificate, kept fresh as `tls.crt`, `tls.key` and `ca.crt`."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        trust_domain: str,
+        name: str,
+        directory: Path,
+        *,
+        clock: Callable[[], datetime],
+        rng: random.Random,
+        ttl: timedelta = LIFE,
+        tenant: str | None = None,
+        audit: AuditLog | None = None,
+    ) -> None:
+        """Says whose it is and where it goes.
+
+        Args:
+            authority: signs it.
+            trust_domain: whose operator.
+            name: the operator's name.
+            directory: where it is published; 0700, its files 0600.
+            clock: the present, aware.
+            rng: spreads renewals.
+            ttl: the life of each certificate.
+            tenant: makes an operator of this tenant alone.
+            audit: learns of each certificate.
+
+        Raises:
+            InvalidSpiffeId: the name isn't allowed.
+        """
+        self._authority, self._directory, self._audit = authority, directory, audit
+        self._clock, self._rng = clock, rng
+        self._template = LeafTemplate(SpiffeId.operator(trust_domain, name, tenant), ttl)
+        self._due: datetime | None = None
+
+    async def issue(self) -> X509Svid:
+        """Issues the next certificate and publishes it.
+
+        Raises:
+            CertsError: the authority can't sign now.
+            AuditError: it can't be recorded.
+            OSError: it can't be written.
+        """
+        key = new_key()
+        chain = await self._authority.sign(self._template, key.public_key(), self._clock())
+        bundle = await self._authority.bundle()
+        svid = X509Svid.of(chain, key)
+        if self._audit is not None:
+            fields = {"spiffe_id": str(svid.spiffe_id), "serial": svid.serial, "not_after": svid.not_after.isoformat()}
+            await self._audit.record("operator.issue", directory=str(self._directory), **fields)
+        content = {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": bundle.pem()}
+        await asyncio.to_thread(files.publish, self._directory, content)
+        self._due = renew_at(svid.not_before, svid.not_after, self._rng)
+        return svid
+
+    async def run(self) -> None:
+        """Renews at half-life until cancelled. A failure is retried: nearly half of the life is left for that."""
+        while True:
+            if self._due is not None:
+                await asyncio.sleep(max(0.0, (self._due - self._clock()).total_seconds()))
+            try:
+                await self.issue()
+            except (CertsError, AuditError, OSError) as error:
+                log.error("operator.not_renewed", spiffe_id=str(self._template.spiffe_id), error=str(error))
+                await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1.5))
+
+
+async def issue_operator(
+    authority: Authority,
+    directory: Path,
+    name: str,
+    *,
+    trust_domain: str,
+    clock: Callable[[], datetime],
+    rng: random.Random,
+    ttl: timedelta = LIFE,
+    tenant: str | None = None,
+    audit: AuditLog | None = None,
+) -> OperatorCredential:
+    """Issues an operator's certificate into a directory; `run` of what is returned keeps it fresh.
+
+    Raises:
+        CertsError: the name isn't allowed, or the authority can't sign now.
+    """
+    credential = OperatorCredential(
+        authority, trust_domain, name, directory, clock=clock, rng=rng, ttl=ttl, tenant=tenant, audit=audit
+    )
+    await credential.issue()
+    return credential

@@ -1,0 +1,102 @@
+"""What identity keeps in the store: tokens and nodes, as JSON.
+
+/identity/token/<SHA-256 of the token>   TokenRecord
+/identity/node/<name>                    NodeRecord
+"""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+TOKENS = "/identity/token/"
+NODES = "/identity/node/"
+
+
+class RecordError(Exception):
+    """A stored record can't be read."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a token was used up."""
+
+    time: datetime
+    # SHA-256 of the public key that it was used for, in hexadecimal.
+    key_hash: str
+    # The certificates that were given, in DER, the leaf first.
+    chain: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A join token, known by its hash."""
+
+    token_hash: str
+    node: str
+    expire_time: datetime
+    use: Use | None = None
+
+    @property
+    def key(self) -> str:
+        """The store key."""
+        return TOKENS + self.token_hash
+
+    def used(self, use: Use) -> "TokenRecord":
+        """Returns the record of the token used up."""
+        return replace(self, use=use)
+
+    def encode(self) -> bytes:
+        """Returns the bytes to store."""
+        value: dict[str, Any] = {"v": 1, "node": self.node, "expire_time": self.expire_time.isoformat()}
+        if self.use is not None:
+            chain = [base64.b64encode(der).decode() for der in self.use.chain]
+            value["use"] = {"time": self.use.time.isoformat(), "key_hash": self.use.key_hash, "chain": chain}
+        return json.dumps(value).encode()
+
+    @classmethod
+    def decode(cls, key: str, value: bytes) -> "TokenRecord":
+        """Reads stored bytes.
+
+        Raises:
+            RecordError: they are no token's.
+        """
+        try:
+            words = json.loads(value)
+            use = words.get("use")
+            if use is not None:
+                chain = tuple(base64.b64decode(der, validate=True) for der in use["chain"])
+                use = Use(datetime.fromisoformat(use["time"]), use["key_hash"], chain)
+            expire_time = datetime.fromisoformat(words["expire_time"])
+            return cls(key.removeprefix(TOKENS), words["node"], expire_time, use)
+        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+            raise RecordError(f"store key {key}: not a join token") from None
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """A node that has joined."""
+
+    node: str
+    join_time: datetime
+    # Where it joined from, as the connection said.
+    address: str
+    # The serial number of the certificate that it joined with, in hexadecimal.
+    serial: str
+
+    @property
+    def key(self) -> str:
+        """The store key."""
+        return node_key(self.node)
+
+    def encode(self) -> bytes:
+        """Returns the bytes to store."""
+        value = {"v": 1, "join_time": self.join_time.isoformat(), "address": self.address, "serial": self.serial}
+        return json.dumps(value).encode()
+
+
+def node_key(node: str) -> str:
+    """Returns the store key of a node."""
+    return NODES + node

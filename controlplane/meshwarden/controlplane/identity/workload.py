@@ -1,0 +1,146 @@
+"""Signs workloads' certificates for the nodes that run them. All that a certificate says comes from the entry."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import grpc
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from meshwarden.certs.authority.port import Authority, AuthorityError
+from meshwarden.certs.csr import InvalidCsr, parse_csr, spki
+from meshwarden.certs.issue import IssueRefused, LeafTemplate, is_reserved_dns_name
+from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
+from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.identity.rate import Rate
+from meshwarden.controlplane.resources.model import decode, key_of
+from meshwarden.controlplane.store.port import Store
+from meshwarden.v1 import node_service_pb2 as v1
+from meshwarden.v1.resource_service_pb2 import ResourceRef
+from meshwarden.v1.resources_pb2 import WorkloadEntry
+
+MAX_REQUESTS = 500
+DEFAULT_TTL = timedelta(hours=1)
+# A node renews each workload twice an hour; a restart asks for all of them at once.
+SIGNS_PER_S = 50.0
+SIGN_BURST = 2000
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class _Refusal(Exception):
+    """One request isn't signed."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class _Signed:
+    chain: tuple[bytes, ...]
+    # For the audit log.
+    fields: dict[str, object]
+
+
+class WorkloadSigner:
+    """Signs what entries allow."""
+
+    def __init__(
+        self, authority: Authority, store: Store, audit: AuditLog, clock: Callable[[], datetime], *, trust_domain: str
+    ) -> None:
+        self._authority, self._store, self._audit, self._clock = authority, store, audit, clock
+        self._trust_domain = trust_domain
+        self._rate = Rate(SIGNS_PER_S, SIGN_BURST)
+
+    async def sign(self, node: str, requests: Sequence[v1.WorkloadCsr]) -> v1.SignWorkloadResponse:
+        """Answers each request of a node by itself, in order.
+
+        Raises:
+            StoreError: entries can't be read.
+            AuditUnavailable: what was signed can't be recorded, and so isn't given.
+        """
+        results: list[v1.SignedWorkload] = []
+        issued: list[dict[str, object]] = []
+        for number, request in enumerate(requests):
+            try:
+                if number >= MAX_REQUESTS:
+                    raise _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"at most {MAX_REQUESTS} requests in one call")
+                signed = await self._sign(node, request)
+            except _Refusal as refusal:
+                results.append(v1.SignedWorkload(code=refusal.code.value[0], message=refusal.message))
+                who = {"tenant": request.tenant, "entry": request.entry}
+                self._audit.note("workload.sign_denied", node=node, reason=refusal.message, **who)
+            else:
+                results.append(v1.SignedWorkload(chain=signed.chain))
+                issued.append({"node": node, **signed.fields})
+            # A large batch lets others have the loop in between.
+            await asyncio.sleep(0)
+        await self._audit.record_all("workload.sign", issued)
+        return v1.SignWorkloadResponse(results=results)
+
+    async def _sign(self, node: str, request: v1.WorkloadCsr) -> _Signed:
+        now = self._clock()
+        wait_s = self._rate.take(node, now)
+        if wait_s:
+            raise _Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"node {node} asks for more than {SIGNS_PER_S:.0f} certificates a second; try again in {wait_s:.2f} s",
+            )
+        entry = await self._entry(node, request)
+        template = self._template(entry)
+        try:
+            public_key = parse_csr(request.csr)
+            chain = await self._authority.sign(template, public_key, now)
+        except InvalidCsr as error:
+            raise _Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+        except IssueRefused as error:
+            raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
+        except AuthorityError as error:
+            raise _Refusal(grpc.StatusCode.UNAVAILABLE, str(error)) from None
+        leaf = chain[0]
+        fields: dict[str, object] = {
+            "tenant": entry.metadata.tenant,
+            "entry": entry.metadata.name,
+            "entry_revision": entry.metadata.record.revision,
+            "spiffe_id": str(template.spiffe_id),
+            "key": hashlib.sha256(spki(public_key)).hexdigest(),
+            "serial": f"{leaf.serial_number:x}",
+            "not_after": leaf.not_valid_after_utc.isoformat(),
+        }
+        return _Signed(tuple(certificate.public_bytes(Encoding.DER) for certificate in chain), fields)
+
+    async def _entry(self, node: str, request: v1.WorkloadCsr) -> WorkloadEntry:
+        # One answer for "there is none" and "it is another node's": a node learns nothing of what isn't its own.
+        name = f"{request.tenant}/{request.entry}"
+        refusal = _Refusal(
+            grpc.StatusCode.PERMISSION_DENIED, f"no WorkloadEntry {name[:130]} names node {node} under spec.nodes"
+        )
+        if _LABEL.fullmatch(request.tenant) is None or _LABEL.fullmatch(request.entry) is None:
+            raise refusal
+        ref = ResourceRef(kind="WorkloadEntry", tenant=request.tenant, name=request.entry)
+        record, _ = await self._store.get(key_of(ref))
+        if record is None:
+            raise refusal
+        entry = decode(record.value, record.revision).workload_entry
+        # The record's own word for its name too: a certificate's tenant never hangs on how a key was put together.
+        if node not in entry.spec.nodes or (entry.metadata.tenant, entry.metadata.name) != (ref.tenant, ref.name):
+            raise refusal
+        return entry
+
+    def _template(self, entry: WorkloadEntry) -> LeafTemplate:
+        name = f"WorkloadEntry {entry.metadata.tenant}/{entry.metadata.name}"
+        reserved = [dns for dns in entry.spec.dns_names if is_reserved_dns_name(dns, self._trust_domain)]
+        if reserved:
+            message = f"{name}: spec.dns_names: {reserved[0]!r} is the control plane's"
+            raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, message)
+        ttl = entry.spec.svid_ttl.ToTimedelta() if entry.spec.HasField("svid_ttl") else DEFAULT_TTL
+        try:
+            spiffe_id = SpiffeId.workload(self._trust_domain, entry.metadata.tenant, entry.spec.service)
+            # Certificates count in seconds.
+            return LeafTemplate(spiffe_id, ttl - ttl % timedelta(seconds=1), tuple(entry.spec.dns_names))
+        except (InvalidSpiffeId, IssueRefused) as error:
+            raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"{name}: {error}") from None

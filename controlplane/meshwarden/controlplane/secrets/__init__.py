@@ -1,0 +1,1 @@
+"""References to secrets, and the places that they lead to."""
