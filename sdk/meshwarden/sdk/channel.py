@@ -1,0 +1,76 @@
+"""Channels into the mesh."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import grpc
+
+from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.error import NotStarted
+from meshwarden.sdk.interceptors import CallInterceptor, aio_interceptors
+from meshwarden.sdk.outgoing import Outgoing
+
+Options = Sequence[tuple[str, Any]]
+BOOTSTRAP_VARIABLES: Final = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
+_SCHEME: Final = "xds:///"
+
+
+def channel(target: str, *, options: Options = ()) -> grpc.Channel:
+    """Opens a channel to a service of the mesh, over mTLS or not at all.
+
+    Its calls are counted and carry the trace of the call being served.
+
+    Args:
+        target: `xds:///orders`, or `xds:///orders.platform`, which is exact.
+        options: gRPC channel arguments.
+
+    Raises:
+        ValueError: the target is no name in the mesh.
+        NotStarted: the program doesn't run under a node agent.
+        AgentAway: the agent doesn't say who the program is.
+    """
+    name, link = _dial(target)
+    link.wait()
+    made = grpc.secure_channel(target, _credentials(), options=list(options))
+    return grpc.intercept_channel(made, CallInterceptor(Outgoing(link, name)))
+
+
+def aio_channel(target: str, *, options: Options = ()) -> grpc.aio.Channel:
+    """Opens a channel like `channel` for grpc.aio. It waits for nothing: an agent that is away shows at the first call.
+
+    Raises:
+        ValueError: the target is no name in the mesh.
+        NotStarted: the program doesn't run under a node agent.
+    """
+    name, link = _dial(target)
+    interceptors = aio_interceptors(Outgoing(link, name))
+    return grpc.aio.secure_channel(target, _credentials(), options=list(options), interceptors=interceptors)
+
+
+def _dial(target: str) -> tuple[str, AgentLink]:
+    name = target.removeprefix(_SCHEME)
+    if not target.startswith(_SCHEME) or not name:
+        raise ValueError(
+            f"{target!r}: services of the mesh are called by name, xds:///orders or xds:///orders.platform"
+        )
+    require_bootstrap()
+    return name, AgentLink.of_process()
+
+
+def _credentials() -> grpc.ChannelCredentials:
+    # Without a fallback of ours a cluster without TLS is spoken to in public TLS, which no workload answers: closed.
+    return grpc.xds_channel_credentials()
+
+
+def require_bootstrap() -> None:
+    """Checks that gRPC will find the agent.
+
+    Raises:
+        NotStarted: it won't.
+    """
+    if not any(os.environ.get(name) for name in BOOTSTRAP_VARIABLES):
+        raise NotStarted(
+            f"{BOOTSTRAP_VARIABLES[0]} is not set: start the program with "
+            "`meshwarden-agent exec --entry NAME -- PROGRAM`"
+        )

@@ -1,0 +1,128 @@
+"""What is kept of the calls that a program makes: a count, a span, and a word in the log when one is denied."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import grpc
+
+from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.count import Call
+from meshwarden.sdk.trace import Headers, Span, tracer
+from meshwarden.v1.report_pb2 import CallStat
+
+DECISION_KEY: Final = "mesh-decision"
+"""Trailing metadata by which a server of ours says that a policy refused the call: "denied" or "limited"."""
+# What C-core's RBAC filter answers, before any of our code runs.
+_RBAC_DETAILS: Final = "Unauthorized RPC rejected"
+_SAY_AGAIN_S: Final = 60.0
+_MAX_SAID: Final = 1024
+_log = logging.getLogger("meshwarden.sdk")
+
+
+class Outgoing:
+    """The calls of one channel."""
+
+    def __init__(self, link: AgentLink, name: str) -> None:
+        """`name` is what was dialled, "orders" or "orders.platform"."""
+        self._link = link
+        self._name = name
+        self._lock = threading.Lock()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def begin(self, method: str) -> "OutgoingCall":
+        """A call begins."""
+        return OutgoingCall(self, method, tracer().client(method, self._name))
+
+    def ended(
+        self,
+        method: str,
+        duration_s: float,
+        code: grpc.StatusCode,
+        details: str,
+        trailing: Iterable[tuple[str, object]],
+    ) -> None:
+        """A call has ended."""
+        config = self._link.find_config()
+        destination = self._destination()
+        decision = _decision(code, details, trailing)
+        call = Call(
+            source=str(config.spiffe_id) if config else "",
+            destination=destination or self._name,
+            method=method,
+            status=code.name,
+            decision=decision,
+            reporter=CallStat.SOURCE,
+            revision=config.revision if config else 0,
+        )
+        self._link.counter.add(call, duration_s)
+        if decision == CallStat.DENIED:
+            self._say_denied(config.service if config else "TENANT/SERVICE", destination, method)
+
+    def _destination(self) -> str:
+        config = self._link.find_config()
+        found = config.names.get(self._name) if config else None
+        if found is None and self._name.count(".") == 1:
+            service, _, tenant = self._name.partition(".")
+            found = f"{tenant}/{service}"
+        return found or ""
+
+    def _say_denied(self, caller: str, destination: str, method: str) -> None:
+        callee = destination or self._name
+        now = time.monotonic()
+        with self._lock:
+            if now - self._said.get((callee, method), -_SAY_AGAIN_S) < _SAY_AGAIN_S:
+                return
+            if len(self._said) >= _MAX_SAID:
+                self._said.clear()
+            self._said[callee, method] = now
+        to = destination or f"TENANT/{self._name}"
+        _log.warning(
+            "%s may not call %s of %s; why: meshwarden explain --from %s --to %s --method %s",
+            caller,
+            method,
+            callee,
+            caller,
+            to,
+            method,
+        )
+
+
+class OutgoingCall:
+    """One call; `end` may be told more than once, and the first time counts."""
+
+    def __init__(self, outgoing: Outgoing, method: str, span: Span) -> None:
+        self._outgoing = outgoing
+        self._method = method
+        self._span = span
+        self._begun_s = time.perf_counter()
+        self._open = threading.Lock()
+
+    @property
+    def headers(self) -> Headers:
+        """What goes along with the call."""
+        return self._span.headers
+
+    def end(self, code: grpc.StatusCode | None, details: str | None, trailing: Iterable[tuple[str, object]]) -> None:
+        """The call has ended."""
+        if not self._open.acquire(blocking=False):
+            return
+        duration_s = time.perf_counter() - self._begun_s
+        code = code or grpc.StatusCode.UNKNOWN
+        self._span.end(code, details or "")
+        self._outgoing.ended(self._method, duration_s, code, details or "", trailing)
+
+
+def _decision(
+    code: grpc.StatusCode, details: str, trailing: Iterable[tuple[str, object]]
+) -> CallStat.Decision.ValueType:
+    if code is grpc.StatusCode.OK:
+        return CallStat.ALLOWED
+    if code is grpc.StatusCode.PERMISSION_DENIED and details == _RBAC_DETAILS:
+        return CallStat.DENIED
+    said = next((value for name, value in trailing if name == DECISION_KEY), None)
+    if said == "denied":
+        return CallStat.DENIED
+    return CallStat.LIMITED if said == "limited" else CallStat.ALLOWED
