@@ -128,7 +128,7 @@ class Front:
 
     async def serve_unix(self, path: str | os.PathLike[str], mode: int = 0o666) -> None:
         """Listens on a Unix socket, with `mode` from its first moment on; a socket left there is replaced."""
-        target = Path(os.path.abspath(path))  # noqa: ASYNC240  # a matter of text and getcwd, no disk
+        target = Path(os.path.abspath(path))  # a matter of text and getcwd, no disk
         if len(bytes(target)) > _MAX_UNIX_PATH:
             raise ValueError(f"{target} is too long a path for a Unix socket")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
