@@ -20,11 +20,12 @@ import structlog
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from meshwarden.controlplane.identity.authorize import Denied
 
 from meshwarden.certs.csr import InvalidCsr
+from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.store import port
+from meshwarden.sdk.peer import Refused
 
 log = structlog.get_logger()
 
@@ -68,7 +69,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     NotFound: grpc.StatusCode.NOT_FOUND,
     StillUsed: grpc.StatusCode.FAILED_PRECONDITION,
     Moved: grpc.StatusCode.ABORTED,
-    Denied: grpc.StatusCode.PERMISSION_DENIED,
+    AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
     InvalidCsr: grpc.StatusCode.INVALID_ARGUMENT,
     port.Conflict: grpc.StatusCode.ABORTED,
     port.Fenced: grpc.StatusCode.ABORTED,
@@ -88,6 +89,8 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str, Message | None] | None:
     """Returns code, message and details for an exception, or for one inside a group; None for one we do not know."""
     for leaf in _leaves(error):
+        if isinstance(leaf, Refused):
+            return leaf.status, _clipped(leaf.message), None
         for parent in type(leaf).__mro__:
             if parent in STATUS:
                 return STATUS[parent], _clipped(str(leaf)), _details(leaf)
@@ -112,6 +115,11 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: BaseExcept
     await context.abort(code, message, trailing_metadata=rpc_status.to_status(status).trailing_metadata)
 
 
+def refusal_in(error: BaseException) -> Refused | None:
+    """Returns the refusal of a caller that an exception is or holds."""
+    return next((leaf for leaf in _leaves(error) if isinstance(leaf, Refused)), None)
+
+
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
@@ -124,7 +132,7 @@ def _clipped(text: str) -> str:
     return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"
 
 
-def _details(error: BaseException) -> Message | None:
+def _details(error: BaseException) -> Any:
     if isinstance(error, InvalidRequest):
         request = error_details_pb2.BadRequest()
         for number, fault in enumerate(error.faults):

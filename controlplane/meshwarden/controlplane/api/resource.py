@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc.aio
-from meshwarden.controlplane.audit.port import AuditLog
-from meshwarden.controlplane.identity.authorize import authorize
 
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.api.errors import InvalidRequest, Moved, NotFound, StillUsed
+from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.identity.authorize import authorize
 from meshwarden.controlplane.resources.model import (
     KINDS,
     decode,
@@ -32,7 +32,7 @@ from meshwarden.controlplane.resources.reference import reference_faults, users
 from meshwarden.controlplane.resources.validate import FieldFault, resource_faults
 from meshwarden.controlplane.resources.view import View
 from meshwarden.controlplane.store.mirror import Mirror
-from meshwarden.controlplane.store.port import ABSENT, Batch, Conflict, Delete, Op, Put, Record, Store
+from meshwarden.controlplane.store.port import ABSENT, Batch, Conflict, Delete, Op, Put, Record, Store, StoreError
 from meshwarden.sdk import peer
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1 import resource_service_pb2_grpc
@@ -59,7 +59,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         # One change at a time in this process; other processes are met by the guard.
         self._changing = asyncio.Lock()
 
-    async def Apply(self, request: v1.ApplyRequest, context: Context) -> v1.ApplyResponse:  # type: ignore[override]
+    async def Apply(self, request: v1.ApplyRequest, context: Context) -> v1.ApplyResponse:
         caller = _caller()
         faults = [
             FieldFault(f"resources[{index}].{fault.field}", fault.message)
@@ -72,25 +72,16 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         for tenant in sorted({ref_of(resource).tenant for resource in batch}):
             authorize(caller, SERVICE + "Apply", tenant)
         seen = [unwrap(resource).metadata.record.revision for resource in request.resources]
-        answer = await self._guarded(lambda guard: self._apply(batch, seen, guard, caller, dry_run=request.dry_run))
-        if not request.dry_run:
-            changes = [
-                f"{v1.Change.Action.Name(change.action)} {title(change.ref)}"
-                for change in answer.changes
-                if change.action != v1.Change.UNCHANGED
-            ]
-            if changes:
-                await self._audit.record("resource.apply", by=str(caller), revision=answer.revision, changes=changes)
-        return answer
+        return await self._guarded(lambda guard: self._apply(batch, seen, guard, caller, dry_run=request.dry_run))
 
-    async def Get(self, request: v1.GetRequest, context: Context) -> Resource:  # type: ignore[override]
+    async def Get(self, request: v1.GetRequest, context: Context) -> Resource:
         authorize(_caller(), SERVICE + "Get", request.ref.tenant)
         record, _ = await self._store.get(key_of(request.ref))
         if record is None:
             raise NotFound(f"there is no {title(request.ref)}")
         return decode(record.value, record.revision)
 
-    async def List(self, request: v1.ListRequest, context: Context) -> v1.ListResponse:  # type: ignore[override]
+    async def List(self, request: v1.ListRequest, context: Context) -> v1.ListResponse:
         tenant = _scope("List", request.tenant)
         prefixes = _prefixes([request.kind] if request.kind else [], tenant)
         at, start = _parse_token(request.page_token, prefixes)
@@ -113,17 +104,15 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
             revision=at,
         )
 
-    async def Delete(self, request: v1.DeleteRequest, context: Context) -> v1.DeleteResponse:  # type: ignore[override]
+    async def Delete(self, request: v1.DeleteRequest, context: Context) -> v1.DeleteResponse:
         caller = _caller()
         for tenant in sorted({ref.tenant for ref in request.refs}):
             authorize(caller, SERVICE + "Delete", tenant)
         refs = {key_of(ref): ref for ref in request.refs}
         revision = await self._guarded(lambda guard: self._delete(refs, guard, caller))
-        names = [title(ref) for ref in refs.values()]
-        await self._audit.record("resource.delete", by=str(caller), revision=revision, resources=names)
         return v1.DeleteResponse(revision=revision)
 
-    async def Watch(self, request: v1.WatchRequest, context: Context) -> None:  # type: ignore[override]
+    async def Watch(self, request: v1.WatchRequest, context: Context) -> None:
         tenant = _scope("Watch", request.tenant)
         wrong = [
             FieldFault(f"kinds[{number}]", f"there is no kind {kind[:60]!r}")
@@ -213,7 +202,12 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         if moved:
             raise Moved("; ".join(moved))
         if ops and not dry_run:
-            answer.revision = await self._store.commit([*ops, Put(GUARD, b"", guard)])
+            changes = [
+                f"{v1.Change.Action.Name(change.action)} {title(change.ref)}"
+                for change in answer.changes
+                if change.action != v1.Change.UNCHANGED
+            ]
+            answer.revision = await self._commit("resource.apply", ops, guard, caller, changes)
         return answer
 
     async def _delete(self, refs: dict[str, v1.ResourceRef], guard: int, caller: SpiffeId | None) -> int:
@@ -226,7 +220,19 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         ops = [
             Delete(key, resource.metadata.record.revision) for key, resource in found.items() if resource is not None
         ]
-        return await self._store.commit([*ops, Put(GUARD, b"", guard)])
+        changes = [f"DELETED {title(ref)}" for ref in refs.values()]
+        return await self._commit("resource.delete", ops, guard, caller, changes)
+
+    async def _commit(
+        self, event: str, ops: Sequence[Op], guard: int, caller: SpiffeId | None, changes: Sequence[str]
+    ) -> int:
+        """Commits what the audit log has taken; a failure follows there as an event of its own."""
+        await self._audit.record(event, by=str(caller), after=self._mirror.revision, changes=changes)
+        try:
+            return await self._store.commit([*ops, Put(GUARD, b"", guard)])
+        except StoreError as error:
+            self._audit.note(f"{event}.failed", by=str(caller), after=self._mirror.revision, reason=str(error))
+            raise
 
     def _stamped(self, resource: Resource) -> Resource:
         """The resource with the record that is stored beside it."""

@@ -13,8 +13,10 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from meshwarden.controlplane.api.errors import InvalidRequest, abort
+from meshwarden.controlplane.api.errors import InvalidRequest, abort, refusal_in
+from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.resources.validate import FieldFault, rule_faults
+from meshwarden.sdk import peer
 
 OURS = "/meshwarden.v1."
 
@@ -35,7 +37,9 @@ class ValidationInterceptor(grpc.aio.ServerInterceptor):
     A handler reads its stream by the iterator that it is given; `context.read()` would pass the check by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, audit: AuditLog | None = None) -> None:
+        """Takes the audit log that is told of refused callers."""
+        self._audit = audit
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -49,7 +53,7 @@ class ValidationInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or not method.startswith(OURS):
             return handler
         if method not in self._wrapped:
-            self._wrapped[method] = _wrap(handler, method)
+            self._wrapped[method] = _wrap(handler, method, self._audit)
         return self._wrapped[method]
 
 
@@ -71,7 +75,7 @@ async def _checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield check(message)
 
 
-def _wrap(handler: Any, method: str) -> Handler:
+def _wrap(handler: Any, method: str, audit: AuditLog | None) -> Handler:
     """The same kind of handler, that checks, serves, and ends with the status of what was raised."""
     serve: Callable[..., Any] = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
@@ -88,6 +92,10 @@ def _wrap(handler: Any, method: str) -> Handler:
         except grpc.aio.AbortError:
             raise  # the handler has said how it ends
         except Exception as error:  # the edge: whatever it was becomes a status, and a log line if it is a defect
+            refusal = refusal_in(error)
+            if refusal is not None and audit is not None:
+                caller = peer.current()
+                audit.note("rpc.refused", by=str(caller and caller.spiffe_id), method=method, reason=refusal.message)
             await abort(context, error, method)
 
     make = {

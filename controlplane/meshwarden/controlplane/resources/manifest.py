@@ -171,8 +171,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, data: str) -> yaml.ScalarNode:
-        """Quotes what would be read as something else, "1e5" for one."""
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if scalar(data) is data else '"')
+        """Quotes what would be read as something else, "1e5" for one, and escapes what folds as a line's end."""
+        plain = scalar(data) is data and data.isprintable()
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if plain else '"')
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)

@@ -98,7 +98,7 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         return
     tenant = resource.metadata.tenant
     if view.find("Tenant", tenant, tenant) is None:
-        yield FieldFault("metadata.tenant", _missing("tenant", tenant, _tenants(view)))
+        yield FieldFault("metadata.tenant", _missing_tenant(tenant, view))
     if isinstance(resource, Service):
         for number, seer in enumerate(resource.spec.export_to):
             if seer != "*":
@@ -106,8 +106,7 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         return
     service = view.service(tenant, resource.spec.service)
     if service is None:
-        text = _missing("service", f"{tenant}/{resource.spec.service}", _services(tenant, view))
-        yield FieldFault("spec.service", text)
+        yield FieldFault("spec.service", _missing_of("Service", tenant, resource.spec.service, view))
     if isinstance(resource, AccessPolicy):
         yield from _callers(resource, service, view)
     elif isinstance(resource, RoutePolicy):
@@ -121,8 +120,7 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
     elif isinstance(resource, Endpoint) and resource.spec.entry:
         entry = resource.spec.entry
         if view.find("WorkloadEntry", tenant, entry) is None:
-            names = [f"{tenant}/{name}" for name in view.names("WorkloadEntry", tenant)]
-            yield FieldFault("spec.entry", _missing("workload entry", f"{tenant}/{entry}", names))
+            yield FieldFault("spec.entry", _missing_of("WorkloadEntry", tenant, entry, view))
 
 
 def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Iterator[FieldFault]:
@@ -136,8 +134,7 @@ def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Itera
                 yield from missing
                 continue
             if caller.service != "*" and view.service(tenant, caller.service) is None:
-                text = _missing("service", f"{tenant}/{caller.service}", _services(tenant, view))
-                yield FieldFault(f"{path}.service", text)
+                yield FieldFault(f"{path}.service", _missing_of("Service", tenant, caller.service, view))
             if service is not None and tenant != owner and not {tenant, "*"} & set(service.spec.export_to):
                 text = f"Service {owner}/{service.metadata.name} is not exported to {tenant}: add it to its exportTo"
                 yield FieldFault(f"{path}.tenant", text)
@@ -149,7 +146,10 @@ def _versions(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:
     for rule_number, rule in enumerate(policy.spec.rules):
         for number, part in enumerate(rule.split):
             if part.version not in known:
-                text = _missing(f"version of {owner}/{service}", part.version, sorted(known - {""}))
+                has = ", ".join(sorted(known - {""})[:8])
+                text = f"no workload entry of {owner}/{service} has version {part.version}" + (
+                    f"; it has {has}" if has else ""
+                )
                 yield FieldFault(f"spec.rules[{rule_number}].split[{number}].version", text)
 
 
@@ -187,17 +187,14 @@ def _shown(resource: AnyResource, view: View) -> str:
 
 def _tenant(path: str, tenant: str, view: View) -> Iterator[FieldFault]:
     if view.find("Tenant", tenant, tenant) is None:
-        yield FieldFault(path, _missing("tenant", tenant, _tenants(view)))
+        yield FieldFault(path, _missing_tenant(tenant, view))
 
 
-def _tenants(view: View) -> list[str]:
-    return [tenant for tenant in view.tenants() if view.sees(tenant)]
+def _missing_of(kind: str, tenant: str, name: str, view: View) -> str:
+    close = difflib.get_close_matches(name, view.names(kind, tenant), n=1) if view.sees(tenant) else []
+    return f"there is no {kind} {tenant}/{name}" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def _services(tenant: str, view: View) -> list[str]:
-    return [] if not view.sees(tenant) else [f"{tenant}/{name}" for name in view.names("Service", tenant)]
-
-
-def _missing(what: str, name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"there is no {what} {name}" + (f"; did you mean {close[0]}?" if close else "")
+def _missing_tenant(tenant: str, view: View) -> str:
+    close = difflib.get_close_matches(tenant, filter(view.sees, view.tenants()), n=1)
+    return f"there is no Tenant {tenant}" + (f"; did you mean {close[0]}?" if close else "")

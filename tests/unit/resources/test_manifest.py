@@ -1,0 +1,369 @@
+"""Manifests: what is read, every fault at once by line and field, and nothing hostile gets through."""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshwarden.controlplane.resources import tree
+from meshwarden.controlplane.resources.diff import diff
+from meshwarden.controlplane.resources.files import read_texts
+from meshwarden.controlplane.resources.manifest import ManifestFaults, dump, parse, parse_all
+from meshwarden.controlplane.resources.model import kind_of, unwrap, wrap
+from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.v1.resources_pb2 import (
+    AccessPolicy,
+    AccessPolicySpec,
+    AccessRule,
+    Metadata,
+    Selectors,
+    Service,
+    ServiceSpec,
+    Tenant,
+    WorkloadEntry,
+    WorkloadEntrySpec,
+)
+
+SERVICE = """\
+kind: Service
+metadata: {tenant: platform, name: orders}
+spec: {protocol: GRPC}
+"""
+ENTRY = """\
+kind: WorkloadEntry
+metadata: {tenant: acme, name: web, labels: {team: "7"}}
+spec:
+  service: web
+  nodes: [n1]
+  selectors: {uid: 0}
+  version: "1.0"
+  svidTtl: 3600s
+"""
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(ManifestFaults) as refused:
+        parse(text, "m.yaml")
+    return list(map(str, refused.value.faults))
+
+
+def test_a_manifest_is_the_json_mapping() -> None:
+    (located,) = parse(ENTRY, "m.yaml")
+    assert unwrap(located.resource) == WorkloadEntry(
+        kind="WorkloadEntry",
+        metadata=Metadata(tenant="acme", name="web", labels={"team": "7"}),
+        spec=WorkloadEntrySpec(
+            service="web", nodes=["n1"], selectors=Selectors(uid=0), version="1.0", svid_ttl=Duration(seconds=3600)
+        ),
+    )
+    assert located.line_of("spec.svidTtl") == 8
+    assert located.line_of("spec.nodes[0]") == 5
+    assert located.line_of("spec.dnsNames[3]") == 3
+    assert located.line_of("nothing") == 1
+    assert str(located.fault(FieldFault("spec.service", "there is none"))) == "m.yaml:4: spec.service: there is none"
+
+
+def test_json_is_a_manifest_too() -> None:
+    (located,) = parse('{"kind":"Tenant","metadata":{"name":"acme"},"spec":{"displayName":"Ac\\u006de"}}', "m.json")
+    assert unwrap(located.resource) == Tenant(
+        kind="Tenant", metadata=Metadata(name="acme"), spec={"display_name": "Acme"}
+    )
+
+
+def test_documents_make_a_batch_and_empty_ones_are_skipped() -> None:
+    texts = [("a", f"---\n{SERVICE}---\n---\n# nothing\n"), ("b", ENTRY), ("c", "")]
+    assert [kind_of(located.resource) for located in parse_all(texts)] == ["Service", "WorkloadEntry"]
+
+
+def test_a_tenant_is_its_own_and_may_say_so() -> None:
+    (plain,) = parse("kind: Tenant\nmetadata: {name: acme}\n", "m")
+    (said,) = parse("kind: Tenant\nmetadata: {name: acme, tenant: acme}\nspec: {}\n", "m")
+    assert plain.resource == said.resource
+    assert faults("kind: Tenant\nmetadata: {name: acme, tenant: other}\n") == [
+        "m.yaml:2: metadata.tenant: a Tenant is owned by itself: leave it out"
+    ]
+
+
+def test_every_fault_is_told_at_once_by_line_and_field() -> None:
+    text = """\
+kind: Servce
+---
+kind: Service
+metadata:
+  tenant: platform
+  name: Orders
+  labels: {a: 1}
+spec:
+  protocol: grcp
+  export_to: [acme]
+  healthCheck: {interval: 1d, unhealthyThreshold: 010}
+---
+kind: AccessPolicy
+metadata: {tenant: platform, name: orders}
+spec:
+  service: orders
+  allow:
+  - from:
+    - tenant: acme
+      servce: web
+    methods: [on, 5, "x y"]
+"""
+    assert faults(text) == [
+        "m.yaml:1: kind: there is no kind 'Servce'; did you mean Service?",
+        "m.yaml:6: metadata.name: must be lower-case letters, digits and hyphens, with a letter or digit at both ends",
+        'm.yaml:7: metadata.labels["a"]: must be text (put it in quotes), not 1',
+        "m.yaml:9: spec.protocol: must be one of GRPC, HTTP, not 'grcp'; did you mean GRPC?",
+        "m.yaml:10: spec.export_to: unknown field; did you mean exportTo?",
+        "m.yaml:11: spec.healthCheck.interval: must be text such as \"1.5s\", not '1d'",
+        "m.yaml:11: spec.healthCheck.unhealthyThreshold: must be a whole number, not '010'",
+        "m.yaml:20: spec.allow[0].from[0].servce: unknown field; did you mean service?",
+        'm.yaml:21: spec.allow[0].methods[0]: must be "/package.Service/Method", "/path" or "GET /path"; only its end'
+        ' may be "*"',
+        "m.yaml:21: spec.allow[0].methods[1]: must be text (put it in quotes), not 5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "text"),
+    [
+        (("  nodes: [n1]\n", ""), 3, "spec.nodes: must contain at least 1 item(s)"),
+        (("service: web", "service: [web]"), 4, "spec.service: must be text, not a list"),
+        (("nodes: [n1]", "nodes: n1"), 5, "spec.nodes: must be a list, not 'n1'"),
+        (("nodes: [n1]", "nodes: [n1, n1]"), 5, "spec.nodes: repeated value must contain unique items"),
+        (("nodes: [n1]", "nodes:"), 5, "spec.nodes: is empty: give a value, or leave the field out"),
+        (("uid: 0", "uid: -1"), 6, "spec.selectors.uid: must be between 0 and 4294967295, not -1"),
+        (("uid: 0", "uid: 4294967296"), 6, "spec.selectors.uid: must be between 0 and 4294967295, not 4294967296"),
+        (("uid: 0", "uid: 1.5"), 6, "spec.selectors.uid: must be a whole number, not 1.5"),
+        (("uid: 0", "uid: true"), 6, "spec.selectors.uid: must be a whole number, not true"),
+        (("uid: 0", 'uid: "0"'), 6, "spec.selectors.uid: must be a whole number, not '0'"),
+        (("{uid: 0}", "{}"), 6, "spec.selectors: give at least one of uid, gid, path, sha256"),
+        (("{uid: 0}", "[]"), 6, "spec.selectors: must be a mapping of fields, not a list"),
+        (("svidTtl: 3600s", "svidTtl: 3600"), 8, 'spec.svidTtl: must be text such as "1.5s", not 3600'),
+        (("svidTtl: 3600s", "svidTtl: 1s"), 8, "spec.svidTtl: must be"),
+        (("svidTtl: 3600s", "svidTtl: 1e30s"), 8, "spec.svidTtl: must be"),
+        (("svidTtl: 3600s", "insecureSameUser: yes"), 8, "spec.insecureSameUser: must be true or false, not 'yes'"),
+        (("tenant: acme, ", ""), 2, "metadata.tenant: is required"),
+        (("svidTtl: 3600s", "dataPlane: 2"), 8, "spec.dataPlane: must be one of PROXYLESS, ENVOY, not 2"),
+        (("svidTtl: 3600s", "inboundPort: 5"), 8, "spec.inboundPort: only an entry with dataPlane ENVOY has one"),
+        (("spec:", "name: x\nspec:"), 3, "name: unknown field"),
+    ],
+)
+def test_a_fault_names_its_line_and_field(change: tuple[str, str], line: int, text: str) -> None:
+    (fault,) = faults(ENTRY.replace(*change))
+    assert fault.startswith(f"m.yaml:{line}: {text}")
+
+
+@pytest.mark.parametrize("header", ["exact: a, prefix: b", "exact: a, present: true"])
+def test_one_of_several_is_one(header: str) -> None:
+    text = f"""\
+kind: RoutePolicy
+metadata: {{tenant: a, name: b}}
+spec:
+  service: b
+  rules:
+  - match: {{headers: [{{name: x, {header}}}]}}
+    split: [{{version: v1, weight: 1}}]
+"""
+    (fault,) = faults(text)
+    assert "m.yaml:6: spec.rules[0].match.headers[0]." in fault
+    assert "only one of exact and" in fault
+
+
+@pytest.mark.parametrize(
+    ("split", "text"),
+    [
+        ("[{version: v1}, {version: v2, weight: 0}]", "spec.rules[0].split: all weights are 0"),
+        ("[{version: v1, weight: 1}, {version: v1, weight: 2}]", "split[1].version: v1 has a share already"),
+        ("[{version: v1, weight: 1000001}]", "split[0].weight: must be less than or equal to 1000000"),
+        ("[]", "spec.rules[0].split: must contain at least 1"),
+    ],
+)
+def test_a_split_must_lead_somewhere(split: str, text: str) -> None:
+    head = "kind: RoutePolicy\nmetadata: {tenant: a, name: b}\nspec:\n  service: b\n  rules:\n  - split: "
+    (fault,) = faults(head + split)
+    assert text in fault
+
+
+def test_a_tenant_has_one_limit() -> None:
+    limits = '[{tenant: a, requests: 1}, {tenant: "*", requests: 1}, {tenant: a, requests: 2}]'
+    text = f"kind: RatePolicy\nmetadata: {{tenant: a, name: b}}\nspec:\n  service: b\n  limits: {limits}\n"
+    assert faults(text) == ["m.yaml:5: spec.limits[2].tenant: a has a limit already"]
+
+
+def test_one_resource_stands_once_in_a_batch() -> None:
+    with pytest.raises(ManifestFaults) as refused:
+        parse_all([("a.yaml", SERVICE), ("b.yaml", "\n" + SERVICE)])
+    assert [str(fault) for fault in refused.value.faults] == [
+        "b.yaml:3: metadata.name: Service platform/orders stands at a.yaml:1 already"
+    ]
+
+
+def test_status_is_ignored_and_the_revision_is_kept() -> None:
+    text = SERVICE.replace("name: orders", 'name: orders, record: {revision: "12", originRegion: eu}')
+    (located,) = parse(text + "status: {anything: [1, 2]}\n", "m")
+    record = unwrap(located.resource).metadata.record
+    assert (record.revision, record.origin_region) == (12, "")
+
+
+BOMB = "a: &a [x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", "a: given twice, first on line 1"),
+        ("? [a]\n: 1\n", "a key must be text"),
+        ("1: a\n", "a key must be text"),
+        (BOMB, "anchors and aliases are not taken"),
+        ("a: *nowhere\n", "aliases are not taken"),
+        ("!!python/object/apply:os.system ['true']\n", "tags are not taken"),
+        ("a: !!binary aGk=\n", "tags are not taken"),
+        ("a: ! b\n", "tags are not taken"),
+        ("[" * 100, "nested deeper than 32 levels"),
+        ("[" * 1_000_000, "not YAML"),
+        ("- " * 5000 + "a", "nested deeper than 32 levels"),
+        ("{a: " * 5000, "nested deeper than 32 levels"),
+        ("---\na: 1\n" * 1001, "more than 1000 documents"),
+        ("x" * ((4 << 20) + 1), "the limit is 4194304"),
+        ("[" + "1," * 200_001 + "]", "more than 200000 values"),
+        ("a: \x00\n", "not YAML"),
+        ("a: '\n", "not YAML"),
+        ("%YAML 9.9\n---\na: 1\n", "not YAML"),
+        ("a: \ud800\n", "lone surrogate"),
+        ("\tkind: Tenant\n", "not YAML"),
+        ("a: b: c\n", "not YAML"),
+        ("- kind: Tenant\n", "must be a resource"),
+        ("Tenant\n", "must be a resource"),
+        ("{}\n", "kind: is required"),
+        ("kind: [Tenant]\n", "there is no kind"),
+        ("kind: {a: b}\n", "there is no kind"),
+        ("kind:\n", "kind: "),
+        ("kind: Tenant\nmetadata: {name: acme}\nspec: null\n", "spec: is empty"),
+    ],
+)
+def test_hostile_text_is_refused(text: str, message: str) -> None:
+    assert any(message in fault for fault in faults(text))
+
+
+@pytest.mark.parametrize("number", ["1" * 40, "1" * 5000, "1e999", "-1", ".inf", ".nan", "0x10", "1_000", "+1"])
+def test_no_number_is_too_strange(number: str) -> None:
+    (fault,) = faults(ENTRY.replace("uid: 0", f"uid: {number}"))
+    assert fault.startswith("m.yaml:6: spec.selectors.uid: must be")
+    assert len(fault) < 200
+
+
+@pytest.mark.parametrize("word", ["on", "yes", "010", "2026-01-31", "1_000", "0x10", "=", "<<", "12:30:00"])
+def test_what_older_yaml_would_twist_is_text(word: str) -> None:
+    (located,) = parse(ENTRY.replace('"7"', word), "m")
+    assert unwrap(located.resource).metadata.labels["team"] == word
+
+
+def test_a_fault_repeats_no_long_value() -> None:
+    (fault,) = faults(ENTRY.replace("nodes: [n1]", f"nodes: {'x' * 100_000}"))
+    assert len(fault) < 200
+
+
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@st.composite
+def services(draw: st.DrawFn) -> Service:
+    labels = draw(st.dictionaries(TEXT.filter(bool), TEXT, max_size=4))
+    return Service(
+        kind="Service",
+        metadata=Metadata(tenant=draw(NAMES), name=draw(NAMES), labels=labels),
+        spec=ServiceSpec(
+            protocol=draw(st.sampled_from([ServiceSpec.GRPC, ServiceSpec.HTTP])),
+            export_to=draw(st.lists(NAMES, unique=True, max_size=3)),
+        ),
+    )
+
+
+@given(services(), TEXT)
+def test_what_is_dumped_is_read_back(service: Service, name: str) -> None:
+    tenant = Tenant(kind="Tenant", metadata=Metadata(name="t"), spec={"display_name": name})
+    located = parse(dump(service, tenant), "m")
+    assert [item.resource for item in located] == [wrap(service), wrap(tenant)]
+
+
+@pytest.mark.parametrize("word", ["on", "1e5", "0.5", "null", "~", "", "true", "010", " a", "a: b", "#", "\u2028", "é"])
+def test_any_label_survives_a_dump(word: str) -> None:
+    service = Service(kind="Service", metadata=Metadata(tenant="a", name="b", labels={"k": word}))
+    service.spec.protocol = ServiceSpec.GRPC
+    assert unwrap(parse(dump(service), "m")[0].resource) == service
+
+
+def test_a_dump_is_stable_and_can_leave_the_record_out() -> None:
+    service = Service(kind="Service", metadata=Metadata(tenant="a", name="b", labels={"z": "1", "a": "2"}))
+    service.metadata.record.revision = 7
+    assert dump(service) == dump(Service.FromString(service.SerializeToString()))
+    assert dump(service).index("a:") < dump(service).index("z:")
+    assert "record" in dump(service)
+    assert "record" not in dump(service, record=False)
+
+
+FIELDS = st.sampled_from(
+    ["kind", "metadata", "spec", "name", "tenant", "labels", "service", "allow", "from", "methods", "limits", "x"]
+) | st.text(string.printable, max_size=6)
+JSONISH = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(FIELDS, inner, max_size=5),
+    max_leaves=25,
+)
+
+
+@given(st.sampled_from(["Tenant", "AccessPolicy", "RatePolicy", "WorkloadEntry", "x"]), JSONISH, JSONISH)
+def test_any_shape_is_taken_or_refused_with_a_line(kind: str, metadata: Any, spec: Any) -> None:
+    text = json.dumps({"kind": kind, "metadata": metadata, "spec": spec})
+    try:
+        parse(text, "m")
+    except ManifestFaults as refused:
+        told = refused.faults
+    else:
+        return
+    assert told
+    assert all(fault.line >= 1 and fault.message for fault in told)
+
+
+@given(st.text(st.sampled_from(list("ab:-[]{},#&*!|>'\"%@`? \n\t0\\")), max_size=60) | st.text(max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    documents = tree.read(text)
+    lines = text.count("\n") + len(text.splitlines()) + 1
+    assert all(1 <= fault.line <= lines for fault in documents.faults)
+
+
+def test_files_directories_and_faults_of_reading(tmp_path: Path) -> None:
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    (tmp_path / "d" / "e" / "b.yml").write_text(SERVICE)
+    (tmp_path / "d" / "a.yaml").write_text(ENTRY)
+    (tmp_path / "d" / "note.txt").write_text("no manifest")
+    texts = read_texts([str(tmp_path / "d"), str(tmp_path / "d" / "a.yaml")])
+    assert [Path(source).name for source, _ in texts] == ["a.yaml", "b.yml", "a.yaml"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "latin.yaml").write_bytes(b"kind: \xe9\n")
+    with pytest.raises(ManifestFaults) as refused:
+        read_texts([str(tmp_path / name) for name in ("none.yaml", "empty", "latin.yaml")])
+    assert [fault.message.split(" (")[0] for fault in refused.value.faults] == [
+        "no manifest below it",
+        "is not UTF-8 text",
+        "No such file or directory",
+    ]
+
+
+def test_a_diff_names_fields() -> None:
+    old = AccessPolicy(kind="AccessPolicy", metadata=Metadata(tenant="a", name="b"), spec=AccessPolicySpec(service="b"))
+    new = AccessPolicy()
+    new.CopyFrom(old)
+    old.metadata.record.revision = 3
+    assert diff(wrap(old), wrap(new)) == []
+    new.spec.allow.append(AccessRule(methods=["/a"]))
+    new.metadata.labels["x"] = "y"
+    assert list(map(str, diff(wrap(old), wrap(new)))) == ["+ metadata.labels.x: y", "+ spec.allow[0].methods[0]: /a"]
+    assert [change.field for change in diff(None, wrap(old))][:2] == ["kind", "metadata.tenant"]
+    assert all(change.new is None for change in diff(wrap(old), None))

@@ -1,0 +1,260 @@
+# ruff: noqa: E501 - manifests and faults are quoted whole
+"""What resources say of each other."""
+
+import pytest
+
+from meshwarden.controlplane.resources.manifest import parse
+from meshwarden.controlplane.resources.model import ref_of
+from meshwarden.controlplane.resources.reference import reference_faults, users
+from meshwarden.controlplane.resources.view import View
+from meshwarden.v1.resource_service_pb2 import ResourceRef
+from meshwarden.v1.resources_pb2 import Resource
+
+MESH = """\
+kind: Tenant
+metadata: {name: platform}
+---
+kind: Tenant
+metadata: {name: acme}
+---
+kind: Tenant
+metadata: {name: globex}
+---
+kind: Service
+metadata: {tenant: platform, name: orders}
+spec: {protocol: GRPC, exportTo: [acme]}
+---
+kind: Service
+metadata: {tenant: acme, name: web}
+spec: {protocol: HTTP}
+---
+kind: WorkloadEntry
+metadata: {tenant: platform, name: orders-v1}
+spec: {service: orders, nodes: [n1, n2], selectors: {uid: 1001}, version: v1, port: 1}
+---
+kind: WorkloadEntry
+metadata: {tenant: acme, name: web}
+spec: {service: web, nodes: [n1], selectors: {uid: 1002}}
+---
+kind: AccessPolicy
+metadata: {tenant: platform, name: orders}
+spec: {service: orders, allow: [{from: [{tenant: acme, service: web}, {service: orders}]}]}
+---
+kind: RoutePolicy
+metadata: {tenant: platform, name: orders}
+spec: {service: orders, rules: [{split: [{version: v1, weight: 1}]}]}
+---
+kind: RatePolicy
+metadata: {tenant: platform, name: orders}
+spec: {service: orders, limits: [{tenant: acme, requests: 5}, {tenant: "*", requests: 1}]}
+"""
+ENTRY = "kind: WorkloadEntry\nmetadata: {tenant: TENANT, name: NAME}\nspec: {service: web, nodes: [NODE], selectors: {uid: 1002}}\n"
+
+
+def batch(text: str) -> list[Resource]:
+    return [located.resource for located in parse(text, "m")]
+
+
+@pytest.fixture
+def mesh() -> View:
+    view = View()
+    for resource in batch(MESH):
+        view.put(resource)
+    return view
+
+
+def told(text: str, view: View) -> list[str]:
+    return [f"{fault.field}: {fault.message}" for fault in reference_faults(batch(text), view)]
+
+
+def test_a_whole_mesh_may_come_in_one_batch_in_any_order(mesh: View) -> None:
+    assert reference_faults(list(reversed(batch(MESH))), View()) == []
+    assert reference_faults(batch(MESH), mesh) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "kind: Service\nmetadata: {tenant: platfrm, name: a}\nspec: {protocol: GRPC}",
+            "resources[0].metadata.tenant: there is no Tenant platfrm; did you mean platform?",
+        ),
+        (
+            "kind: Service\nmetadata: {tenant: acme, name: a}\nspec: {protocol: GRPC, exportTo: ['*', initech]}",
+            "resources[0].spec.exportTo[1]: there is no Tenant initech",
+        ),
+        (
+            "kind: WorkloadEntry\nmetadata: {tenant: acme, name: x}\nspec: {service: wbe, nodes: [n], selectors: {gid: 1}}",
+            "resources[0].spec.service: there is no Service acme/wbe; did you mean web?",
+        ),
+        (
+            "kind: Endpoint\nmetadata: {tenant: acme, name: x}\nspec: {service: web, address: 10.0.0.1, port: 1, entry: shop}",
+            "resources[0].spec.entry: there is no WorkloadEntry acme/shop",
+        ),
+        (
+            "kind: AccessPolicy\nmetadata: {tenant: acme, name: x}\nspec: {service: orders, allow: [{from: [{service: '*'}]}]}",
+            "resources[0].spec.service: there is no Service acme/orders",
+        ),
+        (
+            "kind: AccessPolicy\nmetadata: {tenant: platform, name: x}\n"
+            "spec: {service: orders, allow: [{from: [{tenant: acme, service: web}, {tenant: acme, service: shop}]}]}",
+            "resources[0].spec.allow[0].from[1].service: there is no Service acme/shop",
+        ),
+        (
+            "kind: AccessPolicy\nmetadata: {tenant: platform, name: x}\n"
+            "spec: {service: orders, allow: [{from: [{tenant: initech, service: '*'}]}]}",
+            "resources[0].spec.allow[0].from[0].tenant: there is no Tenant initech",
+        ),
+        (
+            "kind: AccessPolicy\nmetadata: {tenant: platform, name: x}\n"
+            "spec: {service: orders, allow: [{from: [{tenant: globex, service: '*'}]}]}",
+            "resources[0].spec.allow[0].from[0].tenant: Service platform/orders is not exported to globex: add it to its"
+            " exportTo",
+        ),
+        (
+            "kind: RoutePolicy\nmetadata: {tenant: platform, name: orders}\n"
+            "spec: {service: orders, rules: [{split: [{version: v1, weight: 1}, {version: v2, weight: 1}]}]}",
+            "resources[0].spec.rules[0].split[1].version: no workload entry of platform/orders has version v2; it has v1",
+        ),
+        (
+            "kind: RoutePolicy\nmetadata: {tenant: platform, name: second}\n"
+            "spec: {service: orders, rules: [{split: [{version: v1, weight: 1}]}]}",
+            "resources[0].spec.service: RoutePolicy platform/orders is for this service already: a service has at most one"
+            " RoutePolicy",
+        ),
+        (
+            "kind: RatePolicy\nmetadata: {tenant: platform, name: second}\n"
+            "spec: {service: orders, limits: [{tenant: '*', requests: 1}]}",
+            "resources[0].spec.service: RatePolicy platform/orders is for this service already: a service has at most one"
+            " RatePolicy",
+        ),
+        (
+            "kind: RatePolicy\nmetadata: {tenant: platform, name: orders}\n"
+            "spec: {service: orders, limits: [{tenant: initech, requests: 1}]}",
+            "resources[0].spec.limits[0].tenant: there is no Tenant initech",
+        ),
+        (
+            "kind: Service\nmetadata: {tenant: platform, name: orders}\nspec: {protocol: GRPC}",
+            "resources[0].spec.exportTo: AccessPolicy platform/orders needs what was here: spec.allow[0].from[0].tenant:"
+            " Service platform/orders is not exported to acme: add it to its exportTo",
+        ),
+        (
+            "kind: WorkloadEntry\nmetadata: {tenant: platform, name: orders-v1}\n"
+            "spec: {service: orders, nodes: [n1], selectors: {uid: 1001}, version: v2}",
+            "resources[0].spec.version: RoutePolicy platform/orders needs what was here: spec.rules[0].split[0].version:"
+            " no workload entry of platform/orders has version v1; it has v2",
+        ),
+    ],
+)
+def test_what_is_named_must_be_there(mesh: View, text: str, fault: str) -> None:
+    assert told(text, mesh) == [fault]
+
+
+def test_every_fault_of_a_batch_is_told_with_its_place(mesh: View) -> None:
+    text = """\
+kind: RoutePolicy
+metadata: {tenant: acme, name: a}
+spec: {service: web, rules: [{split: [{version: v7, weight: 1}]}]}
+---
+kind: RoutePolicy
+metadata: {tenant: acme, name: b}
+spec: {service: web, rules: [{split: [{version: v8, weight: 1}]}]}
+"""
+    assert [fault.partition(": ")[0] for fault in told(text, mesh)] == [
+        "resources[0].spec.rules[0].split[0].version",
+        "resources[0].spec.service",
+        "resources[1].spec.rules[0].split[0].version",
+        "resources[1].spec.service",
+    ]
+
+
+def test_a_name_stands_once(mesh: View) -> None:
+    one = batch("kind: Service\nmetadata: {tenant: acme, name: a}\nspec: {protocol: GRPC}")
+    (fault,) = reference_faults(one * 2, mesh)
+    assert fault.field == "resources[1].metadata.name"
+    assert fault.message == "Service acme/a stands in resources[0] already"
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"NODE": "n1"}, True),
+        ({"NODE": "n2"}, False),
+        ({"NODE": "n1", "1002": "1009"}, False),
+        ({"NODE": "n1", "uid: 1002": "path: /bin/x"}, False),
+        ({"NODE": "n1", "1002}": "1002}, insecureSameUser: true"}, True),
+    ],
+)
+def test_entries_of_one_node_that_share_a_uid_must_both_say_so(
+    mesh: View, changes: dict[str, str], refused: bool
+) -> None:
+    text = ENTRY.replace("TENANT", "acme").replace("NAME", "other")
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    faults = told(text, mesh)
+    assert bool(faults) is refused
+    assert all("WorkloadEntry acme/web too, on node n1" in fault for fault in faults)
+
+
+def test_two_that_share_a_uid_may_when_both_say_so(mesh: View) -> None:
+    text = "---\n".join(
+        ENTRY.replace("TENANT", "acme")
+        .replace("NAME", name)
+        .replace("NODE", "n1")
+        .replace("1002}", "1002}, insecureSameUser: true")
+        for name in ("web", "other")
+    )
+    assert told(text, mesh) == []
+
+
+def test_an_operator_of_a_tenant_is_told_no_names_of_others(mesh: View) -> None:
+    view = mesh.seen_by(lambda tenant: tenant == "globex")
+    view.put(batch("kind: Service\nmetadata: {tenant: globex, name: web}\nspec: {protocol: HTTP}")[0])
+    text = ENTRY.replace("TENANT", "globex").replace("NAME", "spy").replace("NODE", "n1")
+    (fault,) = told(text, view)
+    assert "another tenant's entry" in fault
+    assert "acme" not in fault
+    (fault,) = told("kind: Service\nmetadata: {tenant: acm, name: a}\nspec: {protocol: GRPC}", view)
+    assert "did you mean" not in fault
+    (used,) = users([ResourceRef(kind="Tenant", tenant="acme", name="acme")], view.with_changes(removes=[]))[-1:]
+    assert used == "a resource of another tenant needs Tenant acme"
+
+
+def ref(kind: str, tenant: str, name: str) -> ResourceRef:
+    return ResourceRef(kind=kind, tenant=tenant, name=name)
+
+
+def test_what_is_used_says_by_whom(mesh: View) -> None:
+    assert users([ref("Service", "acme", "web")], mesh) == [
+        "AccessPolicy platform/orders needs it: spec.allow[0].from[0].service: there is no Service acme/web",
+        "WorkloadEntry acme/web needs it: spec.service: there is no Service acme/web",
+    ]
+    assert users([ref("WorkloadEntry", "platform", "orders-v1")], mesh) == [
+        "RoutePolicy platform/orders needs it: spec.rules[0].split[0].version: no workload entry of platform/orders has version v1"
+    ]
+    tenant = "\n".join(users([ref("Tenant", "acme", "acme")], mesh))
+    for user in (
+        "Service acme/web",
+        "Service platform/orders",
+        "AccessPolicy platform/orders",
+        "RatePolicy platform/o",
+    ):
+        assert user in tenant
+
+
+def test_what_nobody_needs_can_go_and_so_can_all_together(mesh: View) -> None:
+    for kind in ("AccessPolicy", "RoutePolicy", "RatePolicy"):
+        assert users([ref(kind, "platform", "orders")], mesh) == []
+    assert users([ref_of(resource) for resource in batch(MESH)], mesh) == []
+    assert users([ref("Tenant", "globex", "globex")], mesh) == []
+
+
+def test_an_agents_endpoint_holds_nothing_back(mesh: View) -> None:
+    text = (
+        "kind: Endpoint\nmetadata: {tenant: acme, name: e}\nspec: {service: web, address: '::1', port: 1, entry: web}"
+    )
+    (endpoint,) = batch(text)
+    kept = mesh.with_changes(puts=[endpoint])
+    assert any("Endpoint acme/e" in user for user in users([ref("WorkloadEntry", "acme", "web")], kept))
+    endpoint.endpoint.spec.node = "n1"
+    assert users([ref("WorkloadEntry", "acme", "web")], mesh.with_changes(puts=[endpoint])) == []
