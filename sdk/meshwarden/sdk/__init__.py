@@ -1,1 +1,15 @@
-"""What an application imports to be called, and to call, over the mesh."""
+"""What an application imports to call, and to be called, over the mesh.
+
+    from meshwarden import sdk
+
+    with sdk.channel("xds:///orders") as channel: ...
+    server = sdk.server(max_workers=16)
+    sdk.peer_identity(context).tenant
+
+`meshwarden.sdk.telemetry.configure` sends the program's spans to its agent.
+"""
+
+from meshwarden.sdk.channel import aio_channel, channel
+from meshwarden.sdk.server import peer_identity, server
+
+__all__ = ["aio_channel", "channel", "peer_identity", "server"]

@@ -1,0 +1,174 @@
+"""Servers in the mesh: mTLS or nothing, each call checked, limited and counted.
+
+orders = server(max_workers=16)
+orders_pb2_grpc.add_OrdersServicer_to_server(Orders(), orders)
+orders.add_port(f"127.0.0.1:{port}")
+run(orders)
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from meshwarden.certs.clock import Clock, utc_now
+from meshwarden.certs.files import read
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.channel import Options, require_bootstrap
+from meshwarden.sdk.error import NotStarted
+from meshwarden.sdk.incoming import Handler, Incoming, IncomingInterceptor, current_peer
+
+CREDENTIALS_VARIABLE: Final = "MESHWARDEN_CREDENTIALS"
+MAX_CONNECTION_AGE: Final = timedelta(minutes=10)
+"""A connection keeps the identity that it was made with; so it is made anew while a certificate of an hour is young."""
+CONNECTION_GRACE: Final = timedelta(minutes=5)
+DRAIN_GRACE: Final = timedelta(seconds=10)
+_SWEEP_S: Final = 0.5
+
+
+class Server(grpc.Server):
+    """A grpc.Server whose ports and policies come from the node agent.
+
+    A port is closed until the agent has sent its configuration, and with it who may call.
+    """
+
+    def __init__(self, inner: grpc.Server, incoming: Incoming, credentials: grpc.ServerCredentials) -> None:
+        self._inner = inner
+        self._incoming = incoming
+        self._credentials = credentials
+        self._ended = threading.Event()
+
+    def add_port(self, address: str) -> None:
+        """Listens on `address`, "127.0.0.1:7021", which must be the one that the workload was started with.
+
+        Raises:
+            ValueError: the port is 0: the mesh couldn't name it.
+        """
+        if address.rpartition(":")[2] in ("", "0"):
+            raise ValueError(f"{address!r}: give a port; a server of the mesh can't take just any")
+        self._inner.add_secure_port(address, self._credentials)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """Refused: a port with credentials of its own would be outside the mesh's policies. Use `add_port`."""
+        raise TypeError(f"{address}: use add_port; the node agent brings the credentials")
+
+    def add_insecure_port(self, address: str) -> int:
+        """Refused: there is no plain text in the mesh. Use `add_port`."""
+        raise TypeError(f"{address}: use add_port; there is no plain text in the mesh")
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """See grpc.Server."""
+        self._inner.add_generic_rpc_handlers(tuple(generic_rpc_handlers))
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        """See grpc.Server; generated code calls it."""
+        inner: Any = self._inner
+        inner.add_registered_method_handlers(service_name, method_handlers)
+
+    def start(self) -> None:
+        """Starts to serve, and to end streams whose caller's certificate runs out."""
+        self._inner.start()
+        threading.Thread(target=self._sweep_steadily, name="meshwarden-sweep", daemon=True).start()
+
+    def stop(self, grace: float | None) -> threading.Event:
+        """Takes no more calls; those under way have `grace` seconds. The event is set when all have ended."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self._incoming.close()
+        return self._inner.stop(grace)
+
+    def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """Waits until the server has stopped; True if it hasn't within `timeout` seconds."""
+        return self._inner.wait_for_termination(timeout)
+
+    def _sweep_steadily(self) -> None:
+        while not self._ended.wait(_SWEEP_S):
+            self._incoming.sweep()
+
+
+def server(
+    max_workers: int | None = None,
+    *,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
+    options: Options = (),
+    max_connection_age: timedelta = MAX_CONNECTION_AGE,
+    connection_grace: timedelta = CONNECTION_GRACE,
+    clock: Clock = utc_now,
+) -> Server:
+    """Makes a server of the mesh; open its port by `add_port`.
+
+    Args:
+        max_workers: threads, each of which serves one call at a time.
+        interceptors: the program's own; they come after the checks, and `peer_identity` answers in them.
+        options: gRPC channel arguments; they go before ours.
+        max_connection_age: after which a client is asked to connect anew (grpc adds up to a tenth either way).
+        connection_grace: how long streams may go on after that.
+        clock: the present, for checking certificates.
+
+    Raises:
+        NotStarted: the program doesn't run under a node agent.
+        AgentAway: the agent doesn't say who the program is.
+    """
+    require_bootstrap()
+    link = AgentLink.of_process()
+    link.wait()
+    incoming = Incoming(link, clock)
+    ours: list[tuple[str, Any]] = [
+        ("grpc.max_connection_age_ms", round(max_connection_age.total_seconds() * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(connection_grace.total_seconds() * 1000)),
+        ("grpc.experimental.server_config_change_drain_grace_time_ms", round(DRAIN_GRACE.total_seconds() * 1000)),
+        ("grpc.so_reuseport", 0),
+    ]
+    given = {name for name, _ in options}
+    inner = grpc.server(
+        ThreadPoolExecutor(max_workers, thread_name_prefix="meshwarden-serve"),
+        interceptors=[IncomingInterceptor(incoming), *interceptors],
+        options=[*options, *(pair for pair in ours if pair[0] not in given)],
+        xds=True,
+    )
+    return Server(inner, incoming, _credentials())
+
+
+def peer_identity(context: grpc.ServicerContext) -> SpiffeId:
+    """Returns who calls, as its certificate proves; inside a handler of a server of ours.
+
+    Raises:
+        LookupError: not inside such a handler.
+    """
+    peer = current_peer()
+    if peer is None:
+        raise LookupError("no verified caller here: ask inside a handler of a meshwarden server")
+    return peer.spiffe_id
+
+
+def run(running: Server, grace_s: float = 10.0) -> None:
+    """Starts a server and serves until SIGTERM or SIGINT; calls under way have `grace_s` to end. Main thread only."""
+    asked = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: asked.set())
+    running.start()
+    asked.wait()
+    running.stop(grace_s).wait()
+
+
+def _credentials() -> grpc.ServerCredentials:
+    """Credentials that ask the agent for mTLS; a listener that it sent without TLS still gets mTLS, by our own files.
+
+    Raises:
+        NotStarted: there are none.
+    """
+    directory = os.environ.get(CREDENTIALS_VARIABLE)
+    if not directory:
+        raise NotStarted(
+            f"{CREDENTIALS_VARIABLE} is not set: start the program with `meshwarden-agent exec --entry NAME -- PROGRAM`"
+        )
+    chain, key, roots = read(Path(directory), "tls.crt", "tls.key", "ca.crt")
+    fallback = grpc.ssl_server_credentials([(key, chain)], roots, require_client_auth=True)
+    return grpc.xds_server_credentials(fallback)
