@@ -9,7 +9,7 @@ run(orders)
 import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -148,13 +148,20 @@ def peer_identity(context: grpc.ServicerContext) -> SpiffeId:
     return peer.spiffe_id
 
 
-def run(running: Server, grace_s: float = 10.0) -> None:
-    """Starts a server and serves until SIGTERM or SIGINT; calls under way have `grace_s` to end. Main thread only."""
+def run(running: Server, grace_s: float = 10.0, on_stop: Callable[[], None] = lambda: None) -> None:
+    """Starts a server and serves until SIGTERM or SIGINT; to be called in the main thread.
+
+    Args:
+        running: the server.
+        grace_s: how long calls under way may go on.
+        on_stop: called before the server takes no more calls: to end streams that have no end, and to tell health.
+    """
     asked = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: asked.set())
     running.start()
     asked.wait()
+    on_stop()
     running.stop(grace_s).wait()
 
 

@@ -1,0 +1,1 @@
+"""The orders service: `python -m meshwarden.examples.orders --version v2`."""
