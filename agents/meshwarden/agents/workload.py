@@ -28,6 +28,7 @@ from meshwarden.agents.caller import (
     ancestors,
     is_alive,
     misfits,
+    read_stat,
     user_misfits,
 )
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -153,7 +154,7 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._workloads: dict[str, Workload] = {}
         self._by_process: dict[tuple[int, int], str] = {}
-        self._adopted: dict[int, str] = {}
+        self._adopted: dict[tuple[int, int], str] = {}
         self._admitted: set[str] = set()
         self._listeners: list[Callable[[], None]] = []
 
@@ -272,7 +273,9 @@ class Registry:
     def adopt(self, pid: int, workload_id: str) -> None:
         """Takes a process that the agent has started as a workload's own, until it ends or the workload does."""
         self._adopted = {known: owner for known, owner in self._adopted.items() if owner != workload_id}
-        self._adopted[pid] = workload_id
+        stat = read_stat(pid)
+        if stat is not None:  # with its start time: the pid of one that has ended is given anew
+            self._adopted[pid, stat.start_time] = workload_id
 
     def end(self, workload_id: str, reason: str) -> None:
         """Ends a registration, if it is there."""
@@ -339,7 +342,7 @@ class Registry:
         return connection.pidfd is not None and not ended(connection.pidfd)
 
     def _workload_of(self, program: Program) -> Workload | None:
-        owner = self._adopted.get(program.pid)
+        owner = self._adopted.get((program.pid, program.start_time))
         if owner is not None:
             return self._workloads.get(owner)
         workload = self._registered_above(program)
@@ -501,6 +504,16 @@ def program_of(connection: Connection) -> Program | None:
     if pid is None or start_time is None or uid is None or gid is None or not is_alive(pid, start_time):
         return None
     return Program(pid, start_time, uid, gid)
+
+
+def make_directory(workload: Workload) -> None:
+    """Makes a workload's directory, which its user may pass through but not write to.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    workload.directory.mkdir(mode=0o711, exist_ok=True)
+    workload.directory.chmod(0o711)  # whatever the umask says
 
 
 def sharers(workloads: Iterable[Workload]) -> Iterator[str]:
