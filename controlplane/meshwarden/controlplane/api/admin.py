@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
 
-import grpc.aio
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.identity.authorize import authorize, sees
@@ -13,10 +16,11 @@ from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.policy.explain import explain
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
-
 from meshwarden.sdk import peer
 from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1 import admin_service_pb2_grpc
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 TOKEN_TTL = timedelta(minutes=10)
 LEDGER_SPAN = timedelta(hours=1)
@@ -48,9 +52,9 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._audit, self._clock = audit, clock
 
     async def CreateJoinToken(
-        self, request: v1.CreateJoinTokenRequest, context: grpc.aio.ServicerContext
+        self, request: v1.CreateJoinTokenRequest, context: Context
     ) -> v1.CreateJoinTokenResponse:
-        caller = peer.current_id()
+        caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/CreateJoinToken", None)
         ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else TOKEN_TTL
         token = await self._tokens.create(request.node, ttl)
@@ -59,8 +63,8 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         answer.expire_time.FromDatetime(self._clock() + ttl)
         return answer
 
-    async def GetStatus(self, request: v1.GetStatusRequest, context: grpc.aio.ServicerContext) -> v1.GetStatusResponse:
-        caller = peer.current_id()
+    async def GetStatus(self, request: v1.GetStatusRequest, context: Context) -> v1.GetStatusResponse:
+        caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/GetStatus", request.tenant or None)
         shown = lambda tenant: sees(caller, tenant) and request.tenant in ("", tenant)  # noqa: E731
         nodes = [self._node(state, shown) for state in self._sessions.states()]
@@ -81,15 +85,15 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         answer.now.FromDatetime(self._clock())
         return answer
 
-    async def Explain(self, request: v1.ExplainRequest, context: grpc.aio.ServicerContext) -> v1.ExplainResponse:
+    async def Explain(self, request: v1.ExplainRequest, context: Context) -> v1.ExplainResponse:
         callee = request.to.partition("/")[0]
-        authorize(peer.current_id(), "/meshwarden.v1.AdminService/Explain", callee)
+        authorize(_caller(), "/meshwarden.v1.AdminService/Explain", callee)
         answer = explain(self._publisher.mesh, request)
         answer.revision = self._publisher.revision
         return answer
 
-    async def ListCalls(self, request: v1.ListCallsRequest, context: grpc.aio.ServicerContext) -> v1.ListCallsResponse:
-        caller = peer.current_id()
+    async def ListCalls(self, request: v1.ListCallsRequest, context: Context) -> v1.ListCallsResponse:
+        caller = _caller()
         tenant = request.tenant or (caller.tenant if caller is not None else None) or ""
         authorize(caller, "/meshwarden.v1.AdminService/ListCalls", tenant or None)
         end = _moment(request.end) if request.HasField("end") else self._clock()
@@ -98,9 +102,9 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         return v1.ListCallsResponse(calls=rows)
 
     async def RenewSvids(
-        self, request: v1.RenewSvidsRequest, context: grpc.aio.ServicerContext
+        self, request: v1.RenewSvidsRequest, context: Context
     ) -> v1.RenewSvidsResponse:
-        caller = peer.current_id()
+        caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/RenewSvids", None)
         nodes = self._sessions.renew_all(request.reason or "an operator asked")
         await self._audit.record("svid.renew_all", reason=request.reason, nodes=nodes, by=str(caller))
@@ -120,6 +124,11 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         del copy.nacks[:]
         copy.nacks.extend(nacks)
         return copy
+
+
+def _caller() -> SpiffeId | None:
+    verified = peer.current()
+    return verified.spiffe_id if verified is not None else None
 
 
 def _moment(stamp: Timestamp) -> datetime:

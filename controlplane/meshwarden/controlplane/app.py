@@ -1,0 +1,254 @@
+"""The composition root: the one place that picks engines and puts the control plane together.
+
+Order of start: store, audit, authority, own certificate, services, publisher, then the listener, so that nobody is
+answered before there is something to say. `<state_dir>/server.json` says where it listens, once it does.
+"""
+
+import fcntl
+import json
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import anyio
+import structlog
+
+from meshwarden.certs.authority.disk import DiskAuthority
+from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.authority.vault import VaultAuthority
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.verify import PeerVerifier
+from meshwarden.controlplane.api.admin import AdminServicer
+from meshwarden.controlplane.api.node import NodeServicer
+from meshwarden.controlplane.api.report import ReportServicer
+from meshwarden.controlplane.api.resource import ResourceServicer
+from meshwarden.controlplane.api.server import Api, Servicers
+from meshwarden.controlplane.api.validation import ValidationInterceptor
+from meshwarden.controlplane.audit.log import FileAuditLog
+from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.config import Config, DiskAuthorityConfig, VaultAuthorityConfig, VaultConfig
+from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.metrics import Metrics, MetricsServer
+from meshwarden.controlplane.gather.trace import TraceExporter
+from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.node import NodeIdentity
+from meshwarden.controlplane.identity.operator import OperatorCredential
+from meshwarden.controlplane.identity.serving import ServingIdentity
+from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.secrets.resolver import Secrets
+from meshwarden.controlplane.store.port import Store
+from meshwarden.controlplane.store.sqlite import open_store
+from meshwarden.sdk.front import Front
+from meshwarden.sdk.peer import PeerInterceptor
+
+STOP_GRACE_S = 2.0
+
+log = structlog.get_logger()
+
+
+class AlreadyRunning(Exception):
+    """Another control plane holds the state directory."""
+
+
+def run_server(config: Config) -> None:
+    """Runs a control plane until SIGTERM or SIGINT."""
+    anyio.run(serve, config)
+
+
+async def serve(config: Config) -> None:
+    """Puts a control plane together and serves until it is told to stop.
+
+    Raises:
+        AlreadyRunning: another process has this state directory.
+        OSError: an address can't be listened on.
+    """
+    async with AsyncExitStack() as stack:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stack.enter_context(_alone(config.state_dir / "server.lock"))
+        store = await stack.enter_async_context(open_store(config.state_dir / "store.sqlite"))
+        audit = await stack.enter_async_context(FileAuditLog.open(config.state_dir / "audit.jsonl", utc_now))
+        secrets = Secrets(vault=config.vault or _vault_of(config))
+        authority = await stack.enter_async_context(_authority(config, secrets))
+        await _compose(config, store, audit, secrets, authority)
+
+
+async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secrets, authority: Authority) -> None:
+    rng = random.SystemRandom()
+    serving = ServingIdentity(authority, config.trust_domain, config.region, clock=utc_now, rng=rng)
+    await serving.issue()
+    operator = _operator(config, authority, audit, rng)
+    if operator is not None:
+        await operator.issue()
+    publisher = Publisher(store, trust_domain=config.trust_domain, audit=audit)
+    sessions = Sessions(publisher, store, region=config.region, clock=utc_now)
+    metrics = Metrics(config.region)
+    exporter = await _exporter(config, secrets, metrics, rng)
+    ledger = Ledger(config.state_dir / "ledger.sqlite", config.trust_domain, utc_now)
+    gather = Gather(
+        ledger,
+        metrics,
+        exporter,
+        utc_now,
+        owns=publisher.mesh.owns,
+        trust_domain=config.trust_domain,
+        region=config.region,
+    )
+    tokens = JoinTokens(store, utc_now)
+    nodes = NodeIdentity(
+        authority, store, tokens, audit, utc_now, trust_domain=config.trust_domain, region=config.region
+    )
+    servicers = Servicers(
+        admin=AdminServicer(
+            trust_domain=config.trust_domain,
+            region=config.region,
+            version=version_of("meshwarden"),
+            authority=authority,
+            tokens=tokens,
+            publisher=publisher,
+            sessions=sessions,
+            gather=gather,
+            audit=audit,
+            clock=utc_now,
+        ),
+        node=NodeServicer(nodes, publisher, sessions, authority),
+        report=ReportServicer(gather),
+        resource=ResourceServicer(store, utc_now, config.region, audit),
+    )
+    inner = config.state_dir / "inner"
+    inner.mkdir(mode=0o700, exist_ok=True)
+    async with Front(inner / "api.sock") as front:
+
+        def refused(caller: str, method: str, reason: str) -> None:
+            audit.note("rpc.refused", caller=caller, method=method, reason=reason)
+
+        peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, refused)
+        api = Api(str(inner / "api.sock"), servicers, [peers, ValidationInterceptor()])
+        await api.start()
+        host, port = _address(config.metrics_listen)
+        scraped = MetricsServer(metrics.registry, host, port)
+        try:
+            await _run(config, front, api, serving, operator, publisher, sessions, gather, authority, scraped)
+        finally:
+            scraped.close()
+            ledger.close()
+
+
+async def _run(
+    config: Config,
+    front: Front,
+    api: Api,
+    serving: ServingIdentity,
+    operator: OperatorCredential | None,
+    publisher: Publisher,
+    sessions: Sessions,
+    gather: Gather,
+    authority: Authority,
+    scraped: MetricsServer,
+) -> None:
+    """Runs all that goes on by itself, opens the door, and closes it when told to."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(authority.run)
+        group.start_soon(serving.run)
+        group.start_soon(gather.run)
+        group.start_soon(sessions.run)
+        await group.start(publisher.run)
+        if operator is not None:
+            group.start_soon(operator.run)
+        host, port = _address(config.listen)
+        port = await front.serve_tls(host, port, serving.context)
+        _announce(config.state_dir, f"{host}:{port}", scraped.url, (await authority.bundle()).pem())
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("stopping", signal=signal.Signals(number).name)
+                break
+        (config.state_dir / "server.json").unlink(missing_ok=True)
+        await api.stop(STOP_GRACE_S)
+        group.cancel_scope.cancel()
+
+
+def _vault_of(config: Config) -> VaultConfig | None:
+    return config.authority if isinstance(config.authority, VaultAuthorityConfig) else None
+
+
+@asynccontextmanager
+async def _authority(config: Config, secrets: Secrets) -> AsyncIterator[Authority]:
+    chosen = config.authority
+    authority: Authority
+    if isinstance(chosen, VaultAuthorityConfig):
+        authority = await VaultAuthority.open(
+            address=chosen.address,
+            token=await secrets.resolve(chosen.token),
+            mount=chosen.mount,
+            trust_domain=config.trust_domain,
+            ca_file=chosen.ca_file,
+            namespace=chosen.namespace,
+            clock=utc_now,
+        )
+    elif isinstance(chosen, DiskAuthorityConfig):
+        authority = await DiskAuthority.open(
+            config.state_dir / "ca",
+            passphrase=await secrets.resolve(chosen.passphrase),
+            trust_domain=config.trust_domain,
+            create=chosen.create,
+            clock=utc_now,
+        )
+    else:
+        authority = MemoryAuthority(config.trust_domain, utc_now)
+    try:
+        yield authority
+    finally:
+        await authority.close()
+
+
+async def _exporter(config: Config, secrets: Secrets, metrics: Metrics, rng: random.Random) -> TraceExporter | None:
+    if config.otlp_endpoint is None:
+        return None
+    authorization = None
+    if config.otlp_authorization is not None:
+        authorization = (await secrets.resolve(config.otlp_authorization)).get_secret_value()
+    return TraceExporter(config.otlp_endpoint, metrics.drop, rng, authorization=authorization)
+
+
+def _operator(config: Config, authority: Authority, audit: AuditLog, rng: random.Random) -> OperatorCredential | None:
+    if config.operator_directory is None:
+        return None
+    return OperatorCredential(
+        authority, config.trust_domain, "local", config.operator_directory, clock=utc_now, rng=rng, audit=audit
+    )
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Holds a lock on the state directory for as long as the process lives."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunning(f"{path.parent}: another control plane runs on this state directory") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _announce(state_dir: Path, address: str, metrics_url: str, roots_pem: bytes) -> None:
+    """Writes the roots and, last, `server.json`: who waits for it finds all that it names."""
+    (state_dir / "ca.pem").write_bytes(roots_pem)
+    said = {"address": address, "metrics_url": metrics_url, "ca_file": str(state_dir / "ca.pem"), "pid": os.getpid()}
+    draft = state_dir / "server.json.draft"
+    draft.write_text(json.dumps(said))
+    draft.rename(state_dir / "server.json")

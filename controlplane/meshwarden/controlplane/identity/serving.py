@@ -1,0 +1,79 @@
+"""The control plane's own certificate: issued by its own authority, renewed before it ends."""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name
+from meshwarden.certs.rotation import renew_at
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.svid import X509Svid, new_key
+from meshwarden.sdk.front import server_context
+
+LIFE = timedelta(hours=1)
+RETRY_S = 5.0
+
+log = structlog.get_logger()
+
+
+class ServingIdentity:
+    """Holds the TLS context of the present certificate; `context` is asked at each handshake."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        trust_domain: str,
+        region: str,
+        *,
+        clock: Callable[[], datetime],
+        rng: random.Random,
+    ) -> None:
+        self._authority, self._clock, self._rng = authority, clock, rng
+        self._template = LeafTemplate(
+            SpiffeId.control_plane(trust_domain, region), LIFE, dns_names=(control_plane_dns_name(trust_domain),)
+        )
+        self._context: ssl.SSLContext | None = None
+        self._svid: X509Svid | None = None
+        self._bundle: Bundle | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Returns the TLS context of the present certificate."""
+        if self._context is None:
+            raise RuntimeError("the serving identity is asked for before it is issued")
+        return self._context
+
+    def bundles(self) -> dict[str, Bundle]:
+        """Returns what peers must lead to, {trust domain: bundle}."""
+        return {} if self._bundle is None else {self._bundle.trust_domain: self._bundle}
+
+    async def issue(self) -> None:
+        """Issues the next certificate and takes it into use.
+
+        Raises:
+            CertsError: the authority can't sign now.
+        """
+        key = new_key()
+        chain = await self._authority.sign(self._template, key.public_key(), self._clock())
+        bundle = await self._authority.bundle()
+        svid = X509Svid.of(chain, key)
+        self._context = server_context(svid.chain_pem(), svid.key_pem(), bundle.pem())
+        self._svid, self._bundle = svid, bundle
+        log.info("control plane certificate issued", serial=svid.serial, not_after=svid.not_after.isoformat())
+
+    async def run(self) -> None:
+        """Renews at half-life until cancelled. A failure is retried: nearly half of the life is left for that."""
+        while True:
+            if self._svid is not None:
+                due = renew_at(self._svid.not_before, self._svid.not_after, self._rng)
+                await asyncio.sleep(max(0.0, (due - self._clock()).total_seconds()))
+            try:
+                await self.issue()
+            except Exception as error:  # whatever an authority raises, the old certificate still serves
+                log.error("control plane certificate not renewed", error=str(error))
+                await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1.5))
