@@ -1,0 +1,157 @@
+"""NodeService: the control plane's side of a node agent.
+
+Who calls is known by its certificate alone; no message names its node.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from importlib.metadata import version as version_of
+from typing import Any, Final, TypeAlias
+
+import anyio
+import grpc
+import grpc.aio
+from anyio.abc import TaskGroup
+
+from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.bundle import Bundle
+from meshwarden.controlplane.api.errors import InvalidRequest
+from meshwarden.controlplane.identity.authorize import Denied, authorize
+from meshwarden.controlplane.identity.node import NodeIdentity
+from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.sessions import Session, Sessions
+from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.sdk import peer
+from meshwarden.v1 import node_service_pb2 as v1
+from meshwarden.v1 import node_service_pb2_grpc
+
+HEARTBEAT_S: Final = 5.0
+HEARTBEATS_MISSED: Final = 3
+"""A session in which nothing is heard for so many intervals has ended."""
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
+    """Answers node agents."""
+
+    def __init__(
+        self,
+        identity: NodeIdentity,
+        publisher: Publisher,
+        sessions: Sessions,
+        authority: Authority,
+        *,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        self._identity, self._publisher, self._sessions = identity, publisher, sessions
+        self._authority, self._heartbeat_s = authority, heartbeat_s
+
+    async def Attest(self, request: v1.AttestRequest, context: Context) -> v1.AttestResponse:
+        connection = peer.current_connection()
+        address = connection.remote if connection is not None else context.peer()
+        return await self._identity.attest(request.join_token, request.csr, address)
+
+    async def Renew(self, request: v1.RenewRequest, context: Context) -> v1.RenewResponse:
+        return await self._identity.renew(peer.current(), request.csr)
+
+    async def SignWorkload(self, request: v1.SignWorkloadRequest, context: Context) -> v1.SignWorkloadResponse:
+        return await self._identity.sign_workloads(peer.current(), request.requests)
+
+    async def Sync(  # type: ignore[override]  # it writes by itself, which the stubs don't know
+        self, request_iterator: AsyncIterator[v1.SyncRequest], context: Context
+    ) -> None:
+        node = _node(self._sessions.region)
+        hello = await _hello(request_iterator)
+        await self._publisher.wait_loaded()
+        session = self._sessions.open(node, hello)
+        try:
+            welcome = v1.Welcome(server_version=version_of("meshwarden"))
+            welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
+            await context.write(v1.SyncResponse(welcome=welcome))
+            silent = await _Stream(session, self._authority, context, self._heartbeat_s).run(request_iterator)
+        finally:
+            session.close()
+        if silent:
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"nothing was heard for {self._heartbeat_s * HEARTBEATS_MISSED:g} s: send a heartbeat each interval",
+            )
+        if session.replaced.is_set():
+            await context.abort(grpc.StatusCode.ABORTED, "a newer session of this node has replaced this one")
+
+
+class _Stream:
+    """A session's stream once it is opened."""
+
+    def __init__(self, session: Session, authority: Authority, context: Context, heartbeat_s: float) -> None:
+        self._session, self._authority, self._context = session, authority, context
+        self._timeout_s = heartbeat_s * HEARTBEATS_MISSED
+        self._heard_s = asyncio.get_running_loop().time()
+        self._bundle: Bundle | None = None
+        self._silent = False
+
+    async def run(self, requests: AsyncIterator[v1.SyncRequest]) -> bool:
+        """Serves until the node leaves, falls silent (True) or opens a newer session."""
+        await self._tell_bundle()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._write, group)
+            group.start_soon(self._listen_for_silence, group)
+            group.start_soon(self._end_when_replaced, group)
+            async for request in requests:
+                await self._take(request)
+            group.cancel_scope.cancel()
+        return self._silent
+
+    async def _take(self, request: v1.SyncRequest) -> None:
+        if request.HasField("hello"):
+            raise InvalidRequest([FieldFault("hello", "the session is open already")])
+        self._heard_s = asyncio.get_running_loop().time()
+        self._session.take(request)
+        await self._tell_bundle()
+
+    async def _tell_bundle(self) -> None:
+        """Tells the roots if they are others than last time; asked at each sign of life."""
+        bundle = await self._authority.bundle()
+        if bundle is not self._bundle:
+            self._bundle = bundle
+            self._session.feed.say(v1.SyncResponse(bundle=bundle.to_proto()))
+
+    async def _write(self, group: TaskGroup) -> None:
+        try:
+            while True:
+                for message in await self._session.feed.next():
+                    await self._context.write(message)
+        except grpc.aio.UsageError:  # the stream ended while we wrote
+            group.cancel_scope.cancel()
+
+    async def _listen_for_silence(self, group: TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while (left_s := self._heard_s + self._timeout_s - loop.time()) > 0:
+            await anyio.sleep(left_s)  # noqa: ASYNC110 - a deadline that moves, not a poll
+        self._silent = True
+        group.cancel_scope.cancel()
+
+    async def _end_when_replaced(self, group: TaskGroup) -> None:
+        await self._session.replaced.wait()
+        group.cancel_scope.cancel()
+
+
+def _node(region: str) -> str:
+    """The calling node's name, by its certificate."""
+    verified = peer.current()
+    caller = verified.spiffe_id if verified is not None else None
+    authorize(caller, "/meshwarden.v1.NodeService/Sync", None)
+    if caller is None or caller.node is None:
+        raise Denied(f"{caller}: is no node")
+    if caller.region != region:
+        raise Denied(f"{caller}: is a node of region {caller.region}; this control plane's region is {region}")
+    return caller.node
+
+
+async def _hello(requests: AsyncIterator[v1.SyncRequest]) -> v1.NodeHello:
+    async for first in requests:
+        if first.HasField("hello"):
+            return first.hello
+        break
+    raise InvalidRequest([FieldFault("hello", "the first message of a session must be hello")])

@@ -1,0 +1,100 @@
+"""Scopes as they go over the wire, compiled once and shared by every session that wants them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from meshwarden.controlplane.policy.compile import Parts, ScopeContent, compile_scope
+from meshwarden.controlplane.policy.mesh import Impact, Mesh
+from meshwarden.controlplane.policy.scope import touched
+from meshwarden.v1 import node_service_pb2 as v1
+
+
+class Compiled:
+    """A scope at one moment: immutable, and equal content is the same object as long as somebody holds it."""
+
+    def __init__(self, scope: str, content: ScopeContent) -> None:
+        self.scope = scope
+        self.limits = content.limits
+        self.resources: Mapping[tuple[str, str], v1.XdsResource] = MappingProxyType(
+            {
+                (item.type_url, item.name): v1.XdsResource(
+                    type_url=item.type_url, name=item.name, version=item.version, body=item.body
+                )
+                for item in content.resources
+            }
+        )
+        self._since: WeakKeyDictionary[Compiled, v1.ScopeUpdate] = WeakKeyDictionary()
+        self._full: v1.ScopeUpdate | None = None
+
+    def same(self, other: "Compiled") -> bool:
+        """Whether both hold the same."""
+        return self.limits == other.limits and self._versions() == other._versions()
+
+    def update(self, before: "Compiled | None") -> v1.ScopeUpdate:
+        """What a session needs that has `before`, or nothing; made once for all that have the same."""
+        if before is None:
+            if self._full is None:
+                self._full = v1.ScopeUpdate(
+                    scope=self.scope, full=True, resources=self.resources.values(), limits=self.limits
+                )
+            return self._full
+        known = self._since.get(before)
+        if known is None:
+            known = self._since[before] = self._change(before)
+        return known
+
+    def _change(self, before: "Compiled") -> v1.ScopeUpdate:
+        old = before._versions()
+        update = v1.ScopeUpdate(scope=self.scope)
+        update.resources.extend(item for name, item in self.resources.items() if old.get(name) != item.version)
+        for type_url, name in old.keys() - self.resources.keys():
+            update.removed.add(type_url=type_url, name=name)
+        if self.limits is not None and self.limits != before.limits:
+            update.limits.CopyFrom(self.limits)
+        return update
+
+    def _versions(self) -> dict[tuple[str, str], str]:
+        return {name: item.version for name, item in self.resources.items()}
+
+
+class Scopes:
+    """The compiled scopes that some session holds. A scope is compiled when it is asked for, once for each change."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._parts = Parts()
+        self._known: WeakValueDictionary[str, Compiled] = WeakValueDictionary()
+        self._stale: set[str] = set()
+
+    def touch(self, impact: Impact) -> None:
+        """Takes note of a change."""
+        self._parts.forget(impact)
+        self._stale = {scope for scope in list(self._known.keys()) if scope in self._stale or touched(scope, impact)}
+
+    def get(self, scope: str) -> Compiled:
+        """A scope that many data planes share.
+
+        Raises:
+            ValueError: the scope's name is none.
+        """
+        known = self._known.get(scope)
+        if known is None or scope in self._stale:
+            known = self._keep(known, Compiled(scope, compile_scope(self._mesh, scope, parts=self._parts)))
+        return known
+
+    def listener(self, scope: str, ref: v1.DataPlaneRef, entry: Any, before: Compiled | None) -> Compiled:
+        """The scope of one instance; `before` itself if that holds the same.
+
+        Raises:
+            ValueError: an address of the instance is none.
+        """
+        made = Compiled(scope, compile_scope(self._mesh, scope, ref, entry))
+        return before if before is not None and before.same(made) else made
+
+    def _keep(self, before: Compiled | None, made: Compiled) -> Compiled:
+        kept = before if before is not None and before.same(made) else made
+        self._known[made.scope] = kept
+        self._stale.discard(made.scope)
+        return kept

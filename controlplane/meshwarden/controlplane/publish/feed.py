@@ -1,0 +1,149 @@
+"""What one node is still to be told.
+
+A feed keeps no queue: it knows what it has said last and, when its session can take more, says what differs from the
+newest state. So at most one update is pending, the newest wins, and a slow session holds up nobody and costs nothing.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from meshwarden.controlplane.policy.mesh import Impact, Mesh
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.scope import scopes_of
+from meshwarden.controlplane.publish.compiled import Compiled, Scopes
+from meshwarden.v1 import node_service_pb2 as v1
+
+Refuse = Callable[[str, v1.DataPlaneRef, str], None]
+"""Told of (node, data plane, reason) when a data plane that a node asks for is refused."""
+
+
+class Shared:
+    """Updates of the newest revision that are the same for several sessions."""
+
+    def __init__(self) -> None:
+        self._revision = 0
+        self._made: dict[tuple[int, ...], tuple[list[v1.ScopeUpdate], v1.SyncResponse]] = {}
+
+    def config(self, revision: int, updates: list[v1.ScopeUpdate]) -> v1.SyncResponse:
+        """A message of these updates; `updates` are told apart by identity."""
+        if revision != self._revision:
+            self._revision, self._made = revision, {}
+        key = tuple(map(id, updates))
+        known = self._made.get(key)
+        if known is None:
+            message = v1.SyncResponse(config=v1.ConfigUpdate(revision=revision, scopes=updates))
+            known = self._made[key] = (updates, message)  # the list keeps the identities taken
+        return known[1]
+
+
+class Feed:
+    """The messages for one session of a node."""
+
+    def __init__(
+        self, node: str, mesh: Mesh, scopes: Scopes, shared: Shared, revision: Callable[[], int], refuse: Refuse
+    ) -> None:
+        self.node = node
+        self._mesh, self._scopes, self._shared, self._revision, self._refuse = mesh, scopes, shared, revision, refuse
+        self._refs: dict[str, v1.DataPlaneRef] | None = None
+        self._remap = True
+        self._planes: dict[str, v1.DataPlaneScopes] = {}
+        self._now: dict[str, Compiled] = {}
+        self._sent: dict[str, Compiled] = {}
+        self._sent_planes: list[v1.DataPlaneScopes] | None = None
+        self._sent_revision = -1
+        self._sent_entries: v1.EntrySet | None = None
+        self._first: list[v1.SyncResponse] = []
+        self._wake = asyncio.Event()
+        self._wake.set()
+
+    def set_interest(self, refs: Iterable[v1.DataPlaneRef]) -> None:
+        """Takes which data planes the node has: the whole set."""
+        self._refs = {ref.id: ref for ref in refs}
+        self._remap = True
+        self._wake.set()
+
+    def say(self, message: v1.SyncResponse) -> None:
+        """Puts a message before all others."""
+        self._first.append(message)
+        self._wake.set()
+
+    def touch(self, impact: Impact) -> None:
+        """Takes note of a new revision."""
+        if self.node in impact.nodes:
+            self._remap = True
+        self._wake.set()
+
+    async def next(self) -> list[v1.SyncResponse]:
+        """Waits until there is something to say, and returns it."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if messages := self._news():
+                return messages
+
+    def _news(self) -> list[v1.SyncResponse]:
+        messages, self._first = self._first, []
+        if self._remap or self._sent_entries is None:
+            messages += self._entries()
+        if self._refs is not None:
+            messages += self._config()
+        return messages
+
+    def _entries(self) -> list[v1.SyncResponse]:
+        entries = self._mesh.entries_on(self.node)
+        names = sorted({Name(entry.metadata.tenant, entry.spec.service) for entry in entries})
+        services = [found for name in names if (found := self._mesh.find("Service", *name)) is not None]
+        made = v1.EntrySet(entries=entries, services=services)
+        if made == self._sent_entries:
+            return []
+        self._sent_entries = made
+        message = v1.SyncResponse(entries=made)
+        message.entries.revision = self._revision()
+        return [message]
+
+    def _config(self) -> list[v1.SyncResponse]:
+        if self._remap:
+            self._remap = False
+            self._map()
+        updates = []
+        for scope in {scope for plane in self._planes.values() for scope in plane.scopes}:
+            if not scope.startswith("listener/"):
+                self._now[scope] = self._scopes.get(scope)
+        for scope, now in sorted(self._now.items()):
+            if (before := self._sent.get(scope)) is not now:
+                updates.append(now.update(before))
+        self._sent = dict(self._now)
+        revision, planes = self._revision(), list(self._planes.values())
+        if not updates and planes == self._sent_planes and revision == self._sent_revision:
+            return []
+        self._sent_revision = revision
+        if planes == self._sent_planes:
+            return [self._shared.config(revision, updates)]
+        self._sent_planes = planes
+        return [v1.SyncResponse(config=v1.ConfigUpdate(revision=revision, scopes=updates, data_planes=planes))]
+
+    def _map(self) -> None:
+        """Which scopes make up each data plane; from the entries as they are now, never from the agent's word."""
+        refused = {plane.id: plane.refused for plane in self._planes.values()}
+        self._now, self._planes = {}, {}
+        for ref in (self._refs or {}).values():
+            plane = v1.DataPlaneScopes(id=ref.id)
+            try:
+                plane.scopes.extend(self._scopes_of(ref))
+            except ValueError as error:
+                plane.refused = str(error)
+                if refused.get(ref.id) != plane.refused:
+                    self._refuse(self.node, ref, plane.refused)
+            self._planes[ref.id] = plane
+
+    def _scopes_of(self, ref: v1.DataPlaneRef) -> tuple[str, ...]:
+        entry = self._mesh.find("WorkloadEntry", ref.tenant, ref.entry)
+        if entry is None:
+            raise ValueError(f"there is no workload entry {ref.tenant}/{ref.entry}")
+        if self.node not in entry.spec.nodes:
+            raise ValueError(f"workload entry {ref.tenant}/{ref.entry} does not name node {self.node}")
+        scopes = scopes_of(ref, self.node, entry)
+        for scope in scopes:
+            if scope.startswith("listener/"):
+                self._now[scope] = self._scopes.listener(scope, ref, entry, self._sent.get(scope))
+        return scopes

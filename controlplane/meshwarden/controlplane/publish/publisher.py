@@ -1,0 +1,146 @@
+"""The one pump: watches the store, keeps the mesh, and wakes the feeds of the nodes' sessions.
+
+Nothing is pushed before the store has been read whole, so that a start never looks like a deletion. When a watch breaks
+off the store is read whole again and the difference is taken, which is a change like any other.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Final
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+from google.protobuf.message import DecodeError
+
+from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
+from meshwarden.controlplane.publish.compiled import Scopes
+from meshwarden.controlplane.publish.feed import Feed, Shared
+from meshwarden.controlplane.resources import model
+from meshwarden.controlplane.store.port import Batch, Compacted, Future, Store, StoreError
+from meshwarden.v1 import node_service_pb2 as v1
+
+_PAGE: Final = 1000
+_FIRST_BACKOFF_S: Final = 0.1
+_LAST_BACKOFF_S: Final = 5.0
+
+log = structlog.get_logger()
+
+
+class Publisher:
+    """Keeps every node's session told of the newest revision."""
+
+    def __init__(self, store: Store, *, trust_domain: str, audit: AuditLog) -> None:
+        self._store, self._audit = store, audit
+        self.mesh: Final = Mesh(trust_domain)
+        """The resources as of `revision`."""
+        self.revision = 0
+        """The store revision that the mesh is at; 0 before the first load."""
+        self._scopes = Scopes(self.mesh)
+        self._shared = Shared()
+        self._feeds: set[Feed] = set()
+        self._listeners: list[Callable[[Impact], None]] = []
+        self._loaded = asyncio.Event()
+        self._moved = asyncio.Event()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Pumps until it is cancelled; has started once the store was read whole."""
+        backoff_s = _FIRST_BACKOFF_S
+        while True:
+            try:
+                await self._load()
+                if not self._loaded.is_set():
+                    self._loaded.set()
+                    task_status.started()
+                backoff_s = _FIRST_BACKOFF_S
+                await self._follow()
+            except (Compacted, Future) as error:
+                log.info("store.reread", reason=str(error))
+            except StoreError as error:
+                log.warning("store.lost", reason=str(error), retry_s=backoff_s)
+            await anyio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
+
+    async def wait_loaded(self) -> None:
+        """Returns once the store was read whole."""
+        await self._loaded.wait()
+
+    async def wait_revision(self, revision: int) -> None:
+        """Returns once the mesh is at `revision` or past it."""
+        while self.revision < revision:
+            await self._moved.wait()
+
+    def open(self, node: str) -> Feed:
+        """A feed for a session of `node`; give it to `close` at the end."""
+        feed = Feed(node, self.mesh, self._scopes, self._shared, lambda: self.revision, self._refused)
+        self._feeds.add(feed)
+        return feed
+
+    def close(self, feed: Feed) -> None:
+        """The feed's session has ended."""
+        self._feeds.discard(feed)
+
+    def listen(self, callback: Callable[[Impact], None]) -> None:
+        """Calls back after each change, with what it touches."""
+        self._listeners.append(callback)
+
+    async def _load(self) -> None:
+        """Reads the store whole and takes the difference."""
+        found: dict[Key, Change] = {}
+        at, start = 0, ""
+        while True:
+            page = await self._store.range(model.ROOT, start=start, limit=_PAGE, at=at)
+            at, start = page.revision, page.next_key
+            for record in page.records:
+                if (change := _change(record.key, record.value, record.revision)) is not None:
+                    found[change.key] = change
+            if not start:
+                break
+        gone = [Change(key, None) for key in self.mesh.all() if key not in found]
+        known = self.mesh.all()
+        moved = [change for key, change in found.items() if known.get(key) != change.message]
+        self._apply(at, [*gone, *moved])
+
+    async def _follow(self) -> None:
+        async with _watching(self._store, self.revision) as batches:
+            async for batch in batches:
+                changes = (_change(event.key, event.value, batch.revision) for event in batch.events)
+                self._apply(batch.revision, [change for change in changes if change is not None])
+
+    def _apply(self, revision: int, changes: Iterable[Change]) -> None:
+        impact = self.mesh.apply(changes)
+        self._scopes.touch(impact)
+        self.revision = revision
+        for feed in self._feeds:
+            feed.touch(impact)
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+        for callback in self._listeners:
+            callback(impact)
+
+    def _refused(self, node: str, ref: v1.DataPlaneRef, reason: str) -> None:
+        log.warning("data_plane.refused", node=node, data_plane=ref.id, reason=reason)
+        self._audit.note("data_plane.refused", node=node, data_plane=ref.id, reason=reason)
+
+
+@contextlib.asynccontextmanager
+async def _watching(store: Store, after: int) -> AsyncIterator[AsyncIterator[Batch]]:
+    batches = store.watch(model.ROOT, after=after)
+    try:
+        yield batches
+    finally:
+        if (close := getattr(batches, "aclose", None)) is not None:
+            await close()
+
+
+def _change(key: str, value: bytes | None, revision: int) -> Change | None:
+    """A stored change as the mesh takes it; None for a record that can't be read, which must not stop the others."""
+    try:
+        ref = model.parse_key(key)
+        message = None if value is None else model.unwrap(model.decode(value, revision))
+    except (ValueError, DecodeError) as error:
+        log.error("record.unreadable", key=key, revision=revision, reason=str(error))
+        return None
+    return Change(Key(ref.kind, ref.tenant, ref.name), message)

@@ -1,0 +1,157 @@
+"""The sessions of nodes: who is connected, what each has, and what becomes of its endpoints when it leaves.
+
+A node has one session; a newer one replaces the older. A node that reported that it has no endpoints has said goodbye.
+Any other that leaves has a grace to come back in before its endpoints are marked unhealthy, and so have at the start of
+a control plane all nodes that have endpoints.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+
+from meshwarden.controlplane.publish.endpoints import Endpoints
+from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.store.port import Store
+from meshwarden.v1 import admin_service_pb2
+from meshwarden.v1 import node_service_pb2 as v1
+
+GRACE_S: Final = 10.0
+START_GRACE_S: Final = 30.0
+
+log = structlog.get_logger()
+
+
+class Session:
+    """One session of a node."""
+
+    def __init__(self, sessions: "Sessions", node: str, publisher: Publisher, hello: v1.NodeHello) -> None:
+        self.node = node
+        self.feed = publisher.open(node)
+        self.replaced = asyncio.Event()
+        """Set when the node has opened a newer one."""
+        self._sessions, self._publisher, self._zone = sessions, publisher, hello.zone
+        self._endpoints: int | None = None
+        self.state = admin_service_pb2.NodeState(
+            node=node, connected=True, agent_version=hello.agent_version, zone=hello.zone
+        )
+
+    def take(self, message: v1.SyncRequest) -> None:
+        """Takes a message of the agent, which is a sign of life as well."""
+        self._sessions.heard(self)
+        kind = message.WhichOneof("message")
+        if kind == "interest":
+            self._replace(self.state.data_planes, message.interest.data_planes)
+            self.feed.set_interest(message.interest.data_planes)
+        elif kind == "ack":
+            self.state.acked_revision = message.ack.revision
+            self._replace(self.state.nacks, message.ack.nacks)
+        elif kind == "workloads":
+            self._replace(self.state.workloads, message.workloads.workloads)
+        elif kind == "endpoints":
+            self._endpoints = len(message.endpoints.endpoints)
+            self._sessions.report(self.node, self._zone, message.endpoints)
+
+    @property
+    def goodbye(self) -> bool:
+        """Whether the node has said that it has no endpoints."""
+        return self._endpoints == 0
+
+    def close(self) -> None:
+        """The session has ended."""
+        self._publisher.close(self.feed)
+        self._sessions.ended(self)
+
+    @staticmethod
+    def _replace(field: object, items: object) -> None:
+        del field[:]  # type: ignore[attr-defined]
+        field.extend(items)  # type: ignore[attr-defined]
+
+
+class Sessions:
+    """The sessions of all nodes."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        store: Store,
+        *,
+        region: str,
+        clock: Callable[[], datetime],
+        grace_s: float = GRACE_S,
+        start_grace_s: float = START_GRACE_S,
+    ) -> None:
+        self.region: Final = region
+        """Whose nodes these are."""
+        self._publisher, self._clock = publisher, clock
+        self._grace_s, self._start_grace_s = grace_s, start_grace_s
+        self._endpoints = Endpoints(publisher, store, region=region, clock=clock)
+        self._open: dict[str, Session] = {}
+        self._states: dict[str, admin_service_pb2.NodeState] = {}
+        self._waiting: dict[str, asyncio.TimerHandle] = {}
+
+    async def run(self) -> None:
+        """Writes endpoints, and gives up nodes that do not come back, until it is cancelled."""
+        await self._publisher.wait_loaded()
+        for node in self._endpoints.nodes():
+            self._await_return(node, self._start_grace_s)
+        try:
+            await self._endpoints.run()
+        finally:
+            for timer in self._waiting.values():
+                timer.cancel()
+
+    def open(self, node: str, hello: v1.NodeHello) -> Session:
+        """Opens a session, which replaces the node's older one; `Session.close` ends it."""
+        session = Session(self, node, self._publisher, hello)
+        if hello.HasField("now"):
+            session.state.clock_skew.FromTimedelta(hello.now.ToDatetime(tzinfo=UTC) - self._clock())
+        older = self._open.get(node)
+        if older is not None:
+            older.replaced.set()
+        self._open[node], self._states[node] = session, session.state
+        if (timer := self._waiting.pop(node, None)) is not None:
+            timer.cancel()
+        self.heard(session)
+        log.info("node.connected", node=node, agent_version=hello.agent_version, replaced=older is not None)
+        return session
+
+    def heard(self, session: Session) -> None:
+        """A session's node was heard of."""
+        session.state.last_seen.FromDatetime(self._clock())
+
+    def report(self, node: str, zone: str, report: v1.EndpointReport) -> None:
+        """Takes a node's endpoints."""
+        self._endpoints.report(node, zone, report.endpoints)
+
+    def ended(self, session: Session) -> None:
+        """A session has ended; it means nothing if a newer one has replaced it."""
+        if self._open.get(session.node) is not session:
+            return
+        del self._open[session.node]
+        session.state.connected = False
+        log.info("node.disconnected", node=session.node, goodbye=session.goodbye)
+        if not session.goodbye:
+            self._await_return(session.node, self._grace_s)
+
+    def states(self) -> list[admin_service_pb2.NodeState]:
+        """How each node does that was seen since the start, in the order of their names."""
+        return [self._states[node] for node in sorted(self._states)]
+
+    def renew_all(self, reason: str) -> list[str]:
+        """Asks all connected nodes for new certificates now; returns their names."""
+        for session in self._open.values():
+            session.feed.say(v1.SyncResponse(renew_now=v1.RenewNow(reason=reason)))
+        return sorted(self._open)
+
+    def _await_return(self, node: str, grace_s: float) -> None:
+        if node not in self._open:
+            self._waiting[node] = asyncio.get_running_loop().call_later(grace_s, self._give_up, node)
+
+    def _give_up(self, node: str) -> None:
+        self._waiting.pop(node, None)
+        if node not in self._open:
+            log.warning("node.lost", node=node)
+            self._endpoints.lost(node)
