@@ -118,6 +118,8 @@ def _parse(chain_der: Sequence[bytes]) -> list[x509.Certificate]:
 
 def _check_leaf(leaf: x509.Certificate) -> None:
     """Checks what X509-SVID §4 asks of a leaf and path validation doesn't."""
+    if leaf.serial_number <= 0:
+        raise PeerRefused("the leaf's serial number isn't positive")
     extensions = leaf.extensions
     try:
         if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:

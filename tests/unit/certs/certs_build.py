@@ -1,0 +1,126 @@
+"""Certificates of every kind, the wrong ones above all, really built."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+WEB = "spiffe://a.test/tenant/acme/service/web"
+HOUR = timedelta(hours=1)
+
+
+def usage(**on: bool) -> x509.KeyUsage:
+    names = (
+        "digital_signature content_commitment key_encipherment data_encipherment key_agreement "
+        "key_cert_sign crl_sign encipher_only decipher_only"
+    )
+    return x509.KeyUsage(**{name: on.get(name, False) for name in names.split()})
+
+
+def uri(text: str) -> x509.GeneralName:
+    # Not as the library checks it: a URI with a newline is what an attacker would bring.
+    return x509.UniformResourceIdentifier._init_without_validation(text)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A certificate with its key; `chain` is itself and what is above it, the root left out."""
+
+    certificate: x509.Certificate
+    key: Any
+    above: tuple["Made", ...] = ()
+
+    @property
+    def der(self) -> bytes:
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def chain(self) -> list[bytes]:
+        return [self.der, *(made.der for made in self.above if made.above)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a certificate shall be; each field breaks one thing."""
+
+    key: Any = None
+    names: tuple[x509.GeneralName, ...] = (uri(WEB),)
+    names_critical: bool = True
+    subject: x509.Name = field(default_factory=lambda: x509.Name([]))
+    ca: bool | None = False
+    path_length: int | None = None
+    usage: x509.KeyUsage | None = field(default_factory=lambda: usage(digital_signature=True))
+    usage_critical: bool = True
+    purposes: tuple[x509.ObjectIdentifier, ...] | None = (
+        ExtendedKeyUsageOID.SERVER_AUTH,
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+    )
+    start: datetime = NOW - timedelta(minutes=1)
+    end: datetime = NOW + HOUR
+    hash: Any = field(default_factory=hashes.SHA256)
+    extra: tuple[tuple[x509.ExtensionType, bool], ...] = ()
+    signer: Any = None
+
+    def __call__(self, issuer: Made | None = None) -> Made:
+        key = self.key or ec.generate_private_key(ec.SECP256R1())
+        subject = self.subject
+        parent = issuer.certificate.subject if issuer else subject
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(parent)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self.start)
+            .not_valid_after(self.end)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        )
+        signer = self.signer or (issuer.key if issuer else key)
+        if issuer:
+            above = issuer.certificate.public_key()
+            builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(above), False)
+        if self.names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(self.names), self.names_critical)
+        if self.ca is not None:
+            builder = builder.add_extension(x509.BasicConstraints(self.ca, self.path_length), True)
+        if self.usage is not None:
+            builder = builder.add_extension(self.usage, self.usage_critical)
+        if self.purposes is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(self.purposes), False)
+        for extension, critical in self.extra:
+            builder = builder.add_extension(extension, critical)
+        made = builder.sign(signer, self.hash)
+        return Made(made, key, (issuer, *issuer.above) if issuer else ())
+
+
+def authority(name: str, **changes: Any) -> Plan:
+    """The plan of a root or an intermediate."""
+    plan = Plan(
+        names=(),
+        subject=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]),
+        ca=True,
+        usage=usage(key_cert_sign=True, crl_sign=True),
+        purposes=None,
+        end=NOW + timedelta(days=30),
+    )
+    return replace(plan, **changes)
+
+
+def rsa_key(bits: int) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, bits)
+
+
+def sha1(made: Made) -> Made:
+    """The same certificate, signed with SHA-1 by its issuer's RSA key: no builder makes one any more."""
+    sha256_oid, sha1_oid = (bytes.fromhex("06092a864886f70d0101" + last) for last in ("0b", "05"))
+    tbs = made.certificate.tbs_certificate_bytes.replace(sha256_oid, sha1_oid)
+    signature = made.above[0].key.sign(tbs, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303
+    der = made.der.replace(sha256_oid, sha1_oid)
+    assert der.count(sha1_oid) == 2
+    return replace(made, certificate=x509.load_der_x509_certificate(der[: -len(signature)] + signature))
