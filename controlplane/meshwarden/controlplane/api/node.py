@@ -127,8 +127,8 @@ class _Stream:
 
     async def _listen_for_silence(self, group: TaskGroup) -> None:
         loop = asyncio.get_running_loop()
-        while (left_s := self._heard_s + self._timeout_s - loop.time()) > 0:
-            await anyio.sleep(left_s)  # noqa: ASYNC110 - a deadline that moves, not a poll
+        while (left_s := self._heard_s + self._timeout_s - loop.time()) > 0:  # noqa: ASYNC110 - no poll
+            await anyio.sleep(left_s)
         self._silent = True
         group.cancel_scope.cancel()
 

@@ -1,6 +1,6 @@
 """Access in Envoy's dialect: a tree of matchers over the caller's SPIFFE ID, where no match denies.
 
-A tree finds the caller in O(1) of the number of grants; a list of RBAC policies is gone through one by one (twenty times
+A tree finds the caller in O(1) of the number of grants; RBAC policies are gone through one by one (twenty times
 the CPU at 500). What a caller may call is a list of its own methods.
 
     exact map of services ─no match─▶ prefix map of whole tenants ─no match─▶ deny

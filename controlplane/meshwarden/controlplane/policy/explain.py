@@ -1,0 +1,155 @@
+"""What would become of a call, and which resource decides: the same neutral values that the dialects are made of."""
+
+from collections.abc import Iterable
+
+from meshwarden.controlplane.policy import access, rate, route
+from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.neutral import Limit, Name
+from meshwarden.v1 import admin_service_pb2, resources_pb2
+from meshwarden.v1.report_pb2 import CallStat
+
+
+class _Call:
+    """The call asked about, and the answer as it grows."""
+
+    def __init__(self, mesh: Mesh, request: admin_service_pb2.ExplainRequest) -> None:
+        self.mesh = mesh
+        self.caller = _name(getattr(request, "from"))
+        self.callee = _name(request.to)
+        self.service = mesh.find("Service", *self.callee)
+        self.verb, _, target = request.method.rpartition(" ")
+        self.path = target.partition("?")[0]
+        if not self.verb and self.service is not None and self.service.spec.protocol == resources_pb2.ServiceSpec.GRPC:
+            self.verb = "POST"  # what every gRPC call is
+        self.headers = {key.lower(): value for key, value in request.headers.items()}
+        self.answer = admin_service_pb2.ExplainResponse()
+
+    def step(self, stage: str, ok: bool, text: str, resource: str = "", field: str = "") -> None:
+        """Adds a step."""
+        self.answer.steps.add(stage=stage, resource=resource, field=field, text=text, ok=ok)
+
+
+def explain(mesh: Mesh, request: admin_service_pb2.ExplainRequest) -> admin_service_pb2.ExplainResponse:
+    """Says what would become of a call. Every stage is answered, also those after a refusal.
+
+    A method without a verb to an HTTP service fits only patterns without one.
+    """
+    call = _Call(mesh, request)
+    for stage in (_visibility, _access, _route, _limit, _endpoints):
+        stage(call)
+    return call.answer
+
+
+def _visibility(call: _Call) -> None:
+    callee, tenant = call.callee, call.caller.tenant
+    title = f"Service {callee}"
+    if call.service is None:
+        call.step("visibility", False, f"there is no service {callee}")
+        return
+    call.answer.visible = call.mesh.sees(tenant, callee)
+    if not call.answer.visible:
+        call.step(
+            "visibility",
+            False,
+            f"{callee} is not exported to tenant {tenant}: its name does not resolve there. Add {tenant} to it",
+            title,
+            "spec.exportTo",
+        )
+        return
+    found = call.mesh.candidates(tenant, callee.name)
+    names = [f"{callee.name}.{callee.tenant}"] + ([callee.name] if found == [callee] else [])
+    text = f"tenant {tenant} sees it as {' and as '.join(names)}"
+    if len(found) > 1:
+        text += f"; {callee.name} alone is ambiguous: {', '.join(map(str, found))}"
+    elif found != [callee]:
+        text += f"; {callee.name} alone is {found[0]}"
+    call.step("visibility", True, text, title, "" if tenant == callee.tenant else "spec.exportTo")
+
+
+def _access(call: _Call) -> None:
+    said = access.access(call.mesh, call.callee)
+    grant = said.find(call.caller, call.path, call.verb)
+    call.answer.decision = CallStat.ALLOWED if grant is not None else CallStat.DENIED
+    if grant is not None:
+        who = grant.caller.service or "every service"
+        call.step(
+            "access",
+            True,
+            f"allowed: {who} of tenant {grant.caller.tenant} may call this",
+            f"AccessPolicy {grant.policy}",
+            f"spec.allow[{grant.rule}]",
+        )
+        return
+    policies = list(dict.fromkeys(str(item.policy) for item in said.grants))
+    if not policies:
+        call.step(
+            "access", False, f"denied: no AccessPolicy is about {call.callee}, and without one nobody may call it"
+        )
+        return
+    may_some = any(item.caller.fits(call.caller) for item in said.grants)
+    text = "allows this caller other methods, not this one" if may_some else f"allows {call.caller} nothing"
+    call.step("access", False, f"denied: {' and '.join(policies)} {text}", f"AccessPolicy {policies[0]}", "spec.allow")
+
+
+def _route(call: _Call) -> None:
+    said = route.route(call.mesh, call.callee)
+    rule = said.find(call.path, call.verb, call.headers)
+    total = sum(weight for _, weight in rule.split)
+    for version, weight in rule.split:
+        healthy = _healthy(call, version)
+        call.answer.routes.add(version=version, percent=100 * weight / total, healthy_endpoints=healthy)
+    shares = ", ".join(f"{item.percent:g}% to {item.version or 'every version'}" for item in call.answer.routes)
+    resource = f"RoutePolicy {said.policy}" if said.policy is not None and rule.index >= 0 else ""
+    call.step("route", True, shares, resource, f"spec.rules[{rule.index}]" if resource else "")
+
+
+def _limit(call: _Call) -> None:
+    said = rate.limits(call.mesh, call.callee)
+    tenant = call.caller.tenant
+    limit = said.find(tenant)
+    if limit is None:
+        call.step("limit", True, f"tenant {tenant} is not limited", f"RatePolicy {said.policy}" if said.policy else "")
+        return
+    call.answer.limit = _rate(limit)
+    shared = "one bucket for the tenant" if limit.tenant == tenant else "a bucket of its own, as every tenant not named"
+    call.step(
+        "limit",
+        True,
+        f"{_rate(limit)} at each enforcement point: {shared}",
+        f"RatePolicy {said.policy}",
+        f"spec.limits[{said.limits.index(limit)}]",
+    )
+
+
+def _endpoints(call: _Call) -> None:
+    found = call.mesh.of_service("Endpoint", call.callee)
+    call.answer.endpoints = len(found)
+    call.answer.healthy_endpoints = _healthy(call, "")
+    reachable = any(item.healthy_endpoints for item in call.answer.routes if item.percent)
+    text = f"{call.answer.healthy_endpoints} of {len(found)} are healthy"
+    if not reachable:
+        text += ", and none where the call goes: it would get UNAVAILABLE (503)"
+    call.step("endpoints", reachable, text)
+
+
+def _healthy(call: _Call, version: str) -> int:
+    return _count(
+        item.spec.health
+        for item in call.mesh.of_service("Endpoint", call.callee).values()
+        if not version or item.spec.version == version
+    )
+
+
+def _count(states: Iterable[int]) -> int:
+    spec = resources_pb2.EndpointSpec
+    return sum(state in (spec.HEALTH_UNSPECIFIED, spec.HEALTHY) for state in states)
+
+
+def _rate(limit: Limit) -> str:
+    per = "1 s" if limit.per_s == 1 else f"{limit.per_s:g} s"
+    return f"{limit.requests} calls in {per}, {limit.burst} at once"
+
+
+def _name(text: str) -> Name:
+    tenant, _, name = text.partition("/")
+    return Name(tenant, name)
