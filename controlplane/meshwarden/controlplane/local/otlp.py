@@ -35,7 +35,7 @@ class KeptSpan:
         return self.span.trace_id.hex()
 
 
-class OtlpReceiver(TraceServiceServicer):  # type: ignore[misc]
+class OtlpReceiver(TraceServiceServicer):
     """Keeps the newest spans and every `authorization` it was shown.
 
     Attributes:
@@ -66,7 +66,8 @@ async def receiver() -> AsyncIterator[OtlpReceiver]:
     """Serves a receiver on a free loopback port."""
     kept = OtlpReceiver()
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
-    add_TraceServiceServicer_to_server(kept, server)
+    add: Any = add_TraceServiceServicer_to_server  # generated without types
+    add(kept, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     kept.endpoint = f"http://127.0.0.1:{port}"

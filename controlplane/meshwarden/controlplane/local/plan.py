@@ -1,0 +1,226 @@
+"""Where everything of a local mesh is: directories, sockets, addresses. Decided before anything is started."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshwarden.controlplane.local.error import LocalError
+
+NODES = {"node-a": "a", "node-b": "b"}
+REGION = "local"
+# sun_path holds 108 bytes with its NUL; the rest is room for what agents add in later versions.
+SOCKET_BYTES = 100
+# The longest name that a part puts below the state directory: an agent's sockets, and a workload's below its own.
+LONGEST_SOCKET = "node-a/run/workloads/0123456789ab/envoy/outbound"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        state_dir: holds all that the mesh writes.
+        trust_domain: of the mesh.
+        vault: whether the root is in an OpenBao beside it.
+        samples: whether sample workloads run.
+        check: whether the checks run, and then the mesh ends.
+        json: whether stdout is for programs.
+        for_s: after how many seconds it ends by itself; None for never.
+        listen: where the control plane listens, "HOST:PORT".
+        metrics_listen: where it serves metrics, "HOST:PORT".
+    """
+
+    state_dir: Path
+    trust_domain: str = "mesh.test"
+    vault: bool = False
+    samples: bool = True
+    check: bool = False
+    json: bool = False
+    for_s: float | None = None
+    listen: str = "127.0.0.1:0"
+    metrics_listen: str = "127.0.0.1:0"
+
+
+@dataclass(frozen=True)
+class AgentPlan:
+    """One agent's files."""
+
+    node: str
+    zone: str
+    directory: Path
+
+    @property
+    def agent_socket(self) -> Path:
+        """Serves workloads."""
+        return self.directory / "run" / "agent.sock"
+
+    @property
+    def workload_api_socket(self) -> Path:
+        """Serves the SPIFFE Workload API."""
+        return self.directory / "run" / "workload-api.sock"
+
+    @property
+    def config(self) -> Path:
+        """Its configuration."""
+        return self.directory / "agent.toml"
+
+    @property
+    def token(self) -> Path:
+        """Its join token."""
+        return self.directory / "join-token"
+
+    @property
+    def name(self) -> str:
+        """Of its process and its log."""
+        return f"agent-{self.node}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The files of one mesh, all below its state directory."""
+
+    state_dir: Path
+
+    @property
+    def up_json(self) -> Path:
+        """Says where everything is, for anyone's own tools."""
+        return self.state_dir / "up.json"
+
+    @property
+    def logs(self) -> Path:
+        """Holds `<name>.log` of each child."""
+        return self.state_dir / "logs"
+
+    @property
+    def server(self) -> Path:
+        """The control plane's state directory."""
+        return self.state_dir / "server"
+
+    @property
+    def server_config(self) -> Path:
+        """The control plane's configuration."""
+        return self.state_dir / "server.toml"
+
+    @property
+    def server_json(self) -> Path:
+        """Says where the control plane listens, once it does."""
+        return self.server / "server.json"
+
+    @property
+    def operator(self) -> Path:
+        """Holds the operator's certificate: tls.crt, tls.key, ca.crt."""
+        return self.state_dir / "operator"
+
+    @property
+    def passphrase(self) -> Path:
+        """Opens the embedded authority's root key."""
+        return self.state_dir / "ca-passphrase"
+
+    @property
+    def vault(self) -> Path:
+        """OpenBao's directory."""
+        return self.state_dir / "vault"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the `up` that runs here."""
+        return self.state_dir / "up.lock"
+
+    @property
+    def agents(self) -> tuple[AgentPlan, ...]:
+        """The agents, one a node."""
+        return tuple(AgentPlan(node, zone, self.state_dir / node) for node, zone in NODES.items())
+
+    def agent(self, node: str) -> AgentPlan:
+        """The agent of a node."""
+        return AgentPlan(node, NODES[node], self.state_dir / node)
+
+
+def default_state_dir(vault: bool) -> Path:
+    """`${XDG_STATE_HOME:-~/.local/state}/meshwarden/up`; a mesh rooted in Vault is another one, beside it."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return home / "meshwarden" / ("up-vault" if vault else "up")
+
+
+def refuse_unfit(options: Options) -> None:
+    """Stops at once where a mesh can't run.
+
+    Raises:
+        LocalError: this is no Linux, the Python is too old, or the state directory's path is too long for sockets.
+    """
+    if not sys.platform.startswith("linux"):
+        raise LocalError(
+            f"Meshwarden runs on Linux; this is {sys.platform}",
+            "run it on a Linux machine or in a Linux VM: it asks the kernel who its callers are",
+        )
+    if sys.version_info < (3, 11):  # noqa: UP036 - whoever runs a checkout by hand has any Python
+        raise LocalError(
+            f"Meshwarden needs Python 3.11 or newer; this is {sys.version.split()[0]}", "make the venv with a newer one"
+        )
+    longest = len(os.fsencode(options.state_dir / LONGEST_SOCKET))
+    if longest > SOCKET_BYTES:
+        raise LocalError(
+            f"{options.state_dir}: too long by {longest - SOCKET_BYTES} bytes: Unix sockets below it would have "
+            f"paths of more than {SOCKET_BYTES} bytes",
+            "give a shorter one: meshwarden up --state-dir /tmp/mw",
+        )
+
+
+def server_toml(plan: Plan, options: Options, otlp_endpoint: str | None, vault: dict[str, str] | None) -> str:
+    """Returns the control plane's configuration as TOML.
+
+    Args:
+        plan: where things are.
+        options: what the user asked for.
+        otlp_endpoint: where traces go on to.
+        vault: address, token (a reference) and mount; None for the embedded authority.
+    """
+    settings = {
+        "trust_domain": options.trust_domain,
+        "region": REGION,
+        "state_dir": str(plan.server),
+        "listen": options.listen,
+        "metrics_listen": options.metrics_listen,
+        "operator_directory": str(plan.operator),
+    }
+    if otlp_endpoint is not None:
+        settings["otlp_endpoint"] = otlp_endpoint
+        if vault is not None:
+            settings["otlp_authorization"] = "vault:kv/meshwarden#otlp_authorization"
+    if vault is not None:
+        return toml(settings) + "\n[authority]\n" + toml({"kind": "vault", **vault})
+    authority: dict[str, str | bool] = {"kind": "disk", "passphrase": f"file:{plan.passphrase}", "create": True}
+    return toml(settings) + "\n[authority]\n" + toml(authority)
+
+
+def agent_toml(agent: AgentPlan, trust_domain: str, control_plane: str, ca_file: Path) -> str:
+    """Returns an agent's configuration as TOML."""
+    return toml(
+        {
+            "node": agent.node,
+            "zone": agent.zone,
+            "trust_domain": trust_domain,
+            "control_plane": control_plane,
+            "ca_file": str(ca_file),
+            "join_token_file": str(agent.token),
+            "state_dir": str(agent.directory),
+            "agent_socket": str(agent.agent_socket),
+            "workload_api_socket": str(agent.workload_api_socket),
+            "advertise_address": "127.0.0.1",
+        }
+    )
+
+
+def toml(settings: Mapping[str, str | bool]) -> str:
+    """Writes one table. Source: TOML 1.0, basic strings."""
+    return "".join(f"{key} = {_value(value)}\n" for key, value in settings.items())
+
+
+def _value(value: str | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # A path may hold anything but NUL: what is no plain character is written by its number.
+    plain = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in value)
+    return f'"{"".join(plain)}"'
