@@ -45,7 +45,7 @@ class Billing(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.path == "/healthz":
             self._answer(200, {"status": "serving"})
             return
@@ -66,7 +66,7 @@ class Billing(BaseHTTPRequestHandler):
         self.wfile.write(content)
         self.wfile.flush()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         """The mesh counts the calls."""
 
 
@@ -88,10 +88,13 @@ def main() -> None:
         parser.error("MESHWARDEN_PORT is not set: give the entry a port, or `meshwarden-agent exec --port`")
     telemetry.configure()
     with Server(("127.0.0.1", int(port)), Billing) as server:
-        # shutdown() waits for the loop that this thread runs.
-        stop = threading.Thread(target=server.shutdown)
+
+        def stop(*_: object) -> None:
+            # shutdown() waits for the loop that this thread runs.
+            threading.Thread(target=server.shutdown).start()
+
         for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: stop.ident or stop.start())
+            signal.signal(name, stop)
         logging.info("billing on 127.0.0.1:%s", port)
         server.serve_forever(poll_interval=0.1)
     logging.info("billing stopped")

@@ -1,9 +1,11 @@
 """Servers in the mesh: mTLS or nothing, each call checked, limited and counted.
 
-orders = server(max_workers=16)
-orders_pb2_grpc.add_OrdersServicer_to_server(Orders(), orders)
-orders.add_port(f"127.0.0.1:{port}")
-run(orders)
+    orders = server(max_workers=16)
+    orders_pb2_grpc.add_OrdersServicer_to_server(Orders(), orders)
+    orders.add_port(f"127.0.0.1:{port}")
+    run(orders)
+
+The port opens when the agent has sent its Listener.
 """
 
 import os
