@@ -68,7 +68,11 @@ class Probe:
         return self._run(pace, request, self._never)
 
     def _run(self, pace: tally.Pace, request: Mapping[str, Any], stop: threading.Event) -> dict[str, Any]:
-        call = self._connections.grpc(request) if request.get("op") == "grpc" else self._connections.http(request)
+        call = (
+            self._connections.grpc_call(request)
+            if request.get("op") == "grpc"
+            else self._connections.http_call(request)
+        )
         return tally.run(pace, call, stop)
 
     def _start(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,9 +94,9 @@ class Probe:
         if not trace.HAS_SPANS:
             raise ValueError("opentelemetry-sdk is not installed")
         with trace.span("probe"):
-            orders = self._connections.grpc({**request, "channel": "trace"})(0)
+            orders = self._connections.grpc_call({**request, "channel": "trace"})(0)
             with trace.span("GET"):
-                billing = self._connections.http({**request, "headers": trace.headers(), "connection": "trace"})(0)
+                billing = self._connections.http_call({**request, "headers": trace.headers(), "connection": "trace"})(0)
             found = trace.trace_id()
         return {"trace_id": found, "codes": {"orders": orders.code, "billing": billing.code}}
 

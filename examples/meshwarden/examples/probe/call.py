@@ -15,6 +15,7 @@ from meshwarden.examples.outbound import OUTBOUND_VARIABLE, Outbound
 from meshwarden.examples.probe.tally import Outcome
 
 MAX_BODY = 4096
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class Connections:
@@ -25,11 +26,11 @@ class Connections:
         self._channels: dict[tuple[str, str], grpc.Channel] = {}
         self._outbounds: dict[tuple[str, int], tuple[Outbound, threading.Lock]] = {}
 
-    def grpc(self, said: Mapping[str, Any]) -> Callable[[int], Outcome]:
+    def grpc_call(self, said: Mapping[str, Any]) -> Callable[[int], Outcome]:
         """Returns what makes the call of a `grpc` request."""
         target, method = str(said.get("target", "xds:///orders")), str(said.get("method", "Get"))
         channel = self._channel(str(said.get("channel", "default")), target)
-        metadata = [(str(key).lower(), str(value)) for key, value in said.get("metadata", {}).items()]
+        metadata = tuple((str(key).lower(), str(value)) for key, value in said.get("metadata", {}).items())
         ask = _method(orders_pb2_grpc.OrdersStub(channel), method, said)
         timeout_s = float(said.get("timeout_s", 5.0))
 
@@ -41,7 +42,7 @@ class Connections:
 
         return call
 
-    def http(self, said: Mapping[str, Any]) -> Callable[[int], Outcome]:
+    def http_call(self, said: Mapping[str, Any]) -> Callable[[int], Outcome]:
         """Returns what makes the call of an `http` request."""
         if not os.environ.get(OUTBOUND_VARIABLE):
             raise ValueError(f"{OUTBOUND_VARIABLE} is not set: this entry has no Envoy")
@@ -67,8 +68,8 @@ class Connections:
         with self._lock:
             found = self._channels.get((name, target))
             if found is None:
-                # An argument of its own keeps gRPC from sharing connections between channels of different names.
-                options = [("meshwarden.probe.channel", name)]
+                # Else channels to one server share their connections.
+                options = [("grpc.use_local_subchannel_pool", 1)]
                 found = self._channels[name, target] = sdk.channel(target, options=options)
             return found
 
@@ -82,7 +83,7 @@ class Connections:
 
 def _method(
     stub: orders_pb2_grpc.OrdersStub, method: str, said: Mapping[str, Any]
-) -> Callable[[float, list[tuple[str, str]]], Iterable[orders_pb2.Order]]:
+) -> Callable[[float, Metadata], Iterable[orders_pb2.Order]]:
     number, messages = str(said.get("id", "1")), int(said.get("messages", 1))
     if method == "Get":
         get = orders_pb2.GetRequest(id=number)
