@@ -1,0 +1,272 @@
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+from google.protobuf.duration_pb2 import Duration
+
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.csr import InvalidCsr, make_csr
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.svid import new_key
+from meshwarden.certs.verify import verify_chain
+from meshwarden.controlplane.identity.authorize import Denied
+from meshwarden.controlplane.identity.join_token import InvalidToken, digest
+from meshwarden.controlplane.identity.record import NODES, TOKENS
+from meshwarden.controlplane.store.port import Ambiguous, Delete, Lease, Op, Put, Store
+from meshwarden.v1 import node_service_pb2 as v1
+
+WHERE = "192.0.2.1:4711"
+N1 = SpiffeId.node("a.test", "eu", "n1")
+HOUR = timedelta(hours=1)
+
+
+def csr() -> bytes:
+    return make_csr(new_key())
+
+
+async def join(world: Any, node: str = "n1") -> v1.AttestResponse:
+    return await world.nodes.attest(await world.tokens.create(node), csr(), WHERE)
+
+
+def workload(entry: str = "web", tenant: str = "acme", request: bytes | None = None) -> v1.WorkloadCsr:
+    return v1.WorkloadCsr(tenant=tenant, entry=entry, csr=csr() if request is None else request)
+
+
+async def test_a_node_joins(world: Any) -> None:
+    answer = await join(world)
+    peer = verify_chain(answer.chain, {"a.test": Bundle.from_proto(answer.bundle)}, world.now)
+    assert peer.spiffe_id == N1
+    assert (answer.node, answer.region) == ("n1", "eu")
+    assert peer.leaf.not_valid_after_utc - peer.leaf.not_valid_before_utc == HOUR
+    (event,) = await world.events("node.attest")
+    assert event["node"] == "n1"
+    assert event["serial"] == peer.serial
+    assert event["address"] == WHERE
+
+
+async def test_the_token_is_stored_as_a_hash(world: Any) -> None:
+    token = await world.tokens.create("n1")
+    assert len(token) == 43  # 256 bits in base64
+    page = await world.store.range("")
+    assert [record.key for record in page.records] == [TOKENS + digest(token)]
+    assert token.encode() not in page.records[0].value
+    await world.nodes.attest(token, csr(), WHERE)
+    assert token not in (world.directory / "audit.jsonl").read_text()
+
+
+async def test_a_lost_reply_costs_nothing(world: Any) -> None:
+    token, request = await world.tokens.create("n1"), csr()
+    first = await world.nodes.attest(token, request, WHERE)
+    world.pass_time(60)
+    assert (await world.nodes.attest(token, request, WHERE)).chain == first.chain
+    world.pass_time(1)
+    with pytest.raises(Denied, match="used up"):
+        await world.nodes.attest(token, request, WHERE)
+
+
+async def test_a_token_joins_one_key(world: Any) -> None:
+    token = await world.tokens.create("n1")
+    await world.nodes.attest(token, csr(), WHERE)
+    with pytest.raises(Denied, match="another key") as caught:
+        await world.nodes.attest(token, csr(), "198.51.100.9:1")
+    assert caught.value.status is grpc.StatusCode.PERMISSION_DENIED
+    (event,) = await world.events("node.attest_denied")
+    assert event["address"] == "198.51.100.9:1"
+    assert event["node"] == "n1"
+
+
+async def test_of_many_at_once_one_joins(world: Any) -> None:
+    token = await world.tokens.create("n1")
+    answers = await asyncio.gather(*(world.nodes.attest(token, csr(), WHERE) for _ in range(8)), return_exceptions=True)
+    joined = [answer for answer in answers if isinstance(answer, v1.AttestResponse)]
+    assert len(joined) == 1
+    assert all(isinstance(answer, Denied) for answer in answers if answer not in joined)
+    assert len(await world.events("node.attest")) == 1
+
+
+async def test_of_many_with_one_key_all_get_the_same(world: Any) -> None:
+    token, request = await world.tokens.create("n1"), csr()
+    answers = await asyncio.gather(*(world.nodes.attest(token, request, WHERE) for _ in range(3)))
+    assert len({tuple(answer.chain) for answer in answers}) == 1
+    assert len(await world.events("node.attest")) == 1
+
+
+@pytest.mark.parametrize("token", ["", "x" * 43, "x" * 42, "../../x", "x\n" * 21 + "x", "ü" * 43, "x" * 100_000])
+async def test_an_unknown_token(world: Any, token: str) -> None:
+    with pytest.raises(Denied, match="unknown"):
+        await world.nodes.attest(token, csr(), WHERE)
+
+
+async def test_a_token_ends(world: Any) -> None:
+    token = await world.tokens.create("n1", timedelta(seconds=5))
+    world.pass_time(5)
+    with pytest.raises(Denied, match="ended"):
+        await world.nodes.attest(token, csr(), WHERE)
+
+
+async def test_a_bad_request_leaves_the_token_good(world: Any) -> None:
+    token = await world.tokens.create("n1")
+    for bad in (b"", b"noise", csr()[:-1]):
+        with pytest.raises(InvalidCsr):
+            await world.nodes.attest(token, bad, WHERE)
+    assert (await world.nodes.attest(token, csr(), WHERE)).node == "n1"
+
+
+@pytest.mark.parametrize("ttl", [timedelta(0), timedelta(minutes=10, seconds=1), timedelta(seconds=-1)])
+async def test_token_times_are_bounded(world: Any, ttl: timedelta) -> None:
+    with pytest.raises(InvalidToken):
+        await world.tokens.create("n1", ttl)
+
+
+@pytest.mark.parametrize("node", ["", "N1", "a/b", "a" * 64, "n1\n", ".."])
+async def test_node_names_are_checked(world: Any, node: str) -> None:
+    with pytest.raises(InvalidToken):
+        await world.tokens.create(node)
+
+
+async def test_old_tokens_are_swept(world: Any) -> None:
+    await world.tokens.create("n1")
+    world.pass_time(3600 + 601)
+    await world.tokens.create("n2")
+    assert len((await world.store.range(TOKENS)).records) == 1
+
+
+class Forgetful:
+    """A store whose first commit of a node is written but whose answer is lost."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit(self, ops: Sequence[Op], *, fence: Lease | None = None) -> int:
+        revision = await self._store.commit(ops, fence=fence)
+        if not self.lost and any(op.key.startswith(NODES) for op in ops):
+            self.lost = True
+            raise Ambiguous("the answer is lost")
+        return revision
+
+
+async def test_an_ambiguous_commit_is_looked_up(world: Any) -> None:
+    store = Forgetful(world.store)
+    answer = await world.identity(store).attest(await world.tokens.create("n1"), csr(), WHERE)
+    assert store.lost
+    assert answer.node == "n1"
+
+
+async def test_a_node_renews(world: Any) -> None:
+    await join(world)
+    request_key = new_key()
+    answer = await world.nodes.renew(N1, make_csr(request_key))
+    leaf = x509.load_der_x509_certificate(answer.chain[0])
+    assert leaf.public_key() == request_key.public_key()
+    assert [event["node"] for event in await world.events("node.renew")] == ["n1"]
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        None,
+        SpiffeId.node("a.test", "eu", "n2"),
+        SpiffeId.node("a.test", "us", "n1"),
+        SpiffeId.node("b.test", "eu", "n1"),
+        SpiffeId.workload("a.test", "acme", "web"),
+        SpiffeId.operator("a.test", "ann"),
+        SpiffeId.control_plane("a.test", "eu"),
+    ],
+    ids=str,
+)
+async def test_nobody_else_renews_or_signs(world: Any, peer: SpiffeId | None) -> None:
+    await join(world)
+    await world.entry("web", "n1", "n2")
+    with pytest.raises(Denied):
+        await world.nodes.renew(peer, csr())
+    with pytest.raises(Denied):
+        await world.nodes.sign_workloads(peer, [workload()])
+    assert len(await world.events("node.renew_denied")) == 1
+    assert len(await world.events("workload.sign_denied")) == 1
+
+
+async def test_a_removed_node_is_nobody(world: Any) -> None:
+    await join(world)
+    await world.store.commit([Delete(NODES + "n1")])
+    with pytest.raises(Denied, match="has not joined"):
+        await world.nodes.renew(N1, csr())
+
+
+async def test_signs_what_the_entry_says(world: Any) -> None:
+    await join(world)
+    await world.entry("web", "n1", svid_ttl=Duration(seconds=600, nanos=5), dns_names=["web.example"])
+    key = new_key()
+    (result,) = (await world.nodes.sign_workloads(N1, [workload(request=make_csr(key))])).results
+    assert result.code == 0
+    peer = verify_chain(result.chain, {"a.test": await world.authority.bundle()}, world.now)
+    assert peer.spiffe_id == SpiffeId.workload("a.test", "acme", "web")
+    assert peer.leaf.not_valid_after_utc - peer.leaf.not_valid_before_utc == timedelta(minutes=10)
+    names = peer.leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["web.example"]
+    assert peer.leaf.public_key() == key.public_key()
+    (event,) = await world.events("workload.sign")
+    assert (event["node"], event["tenant"], event["entry"], event["serial"]) == ("n1", "acme", "web", peer.serial)
+    assert event["entry_revision"] > 0
+
+
+async def test_each_request_is_answered_by_itself(world: Any) -> None:
+    await join(world)
+    await world.entry("web", "n1")
+    await world.entry("other", "n2")
+    await world.entry("proud", "n1", dns_names=["controlplane.a.test"])
+    requests = [
+        workload(),
+        workload("other"),
+        workload("none"),
+        workload("proud"),
+        workload(request=b"noise"),
+        workload(tenant="../x"),
+        workload("web/../web"),
+        workload("web", tenant="platform"),
+        workload(),
+    ]
+    answer = await world.nodes.sign_workloads(N1, requests)
+    codes = [result.code for result in answer.results]
+    assert codes == [0, 7, 7, 9, 3, 7, 7, 7, 0]
+    assert all(bool(result.chain) == (result.code == 0) for result in answer.results)
+    other, none = (answer.results[number].message for number in (1, 2))
+    assert other.replace("other", "none") == none  # a node learns nothing of another's entries
+    assert len(await world.events("workload.sign_denied")) == 7
+
+
+async def test_a_batch_is_bounded(world: Any) -> None:
+    await join(world)
+    await world.entry("web", "n1")
+    answer = await world.nodes.sign_workloads(N1, [workload(request=b"noise")] * 501)
+    assert [result.code for result in answer.results] == [3] * 500 + [8]
+
+
+async def test_a_node_is_rate_limited_alone(world: Any) -> None:
+    await join(world)
+    await join(world, "n2")
+    noise = workload("none")
+    for _ in range(4):
+        answer = await world.nodes.sign_workloads(N1, [noise] * 500)
+        assert {result.code for result in answer.results} == {7}
+    (limited,) = (await world.nodes.sign_workloads(N1, [noise])).results
+    assert limited.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    assert "try again in" in limited.message
+    (free,) = (await world.nodes.sign_workloads(SpiffeId.node("a.test", "eu", "n2"), [noise])).results
+    assert free.code == 7
+    world.pass_time(1)
+    assert (await world.nodes.sign_workloads(N1, [noise])).results[0].code == 7
+
+
+async def test_damaged_records_are_not_believed(world: Any) -> None:
+    token = await world.tokens.create("n1")
+    await world.store.commit([Put(TOKENS + digest(token), b"noise")])
+    with pytest.raises(Exception, match="not a join token"):
+        await world.nodes.attest(token, csr(), WHERE)
