@@ -1,0 +1,141 @@
+"""Processes under measurement: starting them, ending them, and what the kernel says that they use."""
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+STOP_S = 15.0
+LOOK_S = 0.05
+CPUCLOCK_SCHED = 2
+
+
+class Broken(Exception):
+    """A process that a benchmark needs has ended, or does not get ready; the message has the end of its log."""
+
+
+class Child:
+    """A program that we started."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.name, self._process, self.log = name, process, log
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """Looks whether it lives.
+
+        Raises:
+            Broken: it has ended.
+        """
+        if self._process.returncode is not None:
+            raise Broken(f"{self.name} ended with {self._process.returncode}: {self.tail()}")
+
+    async def until_written(self, path: Path, timeout_s: float = 30.0) -> str:
+        """Waits for a file that the program writes when it is ready, and returns its text.
+
+        Raises:
+            Broken: the program ended, or the file did not come in time.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            self.check()
+            with suppress(FileNotFoundError):
+                if text := path.read_text():
+                    return text
+            await asyncio.sleep(LOOK_S)
+        raise Broken(f"{self.name} was not ready within {timeout_s:g} s: {self.tail()}")
+
+    async def stop(self) -> None:
+        """Ends it: SIGTERM, and SIGKILL if that is not enough."""
+        if self._process.returncode is not None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def tail(self) -> str:
+        """The end of what it said."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return " | ".join(lines[-5:]) or "it said nothing"
+
+
+@asynccontextmanager
+async def python(
+    name: str, arguments: Sequence[str], directory: Path, extra: Mapping[str, str] | None = None
+) -> AsyncIterator[Child]:
+    """Runs this Python with `arguments` for the length of the block; its log is `<directory>/<name>.log`."""
+    log = directory / f"{name}.log"
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**environment(), **(extra or {})},
+            start_new_session=True,  # a Ctrl-C is ours to handle
+        )
+    child = Child(name, process, log)
+    try:
+        yield child
+    finally:
+        await child.stop()
+
+
+def environment() -> dict[str, str]:
+    """Ours, without what would configure a part of the mesh."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MESHWARDEN_", "GRPC_", "OTEL_"))}
+
+
+def raise_descriptor_limit() -> int:
+    """Lets this process, and those that it starts, open as many files as it may; returns how many that are."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def cpu_s(pid: int) -> float:
+    """The CPU time that a process has used, in all its threads, to the nanosecond.
+
+    `/proc/<pid>/stat` has the same in ticks of 10 ms, too coarse for one push.
+
+    Source: clock_getcpuclockid(3); the id is made as glibc makes it.
+    """
+    return time.clock_gettime((~pid << 3) | CPUCLOCK_SCHED)
+
+
+def rss_mib(pid: int) -> float:
+    """The resident memory of a process."""
+    return _rollup_mib(pid, "Rss")
+
+
+def pss_mib(pid: int) -> float:
+    """The resident memory of a process, where a page that n processes share counts one n-th."""
+    return _rollup_mib(pid, "Pss")
+
+
+def _rollup_mib(pid: int, field: str) -> float:
+    """Source: proc_pid_smaps(5), smaps_rollup."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"/proc/{pid}/smaps_rollup has no {field}")
+
+
+def say(text: str) -> None:
+    """Shows progress; standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
