@@ -112,7 +112,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         revision = await self._guarded(lambda guard: self._delete(refs, guard, caller))
         return v1.DeleteResponse(revision=revision)
 
-    async def Watch(self, request: v1.WatchRequest, context: Context) -> None:
+    async def Watch(self, request: v1.WatchRequest, context: Context) -> None:  # type: ignore[override]
         tenant = _scope("Watch", request.tenant)
         wrong = [
             FieldFault(f"kinds[{number}]", f"there is no kind {kind[:60]!r}")

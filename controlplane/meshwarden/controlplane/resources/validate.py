@@ -122,7 +122,7 @@ def _text(violation: Any) -> str:
         pattern = message.partition("`")[2].rpartition("`")[0]
         return PATTERNS.get(pattern, message)
     # The schema's enums forbid no value but UNSPECIFIED.
-    if rule == "enum.not_in" or message in ("", "must be at least 1 characters"):
+    if rule == "enum.not_in" or message in ("", "value is required", "must be at least 1 characters"):
         message = "is required"
     return f"the key {message}" if violation.proto.for_key else message
 
