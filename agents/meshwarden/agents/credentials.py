@@ -8,7 +8,9 @@ Nothing is served past its end: `svid` returns None then, and the files are take
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,7 +24,7 @@ import structlog
 from cryptography import x509
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.workload import Registry, Workload
+from meshwarden.agents.workload import Registry, Workload, make_directory
 from meshwarden.certs import files
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.certs.csr import make_csr
@@ -278,7 +280,7 @@ class Credentials:
             return
         content = {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": self._bundle.pem()}
         try:
-            await asyncio.to_thread(files.publish, workload.credentials, content, workload.uid, workload.gid)
+            await asyncio.to_thread(_write, workload, content)
         except OSError as error:
             self._held[workload.entry_name].error = f"{workload.credentials} cannot be written: {error.strerror}"
             _log.error("credentials not published", workload=workload.id, reason=str(error))
@@ -346,5 +348,14 @@ def _item(entry: str) -> str:
     return _SVID + entry.replace("/", ".")  # both are DNS labels, which hold no dot
 
 
+def _write(workload: Workload, content: Mapping[str, bytes]) -> None:
+    make_directory(workload)
+    is_root = os.geteuid() == 0
+    uid, gid = (workload.uid, workload.gid) if is_root else (-1, -1)
+    files.publish(workload.credentials, content, uid, gid)
+
+
 def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty yet: who empties it removes it
+        directory.parent.rmdir()

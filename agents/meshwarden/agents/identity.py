@@ -116,6 +116,10 @@ class NodeIdentity:
         """Whether the node can prove who it is, now."""
         return self._present is not None and self._present.svid.not_after > self._clock()
 
+    def is_somebody(self) -> bool:
+        """Whether the node has an identity, be it one that has ended."""
+        return self._present is not None
+
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls back after each change."""
         self._listeners.append(callback)

@@ -1,0 +1,204 @@
+"""WorkloadService: what the agent offers to the programs of its node, over its Unix socket.
+
+Requests are bounded here, field by field; what is refused is named. Identities in a report are never its sender's word.
+"""
+
+import asyncio
+import math
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from meshwarden.agents.attend import Attendants, SidecarMissing
+from meshwarden.agents.attest import Attestor, Unidentified, is_own_user
+from meshwarden.agents.cache import ScopeStore
+from meshwarden.agents.credentials import CredentialMissing, Credentials
+from meshwarden.agents.workload import Refusal, RegistrationRefused, Registry, Workload
+from meshwarden.sdk.connection import Connection
+from meshwarden.v1 import report_pb2 as report_pb
+from meshwarden.v1 import workload_service_pb2 as pb
+from meshwarden.v1 import workload_service_pb2_grpc as pb_grpc
+
+_CREDENTIAL_S: Final = 15.0
+_READY_S: Final = 5.0
+_MAX_CALLS: Final = 4096
+_MAX_COUNT: Final = 1_000_000_000
+_BUCKETS: Final = 15
+_LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32}
+_CODES: Final = {
+    Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Refusal.UNKNOWN: grpc.StatusCode.NOT_FOUND,
+    Refusal.TAKEN: grpc.StatusCode.ALREADY_EXISTS,
+    Refusal.UNFIT: grpc.StatusCode.PERMISSION_DENIED,
+    Refusal.FULL: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Refusal.USER_SHARED: grpc.StatusCode.FAILED_PRECONDITION,
+}
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InvalidReport(Exception):
+    """A report is not taken; the message names the field."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the service works with."""
+
+    attestor: Attestor
+    registry: Registry
+    credentials: Credentials
+    attendants: Attendants
+    scopes: ScopeStore
+    count: Callable[[report_pb.CallStat], None]
+    status: Callable[[], pb.AgentStatusResponse]
+    region: str
+
+
+class WorkloadService(pb_grpc.WorkloadServiceServicer):
+    """The service."""
+
+    def __init__(self, parts: Parts) -> None:
+        """Serves what `parts` hold."""
+        self._parts = parts
+        self._changed = asyncio.Event()
+        parts.registry.listen(self._notify)
+        parts.credentials.listen(self._notify)
+        parts.scopes.listen(self._notify)
+
+    async def Register(self, request: pb.RegisterRequest, context: _Context) -> pb.RegisterResponse:
+        """Takes the caller as an instance of an entry, and returns when its program can start."""
+        parts = self._parts
+        try:
+            connection = parts.attestor.connection(context.peer())
+            _check_reach(connection)
+            workload = parts.registry.register(connection, request.entry, request.port, request.instance)
+        except Unidentified as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except RegistrationRefused as refusal:
+            await context.abort(_CODES[refusal.kind], str(refusal))
+        try:
+            await parts.credentials.ensure(workload, _CREDENTIAL_S)
+            await parts.attendants.ready(workload, _READY_S)
+        except CredentialMissing as error:
+            parts.registry.end(workload.id, "no certificate")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except SidecarMissing as error:
+            parts.registry.end(workload.id, "no sidecar")
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return pb.RegisterResponse(
+            environment=parts.attendants.environment(workload), spiffe_id=str(workload.spiffe_id), id=workload.id
+        )
+
+    async def Watch(self, request: pb.WatchConfigRequest, context: _Context) -> AsyncIterator[pb.WorkloadConfig]:
+        """Streams what the caller's SDK needs, all of it at each change."""
+        workload = await self._registered(context)
+        sent: bytes | None = None
+        while True:
+            changed = self._changed
+            if self._parts.registry.workloads.get(workload.id) is not workload:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the workload's registration has ended")
+            message = self._config(workload)
+            serialised = message.SerializeToString(deterministic=True)
+            if serialised != sent:
+                yield message
+                sent = serialised
+                continue  # it may have changed while a slow reader took this one
+            await changed.wait()
+
+    async def Report(self, request: pb.ReportCallsRequest, context: _Context) -> pb.ReportCallsResponse:
+        """Takes counts of the caller's own calls."""
+        workload = await self._registered(context)
+        try:
+            stats = stamped(request, workload)
+        except InvalidReport as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        for stat in stats:
+            self._parts.count(stat)
+        return pb.ReportCallsResponse()
+
+    async def AgentStatus(self, request: pb.AgentStatusRequest, context: _Context) -> pb.AgentStatusResponse:
+        """Says how the agent does, to its own user and root."""
+        try:
+            connection = self._parts.attestor.connection(context.peer())
+        except Unidentified as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        if not is_own_user(connection):
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"the agent's status is for uid {os.geteuid()} and root; you are uid {connection.uid}",
+            )
+        return self._parts.status()
+
+    async def _registered(self, context: _Context) -> Workload:
+        try:
+            return await self._parts.attestor.registered(context)
+        except Unidentified as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+            raise AssertionError("abort raises") from None
+
+    def _config(self, workload: Workload) -> pb.WorkloadConfig:
+        parts = self._parts
+        return pb.WorkloadConfig(
+            spiffe_id=str(workload.spiffe_id),
+            region=parts.region,
+            bundle=parts.credentials.bundle().to_proto(),
+            limits=parts.scopes.limits(f"{workload.id}/grpc"),
+            revision=parts.scopes.revision,
+            credential_directory=str(workload.credentials),
+        )
+
+    def _notify(self) -> None:
+        # Who waits holds the old event; whoever comes next waits for the next change.
+        event, self._changed = self._changed, asyncio.Event()
+        event.set()
+
+
+def stamped(request: pb.ReportCallsRequest, workload: Workload) -> list[report_pb.CallStat]:
+    """The counts of a report, with the reporter's own side filled in from who it is.
+
+    Raises:
+        InvalidReport: one of them is out of bounds; then none is taken.
+    """
+    if len(request.calls) > _MAX_CALLS:
+        raise InvalidReport(f"calls: {len(request.calls)} of them; at most {_MAX_CALLS} in a report")
+    identity = workload.spiffe_id
+    stats = []
+    for index, call in enumerate(request.calls):
+        _check_call(call, f"calls[{index}]")
+        stat = report_pb.CallStat()
+        stat.CopyFrom(call)
+        if call.reporter == report_pb.CallStat.SOURCE:
+            stat.source = str(identity)
+        else:
+            stat.destination = f"{identity.tenant}/{identity.service}"
+        stats.append(stat)
+    return stats
+
+
+def _check_call(call: report_pb.CallStat, where: str) -> None:
+    for name, most in _LENGTHS.items():
+        if len(getattr(call, name)) > most:
+            raise InvalidReport(f"{where}.{name}: longer than {most}")
+    if call.reporter not in (report_pb.CallStat.SOURCE, report_pb.CallStat.DESTINATION):
+        raise InvalidReport(f"{where}.reporter: say SOURCE or DESTINATION")
+    if call.decision not in report_pb.CallStat.Decision.values():
+        raise InvalidReport(f"{where}.decision: unknown")
+    if len(call.duration_buckets) > _BUCKETS:
+        raise InvalidReport(f"{where}.duration_buckets: more than {_BUCKETS}")
+    if call.count > _MAX_COUNT or any(count > _MAX_COUNT for count in call.duration_buckets):
+        raise InvalidReport(f"{where}.count: more than {_MAX_COUNT}")
+    if not math.isfinite(call.duration_sum_s) or call.duration_sum_s < 0:
+        raise InvalidReport(f"{where}.duration_sum_s: not a duration")
+
+
+def _check_reach(connection: Connection) -> None:
+    """An agent that is not root can give files to its own user alone."""
+    if os.geteuid() != 0 and connection.uid != os.geteuid():
+        raise RegistrationRefused(
+            Refusal.UNFIT,
+            f"this agent runs as uid {os.geteuid()} and can hand credentials to that user alone; you are uid "
+            f"{connection.uid}: run the agent as root, or the program as the agent's user",
+        )

@@ -1,0 +1,89 @@
+"""From an RPC to the workload behind it: the first step of everything that the agent's sockets offer.
+
+Errors: `Unidentified`, with a message for the caller that says what to do.
+"""
+
+import asyncio
+import os
+
+import grpc
+
+from meshwarden.agents.caller import Executables
+from meshwarden.agents.workload import EXEC_FIX, RegistrationRefused, Registry, Workload, program_of
+from meshwarden.sdk.connection import Connection
+from meshwarden.sdk.front import Front
+
+
+class Unidentified(Exception):
+    """Nobody that we know is calling."""
+
+
+class Attestor:
+    """Tells who is behind an RPC, by the connection that it came on and the kernel's word on that."""
+
+    def __init__(self, front: Front, registry: Registry, executables: Executables) -> None:
+        """Puts together what knows connections and what knows workloads."""
+        self._front, self._registry, self._executables = front, registry, executables
+
+    def connection(self, peer: str) -> Connection:
+        """The connection of a `context.peer()`.
+
+        Raises:
+            Unidentified: it did not come through the front.
+        """
+        connection = self._front.find(peer)
+        if connection is None or connection.pid is None:
+            raise Unidentified("calls are taken on the agent's own sockets only")
+        return connection
+
+    def find(self, peer: str) -> Workload | None:
+        """The registered workload of a `context.peer()`; None if it is none."""
+        connection = self._front.find(peer)
+        return None if connection is None else self._registry.find(connection)
+
+    async def registered(self, context: grpc.aio.ServicerContext[object, object]) -> Workload:
+        """The workload that the caller registered as, or was started below.
+
+        Raises:
+            Unidentified: it is none.
+        """
+        connection = self.connection(context.peer())
+        await self._warm(connection)
+        workload = self._registry.find(connection)
+        if workload is None:
+            raise Unidentified(self._why(connection))
+        return workload
+
+    async def workload(self, context: grpc.aio.ServicerContext[object, object]) -> Workload:
+        """The caller's workload; a caller that is none yet becomes that of the one entry that it fits.
+
+        Raises:
+            Unidentified: it fits no entry, or several.
+        """
+        connection = self.connection(context.peer())
+        await self._warm(connection)
+        workload = self._registry.find(connection)
+        if workload is not None:
+            return workload
+        try:
+            return self._registry.register_implicit(connection)
+        except RegistrationRefused as refusal:
+            raise Unidentified(str(refusal)) from None
+
+    async def _warm(self, connection: Connection) -> None:
+        """Reads the caller's executable in a thread, if an entry asks for its digest: it can be large."""
+        program = program_of(connection)
+        wanted = any(entry.entry.spec.selectors.sha256 for entry in self._registry.entries.values())
+        if program is not None and wanted:
+            await asyncio.to_thread(self._executables.sha256, program.pid)
+
+    def _why(self, connection: Connection) -> str:
+        misfits = self._registry.misfits(connection)
+        if misfits:
+            return f"this process does not fit its workload entry: {'; '.join(misfits)}"
+        return f"this process is no workload of this node: {EXEC_FIX}"
+
+
+def is_own_user(connection: Connection) -> bool:
+    """Whether the agent's own user or root is calling."""
+    return connection.uid in (0, os.geteuid())

@@ -1,0 +1,126 @@
+"""What an agent is told: a TOML file, then the environment (`MESHWARDEN_AGENT_…`), read once at start.
+
+    node = "node-a"
+    control_plane = "mesh.example:7443"
+    trust_domain = "mesh.example"
+    ca_file = "/etc/meshwarden/ca.pem"
+    join_token_file = "/etc/meshwarden/join-token"
+    state_dir = "/var/lib/meshwarden-agent"
+
+`ConfigError` says which key is wrong and why.
+"""
+
+import ipaddress
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+_LABEL: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+_MAX_SOCKET_PATH: Final = 107  # sizeof(sun_path) - 1; unix(7)
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the message names the file, the key and the reason."""
+
+
+def _host_port(text: str) -> str:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})", text)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise ValueError("say HOST:PORT, with an IPv6 address in brackets")
+    return text
+
+
+def _ip(text: str) -> str:
+    return str(ipaddress.ip_address(text))
+
+
+def _socket(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("say an absolute path")
+    if len(bytes(path)) > _MAX_SOCKET_PATH:
+        raise ValueError(f"a Unix socket's path has at most {_MAX_SOCKET_PATH} bytes, this has {len(bytes(path))}")
+    return path
+
+
+class AgentConfig(BaseSettings):
+    """All that an agent is told.
+
+    Attributes:
+        node: the node's name, which the join token must be for.
+        control_plane: `host:port`.
+        ca_file: the trust domain's roots, PEM; what the first connection trusts.
+        trust_domain: the one to join.
+        join_token_file: a one-time token, needed until the node has its identity.
+        state_dir: identity and cache, ours alone; one agent at a time.
+        agent_socket: serves xDS, reports and OTLP; default `<state_dir>/run/agent.sock`.
+        workload_api_socket: serves the SPIFFE Workload API; default `<state_dir>/run/workload-api.sock`.
+        advertise_address: the IP address where the mesh reaches this node's workloads.
+        zone: where the node is, within its region.
+        envoy_concurrency: worker threads of each Envoy.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MESHWARDEN_AGENT_", extra="forbid", frozen=True)
+
+    node: str = Field(pattern=_LABEL)
+    control_plane: Annotated[str, AfterValidator(_host_port)]
+    ca_file: Path
+    trust_domain: str = Field(pattern=r"^[a-z0-9._-]{1,255}$")
+    join_token_file: Path | None = None
+    state_dir: Path
+    agent_socket: Annotated[Path, AfterValidator(_socket)] = Path("/")
+    workload_api_socket: Annotated[Path, AfterValidator(_socket)] = Path("/")
+    advertise_address: Annotated[str, AfterValidator(_ip)] = "127.0.0.1"
+    zone: str = Field(default="", max_length=63)
+    envoy_concurrency: int = Field(default=1, ge=1, le=256)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _place_sockets(cls, values: Any) -> Any:
+        """Fills in the sockets that are not said."""
+        if isinstance(values, dict) and isinstance(values.get("state_dir"), str | Path):
+            run = Path(values["state_dir"]).absolute() / "run"
+            values.setdefault("agent_socket", run / "agent.sock")
+            values.setdefault("workload_api_socket", run / "workload-api.sock")
+        return values
+
+    @model_validator(mode="after")
+    def _two_sockets(self) -> Self:
+        if self.agent_socket == self.workload_api_socket:
+            raise ValueError("agent_socket and workload_api_socket are one path: say two")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *sources: Any, **named: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment goes before the file."""
+        return (named["env_settings"], init_settings)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the agent's socket is; workloads' own directories lie beside it, since their users must reach both."""
+        return self.agent_socket.parent
+
+
+def load(path: Path) -> AgentConfig:
+    """Reads the configuration.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key is missing, unknown or wrong.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    try:
+        return AgentConfig(**content)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(str(part) for part in fault['loc']) or 'config'}: {fault['msg']}" for fault in error.errors()
+        ]
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults)) from None

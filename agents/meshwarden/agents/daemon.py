@@ -1,0 +1,305 @@
+"""Puts the agent together and runs it: the one file that knows all its parts.
+
+The control plane's word comes down through `Upstream` into the registry, the scopes and the credentials; programs reach
+these through two sockets, one front and one gRPC server; what data planes report goes up again.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from importlib.metadata import version
+from typing import Final
+
+import anyio
+import grpc
+import structlog
+
+from meshwarden.agents.api import Parts, WorkloadService
+from meshwarden.agents.attend import Attendants
+from meshwarden.agents.attest import Attestor
+from meshwarden.agents.bootstrap import NodePlace
+from meshwarden.agents.cache import Cache, ScopeStore
+from meshwarden.agents.caller import Executables
+from meshwarden.agents.channel import ControlPlane
+from meshwarden.agents.config import AgentConfig, ConfigError
+from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.identity import IdentityError, NodeIdentity
+from meshwarden.agents.planes import Planes
+from meshwarden.agents.state import Memory, Place, hold
+from meshwarden.agents.telemetry.aggregate import Aggregator
+from meshwarden.agents.telemetry.outbox import Outbox
+from meshwarden.agents.telemetry.receive import Receiver
+from meshwarden.agents.upstream import Downstream, Upstream
+from meshwarden.agents.workload import Registry, sharers
+from meshwarden.agents.workload_api.service import WorkloadApi
+from meshwarden.agents.xds import DataPlanes
+from meshwarden.certs.bundle import Bundle, InvalidBundle
+from meshwarden.sdk.front import Front
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.v1 import workload_service_pb2 as workload_pb
+from meshwarden.v1 import workload_service_pb2_grpc as workload_grpc
+from meshwarden.xds.server import add_ads
+
+_log = structlog.get_logger()
+VERSION: Final = version("meshwarden")
+_MAX_MESSAGE_BYTES: Final = 4 << 20
+_FIRST_BACKOFF_S: Final = 0.2
+_LAST_BACKOFF_S: Final = 5.0
+_GRACE_S: Final = 0.5
+_REVIEW_S: Final = 0.1
+
+Clock = Callable[[], datetime]
+
+
+class Agent:
+    """All parts of one agent. `run` serves until it is cancelled."""
+
+    def __init__(self, config: AgentConfig, place: Place, identity: NodeIdentity, clock: Clock, rng: random.Random):
+        """Puts the parts together from what the disk holds; `identity` must be somebody."""
+        self._config, self._place, self._identity = config, place, identity
+        cache = Cache(place.cache)
+        self._memory = Memory(cache)
+        self.executables = Executables()
+        self.registry = Registry(config.trust_domain, place.workloads, self.executables)
+        self.scopes = ScopeStore(cache)
+        downstream = Downstream(self._take_entries, self._take_bundle, self.scopes.apply, self._renew)
+        self.upstream = Upstream(
+            ControlPlane(config.control_plane, config.trust_domain),
+            identity,
+            downstream,
+            clock,
+            rng,
+            zone=config.zone,
+            version=VERSION,
+        )
+        self.credentials = Credentials(self.registry, cache, identity.present.bundle, self.upstream.sign, clock, rng)
+        self._node_place = NodePlace(
+            config.node, identity.present.region, config.zone, config.agent_socket, config.workload_api_socket
+        )
+        self.planes = Planes(cache, config.advertise_address)
+        self.attendants = Attendants(
+            self.registry,
+            self.planes,
+            self._node_place,
+            self.credentials,
+            self.upstream.set_endpoints,
+            clock,
+            rng,
+            address=config.advertise_address,
+            concurrency=config.envoy_concurrency,
+        )
+        self.aggregator = Aggregator(clock)
+        self.outbox = Outbox(self.aggregator, self.upstream.export, uuid.UUID(int=rng.getrandbits(128)).hex)
+        self._ack = node_pb.ConfigAck()
+
+    async def run(self) -> None:
+        """Serves until it is cancelled."""
+        self._memory.recall(self.registry, self._place.workloads)
+        self.registry.listen(self._registry_changed)
+        self.credentials.listen(self._tell_workloads)
+        self._registry_changed()
+        try:
+            async with self._serving(), anyio.create_task_group() as group:
+                group.start_soon(self.credentials.run)
+                group.start_soon(self.scopes.run)
+                group.start_soon(self.attendants.run)
+                group.start_soon(self.upstream.run)
+                group.start_soon(self.outbox.run)
+                group.start_soon(self._review)
+                _log.info(
+                    "agent ready",
+                    agent_socket=str(self._config.agent_socket),
+                    workload_api_socket=str(self._config.workload_api_socket),
+                    workloads=len(self.registry.workloads),
+                )
+        finally:
+            self._memory.keep_workloads(self.registry)
+            self.registry.close()
+            with contextlib.suppress(OSError):
+                self.scopes.flush()
+
+    @contextlib.asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        inner = self._place.inner / "s"
+        inner.unlink(missing_ok=True)
+        front = Front(inner)
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._add_services(server, front)
+        server.add_insecure_port(front.inner_target)
+        await server.start()
+        try:
+            await front.serve_unix(self._config.agent_socket, 0o666)
+            await front.serve_unix(self._config.workload_api_socket, 0o666)
+            yield
+        finally:
+            # Streams of data planes never end by themselves; what is being answered gets a moment.
+            with anyio.CancelScope(shield=True):
+                await server.stop(_GRACE_S)
+                await front.aclose()
+
+    def _add_services(self, server: grpc.aio.Server, front: Front) -> None:
+        attestor = Attestor(front, self.registry, self.executables)
+        parts = Parts(
+            attestor,
+            self.registry,
+            self.credentials,
+            self.attendants,
+            self.scopes,
+            self.aggregator.add,
+            self.status,
+            self._node_place.region,
+        )
+        workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)
+        WorkloadApi(attestor, self.registry, self.credentials).add_to(server)
+        planes = DataPlanes(
+            front, self.registry, self.scopes, self.credentials, self.attendants.envoy_pid, self._acknowledge
+        )
+        add_ads(server, planes)
+        Receiver(attestor.find, self._node_place, self.aggregator, self.outbox, lambda: self.scopes.revision).add_to(
+            server
+        )
+
+    # -- what comes down
+
+    def _take_entries(self, entry_set: node_pb.EntrySet) -> None:
+        self.registry.set_entries(entry_set)
+        self._memory.keep_entries(entry_set)
+
+    def _take_bundle(self, message: node_pb.Bundle) -> None:
+        try:
+            bundle = Bundle.from_proto(message)
+            self.credentials.set_bundle(bundle)
+        except InvalidBundle as error:
+            _log.error("bundle refused", reason=str(error))
+            return
+        self._identity.set_bundle(bundle)
+
+    def _renew(self, reason: str) -> None:
+        self.credentials.renew_now(reason)
+        self.upstream.renew_now()
+
+    # -- what goes up
+
+    def _registry_changed(self) -> None:
+        workloads = self.registry.workloads.values()
+        self.upstream.set_interest([ref for workload in workloads for ref in self.planes.refs(workload)])
+        self._tell_workloads()
+        self._memory.keep_workloads(self.registry)
+
+    def _tell_workloads(self) -> None:
+        self.upstream.set_workloads(self.workload_states())
+
+    def _acknowledge(self, ack: node_pb.ConfigAck) -> None:
+        self._ack = ack
+        self.upstream.ack(ack)
+
+    def workload_states(self) -> list[node_pb.WorkloadState]:
+        """What runs, and what it holds."""
+        shared = set(sharers(self.registry.workloads.values()))
+        return [self._workload_state(name, name in shared) for name in sorted(self.registry.workloads)]
+
+    def _workload_state(self, name: str, is_shared: bool) -> node_pb.WorkloadState:
+        workload, svid = self.registry.workloads[name], self.credentials.svid(name)
+        state = node_pb.WorkloadState(
+            id=name,
+            tenant=workload.entry.metadata.tenant,
+            entry=workload.entry.metadata.name,
+            pid=workload.pid,
+            spiffe_id=str(workload.spiffe_id),
+            shares_user=is_shared,
+        )
+        if svid is not None:
+            state.serial = svid.serial
+            state.not_before.FromDatetime(svid.not_before)
+            state.not_after.FromDatetime(svid.not_after)
+        return state
+
+    def status(self) -> workload_pb.AgentStatusResponse:
+        """How the agent does."""
+        errors = [f"{name}: {reason}" for name, reason in sorted(self.credentials.errors().items())]
+        if self.upstream.last_error:
+            errors.insert(0, self.upstream.last_error)
+        return workload_pb.AgentStatusResponse(
+            node=self._config.node,
+            version=VERSION,
+            connected=self.upstream.connected,
+            last_error="; ".join(errors)[:4096],
+            revision=self._ack.revision,
+            workloads=self.workload_states(),
+            envoys=self.attendants.envoys(),
+            nacks=self._ack.nacks,
+        )
+
+    async def _review(self) -> None:
+        """Sees registered processes become the programs that their entries want."""
+        while True:
+            await asyncio.sleep(_REVIEW_S)
+            self.registry.review()
+
+
+async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
+    """Runs an agent until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the roots cannot be read.
+        StateTaken: another agent runs on the same state directory.
+        IdentityError: the node has no identity and gets none.
+        OSError: a directory or a socket cannot be made.
+    """
+    roots = _roots(config)
+    with hold(config) as place:
+        control_plane = ControlPlane(config.control_plane, config.trust_domain)
+        identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_until_signal, group.cancel_scope)
+            if not identity.is_good():
+                await _attest(config, identity, rng)
+            await Agent(config, place, identity, clock, rng).run()
+    _log.info("agent ended", pid=os.getpid())
+
+
+async def _attest(config: AgentConfig, identity: NodeIdentity, rng: random.Random) -> None:
+    """Waits for the control plane as long as it takes, unless the disk holds an identity to go on with."""
+    backoff_s = _FIRST_BACKOFF_S
+    while True:
+        try:
+            await identity.attest(config.join_token_file)
+            return
+        except grpc.aio.AioRpcError as error:
+            reason = f"{config.control_plane} does not answer: {error.details()}"
+        except IdentityError as error:
+            if not identity.is_somebody():
+                raise
+            reason = str(error)
+        _log.warning("node not attested", reason=reason)
+        if identity.is_somebody():
+            # Its certificate has ended, but those of its workloads may not have: they are served from the cache.
+            return
+        await asyncio.sleep(rng.uniform(0, backoff_s))
+        backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
+
+
+async def _until_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            _log.info("agent ending", signal=signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+def _roots(config: AgentConfig) -> Bundle:
+    try:
+        return Bundle.parse_pem(config.trust_domain, config.ca_file.read_bytes())
+    except (OSError, InvalidBundle) as error:
+        raise ConfigError(f"ca_file: {error}") from None

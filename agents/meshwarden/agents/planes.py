@@ -1,0 +1,109 @@
+"""Which data planes a workload has, and at which addresses.
+
+Addresses hold for a workload's id, not for a process: a program that is started again, also while the control plane is
+away, finds the listeners of its predecessor in the cache.
+"""
+
+import json
+import socket
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from meshwarden.agents.cache import Cache
+from meshwarden.agents.workload import Workload
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.v1 import resources_pb2 as resources
+
+_log = structlog.get_logger()
+_PORTS: Final = "ports"
+_MAX_PORTS: Final = 4096
+
+
+class Planes:
+    """Addresses of data planes; the ports that were chosen are remembered."""
+
+    def __init__(self, cache: Cache, address: str) -> None:
+        """`address` is the IP address where the mesh reaches this node."""
+        self._cache, self._address = cache, address
+        self._ports = _parse_ports(cache)
+
+    def refs(self, workload: Workload) -> list[node_pb.DataPlaneRef]:
+        """What to ask the control plane for: a gRPC data plane each, and an Envoy where the entry wants one."""
+        metadata = workload.entry.metadata
+        grpc_plane = node_pb.DataPlaneRef(
+            id=f"{workload.id}/grpc",
+            tenant=metadata.tenant,
+            entry=metadata.name,
+            dialect=node_pb.DataPlaneRef.GRPC,
+        )
+        if not workload.has_envoy:
+            if workload.port and workload.service.spec.protocol == resources.ServiceSpec.GRPC:
+                grpc_plane.listen_address = self._listen(workload.port)
+            return [grpc_plane]
+        envoy_plane = node_pb.DataPlaneRef(
+            id=f"{workload.id}/envoy",
+            tenant=metadata.tenant,
+            entry=metadata.name,
+            dialect=node_pb.DataPlaneRef.ENVOY,
+            outbound_path=str(self.outbound(workload)),
+        )
+        if workload.port:
+            envoy_plane.listen_address = self._listen(self.mesh_port(workload))
+            envoy_plane.app_address = f"127.0.0.1:{workload.port}"
+        return [grpc_plane, envoy_plane]
+
+    def mesh_port(self, workload: Workload) -> int:
+        """Where the mesh reaches a workload: its Envoy's port, or its own; 0 if it only calls."""
+        if not workload.port or not workload.has_envoy:
+            return workload.port
+        if workload.entry.spec.inbound_port:
+            return workload.entry.spec.inbound_port
+        if workload.id not in self._ports:
+            self._ports[workload.id] = self._free_port()
+            self._keep()
+        return self._ports[workload.id]
+
+    def outbound(self, workload: Workload) -> Path | None:
+        """The socket where a workload's Envoy takes its calls; None without an Envoy."""
+        return workload.directory / "envoy" / "outbound.sock" if workload.has_envoy else None
+
+    def inbound(self, workload: Workload) -> str:
+        """The address where a workload's Envoy takes the mesh's calls; empty if it takes none."""
+        return self._listen(self.mesh_port(workload)) if workload.has_envoy and workload.port else ""
+
+    def _listen(self, port: int) -> str:
+        return f"[{self._address}]:{port}" if ":" in self._address else f"{self._address}:{port}"
+
+    def _free_port(self) -> int:
+        family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
+        taken = set(self._ports.values())
+        while True:
+            with socket.socket(family) as probe:
+                probe.bind((self._address, 0))
+                port = int(probe.getsockname()[1])
+            if port not in taken:
+                return port
+
+    def _keep(self) -> None:
+        while len(self._ports) > _MAX_PORTS:
+            del self._ports[next(iter(self._ports))]
+        try:
+            self._cache.save(_PORTS, json.dumps(self._ports).encode())
+        except OSError as error:
+            _log.error("not cached", item=_PORTS, reason=str(error))
+
+
+def _parse_ports(cache: Cache) -> dict[str, int]:
+    body = cache.load(_PORTS)
+    if body is None:
+        return {}
+    try:
+        found = json.loads(body)
+        if all(isinstance(port, int) and 0 < port < 65536 for port in found.values()):
+            return dict(found)
+    except (ValueError, AttributeError):
+        pass
+    cache.set_aside(_PORTS, "not the ports of workloads")
+    return {}

@@ -1,0 +1,140 @@
+"""The agent's place on disk, and the lock that keeps it to one agent.
+
+<state_dir>/            0711  others may pass through to the sockets, if these lie below
+  lock                        held while an agent runs
+  identity/             0700  the node's certificate and key
+  cache/                0700  what `Cache` keeps
+  inner/                0700  the gRPC server's private socket
+<run_dir>/workloads/    0711  a directory each
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from meshwarden.agents.cache import Cache
+from meshwarden.agents.config import AgentConfig
+from meshwarden.agents.workload import Registry, Stored
+from meshwarden.v1 import node_service_pb2 as node_pb
+
+_log = structlog.get_logger()
+_ENTRIES: Final = "entries"
+_WORKLOADS: Final = "workloads"
+
+
+class StateTaken(Exception):
+    """Another agent runs on the same state directory."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The directories, all there."""
+
+    identity: Path
+    cache: Path
+    inner: Path
+    workloads: Path
+
+
+@contextlib.contextmanager
+def hold(config: AgentConfig) -> Iterator[Place]:
+    """Makes the directories and holds the lock.
+
+    Raises:
+        StateTaken: another agent holds it.
+        OSError: a directory cannot be made.
+    """
+    state = config.state_dir.absolute()
+    _directory(state, 0o711)
+    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+            raise StateTaken(
+                f"another agent (pid {holder or 'unknown'}) runs on {state}: stop it, or say another state_dir"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        for directory in {config.agent_socket.parent, config.workload_api_socket.parent}:
+            if not directory.exists():
+                _directory(directory, 0o711)
+        place = Place(state / "identity", state / "cache", state / "inner", config.run_dir / "workloads")
+        _directory(place.inner, 0o700)
+        _directory(place.workloads, 0o711)
+        yield place
+    finally:
+        os.close(lock)
+
+
+def _directory(path: Path, mode: int) -> None:
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    path.chmod(mode)
+
+
+class Memory:
+    """Entries and registrations on disk, so that an agent starts again where it was."""
+
+    def __init__(self, cache: Cache) -> None:
+        """Keeps them in `cache`."""
+        self._cache = cache
+        self._kept: bytes | None = None
+
+    def recall(self, registry: Registry, workloads: Path) -> None:
+        """Gives a registry what an earlier run has left, and clears away what belongs to nobody now."""
+        body = self._cache.load(_ENTRIES)
+        if body is not None:
+            try:
+                registry.set_entries(node_pb.EntrySet.FromString(body))
+            except ValueError as error:  # protobuf's DecodeError is one
+                self._cache.set_aside(_ENTRIES, str(error))
+        registry.restore(self._stored())
+        used = {workload.directory.name for workload in registry.workloads.values()}
+        for path in workloads.iterdir():
+            if path.name not in used:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def keep_entries(self, entry_set: node_pb.EntrySet) -> None:
+        """Keeps the entries of a node."""
+        self._save(_ENTRIES, entry_set.SerializeToString())
+
+    def keep_workloads(self, registry: Registry) -> None:
+        """Keeps the registrations, if they have changed."""
+        about = {"boot": _boot_id(), "workloads": [asdict(item) for item in registry.stored()]}
+        body = json.dumps(about, sort_keys=True).encode()
+        if body != self._kept:
+            self._kept = body
+            self._save(_WORKLOADS, body)
+
+    def _stored(self) -> Sequence[Stored]:
+        body = self._cache.load(_WORKLOADS)
+        if body is None:
+            return ()
+        try:
+            about = json.loads(body)
+            if about["boot"] != _boot_id():
+                return ()  # pids and start times are those of another boot
+            return [Stored(**item) for item in about["workloads"]]
+        except (ValueError, KeyError, TypeError) as error:
+            self._cache.set_aside(_WORKLOADS, str(error))
+            return ()
+
+    def _save(self, item: str, body: bytes) -> None:
+        try:
+            self._cache.save(item, body)
+        except OSError as error:
+            _log.error("not cached", item=item, reason=str(error))
+
+
+def _boot_id() -> str:
+    """Names this boot of the machine. Source: random(4), /proc/sys/kernel/random/boot_id."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
