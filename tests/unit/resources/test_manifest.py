@@ -250,6 +250,11 @@ def test_hostile_text_is_refused(text: str, message: str) -> None:
     assert any(message in fault for fault in faults(text))
 
 
+def test_a_document_that_breaks_off_is_told_once_and_those_before_it_are_still_judged() -> None:
+    text = SERVICE.replace("GRPC", "SOAP") + "---\n" + ENTRY.replace("[n1]", "[n1")
+    assert [fault.partition(": ")[0] for fault in faults(text)] == ["m.yaml:3", "m.yaml:10"]
+
+
 @pytest.mark.parametrize("number", ["1" * 40, "1" * 5000, "1e999", "-1", ".inf", ".nan", "0x10", "1_000", "+1"])
 def test_no_number_is_too_strange(number: str) -> None:
     (fault,) = faults(ENTRY.replace("uid: 0", f"uid: {number}"))

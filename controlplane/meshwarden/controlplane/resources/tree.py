@@ -83,6 +83,7 @@ def read(text: str) -> Documents:
 def _build(events: Iterator[yaml.Event], documents: Documents) -> None:
     # Each open collection with the key that waits for its value.
     stack: list[tuple[Node, list[Node]]] = []
+    root: Node | None = None
     count = 0
     for event in events:
         line = (event.start_mark.line if event.start_mark else 0) + 1
@@ -90,6 +91,9 @@ def _build(events: Iterator[yaml.Event], documents: Documents) -> None:
             raise _Stop(line, f"more than {MAX_DOCUMENTS} documents: apply them in parts")
         if isinstance(event, yaml.CollectionEndEvent):
             stack.pop()
+        if isinstance(event, yaml.DocumentEndEvent) and root is not None and root.value is not None:
+            # Only now: a document that breaks off would be blamed for what it did not get to say.
+            documents.nodes.append(root)
         if not isinstance(event, yaml.NodeEvent):
             continue
         count += 1
@@ -98,8 +102,8 @@ def _build(events: Iterator[yaml.Event], documents: Documents) -> None:
             raise _Stop(line, f"more than {MAX_NODES} values")
         if stack:
             _add(node, *stack[-1], documents.faults)
-        elif node.value is not None:
-            documents.nodes.append(node)
+        else:
+            root = node
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append((node, []))
             if len(stack) > MAX_DEPTH:
