@@ -6,11 +6,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Final
 
-import grpc
-
 from meshwarden.agents.workload import Workload
-from meshwarden.certs.bundle import Bundle
-from meshwarden.certs.svid import X509Svid
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as pb
 

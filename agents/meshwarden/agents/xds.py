@@ -60,7 +60,7 @@ class DataPlanes:
         scopes.listen(self._notify)
         credentials.listen(self._notify)
 
-    def open(self, context: grpc.aio.ServicerContext, node_message: Any) -> "DataPlaneClient":
+    def open(self, context: grpc.aio.ServicerContext[Any, Any], node_message: Any) -> "DataPlaneClient":
         """The client behind an RPC.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from meshwarden.v1 import report_pb2 as pb
@@ -27,9 +28,7 @@ class Call:
 def attributes_of(pairs: Iterable[object]) -> dict[str, str]:
     """OTLP attributes as text, the first 64 of them: `{key: value}`."""
     found: dict[str, str] = {}
-    for pair in pairs:
-        if len(found) >= _MAX_ATTRIBUTES:
-            break
+    for pair in islice(pairs, _MAX_ATTRIBUTES):
         value = pair.value  # type: ignore[attr-defined]
         kind = value.WhichOneof("value")
         if kind in ("string_value", "int_value", "double_value"):

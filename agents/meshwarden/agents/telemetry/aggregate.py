@@ -1,20 +1,43 @@
-"""Counts of calls, kept per minute, in bounded memory."""
+"""Counts of calls, kept per minute, in bounded memory.
 
+Whoever reports is known by its socket; which words it uses is its own choice. So words are bounded: a destination must
+be a service that the reporter sees, a status one that there is, and of methods and callers there are so many for each
+service; what is beyond is counted under `_OTHER` or as unknown, never lost. A reporter's tenant has its share of the
+memory; what finds no room is dropped and counted.
+"""
+
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+import grpc
+
+from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.v1 import report_pb2 as pb
 
 BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Upper bounds of the buckets of duration; a last one has none."""
 OTHER: Final = "_OTHER"
+UNKNOWN: Final = "unknown/unknown"
+"""The destination of calls to names that lead nowhere."""
 _BUCKETS: Final = len(BOUNDS_S) + 1
 _MAX_METHODS: Final = 200
+_MAX_SOURCES: Final = 2000
 _MAX_KEYS: Final = 50_000
+_MAX_KEYS_PER_TENANT: Final = 10_000
+_MAX_COUNT: Final = 1_000_000_000
+_MAX_DURATION_S: Final = 86_400.0
 _METHOD_LENGTH: Final = 512
+_SOURCE_LENGTH: Final = 2048
+_STATUSES: Final = frozenset(status.name for status in grpc.StatusCode) | {str(code) for code in (0, *range(100, 600))}
+_DECISIONS: Final = (pb.CallStat.ALLOWED, pb.CallStat.DENIED, pb.CallStat.LIMITED)
+
+Resolve = Callable[[str, str], str | None]
+"""What a tenant's workload means by a name: `(tenant, name) -> "<tenant>/<service>"`; `Names.find`."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,7 @@ class CallKey:
 
 @dataclass
 class _Sum:
+    tenant: str
     count: int = 0
     duration_s: float = 0.0
     buckets: list[int] = field(default_factory=lambda: [0] * _BUCKETS)
@@ -41,12 +65,20 @@ class _Sum:
 class Aggregator:
     """Adds up calls until they are taken."""
 
-    def __init__(self, clock: Callable[[], datetime]) -> None:
+    def __init__(self, clock: Callable[[], datetime], resolve: Resolve | None = None) -> None:
+        """Starts empty.
+
+        Args:
+            clock: the present, aware, UTC.
+            resolve: tells what a caller's names stand for; without it they must be full and are believed.
+        """
         self._clock = clock
+        self._resolve = resolve or _in_full
         self._sums: dict[CallKey, _Sum] = {}
+        self._of_tenant: Counter[str] = Counter()
         self._methods: dict[str, set[str]] = {}
-        self.dropped = 0
-        """Calls for which there was no room since the last take."""
+        self._sources: dict[str, set[str]] = {}
+        self._drops: Counter[tuple[str, str]] = Counter()
 
     def add_call(
         self,
@@ -60,66 +92,135 @@ class Aggregator:
         duration_s: float,
     ) -> None:
         """Counts one call that has just ended."""
-        key = self._key(source, destination, method, status, decision, reporter, revision)
-        found = self._sum(key, 1)
-        if found is not None:
-            found.count += 1
-            found.duration_s += duration_s
-            found.buckets[bisect_left(BOUNDS_S, duration_s)] += 1
+        buckets = [0] * _BUCKETS
+        buckets[bisect_left(BOUNDS_S, duration_s)] = 1
+        self.add(
+            pb.CallStat(
+                source=source,
+                destination=destination,
+                method=method,
+                status=status,
+                decision=decision,  # type: ignore[arg-type]
+                reporter=reporter,  # type: ignore[arg-type]
+                revision=revision,
+                count=1,
+                duration_sum_s=duration_s,
+                duration_buckets=buckets,
+            )
+        )
 
     def add(self, stat: pb.CallStat) -> None:
-        """Adds counts that somebody else has made; identities in it must be the agent's word by now.
+        """Adds counts that somebody else has made.
 
-        The minute is ours: a sender's clock is not believed.
+        The reporter's own side in it must be the agent's word by now. The minute is ours: a sender's clock is not
+        believed.
         """
-        key = self._key(
-            stat.source, stat.destination, stat.method, stat.status, stat.decision, stat.reporter, stat.revision
-        )
-        found = self._sum(key, stat.count)
-        if found is not None:
-            found.count += stat.count
-            found.duration_s += stat.duration_sum_s
-            for index, count in enumerate(stat.duration_buckets[:_BUCKETS]):
-                found.buckets[index] += count
+        tenant = _reporter_tenant(stat)
+        if not _is_sound(stat) or not tenant:
+            self.drop("malformed", tenant, min(max(stat.count, 1), _MAX_COUNT))
+            return
+        key = self._key(stat, tenant)
+        total = self._sums.get(key)
+        if total is None:
+            if len(self._sums) >= _MAX_KEYS or self._of_tenant[tenant] >= _MAX_KEYS_PER_TENANT:
+                self.drop("queue_full", tenant, stat.count)
+                return
+            total = self._sums[key] = _Sum(tenant)
+            self._of_tenant[tenant] += 1
+        total.count += stat.count
+        total.duration_s += stat.duration_sum_s
+        total.buckets = [ours + theirs for ours, theirs in zip(total.buckets, stat.duration_buckets, strict=True)]
 
-    def take(self, most: int) -> list[pb.CallStat]:
-        """Removes and returns up to `most` counts, the oldest first."""
-        keys = list(self._sums)[:most]
-        return [_stat(key, self._sums.pop(key)) for key in keys]
+    def drop(self, reason: str, tenant: str, count: int) -> None:
+        """Counts calls that are not counted otherwise."""
+        self._drops[reason, tenant] += count
+
+    def take(self, most: int, most_bytes: int = 1 << 30) -> list[pb.CallStat]:
+        """Removes and returns up to `most` counts of together about `most_bytes`, the oldest first."""
+        found: list[pb.CallStat] = []
+        size = 0
+        while self._sums and len(found) < most and size < most_bytes:
+            key = next(iter(self._sums))
+            total = self._sums.pop(key)
+            self._of_tenant[total.tenant] -= 1
+            found.append(_stat(key, total))
+            size += found[-1].ByteSize()
+        self._of_tenant = +self._of_tenant
+        return found
+
+    def take_drops(self) -> Counter[tuple[str, str]]:
+        """Removes and returns what was dropped: `{(reason, tenant): calls}`."""
+        drops, self._drops = self._drops, Counter()
+        return drops
 
     def __len__(self) -> int:
         return len(self._sums)
 
-    def _key(
-        self, source: str, destination: str, method: str, status: str, decision: int, reporter: int, revision: int
-    ) -> CallKey:
+    def _key(self, stat: pb.CallStat, tenant: str) -> CallKey:
         now = int(self._clock().timestamp())
-        method = self._bounded(destination, method)
-        return CallKey(source, destination, method, status[:32], decision, reporter, revision, now - now % 60)
-
-    def _bounded(self, destination: str, method: str) -> str:
-        known = self._methods.setdefault(destination, set())
-        if method in known:
-            return method
-        if len(known) >= _MAX_METHODS or len(method) > _METHOD_LENGTH:
-            return OTHER
-        known.add(method)
-        return method
-
-    def _sum(self, key: CallKey, count: int) -> _Sum | None:
-        found = self._sums.get(key)
-        if found is None:
-            if len(self._sums) >= _MAX_KEYS:
-                self.dropped += count
-                return None
-            found = self._sums[key] = _Sum()
-        return found
+        source, destination = stat.source, stat.destination
+        if stat.reporter == pb.CallStat.SOURCE:
+            destination = self._resolve(tenant, destination) or UNKNOWN
+        elif not _room(self._sources, destination, source, _MAX_SOURCES):
+            source = ""
+        method = _method(stat.method) if destination != UNKNOWN else OTHER
+        if not _room(self._methods, destination, method, _MAX_METHODS):
+            method = OTHER
+        status = stat.status if stat.status in _STATUSES else OTHER
+        return CallKey(source, destination, method, status, stat.decision, stat.reporter, stat.revision, now - now % 60)
 
 
-def merge(stats: Iterable[pb.CallStat], aggregator: Aggregator) -> None:
-    """Adds several counts."""
-    for stat in stats:
-        aggregator.add(stat)
+def _method(said: str) -> str:
+    return said if said and said.isprintable() and len(said) <= _METHOD_LENGTH else OTHER
+
+
+def _room(known: dict[str, set[str]], of: str, word: str, most: int) -> bool:
+    """Whether a word is one of the first `most` of their kind."""
+    words = known.setdefault(of, set())
+    if word in words:
+        return True
+    if len(words) >= most:
+        return False
+    words.add(word)
+    return True
+
+
+def _reporter_tenant(stat: pb.CallStat) -> str:
+    """The tenant of the side that reports; empty if the stat names none."""
+    if stat.reporter == pb.CallStat.DESTINATION:
+        return stat.destination.partition("/")[0]
+    try:
+        return SpiffeId.parse(stat.source).tenant or ""
+    except InvalidSpiffeId:
+        return ""
+
+
+def _is_sound(stat: pb.CallStat) -> bool:
+    return (
+        0 < stat.count <= _MAX_COUNT
+        and len(stat.duration_buckets) == _BUCKETS
+        and sum(stat.duration_buckets) == stat.count
+        and math.isfinite(stat.duration_sum_s)
+        and 0 <= stat.duration_sum_s <= stat.count * _MAX_DURATION_S
+        and stat.decision in _DECISIONS
+        and stat.reporter in (pb.CallStat.SOURCE, pb.CallStat.DESTINATION)
+        and _is_source(stat.source, stat.reporter)
+    )
+
+
+def _is_source(text: str, reporter: int) -> bool:
+    if not text and reporter == pb.CallStat.DESTINATION:
+        return True  # the server could not tell who called
+    try:
+        SpiffeId.parse(text[: _SOURCE_LENGTH + 1])
+    except InvalidSpiffeId:
+        return False
+    return len(text) <= _SOURCE_LENGTH
+
+
+def _in_full(_: str, said: str) -> str | None:
+    tenant, slash, service = said.partition("/")
+    return said if tenant and slash and service and "/" not in service else None
 
 
 def _stat(key: CallKey, total: _Sum) -> pb.CallStat:
@@ -137,3 +238,11 @@ def _stat(key: CallKey, total: _Sum) -> pb.CallStat:
     )
     stat.minute.FromSeconds(key.minute)
     return stat
+
+
+def total_of(stats: Sequence[pb.CallStat]) -> Counter[str]:
+    """How many calls each tenant's workloads report: `{tenant: calls}`."""
+    found: Counter[str] = Counter()
+    for stat in stats:
+        found[_reporter_tenant(stat)] += stat.count
+    return found

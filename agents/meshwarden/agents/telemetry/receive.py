@@ -4,23 +4,27 @@ Who sends is known by its socket. The resource attributes that say so are set he
 """
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
-from meshwarden.agents.workload import Workload
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.common.v1 import common_pb2
+from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.outbox import Outbox
+from meshwarden.agents.telemetry.span import bound_spans, count_spans
+from meshwarden.agents.workload import Workload
 
-_MAX_ATTRIBUTES: Final = 128
 _MAX_ITEM_BYTES: Final = 1_048_576
+_MAX_SPANS: Final = 8192
+_MAX_RECORDS: Final = 16_384
 _OURS: Final = "mesh."
+_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CallerOf(Protocol):
@@ -41,6 +45,15 @@ class Receiver:
         outbox: Outbox,
         revision: Callable[[], int],
     ) -> None:
+        """Serves nothing until `add_to`.
+
+        Args:
+            caller: tells who sends.
+            place: of this node.
+            aggregator: takes calls.
+            outbox: takes spans and what is dropped.
+            revision: of the policies in force.
+        """
         self._caller = caller
         self._place = place
         self._aggregator = aggregator
@@ -68,63 +81,80 @@ class Receiver:
         )
 
     async def export_spans(
-        self, request: trace_pb.ExportTraceServiceRequest, context: grpc.aio.ServicerContext
+        self, request: trace_pb.ExportTraceServiceRequest, context: _Context
     ) -> trace_pb.ExportTraceServiceResponse:
-        """Takes spans; what is too large is dropped and counted, and the answer says how many."""
-        workload = await self._identify(context)
-        rejected = 0
+        """Takes spans; what is malformed or too much is dropped and counted, and the answer says how many."""
+        tenant, workload = await self._identify(context, "span")
+        malformed = too_large = taken = 0
         for spans in request.resource_spans:
-            count = sum(len(scope.spans) for scope in spans.scope_spans)
+            malformed += bound_spans(spans)
+            count = count_spans(spans)
+            if not count:
+                continue
             self._stamp(spans, workload)
             body = spans.SerializeToString()
-            if len(body) > _MAX_ITEM_BYTES:
-                self._outbox.drop("span", "too_large", workload.spiffe_id.tenant or "", count)
-                rejected += count
+            if len(body) > _MAX_ITEM_BYTES or taken + count > _MAX_SPANS:
+                too_large += count
             else:
-                self._outbox.put_spans(body, count, workload.spiffe_id.tenant or "")
+                taken += count
+                self._outbox.put_spans(body, count, tenant)
+        for reason, count in (("malformed", malformed), ("too_large", too_large)):
+            if count:
+                self._outbox.drop("span", reason, tenant, count)
         answer = trace_pb.ExportTraceServiceResponse()
-        if rejected:
-            answer.partial_success.rejected_spans = rejected
-            answer.partial_success.error_message = f"more than {_MAX_ITEM_BYTES} bytes in one resource_spans"
+        if malformed or too_large:
+            answer.partial_success.rejected_spans = malformed + too_large
+            answer.partial_success.error_message = (
+                f"{malformed} without valid ids; {too_large} beyond {_MAX_SPANS} spans in a request or "
+                f"{_MAX_ITEM_BYTES} bytes in one resource_spans"
+            )
         return answer
 
     async def export_logs(
-        self, request: logs_pb.ExportLogsServiceRequest, context: grpc.aio.ServicerContext
+        self, request: logs_pb.ExportLogsServiceRequest, context: _Context
     ) -> logs_pb.ExportLogsServiceResponse:
         """Takes access log records of an Envoy; other records are not ours to keep and are let go."""
-        workload = await self._identify(context)
+        tenant, workload = await self._identify(context, "call")
         identity, revision = workload.spiffe_id, self._revision()
         service = f"{identity.tenant}/{identity.service}"
-        for resource_logs in request.resource_logs:
-            for scope in resource_logs.scope_logs:
-                for record in scope.log_records:
-                    call = call_of(attributes_of(record.attributes), str(identity), service)
-                    if call is not None:
-                        self._aggregator.add_call(
-                            call.source,
-                            call.destination,
-                            call.method,
-                            call.status,
-                            call.decision,
-                            call.reporter,
-                            revision,
-                            call.duration_s,
-                        )
-        return logs_pb.ExportLogsServiceResponse()
+        records = [
+            record for logs in request.resource_logs for scope in logs.scope_logs for record in scope.log_records
+        ]
+        for record in records[:_MAX_RECORDS]:
+            self._count(record, str(identity), service, revision)
+        rejected = max(0, len(records) - _MAX_RECORDS)
+        answer = logs_pb.ExportLogsServiceResponse()
+        if rejected:
+            self._outbox.drop("call", "too_large", tenant, rejected)
+            answer.partial_success.rejected_log_records = rejected
+            answer.partial_success.error_message = f"more than {_MAX_RECORDS} records in a request"
+        return answer
 
-    async def _identify(self, context: grpc.aio.ServicerContext) -> Workload:
+    def _count(self, record: logs_pb2.LogRecord, spiffe_id: str, service: str, revision: int) -> None:
+        call = call_of(attributes_of(record.attributes), spiffe_id, service)
+        if call is not None:
+            self._aggregator.add_call(
+                call.source,
+                call.destination,
+                call.method,
+                call.status,
+                call.decision,
+                call.reporter,
+                revision,
+                call.duration_s,
+            )
+
+    async def _identify(self, context: _Context, signal: str) -> tuple[str, Workload]:
         workload = self._caller(context.peer())
         if workload is None:
-            self._outbox.drop("span", "unidentified", "", 1)
+            self._outbox.drop(signal, "unidentified", "", 1)
             await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 "not a workload of this node: start the program with `meshwarden-agent exec`",
             )
-        assert workload is not None  # noqa: S101 - abort raises
-        return workload
+        return workload.spiffe_id.tenant or "", workload
 
     def _stamp(self, spans: trace_pb2.ResourceSpans, workload: Workload) -> None:
-        kept = [pair for pair in spans.resource.attributes if not pair.key.startswith(_OURS)][:_MAX_ATTRIBUTES]
         identity = workload.spiffe_id
         ours = {
             "mesh.tenant": identity.tenant or "",
@@ -132,6 +162,7 @@ class Receiver:
             "mesh.node": self._place.node,
             "mesh.region": self._place.region,
         }
+        kept = [pair for pair in spans.resource.attributes if not pair.key.startswith(_OURS)]
         stamped = [
             common_pb2.KeyValue(key=key, value=common_pb2.AnyValue(string_value=value)) for key, value in ours.items()
         ]
