@@ -45,8 +45,8 @@ class VaultClient:
         """
         self.address = address
         parts = urlsplit(address)
-        if parts.scheme != "https" and parts.hostname not in LOOPBACK:
-            raise AuthorityError(f"{address}: use https: over http the token would travel in the clear")
+        if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in LOOPBACK):
+            raise AuthorityError(f"{address}: use https: otherwise the token would travel in the clear")
         session = requests.Session()
         # No proxy, netrc or authority from the environment gets between us and Vault.
         session.trust_env = False

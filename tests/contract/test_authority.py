@@ -1,0 +1,180 @@
+"""What every authority engine keeps: one suite for memory, disk and Vault."""
+
+import asyncio
+import random
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import SecretStr
+
+from meshwarden.certs.authority.disk import DiskAuthority
+from meshwarden.certs.authority.issuing import IssuingAuthority
+from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.authority.port import AuthorityUnavailable
+from meshwarden.certs.authority.vault import VaultAuthority
+from meshwarden.certs.bundle import is_authority
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.issue import IssueRefused, LeafTemplate
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.svid import new_key
+from meshwarden.certs.verify import verify_chain
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from openbao_server import OpenBao, serve
+
+pytestmark = pytest.mark.xdist_group("openbao")
+WEB = SpiffeId.workload("a.test", "acme", "web")
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+
+class Clock:
+    """The real time and what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return utc_now() + self.ahead
+
+
+@pytest.fixture(scope="module")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    with serve(tmp_path_factory.mktemp("openbao")) as server:
+        yield server
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+Open = Callable[[], Awaitable[IssuingAuthority]]
+
+
+@pytest.fixture(params=["memory", "disk", "vault"])
+async def start(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Open]:
+    """Opens the engine; opened again, it has the same root (but for memory)."""
+    opened: list[IssuingAuthority] = []
+
+    async def memory() -> IssuingAuthority:
+        return MemoryAuthority("a.test", clock, random.Random(1))
+
+    async def disk() -> IssuingAuthority:
+        passphrase = SecretStr("correct horse battery")
+        return await DiskAuthority.open(
+            tmp_path / "ca", passphrase=passphrase, trust_domain="a.test", clock=clock, create=True
+        )
+
+    async def vault() -> IssuingAuthority:
+        bao: OpenBao = request.getfixturevalue("bao")
+        return await VaultAuthority.open(
+            address=bao.address, token=bao.token(), trust_domain="a.test", clock=clock, rng=random.Random(1)
+        )
+
+    async def start() -> IssuingAuthority:
+        authority = await {"memory": memory, "disk": disk, "vault": vault}[request.param]()
+        opened.append(authority)
+        return authority
+
+    yield start
+    for authority in opened:
+        await authority.close()
+
+
+async def sign(authority: IssuingAuthority, clock: Clock, ttl: timedelta = HOUR) -> tuple[x509.Certificate, ...]:
+    return await authority.sign(LeafTemplate(WEB, ttl), new_key().public_key(), clock())
+
+
+def ders(chain: tuple[x509.Certificate, ...]) -> list[bytes]:
+    return [certificate.public_bytes(Encoding.DER) for certificate in chain]
+
+
+async def test_what_it_signs_leads_to_its_bundle(start: Open, clock: Clock) -> None:
+    authority = await start()
+    chain = await sign(authority, clock)
+    bundle = await authority.bundle()
+    peer = verify_chain(ders(chain), {"a.test": bundle}, clock())
+    assert peer.spiffe_id == WEB
+    assert chain[0].not_valid_after_utc - chain[0].not_valid_before_utc == HOUR
+    assert len(chain) == 2
+    assert not set(chain) & set(bundle.roots)
+
+
+async def test_an_intermediate_signs_for_a_week_and_leaves_only(start: Open, clock: Clock) -> None:
+    authority = await start()
+    issuing = (await sign(authority, clock))[1]
+    assert is_authority(issuing)
+    assert issuing.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
+    life = issuing.not_valid_after_utc - issuing.not_valid_before_utc
+    assert timedelta(days=7) <= life <= timedelta(days=7, minutes=5)
+    names = issuing.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://a.test"]
+    assert names.get_values_for_type(x509.DNSName) == []
+
+
+async def test_roots_and_bundles_stay(start: Open, clock: Clock) -> None:
+    authority = await start()
+    bundle = await authority.bundle()
+    await sign(authority, clock)
+    assert await authority.bundle() is bundle
+    clock.ahead = timedelta(days=4)
+    await sign(authority, clock)
+    assert await authority.bundle() is bundle
+
+
+async def test_each_start_has_an_issuing_key_of_its_own(start: Open, clock: Clock) -> None:
+    first, second = await sign(await start(), clock), await sign(await start(), clock)
+    assert first[1].public_key() != second[1].public_key()
+    assert first[1].subject != second[1].subject
+
+
+async def test_many_at_once_are_signed_by_one_issuer(start: Open, clock: Clock) -> None:
+    authority = await start()
+    chains = await asyncio.gather(*(sign(authority, clock) for _ in range(20)))
+    assert len({chain[1] for chain in chains}) == 1
+    assert len({chain[0].serial_number for chain in chains}) == 20
+
+
+async def test_what_isnt_sound_is_refused(start: Open, clock: Clock) -> None:
+    await start()
+    with pytest.raises(IssueRefused):
+        LeafTemplate(WEB, 2 * DAY)
+
+
+async def test_says_who_signs(start: Open, clock: Clock) -> None:
+    authority = await start()
+    root = (await authority.bundle()).roots[0].subject.rfc4514_string()
+    assert root in authority.description
+
+
+async def test_renews_at_half_life_and_never_signs_beyond_its_end(clock: Clock) -> None:
+    authority = MemoryAuthority("a.test", clock, random.Random(1), intermediate_ttl=timedelta(hours=2))
+    first = (await sign(authority, clock))[1]
+    clock.ahead = timedelta(minutes=50)
+    assert (await sign(authority, clock))[1] == first
+    clock.ahead = timedelta(minutes=70)
+    second = (await sign(authority, clock))[1]
+    assert second != first
+    # Not due yet, but too near its end for a longer leaf: renewed first.
+    clock.ahead += timedelta(minutes=50)
+    third = (await sign(authority, clock, timedelta(minutes=100)))[1]
+    assert third != second
+
+
+async def test_nobody_signs_when_the_root_ends_too_soon(clock: Clock) -> None:
+    authority = MemoryAuthority("a.test", clock, random.Random(1), root_ttl=2 * HOUR)
+    await sign(authority, clock)
+    clock.ahead = timedelta(minutes=90)
+    with pytest.raises(AuthorityUnavailable, match="ends"):
+        await sign(authority, clock)
+    assert await sign(authority, clock, timedelta(minutes=10))
+    clock.ahead = 3 * HOUR
+    with pytest.raises(AuthorityUnavailable, match="root has ended"):
+        await sign(authority, clock, timedelta(minutes=10))
