@@ -11,6 +11,8 @@ from meshwarden.controlplane.local.error import LocalError, NoContext
 
 # {command: (module, attribute, help)}: the help stands here so that listing commands loads none of them.
 COMMANDS = {
+    "up": ("up", "up", "Start a mesh on this machine."),
+    "down": ("down", "down", "Stop it."),
     "server": ("server", "server", "Run a control plane."),
     "init": ("init", "init", "Write manifests for a service of yours."),
     "apply": ("apply", "apply", "Store manifests, all or none."),

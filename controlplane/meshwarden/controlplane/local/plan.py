@@ -168,22 +168,24 @@ def refuse_unfit(options: Options) -> None:
         )
 
 
-def server_toml(plan: Plan, options: Options, otlp_endpoint: str | None, vault: dict[str, str] | None) -> str:
+def server_toml(
+    plan: Plan, trust_domain: str, listen: Mapping[str, str], otlp_endpoint: str | None, vault: Mapping[str, str] | None
+) -> str:
     """Returns the control plane's configuration as TOML.
 
     Args:
         plan: where things are.
-        options: what the user asked for.
+        trust_domain: of the mesh.
+        listen: `listen` and `metrics_listen`.
         otlp_endpoint: where traces go on to.
         vault: address, token (a reference) and mount; None for the embedded authority.
     """
     settings = {
-        "trust_domain": options.trust_domain,
+        "trust_domain": trust_domain,
         "region": REGION,
         "state_dir": str(plan.server),
-        "listen": options.listen,
-        "metrics_listen": options.metrics_listen,
         "operator_directory": str(plan.operator),
+        **listen,
     }
     if otlp_endpoint is not None:
         settings["otlp_endpoint"] = otlp_endpoint

@@ -191,6 +191,13 @@ class Children:
                 if name in self._children:
                     group.start_soon(self._children[name].stop)
 
+    def kill(self) -> None:
+        """Kills whatever runs, at once; those who stop them see them go."""
+        for child in self._children.values():
+            if child.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+
     @property
     def names(self) -> list[str]:
         """What was started, in that order."""

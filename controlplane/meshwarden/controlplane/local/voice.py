@@ -1,4 +1,4 @@
-"""How `up` speaks: progress and troubles on stderr, what runs on stdout; a live table on a terminal, plain lines else."""
+"""How `up` speaks: progress and trouble on stderr, what runs on stdout; a live table on a terminal, else lines."""
 
 import sys
 from collections.abc import Callable, Iterator

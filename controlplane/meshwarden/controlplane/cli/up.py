@@ -1,0 +1,55 @@
+"""`meshwarden up`."""
+
+import random
+import sys
+from pathlib import Path
+
+import click
+
+from meshwarden.certs.clock import utc_now
+
+
+@click.command()
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the mesh keeps all it writes; a second mesh wants another one.",
+)
+@click.option("--vault", is_flag=True, help="Root the CA in an OpenBao, started beside the mesh.")
+@click.option("--for", "for_s", type=click.FloatRange(min=0), metavar="SECONDS", help="End by itself after so long.")
+@click.option("--no-samples", is_flag=True, help="Start the bare mesh: control plane and two node agents.")
+@click.option("--check", is_flag=True, help="Run the checks against the mesh, then end; exits 1 if one fails.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout: the checks' result, or up.json.")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, help="Where the control plane listens.")
+@click.option("--metrics-listen", default="127.0.0.1:0", show_default=True, help="Where it serves metrics.")
+@click.option("--trust-domain", default="mesh.test", show_default=True, help="The trust domain.")
+def up(
+    state_dir: Path | None,
+    vault: bool,
+    for_s: float | None,
+    no_samples: bool,
+    check: bool,
+    as_json: bool,
+    listen: str,
+    metrics_listen: str,
+    trust_domain: str,
+) -> None:
+    """Start a mesh on this machine and show it, until Ctrl-C or `meshwarden down`."""
+    from meshwarden.controlplane.local import up as local
+    from meshwarden.controlplane.local.plan import Options, default_state_dir
+
+    if check and no_samples:
+        raise click.UsageError("--check calls the samples: leave out --no-samples")
+    options = Options(
+        state_dir=local.resolve(state_dir or default_state_dir(vault)),
+        trust_domain=trust_domain,
+        vault=vault,
+        samples=not no_samples,
+        check=check,
+        json=as_json,
+        for_s=for_s,
+        listen=listen,
+        metrics_listen=metrics_listen,
+    )
+    if not local.up(options, local.default_voice(options), utc_now, random.SystemRandom()):
+        sys.exit(1)

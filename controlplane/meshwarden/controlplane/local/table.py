@@ -1,0 +1,107 @@
+"""The state of the mesh for people: tables on a terminal, one line elsewhere."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from meshwarden.controlplane.local.state import State, service_of
+from meshwarden.controlplane.local.voice import plain
+from meshwarden.v1.node_service_pb2 import WorkloadState
+
+NO_LIFE = "none yet"
+
+
+def tables(state: State, now: datetime) -> RenderableType:
+    """Nodes, workloads and tenants, each in a table."""
+    nodes = _table("NODE", "ZONE", "REVISION", "SESSION")
+    for node in state.status.nodes if state.status else ():
+        link = "up" if node.connected else "down"
+        nodes.add_row(*_cells(node.node, node.zone, f"{node.acked_revision} of {_revision(state)}", link))
+    workloads = _table("WORKLOAD", "NODE", "PID", "SVID", "REMAINING LIFE")
+    for node_name, item in _workloads(state):
+        life = remaining(item, now)
+        style = "" if life != NO_LIFE and not life.startswith("-") else "red"
+        workloads.add_row(*_cells(item.id, node_name, item.pid, item.spiffe_id), Text(life, style=style))
+    tenants = _table("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S")
+    for tenant in state.status.tenants if state.status else ():
+        rates = (tenant.allowed_per_s, tenant.limited_per_s, tenant.denied_per_s)
+        tenants.add_row(*_cells(tenant.tenant), *(Text(f"{rate:.1f}", justify="right") for rate in rates))
+    away = (
+        [] if state.is_server_up else [Text("the control plane is away: what is shown is its last word", style="red")]
+    )
+    return Group(*away, nodes, workloads, tenants)
+
+
+def line(state: State, now: datetime) -> str:
+    """The same in one line."""
+    parts = []
+    if not state.is_server_up:
+        parts.append("control plane away")
+    for node in state.status.nodes if state.status else ():
+        parts.append(f"{node.node} {'' if node.connected else 'away, '}revision {node.acked_revision}")
+    lives = sorted((_seconds(item, now), remaining(item, now)) for _, item in _workloads(state) if item.serial)
+    total = len(list(_workloads(state)))
+    if lives:
+        parts.append(f"{len(lives)} of {total} workloads have an SVID, the shortest for {lives[0][1]}")
+    else:
+        parts.append(f"{total} workloads")
+    for tenant in state.status.tenants if state.status else ():
+        rates = (
+            f"{tenant.allowed_per_s:.1f} allowed, {tenant.limited_per_s:.1f} limited, {tenant.denied_per_s:.1f} denied"
+        )
+        parts.append(f"{tenant.tenant} {rates} /s")
+    return plain("; ".join(parts))
+
+
+def summary(state: State, logs: str, context: str) -> Iterator[str]:
+    """What was started and how to look at it, line by line."""
+    said = state.up_json
+    yield f"control plane  {said['control_plane']['address']}  (region {said['region']}, {said['trust_domain']})"
+    if state.status is not None:
+        yield f"authority      {state.status.authority}"
+    yield f"metrics        {said['metrics_url']}"
+    for agent in said["agents"]:
+        yield f"agent          {agent['node']}  {agent['agent_socket']}"
+    for workload in said["workloads"]:
+        name = f"{workload['tenant']}/{workload['service']}"
+        yield f"workload       {name}  {workload['name']} on {workload['node']}, pid {workload['pid']}"
+    for envoy in said["envoys"]:
+        yield f"envoy          {envoy['name']}  {envoy['admin_socket']}"
+    yield f"logs           {logs}"
+    yield f"context        {context}: `meshwarden status` and all other commands find this mesh"
+
+
+def remaining(item: WorkloadState, now: datetime) -> str:
+    """How long the workload's SVID lasts: "59m12s", "-3s" where it has ended."""
+    if not item.serial:
+        return NO_LIFE
+    seconds = _seconds(item, now)
+    sign, left = ("-", -seconds) if seconds < 0 else ("", seconds)
+    return f"{sign}{left // 60}m{left % 60:02d}s" if left >= 60 else f"{sign}{left}s"
+
+
+def _seconds(item: WorkloadState, now: datetime) -> int:
+    return int(item.not_after.seconds - now.timestamp())
+
+
+def _revision(state: State) -> int:
+    return state.status.revision if state.status else 0
+
+
+def _workloads(state: State) -> Iterator[tuple[str, WorkloadState]]:
+    for node, answer in sorted(state.agents.items()):
+        for item in sorted(answer.workloads, key=lambda item: (item.tenant, service_of(item), item.id)):
+            yield node, item
+
+
+def _cells(*values: object) -> Iterator[Text]:
+    # Text is not read as markup.
+    return (Text(plain(str(value))) for value in values)
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)

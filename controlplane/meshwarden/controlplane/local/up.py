@@ -1,0 +1,254 @@
+"""`meshwarden up`: brings a mesh up step by step, shows it, and takes it down again whatever happens."""
+
+import asyncio
+import fcntl
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import grpc.aio
+
+from meshwarden.controlplane.local import context as contexts
+from meshwarden.controlplane.local import kernel, sample, table
+from meshwarden.controlplane.local.down import clean, forget
+from meshwarden.controlplane.local.error import LocalError
+from meshwarden.controlplane.local.mesh import LocalMesh, rank
+from meshwarden.controlplane.local.operator import wait_for
+from meshwarden.controlplane.local.otlp import OtlpReceiver, receiver
+from meshwarden.controlplane.local.plan import NODES, Options, Plan, refuse_unfit
+from meshwarden.controlplane.local.process import Children, children
+from meshwarden.controlplane.local.record import UP, Record
+from meshwarden.controlplane.local.state import Keeper, State
+from meshwarden.controlplane.local.voice import Voice
+from meshwarden.v1.resources_pb2 import Resource
+
+LINE_S = 5.0
+APPLY_S = 30.0
+
+
+def up(options: Options, voice: Voice, clock: Callable[[], datetime], rng: random.Random) -> bool:
+    """Runs a mesh until it is told to stop; returns whether all checks held (True without `--check`).
+
+    Raises:
+        LocalError: it could not be started; nothing of it is left.
+    """
+    refuse_unfit(options)
+    plan = Plan(options.state_dir)
+    plan.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(plan):
+        try:
+            return anyio.run(_Up(plan, options, voice, clock, rng).run)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+        finally:
+            # What a child left, in a session of its own.
+            kernel.sweep(str(plan.state_dir))
+            forget(plan.state_dir)
+            (plan.state_dir / "processes.json").unlink(missing_ok=True)
+
+
+class _Up:
+    def __init__(
+        self, plan: Plan, options: Options, voice: Voice, clock: Callable[[], datetime], rng: random.Random
+    ) -> None:
+        self._plan = plan
+        self._options = options
+        self._voice = voice
+        self._clock = clock
+        self._rng = rng
+        self._is_stopping = False
+        self._ok = True
+
+    async def run(self) -> bool:
+        if await asyncio.to_thread(clean, self._plan.state_dir, self._voice.warn):
+            self._voice.warn("these were left by a mesh that was killed")
+        record = Record(self._plan.state_dir)
+        record.add(UP, os.getpid(), 0.0)
+        async with anyio.create_task_group() as signals:
+            stop = anyio.CancelScope()
+            async with children(record, self._trouble, self._rng, rank) as kept:
+                await signals.start(self._listen, stop, kept)
+                with stop:
+                    await self._work(kept)
+                self._is_stopping = True
+                if kept.names:
+                    self._voice.warn("stopping …")
+            signals.cancel_scope.cancel()
+        self._voice.warn("stopped")
+        return self._ok
+
+    async def _listen(
+        self, stop: anyio.CancelScope, kept: Children, *, task_status: anyio.abc.TaskStatus[None]
+    ) -> None:
+        """Stops on the first signal; on the second waits for nobody."""
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                if self._is_stopping or stop.cancel_called:
+                    self._voice.warn(f"{signal.Signals(number).name} again: killing what is left")
+                    kept.kill()
+                stop.cancel()
+
+    def _trouble(self, text: str) -> None:
+        self._voice.warn(text)
+
+    async def _work(self, kept: Children) -> None:
+        mesh = LocalMesh(self._plan, self._options, kept, self._rng)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(_shielded, mesh.close)
+            otlp = await stack.enter_async_context(receiver()) if self._options.check else None
+            await self._start(mesh, otlp)
+            async with self._shown(mesh) as keeper:
+                name = await asyncio.to_thread(_write_context, mesh)
+                state = await keeper.refresh()
+                if self._options.check:
+                    self._ok = await self._check(mesh, name, keeper.state, otlp)
+                    return
+                if self._options.json:
+                    print(json.dumps(state.up_json), flush=True)
+                for text in table.summary(state, str(self._plan.logs), name):
+                    self._voice.say(text)
+                self._voice.say("Ctrl-C or `meshwarden down` stops it.")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._options.for_s):
+                        await self._show(keeper)
+
+    async def _start(self, mesh: LocalMesh, otlp: OtlpReceiver | None) -> None:
+        """Starts the parts in order."""
+        voice = self._voice
+        await asyncio.to_thread(mesh.prepare)
+        if self._options.vault:
+            with voice.step("OpenBao"):
+                await mesh.start_vault()
+        with voice.step("control plane"):
+            await mesh.start_control_plane(otlp)
+        with voice.step("node agents"):
+            for agent in self._plan.agents:
+                await mesh.start_agent(agent)
+            await mesh.wait_for_agents()
+        if not mesh.samples:
+            return
+        with voice.step("manifests of the samples"):
+            located = sample.manifests(os.getuid(), *NODES)
+            resources = [item.resource for item in located]
+            await wait_for("the manifests are taken", lambda: _apply(mesh, resources), APPLY_S)
+        with voice.step("sample workloads") as note:
+            for item in mesh.samples:
+                await mesh.start_sample(item)
+            await mesh.wait_for_samples(note)
+
+    @asynccontextmanager
+    async def _shown(self, mesh: LocalMesh) -> AsyncIterator[Keeper]:
+        """Keeps up.json current while the body runs."""
+        keeper = Keeper(mesh, lambda state: None)
+        async with anyio.create_task_group() as group:
+            group.start_soon(keeper.run)
+            try:
+                yield keeper
+            finally:
+                group.cancel_scope.cancel()
+
+    async def _show(self, keeper: Keeper) -> None:
+        """Shows the state until cancelled."""
+        if self._voice.is_live:
+            with self._voice.table() as show:
+                while True:
+                    show(table.tables(keeper.state, self._clock()))
+                    await asyncio.sleep(1)
+        while True:
+            self._voice.say(table.line(keeper.state, self._clock()))
+            await asyncio.sleep(LINE_S)
+
+    async def _check(self, mesh: LocalMesh, name: str, state: State, otlp: OtlpReceiver | None) -> bool:
+        """Runs the checks; the last line on stdout is their result."""
+        from meshwarden.controlplane.local.check.run import run_checks
+
+        self._voice.warn("checks:")
+        results = await run_checks(
+            mesh.handle(name, state.up_json, otlp),
+            lambda result: self._voice.warn(f"  {'ok  ' if result.ok else 'FAIL'} {result.name}: {result.detail}"),
+        )
+        ok = all(result.ok for result in results)
+        rows = [{"name": result.name, "ok": result.ok, "detail": result.detail} for result in results]
+        if self._options.json:
+            print(json.dumps({"checks": rows, "ok": ok}), flush=True)
+        else:
+            failed = [result.name for result in results if not result.ok]
+            self._voice.say(f"{len(results)} checks, all hold" if ok else f"failed: {', '.join(failed)}")
+        return ok
+
+
+async def _apply(mesh: LocalMesh, resources: list[Resource]) -> int | None:
+    try:
+        return await mesh.operator.apply(resources)
+    except grpc.aio.AioRpcError as error:
+        if error.code() == grpc.StatusCode.INVALID_ARGUMENT:  # no second try makes it right
+            raise RuntimeError(f"the samples' manifests are refused: {error.details()}") from None
+        raise
+
+
+async def _shielded(work: Callable[[], Awaitable[None]]) -> None:
+    with anyio.CancelScope(shield=True):
+        await work()
+
+
+def _write_context(mesh: LocalMesh) -> str:
+    """Writes the mesh's context and makes it the current one; returns its name."""
+    context = mesh.context()
+    _, known = contexts.load()
+    name = stem = mesh.plan.state_dir.name
+    number = 1
+    while name in known and known[name].state_dir != context.state_dir:
+        number += 1
+        name = f"{stem}-{number}"
+    contexts.put(name, context)
+    return name
+
+
+@contextmanager
+def _alone(plan: Plan) -> Iterator[None]:
+    """Holds the state directory for this process."""
+    descriptor = os.open(plan.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(
+                f"{plan.state_dir}: a mesh runs on this state directory already",
+                "stop it: meshwarden down; or start one beside it: meshwarden up --state-dir DIR",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to show of a group: one that says what to do, if there is one."""
+    leaves = list(_leaves(group))
+    return next((error for error in leaves if isinstance(error, LocalError)), leaves[0])
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def default_voice(options: Options) -> Voice:
+    """Speaks on this process's streams."""
+    return Voice(sys.stdout, sys.stderr, quiet=options.json)
+
+
+def resolve(state_dir: Path) -> Path:
+    """The state directory as all files name it: absolute, links followed."""
+    return state_dir.expanduser().resolve()
