@@ -38,11 +38,13 @@ check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 	$(call step,mypy --strict)
 	@$(BIN)/mypy --no-error-summary $(foreach room,certs xds sdk agents controlplane examples,-p meshwarden.$(room))
 	$(call step,import rule)
-	@$(BIN)/lint-imports --no-timing | tail -n 4
+	@$(BIN)/lint-imports | tail -n 8
 	$(call step,schema: lint, format, stubs as generated)
 	@$(BIN)/buf lint proto/meshwarden/v1/schema.binpb --config buf.yaml --path meshwarden
 	@$(BIN)/buf format --diff --exit-code proto
 	@$(BIN)/python proto/generate.py --check
+	$(call step,reference pages as generated)
+	@$(BIN)/python docs/generate.py --check
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Run the benchmarks (NAME=push); each result is one JSON line
