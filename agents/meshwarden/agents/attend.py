@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from meshwarden.agents import probe
 from meshwarden.agents.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
 from meshwarden.agents.credentials import Credentials
-from meshwarden.agents.endpoint import Health, check_http, endpoints
+from meshwarden.agents.endpoint import Health, check_http, endpoints, is_listening
 from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.agents.envoy.supervisor import EnvoyMissing, EnvoyPlan, Supervisor, find_envoy
 from meshwarden.agents.planes import Planes
@@ -50,6 +50,7 @@ class _Attendance:
     prepared: asyncio.Event = field(default_factory=asyncio.Event)
     done: asyncio.Event = field(default_factory=asyncio.Event)
     health: Health | None = None
+    asked: bool = False
     envoy: Supervisor | None = None
     error: str = ""
 
@@ -137,7 +138,8 @@ class Attendants:
                 await item.prepared.wait()
                 if item.error:
                     raise SidecarMissing(item.error)
-                if item.envoy is not None:
+                # One whose program is still to be seen gets nothing before, and would be waited for in vain.
+                if item.envoy is not None and self._registry.is_admitted(workload.id):
                     await item.envoy.wait_ready()
 
     async def run(self) -> None:
@@ -197,7 +199,7 @@ class Attendants:
         async with anyio.create_task_group() as group:
             if item.envoy is not None:
                 group.start_soon(item.envoy.run)
-            if workload.port and not workload.is_implicit:
+            if self._will_be_asked(workload):
                 group.start_soon(self._check, item)
 
     def _write_bootstrap(self, workload: Workload) -> None:
@@ -225,20 +227,27 @@ class Attendants:
 
     # -- health
 
+    def _will_be_asked(self, workload: Workload) -> bool:
+        return workload.port != 0 and not workload.is_implicit
+
     async def _check(self, item: _Attendance) -> None:
         spec = item.workload.service.spec.health_check
         interval_s = spec.interval.ToTimedelta().total_seconds() if spec.HasField("interval") else _INTERVAL_S
         health = item.health = Health(spec.unhealthy_threshold or _UNHEALTHY_AFTER)
         while True:
             changed = health.saw(await self._is_healthy(item))
+            first, item.asked = not item.asked, True
             if changed:
                 _log.info("health changed", workload=item.workload.id, health=_word(health.state))
+            if changed or first:
                 self._tell()
             await asyncio.sleep(min(interval_s, _FIRST_INTERVAL_S) if health.state is None else interval_s)
 
     async def _is_healthy(self, item: _Attendance) -> bool:
         workload = item.workload
-        if item.envoy is not None and not await item.envoy.ready():
+        if item.envoy is not None and not (
+            await item.envoy.ready() and await is_listening(self._address, self._planes.mesh_port(workload))
+        ):
             return False
         spec = workload.service.spec
         if spec.protocol == resources.ServiceSpec.HTTP:
@@ -253,6 +262,16 @@ class Attendants:
 
     def _tell(self) -> None:
         present = self._registry.workloads
+        if not self._told:
+            # What an agent finds running when it starts stays in the mesh until it was asked once.
+            if any(item.health is not None and not item.asked for item in self._by_id.values()):
+                return
+            if any(
+                self._will_be_asked(item.workload) and item.health is None and not item.error
+                for item in self._by_id.values()
+            ):
+                return
+            self._told = True
         health = {
             name: item.health
             for name, item in self._by_id.items()

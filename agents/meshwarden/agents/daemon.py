@@ -32,6 +32,7 @@ from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
+from meshwarden.agents.telemetry.name import Names
 from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.upstream import Downstream, Upstream
@@ -93,7 +94,7 @@ class Agent:
             address=config.advertise_address,
             concurrency=config.envoy_concurrency,
         )
-        self.aggregator = Aggregator(clock)
+        self.aggregator = Aggregator(clock, Names(self.registry, self.scopes).find)
         self.outbox = Outbox(self.aggregator, self.upstream.export, uuid.UUID(int=rng.getrandbits(128)).hex)
         self._ack = node_pb.ConfigAck()
 

@@ -50,6 +50,17 @@ async def check_http(port: int, path: str, tls: ssl.SSLContext | None = None) ->
     return len(words) > 1 and words[0].startswith(b"HTTP/") and len(words[1]) == 3 and words[1].startswith(b"2")
 
 
+async def is_listening(host: str, port: int) -> bool:
+    """Whether anybody takes connections there; nothing is said to them."""
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True
+
+
 def endpoint_id(workload_id: str) -> str:
     """A DNS label for a workload's endpoint, the same as long as the workload's id is."""
     readable = "".join(char if char.isascii() and char.isalnum() else "-" for char in workload_id.lower())

@@ -57,6 +57,7 @@ class DataPlanes:
         self._changed = asyncio.Event()
         self._merged: dict[str, tuple[object, Snapshot]] = {}
         self._last_ack: node_pb.ConfigAck | None = None
+        registry.listen(self._notify)
         scopes.listen(self._notify)
         credentials.listen(self._notify)
 
@@ -84,7 +85,9 @@ class DataPlanes:
         scoped = self._scopes.snapshot(data_plane)
         if scoped is None or not data_plane.endswith("/envoy"):
             return scoped
-        svid = self._credentials.svid(workload.id)
+        # An Envoy lends its certificate to whoever may open its socket: it waits until the program was seen to be the
+        # one that its entry wants.
+        svid = self._credentials.svid(workload.id) if self._registry.is_admitted(workload.id) else None
         if svid is None:
             return None
         bundle = self._credentials.bundle()
