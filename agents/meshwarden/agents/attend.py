@@ -90,6 +90,7 @@ class Attendants:
         self._by_id: dict[str, _Attendance] = {}
         self._work = asyncio.Event()
         self._followed = asyncio.Event()
+        self._told = False
         registry.listen(self._work.set)
 
     def environment(self, workload: Workload) -> dict[str, str]:
