@@ -270,3 +270,28 @@ async def test_damaged_records_are_not_believed(world: Any) -> None:
     await world.store.commit([Put(TOKENS + digest(token), b"noise")])
     with pytest.raises(Exception, match="not a join token"):
         await world.nodes.attest(token, csr(), WHERE)
+
+
+class Overtaken:
+    """A store in which somebody else acts just before the node's record is read."""
+
+    def __init__(self, store: Store, act: Any) -> None:
+        self._store = store
+        self._act = act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def get(self, key: str) -> Any:
+        if key.startswith(NODES) and self._act is not None:
+            act, self._act = self._act, None
+            await act()
+        return await self._store.get(key)
+
+
+async def test_who_is_overtaken_between_signing_and_storing_gets_nothing(world: Any) -> None:
+    token = await world.tokens.create("n1")
+    thief = world.identity(Overtaken(world.store, lambda: world.nodes.attest(token, csr(), WHERE)))
+    with pytest.raises(Denied, match="another key"):
+        await thief.attest(token, csr(), "198.51.100.9:1")
+    assert len(await world.events("node.attest")) == 1
