@@ -2,3 +2,8 @@
 
 They are no tests: nothing here fails because a machine is slow.
 """
+
+import os
+
+# A thousand connections that end say so a thousand times otherwise. It must be set before grpc is imported.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

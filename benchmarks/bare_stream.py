@@ -1,0 +1,95 @@
+"""The reference of `push`: a bidirectional stream and nothing else, behind the same front and TLS as the control plane.
+
+    python -m benchmarks.bare_stream DIRECTORY
+
+The directory holds tls.crt, tls.key and ca.crt; `bare.json`, `{"port": …}`, is written there once it listens. `Stream`
+sends every stream the bytes that `Push` was given and reads, without a look, whatever comes back.
+"""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from meshwarden.sdk.front import Front, server_context
+
+SERVICE = "bench.Bare"
+STREAM = f"/{SERVICE}/Stream"
+PUSH = f"/{SERVICE}/Push"
+
+
+class Bare:
+    """The two methods. A stream that is behind gets the newest bytes only, as a node's feed does."""
+
+    def __init__(self) -> None:
+        self._wakes: set[asyncio.Event] = set()
+        self._payload = b""
+
+    async def push(self, payload: bytes, _: Any) -> bytes:
+        self._payload = payload
+        for wake in self._wakes:
+            wake.set()
+        return b""
+
+    async def stream(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        wake = asyncio.Event()
+        self._wakes.add(wake)
+        await context.write(b"welcome")
+        writer = asyncio.ensure_future(self._write(wake, context))
+        try:
+            async for _ in requests:
+                pass
+        finally:
+            writer.cancel()
+            self._wakes.discard(wake)
+
+    async def _write(self, wake: asyncio.Event, context: Any) -> None:
+        with contextlib.suppress(grpc.aio.UsageError):  # the stream ended while we wrote
+            while True:
+                await wake.wait()
+                wake.clear()
+                await context.write(self._payload)
+
+
+async def serve(directory: Path) -> None:
+    """Serves until SIGTERM."""
+    bare, made = Bare(), grpc
+    # The options of the control plane's own server (meshwarden.controlplane.api.server).
+    server = grpc.aio.server(
+        options=[
+            ("grpc.server.max_pending_requests", 20_000),
+            ("grpc.server.max_pending_requests_hard_limit", 20_000),
+            ("grpc.max_concurrent_streams", 100),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    handlers = {
+        "Stream": made.stream_stream_rpc_method_handler(bare.stream),
+        "Push": made.unary_unary_rpc_method_handler(bare.push),
+    }
+    server.add_generic_rpc_handlers((made.method_handlers_generic_handler(SERVICE, handlers),))
+    inner = directory / "inner"
+    inner.mkdir(mode=0o700)
+    async with Front(inner / "bare.sock") as front:
+        server.add_insecure_port(front.inner_target)
+        await server.start()
+        context = server_context(*((directory / name).read_bytes() for name in ("tls.crt", "tls.key", "ca.crt")))
+        port = await front.serve_tls("127.0.0.1", 0, lambda: context)
+        draft = directory / "bare.json.draft"
+        draft.write_text(json.dumps({"port": port}))
+        draft.rename(directory / "bare.json")
+        over = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+        await over.wait()
+        await server.stop(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))
