@@ -1,0 +1,394 @@
+"""What the agent's data planes get, on a real agent with real gRPC and Envoy programs: from push to effect and back.
+
+The control plane of the tests compiles with the real policy room and pushes what the agent's interest asks for.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from google.protobuf import json_format
+
+from meshwarden.controlplane.policy.compile import compile_scope
+from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
+from meshwarden.controlplane.policy.scope import scopes_of
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.v1 import resources_pb2
+from meshwarden.xds import api
+
+TRUST_DOMAIN = "mesh.test"
+ECHO = """
+import grpc, os, sys
+from concurrent.futures import ThreadPoolExecutor
+class Echo(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(lambda body, _: body)
+server = grpc.server(ThreadPoolExecutor(2), xds=True)
+server.add_generic_rpc_handlers((Echo(),))
+server.add_secure_port("127.0.0.1:" + os.environ["MESHWARDEN_PORT"],
+                       grpc.xds_server_credentials(grpc.insecure_server_credentials()))
+server.start()
+sys.stdin.read()
+server.stop(0).wait()
+"""
+# Reads lines "TARGET METHOD", answers each with a status.
+CALLER = """
+import grpc, grpc.experimental, sys
+channels = {}
+for line in sys.stdin:
+    target, method = line.split()
+    if target not in channels:
+        credentials = grpc.xds_channel_credentials(grpc.experimental.insecure_channel_credentials())
+        channels[target] = grpc.secure_channel(target, credentials)
+    try:
+        channels[target].unary_unary(method)(b"", timeout=5, wait_for_ready=True)
+        print("OK", flush=True)
+    except grpc.RpcError as error:
+        print(error.code().name, flush=True)
+"""
+# An HTTP program; answers /broken with 503 from when it was asked for /break.
+HTTP = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Program(BaseHTTPRequestHandler):
+    broken = False
+    def do_GET(self):
+        Program.broken |= self.path == "/break"
+        self.send_response(503 if Program.broken else 200)
+        self.end_headers()
+        self.wfile.write(str(self.headers.get("x-forwarded-client-cert")).encode())
+    def log_message(self, *_):
+        pass
+HTTPServer(("127.0.0.1", int(os.environ["MESHWARDEN_PORT"])), Program).serve_forever()
+"""
+
+
+def made(kind: str, tenant: str, name: str, spec: dict[str, Any]) -> Change:
+    fields = {"kind": kind, "metadata": {"tenant": tenant, "name": name}, "spec": spec}
+    return Change(Key(kind, tenant, name), json_format.ParseDict(fields, getattr(resources_pb2, kind)()))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Policy:
+    """The control plane's policy room: resources in, pushes out."""
+
+    def __init__(self, control_plane: Any) -> None:
+        self.control_plane = control_plane
+        self.mesh = Mesh(TRUST_DOMAIN)
+        self.revision = 0
+        self._interest = b""
+
+    def declare(self, *entries: dict[str, Any]) -> None:
+        """Entries and their services, given as `{"tenant", "name", "protocol", "port", "envoy"}`."""
+        selectors = {"uid": os.geteuid()}
+        entry_set = node_pb.EntrySet(revision=1)
+        for entry in entries:
+            tenant, name = entry["tenant"], entry["name"]
+            check = {"interval": "0.1s", **entry.get("check", {})}
+            service = made(
+                "Service",
+                tenant,
+                name,
+                {"protocol": entry.get("protocol", "GRPC"), "exportTo": ["*"], "healthCheck": check},
+            )
+            plane = "ENVOY" if entry.get("envoy") else "PROXYLESS"
+            spec = {
+                "service": name,
+                "nodes": ["node-a"],
+                "selectors": entry.get("selectors", selectors),
+                "dataPlane": plane,
+                "port": entry.get("port", 0),
+                "insecureSameUser": True,
+            }
+            workload = made("WorkloadEntry", tenant, name, spec)
+            self.mesh.apply([made("Tenant", "", tenant, {}), service, workload])
+            entry_set.entries.append(workload.resource if hasattr(workload, "resource") else workload[1])
+            entry_set.services.append(service[1])
+        self.control_plane.push(entries=entry_set)
+
+    def allow(self, callee: str, caller: str | None) -> None:
+        """Lets `tenant/service` be called by another, or by nobody."""
+        tenant, name = callee.split("/")
+        key = Key("AccessPolicy", tenant, name)
+        if caller is None:
+            self.mesh.apply([Change(key, None)])
+        else:
+            who = dict(zip(("tenant", "service"), caller.split("/"), strict=True))
+            self.mesh.apply([made("AccessPolicy", tenant, name, {"service": name, "allow": [{"from": [who]}]})])
+        self.push()
+
+    def follow(self) -> bool:
+        """Takes the agent's interest and endpoints as they are now; whether a push was needed."""
+        interest, endpoints = self.control_plane.last("interest"), self.control_plane.last("endpoints")
+        now = (interest.SerializeToString() if interest else b"") + (
+            endpoints.SerializeToString() if endpoints else b""
+        )
+        if now == self._interest:
+            return False
+        self._interest = now
+        for key in [key for key in self.mesh.all() if key.kind == "Endpoint"]:
+            self.mesh.apply([Change(key, None)])
+        for item in endpoints.endpoints if endpoints else ():
+            if item.health == resources_pb2.EndpointSpec.HEALTHY:
+                spec = {"service": item.entry, "address": item.address, "port": item.port, "node": "node-a"}
+                self.mesh.apply([made("Endpoint", item.tenant, f"node-a-{item.id}", {**spec, "entry": item.entry})])
+        self.push()
+        return True
+
+    def push(self, spoil: str = "") -> int:
+        """Pushes all that the agent is interested in; `spoil` names a listener to break."""
+        self.revision += 1
+        update = node_pb.ConfigUpdate(revision=self.revision)
+        interest = self.control_plane.last("interest")
+        compiled: set[str] = set()
+        for ref in interest.data_planes if interest else ():
+            entry = self.mesh.find("WorkloadEntry", ref.tenant, ref.entry)
+            scopes = scopes_of(ref, "node-a", entry)
+            update.data_planes.add(id=ref.id, scopes=scopes)
+            for scope in scopes:
+                if scope in compiled:
+                    continue
+                compiled.add(scope)
+                content = compile_scope(self.mesh, scope, ref, entry)
+                added = update.scopes.add(scope=scope, full=True)
+                for item in content.resources:
+                    body = b"\xff" if item.name == spoil else item.body
+                    version = f"spoilt-{self.revision}" if item.name == spoil else item.version
+                    added.resources.add(type_url=item.type_url, name=item.name, version=version, body=body)
+        self.control_plane.push(config=update)
+        return self.revision
+
+
+@pytest.fixture
+def policy(control_plane: Any) -> Policy:
+    return Policy(control_plane)
+
+
+async def settled(policy: Policy, until: Any) -> None:
+    """The agent has acknowledged the newest revision."""
+
+    def acked() -> bool:
+        policy.follow()
+        ack = policy.control_plane.last("ack")
+        return ack is not None and ack.revision == policy.revision
+
+    await until(acked, f"revision {policy.revision} is acknowledged")
+
+
+def healthy(policy: Policy, entry: str) -> Callable[[], bool]:
+    def look() -> bool:
+        policy.follow()
+        said = policy.control_plane.last("endpoints")
+        return any(
+            item.entry == entry and item.health == resources_pb2.EndpointSpec.HEALTHY
+            for item in (said.endpoints if said else ())
+        )
+
+    return look
+
+
+async def call(program: "subprocess.Popen[str]", target: str, method: str = "/echo.Echo/Say") -> str:
+    def ask() -> str:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write(f"{target} {method}\n")
+        program.stdin.flush()
+        return program.stdout.readline().strip()
+
+    answer = await asyncio.wait_for(asyncio.to_thread(ask), 20)
+    assert answer, program.stderr.read() if program.stderr else ""
+    return answer
+
+
+async def test_proxyless_from_push_to_effect(agent: Any, policy: Policy, until: Any) -> None:
+    port = free_port()
+    policy.declare({"tenant": "platform", "name": "orders", "port": port}, {"tenant": "acme", "name": "web"})
+    await agent.ready()
+    agent.exec("orders", sys.executable, "-c", ECHO)
+    await until(healthy(policy, "orders"), "orders takes calls")
+    policy.allow("platform/orders", "acme/web")
+    caller = agent.exec("web", sys.executable, "-c", CALLER)
+    await until(
+        lambda: policy.follow() or "acme/web#1/grpc" in str(policy.control_plane.last("interest")), "web is there"
+    )
+    assert await call(caller, "xds:///orders.platform") == "OK"
+    assert await call(caller, "xds:///orders") == "OK"
+    await settled(policy, until)
+    # On the same connection: the answer changes with the policy.
+    policy.allow("platform/orders", None)
+    await settled(policy, until)
+    assert await call(caller, "xds:///orders") == "PERMISSION_DENIED"
+    # A push in which nothing is new for anybody is acknowledged too.
+    policy.push()
+    await settled(policy, until)
+    assert list(policy.control_plane.last("ack").nacks) == []
+
+
+async def test_a_refused_resource_is_reported_and_the_old_one_serves_on(agent: Any, policy: Policy, until: Any) -> None:
+    port = free_port()
+    policy.declare({"tenant": "platform", "name": "orders", "port": port}, {"tenant": "acme", "name": "web"})
+    await agent.ready()
+    agent.exec("orders", sys.executable, "-c", ECHO)
+    await until(healthy(policy, "orders"), "orders takes calls")
+    policy.allow("platform/orders", "acme/web")
+    caller = agent.exec("web", sys.executable, "-c", CALLER)
+    await until(
+        lambda: policy.follow() or "acme/web#1/grpc" in str(policy.control_plane.last("interest")), "web is there"
+    )
+    assert await call(caller, "xds:///orders.platform") == "OK"
+    await settled(policy, until)
+    spoilt = policy.push(spoil="orders.platform")
+    ack = await until(
+        lambda: (found := policy.control_plane.last("ack")).revision == spoilt and found.nacks and found,
+        "the refusal is reported",
+    )
+    assert {nack.data_plane for nack in ack.nacks} == {"acme/web#1/grpc"}
+    assert api.LISTENER in {nack.type_url for nack in ack.nacks}
+    assert all(nack.message for nack in ack.nacks)
+    assert await call(caller, "xds:///orders.platform") == "OK"
+    policy.push()
+    await settled(policy, until)
+    assert not policy.control_plane.last("ack").nacks
+
+
+async def test_an_agent_that_starts_again_keeps_its_endpoints(agent: Any, policy: Policy, until: Any) -> None:
+    port = free_port()
+    policy.declare({"tenant": "platform", "name": "orders", "port": port})
+    await agent.ready()
+    agent.exec("orders", sys.executable, "-c", ECHO)
+    await until(healthy(policy, "orders"), "orders takes calls")
+    agent.stop(signal.SIGKILL)
+    policy.control_plane.heard.clear()
+    await agent.ready()
+    await until(lambda: policy.control_plane.last("endpoints"), "endpoints are reported")
+    reports = [m.endpoints for m in policy.control_plane.heard if m.WhichOneof("message") == "endpoints"]
+    assert [[item.entry for item in report.endpoints] for report in reports] == [["orders"]] * len(reports)
+
+
+async def test_an_unhealthy_program_is_reported_and_one_that_ends_is_gone(
+    agent: Any, policy: Policy, until: Any
+) -> None:
+    port = free_port()
+    check = {"unhealthyThreshold": 2, "httpPath": "/ok"}
+    policy.declare(
+        {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": port, "envoy": True, "check": check}
+    )
+    await agent.ready()
+    program = agent.exec("billing", sys.executable, "-c", HTTP)
+    await until(healthy(policy, "billing"), "billing takes calls")
+    (endpoint,) = policy.control_plane.last("endpoints").endpoints
+    assert endpoint.port != port
+    assert endpoint.id.startswith("platform-billing-1-")
+    await asyncio.to_thread(_get, f"http://127.0.0.1:{port}/break")
+    await until(
+        lambda: (
+            [e.health for e in policy.control_plane.last("endpoints").endpoints]
+            == [resources_pb2.EndpointSpec.UNHEALTHY]
+        ),
+        "billing is reported unhealthy",
+    )
+    program.kill()
+    await until(lambda: not policy.control_plane.last("endpoints").endpoints, "billing is gone")
+
+
+def _get(url: str) -> None:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - loopback
+    except urllib.error.HTTPError as error:
+        error.close()
+
+
+async def test_through_two_envoys(agent: Any, policy: Policy, until: Any, tmp_path: Path) -> None:
+    port = free_port()
+    check = {"httpPath": "/ok"}
+    policy.declare(
+        {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": port, "envoy": True, "check": check},
+        {"tenant": "acme", "name": "shop", "protocol": "HTTP", "envoy": True},
+    )
+    await agent.ready()
+    agent.exec("billing", sys.executable, "-c", HTTP)
+    await until(healthy(policy, "billing"), "billing takes calls")
+    shop = agent.exec(
+        "shop",
+        sys.executable,
+        "-c",
+        "import os,sys,json; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()",
+    )
+    policy.allow("platform/billing", "acme/shop")
+    await until(
+        lambda: policy.follow() or "acme/shop#1/envoy" in str(policy.control_plane.last("interest")), "shop is there"
+    )
+    environment = json.loads(await asyncio.to_thread(shop.stdout.readline))
+    outbound = environment["MESHWARDEN_OUTBOUND"]
+    await until(lambda: _ask(outbound, "billing.platform")[0] == 200, "billing answers shop")
+    status, said = await asyncio.to_thread(_ask, outbound, "billing.platform")
+    assert (status, "spiffe://mesh.test/tenant/acme/service/shop" in said) == (200, True)
+    await settled(policy, until)
+    policy.allow("platform/billing", None)
+    await settled(policy, until)
+    assert (await asyncio.to_thread(_ask, outbound, "billing.platform"))[0] == 403
+    await _calls_are_counted(policy, until)
+    await _envoys_die_with_the_agent(agent, until)
+
+
+async def _calls_are_counted(policy: Policy, until: Any) -> None:
+    def edges() -> set[tuple[str, str, str, int, int]]:
+        return {
+            (stat.source, stat.destination, stat.status, stat.decision, stat.reporter)
+            for request in policy.control_plane.exports
+            for stat in request.calls
+        }
+
+    shop, billing = "spiffe://mesh.test/tenant/acme/service/shop", "platform/billing"
+    wanted = {
+        (shop, billing, "200", 1, 1),  # ALLOWED, by SOURCE
+        (shop, billing, "200", 1, 2),  # ALLOWED, by DESTINATION
+        (shop, billing, "403", 2, 2),  # DENIED, by DESTINATION
+    }
+    await until(lambda: wanted <= edges(), "both Envoys have reported")
+
+
+async def _envoys_die_with_the_agent(agent: Any, until: Any) -> None:
+    status = await agent.status()
+    pids = [envoy["pid"] for envoy in status["envoys"]]
+    assert len(pids) == 2
+    assert all(pids)
+    agent.stop(signal.SIGKILL)
+    await until(lambda: all(_dead(pid) for pid in pids), "no Envoy outlives the agent")
+
+
+def _dead(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _ask(path: str, host: str) -> tuple[int, str]:
+    """One GET over a Unix socket; status 0 if nobody listens there yet."""
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            client.connect(path)
+            client.sendall(f"GET /ok HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            answer = b""
+            while chunk := client.recv(65536):
+                answer += chunk
+    except OSError:
+        return 0, ""
+    return int(answer.split()[1]), answer.decode()
