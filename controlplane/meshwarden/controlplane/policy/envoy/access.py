@@ -64,7 +64,7 @@ def _of_service(grants: list[Grant]) -> dict[str, Any]:
 
 def _of_tenant(who: Caller, grants: list[Grant], trust_domain: str) -> dict[str, Any]:
     # Several URIs in a certificate come joined by commas: the whole text must be one ID of the tenant.
-    own = _predicate(_URI, {"safe_regex": {"regex": re.escape(who.spiffe(trust_domain)) + "[a-z0-9-]+"}})
+    own = _predicate(_URI, _regex(re.escape(who.spiffe(trust_domain)) + "[a-z0-9-]+"))
     matchers = _matchers(grants, [own])
     return {"matcher": {"matcher_list": {"matchers": matchers}}} if matchers else _act("deny", "DENY")
 
@@ -80,7 +80,7 @@ def _matchers(grants: list[Grant], conditions: list[dict[str, Any]]) -> list[dic
 
 def _conditions(method: Method) -> list[dict[str, Any]]:
     # ":path" comes with its query.
-    path = {"prefix": method.path} if method.prefix else {"safe_regex": {"regex": re.escape(method.path) + r"(\?.*)?"}}
+    path = {"prefix": method.path} if method.prefix else _regex(re.escape(method.path) + r"(\?.*)?")
     found = [_predicate(_header(":path"), path)]
     if method.verb:
         found.append(_predicate(_header(":method"), {"exact": method.verb}))
@@ -90,6 +90,10 @@ def _conditions(method: Method) -> list[dict[str, Any]]:
 def _header(name: str) -> dict[str, Any]:
     kind = "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
     return {"name": name.strip(":"), "typed_config": {"@type": kind, "header_name": name}}
+
+
+def _regex(text: str) -> dict[str, Any]:
+    return {"safe_regex": {"google_re2": {}, "regex": text}}
 
 
 def _predicate(given: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:

@@ -141,9 +141,9 @@ def _who(trust_domain: str) -> dict[str, Any]:
 def _replies(service: Name) -> list[dict[str, Any]]:
     """What callers are told when policy stops them: who, what, and how to find out why."""
     grpc = {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}}
-    denied = {"status_code_filter": {"comparison": {"op": "EQ", "value": _number(403)}}}
-    limited = {"response_flag_filter": {"flags": ["RL"]}}
-    path, verb = "%REQ_WITHOUT_QUERY(:PATH)%", "%REQ(:METHOD)% "
+    # Of Envoy's own replies RBAC alone is 403, and the limit alone 429; the program's answers pass unchanged.
+    denied, limited = _status(403), _status(429)
+    path, verb = "%PATH(NQ:PATH)%", "%REQ(:METHOD)% "
     found = []
     for stop, said in ((denied, "may not call"), (limited, "is over its tenant's rate limit on")):
         for condition, method in (({"and_filter": {"filters": [stop, grpc]}}, path), (stop, verb + path)):
@@ -155,5 +155,6 @@ def _replies(service: Name) -> list[dict[str, Any]]:
     return found
 
 
-def _number(value: int) -> dict[str, Any]:
-    return {"default_value": value, "runtime_key": "meshwarden.unused"}
+def _status(code: int) -> dict[str, Any]:
+    value = {"default_value": code, "runtime_key": "meshwarden.unused"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}

@@ -12,7 +12,7 @@ _ACCESS_LOG: Final = (
 )
 _EITHER_SIDE: Final = {
     names.METHOD: "%REQ(:METHOD)%",
-    names.PATH: "%REQ_WITHOUT_QUERY(:PATH)%",
+    names.PATH: "%PATH(NQ:PATH)%",
     names.HTTP_STATUS: "%RESPONSE_CODE%",
     names.GRPC_STATUS: "%GRPC_STATUS(SNAKE_STRING)%",
     names.DURATION_MS: "%DURATION%",
