@@ -4,7 +4,7 @@ Every agent hosts one instance of the same gRPC service, so a change of the Acce
 them. The reference is a bare stream (benchmarks/bare_stream.py) that writes the same bytes to as many connections, over
 the same front and TLS, and reads what comes back. Both have the same agents, in this process, and take turns.
 
-- `push last ack`: from the call (`Apply`; `Push` at the reference) until the last agent has written its acknowledgement.
+- `push last ack`: from the call (`Apply`; `Push` at the reference) until the last agent has acknowledged it.
 - `push CPU`: what the server's process uses from the call until it has read the acknowledgements, less what it uses
   when nothing happens.
 - `memory`: the server's resident memory with all agents connected, less that without any.
