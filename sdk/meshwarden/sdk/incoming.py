@@ -4,6 +4,7 @@ The caller's certificate is checked against the bundle of the moment, its tenant
 counted and traced. Who may call was settled before by gRPC's own RBAC, which the agent feeds.
 """
 
+import contextlib
 import contextvars
 import itertools
 import threading
@@ -106,6 +107,7 @@ class Incoming:
         call.refused(CallStat.LIMITED if decision == "limited" else CallStat.DENIED)
         call.context.set_trailing_metadata(((DECISION_KEY, decision), *trailing))
         call.end(code, message)
+        _begin_answer(call.context)
         call.context.abort(code, message)
 
     def _chain(self, context: Any) -> tuple[bytes, ...]:
@@ -115,8 +117,10 @@ class Incoming:
             PeerRefused: they can't be read.
         """
         shown = context.auth_context()
-        # The leaf alone is for gRPC "x509_pem_cert", all that the caller has sent "x509_pem_cert_chain".
-        pem = tuple(shown.get("x509_pem_cert_chain") or shown.get("x509_pem_cert") or ())
+        # "x509_pem_cert" is the leaf, and "x509_pem_cert_chain" what came with it: on a server without the leaf
+        # (BoringSSL, SSL_get_peer_cert_chain).
+        leaf, rest = tuple(shown.get("x509_pem_cert") or ()), tuple(shown.get("x509_pem_cert_chain") or ())
+        pem = rest if rest[:1] == leaf else leaf + rest
         chain = self._chains.get(pem)
         if chain is None:
             try:
@@ -222,9 +226,9 @@ class IncomingInterceptor(grpc.ServerInterceptor):
     ) -> "Handler | None":
         """The handler with all that around it."""
         handler = continuation(handler_call_details)
-        if handler is None:
-            return None  # no such method
         method: str = handler_call_details.method
+        if handler is None:
+            return _UNIMPLEMENTED
         known = self._wrapped.get(method)
         # A generic handler may make a new one each time; registered ones stay.
         if known is None or known[0] is not handler:
@@ -243,18 +247,21 @@ class IncomingInterceptor(grpc.ServerInterceptor):
             else self._single(inner, method, bool(handler.request_streaming))
         )
         make = getattr(made, f"{shape}_rpc_method_handler")
-        wrapped: Handler = make(behaviour, handler.request_deserializer, handler.response_serializer)
+        wrapped: Handler = make(behaviour, _reading(handler.request_deserializer), handler.response_serializer)
         return wrapped
 
     def _single(self, inner: Callable[[Any, Any], Any], method: str, stream: bool) -> Callable[[Any, Any], Any]:
         def checked(request_or_requests: Any, context: Any) -> Any:
             call = self._incoming.begin(method, context, stream)
             try:
-                response = inner(request_or_requests, context)
+                response = inner(_readable(request_or_requests, context), context)
             except BaseException as error:
                 call.raised(error)
+                _begin_answer(context)
                 raise
             call.returned()
+            if response is None:
+                _begin_answer(context)
             return response
 
         return checked
@@ -265,13 +272,74 @@ class IncomingInterceptor(grpc.ServerInterceptor):
         def checked(request_or_requests: Any, context: Any) -> Iterator[Any]:
             call = self._incoming.begin(method, context, stream=True)
             try:
-                yield from inner(request_or_requests, context)
+                yield from inner(_readable(request_or_requests, context), context)
             except BaseException as error:
                 call.raised(error)
+                _begin_answer(context)
                 raise
             call.returned()
+            _begin_answer(context)
 
         return checked
+
+
+class _Unreadable:
+    """A message that could not be read."""
+
+
+def _begin_answer(context: Any) -> None:
+    """Sends the initial metadata, if they have not gone yet.
+
+    A status that goes out in one batch with them, and no message between, ends the process where the listener has a
+    filter: "pipe.h: Check failed: has_value()" (grpcio 1.85.3). That would be every refusal and every error.
+    """
+    # They have gone, or the caller has.
+    with contextlib.suppress(ValueError):
+        context.send_initial_metadata(())
+
+
+def _reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """The deserializer, whose failure grpc would answer in one batch."""
+    if deserialize is None:
+        return None
+
+    def read_or_not(message: bytes) -> Any:
+        try:
+            return deserialize(message)
+        except Exception:  # whatever the program's own deserializer raises; grpc catches all of them as well
+            return _Unreadable()
+
+    return read_or_not
+
+
+def _readable(request_or_requests: Any, context: Any) -> Any:
+    """The request or requests; the call ends at one that could not be read."""
+    if isinstance(request_or_requests, _Unreadable):
+        _refuse_unreadable(context)
+    if not hasattr(request_or_requests, "__next__"):
+        return request_or_requests
+    return _each_readable(request_or_requests, context)
+
+
+def _each_readable(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+    for request in requests:
+        if isinstance(request, _Unreadable):
+            _refuse_unreadable(context)
+        yield request
+
+
+def _refuse_unreadable(context: Any) -> None:
+    _begin_answer(context)
+    context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+
+
+def _unimplemented(_requests: Any, context: Any) -> Iterator[Any]:
+    _begin_answer(context)
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    yield
+
+
+_UNIMPLEMENTED: Final[Handler] = grpc.stream_stream_rpc_method_handler(_unimplemented)
 
 
 def _shape(streaming: bool | None) -> str:
