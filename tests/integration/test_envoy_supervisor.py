@@ -5,11 +5,13 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import psutil
@@ -21,6 +23,7 @@ from meshwarden.agents.envoy.supervisor import EnvoyPlan, Supervisor, find_envoy
 
 pytestmark = pytest.mark.envoy
 _DEADLINE_S = 30.0
+_FILTERS = "type.googleapis.com/envoy.extensions.filters."
 _AGENT = """
 import asyncio, json, os, random, sys
 from pathlib import Path
@@ -29,12 +32,6 @@ directory = Path(sys.argv[1])
 plan = EnvoyPlan("acme/web#1", json.loads(sys.argv[2]), directory)
 asyncio.run(Supervisor(plan, lambda pid: print(pid, flush=True), random.Random(1), find_envoy()).run())
 """
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(_DEADLINE_S):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 def dead(pid: int) -> bool:
@@ -50,12 +47,12 @@ def static_bootstrap(directory: Path) -> dict[str, object]:
     bootstrap = envoy_bootstrap("acme/web#1/envoy", "web.acme", "local", "a", directory / "agent", directory / "admin")
     del bootstrap["dynamic_resources"]
     manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "@type": f"{_FILTERS}network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "web",
         "http_filters": [
             {
                 "name": "router",
-                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+                "typed_config": {"@type": f"{_FILTERS}http.router.v3.Router"},
             }
         ],
         "route_config": {
@@ -120,13 +117,13 @@ async def test_it_comes_up_and_says_its_pid_before(plan: EnvoyPlan) -> None:
     assert not plan.admin_socket.exists()
 
 
-async def test_killed_it_comes_back(plan: EnvoyPlan) -> None:
+async def test_killed_it_comes_back(plan: EnvoyPlan, until: Any) -> None:
     async with keeping(plan) as keeper:
         async with asyncio.timeout(_DEADLINE_S):
             await keeper.supervisor.wait_ready()
         first = keeper.supervisor.pid
         os.kill(first, signal.SIGKILL)
-        await until(lambda: _is(lambda: len(keeper.pids) == 2))
+        await until(lambda: len(keeper.pids) == 2, "it is started again")
         async with asyncio.timeout(_DEADLINE_S):
             await keeper.supervisor.wait_ready()
         assert keeper.supervisor.pid not in (0, first)
@@ -161,36 +158,34 @@ async def _get(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tu
     return int(head.split()[1]), b"connection: close" in head
 
 
-async def _is(condition: Callable[[], bool]) -> bool:
-    return condition()
-
-
-def test_an_agent_killed_leaves_no_envoy(tmp_path: Path) -> None:
+def test_an_agent_killed_leaves_no_envoy(tmp_path: Path, until: Any) -> None:
     bootstrap = json.dumps(static_bootstrap(tmp_path))
     with subprocess.Popen(
         [sys.executable, "-c", _AGENT, str(tmp_path), bootstrap], stdout=subprocess.PIPE, text=True
     ) as agent:
         assert agent.stdout is not None
         envoy = int(agent.stdout.readline())
-        asyncio.run(until(lambda: admin.is_ready(tmp_path / "admin")))
+        asyncio.run(until(lambda: admin.is_ready(tmp_path / "admin"), "it is ready"))
         assert not dead(envoy)
         agent.kill()
         agent.wait()
-        asyncio.run(until(lambda: _is(lambda: dead(envoy))))
+        asyncio.run(until(lambda: dead(envoy), "it died with the agent"))
 
 
-async def test_a_program_that_cannot_start_is_tried_again_ever_more_slowly(tmp_path: Path, plan: EnvoyPlan) -> None:
+async def test_a_program_that_cannot_start_is_tried_again_ever_more_slowly(
+    tmp_path: Path, plan: EnvoyPlan, until: Any
+) -> None:
     broken = tmp_path / "envoy"
     broken.write_text("#!/nowhere\n")
     broken.chmod(0o755)
     async with keeping(plan, broken) as keeper:
-        await until(lambda: _is(lambda: keeper.supervisor.restarts >= 3))
+        await until(lambda: keeper.supervisor.restarts >= 3, "it was tried again")
         words = (plan.directory / "envoy.stderr").read_text()
         assert "FileNotFoundError" in words or "No such file" in words
         assert not await keeper.supervisor.ready()
 
 
-async def test_a_launcher_that_cannot_start_is_tried_again(tmp_path: Path, plan: EnvoyPlan) -> None:
+async def test_a_launcher_that_cannot_start_is_tried_again(tmp_path: Path, plan: EnvoyPlan, until: Any) -> None:
     async with keeping(plan) as keeper:
         async with asyncio.timeout(_DEADLINE_S):
             await keeper.supervisor.wait_ready()
@@ -198,7 +193,7 @@ async def test_a_launcher_that_cannot_start_is_tried_again(tmp_path: Path, plan:
         directory.rename(moved)
         directory.write_text("where a directory should be")
         os.kill(keeper.supervisor.pid, signal.SIGKILL)
-        await until(lambda: _is(lambda: keeper.supervisor.restarts >= 3))
+        await until(lambda: keeper.supervisor.restarts >= 3, "it was tried again")
         assert len(keeper.pids) == 1
         directory.unlink()
         moved.rename(directory)
@@ -222,4 +217,4 @@ async def test_it_runs_as_the_workloads_user(tmp_path: Path) -> None:
             assert set(process.gids()) == {65534}
             assert directory.stat().st_uid == 65534
     finally:
-        subprocess.run(["rm", "-rf", str(base)], check=True)
+        shutil.rmtree(base)

@@ -1,0 +1,380 @@
+"""Counts, spans and batches on their way up: what adds up stays, what is too much is bounded, and nothing is silent."""
+
+from collections import Counter
+from datetime import UTC, datetime
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue, KeyValueList
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+
+from meshwarden.agents.telemetry.access_log import attributes_of, call_of, decision_of, service_of_cluster
+from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
+from meshwarden.agents.telemetry.outbox import Outbox
+from meshwarden.agents.telemetry.span import bound_spans, count_spans
+from meshwarden.v1 import report_pb2 as pb
+from meshwarden.xds import telemetry_names as names
+
+WEB = "spiffe://mesh.test/tenant/acme/service/web"
+NOW = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
+SOURCE, DESTINATION = pb.CallStat.SOURCE, pb.CallStat.DESTINATION
+
+
+def resolve(tenant: str, said: str) -> str | None:
+    return {"orders": "platform/orders", "orders.platform": "platform/orders"}.get(said) if tenant == "acme" else None
+
+
+def stat(**fields: object) -> pb.CallStat:
+    buckets = [0] * 15
+    buckets[3] = 2
+    plain = {
+        "source": WEB,
+        "destination": "orders",
+        "method": "/o.Orders/Get",
+        "status": "OK",
+        "decision": pb.CallStat.ALLOWED,
+        "reporter": SOURCE,
+        "count": 2,
+        "duration_sum_s": 0.08,
+        "duration_buckets": buckets,
+    }
+    return pb.CallStat(**{**plain, **fields})  # type: ignore[arg-type]
+
+
+def aggregator() -> Aggregator:
+    return Aggregator(lambda: NOW, resolve)
+
+
+def test_counts_of_one_kind_add_up_under_the_minute_of_the_agent() -> None:
+    counts = aggregator()
+    counts.add(stat())
+    counts.add(stat(destination="orders.platform"))
+    counts.add_call(WEB, "orders", "/o.Orders/Get", "OK", pb.CallStat.ALLOWED, SOURCE, 0, 0.06)
+    (total,) = counts.take(10)
+    assert (total.destination, total.count, total.minute.seconds % 60) == ("platform/orders", 5, 0)
+    assert total.duration_sum_s == pytest.approx(0.22)
+    assert (list(total.duration_buckets)[3:6], sum(total.duration_buckets)) == ([4, 1, 0], 5)
+    assert not counts.take(10)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"count": 0},
+        {"count": 3},
+        {"count": 2_000_000_000},
+        {"duration_buckets": [2]},
+        {"duration_buckets": []},
+        {"duration_sum_s": float("nan")},
+        {"duration_sum_s": float("inf")},
+        {"duration_sum_s": -1.0},
+        {"duration_sum_s": 1e9},
+        {"decision": 0},
+        {"decision": 9},
+        {"reporter": 0},
+        {"source": "somebody"},
+        {"source": WEB + "/" + "x" * 3000},
+        {"source": ""},
+    ],
+)
+def test_counts_that_cannot_be_are_dropped_and_counted(fields: dict[str, object]) -> None:
+    counts = aggregator()
+    counts.add(stat(**fields))
+    assert not counts.take(10)
+    ((reason, _), count), *others = counts.take_drops().items()
+    assert (reason, others) == ("malformed", [])
+    assert count > 0
+
+
+@pytest.mark.parametrize("said", ["", "nowhere", "platform/secret", "a/b/c", "\x1b[2J", "x" * 127])
+def test_a_name_that_leads_nowhere_is_counted_as_unknown(said: str) -> None:
+    counts = aggregator()
+    counts.add(stat(destination=said))
+    (total,) = counts.take(10)
+    assert (total.destination, total.method) == (UNKNOWN, OTHER)
+
+
+def test_methods_beyond_the_bound_are_counted_together() -> None:
+    counts = aggregator()
+    for number in range(500):
+        counts.add(stat(method=f"/o.Orders/M{number}"))
+    found = counts.take(1000)
+    assert len(found) == 201
+    assert sum(item.count for item in found) == 1000
+    assert {item.count for item in found if item.method == OTHER} == {600}
+
+
+def test_callers_beyond_the_bound_are_unknown() -> None:
+    counts = aggregator()
+    for number in range(2100):
+        source = f"spiffe://mesh.test/tenant/t{number}/service/s"
+        counts.add(stat(source=source, destination="acme/web", reporter=DESTINATION))
+    found = counts.take(5000)
+    assert sum(item.count for item in found) == 4200
+    assert {item.count for item in found if not item.source} == {200}
+
+
+def test_a_made_up_status_is_other() -> None:
+    counts = aggregator()
+    counts.add(stat(status="GREAT"))
+    counts.add(stat(status="PERMISSION_DENIED"))
+    counts.add(stat(status="503"))
+    assert {item.status for item in counts.take(10)} == {OTHER, "PERMISSION_DENIED", "503"}
+
+
+def test_one_tenant_cannot_fill_the_memory_of_all() -> None:
+    counts = aggregator()
+    for number in range(10_100):
+        counts.add(stat(revision=number))
+    counts.add(stat(source="spiffe://mesh.test/tenant/globex/service/web"))
+    assert counts.take_drops() == Counter({("queue_full", "acme"): 200})
+    assert len(counts.take(20_000)) == 10_001
+
+
+# -- Envoys' access logs
+
+
+def record(**fields: str) -> dict[str, str]:
+    return {names.REPORTER: names.SOURCE_SIDE, names.UPSTREAM_CLUSTER: "orders.platform|v1", **fields}
+
+
+def test_an_envoys_own_side_is_the_agents_word() -> None:
+    call = call_of(record(**{names.PEER: "spiffe://mesh.test/tenant/globex/service/x"}), WEB, "acme/web")
+    assert call is not None
+    assert (call.source, call.destination) == (WEB, "platform/orders")
+    inbound = {names.REPORTER: names.DESTINATION_SIDE, names.SERVICE: "platform/orders", names.PEER: WEB}
+    call = call_of(inbound, WEB, "acme/web")
+    assert call is not None
+    assert (call.source, call.destination) == (WEB, "acme/web")
+
+
+def test_other_records_are_none_of_ours() -> None:
+    assert call_of({}, WEB, "acme/web") is None
+    assert call_of({names.REPORTER: "both"}, WEB, "acme/web") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "details", "decision"),
+    [
+        ("-", "via_upstream", pb.CallStat.ALLOWED),
+        ("-", "rbac_access_denied_matched_policy[none]", pb.CallStat.DENIED),
+        ("RL", "local_rate_limited", pb.CallStat.LIMITED),
+        ("UF,RL", "-", pb.CallStat.LIMITED),
+        ("URX", "-", pb.CallStat.ALLOWED),
+    ],
+)
+def test_decisions(flags: str, details: str, decision: int) -> None:
+    assert decision_of({names.RESPONSE_FLAGS: flags, names.RESPONSE_CODE_DETAILS: details}) == decision
+
+
+@pytest.mark.parametrize("cluster", ["", "-", "app", "orders.", ".platform", "|v1"])
+def test_a_cluster_that_is_no_service(cluster: str) -> None:
+    assert service_of_cluster(cluster) == ""
+
+
+@given(st.dictionaries(st.sampled_from([getattr(names, n) for n in dir(names) if n.isupper()]), st.text(max_size=200)))
+def test_no_record_breaks_the_reading(attributes: dict[str, str]) -> None:
+    pairs = [KeyValue(key=key, value=AnyValue(string_value=value)) for key, value in attributes.items()]
+    counts = aggregator()
+    call = call_of(attributes_of(pairs), WEB, "acme/web")
+    if call is not None:
+        counts.add_call(
+            call.source, call.destination, call.method, call.status, call.decision, call.reporter, 1, call.duration_s
+        )
+        assert len(counts.take(10)) + counts.take_drops().total() == 1
+
+
+# -- spans
+
+
+def span(**fields: object) -> Span:
+    return Span(**{"trace_id": b"\x01" * 16, "span_id": b"\x02" * 8, "name": "call", **fields})  # type: ignore[arg-type]
+
+
+def spans(*items: Span) -> ResourceSpans:
+    return ResourceSpans(scope_spans=[ScopeSpans(spans=items)])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"trace_id": b""},
+        {"trace_id": b"\x00" * 16},
+        {"trace_id": b"\x01" * 17},
+        {"span_id": b""},
+        {"span_id": b"\x00" * 8},
+        {"parent_span_id": b"\x01"},
+    ],
+)
+def test_what_is_no_span_is_removed(fields: dict[str, object]) -> None:
+    message = spans(span(), span(**fields), span())
+    assert bound_spans(message) == 1
+    assert count_spans(message) == 2
+
+
+def nested(depth: int) -> AnyValue:
+    value = AnyValue(string_value="deep")
+    for _ in range(depth):
+        value = AnyValue(kvlist_value=KeyValueList(values=[KeyValue(key="k", value=value)]))
+    return value
+
+
+def test_a_span_is_cut_to_its_bounds() -> None:
+    many = [KeyValue(key=f"k{n}", value=AnyValue(string_value="é" * 5000)) for n in range(200)]
+    message = spans(
+        span(
+            name="n" * 5000,
+            trace_state="t" * 5000,
+            attributes=many,
+            events=[Span.Event(name="e" * 5000, attributes=many)] * 300,
+            links=[Span.Link(trace_id=b"\x01" * 16, span_id=b"\x02" * 8, attributes=many)] * 200,
+        )
+    )
+    assert bound_spans(message) == 0
+    bounded = message.scope_spans[0].spans[0]
+    assert (len(bounded.name), bounded.trace_state) == (1024, "")
+    assert (len(bounded.attributes), bounded.dropped_attributes_count) == (128, 72)
+    assert len(bounded.attributes[0].value.string_value.encode()) <= 4096
+    assert (len(bounded.events), bounded.dropped_events_count) == (128, 172)
+    assert (len(bounded.links), bounded.dropped_links_count) == (128, 72)
+    assert len(bounded.events[0].attributes) == len(bounded.links[0].attributes) == 32
+
+
+def test_what_is_nested_too_deeply_goes() -> None:
+    message = spans(span(attributes=[KeyValue(key="a", value=nested(4)), KeyValue(key="b", value=nested(5))]))
+    bound_spans(message)
+    bounded = message.scope_spans[0].spans[0]
+    assert [pair.key for pair in bounded.attributes] == ["a"]
+    assert bounded.dropped_attributes_count == 1
+
+
+def test_a_link_to_nowhere_goes() -> None:
+    message = spans(span(links=[Span.Link(trace_id=b"x", span_id=b"y")]))
+    bound_spans(message)
+    assert not message.scope_spans[0].spans[0].links
+
+
+# -- the outbox
+
+
+class Upstream:
+    """Takes batches, or fails as told."""
+
+    def __init__(self) -> None:
+        self.taken: list[pb.ExportRequest] = []
+        self.failures: list[BaseException] = []
+        self.tried = 0
+
+    async def export(self, request: pb.ExportRequest) -> None:
+        self.tried += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        self.taken.append(pb.ExportRequest.FromString(request.SerializeToString()))
+
+
+def refusal(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")
+
+
+def outbox(upstream: Upstream, most_bytes: int = 1 << 20) -> tuple[Outbox, Aggregator]:
+    counts = aggregator()
+    return Outbox(counts, upstream.export, "run", most_bytes), counts
+
+
+def drops(request: pb.ExportRequest) -> dict[tuple[str, str, str], int]:
+    return {(drop.signal, drop.reason, drop.tenant): drop.count for drop in request.drops}
+
+
+async def test_a_batch_is_repeated_with_its_number_until_it_is_taken() -> None:
+    upstream = Upstream()
+    upstream.failures = [OSError("away"), refusal(grpc.StatusCode.UNAVAILABLE)]
+    box, counts = outbox(upstream)
+    counts.add(stat())
+    assert not await box.flush()
+    counts.add(stat(status="INTERNAL"))
+    assert not await box.flush()
+    assert await box.flush()
+    assert [(r.sequence, len(r.calls), r.run_id) for r in upstream.taken] == [(1, 1, "run"), (2, 1, "run")]
+
+
+async def test_a_batch_that_is_refused_for_good_holds_up_nobody() -> None:
+    upstream = Upstream()
+    upstream.failures = [refusal(grpc.StatusCode.INVALID_ARGUMENT)]
+    box, counts = outbox(upstream)
+    counts.add(stat())
+    box.put_spans(b"x" * 10, 3, "acme")
+    box.put_spans(b"y" * 10, 4, "globex")
+    box.drop("span", "malformed", "acme", 5)
+    assert await box.flush()
+    (report,) = upstream.taken
+    assert drops(report) == {
+        ("span", "refused", "acme"): 3,
+        ("span", "refused", "globex"): 4,
+        ("call", "refused", "acme"): 2,
+        ("span", "malformed", "acme"): 5,
+    }
+
+
+async def test_a_fault_of_ours_costs_one_batch() -> None:
+    upstream = Upstream()
+    upstream.failures = [ValueError("cannot be serialised")]
+    box, counts = outbox(upstream)
+    counts.add(stat())
+    assert await box.flush()
+    assert drops(upstream.taken[0]) == {("call", "refused", "acme"): 2}
+
+
+async def test_a_batch_that_is_always_refused_is_given_up() -> None:
+    upstream = Upstream()
+    upstream.failures = [refusal(grpc.StatusCode.INTERNAL) for _ in range(10)]
+    box, counts = outbox(upstream)
+    counts.add(stat())
+    for _ in range(9):
+        assert not await box.flush()
+    assert await box.flush()
+    assert drops(upstream.taken[0]) == {("call", "refused", "acme"): 2}
+
+
+async def test_no_refusal_while_nobody_looks_costs_anything() -> None:
+    upstream = Upstream()
+    upstream.failures = [refusal(grpc.StatusCode.UNAVAILABLE) for _ in range(50)]
+    box, counts = outbox(upstream)
+    counts.add(stat())
+    for _ in range(50):
+        assert not await box.flush()
+    assert await box.flush()
+    assert len(upstream.taken[0].calls) == 1
+
+
+async def test_a_full_queue_costs_whom_it_belongs_to() -> None:
+    upstream = Upstream()
+    box, _ = outbox(upstream, most_bytes=1000)
+    box.put_spans(b"g" * 100, 1, "globex")
+    for _ in range(50):
+        box.put_spans(b"a" * 100, 1, "acme")
+    assert await box.flush()
+    (report,) = upstream.taken
+    assert sorted(body[:1] for body in report.resource_spans) == [b"a"] * 9 + [b"g"]
+    assert drops(report) == {("span", "queue_full", "acme"): 41}
+
+
+async def test_every_batch_fits_into_one_message() -> None:
+    upstream = Upstream()
+    box, counts = outbox(upstream, most_bytes=64 << 20)
+    for number in range(5000):
+        counts.add(stat(method=f"/{number % 150}/" + "m" * 480, revision=number))
+    for _ in range(20):
+        box.put_spans(b"x" * 1_048_576, 1, "acme")
+    assert await box.flush()
+    assert max(request.ByteSize() for request in upstream.taken) < 4 << 20
+    assert sum(len(request.calls) for request in upstream.taken) == 5000
+    assert sum(len(request.resource_spans) for request in upstream.taken) == 20
+
+
+async def test_nothing_to_say_is_not_said() -> None:
+    upstream = Upstream()
+    box, _ = outbox(upstream)
+    assert await box.flush()
+    assert upstream.tried == 0
