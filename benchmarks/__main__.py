@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 
-from benchmarks import idle, push
+from benchmarks import effect, idle, push
 from benchmarks.process import say
 from benchmarks.result import Case
 
 AGENTS, ROUNDS = 1000, 9
 BENCHES: dict[str, tuple[str, Callable[[int, int], AsyncIterator[Case]]]] = {
     "push": ("a policy change to every agent: CPU, last acknowledgement, memory", push.run),
+    "effect": ("a policy change until the first call that shows it, on a running mesh", effect.run),
     "idle": ("the memory of an agent that hosts nothing", idle.run),
 }
 

@@ -1,15 +1,17 @@
 """Processes under measurement: starting them, ending them, and what the kernel says that they use."""
 
 import asyncio
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 STOP_S = 15.0
 LOOK_S = 0.05
@@ -46,14 +48,47 @@ class Child:
         Raises:
             Broken: the program ended, or the file did not come in time.
         """
+        await self._until(lambda: path.is_file() and path.stat().st_size > 0, timeout_s)
+        return path.read_text()
+
+    async def until_there(self, path: Path, timeout_s: float = 30.0) -> None:
+        """Waits for a socket of the program.
+
+        Raises:
+            Broken: the program ended, or the socket did not come in time.
+        """
+        await self._until(path.exists, timeout_s)
+
+    async def _until(self, is_ready: Callable[[], bool], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
-        while time.monotonic() < deadline_s:
+        while not is_ready():
             self.check()
-            with suppress(FileNotFoundError):
-                if text := path.read_text():
-                    return text
+            if time.monotonic() > deadline_s:
+                raise Broken(f"{self.name} was not ready within {timeout_s:g} s: {self.tail()}")
             await asyncio.sleep(LOOK_S)
-        raise Broken(f"{self.name} was not ready within {timeout_s:g} s: {self.tail()}")
+
+    async def ask(self, line: str) -> None:
+        """Writes a line to it."""
+        assert self._process.stdin is not None  # it was started to be asked
+        self._process.stdin.write(line.encode() + b"\n")
+        await self._process.stdin.drain()
+
+    async def answer(self, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Reads a line of JSON from it.
+
+        Raises:
+            Broken: it ended, or said nothing in time.
+        """
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            raise Broken(f"{self.name} says nothing: {self.tail()}") from None
+        if not line:
+            raise Broken(f"{self.name} has ended: {self.tail()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     async def stop(self) -> None:
         """Ends it: SIGTERM, and SIGKILL if that is not enough."""
@@ -74,26 +109,39 @@ class Child:
 
 
 @asynccontextmanager
-async def python(
-    name: str, arguments: Sequence[str], directory: Path, extra: Mapping[str, str] | None = None
+async def child(
+    name: str,
+    command: Sequence[str],
+    directory: Path,
+    extra: Mapping[str, str] | None = None,
+    is_asked: bool = False,
 ) -> AsyncIterator[Child]:
-    """Runs this Python with `arguments` for the length of the block; its log is `<directory>/<name>.log`."""
+    """Runs a program for the length of the block; its log is `<directory>/<name>.log`.
+
+    `is_asked` says that we speak with it, by `Child.ask` and `Child.answer`.
+    """
     log = directory / f"{name}.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
+            *command,
+            stdin=subprocess.PIPE if is_asked else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if is_asked else output,
             stderr=output,
             env={**environment(), **(extra or {})},
             start_new_session=True,  # a Ctrl-C is ours to handle
         )
-    child = Child(name, process, log)
+    started = Child(name, process, log)
     try:
-        yield child
+        yield started
     finally:
-        await child.stop()
+        await started.stop()
+
+
+def python(
+    name: str, arguments: Sequence[str], directory: Path, extra: Mapping[str, str] | None = None
+) -> AbstractAsyncContextManager[Child]:
+    """Runs this Python with `arguments`, as `child` does."""
+    return child(name, [sys.executable, *arguments], directory, extra)
 
 
 def environment() -> dict[str, str]:

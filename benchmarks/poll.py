@@ -1,0 +1,85 @@
+"""A client that calls without a pause until a change shows, and says when that was.
+
+    python -m benchmarks.poll grpc xds:///orders          over the mesh
+    python -m benchmarks.poll grpc 127.0.0.1:7021         in the clear
+    python -m benchmarks.poll http /run/…/outbound        billing.platform through the Envoy on that socket
+    python -m benchmarks.poll http                        …on the one that the environment names
+
+Each line of standard input is what to wait for, `allowed` or `denied`. Two lines come back: what the first call saw,
+after which the change may be made; and, when a call has seen what is waited for,
+
+    {"saw": "denied", "at_ns": 81723645, "calls": 1}
+
+with the time of CLOCK_MONOTONIC, which is the same in all processes of a machine.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import grpc
+
+from meshwarden import sdk
+from meshwarden.examples.orders import orders_pb2, orders_pb2_grpc
+from meshwarden.examples.outbound import Outbound
+
+HOST, PATH = "billing.platform", "/invoices/1"
+PAUSE_S = 0.001
+GIVE_UP_S = 30.0
+TIMEOUT_S = 5.0
+STATUSES = {200: "allowed", 403: "denied"}
+
+
+def over_grpc(target: str) -> Callable[[], str]:
+    """What calls orders on one channel."""
+    channel = sdk.channel(target) if target.startswith("xds:") else grpc.insecure_channel(target)
+    stub = orders_pb2_grpc.OrdersStub(channel)
+
+    def call() -> str:
+        try:
+            stub.Get(orders_pb2.GetRequest(id="1"), timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            code = error.code() if isinstance(error, grpc.Call) else None
+            return "denied" if code is grpc.StatusCode.PERMISSION_DENIED else str(code)
+        return "allowed"
+
+    return call
+
+
+def over_http(path: str | None) -> Callable[[], str]:
+    """What calls billing on one connection."""
+    outbound = Outbound(path, TIMEOUT_S)
+
+    def call() -> str:
+        try:
+            status = outbound.get(HOST, PATH).status
+        except OSError as error:  # an Envoy that starts
+            return type(error).__name__
+        return STATUSES.get(status, str(status))
+
+    return call
+
+
+def watch(call: Callable[[], str], wanted: str) -> None:
+    """Calls until `wanted` is seen, or for half a minute."""
+    give_up_s = time.monotonic() + GIVE_UP_S
+    calls, saw = 0, ""
+    while saw != wanted and time.monotonic() < give_up_s:
+        if calls:
+            time.sleep(PAUSE_S)
+        saw, calls = call(), calls + 1
+        if calls == 1:
+            print(json.dumps({"saw": saw}), flush=True)
+    print(json.dumps({"saw": saw, "at_ns": time.monotonic_ns(), "calls": calls}), flush=True)
+
+
+def main() -> None:
+    kind, *rest = sys.argv[1:]
+    call = over_grpc(rest[0]) if kind == "grpc" else over_http(rest[0] if rest else None)
+    for line in sys.stdin:
+        watch(call, line.strip())
+
+
+if __name__ == "__main__":
+    main()
