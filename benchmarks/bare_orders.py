@@ -10,19 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from meshwarden.examples.orders import orders_pb2, orders_pb2_grpc
+from meshwarden.examples.orders import orders_pb2
+
+SERVICE = orders_pb2.DESCRIPTOR.services_by_name["Orders"].full_name
 
 
-class Orders(orders_pb2_grpc.OrdersServicer):
-    """Knows every order."""
-
-    def Get(self, request: orders_pb2.GetRequest, context: grpc.ServicerContext) -> orders_pb2.Order:  # noqa: N802
-        return orders_pb2.Order(id=request.id)
+def get(request: orders_pb2.GetRequest, _: grpc.ServicerContext) -> orders_pb2.Order:
+    """Every order is there."""
+    return orders_pb2.Order(id=request.id)
 
 
 def main() -> None:
     server = grpc.server(ThreadPoolExecutor(4), xds=True)
-    orders_pb2_grpc.add_OrdersServicer_to_server(Orders(), server)
+    handler = grpc.unary_unary_rpc_method_handler(
+        get, orders_pb2.GetRequest.FromString, orders_pb2.Order.SerializeToString
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Get": handler}),))
     server.add_secure_port(sys.argv[1], grpc.xds_server_credentials(grpc.insecure_server_credentials()))
     server.start()
     over = threading.Event()

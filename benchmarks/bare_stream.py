@@ -60,7 +60,8 @@ class Bare:
 
 async def serve(directory: Path) -> None:
     """Serves until SIGTERM."""
-    bare, made = Bare(), grpc
+    bare = Bare()
+    made: Any = grpc  # the constructors' types know sync handlers only
     # The options of the control plane's own server (meshwarden.controlplane.api.server).
     server = grpc.aio.server(
         options=[
@@ -80,7 +81,8 @@ async def serve(directory: Path) -> None:
     async with Front(inner / "bare.sock") as front:
         server.add_insecure_port(front.inner_target)
         await server.start()
-        context = server_context(*((directory / name).read_bytes() for name in ("tls.crt", "tls.key", "ca.crt")))
+        chain, key, roots = ((directory / name).read_bytes() for name in ("tls.crt", "tls.key", "ca.crt"))
+        context = server_context(chain, key, roots)
         port = await front.serve_tls("127.0.0.1", 0, lambda: context)
         draft = directory / "bare.json.draft"
         draft.write_text(json.dumps({"port": port}))

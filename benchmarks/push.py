@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from benchmarks import bare_stream
 from benchmarks.control_plane import TRUST_DOMAIN, ControlPlane, control_plane
@@ -193,7 +194,7 @@ async def _theirs(directory: Path, clients: Bundle, svids: Sequence[X509Svid], o
         ):
             await agents.wait(1)
             await asyncio.sleep(ADAPT_S)
-            call = channel.unary_unary(bare_stream.PUSH)
+            call: Any = channel.unary_unary(bare_stream.PUSH)
 
             async def push() -> int:
                 await call(ours.payload)
