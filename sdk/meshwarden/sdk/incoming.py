@@ -9,9 +9,9 @@ import contextvars
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import grpc
 from cryptography import x509
@@ -25,9 +25,6 @@ from meshwarden.sdk.limit import Limiter, retry_after
 from meshwarden.sdk.outgoing import DECISION_KEY
 from meshwarden.sdk.trace import Span, tracer
 from meshwarden.v1.report_pb2 import CallStat
-
-# Its class takes no parameters when the program runs.
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 # Neither limited nor counted: the agent asks every second, and asking must not use up a tenant's calls.
 _HEALTH: Final = "/grpc.health.v1.Health/"
@@ -107,7 +104,7 @@ class Incoming:
         call.refused(CallStat.LIMITED if decision == "limited" else CallStat.DENIED)
         call.context.set_trailing_metadata(((DECISION_KEY, decision), *trailing))
         call.end(code, message)
-        _begin_answer(call.context)
+        open_answer(call.context)
         call.context.abort(code, message)
 
     def _chain(self, context: Any) -> tuple[bytes, ...]:
@@ -127,7 +124,7 @@ class Incoming:
                 certificates = x509.load_pem_x509_certificates(b"".join(pem)) if pem else []
             except UNREADABLE:
                 raise PeerRefused("chain: not X.509 certificates") from None
-            chain = tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
+            chain = tuple(dict.fromkeys(certificate.public_bytes(Encoding.DER) for certificate in certificates))
             if len(self._chains) >= _MAX_CHAINS:
                 self._chains.clear()
             self._chains[pem] = chain
@@ -212,138 +209,14 @@ class IncomingCall:
         self._link.counter.add(counted, time.perf_counter() - self._begun_s)
 
 
-class IncomingInterceptor(grpc.ServerInterceptor):
-    """Puts `Incoming` around each handler. In the handler, since who calls isn't known any sooner."""
+def open_answer(context: Any) -> None:
+    """Sends the answer's headers, if they haven't been sent.
 
-    def __init__(self, incoming: Incoming) -> None:
-        self._incoming = incoming
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], "Handler | None"],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "Handler | None":
-        """The handler with all that around it."""
-        handler = continuation(handler_call_details)
-        method: str = handler_call_details.method
-        if handler is None:
-            return _UNIMPLEMENTED
-        known = self._wrapped.get(method)
-        # A generic handler may make a new one each time; registered ones stay.
-        if known is None or known[0] is not handler:
-            known = (handler, self._wrap(handler, method))
-            if len(self._wrapped) < _MAX_CHAINS:
-                self._wrapped[method] = known
-        return known[1]
-
-    def _wrap(self, handler: Handler, method: str) -> Handler:
-        made: Any = grpc
-        inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        shape = f"{_shape(handler.request_streaming)}_{_shape(handler.response_streaming)}"
-        behaviour = (
-            self._streaming(inner, method)
-            if handler.response_streaming
-            else self._single(inner, method, bool(handler.request_streaming))
-        )
-        make = getattr(made, f"{shape}_rpc_method_handler")
-        wrapped: Handler = make(behaviour, _reading(handler.request_deserializer), handler.response_serializer)
-        return wrapped
-
-    def _single(self, inner: Callable[[Any, Any], Any], method: str, stream: bool) -> Callable[[Any, Any], Any]:
-        def checked(request_or_requests: Any, context: Any) -> Any:
-            call = self._incoming.begin(method, context, stream)
-            try:
-                response = inner(_readable(request_or_requests, context), context)
-            except BaseException as error:
-                call.raised(error)
-                _begin_answer(context)
-                raise
-            call.returned()
-            if response is None:
-                _begin_answer(context)
-            return response
-
-        return checked
-
-    def _streaming(
-        self, inner: Callable[[Any, Any], Iterable[Any]], method: str
-    ) -> Callable[[Any, Any], Iterator[Any]]:
-        def checked(request_or_requests: Any, context: Any) -> Iterator[Any]:
-            call = self._incoming.begin(method, context, stream=True)
-            try:
-                yield from inner(_readable(request_or_requests, context), context)
-            except BaseException as error:
-                call.raised(error)
-                _begin_answer(context)
-                raise
-            call.returned()
-            _begin_answer(context)
-
-        return checked
-
-
-class _Unreadable:
-    """A message that could not be read."""
-
-
-def _begin_answer(context: Any) -> None:
-    """Sends the initial metadata, if they have not gone yet.
-
-    A status that goes out in one batch with them, and no message between, ends the process where the listener has a
-    filter: "pipe.h: Check failed: has_value()" (grpcio 1.85.3). That would be every refusal and every error.
+    C-core's xDS servers abort the process when headers and status go out in one batch without a message between, which
+    is what grpc does with each error (seen in 1.85.1 and 1.85.3: "pipe.h: Check failed: has_value()").
     """
-    # They have gone, or the caller has.
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # sent already
         context.send_initial_metadata(())
-
-
-def _reading(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """The deserializer, whose failure grpc would answer in one batch."""
-    if deserialize is None:
-        return None
-
-    def read_or_not(message: bytes) -> Any:
-        try:
-            return deserialize(message)
-        except Exception:  # whatever the program's own deserializer raises; grpc catches all of them as well
-            return _Unreadable()
-
-    return read_or_not
-
-
-def _readable(request_or_requests: Any, context: Any) -> Any:
-    """The request or requests; the call ends at one that could not be read."""
-    if isinstance(request_or_requests, _Unreadable):
-        _refuse_unreadable(context)
-    if not hasattr(request_or_requests, "__next__"):
-        return request_or_requests
-    return _each_readable(request_or_requests, context)
-
-
-def _each_readable(requests: Iterator[Any], context: Any) -> Iterator[Any]:
-    for request in requests:
-        if isinstance(request, _Unreadable):
-            _refuse_unreadable(context)
-        yield request
-
-
-def _refuse_unreadable(context: Any) -> None:
-    _begin_answer(context)
-    context.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
-
-
-def _unimplemented(_requests: Any, context: Any) -> Iterator[Any]:
-    _begin_answer(context)
-    context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
-    yield
-
-
-_UNIMPLEMENTED: Final[Handler] = grpc.stream_stream_rpc_method_handler(_unimplemented)
-
-
-def _shape(streaming: bool | None) -> str:
-    return "stream" if streaming else "unary"
 
 
 def _text(details: bytes | str | None) -> str:

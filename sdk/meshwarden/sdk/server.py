@@ -25,7 +25,8 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.channel import Options, require_bootstrap
 from meshwarden.sdk.error import NotStarted
-from meshwarden.sdk.incoming import Handler, Incoming, IncomingInterceptor, current_peer
+from meshwarden.sdk.handler import Handler, IncomingInterceptor
+from meshwarden.sdk.incoming import Incoming, current_peer
 
 CREDENTIALS_VARIABLE: Final = "MESHWARDEN_CREDENTIALS"
 MAX_CONNECTION_AGE: Final = timedelta(minutes=10)

@@ -1,0 +1,157 @@
+"""Puts `Incoming` around the handlers of a server, whatever their shape.
+
+Requests are read and responses are written here rather than by grpc, which would answer a request that can't be read
+in a way that an xDS server does not survive (`incoming.open_answer`). The same goes for methods that don't exist.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeAlias
+
+import grpc
+
+from meshwarden.sdk.incoming import Incoming, IncomingCall, open_answer
+
+# Its class takes no parameters when the program runs.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+Behaviour = Callable[[Any, Any], Any]
+
+_MAX_METHODS: Final = 1024
+_log = logging.getLogger("meshwarden.sdk")
+
+
+class IncomingInterceptor(grpc.ServerInterceptor):
+    """The first interceptor of a server. It wraps handlers, since who calls isn't known any sooner."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Any], handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """The handler with all that around it."""
+        method: str = handler_call_details.method
+        try:
+            handler: MaybeHandler = continuation(handler_call_details)
+        except Exception:  # an interceptor of the program may raise anything
+            _log.exception("an interceptor failed at %s", method)
+            return _Wrap(self._incoming, method).refusal(grpc.StatusCode.UNKNOWN, "an interceptor failed")
+        if handler is None:
+            return _Wrap(self._incoming, method).refusal(grpc.StatusCode.UNIMPLEMENTED, f"{method}: no such method")
+        known = self._wrapped.get(method)
+        # A generic handler may make a new one each time; registered ones stay.
+        if known is None or known[0] is not handler:
+            known = (handler, _Wrap(self._incoming, method).around(handler))
+            if len(self._wrapped) < _MAX_METHODS:
+                self._wrapped[method] = known
+        return known[1]
+
+
+class _Wrap:
+    """What goes around the handlers of one method."""
+
+    def __init__(self, incoming: Incoming, method: str) -> None:
+        self._incoming = incoming
+        self._method = method
+
+    def around(self, handler: Handler) -> Handler:
+        inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        read, write = handler.request_deserializer, handler.response_serializer
+        reading: Behaviour = _read_all(inner, read) if handler.request_streaming else _read_one(inner, read)
+        made: Any = grpc
+        if handler.response_streaming:
+            make = made.stream_stream_rpc_method_handler
+            make = make if handler.request_streaming else made.unary_stream_rpc_method_handler
+            wrapped: Handler = make(self._streaming(reading, write))
+        else:
+            make = made.stream_unary_rpc_method_handler
+            make = make if handler.request_streaming else made.unary_unary_rpc_method_handler
+            wrapped = make(self._single(reading, write, bool(handler.request_streaming)))
+        return wrapped
+
+    def refusal(self, code: grpc.StatusCode, message: str) -> Handler:
+        """A handler for a call that there is nothing to serve for."""
+        made: Any = grpc
+
+        def refuse(_: Any, context: Any) -> Iterator[Any]:
+            context.abort(code, message)
+            yield  # never reached: it makes this a stream, which fits a call of any shape
+
+        refusing: Handler = made.stream_stream_rpc_method_handler(self._streaming(refuse, None))
+        return refusing
+
+    def _single(self, inner: Behaviour, write: Callable[[Any], bytes] | None, stream: bool) -> Behaviour:
+        def checked(request_or_requests: Any, context: Any) -> Any:
+            call = self._incoming.begin(self._method, context, stream)
+            try:
+                response = _written(inner(request_or_requests, context), write, context)
+            except BaseException as error:
+                _raised(call, error)
+                raise
+            call.returned()
+            return response
+
+        return checked
+
+    def _streaming(self, inner: Behaviour, write: Callable[[Any], bytes] | None) -> Behaviour:
+        def checked(request_or_requests: Any, context: Any) -> Iterator[Any]:
+            call = self._incoming.begin(self._method, context, stream=True)
+            try:
+                for response in inner(request_or_requests, context):
+                    yield _written(response, write, context)
+            except BaseException as error:
+                _raised(call, error)
+                raise
+            open_answer(context)
+            call.returned()
+
+        return checked
+
+
+def _raised(call: IncomingCall, error: BaseException) -> None:
+    if not isinstance(error, GeneratorExit):  # nobody is left to answer to
+        open_answer(call.context)
+    call.raised(error)
+
+
+def _read_one(inner: Behaviour, read: Callable[[bytes], Any] | None) -> Behaviour:
+    def reading(request: bytes, context: Any) -> Any:
+        return inner(_read(request, read, context), context)
+
+    return reading
+
+
+def _read_all(inner: Behaviour, read: Callable[[bytes], Any] | None) -> Behaviour:
+    def reading(requests: Iterable[bytes], context: Any) -> Any:
+        return inner((_read(request, read, context) for request in requests), context)
+
+    return reading
+
+
+def _read(request: bytes, read: Callable[[bytes], Any] | None, context: Any) -> Any:
+    if read is None:
+        return request
+    try:
+        return read(request)
+    except Exception:  # a deserializer of the program may raise anything; grpc answers the same
+        open_answer(context)
+        context.abort(grpc.StatusCode.INTERNAL, "the request could not be read")
+
+
+def _written(response: Any, write: Callable[[Any], bytes] | None, context: Any) -> Any:
+    if response is None:
+        # grpc answers with the code that was set, and with INTERNAL if none was; here that would go uncounted.
+        open_answer(context)
+        if context.code() in (None, grpc.StatusCode.OK):
+            context.abort(grpc.StatusCode.INTERNAL, "the handler returned None")
+        return None
+    if write is None:
+        return response
+    try:
+        return write(response)
+    except Exception:  # a serializer of the program may raise anything; grpc answers the same
+        _log.exception("a response could not be written")
+        open_answer(context)
+        context.abort(grpc.StatusCode.INTERNAL, "the response could not be written")

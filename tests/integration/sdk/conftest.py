@@ -1,0 +1,384 @@
+"""A mesh as small as can be: real certificates, a real ADS server and a WorkloadService, one socket per workload.
+
+Programs run as processes of their own, since gRPC reads its bootstrap once. What a control plane and an agent would
+decide, the tests say.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import grpc
+import pytest
+
+from meshwarden.agents.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
+from meshwarden.certs import issue, svid
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.files import publish
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.controlplane.policy.grpc import client as client_dialect
+from meshwarden.controlplane.policy.grpc import server as server_dialect
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Name
+from meshwarden.v1 import node_service_pb2, report_pb2, workload_service_pb2, workload_service_pb2_grpc
+from meshwarden.xds import api
+from meshwarden.xds.server import add_ads
+from meshwarden.xds.snapshot import Resource, Snapshot, resource
+
+DOMAIN = "mesh.test"
+HOUR = timedelta(hours=1)
+DEADLINE_S = 20.0
+
+
+def eventually(look: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Returns the first true value of `look`."""
+    until = time.monotonic() + deadline_s
+    pause = threading.Event()
+    while time.monotonic() < until:
+        found = look()
+        if found:
+            return found
+        pause.wait(0.05)
+    raise AssertionError(f"{what}: not within {deadline_s:g} s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Authority:
+    """A root and the intermediate that signs."""
+
+    def __init__(self, domain: str = DOMAIN) -> None:
+        self.domain = domain
+        now, key, issuing = utc_now(), svid.new_key(), svid.new_key()
+        root = issue.self_signed_root(domain, key, now)
+        chain = issue.sign_intermediate(domain, issuing.public_key(), issue.IssuerKey(key, (root,)), now)
+        self._issuer = issue.IssuerKey(issuing, chain)
+        self.bundle = Bundle.of(domain, [root])
+
+    def issue(self, spiffe_id: SpiffeId, ttl: timedelta = HOUR) -> svid.X509Svid:
+        key = svid.new_key()
+        template = issue.LeafTemplate(spiffe_id, ttl)
+        return svid.X509Svid.of(issue.issue_leaf(template, key.public_key(), self._issuer, utc_now()), key)
+
+
+class AdsClient:
+    def __init__(self, agent: "Agent") -> None:
+        self._agent = agent
+
+    def snapshot(self) -> Snapshot | None:
+        return self._agent.snapshot
+
+    async def changed(self, after: Snapshot | None) -> Snapshot:
+        while self._agent.snapshot is None or self._agent.snapshot is after:
+            await self._agent.change.wait()
+        return self._agent.snapshot
+
+    def acked(self, type_url: str, version: str) -> None:
+        pass
+
+    def nacked(self, type_url: str, version: str, message: str) -> None:
+        self._agent.nacks.append(f"{type_url}: {message}")
+
+    def settled(self, snapshot: Snapshot) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Agent(workload_service_pb2_grpc.WorkloadServiceServicer):
+    """The agent of one workload, which it knows by the socket."""
+
+    def __init__(self, portal: anyio.from_thread.BlockingPortal, directory: Path) -> None:
+        self._portal = portal
+        self.socket = directory / "agent.sock"
+        self.change = anyio.Event()
+        self.snapshot: Snapshot | None = None
+        self.config: workload_service_pb2.WorkloadConfig | None = None
+        self.nacks: list[str] = []
+        self.reports: list[report_pb2.CallStat] = []
+        self._server: grpc.aio.Server | None = None
+
+    def open(self, context: Any, node: Any) -> AdsClient:
+        return AdsClient(self)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[workload_service_pb2.WorkloadConfig]:  # noqa: N802
+        sent = None
+        while True:
+            change = self.change
+            if self.config is not None and self.config is not sent:
+                sent = self.config
+                yield sent
+            await change.wait()
+
+    async def Report(  # noqa: N802
+        self, request: workload_service_pb2.ReportCallsRequest, context: Any
+    ) -> workload_service_pb2.ReportCallsResponse:
+        self.reports.extend(request.calls)
+        return workload_service_pb2.ReportCallsResponse()
+
+    def start(self) -> None:
+        self._portal.call(self._start)
+
+    def stop(self) -> None:
+        self._portal.call(self._stop)
+
+    def say(
+        self, config: workload_service_pb2.WorkloadConfig | None = None, resources: Sequence[Resource] | None = None
+    ) -> None:
+        """Changes what the workload is told."""
+        self._portal.call(self._say, config, resources)
+
+    def counted(self, reporter: int) -> Counter[tuple[str, str, int]]:
+        """What was reported: {(method, status, decision): calls}."""
+        found: Counter[tuple[str, str, int]] = Counter()
+        for stat in list(self.reports):
+            if stat.reporter == reporter:
+                found[stat.method, stat.status, stat.decision] += stat.count
+                assert sum(stat.duration_buckets) == stat.count
+        return found
+
+    async def _start(self) -> None:
+        self._server = grpc.aio.server()
+        add_ads(self._server, self)
+        workload_service_pb2_grpc.add_WorkloadServiceServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"unix:{self.socket}")
+        await self._server.start()
+
+    async def _stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    async def _say(
+        self, config: workload_service_pb2.WorkloadConfig | None, resources: Sequence[Resource] | None
+    ) -> None:
+        self.config = config or self.config
+        if resources is not None:
+            self.snapshot = Snapshot.of(resources)
+        change, self.change = self.change, anyio.Event()
+        change.set()
+
+
+class Workload:
+    """An identity with an agent, and the environment of its program."""
+
+    def __init__(self, mesh: "Mesh", tenant: str, service: str, port: int) -> None:
+        self.mesh = mesh
+        self.name = Name(tenant, service)
+        self.port = port
+        self.spiffe_id = SpiffeId.workload(DOMAIN, tenant, service)
+        self.directory = mesh.directory / f"{tenant}-{service}-{port}"
+        self.credentials = self.directory / "credentials"
+        self.credentials.mkdir(parents=True)
+        self.agent = Agent(mesh.portal, self.directory)
+        place = NodePlace("n1", "local", "z1", self.agent.socket, self.directory / "workload.sock")
+        bootstrap = self.directory / "bootstrap.json"
+        said = f"{service}.{tenant}"
+        write_grpc_bootstrap(bootstrap, grpc_bootstrap(place, "x/grpc", said, self.credentials))
+        self.variables = environment(place, bootstrap, self.credentials, said, port, None)
+        self.publish(mesh.authority.issue(self.spiffe_id))
+        self.tell()
+        self.agent.start()
+
+    def publish(self, own: svid.X509Svid, roots: Bundle | None = None) -> None:
+        """Puts credentials where gRPC reads them."""
+        roots_pem = (roots or self.mesh.authority.bundle).pem()
+        publish(self.credentials, {"tls.crt": own.chain_pem(), "tls.key": own.key_pem(), "ca.crt": roots_pem})
+
+    def tell(self, limits: node_service_pb2.ServerLimits | None = None, bundle: Bundle | None = None) -> None:
+        """Sends the configuration for the SDK."""
+        config = workload_service_pb2.WorkloadConfig(
+            spiffe_id=str(self.spiffe_id),
+            region="local",
+            bundle=(bundle or self.mesh.authority.bundle).to_proto(),
+            limits=limits,
+            revision=7,
+            credential_directory=str(self.credentials),
+            names={"orders": "platform/orders"},
+        )
+        self.agent.say(config)
+
+    def start(self, *command: str) -> "Process":
+        """Starts a program of this workload."""
+        return self.mesh.keep(Process([sys.executable, *command], {**self.mesh.plain_environment, **self.variables}))
+
+
+class Process:
+    """A program; what it logs is kept."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str]) -> None:
+        self.popen = subprocess.Popen(
+            command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.log: list[str] = []
+        assert self.popen.stderr is not None
+        self._reader = threading.Thread(target=self.log.extend, args=(self.popen.stderr,), daemon=True)
+        self._reader.start()
+
+    def ask(self, op: str, **fields: Any) -> dict[str, Any]:
+        """Asks a probe."""
+        return self.send(json.dumps({"op": op, **fields}))
+
+    def send(self, line: str) -> dict[str, Any]:
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.popen.stdin.write(line + "\n")
+        self.popen.stdin.flush()
+        answer = self.popen.stdout.readline()
+        assert answer, "".join(self.log)
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+    def end(self) -> int:
+        """Ends it and returns its status."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        try:
+            status = self.popen.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+            raise
+        finally:
+            self._reader.join(DEADLINE_S)
+            for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
+        return status
+
+
+class Mesh:
+    """Everything of one test."""
+
+    def __init__(self, directory: Path, portal: anyio.from_thread.BlockingPortal) -> None:
+        self.directory = directory
+        self.portal = portal
+        self.authority = Authority()
+        self.callee = Name("platform", "orders")
+        self.callers: set[Caller] = {Caller("acme", "web")}
+        self.expected: SpiffeId | None = None
+        self.workloads: list[Workload] = []
+        self.processes: list[Process] = []
+        kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV")
+        self.plain_environment = {name: os.environ[name] for name in kept if name in os.environ}
+
+    def workload(self, tenant: str, service: str, port: int = 0) -> Workload:
+        made = Workload(self, tenant, service, port)
+        self.workloads.append(made)
+        self.push()
+        return made
+
+    def orders(self) -> tuple[Workload, Process]:
+        """Starts the sample service and waits until its port is open."""
+        serving = self.workload("platform", "orders", free_port())
+        program = serving.start("-m", "meshwarden.examples.orders", "--version", "v1", "--instance", "a")
+        self.until_open(serving, program)
+        return serving, program
+
+    def probe(self, tenant: str = "acme", service: str = "web") -> tuple[Workload, Process]:
+        calling = self.workload(tenant, service)
+        return calling, calling.start("-m", "meshwarden.examples.probe")
+
+    def until_open(self, serving: Workload, program: Process) -> None:
+        def is_open() -> bool:
+            assert program.popen.poll() is None, "".join(program.log)
+            with socket.socket() as attempt:
+                return attempt.connect_ex(("127.0.0.1", serving.port)) == 0
+
+        eventually(is_open, f"port of {serving.name}")
+
+    def keep(self, process: Process) -> Process:
+        self.processes.append(process)
+        return process
+
+    def push(self) -> None:
+        """Sends everybody what holds now."""
+        shared = self._shared()
+        for workload in self.workloads:
+            own = [server_dialect.listener(f"127.0.0.1:{workload.port}", workload.name)] if workload.port else []
+            workload.agent.say(resources=[*shared, *own])
+
+    def _shared(self) -> list[Resource]:
+        name = "orders.platform"
+        grants = tuple(
+            Grant(caller, (ANY_METHOD,), Name("platform", "orders"), number)
+            for number, caller in enumerate(sorted(self.callers))
+        )
+        route = {"match": {"prefix": ""}, "route": {"cluster": name}}
+        routes = {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [route]}]}
+        ports = [workload.port for workload in self.workloads if workload.name == self.callee]
+        places = [
+            {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
+            for port in ports
+        ]
+        where = {"locality": {"region": "local", "zone": "z1"}, "load_balancing_weight": 1, "lb_endpoints": places}
+        endpoints = {"cluster_name": name, "endpoints": [where] if places else []}
+        return [
+            client_dialect.listener("orders", self.callee),
+            client_dialect.listener(name, self.callee),
+            resource(api.build("envoy.config.route.v3.RouteConfiguration", routes), name),
+            self._cluster(name),
+            resource(api.build("envoy.config.endpoint.v3.ClusterLoadAssignment", endpoints), name),
+            server_dialect.routes(Access(self.callee, grants), DOMAIN),
+        ]
+
+    def _cluster(self, name: str) -> Resource:
+        expected = str(self.expected or SpiffeId.workload(DOMAIN, *self.callee))
+        provider = {"instance_name": client_dialect.PROVIDER}
+        validation = {"ca_certificate_provider_instance": provider, "match_subject_alt_names": [{"exact": expected}]}
+        tls = {
+            "@type": client_dialect.TLS + "UpstreamTlsContext",
+            "common_tls_context": {
+                "tls_certificate_provider_instance": provider,
+                "validation_context": validation,
+            },
+        }
+        fields = {
+            "name": name,
+            "type": "EDS",
+            "lb_policy": "ROUND_ROBIN",
+            "eds_cluster_config": {"eds_config": client_dialect.ADS, "service_name": name},
+            "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+        }
+        return resource(api.build("envoy.config.cluster.v3.Cluster", fields), name)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.end()
+        for workload in self.workloads:
+            workload.agent.stop()
+
+
+@pytest.fixture
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    # Paths of Unix sockets are short.
+    directory = tmp_path_factory.mktemp("m")
+    with anyio.from_thread.start_blocking_portal() as portal:
+        made = Mesh(directory, portal)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    return eventually
