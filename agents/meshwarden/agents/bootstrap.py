@@ -99,6 +99,8 @@ def environment(
         "MESHWARDEN_AGENT_SOCKET": str(place.agent_socket),
         "MESHWARDEN_CREDENTIALS": str(credentials),
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"unix://{place.agent_socket}",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_EXPORTER_OTLP_INSECURE": "true",  # the kernel vouches for both ends; exporters would speak TLS
         "OTEL_SERVICE_NAME": service,
     }
     if port:

@@ -222,7 +222,7 @@ def nested(depth: int) -> AnyValue:
 
 
 def test_a_span_is_cut_to_its_bounds() -> None:
-    many = [KeyValue(key=f"k{n}", value=AnyValue(string_value="é" * 5000)) for n in range(200)]
+    many = [KeyValue(key=f"k{n}", value=AnyValue(string_value="" if n else "é" * 5000)) for n in range(200)]
     message = spans(
         span(
             name="n" * 5000,

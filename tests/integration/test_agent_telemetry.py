@@ -1,0 +1,152 @@
+"""OTLP over the agent's socket: the real exporter, as a program of the mesh has it, and callers that mean no good."""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+
+# Only what any program with OpenTelemetry does: all else comes from the environment that `exec` gives.
+TRACED = """
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+provider = TracerProvider(resource=Resource.create({"mesh.tenant": "globex", "mesh.service": "bank", "color": "red"}))
+provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter()))
+with provider.get_tracer("test").start_as_current_span("work"):
+    pass
+provider.shutdown()
+print("done", flush=True)
+import sys; sys.stdin.read()
+"""
+# Sends what it is told, "trace HEX" or "logs HEX", to the agent's socket; answers the status and the answer in hex.
+SENDER = """
+import grpc, os, sys
+METHODS = {"trace": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+           "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export"}
+channel = grpc.insecure_channel("unix:" + os.environ["MESHWARDEN_AGENT_SOCKET"])
+for line in sys.stdin:
+    what, body = line.split(" ")
+    try:
+        print("OK", channel.unary_unary(METHODS[what])(bytes.fromhex(body), timeout=10).hex(), flush=True)
+    except grpc.RpcError as error:
+        print(error.code().name, flush=True)
+"""
+
+
+def spans(control_plane: Any) -> list[ResourceSpans]:
+    return [ResourceSpans.FromString(body) for export in control_plane.exports for body in export.resource_spans]
+
+
+def drops(control_plane: Any) -> dict[tuple[str, str, str], int]:
+    found: dict[tuple[str, str, str], int] = {}
+    for export in control_plane.exports:
+        for drop in export.drops:
+            key = (drop.signal, drop.reason, drop.tenant)
+            found[key] = found.get(key, 0) + drop.count
+    return found
+
+
+async def test_the_real_exporter_needs_nothing_but_its_environment(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", TRACED)
+    assert (await asyncio.to_thread(program.stdout.readline)).strip() == "done", program.stderr.read()
+    (received,) = await until(lambda: spans(control_plane), "a span has come")
+    assert [span.name for scope in received.scope_spans for span in scope.spans] == ["work"]
+    said = {pair.key: pair.value.string_value for pair in received.resource.attributes}
+    # Who it is was said by its socket, not by itself.
+    assert (said["mesh.tenant"], said["mesh.service"], said["mesh.node"]) == ("acme", "web", "node-a")
+    assert (said["service.name"], said["color"]) == ("web.acme", "red")
+    assert [pair.key for pair in received.resource.attributes].count("mesh.tenant") == 1
+
+
+async def test_a_stranger_is_refused(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    async with grpc.aio.insecure_channel(f"unix:{agent.socket}") as channel:
+        request = ExportTraceServiceRequest(resource_spans=[_span(b"\x01" * 16)])
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await TraceServiceStub(channel).Export(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "meshwarden-agent exec" in str(caught.value.details())
+    await until(lambda: drops(control_plane).get(("span", "unidentified", "")) == 1, "it is counted")
+    assert not spans(control_plane)
+
+
+async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", SENDER)
+
+    async def send(what: str, body: bytes) -> list[str]:
+        def ask() -> str:
+            program.stdin.write(f"{what} {body.hex()}\n")
+            program.stdin.flush()
+            return str(program.stdout.readline())
+
+        return (await asyncio.wait_for(asyncio.to_thread(ask), 20)).split()
+
+    assert (await send("trace", b"\xff\xff\xff"))[0] != "OK"
+    assert (await send("trace", _deep(200)))[0] != "OK"
+    assert (await send("trace", b"\x0a" + _varint(5 << 20) + bytes(5 << 20)))[0] == "RESOURCE_EXHAUSTED"
+    bad = ExportTraceServiceRequest(resource_spans=[_span(b"\x00" * 16), _span(b"\x01" * 16)])
+    status, answer = await send("trace", bad.SerializeToString())
+    assert status == "OK"
+    assert bytes.fromhex(answer)  # a partial success: one was not taken
+    assert (await send("logs", _logs(20_000).SerializeToString()))[0] == "OK"
+    forged = _logs(1, {"mesh.reporter": "source", "mesh.upstream_cluster": "secret.globex|v1", "duration_ms": "nan"})
+    assert (await send("logs", forged.SerializeToString()))[0] == "OK"
+    await until(
+        lambda: (
+            drops(control_plane) == {("span", "malformed", "acme"): 1, ("call", "too_large", "acme"): 20_000 - 16_384}
+        ),
+        "what was dropped is counted",
+    )
+    await until(lambda: spans(control_plane), "the good span has come")
+    (call,) = [stat for export in control_plane.exports for stat in export.calls]
+    # It may say that it called, but not whom it does not see.
+    assert (call.source, call.destination) == ("spiffe://mesh.test/tenant/acme/service/web", "unknown/unknown")
+    assert json.loads((await agent.command("status", "--socket", str(agent.socket), "-o", "json")).stdout)["connected"]
+
+
+def _span(trace_id: bytes) -> ResourceSpans:
+    found = ResourceSpans()
+    found.scope_spans.add().spans.add(trace_id=trace_id, span_id=b"\x02" * 8, name="x")
+    return found
+
+
+def _logs(count: int, attributes: dict[str, str] | None = None) -> ExportLogsServiceRequest:
+    request = ExportLogsServiceRequest()
+    scope = request.resource_logs.add().scope_logs.add()
+    for _ in range(count):
+        record = scope.log_records.add()
+        for key, value in (attributes or {}).items():
+            record.attributes.add(key=key).value.string_value = value
+    return request
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _deep(depth: int) -> bytes:
+    """A span with an attribute whose value is maps in maps, deeper than any parser likes."""
+    value = b"\x0a\x01x"
+    for _ in range(depth):
+        pair = b"\x12" + _varint(len(value)) + value
+        pairs = b"\x0a" + _varint(len(pair)) + pair
+        value = b"\x32" + _varint(len(pairs)) + pairs
+    pair = b"\x0a\x01k\x12" + _varint(len(value)) + value
+    resource = b"\x0a" + _varint(len(pair)) + pair
+    spans = b"\x0a" + _varint(len(resource)) + resource
+    return b"\x0a" + _varint(len(spans)) + spans
