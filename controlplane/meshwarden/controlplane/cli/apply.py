@@ -10,7 +10,7 @@ from meshwarden.controlplane.cli.failure import Failure
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.files import read_texts
 from meshwarden.controlplane.resources.manifest import Located, ManifestFaults, parse_all
-from meshwarden.v1.resource_service_pb2 import ApplyRequest, Change
+from meshwarden.v1.resource_service_pb2 import ApplyRequest, ApplyResponse, Change
 
 
 @click.command()
@@ -18,22 +18,41 @@ from meshwarden.v1.resource_service_pb2 import ApplyRequest, Change
 @click.option("--dry-run", is_flag=True, help="Check and say what would change, and change nothing.")
 def apply(files: tuple[str, ...], dry_run: bool) -> None:
     """Store manifests, all or none. Every fault is named by file, line and field."""
-    try:
-        located = parse_all(read_texts(files))
-    except ManifestFaults as faults:
-        raise Failure(str(faults), "correct the lines above; nothing was changed") from None
-    request = ApplyRequest(resources=[item.resource for item in located], dry_run=dry_run)
+    located = read(files)
     with client.connect_current() as mesh, render.progress("applying"):
-        try:
-            answer = mesh.resource.Apply(request, timeout=client.TIMEOUT_S)
-        except grpc.RpcError as error:
-            faults_text = located_faults(error, located)
-            if not faults_text:
-                raise
-            raise Failure(faults_text, "correct the lines above; nothing was changed") from None
+        answer = send(mesh, located, dry_run)
     for change in answer.changes:
         click.echo(f"{Change.Action.Name(change.action).lower()}\t{model.title(change.ref)}")
     click.echo("nothing was changed: a dry run" if dry_run else f"revision {answer.revision}", err=True)
+
+
+def read(files: tuple[str, ...]) -> list[Located]:
+    """Reads manifests.
+
+    Raises:
+        Failure: with every fault by file, line and field.
+    """
+    try:
+        return parse_all(read_texts(files))
+    except ManifestFaults as faults:
+        raise Failure(str(faults), "correct the lines above; nothing was changed") from None
+
+
+def send(mesh: client.Client, located: list[Located], dry_run: bool) -> ApplyResponse:
+    """Applies a batch.
+
+    Raises:
+        Failure: it is refused for its content; with every fault by file, line and field.
+    """
+    request = ApplyRequest(resources=[item.resource for item in located], dry_run=dry_run)
+    try:
+        answer: ApplyResponse = mesh.resource.Apply(request, timeout=client.TIMEOUT_S)
+    except grpc.RpcError as error:
+        faults = located_faults(error, located)
+        if not faults:
+            raise
+        raise Failure(faults, "correct the lines above; nothing was changed") from None
+    return answer
 
 
 def located_faults(error: grpc.RpcError, located: list[Located]) -> str:

@@ -16,6 +16,7 @@ COMMANDS = {
     "server": ("server", "server", "Run a control plane."),
     "init": ("init", "init", "Write manifests for a service of yours."),
     "apply": ("apply", "apply", "Store manifests, all or none."),
+    "diff": ("diff", "diff", "Say what applying manifests would change."),
     "get": ("resource", "get", "Show resources."),
     "delete": ("resource", "delete", "Delete resources."),
     "explain": ("explain", "explain", "Say what would become of a call, and why."),
