@@ -1,8 +1,8 @@
 """Calls that probes make, and what is expected of them."""
 
 import contextlib
+import ipaddress
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,20 +74,28 @@ def sockets(pid: int) -> set[tuple[str, str]]:
 
 
 def listening(pid: int) -> list[tuple[str, int]]:
-    """Where a process listens: [(IPv4 address, port)]."""
-    found = [local.split(":") for local, _, state in _table(pid) if state == LISTEN]
-    return [(socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16)) for host, port in found]
+    """Where a process listens: [(IP address, port)]."""
+    found = [local.rpartition(":") for local, _, state in _table(pid) if state == LISTEN]
+    return [(_address(host), int(port, 16)) for host, _, port in found]
+
+
+def _address(digits: str) -> str:
+    """An address as /proc writes it: 32-bit words in the machine's order."""
+    words = [bytes.fromhex(digits[at : at + 8])[::-1] for at in range(0, len(digits), 8)]
+    address = ipaddress.ip_address(b"".join(words))
+    # gRPC opens IPv6 sockets for IPv4 addresses too.
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _table(pid: int) -> list[tuple[str, str, str]]:
     """The TCP sockets of a process: [(local address, remote address, state)].
 
-    Source: proc(5), /proc/<pid>/net/tcp.
+    Source: proc(5), /proc/<pid>/net/tcp and tcp6.
     """
     inodes = set()
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             inodes.add(os.readlink(entry.path))
-    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-    rows = [line.split() for line in lines]
+    tables = [Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
     return [(row[1], row[2], row[3]) for row in rows if f"socket:[{row[9]}]" in inodes]

@@ -19,11 +19,13 @@ async def control_plane_down(mesh: Mesh, probes: Probes) -> str:
         await steady(probe, "down-http", "http", RATE, **BILLING)
     await mesh.handle.stop_server()
     back_at = asyncio.get_running_loop().time() + AWAY_S
-    pid = await mesh.handle.restart_sample(RESTARTED)
-    await until(lambda: _serves(mesh, pid), AWAY_S, f"{RESTARTED} does not come up from the agent's cache")
-    came_up = asyncio.get_running_loop().time() < back_at
-    await asyncio.sleep(max(0.0, back_at - asyncio.get_running_loop().time()))
-    await mesh.handle.start_server()
+    try:
+        pid = await mesh.handle.restart_sample(RESTARTED)
+        await until(lambda: _serves(mesh, pid), AWAY_S, f"{RESTARTED} does not come up from the agent's cache")
+        came_up = asyncio.get_running_loop().time() < back_at
+        await asyncio.sleep(max(0.0, back_at - asyncio.get_running_loop().time()))
+    finally:
+        await mesh.handle.start_server()
 
     async def together() -> bool | None:
         return all(node.connected for node in (await mesh.status()).nodes) or None
