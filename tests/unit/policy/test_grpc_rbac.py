@@ -21,7 +21,8 @@ def test_grants_become_principals_and_permissions() -> None:
     )
     override = rbac.per_route(Access(ORDERS, grants), "mesh.test")
     built = api.to_dict(api.build(FILTER + "RBACPerRoute", {"rbac": override["rbac"]}))
-    first, second = built["rbac"]["rules"]["policies"].values()
+    policies = built["rbac"]["rules"]["policies"]
+    first, second = policies["platform/orders#0.0"], policies["platform/orders#1.1"]
     assert first["principals"] == [
         {"authenticated": {"principal_name": {"exact": "spiffe://mesh.test/tenant/acme/service/web"}}}
     ]

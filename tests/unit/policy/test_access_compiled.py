@@ -1,0 +1,158 @@
+"""Both dialects allow exactly what the neutral form allows, by interpreters of what was compiled."""
+
+import re
+from typing import Any
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from meshwarden.controlplane.policy.envoy import access as envoy
+from meshwarden.controlplane.policy.grpc import rbac as grpc
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name
+from meshwarden.xds import api
+
+ORDERS = Name("platform", "orders")
+DOMAIN = "mesh.test"
+TENANTS, SERVICES = ["acme", "acme2", "globex"], ["web", "web2", "job"]
+PATHS = ["/", "/a", "/ab", "/a/b", "/A", "/a.b", "/axb", "/shop.Orders/Get"]
+
+methods = st.builds(Method, st.sampled_from(PATHS), st.booleans(), st.sampled_from(["", "GET", "POST"]))
+callers = st.builds(Caller, st.sampled_from(TENANTS), st.sampled_from(["", *SERVICES]))
+grants = st.builds(
+    Grant,
+    callers,
+    st.lists(methods, max_size=3).map(lambda found: tuple(found) or (ANY_METHOD,)),
+    st.just(ORDERS),
+    st.integers(0, 3),
+)
+accesses = st.lists(grants, max_size=6).map(lambda found: Access(ORDERS, tuple(found)))
+names = st.builds(Name, st.sampled_from(TENANTS), st.sampled_from(SERVICES))
+
+
+class Call:
+    """A call as a data plane sees it; `path` with its query."""
+
+    def __init__(self, uri: str, path: str, verb: str) -> None:
+        self.uri, self.headers = uri, {":path": path, ":method": verb}
+
+
+def text_fits(match: dict[str, Any], text: str) -> bool:
+    """envoy.type.matcher.v3.StringMatcher and its twin in xds.type."""
+    ((kind, value),) = match.items()
+    if kind == "safe_regex":
+        return re.fullmatch(value["regex"], text) is not None
+    return text == value if kind == "exact" else text.startswith(value)
+
+
+def matcher_says(matcher: dict[str, Any], call: Call) -> str | None:
+    """xds.type.matcher.v3.Matcher over RBAC actions: what the first match says; None for no match at all."""
+    found = None
+    if "matcher_tree" in matcher:
+        tree = matcher["matcher_tree"]
+        text = given_to(tree["input"], call)
+        if "exact_match_map" in tree:
+            found = tree["exact_match_map"]["map"].get(text)
+        else:
+            entries = tree["prefix_match_map"]["map"]
+            longest = max((key for key in entries if text.startswith(key)), key=len, default=None)
+            found = entries[longest] if longest is not None else None
+    else:
+        for item in matcher["matcher_list"]["matchers"]:
+            if predicate_fits(item["predicate"], call):
+                found = item["on_match"]
+                break
+    said = outcome(found, call) if found is not None else None
+    return said if said is not None or "on_no_match" not in matcher else outcome(matcher["on_no_match"], call)
+
+
+def outcome(on_match: dict[str, Any], call: Call) -> str | None:
+    if "matcher" in on_match:
+        return matcher_says(on_match["matcher"], call)
+    return on_match["action"]["typed_config"].get("action", "ALLOW")
+
+
+def predicate_fits(predicate: dict[str, Any], call: Call) -> bool:
+    if "and_matcher" in predicate:
+        return all(predicate_fits(item, call) for item in predicate["and_matcher"]["predicate"])
+    single = predicate["single_predicate"]
+    value = {key: item for key, item in single["value_match"].items() if key != "ignore_case"}
+    return text_fits(value, given_to(single["input"], call))
+
+
+def given_to(given_input: dict[str, Any], call: Call) -> str:
+    config = given_input["typed_config"]
+    return call.headers[config["header_name"]] if "header_name" in config else call.uri
+
+
+def envoy_allows(access: Access, call: Call) -> bool:
+    fields = {key: value for key, value in envoy.rbac(access, DOMAIN).items() if key != "@type"}
+    built = api.to_dict(api.build("envoy.extensions.filters.http.rbac.v3.RBAC", fields))
+    if "matcher" not in built:
+        assert built == {"rules": {}}, "ALLOW (0) with no policies: nobody"
+        return False
+    return matcher_says(built["matcher"], call) == "ALLOW"
+
+
+def grpc_allows(access: Access, call: Call) -> bool:
+    built = api.to_dict(api.build("envoy.config.rbac.v3.RBAC", grpc.rules(access, DOMAIN)))
+    path = call.headers[":path"]
+    for policy in built.get("policies", {}).values():
+        (principal,) = policy["principals"]
+        if not text_fits(principal["authenticated"]["principal_name"], call.uri):
+            continue
+        if any(permission_fits(permission, path, call) for permission in policy["permissions"]):
+            return True
+    return False
+
+
+def permission_fits(permission: dict[str, Any], path: str, call: Call) -> bool:
+    if permission.get("any"):
+        return True
+    if "and_rules" in permission:
+        return all(permission_fits(item, path, call) for item in permission["and_rules"]["rules"])
+    if "header" in permission:
+        return text_fits(permission["header"]["string_match"], call.headers[permission["header"]["name"]])
+    return text_fits(permission["url_path"]["path"], path)
+
+
+def uri_of(name: Name) -> str:
+    return f"spiffe://{DOMAIN}/tenant/{name.tenant}/service/{name.name}"
+
+
+@settings(max_examples=300, deadline=None)
+@given(accesses, names, st.sampled_from(PATHS), st.sampled_from(["GET", "POST"]), st.sampled_from(["", "?x=/a", "?"]))
+@example(Access(ORDERS), Name("acme", "web"), "/a", "GET", "")
+def test_envoy_allows_what_the_neutral_form_allows(
+    access: Access, caller: Name, path: str, verb: str, query: str
+) -> None:
+    wanted = access.find(caller, path, verb) is not None
+    assert envoy_allows(access, Call(uri_of(caller), path + query, verb)) == wanted
+
+
+@settings(max_examples=300, deadline=None)
+@given(accesses, names, st.sampled_from(PATHS))
+def test_grpc_allows_what_the_neutral_form_allows(access: Access, caller: Name, path: str) -> None:
+    wanted = access.find(caller, path, "POST") is not None
+    assert grpc_allows(access, Call(uri_of(caller), path, "POST")) == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    accesses,
+    st.sampled_from(
+        [
+            "",
+            f"spiffe://{DOMAIN}/tenant/acme/service/",
+            f"spiffe://{DOMAIN}/tenant/acme",
+            f"spiffe://{DOMAIN}/tenant/acme/operator/web",
+            f"spiffe://{DOMAIN}/region/eu/node/n1",
+            f"spiffe://{DOMAIN}x/tenant/acme/service/web",
+            "spiffe://other.test/tenant/acme/service/web",
+            f"spiffe://{DOMAIN}/tenant/acme/service/web,spiffe://{DOMAIN}/tenant/globex/service/web",
+            f"spiffe://{DOMAIN}/tenant/acme/service/web/more",
+        ]
+    ),
+    st.sampled_from(PATHS),
+)
+def test_whoever_is_no_workload_of_ours_gets_nothing_from_envoy(access: Access, uri: str, path: str) -> None:
+    assert not envoy_allows(access, Call(uri, path, "GET"))

@@ -1,0 +1,123 @@
+"""What `explain` says, stage by stage."""
+
+from typing import Any
+
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
+from meshwarden.v1 import admin_service_pb2, resources_pb2
+from meshwarden.v1.report_pb2 import CallStat
+
+
+def made(kind: str, tenant: str, name: str, spec: dict[str, Any]) -> Change:
+    fields = {"kind": kind, "metadata": {"tenant": tenant, "name": name}, "spec": spec}
+    return Change(Key(kind, tenant, name), json_format.ParseDict(fields, getattr(resources_pb2, kind)()))
+
+
+def endpoint(name: str, version: str, health: str = "HEALTHY") -> Change:
+    spec = {"service": "orders", "address": "127.0.0.1", "port": len(name), "version": version, "health": health}
+    return made("Endpoint", "platform", name, spec)
+
+
+ORDERS = made("Service", "platform", "orders", {"protocol": "GRPC", "exportTo": ["acme"]})
+ALLOW = made(
+    "AccessPolicy",
+    "platform",
+    "who",
+    {"service": "orders", "allow": [{"from": [{"tenant": "acme", "service": "web"}], "methods": ["POST /s.O/Get"]}]},
+)
+SPLIT = made(
+    "RoutePolicy",
+    "platform",
+    "way",
+    {
+        "service": "orders",
+        "rules": [
+            {"match": {"headers": [{"name": "x-beta", "exact": "1"}]}, "split": [{"version": "v2", "weight": 1}]},
+            {"split": [{"version": "v1", "weight": 3}, {"version": "v2", "weight": 1}]},
+        ],
+    },
+)
+
+
+def asked(*changes: Change, method: str = "/s.O/Get", caller: str = "acme/web", **headers: str) -> Any:
+    mesh = Mesh("mesh.test")
+    mesh.apply(changes)
+    request = admin_service_pb2.ExplainRequest(to="platform/orders", method=method, headers=headers)
+    setattr(request, "from", caller)
+    return explain(mesh, request)
+
+
+def step(answer: Any, stage: str) -> Any:
+    (found,) = [item for item in answer.steps if item.stage == stage]
+    return found
+
+
+def test_a_service_that_is_not_there_is_named() -> None:
+    answer = asked()
+    assert not answer.visible
+    assert "there is no service platform/orders" in step(answer, "visibility").text
+
+
+def test_not_exported_is_not_visible_and_says_where_to_change_that() -> None:
+    answer = asked(ORDERS, caller="globex/web")
+    assert not answer.visible
+    assert (step(answer, "visibility").resource, step(answer, "visibility").field) == (
+        "Service platform/orders",
+        "spec.exportTo",
+    )
+
+
+def test_an_ambiguous_short_name_is_told() -> None:
+    other = made("Service", "globex", "orders", {"protocol": "GRPC", "exportTo": ["acme"]})
+    assert "orders alone is ambiguous: globex/orders, platform/orders" in step(asked(ORDERS, other), "visibility").text
+    own = made("Service", "acme", "orders", {"protocol": "GRPC"})
+    assert "orders alone is acme/orders" in step(asked(ORDERS, own), "visibility").text
+
+
+def test_without_policy_denied_with_policy_the_rule_is_named() -> None:
+    answer = asked(ORDERS)
+    assert answer.decision == CallStat.DENIED
+    assert "no AccessPolicy is about platform/orders" in step(answer, "access").text
+    answer = asked(ORDERS, ALLOW)
+    assert answer.decision == CallStat.ALLOWED, "a gRPC call is a POST"
+    assert (step(answer, "access").resource, step(answer, "access").field) == (
+        "AccessPolicy platform/who",
+        "spec.allow[0]",
+    )
+    assert "other methods, not this one" in step(asked(ORDERS, ALLOW, method="/s.O/Put"), "access").text
+    assert "allows acme/job nothing" in step(asked(ORDERS, ALLOW, caller="acme/job"), "access").text
+
+
+def test_routes_have_shares_and_healthy_endpoints() -> None:
+    changes = (ORDERS, SPLIT, endpoint("a", "v1"), endpoint("bb", "v1", "UNHEALTHY"), endpoint("ccc", "v2", "DRAINING"))
+    answer = asked(*changes)
+    assert [(item.version, item.percent, item.healthy_endpoints) for item in answer.routes] == [
+        ("v1", 75.0, 1),
+        ("v2", 25.0, 0),
+    ]
+    assert (answer.healthy_endpoints, answer.endpoints) == (1, 3)
+    assert step(answer, "endpoints").ok
+    beta = asked(*changes, **{"X-Beta": "1"})
+    assert step(beta, "route").field == "spec.rules[0]"
+    assert not step(beta, "endpoints").ok, "nothing healthy where it goes"
+
+
+def test_the_limit_is_told_with_its_place() -> None:
+    limits = [{"tenant": "globex", "requests": 1}, {"tenant": "*", "requests": 600, "per": "60s"}]
+    answer = asked(ORDERS, made("RatePolicy", "platform", "much", {"service": "orders", "limits": limits}))
+    assert answer.limit == "600 calls in 60 s, 1 at once"
+    assert step(answer, "limit").field == "spec.limits[1]"
+    assert asked(ORDERS).limit == ""
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=30))
+def test_any_text_gets_an_answer_of_five_steps(caller: str, callee: str, method: str) -> None:
+    mesh = Mesh("mesh.test")
+    mesh.apply([ORDERS, ALLOW, SPLIT])
+    request = admin_service_pb2.ExplainRequest(to=callee, method=method)
+    setattr(request, "from", caller)
+    assert len(explain(mesh, request).steps) == 5
