@@ -22,7 +22,7 @@ spec:
   allow:
   - from: [{{tenant: acme, service: {caller}}}]
 """
-POLICIES = ("AccessPolicy platform/check-orders", "AccessPolicy platform/check-billing")
+POLICIES = ("platform/check-orders", "platform/check-billing")
 
 
 def _policies(caller: str) -> str:
@@ -63,5 +63,5 @@ async def revoke_live(mesh: Mesh, probes: Probes) -> str:
     await becomes(probes.intruder, "http", "403", "acme/intruder to billing", **BILLING, connection="live")
     kept = before & sockets(probes.intruder.pid)
     require(bool(kept), "the revocation made gRPC connect anew")
-    await mesh.delete(*POLICIES)
+    await mesh.delete("AccessPolicy", *POLICIES)
     return f"after apply PERMISSION_DENIED and 403 on the same channel and connection ({len(kept)} TCP kept)"

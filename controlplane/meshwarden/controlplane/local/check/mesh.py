@@ -89,9 +89,9 @@ class Mesh:
         await self._command("apply", "-f", "-", stdin=manifest)
         return await self.settled()
 
-    async def delete(self, kind: str, name: str) -> None:
-        """Runs `meshwarden delete`."""
-        await self._command("delete", kind, name)
+    async def delete(self, kind: str, *names: str) -> None:
+        """Runs `meshwarden delete` and waits until every node runs the revision."""
+        await self._command("delete", kind, *names)
         await self.settled()
 
     async def settled(self) -> int:
