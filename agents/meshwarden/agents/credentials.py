@@ -165,15 +165,19 @@ class Credentials:
 
     def _follow_registry(self) -> None:
         """Holds what the running workloads need; forgets what belongs to entries that are gone."""
+        found = False
         for workload in self._registry.workloads.values():
             if workload.entry_name not in self._held:
                 self._held[workload.entry_name] = _Held(due=self._clock())
             held = self._held[workload.entry_name]
             if held.svid is None and (cached := self._cached_svid(workload)) is not None:
                 held.svid, held.due = cached, renew_at(cached.not_before, cached.not_after, self._rng)
+                found = True
         for name in [name for name in self._held if name not in self._registry.entries]:
             del self._held[name]
             self._cache.remove(_item(name))
+        if found:
+            self._changed()
 
     def _needed(self) -> set[str]:
         return {workload.entry_name for workload in self._registry.workloads.values()}

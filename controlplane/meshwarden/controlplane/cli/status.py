@@ -4,6 +4,7 @@ import click
 
 from meshwarden.controlplane.cli import client, render
 from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState
+from meshwarden.v1.node_service_pb2 import WorkloadState
 
 
 @click.command()
@@ -37,7 +38,13 @@ def _node(node: NodeState, answer: GetStatusResponse) -> tuple[object, ...]:
 def workload_rows(answer: GetStatusResponse) -> list[tuple[str, str, str, str]]:
     """One row a workload: its id, node, SPIFFE ID and the remaining life of its certificate."""
     return [
-        (workload.id, node.node, workload.spiffe_id, render.life(workload.not_after.seconds - answer.now.seconds))
+        (workload.id, node.node, workload.spiffe_id, _life(workload, answer))
         for node in answer.nodes
         for workload in node.workloads
     ]
+
+
+def _life(workload: WorkloadState, answer: GetStatusResponse) -> str:
+    if not workload.HasField("not_after"):
+        return "none yet"
+    return render.life(workload.not_after.seconds - answer.now.seconds)
