@@ -50,10 +50,18 @@ DIALECTS: dict[str, Dialect] = {"grpc": Grpc(), "envoy": Envoy()}
 
 
 class Parts:
-    """What was compiled for one service each, kept until a change touches it."""
+    """What was compiled for one service or one tenant, kept until a change touches it."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, Name], tuple[Resource, ...]] = {}
+        self._clients: dict[tuple[str, str], tuple[Resource, ...]] = {}
+
+    def client(self, mesh: Mesh, dialect: str, tenant: str) -> tuple[Resource, ...]:
+        """What a tenant's callers need beside the parts of services; no change of endpoints touches it."""
+        known = self._clients.get((dialect, tenant))
+        if known is None:
+            known = self._clients[dialect, tenant] = DIALECTS[dialect].client(mesh, tenant)
+        return known
 
     def get(self, mesh: Mesh, dialect: str, service: Name) -> tuple[Resource, ...]:
         """The part of a service in a dialect."""
@@ -67,6 +75,9 @@ class Parts:
         for service in impact.services:
             for dialect in DIALECTS:
                 self._known.pop((dialect, service), None)
+        for dialect, tenant in list(self._clients):
+            if not {"*", tenant}.isdisjoint(impact.routed):
+                del self._clients[dialect, tenant]
 
 
 def compile_scope(
@@ -109,7 +120,7 @@ def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
 def _client(mesh: Mesh, rest: str, _: object, __: object, parts: Parts) -> ScopeContent:
     tenant, dialect = rest.split("/")
     shared = [item for service in mesh.visible(tenant) for item in parts.get(mesh, dialect, service)]
-    return ScopeContent((*DIALECTS[dialect].client(mesh, tenant), *shared))
+    return ScopeContent((*parts.client(mesh, dialect, tenant), *shared))
 
 
 def _server(mesh: Mesh, rest: str, *_: object) -> ScopeContent:

@@ -36,12 +36,14 @@ class Impact:
         servers: services whose callers' permissions or limits changed.
         nodes: nodes whose entries, or whose entries' services, changed.
         services: services whose way for callers (visibility, routes, versions, endpoints) changed.
+        routed: tenants whose clients see a service with other names or routes, "*" for all; part of `seen_by`.
     """
 
     seen_by: set[str] = field(default_factory=set)
     servers: set[Name] = field(default_factory=set)
     nodes: set[str] = field(default_factory=set)
     services: set[Name] = field(default_factory=set)
+    routed: set[str] = field(default_factory=set)
 
     def client(self, tenant: str) -> bool:
         """Whether the clients of a tenant are touched."""
@@ -59,7 +61,8 @@ class Mesh:
         self._all: dict[Key, Any] = {}
         # {kind: {service: {key: message}}} for what speaks of a service.
         self._of_service: dict[str, dict[Name, dict[Key, Any]]] = {}
-        self._entries_on: dict[str, set[Key]] = {}
+        # {kind: {node: keys}} for what names nodes.
+        self._on_node: dict[str, dict[str, set[Key]]] = {"WorkloadEntry": {}, "Endpoint": {}}
         self._services: dict[str, set[Name]] = {}
 
     def apply(self, changes: Iterable[Change]) -> Impact:
@@ -87,12 +90,21 @@ class Mesh:
 
     def entries_on(self, node: str) -> list[Any]:
         """The workload entries that name a node, in the order of their names."""
-        return [self._all[key] for key in sorted(self._entries_on.get(node, ()))]
+        return [self._all[key] for key in sorted(self._on_node["WorkloadEntry"].get(node, ()))]
+
+    def endpoints_on(self, node: str) -> dict[Key, Any]:
+        """The endpoints that a node keeps: `{key: message}`."""
+        return {key: self._all[key] for key in self._on_node["Endpoint"].get(node, ())}
+
+    def endpoint_nodes(self) -> set[str]:
+        """The nodes that keep endpoints."""
+        return {node for node, keys in self._on_node["Endpoint"].items() if node and keys}
 
     def owns(self, node: str, tenant: str, service: str) -> bool:
         """Whether a workload entry of that service names the node."""
         return any(
-            key.tenant == tenant and self._all[key].spec.service == service for key in self._entries_on.get(node, ())
+            key.tenant == tenant and self._all[key].spec.service == service
+            for key in self._on_node["WorkloadEntry"].get(node, ())
         )
 
     def all(self) -> Mapping[Key, Any]:
@@ -159,9 +171,11 @@ class Mesh:
             impact.servers.add(service)
             return
         impact.services.add(service)
-        impact.seen_by.add(service.tenant)
         owner = message if key.kind == "Service" else self.find("Service", *service)
-        impact.seen_by.update(owner.spec.export_to if owner is not None else ())
+        seen_by = {service.tenant, *(owner.spec.export_to if owner is not None else ())}
+        impact.seen_by |= seen_by
+        if key.kind in ("Service", "RoutePolicy"):
+            impact.routed |= seen_by
         if key.kind == "Service":
             impact.servers.add(service)
             entries = self.of_service("WorkloadEntry", service).values()
@@ -180,9 +194,8 @@ class Mesh:
         elif key.kind != "Tenant":
             service = Name(key.tenant, message.spec.service)
             self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
-        if key.kind == "WorkloadEntry":
-            for node in message.spec.nodes:
-                self._entries_on.setdefault(node, set()).add(key)
+        for node in _nodes(key, message):
+            self._on_node[key.kind].setdefault(node, set()).add(key)
 
     def _drop(self, key: Key, message: Any) -> None:
         del self._all[key]
@@ -191,6 +204,12 @@ class Mesh:
                 self._services[index].discard(Name(key.tenant, key.name))
         elif key.kind != "Tenant":
             del self._of_service[key.kind][Name(key.tenant, message.spec.service)][key]
-        if key.kind == "WorkloadEntry":
-            for node in message.spec.nodes:
-                self._entries_on[node].discard(key)
+        for node in _nodes(key, message):
+            self._on_node[key.kind][node].discard(key)
+
+
+def _nodes(key: Key, message: Any) -> list[str]:
+    """The nodes that a resource names."""
+    if key.kind == "WorkloadEntry":
+        return list(message.spec.nodes)
+    return [message.spec.node] if key.kind == "Endpoint" else []

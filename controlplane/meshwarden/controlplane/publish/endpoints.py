@@ -52,11 +52,7 @@ class Endpoints:
 
     def nodes(self) -> set[str]:
         """The nodes that have endpoints."""
-        return {
-            message.spec.node
-            for key, message in self._publisher.mesh.all().items()
-            if key.kind == "Endpoint" and message.spec.node
-        }
+        return self._publisher.mesh.endpoint_nodes()
 
     async def run(self) -> None:
         """Writes until it is cancelled."""
@@ -93,11 +89,7 @@ class Endpoints:
             await self._publisher.wait_revision(revision)
 
     def _ops(self, node: str) -> list[Op]:
-        stored = {
-            key: message
-            for key, message in self._publisher.mesh.all().items()
-            if key.kind == "Endpoint" and message.spec.node == node
-        }
+        stored = self._publisher.mesh.endpoints_on(node)
         if node in self._lost:
             wanted = {key: _unhealthy(message.spec) for key, message in stored.items()}
         elif node in self._reported:
