@@ -36,7 +36,7 @@ metadata: {{tenant: platform, name: {service}}}
 spec:
   service: {service}
   limits:
-  - {{tenant: acme, requests: {requests}, burst: 1}}
+  - {{tenant: acme, requests: {requests}}}
 """
 
 
