@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 
+import grpc
+
 from benchmarks import effect, idle, push
-from benchmarks.process import say
-from benchmarks.result import Case
+from benchmarks.process import Broken, say
+from benchmarks.result import Case, Unmeasurable
+from meshwarden.agents.envoy.supervisor import EnvoyMissing
 
 AGENTS, ROUNDS = 1000, 9
 BENCHES: dict[str, tuple[str, Callable[[int, int], AsyncIterator[Case]]]] = {
@@ -26,35 +29,55 @@ def _arguments() -> argparse.Namespace:
         epilog=f"benchmarks:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", choices=sorted(BENCHES), metavar="NAME", help="one of those below; all")
-    parser.add_argument("--agents", type=_positive, default=_positive(os.environ.get("BENCH_AGENTS", str(AGENTS))))
-    parser.add_argument("--rounds", type=_positive, default=_positive(os.environ.get("BENCH_ROUNDS", str(ROUNDS))))
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHES), metavar="NAME", help="one of those below; else all")
+    for name, default, about in (
+        ("agents", AGENTS, "simulated agents"),
+        ("rounds", ROUNDS, "how often each side has its turn"),
+    ):
+        variable = f"BENCH_{name.upper()}"
+        parser.add_argument(
+            f"--{name}",
+            type=_positive,
+            metavar="N",
+            default=os.environ.get(variable, str(default)),
+            help=f"{about}; default {default}, or ${variable}",
+        )
     return parser.parse_args()
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, 1 or more")
+    return int(text)
 
 
-async def _run(names: list[str], agents: int, rounds: int) -> None:
+async def _run(names: list[str], agents: int, rounds: int) -> bool:
+    """Runs benchmarks one after the other; returns whether each gave all its figures."""
+    is_whole = True
     for name in names:
         _, bench = BENCHES[name]
-        async for case in bench(agents, rounds):
-            print(case.line(), flush=True)
+        try:
+            async for case in bench(agents, rounds):
+                try:
+                    print(case.line(), flush=True)
+                except Unmeasurable as error:
+                    say(f"{name}: {error}")
+                    is_whole = False
+        except (Broken, EnvoyMissing, TimeoutError, grpc.RpcError) as error:
+            say(f"{name}: {str(error) or 'something took too long'}")
+            is_whole = False
+    return is_whole
 
 
 def main() -> int:
-    """Returns the exit code: 0, or 130 after Ctrl-C."""
+    """Returns the exit code: 0, 1 if a figure is missing, or 130 after Ctrl-C."""
     arguments = _arguments()
+    names = [arguments.name] if arguments.name else list(BENCHES)
     try:
-        asyncio.run(_run([arguments.name] if arguments.name else list(BENCHES), arguments.agents, arguments.rounds))
+        return 0 if asyncio.run(_run(names, arguments.agents, arguments.rounds)) else 1
     except KeyboardInterrupt:
         say("stopped")
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import anyio
 import grpc.aio
 
+from benchmarks.process import Broken
 from meshwarden.agents.channel import ControlPlane, open_channel
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
@@ -80,7 +81,7 @@ class Fleet:
                     self._behind.discard(agent)
                     if not self._behind:
                         self._reached.set()
-        raise ConnectionError(f"a stream has ended: {await agent.call.code()}: {await agent.call.details()}")
+        raise Broken(f"a stream has ended: {await agent.call.code()}: {await agent.call.details()}")
 
     async def live(self, interval_s: float) -> None:
         """Says that the agents live, each once an interval, one after the other."""
@@ -100,7 +101,11 @@ async def fleet(
     dialects: Sequence[Dialect],
     heartbeat_s: float,
 ) -> AsyncIterator[Fleet]:
-    """Connects an agent for each SVID and keeps them connected for the length of the block."""
+    """Connects an agent for each SVID and keeps them connected for the length of the block.
+
+    Raises:
+        Broken: a stream has ended.
+    """
     turn = asyncio.Semaphore(CONNECTING_AT_ONCE)
 
     async def connect(svid: X509Svid, dialect: Dialect) -> _Agent:
@@ -120,7 +125,14 @@ async def fleet(
             group.start_soon(connected.live, heartbeat_s)
             yield connected
             group.cancel_scope.cancel()
+    except BaseExceptionGroup as failed:
+        raise _first(failed) from None
     finally:
         for agent in agents:
             agent.call.cancel()
         await asyncio.gather(*(agent.channel.close() for agent in agents))
+
+
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first; what came of it is of no interest."""
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import bare_stream
 from benchmarks.control_plane import TRUST_DOMAIN, ControlPlane, control_plane
 from benchmarks.fleet import Fleet, fleet
-from benchmarks.process import Child, cpu_s, python, raise_descriptor_limit, rss_mib, say
+from benchmarks.process import Broken, Child, cpu_s, python, raise_descriptor_limit, rss_mib, say
 from benchmarks.result import Case
 from meshwarden.agents.channel import ControlPlane as Place
 from meshwarden.agents.channel import open_channel
@@ -78,7 +78,7 @@ class NodeDialect:
         if kind != "config":
             return 0, []
         if refused := [plane.refused for plane in said.config.data_planes if plane.refused]:
-            raise ValueError(f"the control plane refused a data plane: {refused[0]}")
+            raise Broken(f"the control plane refused a data plane: {refused[0]}")
         ack = v1.SyncRequest(ack=v1.ConfigAck(revision=said.config.revision))
         return said.config.revision, [ack.SerializeToString()]
 
@@ -127,7 +127,7 @@ async def run(agents: int, rounds: int) -> AsyncIterator[Case]:
     """Yields the three cases."""
     limit = raise_descriptor_limit()
     if agents * FILES_AN_AGENT > limit:
-        raise ValueError(f"{agents} agents need {agents * FILES_AN_AGENT} open files; this process may have {limit}")
+        raise Broken(f"{agents} agents need {agents * FILES_AN_AGENT} open files; this process may have {limit}")
     cpu = Case("push", f"push CPU, {agents} agents", REFERENCE, "ms")
     last = Case("push", f"push last ack, {agents} agents", REFERENCE, "ms")
     memory = Case("push", f"memory, {agents} agents", REFERENCE, "MiB")
@@ -221,7 +221,7 @@ async def _check(plane: ControlPlane, agents: int) -> None:
     status = await plane.status()
     behind = [node.node for node in status.nodes if not node.connected or node.acked_revision < status.revision]
     if len(status.nodes) != agents or behind:
-        raise ValueError(f"{len(status.nodes)} of {agents} nodes have a session; behind: {behind[:5]}")
+        raise Broken(f"{len(status.nodes)} of {agents} nodes have a session; behind: {behind[:5]}")
 
 
 def _entry(node: int) -> str:
