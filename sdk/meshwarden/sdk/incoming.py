@@ -173,13 +173,15 @@ class IncomingCall:
 
     def returned(self) -> None:
         """The handler has come to its end."""
+        if not self.context.is_active():
+            self.gone()
         code = self.context.code() or grpc.StatusCode.OK
         self.end(code, _text(self.context.details()))
 
     def raised(self, error: BaseException) -> None:
         """The handler has raised: by `abort`, or by a fault of its own."""
         code = self.context.code()
-        if isinstance(error, GeneratorExit):
+        if isinstance(error, GeneratorExit) or (code is None and not self.context.is_active()):
             self.gone()
         elif code is None or code is grpc.StatusCode.OK:
             self.end(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"[:500])

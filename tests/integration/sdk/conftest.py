@@ -382,3 +382,13 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 @pytest.fixture
 def until() -> Callable[..., Any]:
     return eventually
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def authority() -> type[Authority]:
+    return Authority
