@@ -51,9 +51,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._publisher, self._sessions, self._gather = publisher, sessions, gather
         self._audit, self._clock = audit, clock
 
-    async def CreateJoinToken(
-        self, request: v1.CreateJoinTokenRequest, context: Context
-    ) -> v1.CreateJoinTokenResponse:
+    async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
         caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/CreateJoinToken", None)
         ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else TOKEN_TTL
@@ -66,7 +64,10 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     async def GetStatus(self, request: v1.GetStatusRequest, context: Context) -> v1.GetStatusResponse:
         caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/GetStatus", request.tenant or None)
-        shown = lambda tenant: sees(caller, tenant) and request.tenant in ("", tenant)  # noqa: E731
+
+        def shown(tenant: str) -> bool:
+            return sees(caller, tenant) and request.tenant in ("", tenant)
+
         nodes = [self._node(state, shown) for state in self._sessions.states()]
         answer = v1.GetStatusResponse(
             trust_domain=self._trust_domain,
@@ -101,9 +102,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         rows = await self._gather.ledger.list(start, end, tenant, request.limit or LEDGER_ROWS)
         return v1.ListCallsResponse(calls=rows)
 
-    async def RenewSvids(
-        self, request: v1.RenewSvidsRequest, context: Context
-    ) -> v1.RenewSvidsResponse:
+    async def RenewSvids(self, request: v1.RenewSvidsRequest, context: Context) -> v1.RenewSvidsResponse:
         caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/RenewSvids", None)
         nodes = self._sessions.renew_all(request.reason or "an operator asked")
