@@ -1,0 +1,85 @@
+"""Counts in bounded memory."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+from meshwarden.sdk.count import BOUNDS_S, MAX_METHODS, MAX_STATS, OTHER, Call, Counter
+from meshwarden.v1.report_pb2 import CallStat
+
+START = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
+
+
+def call(method: str = "/a/B", status: str = "OK") -> Call:
+    return Call("spiffe://m/x", "platform/orders", method, status, CallStat.ALLOWED, CallStat.SOURCE, 7)
+
+
+def counter() -> Counter:
+    return Counter(lambda: START)
+
+
+def test_calls_add_up_by_key_minute_and_bucket() -> None:
+    counts = counter()
+    for duration_s in (0.005, 0.0051, 11.0):
+        counts.add(call(), duration_s)
+    counts.add(call(status="UNKNOWN"), 0.1)
+    ok, unknown = counts.take()
+    assert (ok.count, ok.status, ok.revision, ok.destination) == (3, "OK", 7, "platform/orders")
+    assert ok.minute.ToDatetime(tzinfo=UTC) == START.replace(second=0)
+    assert list(ok.duration_buckets) == [1, 1, *[0] * (len(BOUNDS_S) - 2), 1]
+    assert round(ok.duration_sum_s, 4) == 11.0101
+    assert unknown.count == 1
+    assert counts.take() == []
+
+
+def test_another_minute_is_another_count() -> None:
+    now = [START]
+    counts = Counter(lambda: now[0])
+    counts.add(call(), 0.1)
+    now[0] += timedelta(minutes=1)
+    counts.add(call(), 0.1)
+    assert [stat.count for stat in counts.take()] == [1, 1]
+
+
+def test_what_is_put_back_is_added_to_what_came_meanwhile() -> None:
+    counts = counter()
+    counts.add(call(), 0.1)
+    taken = counts.take()
+    counts.add(call(), 0.1)
+    counts.put_back(taken)
+    (stat,) = counts.take()
+    assert (stat.count, sum(stat.duration_buckets)) == (2, 2)
+
+
+def test_methods_without_end_become_one() -> None:
+    counts = counter()
+    for number in range(MAX_METHODS + 50):
+        counts.add(call(f"/a/{number}"), 0.1)
+    counts.add(call("/" + "x" * 1000), 0.1)
+    stats = {stat.method: stat.count for stat in counts.take()}
+    assert len(stats) == MAX_METHODS + 1
+    assert stats[OTHER] == 51
+
+
+def test_what_there_is_no_room_for_is_dropped_and_counted() -> None:
+    counts = counter()
+    for number in range(MAX_STATS + 3):
+        counts.add(call(status=str(number)), 0.1)
+    assert counts.dropped == 3
+    kept = counts.take()
+    counts.drop(kept)
+    assert counts.dropped == 3 + MAX_STATS
+
+
+def test_threads_lose_no_call() -> None:
+    counts = counter()
+
+    def work() -> None:
+        for _ in range(2000):
+            counts.add(call(), 0.001)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(stat.count for stat in counts.take()) == 8000

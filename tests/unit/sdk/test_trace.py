@@ -1,0 +1,114 @@
+"""The trace from the calls served to the calls made, with OpenTelemetry and without."""
+
+import contextvars
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from meshwarden.sdk.otel import OtelTracer
+from meshwarden.sdk.trace import Carrier, with_headers
+
+PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
+
+
+def carried(*metadata: tuple[str, str | bytes]) -> dict[str, str]:
+    def serve() -> dict[str, str]:
+        tracer = Carrier()
+        tracer.server("/a/B", metadata, "spiffe://m/x")
+        return dict(tracer.client("/c/D", "orders").headers)
+
+    return contextvars.Context().run(serve)
+
+
+def test_the_headers_of_the_call_being_served_go_on() -> None:
+    assert carried(("traceparent", PARENT), ("tracestate", "k=v")) == {"traceparent": PARENT, "tracestate": "k=v"}
+    assert carried() == {}
+    assert dict(contextvars.Context().run(lambda: Carrier().client("/c/D", "orders").headers)) == {}
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        "",
+        PARENT.upper(),
+        PARENT + "\n",
+        PARENT + "-more",
+        f"ff-{'a' * 32}-{'b' * 16}-01",
+        f"00-{'0' * 32}-{'b' * 16}-01",
+        f"00-{'a' * 32}-{'0' * 16}-01",
+        b"\x00\xff",
+    ],
+)
+def test_a_malformed_parent_is_not_handed_on(parent: str | bytes) -> None:
+    assert carried(("traceparent", parent), ("tracestate", "k=v")) == {}
+
+
+def test_a_state_without_measure_is_left_behind() -> None:
+    assert carried(("traceparent", PARENT), ("tracestate", "x" * 513)) == {"traceparent": PARENT}
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_survived(parent: str) -> None:
+    assert set(carried(("traceparent", parent)).values()) <= {parent}
+
+
+def test_a_parent_that_the_program_has_set_stands() -> None:
+    own = [("traceparent", "mine"), ("a", "b")]
+    assert with_headers(own, (("traceparent", PARENT),)) == own
+    assert with_headers(None, (("traceparent", PARENT),)) == [("traceparent", PARENT)]
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", lambda name: provider.get_tracer(name))
+    yield exporter
+    provider.shutdown()
+
+
+def test_client_spans_are_below_the_server_span_and_that_below_the_caller(spans: InMemorySpanExporter) -> None:
+    def serve() -> dict[str, str]:
+        tracer = OtelTracer()
+        served = tracer.server("/a.B/C", [("traceparent", PARENT)], "spiffe://m/x")
+        made = tracer.client("/c.D/E", "orders")
+        made.end(grpc.StatusCode.OK, "")
+        served.end(grpc.StatusCode.OK, "")
+        return dict(made.headers)
+
+    headers = contextvars.Context().run(serve)
+    client, server = spans.get_finished_spans()
+    assert server.parent is not None
+    assert (f"{server.context.trace_id:032x}", f"{server.parent.span_id:016x}") == ("a" * 32, "b" * 16)
+    assert client.parent is not None
+    assert client.parent.span_id == server.context.span_id
+    assert headers["traceparent"] == f"00-{'a' * 32}-{client.context.span_id:016x}-01"
+    assert (client.name, client.kind, server.kind) == ("c.D/E", trace.SpanKind.CLIENT, trace.SpanKind.SERVER)
+
+
+@pytest.mark.parametrize(
+    ("code", "client_fails", "server_fails"),
+    [
+        (grpc.StatusCode.OK, False, False),
+        (grpc.StatusCode.NOT_FOUND, True, False),
+        (grpc.StatusCode.CANCELLED, True, False),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, True, True),
+        (grpc.StatusCode.UNKNOWN, True, True),
+    ],
+)
+def test_each_side_has_its_own_idea_of_an_error(
+    spans: InMemorySpanExporter, code: grpc.StatusCode, client_fails: bool, server_fails: bool
+) -> None:
+    tracer = OtelTracer()
+    tracer.client("/a.B/C", "orders").end(code, "why")
+    contextvars.Context().run(lambda: tracer.server("/a.B/C", [], "spiffe://m/x").end(code, "why"))
+    failed = [not span.status.is_unset for span in spans.get_finished_spans()]
+    assert failed == [client_fails, server_fails]
+    assert {span.attributes["rpc.response.status_code"] for span in spans.get_finished_spans()} == {code.name}
