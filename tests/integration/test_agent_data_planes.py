@@ -392,3 +392,60 @@ def _ask(path: str, host: str) -> tuple[int, str]:
     except OSError:
         return 0, ""
     return int(answer.split()[1]), answer.decode()
+
+
+async def test_a_program_that_comes_back_without_a_control_plane_is_served_from_the_cache(
+    agent: Any, policy: Policy, until: Any
+) -> None:
+    orders, billing = free_port(), free_port()
+    check = {"httpPath": "/ok"}
+    policy.declare(
+        {"tenant": "platform", "name": "orders", "port": orders},
+        {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": billing, "envoy": True, "check": check},
+        {"tenant": "acme", "name": "web", "protocol": "HTTP", "envoy": True},
+    )
+    await agent.ready()
+    programs = [
+        agent.exec("orders", sys.executable, "-c", ECHO),
+        agent.exec("billing", sys.executable, "-c", HTTP),
+        agent.exec("web", sys.executable, "-c", CALLER),
+    ]
+    await until(lambda: healthy(policy, "orders")() and healthy(policy, "billing")(), "both take calls")
+    policy.allow("platform/orders", "acme/web")
+    policy.allow("platform/billing", "acme/web")
+    assert await call(programs[2], "xds:///orders") == "OK"
+    (web,) = [envoy for envoy in (await agent.status())["envoys"] if envoy["name"] == "acme/web#1"]
+    await until(lambda: _ask(web["outbound"], "billing.platform")[0] == 200, "billing answers web")
+    await settled(policy, until)
+
+    await policy.control_plane.stop()
+    for program in programs:
+        program.kill()
+        program.wait()
+    agent.stop(signal.SIGKILL)  # the agent has nothing but its cache either
+    agent.start()
+    await until(agent.answers, "the agent is ready")
+    agent.exec("orders", sys.executable, "-c", ECHO)
+    agent.exec("billing", sys.executable, "-c", HTTP)
+    caller = agent.exec("web", sys.executable, "-c", CALLER)
+    assert await call(caller, "xds:///orders") == "OK"
+    await until(lambda: _ask(web["outbound"], "billing.platform")[0] == 200, "billing answers web again")
+
+
+async def test_an_envoy_is_not_told_the_addresses_of_before(agent: Any, policy: Policy, until: Any) -> None:
+    port, other = free_port(), free_port()
+    check = {"httpPath": "/ok"}
+    policy.declare(
+        {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": port, "envoy": True, "check": check}
+    )
+    await agent.ready()
+    program = agent.exec("billing", sys.executable, "-c", HTTP)
+    await until(healthy(policy, "billing"), "billing takes calls")
+    await settled(policy, until)
+    await policy.control_plane.stop()
+    program.kill()
+    program.wait()
+    agent.exec("billing", sys.executable, "-c", HTTP, flags=("--port", str(other)))
+    await until(lambda: "it is for other addresses" in agent.log.read_text(), "the old configuration is withheld")
+    await policy.control_plane.start_again()
+    await until(healthy(policy, "billing"), "billing takes calls at its new port")

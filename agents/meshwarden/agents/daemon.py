@@ -164,7 +164,13 @@ class Agent:
         workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)
         WorkloadApi(attestor, self.registry, self.credentials).add_to(server)
         planes = DataPlanes(
-            front, self.registry, self.scopes, self.credentials, self.attendants.envoy_pid, self._acknowledge
+            front,
+            self.registry,
+            self.scopes,
+            self.credentials,
+            self.attendants.envoy_pid,
+            self._acknowledge,
+            self.planes.refs,
         )
         add_ads(server, planes)
         Receiver(attestor.find, self._node_place, self.aggregator, self.outbox, lambda: self.scopes.revision).add_to(

@@ -6,7 +6,7 @@ a program started by itself from a gRPC client: both are the same workload and s
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import grpc
@@ -15,6 +15,7 @@ import structlog
 from meshwarden.agents import sds
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.fit import fits
 from meshwarden.agents.workload import Registry, Workload
 from meshwarden.sdk.front import Front
 from meshwarden.v1 import node_service_pb2 as node_pb
@@ -34,6 +35,9 @@ class Acknowledge(Protocol):
         """Takes what became of the configuration."""
 
 
+Refs = Callable[[Workload], Iterable[node_pb.DataPlaneRef]]
+
+
 class DataPlanes:
     """The SnapshotSource of the agent's ADS server."""
 
@@ -45,14 +49,27 @@ class DataPlanes:
         credentials: Credentials,
         envoy_pid: Callable[[str], int],
         acknowledge: Acknowledge,
+        refs: Refs,
     ) -> None:
-        """Serves what `scopes` and `credentials` hold; `envoy_pid` tells a workload's Envoy, 0 if it has none."""
+        """Serves what `scopes` and `credentials` hold.
+
+        Args:
+            front: knows connections.
+            registry: knows whose they are.
+            scopes: the configuration.
+            credentials: for the secrets of Envoys.
+            envoy_pid: the process of a workload's Envoy, 0 if it has none.
+            acknowledge: takes what became of a revision.
+            refs: the data planes of a workload, with the addresses that they have now.
+        """
         self._front = front
         self._registry = registry
         self._scopes = scopes
         self._credentials = credentials
         self._envoy_pid = envoy_pid
         self._acknowledge = acknowledge
+        self._refs = refs
+        self._fitting: dict[str, tuple[Snapshot, Workload, bool]] = {}
         self._clients: set[DataPlaneClient] = set()
         self._changed = asyncio.Event()
         self._merged: dict[str, tuple[object, Snapshot]] = {}
@@ -81,10 +98,17 @@ class DataPlanes:
         return client
 
     def snapshot(self, workload: Workload, data_plane: str) -> Snapshot | None:
-        """What a data plane is to have: one object as long as nothing changes; None if it is not known yet."""
+        """What a data plane is to have: one object as long as nothing changes.
+
+        None if it is not known, and for what is left of a workload that has ended, which gets nothing new.
+        """
+        if self._registry.workloads.get(workload.id) is not workload:
+            return None
         scoped = self._scopes.snapshot(data_plane)
         if scoped is None or not data_plane.endswith("/envoy"):
             return scoped
+        if not self._fits(scoped, workload, data_plane):
+            return None
         # An Envoy lends its certificate to whoever may open its socket: it waits until the program was seen to be the
         # one that its entry wants.
         svid = self._credentials.svid(workload.id) if self._registry.is_admitted(workload.id) else None
@@ -99,6 +123,15 @@ class DataPlanes:
             known = self._merged[data_plane] = (key, Snapshot.of((*resources, *secrets)))
         return known[1]
 
+    def _fits(self, scoped: Snapshot, workload: Workload, data_plane: str) -> bool:
+        known = self._fitting.get(workload.id)
+        if known is None or known[0] is not scoped or known[1] is not workload:
+            ref = next((ref for ref in self._refs(workload) if ref.id == data_plane), None)
+            known = self._fitting[workload.id] = (scoped, workload, ref is not None and fits(scoped, ref))
+            if not known[2]:
+                _log.warning("config withheld", data_plane=data_plane, reason="it is for other addresses")
+        return known[2]
+
     async def wait(self) -> None:
         """Returns after the next change of anything."""
         await self._changed.wait()
@@ -108,6 +141,7 @@ class DataPlanes:
         self._clients.discard(client)
         if not any(other.data_plane == client.data_plane for other in self._clients):
             self._merged.pop(client.data_plane, None)
+            self._fitting.pop(client.workload_id, None)
         self.settle()
 
     def settle(self) -> None:
@@ -138,6 +172,7 @@ class DataPlaneClient:
     def __init__(self, planes: DataPlanes, workload: Workload, kind: str) -> None:
         self._planes = planes
         self._workload = workload
+        self.workload_id = workload.id
         self.data_plane = f"{workload.id}/{kind}"
         self._settled: Snapshot | None = None
         self._refused: dict[str, node_pb.Nack] = {}
