@@ -217,7 +217,7 @@ class Workload:
 
     def start(self, *command: str) -> "Process":
         """Starts a program of this workload."""
-        return self.mesh.keep(Process([sys.executable, *command], {**self.mesh.plain_environment, **self.variables}))
+        return self.mesh.run([sys.executable, *command], self.variables)
 
 
 class Process:
@@ -305,7 +305,9 @@ class Mesh:
 
         eventually(is_open, f"port of {serving.name}")
 
-    def keep(self, process: Process) -> Process:
+    def run(self, command: Sequence[str], variables: dict[str, str]) -> Process:
+        """Starts a program, which ends with the mesh at the latest."""
+        process = Process(command, {**self.plain_environment, **variables})
         self.processes.append(process)
         return process
 
