@@ -26,7 +26,7 @@ def choose(file: Path, names: Iterable[str], rng: random.Random) -> dict[str, in
     for name in names:
         kept = before.get(name)
         if kept is None or kept in chosen.values() or not is_free(kept):
-            kept = _free(set(chosen.values()), rng)
+            kept = _free({*before.values(), *chosen.values()}, rng)
         chosen[name] = kept
     write_private(file, json.dumps({**before, **chosen}))
     return chosen

@@ -1,0 +1,164 @@
+"""Plans, ports, manifests, contexts, what is said: the parts of `up` that need no processes."""
+
+import io
+import json
+import random
+import socket
+import stat
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from meshwarden.controlplane.config import DiskAuthorityConfig, VaultAuthorityConfig
+from meshwarden.controlplane.config import load as load_config
+from meshwarden.controlplane.local import context, plan, port, sample, table
+from meshwarden.controlplane.local.error import LocalError
+from meshwarden.controlplane.local.mesh import environment, rank
+from meshwarden.controlplane.local.state import State
+from meshwarden.controlplane.local.voice import Voice
+from meshwarden.controlplane.resources import model
+from meshwarden.controlplane.resources.reference import reference_faults
+from meshwarden.controlplane.resources.validate import resource_faults
+from meshwarden.controlplane.resources.view import View
+from meshwarden.v1.admin_service_pb2 import GetStatusResponse, NodeState, TenantState
+from meshwarden.v1.node_service_pb2 import WorkloadState
+from meshwarden.v1.workload_service_pb2 import AgentStatusResponse
+
+LISTEN = {"listen": "127.0.0.1:1", "metrics_listen": "127.0.0.1:2"}
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,10}", fullmatch=True), st.text() | st.booleans()))
+def test_what_is_written_as_toml_is_read_as_it_was(settings: dict[str, str | bool]) -> None:
+    # A lone surrogate is no text that a file could hold.
+    plain = {key: value for key, value in settings.items() if not isinstance(value, str) or _encodable(value)}
+    assert tomllib.loads(plan.toml(plain)) == plain
+
+
+def _encodable(text: str) -> bool:
+    return not any(0xD800 <= ord(char) <= 0xDFFF for char in text)
+
+
+def test_the_control_plane_takes_what_we_write(tmp_path: Path) -> None:
+    mesh = plan.Plan(tmp_path / 'a "b" \\ c')
+    file = tmp_path / "server.toml"
+    file.write_text(plan.server_toml(mesh, "mesh.test", LISTEN, None, None))
+    config = load_config(file)
+    assert (config.state_dir, config.operator_directory) == (mesh.server, mesh.operator)
+    assert config.authority == DiskAuthorityConfig(passphrase=f"file:{mesh.passphrase}", create=True)
+    vault = {"address": "http://127.0.0.1:3", "token": "file:/token", "mount": "pki"}
+    file.write_text(plan.server_toml(mesh, "mesh.test", LISTEN, "http://127.0.0.1:4", vault))
+    config = load_config(file)
+    assert config.authority == VaultAuthorityConfig(kind="vault", **vault)  # type: ignore[arg-type]
+    assert config.otlp_authorization == "vault:kv/meshwarden#otlp_authorization"
+
+
+def test_a_path_too_long_for_sockets_is_refused() -> None:
+    fits = plan.SOCKET_BYTES - len(plan.LONGEST_SOCKET) - 1
+    plan.refuse_unfit(plan.Options(Path("/" + "a" * (fits - 1))))
+    with pytest.raises(LocalError, match="too long by 2 bytes"):
+        plan.refuse_unfit(plan.Options(Path("/" + "ä" * (fits // 2 + 1))))
+
+
+def test_ports_stay_the_same_unless_they_are_taken(tmp_path: Path) -> None:
+    file = tmp_path / "ports.json"
+    first = port.choose(file, ["a", "b"], random.Random(1))
+    assert first["a"] != first["b"]
+    assert port.choose(file, ["a", "b"], random.Random(2)) == first
+    with socket.create_server((port.HOST, first["a"])):
+        second = port.choose(file, ["a", "b", "c"], random.Random(1))
+    assert second["a"] != first["a"]
+    assert second["b"] == first["b"]
+    assert len(set(second.values())) == 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": "x"}', '{"a": null}', "\x00"])
+def test_a_spoiled_choice_of_ports_is_made_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ports.json").write_text(text)
+    assert port.choose(tmp_path / "ports.json", ["a"], random.Random(1))["a"] >= port.FIRST
+
+
+def test_the_samples_manifests_hold_together() -> None:
+    resources = [item.resource for item in sample.manifests(1000, *plan.NODES)]
+    assert [fault for resource in resources for fault in resource_faults(resource)] == []
+    assert reference_faults(resources, View()) == []
+    entries = {
+        f"{item.metadata.tenant}/{item.metadata.name}": item
+        for item in map(model.unwrap, resources)
+        if item.kind == "WorkloadEntry"
+    }
+    assert set(entries) == {item.entry for item in sample.SAMPLES}
+    for item in sample.SAMPLES:
+        assert item.node in entries[item.entry].spec.nodes  # type: ignore[union-attr]
+
+
+def test_samples_end_first_and_vault_last() -> None:
+    names = ["orders-v1-a", "agent-node-b", "agent-node-a", "server", "vault"]
+    assert sorted(names, key=rank) == ["vault", "server", "agent-node-b", "agent-node-a", "orders-v1-a"]
+
+
+def test_nothing_of_another_mesh_leads_ours_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MESHWARDEN_LISTEN", "MESHWARDEN_AGENT_NODE", "OTEL_EXPORTER_OTLP_ENDPOINT", "BAO_TOKEN"):
+        monkeypatch.setenv(name, "elsewhere")
+    assert "elsewhere" not in environment(plan.Plan(tmp_path)).values()
+
+
+def test_the_context_file_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    context.put("a", context.Context("127.0.0.1:1", "ca", "cert", "key"))
+    assert stat.S_IMODE(context.contexts_file().stat().st_mode) == 0o600
+    assert json.loads(context.contexts_file().read_text())["current"] == "a"
+
+
+def state() -> State:
+    workload = WorkloadState(id="acme/web[red]\x1b", tenant="acme", entry="web", pid=7, serial="1")
+    workload.spiffe_id = "spiffe://mesh.test/tenant/acme/service/web"
+    workload.not_after.FromDatetime(NOW)
+    workload.not_after.seconds += 3599
+    new = WorkloadState(id="acme/new", tenant="acme", entry="new", pid=8)
+    node = NodeState(node="node-a", zone="a", connected=True, acked_revision=3)
+    tenant = TenantState(tenant="acme", allowed_per_s=1.25, limited_per_s=2, denied_per_s=3)
+    status = GetStatusResponse(revision=4, nodes=[node], tenants=[tenant])
+    return State(status, True, {"node-a": AgentStatusResponse(workloads=[workload, new])})
+
+
+def test_the_tables_show_nodes_workloads_and_tenants() -> None:
+    out = io.StringIO()
+    Console(file=out, width=160).print(table.tables(state(), NOW))
+    said = out.getvalue()
+    for part in ("3 of 4", "59m59s", "none yet", "1.2", "web[red]�"):
+        assert part in said
+    assert "\x1b" not in said
+    assert "away" not in said
+
+
+def test_the_line_says_the_same() -> None:
+    gone = state()
+    gone.is_server_up = False
+    assert table.line(gone, NOW) == (
+        "control plane away; node-a revision 3; 1 of 2 workloads have an SVID, the shortest for 59m59s; "
+        "acme 1.2 allowed, 2.0 limited, 3.0 denied /s"
+    )
+    assert table.line(State(), NOW) == "control plane away; 0 workloads"
+
+
+def test_progress_goes_to_stderr_and_programs_get_stdout_for_themselves() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    voice = Voice(out, err)
+    with voice.step("part [bold]") as note:
+        note("more")
+        note("more")
+    voice.say("it runs")
+    voice.warn("odd: \x1b[31m")
+    assert out.getvalue() == "it runs\n"
+    assert err.getvalue().splitlines()[:2] == ["part [bold] …", "    more"]
+    assert err.getvalue().splitlines()[2].startswith("part [bold]: done in")
+    assert "\x1b" not in err.getvalue()
+    quiet = Voice(out, err, quiet=True)
+    quiet.say("for people")
+    assert "for people" not in out.getvalue()
