@@ -1,0 +1,344 @@
+"""The agent's ADS: who gets what, and when a revision is acknowledged. A hand-made ScopeStore, all else real."""
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import grpc
+import pytest
+
+from meshwarden.agents.cache import Cache, ScopeStore
+from meshwarden.agents.caller import Executables
+from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.fit import fits
+from meshwarden.agents.planes import Planes
+from meshwarden.agents.telemetry.name import Names
+from meshwarden.agents.workload import Registry, Workload
+from meshwarden.agents.xds import DataPlanes
+from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.csr import parse_csr
+from meshwarden.certs.issue import LeafTemplate
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.sdk.connection import Connection, start_time
+from meshwarden.sdk.front import Front
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.v1 import resources_pb2 as pb
+from meshwarden.xds import api
+from meshwarden.xds.server import add_ads
+from meshwarden.xds.snapshot import Resource, Snapshot, resource
+
+DOMAIN = "mesh.test"
+ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+REQUEST = "envoy.service.discovery.v3.DiscoveryRequest"
+RESPONSE = "envoy.service.discovery.v3.DiscoveryResponse"
+
+
+def cluster(name: str, timeout_s: float = 1.0) -> Resource:
+    return resource(
+        api.build("envoy.config.cluster.v3.Cluster", {"name": name, "connect_timeout": f"{timeout_s}s"}), name
+    )
+
+
+def entry(envoy: bool = False, **selectors: Any) -> node_pb.EntrySet:
+    metadata = pb.Metadata(tenant="acme", name="web")
+    plane = pb.WorkloadEntrySpec.ENVOY if envoy else pb.WorkloadEntrySpec.PROXYLESS
+    spec = pb.WorkloadEntrySpec(
+        service="web", nodes=["n"], selectors=pb.Selectors(uid=os.geteuid(), **selectors), data_plane=plane
+    )
+    service = pb.Service(kind="Service", metadata=metadata, spec=pb.ServiceSpec(protocol=pb.ServiceSpec.HTTP))
+    return node_pb.EntrySet(
+        entries=[pb.WorkloadEntry(kind="WorkloadEntry", metadata=metadata, spec=spec)], services=[service]
+    )
+
+
+class Node:
+    """An agent's data plane side, and this very process as its workload."""
+
+    def __init__(self, directory: Path, authority: MemoryAuthority, bundle: Any) -> None:
+        (directory / "inner").mkdir(mode=0o700)
+        (directory / "w").mkdir()
+        self.path = directory / "agent.sock"
+        self.front = Front(directory / "inner" / "s")
+        cache = Cache(directory / "cache")
+        self.registry = Registry(DOMAIN, directory / "w", Executables())
+        self.scopes = ScopeStore(cache)
+        self._authority = authority
+        self.credentials = Credentials(self.registry, cache, bundle, self._sign, utc_now, random.Random(1))
+        self.acks: list[node_pb.ConfigAck] = []
+        self.planes = Planes(cache, "127.0.0.1")
+        self.data_planes = DataPlanes(
+            self.front,
+            self.registry,
+            self.scopes,
+            self.credentials,
+            lambda _: 0,
+            self.acks.append,
+            self.planes.refs,
+        )
+        self.revision = 0
+
+    async def _sign(self, requests: list[node_pb.WorkloadCsr]) -> list[node_pb.SignedWorkload]:
+        answers = []
+        for item in requests:
+            template = LeafTemplate(SpiffeId.workload(DOMAIN, item.tenant, item.entry), timedelta(hours=1))
+            chain = await self._authority.sign(template, parse_csr(item.csr), utc_now())
+            from cryptography.hazmat.primitives.serialization import Encoding
+
+            answers.append(node_pb.SignedWorkload(chain=[c.public_bytes(Encoding.DER) for c in chain]))
+        return answers
+
+    def register(self) -> Workload:
+        pid = os.getpid()
+        pidfd = os.pidfd_open(pid)
+        try:
+            who = Connection(
+                1, "", "", pid=pid, uid=os.geteuid(), gid=os.getegid(), start_time=start_time(pid), pidfd=pidfd
+            )
+            return self.registry.register(who, "web")
+        finally:
+            os.close(pidfd)
+
+    def push(self, *resources: Resource, plane: str = "acme/web#1/grpc") -> int:
+        self.revision += 1
+        update = node_pb.ConfigUpdate(revision=self.revision)
+        update.data_planes.add(id=plane, scopes=["client/acme/grpc"])
+        scope = update.scopes.add(scope="client/acme/grpc", full=True)
+        for item in resources:
+            scope.resources.add(type_url=item.type_url, name=item.name, version=item.version, body=item.body)
+        self.scopes.apply(update)
+        return self.revision
+
+    def acked(self) -> int:
+        return self.acks[-1].revision if self.acks else 0
+
+
+class Stream:
+    """A data plane's side of ADS."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def ask(self, type_url: str, *names: str, nonce: str = "", error: str = "", agent: str = "") -> None:
+        fields: dict[str, Any] = {"type_url": type_url, "resource_names": names, "response_nonce": nonce}
+        if error:
+            fields["error_detail"] = {"code": 3, "message": error}
+        if agent:
+            fields["node"] = {"user_agent_name": agent}
+        await self._call.write(api.build(REQUEST, fields).SerializeToString())
+
+    async def answer(self) -> Any:
+        return api.parse(RESPONSE, await asyncio.wait_for(self._call.read(), 10))
+
+    def end(self) -> None:
+        self._call.cancel()
+
+
+@pytest.fixture
+async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    authority = MemoryAuthority(DOMAIN)
+    node = Node(tmp_path_factory.mktemp("n"), authority, await authority.bundle())
+    server = grpc.aio.server()
+    add_ads(server, node.data_planes, listener_gap_s=0.0)
+    server.add_insecure_port(node.front.inner_target)
+    await server.start()
+    await node.front.serve_unix(node.path)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(node.credentials.run)
+        yield node
+        tasks.cancel_scope.cancel()
+    await node.front.aclose()
+    await server.stop(0)
+    node.registry.close()
+
+
+@pytest.fixture
+async def channel(node: Node) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"unix:{node.path}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield channel
+
+
+def stream(channel: grpc.aio.Channel) -> Stream:
+    return Stream(channel.stream_stream(ADS)())
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what it waits for has no event of its own
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stranger_is_refused_with_the_fix(channel: grpc.aio.Channel) -> None:
+    call: Any = channel.stream_stream(ADS)()
+    await Stream(call).ask(api.CLUSTER)
+    assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "meshwarden-agent exec --entry" in await call.details()
+
+
+async def test_a_revision_is_acknowledged_when_all_that_is_asked_for_is_answered(
+    node: Node, channel: grpc.aio.Channel
+) -> None:
+    node.registry.set_entries(entry())
+    node.register()
+    first = node.push(cluster("a"), cluster("b"))
+    assert node.acked() == first  # nobody is connected: whoever comes gets the newest
+    one = stream(channel)
+    await one.ask(api.CLUSTER, "a")
+    answer = await one.answer()
+    await one.ask(api.CLUSTER, "a", nonce=answer.nonce)
+    second = node.push(cluster("a", 2), cluster("b"))
+    answer = await one.answer()
+    assert node.acked() == first
+    await one.ask(api.CLUSTER, "a", nonce=answer.nonce)
+    await until(lambda: node.acked() == second)
+    # Nothing new for it: it has nothing to answer.
+    third = node.push(cluster("a", 2), cluster("b", 2))
+    await until(lambda: node.acked() == third)
+    # And one that goes holds up nobody.
+    fourth = node.push(cluster("a", 3), cluster("b", 2))
+    await one.answer()
+    assert node.acked() == third
+    one.end()
+    await until(lambda: node.acked() == fourth)
+
+
+async def test_a_refusal_is_an_answer_and_is_reported_until_it_is_mended(node: Node, channel: grpc.aio.Channel) -> None:
+    node.registry.set_entries(entry())
+    node.register()
+    revision = node.push(cluster("a"))
+    one = stream(channel)
+    await one.ask(api.CLUSTER, "a")
+    answer = await one.answer()
+    await one.ask(api.CLUSTER, "a", nonce=answer.nonce, error="bad " + "x" * 9000)
+    await until(lambda: node.acks and node.acks[-1].nacks)
+    (nack,) = node.acks[-1].nacks
+    assert (node.acked(), nack.data_plane, nack.type_url) == (revision, "acme/web#1/grpc", api.CLUSTER)
+    assert (nack.message[:5], len(nack.message)) == ("bad x", 4096)
+    mended = node.push(cluster("a", 2))
+    answer = await one.answer()
+    await one.ask(api.CLUSTER, "a", nonce=answer.nonce)
+    await until(lambda: node.acked() == mended and not node.acks[-1].nacks)
+    one.end()
+
+
+async def test_what_is_not_known_yet_is_withheld_not_empty(node: Node, channel: grpc.aio.Channel) -> None:
+    node.registry.set_entries(entry())
+    node.register()
+    one = stream(channel)
+    await one.ask(api.CLUSTER, "a")
+    node.push(cluster("z"), plane="acme/other#1/grpc")
+    node.push(cluster("a"))
+    answer = await one.answer()
+    assert [item.type_url for item in answer.resources] == [api.CLUSTER]  # not an empty one before
+    one.end()
+
+
+async def test_an_envoy_gets_its_certificate_beside_its_configuration(node: Node, channel: grpc.aio.Channel) -> None:
+    node.registry.set_entries(entry(envoy=True))
+    workload = node.register()
+    await node.credentials.ensure(workload, 10)
+    (_, ref) = node.planes.refs(workload)
+    node.push(outbound(ref.outbound_path), plane="acme/web#1/envoy")
+    one = stream(channel)
+    await one.ask(api.SECRET, "default", "ROOTCA", agent="envoy")
+    answer = await one.answer()
+    secrets = {secret.name: secret for secret in map(api.unpack, answer.resources)}
+    assert set(secrets) == {"default", "ROOTCA"}
+    svid = node.credentials.svid(workload.id)
+    assert svid is not None
+    assert secrets["default"].tls_certificate.private_key.inline_string == svid.key_pem().decode()
+    # Renewed, it comes by itself.
+    node.credentials.renew_now("test")
+    again = await one.answer()
+    (renewed,) = [secret for secret in map(api.unpack, again.resources) if secret.name == "default"]
+    assert renewed.tls_certificate != secrets["default"].tls_certificate
+    one.end()
+
+
+async def test_an_envoy_waits_until_the_program_was_seen(node: Node, channel: grpc.aio.Channel) -> None:
+    node.registry.set_entries(entry(envoy=True, path="/bin/elsewhere"))
+    workload = node.register()
+    await node.credentials.ensure(workload, 10)
+    assert not node.registry.is_admitted(workload.id)
+    (_, ref) = node.planes.refs(workload)
+    node.push(outbound(ref.outbound_path), plane="acme/web#1/envoy")
+    assert node.data_planes.snapshot(workload, "acme/web#1/envoy") is None
+    # It has become the program that the entry wants.
+    node.registry.set_entries(entry(envoy=True, path=os.path.realpath(sys.executable)))
+    node.registry.review()
+    assert node.data_planes.snapshot(workload, "acme/web#1/envoy") is not None
+
+
+async def test_an_ended_workload_gets_nothing_more(node: Node, channel: grpc.aio.Channel) -> None:
+    node.registry.set_entries(entry())
+    workload = node.register()
+    node.push(cluster("a"))
+    assert node.data_planes.snapshot(workload, "acme/web#1/grpc") is not None
+    node.registry.end(workload.id, "test")
+    assert node.data_planes.snapshot(workload, "acme/web#1/grpc") is None
+    again = node.register()
+    assert again.id == workload.id
+    assert node.data_planes.snapshot(workload, "acme/web#1/grpc") is None
+    assert node.data_planes.snapshot(again, "acme/web#1/grpc") is not None
+
+
+async def test_names_are_those_that_the_tenant_is_given(node: Node) -> None:
+    node.registry.set_entries(entry())
+    names = Names(node.registry, node.scopes)
+    assert names.find("acme", "orders") is None
+    workload = node.register()
+    node.push(client("orders"), client("orders.platform"), Resource(api.LISTENER, "broken", "1", b"\xff"))
+    for said in ("orders", "orders.platform", "xds:///orders", "platform/orders"):
+        assert names.find("acme", said) == "platform/orders"
+    for said in ("", "/", "broken", "billing", "platform/billing", "acme/orders", "xds://", "a/b/c"):
+        assert names.find("acme", said) is None
+    assert names.find("globex", "orders") is None
+    node.push(client("orders.platform"))
+    assert names.find("acme", "orders") is None
+    # Its last counts come after it has ended.
+    node.registry.end(workload.id, "test")
+    assert names.find("acme", "orders.platform") == "platform/orders"
+
+
+def client(name: str) -> Resource:
+    manager = {
+        "@type": f"{api.TYPE_URL_PREFIX}envoy.extensions.filters.network.http_connection_manager.v3"
+        ".HttpConnectionManager",
+        "rds": {"config_source": {"ads": {}}, "route_config_name": "orders.platform"},
+    }
+    fields = {"name": name, "api_listener": {"api_listener": manager}}
+    return resource(api.build("envoy.config.listener.v3.Listener", fields), name)
+
+
+def outbound(path: str) -> Resource:
+    fields = {"name": "outbound", "address": {"pipe": {"path": path}}}
+    return resource(api.build("envoy.config.listener.v3.Listener", fields), "outbound")
+
+
+def inbound(port: int) -> Resource:
+    fields = {
+        "name": "inbound",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+    }
+    return resource(api.build("envoy.config.listener.v3.Listener", fields), "inbound")
+
+
+@pytest.mark.parametrize(
+    ("resources", "fit"),
+    [
+        ([outbound("/run/o")], True),
+        ([outbound("/run/other")], False),
+        ([], False),
+        ([outbound("/run/o"), inbound(7001)], False),
+        ([Resource(api.LISTENER, "outbound", "1", b"\xff")], False),
+    ],
+)
+def test_configuration_for_other_addresses_does_not_fit(resources: list[Resource], fit: bool) -> None:
+    ref = node_pb.DataPlaneRef(id="x", dialect=node_pb.DataPlaneRef.ENVOY, outbound_path="/run/o")
+    assert fits(Snapshot.of(resources), ref) is fit
