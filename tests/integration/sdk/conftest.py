@@ -22,6 +22,8 @@ import anyio
 import anyio.from_thread
 import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
 
 from meshwarden.agents.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
 from meshwarden.certs import issue, svid
@@ -102,7 +104,7 @@ class AdsClient:
         pass
 
 
-class Agent(workload_service_pb2_grpc.WorkloadServiceServicer):
+class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2_grpc.TraceServiceServicer):
     """The agent of one workload, which it knows by the socket."""
 
     def __init__(self, portal: anyio.from_thread.BlockingPortal, directory: Path) -> None:
@@ -113,6 +115,7 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer):
         self.config: workload_service_pb2.WorkloadConfig | None = None
         self.nacks: list[str] = []
         self.reports: list[report_pb2.CallStat] = []
+        self.spans: list[trace_pb2.Span] = []
         self._server: grpc.aio.Server | None = None
 
     def open(self, context: Any, node: Any) -> AdsClient:
@@ -132,6 +135,12 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer):
     ) -> workload_service_pb2.ReportCallsResponse:
         self.reports.extend(request.calls)
         return workload_service_pb2.ReportCallsResponse()
+
+    async def Export(self, request: Any, context: Any) -> trace_service_pb2.ExportTraceServiceResponse:  # noqa: N802
+        for resource_spans in request.resource_spans:
+            for scope in resource_spans.scope_spans:
+                self.spans.extend(scope.spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
 
     def start(self) -> None:
         self._portal.call(self._start)
@@ -157,6 +166,7 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer):
     async def _start(self) -> None:
         self._server = grpc.aio.server()
         add_ads(self._server, self)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
         workload_service_pb2_grpc.add_WorkloadServiceServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{self.socket}")
         await self._server.start()

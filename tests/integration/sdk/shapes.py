@@ -65,7 +65,6 @@ def picky(message: bytes) -> bytes:
 
 
 def serve() -> None:
-    telemetry.configure()
     server = sdk.server(max_workers=8)
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary, picky),
@@ -159,6 +158,7 @@ async def call_aio() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    telemetry.configure()
     if sys.argv[1] == "serve":
         serve()
     elif sys.argv[2] == "sync":

@@ -99,6 +99,25 @@ def test_calls_of_grpc_aio_are_counted_whatever_their_end(mesh: Any, port: int) 
     assert {key[:2]: count for key, count in source.items()} == expected
 
 
+@pytest.mark.parametrize("kind", ["sync", "aio"])
+def test_each_call_has_a_span_on_both_sides_whatever_its_end(
+    mesh: Any, port: int, until: Callable[..., Any], kind: str
+) -> None:
+    serving = serve_shapes(mesh, port)
+    calling, _ = answers(mesh, kind)
+    made = calling.agent.counted(CallStat.SOURCE).total()
+    until(lambda: len(calling.agent.spans) >= made, "the caller's spans")
+    assert len(calling.agent.spans) == made
+    served = serving.agent.counted(CallStat.DESTINATION)
+    until(lambda: len(serving.agent.spans) >= served.total(), "the server's spans")
+    parents = {span.span_id: span.trace_id for span in calling.agent.spans}
+    own = b"\xbb" * 8  # of the call that brought a parent of its own
+    below = [span for span in serving.agent.spans if span.parent_span_id != own]
+    assert below
+    assert all(parents[span.parent_span_id] == span.trace_id for span in below)
+    assert all(span.end_time_unix_nano >= span.start_time_unix_nano > 0 for span in serving.agent.spans)
+
+
 def test_a_trace_that_the_program_sets_stands_and_a_tenant_header_means_nothing(mesh: Any, port: int) -> None:
     serve_shapes(mesh, port)
     _, said = answers(mesh, "sync")
