@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,10 +43,9 @@ class Keeper:
         state: what was last heard.
     """
 
-    def __init__(self, mesh: LocalMesh, changed: Callable[[State], None]) -> None:
+    def __init__(self, mesh: LocalMesh) -> None:
         self.state = State()
         self._mesh = mesh
-        self._changed = changed
 
     async def refresh(self) -> State:
         """Asks everyone once; who doesn't answer keeps their last word."""
@@ -71,8 +69,8 @@ class Keeper:
     async def run(self) -> None:
         """Refreshes until cancelled."""
         while True:
-            self._changed(await self.refresh())
             await asyncio.sleep(REFRESH_S)
+            await self.refresh()
 
 
 def up_json(mesh: LocalMesh, state: State) -> dict[str, Any]:

@@ -106,11 +106,11 @@ class _Up:
             stack.push_async_callback(_shielded, mesh.close)
             otlp = await stack.enter_async_context(receiver()) if self._options.check else None
             await self._start(mesh, otlp)
-            async with self._shown(mesh) as keeper:
-                name = await asyncio.to_thread(_write_context, mesh)
-                state = await keeper.refresh()
+            name = _write_context(mesh)
+            async with self._kept(mesh) as keeper:
+                state = keeper.state
                 if self._options.check:
-                    self._ok = await self._check(mesh, name, keeper.state, otlp)
+                    self._ok = await self._check(mesh, name, state, otlp)
                     return
                 if self._options.json:
                     print(json.dumps(state.up_json), flush=True)
@@ -146,9 +146,10 @@ class _Up:
             await mesh.wait_for_samples(note)
 
     @asynccontextmanager
-    async def _shown(self, mesh: LocalMesh) -> AsyncIterator[Keeper]:
-        """Keeps up.json current while the body runs."""
-        keeper = Keeper(mesh, lambda state: None)
+    async def _kept(self, mesh: LocalMesh) -> AsyncIterator[Keeper]:
+        """Writes up.json and keeps it current while the body runs."""
+        keeper = Keeper(mesh)
+        await keeper.refresh()
         async with anyio.create_task_group() as group:
             group.start_soon(keeper.run)
             try:
