@@ -110,7 +110,6 @@ async def test_it_comes_up_and_says_its_pid_before(plan: EnvoyPlan) -> None:
         assert keeper.pids == [keeper.supervisor.pid]
         status, body = await admin.ask(plan.admin_socket, "/server_info")
         assert (status, json.loads(body)["state"]) == (200, "LIVE")
-        assert os.stat(plan.directory / "envoy.json").st_mode & 0o777 == 0o600
         # argv[0] after the launcher became Envoy in place.
         assert psutil.Process(keeper.supervisor.pid).exe() == str(find_envoy())
     assert dead(keeper.pids[0])
@@ -180,8 +179,7 @@ async def test_a_program_that_cannot_start_is_tried_again_ever_more_slowly(
     broken.chmod(0o755)
     async with keeping(plan, broken) as keeper:
         await until(lambda: keeper.supervisor.restarts >= 3, "it was tried again")
-        words = (plan.directory / "envoy.stderr").read_text()
-        assert "FileNotFoundError" in words or "No such file" in words
+        assert "No such file" in keeper.supervisor.last_end
         assert not await keeper.supervisor.ready()
 
 
@@ -201,7 +199,7 @@ async def test_a_launcher_that_cannot_start_is_tried_again(tmp_path: Path, plan:
             await keeper.supervisor.wait_ready()
 
 
-async def test_it_runs_as_the_workloads_user(tmp_path: Path) -> None:
+async def test_it_runs_as_the_workloads_user(until: Any) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: only root may start programs as others")
     base = Path("/tmp") / f"mw-{os.getpid()}"
@@ -216,5 +214,16 @@ async def test_it_runs_as_the_workloads_user(tmp_path: Path) -> None:
             assert set(process.uids()) == {65534}
             assert set(process.gids()) == {65534}
             assert directory.stat().st_uid == 65534
+            # Its user can put links where it likes: none of them leads the agent anywhere.
+            precious = base / "precious"
+            precious.write_text("root's")
+            for name in ("envoy.json", "envoy.stderr", "admin"):
+                (directory / name).unlink(missing_ok=True)
+                (directory / name).symlink_to(precious)
+            os.kill(keeper.supervisor.pid, signal.SIGKILL)
+            await until(lambda: len(keeper.pids) == 2, "it is started again")
+            async with asyncio.timeout(_DEADLINE_S):
+                await keeper.supervisor.wait_ready()
+            assert (precious.read_text(), precious.stat().st_uid) == ("root's", 0)
     finally:
         shutil.rmtree(base)

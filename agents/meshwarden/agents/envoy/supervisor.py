@@ -5,15 +5,17 @@ loop, which lives as long as the agent, so the Envoy ends with the agent however
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import anyio
 import structlog
@@ -25,7 +27,8 @@ _FIRST_BACKOFF_S: Final = 0.1
 _LAST_BACKOFF_S: Final = 10.0
 _STEADY_S: Final = 30.0
 _POLL_S: Final = 0.05
-_STDERR: Final = "envoy.stderr"
+_LOG: Final = "envoy.log"
+_MAX_LOG_BYTES: Final = 8 * 1024 * 1024
 _MAX_WORDS: Final = 2000
 
 
@@ -57,7 +60,7 @@ class EnvoyPlan:
     Attributes:
         name: the id of its workload.
         bootstrap: its static configuration, in JSON form.
-        directory: of its own, 0700 and of its uid: bootstrap, log and admin socket are there.
+        directory: of its own, 0700 and of its uid: log and sockets are there. Its parent must be ours alone.
         uid: the user it runs as.
         gid: the group it runs as.
         concurrency: worker threads.
@@ -98,6 +101,8 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self.restarts = 0
         """How often it had to be started again."""
+        self.last_end = ""
+        """Why it last ended; empty if it never did."""
 
     @property
     def pid(self) -> int:
@@ -129,7 +134,7 @@ class Supervisor:
         try:
             while not self._stopping.is_set():
                 began = loop.time()
-                reason = await self._run_once()
+                reason = self.last_end = await self._run_once()
                 if self._stopping.is_set():
                     return
                 self.restarts += 1
@@ -142,61 +147,54 @@ class Supervisor:
 
     async def _run_once(self) -> str:
         """Runs it to its end; says why it ended."""
-        try:
-            await asyncio.to_thread(self._prepare)
-            await self._start()
-        except OSError as error:  # no space, no process to be had: as good as an Envoy that ends at once
-            return f"not started: {error}"
-        code = await self._until_end()
-        said = await asyncio.to_thread(self._last_words)
+        with tempfile.TemporaryFile() as words:
+            try:
+                await asyncio.to_thread(self._prepare)
+                await self._start(words)
+            except OSError as error:  # no space, no process to be had: as good as an Envoy that ends at once
+                return f"not started: {error}"
+            code = await self._until_end()
+            said = _last_line(words)
         return f"exit code {code}: {said}" if said else f"exit code {code}"
 
-    def _last_words(self) -> str:
-        try:
-            lines = (self._plan.directory / _STDERR).read_text(errors="replace")[-_MAX_WORDS:].splitlines()
-        except OSError:
-            return ""
-        return lines[-1] if lines else ""
-
     def _prepare(self) -> None:
-        directory = self._plan.directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = directory / "envoy.json"
-        path.write_text(json.dumps(self._plan.bootstrap, indent=1))
-        path.chmod(0o600)
-        for owned in (directory, path):
-            if (self._plan.uid, self._plan.gid) != (os.geteuid(), os.getegid()):
-                os.chown(owned, self._plan.uid, self._plan.gid)
+        """Makes the directory, whose parent is ours alone.
 
-    async def _start(self) -> None:
+        It belongs to the workload's user, who can put links under any name: nothing in it is opened here.
+        """
         plan = self._plan
+        plan.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (plan.uid, plan.gid) != (os.geteuid(), os.getegid()):
+            os.chown(plan.directory, plan.uid, plan.gid, follow_symlinks=False)
         plan.admin_socket.unlink(missing_ok=True)
+        log = plan.directory / _LOG
+        with contextlib.suppress(FileNotFoundError):
+            if log.lstat().st_size > _MAX_LOG_BYTES:
+                log.unlink()
+
+    async def _start(self, words: IO[bytes]) -> None:
+        plan = self._plan
         envoy = [
             str(self._binary),
-            *("-c", str(plan.directory / "envoy.json")),
-            *("--log-path", str(plan.directory / "envoy.log")),
+            *("--config-yaml", json.dumps(plan.bootstrap)),  # JSON is YAML; it holds no secret
+            *("--log-path", str(plan.directory / _LOG)),
             *("--log-level", "warning"),
             *("--concurrency", str(plan.concurrency)),
             *("--drain-time-s", str(max(1, round(plan.drain_s)))),
             "--disable-hot-restart",  # no shared memory, so no base id to keep apart
         ]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        words = os.open(plan.directory / _STDERR, flags, 0o600)
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                launch.__file__,
-                *(str(number) for number in (os.getpid(), plan.uid, plan.gid)),
-                *envoy,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=words,
-                env={"PATH": os.environ.get("PATH", "")},
-                cwd=plan.directory,
-            )
-        finally:
-            os.close(words)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            launch.__file__,
+            *(str(number) for number in (os.getpid(), plan.uid, plan.gid)),
+            *envoy,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=words,
+            env={"PATH": os.environ.get("PATH", "")},
+            cwd=plan.directory,
+        )
         self._started(self._process.pid)
         _log.info("envoy started", envoy=plan.name, pid=self._process.pid)
 
@@ -243,3 +241,10 @@ class Supervisor:
                 process.kill()
             await process.wait()
         self._plan.admin_socket.unlink(missing_ok=True)
+
+
+def _last_line(words: IO[bytes]) -> str:
+    size = words.seek(0, os.SEEK_END)
+    words.seek(max(0, size - _MAX_WORDS))
+    lines = words.read().decode(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "")
