@@ -16,6 +16,7 @@ from meshwarden.agents.attend import Attendants, SidecarMissing
 from meshwarden.agents.attest import Attestor, Unidentified, is_own_user
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import CredentialMissing, Credentials
+from meshwarden.agents.dial import names
 from meshwarden.agents.workload import Refusal, RegistrationRefused, Registry, Workload
 from meshwarden.sdk.connection import Connection
 from meshwarden.v1 import report_pb2 as report_pb
@@ -148,6 +149,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             limits=parts.scopes.limits(f"{workload.id}/grpc"),
             revision=parts.scopes.revision,
             credential_directory=str(workload.credentials),
+            names=names(parts.scopes.snapshot(f"{workload.id}/grpc")),
         )
 
     def _notify(self) -> None:

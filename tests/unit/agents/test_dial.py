@@ -1,0 +1,22 @@
+"""The names that a program may dial."""
+
+from meshwarden.agents.dial import names
+from meshwarden.controlplane.policy.grpc import client, server
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.xds.snapshot import Snapshot
+
+ORDERS = Name("platform", "orders")
+
+
+def test_names_come_from_the_clients_listeners_alone() -> None:
+    listeners = [client.listener("orders", ORDERS), client.listener("orders.platform", ORDERS)]
+    listeners += [client.listener("a-b.c-d", Name("c-d", "a-b")), server.listener("127.0.0.1:7021", ORDERS)]
+    assert names(Snapshot.of(listeners)) == {
+        "orders": "platform/orders",
+        "orders.platform": "platform/orders",
+        "a-b.c-d": "c-d/a-b",
+    }
+
+
+def test_without_a_snapshot_there_is_no_name() -> None:
+    assert names(None) == {}
