@@ -25,6 +25,7 @@ from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
+from meshwarden.controlplane.identity.record import node_key
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources import model
@@ -84,7 +85,7 @@ async def issue(authority: MemoryAuthority, identity: SpiffeId, *dns: str) -> X5
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(tmp_path / "s" / "store.sqlite"))
-        await store.commit(WEB)
+        await store.commit([*WEB, Put(node_key("n1"), b"{}")])
         audit = await stack.enter_async_context(FileAuditLog.open(tmp_path / "audit.jsonl", utc_now))
         authority = MemoryAuthority(DOMAIN)
         publisher = Publisher(store, trust_domain=DOMAIN, audit=audit)
@@ -178,10 +179,10 @@ async def test_a_message_that_breaks_the_schema_ends_the_session_with_the_field(
 
 @pytest.mark.parametrize(
     "identity",
-    [node(region="us"), SpiffeId.workload(DOMAIN, "acme", "web"), SpiffeId.operator(DOMAIN, "root")],
-    ids=["another region's node", "a workload", "an operator"],
+    [node(region="us"), node("removed"), SpiffeId.workload(DOMAIN, "acme", "web"), SpiffeId.operator(DOMAIN, "root")],
+    ids=["another region's node", "one that has not joined", "a workload", "an operator"],
 )
-async def test_only_a_node_of_this_region_has_a_session(world: World, identity: SpiffeId) -> None:
+async def test_only_a_node_that_joined_this_region_has_a_session(world: World, identity: SpiffeId) -> None:
     stream = await world.sync(identity)
     assert await code(stream) is grpc.StatusCode.PERMISSION_DENIED
     assert world.sessions.states() == []

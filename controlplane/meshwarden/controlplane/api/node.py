@@ -16,7 +16,6 @@ from anyio.abc import TaskGroup
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.bundle import Bundle
 from meshwarden.controlplane.api.errors import InvalidRequest
-from meshwarden.controlplane.identity.authorize import Denied, authorize
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Session, Sessions
@@ -61,7 +60,7 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
     async def Sync(  # type: ignore[override]  # it writes by itself, which the stubs don't know
         self, request_iterator: AsyncIterator[v1.SyncRequest], context: Context
     ) -> None:
-        node = _node(self._sessions.region)
+        node = await self._identity.joined(peer.current(), "Sync")
         hello = await _hello(request_iterator)
         await self._publisher.wait_loaded()
         session = self._sessions.open(node, hello)
@@ -135,18 +134,6 @@ class _Stream:
     async def _end_when_replaced(self, group: TaskGroup) -> None:
         await self._session.replaced.wait()
         group.cancel_scope.cancel()
-
-
-def _node(region: str) -> str:
-    """The calling node's name, by its certificate."""
-    verified = peer.current()
-    caller = verified.spiffe_id if verified is not None else None
-    authorize(caller, "/meshwarden.v1.NodeService/Sync", None)
-    if caller is None or caller.node is None:
-        raise Denied(f"{caller}: is no node")
-    if caller.region != region:
-        raise Denied(f"{caller}: is a node of region {caller.region}; this control plane's region is {region}")
-    return caller.node
 
 
 async def _hello(requests: AsyncIterator[v1.SyncRequest]) -> v1.NodeHello:

@@ -127,7 +127,7 @@ class NodeIdentity:
             AuthorityError: nobody can sign.
         """
         try:
-            node = await self._joined(peer, "Renew")
+            node = await self.joined(peer, "Renew")
             public_key = parse_csr(csr)
         except (Denied, InvalidCsr) as error:
             self._audit.note("node.renew_denied", peer=str(_id_of(peer)), reason=str(error))
@@ -148,14 +148,23 @@ class NodeIdentity:
             StoreError: entries can't be read.
         """
         try:
-            node = await self._joined(peer, "SignWorkload")
+            node = await self.joined(peer, "SignWorkload")
         except Denied as error:
             self._audit.note("workload.sign_denied", peer=str(_id_of(peer)), reason=str(error))
             raise
         return await self._signer.sign(node, list(requests))
 
-    async def _joined(self, peer: Peer, method: str) -> str:
-        """Returns the name of the calling node, once it is known to be one of ours."""
+    async def joined(self, peer: Peer, method: str) -> str:
+        """Returns the name of the calling node, once it is known to be one of ours.
+
+        Args:
+            peer: the node, by its certificate.
+            method: the method of NodeService that it calls, "Sync".
+
+        Raises:
+            Denied: it is no node, none of this region, or has not joined or was removed.
+            StoreError: its record can't be read.
+        """
         caller = _id_of(peer)
         authorize(caller, SERVICE + method, None)
         if caller is None or caller.role is not Role.NODE or caller.node is None:

@@ -83,8 +83,6 @@ class Sessions:
         grace_s: float = GRACE_S,
         start_grace_s: float = START_GRACE_S,
     ) -> None:
-        self.region: Final = region
-        """Whose nodes these are."""
         self._publisher, self._clock = publisher, clock
         self._grace_s, self._start_grace_s = grace_s, start_grace_s
         self._endpoints = Endpoints(publisher, store, region=region, clock=clock)
