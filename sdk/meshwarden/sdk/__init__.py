@@ -4,12 +4,14 @@
 
     with sdk.channel("xds:///orders") as channel: ...
     server = sdk.server(max_workers=16)
+    sdk.run(server)
     sdk.peer_identity(context).tenant
 
 `meshwarden.sdk.telemetry.configure` sends the program's spans to its agent.
 """
 
 from meshwarden.sdk.channel import aio_channel, channel
-from meshwarden.sdk.server import peer_identity, server
+from meshwarden.sdk.error import AgentAway, NotStarted, SdkError
+from meshwarden.sdk.server import peer_identity, run, server
 
-__all__ = ["aio_channel", "channel", "peer_identity", "server"]
+__all__ = ["AgentAway", "NotStarted", "SdkError", "aio_channel", "channel", "peer_identity", "run", "server"]

@@ -1,4 +1,4 @@
-"""A program with calls of all shapes, for test_sdk.py: `shapes.py serve` or `shapes.py call sync|aio`.
+"""A program with calls of all shapes, for test_sdk.py: `shapes.py serve` or `shapes.py call sync|aio|steady`.
 
 Messages are bytes.
 """
@@ -9,14 +9,16 @@ import json
 import os
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 
 import grpc
 
 from meshwarden import sdk
 from meshwarden.sdk import telemetry
-from meshwarden.sdk.server import run
 
 SERVICE = "test.Shapes"
 
@@ -65,7 +67,8 @@ def picky(message: bytes) -> bytes:
 
 
 def serve() -> None:
-    server = sdk.server(max_workers=8)
+    age = timedelta(seconds=float(os.environ.get("SHAPES_AGE_S", "600")))
+    server = sdk.server(max_workers=8, max_connection_age=age, connection_grace=timedelta(seconds=1))
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary, picky),
         "FanOut": grpc.unary_stream_rpc_method_handler(fan_out),
@@ -74,7 +77,7 @@ def serve() -> None:
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_port(f"127.0.0.1:{os.environ['MESHWARDEN_PORT']}")
-    run(server)
+    sdk.run(server)
 
 
 def code_of(error: grpc.RpcError) -> str:
@@ -127,6 +130,20 @@ def call_sync() -> dict[str, Any]:
     return answers
 
 
+def call_steadily(for_s: float) -> dict[str, Any]:
+    codes: Counter[str] = Counter()
+    ends_s = time.monotonic() + for_s
+    with sdk.channel("xds:///orders") as channel:
+        ask = channel.unary_unary(f"/{SERVICE}/Unary")
+        while time.monotonic() < ends_s:
+            try:
+                ask(b"fine", timeout=5)
+                codes["OK"] += 1
+            except grpc.RpcError as error:
+                codes[code_of(error)] += 1
+    return dict(codes)
+
+
 async def call_aio() -> dict[str, Any]:
     async def two() -> AsyncIterator[bytes]:
         yield b"a"
@@ -161,6 +178,8 @@ if __name__ == "__main__":
     telemetry.configure()
     if sys.argv[1] == "serve":
         serve()
+    elif sys.argv[2] == "steady":
+        print(json.dumps(call_steadily(5.0)), flush=True)
     elif sys.argv[2] == "sync":
         print(json.dumps(call_sync()), flush=True)
     else:

@@ -25,8 +25,9 @@ GET = "/meshwarden.examples.v1.Orders/Get"
 WEB = "spiffe://mesh.test/tenant/acme/service/web"
 
 
-def serve_shapes(mesh: Any, port: int) -> Any:
+def serve_shapes(mesh: Any, port: int, **variables: str) -> Any:
     serving = mesh.workload("platform", "orders", port)
+    serving.variables.update(variables)
     mesh.until_open(serving, serving.start(SHAPES, "serve"))
     return serving
 
@@ -162,6 +163,13 @@ def test_a_limit_holds_for_its_tenant_alone_and_says_when_to_try_again(mesh: Any
     assert globex.ask("grpc", count=100, metadata={"x-tenant": "acme"})["codes"] == {"OK": 100}
     key = (GET, "RESOURCE_EXHAUSTED", CallStat.LIMITED)
     until(lambda: serving.agent.counted(CallStat.DESTINATION)[key] >= 10, "counted as limited")
+
+
+def test_connections_of_bounded_age_fail_no_call(mesh: Any, port: int) -> None:
+    serve_shapes(mesh, port, SHAPES_AGE_S="0.5")
+    _, said = answers(mesh, "steady")
+    assert set(said) == {"OK"}, said
+    assert said["OK"] > 100
 
 
 def test_a_server_of_another_name_is_not_called(mesh: Any) -> None:

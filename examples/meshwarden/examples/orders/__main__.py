@@ -10,7 +10,6 @@ from meshwarden import sdk
 from meshwarden.examples.orders import orders_pb2_grpc
 from meshwarden.examples.orders.service import Orders
 from meshwarden.sdk import telemetry
-from meshwarden.sdk.server import run
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
         orders.stop()
 
     logging.info("orders %s, %s, on 127.0.0.1:%s", arguments.version, arguments.instance, port)
-    run(server, grace_s=5.0, on_stop=stop)
+    sdk.run(server, grace_s=5.0, on_stop=stop)
     logging.info("orders stopped")
 
 
