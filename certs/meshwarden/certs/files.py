@@ -17,13 +17,13 @@ _DATA = "..data"
 
 
 def publish(directory: Path, files: Mapping[str, bytes], uid: int = -1, gid: int = -1) -> None:
-    """Replaces the published files of a directory, all at once; files are 0600 and directories 0700.
+    """Replaces the published files of a directory, all at once; files are 0600, and only their owner can reach them.
 
     Args:
-        directory: is made if it isn't there; nobody else publishes into it.
+        directory: is made if it isn't there; nobody else publishes into it. It is the caller's.
         files: contents by plain file name; names of earlier publications that aren't among them vanish.
-        uid: the owner of all of it; -1 is the caller.
-        gid: the group of all of it; -1 is the caller's.
+        uid: the files' owner; -1 is the caller.
+        gid: the files' group; -1 is the caller's.
 
     Raises:
         ValueError: a name isn't a plain file name.
@@ -33,15 +33,17 @@ def publish(directory: Path, files: Mapping[str, bytes], uid: int = -1, gid: int
         if not name or name.startswith(".") or "/" in name or "\0" in name:
             raise ValueError(f"{name!r} is not a plain file name")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(directory, 0o700)
+    # The directory stays ours: in one of theirs they could put a link where we are about to write or to give away.
+    # Others may pass through, and a generation is its owner's alone.
+    os.chown(directory, os.geteuid(), os.getegid(), follow_symlinks=False)
+    os.chmod(directory, 0o700 if uid in (-1, os.geteuid()) else 0o711)
     generation = directory / f"..{secrets.token_hex(8)}"
     generation.mkdir(mode=0o700)
     try:
         for name, content in files.items():
             _write(generation / name, content, uid, gid)
-        os.chown(generation, uid, gid)
-        os.chown(directory, uid, gid)
         _sync(generation)
+        os.chown(generation, uid, gid)
         _link(directory / _DATA, generation.name)
     except BaseException:
         shutil.rmtree(generation, ignore_errors=True)
@@ -61,11 +63,11 @@ def read(directory: Path, *names: str) -> tuple[bytes, ...]:
     """
     # A swap between two opens would mix generations, and the old one may be swept away between resolving and opening.
     for _ in range(16):
-        generation = Path(os.path.realpath(directory / _DATA, strict=True))
+        target = os.readlink(directory / _DATA)  # not realpath, whose steps a swap can come between
         try:
-            return tuple((generation / name).read_bytes() for name in names)
+            return tuple((directory / target / name).read_bytes() for name in names)
         except FileNotFoundError:
-            if Path(os.path.realpath(directory / _DATA)) == generation:
+            if os.readlink(directory / _DATA) == target:
                 raise
     raise FileNotFoundError(f"{directory}: is published faster than it can be read")
 
