@@ -1,5 +1,6 @@
 """Whole meshes, started as a user starts them."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -70,8 +71,14 @@ class Up:
         return self.out.read_text(errors="replace")
 
     def left(self) -> list[int]:
-        """The processes that carry this mesh's mark."""
-        return [pid for pid, _ in kernel.marked(str(self.state_dir.resolve()))]
+        """The processes of this mesh: by their mark, and by their command lines, for an Envoy's environment is bare."""
+        directory = str(self.state_dir.resolve())
+        found = {pid for pid, _ in kernel.marked(directory)}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if f"{directory}/".encode() in path.read_bytes():
+                    found.add(int(path.parent.name))
+        return sorted(found - {os.getpid(), self.process.pid})
 
     def end(self) -> None:
         """Ends it, whatever state it is in."""

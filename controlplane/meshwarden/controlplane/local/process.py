@@ -117,7 +117,9 @@ class Child:
                 continue
             if asyncio.get_running_loop().time() - began > STEADY_S:
                 pause_s = FIRST_PAUSE_S
-            self._report(f"{self.program.name} {_ending(code)}; again in {pause_s:.1f} s. {tail(self.program.log)}")
+            # The first time with the reason; what goes on failing is not to fill the screen with it.
+            why = tail(self.program.log) if pause_s == FIRST_PAUSE_S else f"See {self.program.log}"
+            self._report(f"{self.program.name} {_ending(code)}; again in {pause_s:.1f} s. {why}")
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._unwanted.wait()
