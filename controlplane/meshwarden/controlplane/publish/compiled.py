@@ -9,20 +9,22 @@ from meshwarden.controlplane.policy.compile import Parts, ScopeContent, compile_
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.scope import touched
 from meshwarden.v1 import node_service_pb2 as v1
+from meshwarden.xds.snapshot import Resource
 
 
 class Compiled:
     """A scope at one moment: immutable, and equal content is the same object as long as somebody holds it."""
 
-    def __init__(self, scope: str, content: ScopeContent) -> None:
+    def __init__(self, scope: str, content: ScopeContent, before: "Compiled | None" = None) -> None:
+        """Takes the content; what it has in common with `before` is taken over as it is."""
         self.scope = scope
         self.limits = content.limits
+        self.versions = {(item.type_url, item.name): item.version for item in content.resources}
+        old = before.versions if before is not None else {}
         self.resources: Mapping[tuple[str, str], v1.XdsResource] = MappingProxyType(
             {
-                (item.type_url, item.name): v1.XdsResource(
-                    type_url=item.type_url, name=item.name, version=item.version, body=item.body
-                )
-                for item in content.resources
+                name: before.resources[name] if before is not None and old.get(name) == item.version else _wire(item)
+                for name, item in zip(self.versions, content.resources, strict=True)
             }
         )
         self._since: WeakKeyDictionary[Compiled, v1.ScopeUpdate] = WeakKeyDictionary()
@@ -30,7 +32,7 @@ class Compiled:
 
     def same(self, other: "Compiled") -> bool:
         """Whether both hold the same."""
-        return self.limits == other.limits and self._versions() == other._versions()
+        return self.limits == other.limits and self.versions == other.versions
 
     def update(self, before: "Compiled | None") -> v1.ScopeUpdate:
         """What a session needs that has `before`, or nothing; made once for all that have the same."""
@@ -46,17 +48,18 @@ class Compiled:
         return known
 
     def _change(self, before: "Compiled") -> v1.ScopeUpdate:
-        old = before._versions()
         update = v1.ScopeUpdate(scope=self.scope)
-        update.resources.extend(item for name, item in self.resources.items() if old.get(name) != item.version)
-        for type_url, name in old.keys() - self.resources.keys():
+        changed = self.versions.items() - before.versions.items()
+        update.resources.extend(self.resources[name] for name, _ in sorted(changed))
+        for type_url, name in sorted(before.versions.keys() - self.versions.keys()):
             update.removed.add(type_url=type_url, name=name)
         if self.limits is not None and self.limits != before.limits:
             update.limits.CopyFrom(self.limits)
         return update
 
-    def _versions(self) -> dict[tuple[str, str], str]:
-        return {name: item.version for name, item in self.resources.items()}
+
+def _wire(item: Resource) -> v1.XdsResource:
+    return v1.XdsResource(type_url=item.type_url, name=item.name, version=item.version, body=item.body)
 
 
 class Scopes:
@@ -81,7 +84,7 @@ class Scopes:
         """
         known = self._known.get(scope)
         if known is None or scope in self._stale:
-            known = self._keep(known, Compiled(scope, compile_scope(self._mesh, scope, parts=self._parts)))
+            known = self._keep(known, Compiled(scope, compile_scope(self._mesh, scope, parts=self._parts), known))
         return known
 
     def listener(self, scope: str, ref: v1.DataPlaneRef, entry: Any, before: Compiled | None) -> Compiled:
