@@ -26,6 +26,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.error import CertsError
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.count import Counter
+from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.error import AgentAway, NotStarted
 from meshwarden.v1 import node_service_pb2, workload_service_pb2, workload_service_pb2_grpc
 
@@ -83,6 +84,7 @@ class AgentLink:
         """Starts watching; returns at once."""
         self.socket = socket
         self.counter = Counter(clock)
+        self.denials = Denials()
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries
         self._changed = threading.Condition()
         self._config: Config | None = None

@@ -1,6 +1,5 @@
 """What is kept of the calls that a program makes: a count, a span, and a word in the log when one is denied."""
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -17,9 +16,6 @@ DECISION_KEY: Final = "mesh-decision"
 """Trailing metadata by which a server of ours says that a policy refused the call: "denied" or "limited"."""
 # What C-core's RBAC filter answers, before any of our code runs.
 _RBAC_DETAILS: Final = "Unauthorized RPC rejected"
-_SAY_AGAIN_S: Final = 60.0
-_MAX_SAID: Final = 1024
-_log = logging.getLogger("meshwarden.sdk")
 
 
 class Outgoing:
@@ -29,8 +25,6 @@ class Outgoing:
         """`name` is what was dialled, "orders" or "orders.platform"."""
         self._link = link
         self._name = name
-        self._lock = threading.Lock()
-        self._said: dict[tuple[str, str], float] = {}
 
     def begin(self, method: str) -> "OutgoingCall":
         """A call begins."""
@@ -59,7 +53,8 @@ class Outgoing:
         )
         self._link.counter.add(call, duration_s)
         if decision == CallStat.DENIED:
-            self._say_denied(config.service if config else "TENANT/SERVICE", destination, method)
+            caller = config.service if config else "TENANT/SERVICE"
+            self._link.denials.say(caller, self._name, destination, method)
 
     def _destination(self) -> str:
         config = self._link.find_config()
@@ -68,26 +63,6 @@ class Outgoing:
             service, _, tenant = self._name.partition(".")
             found = f"{tenant}/{service}"
         return found or ""
-
-    def _say_denied(self, caller: str, destination: str, method: str) -> None:
-        callee = destination or self._name
-        now = time.monotonic()
-        with self._lock:
-            if now - self._said.get((callee, method), -_SAY_AGAIN_S) < _SAY_AGAIN_S:
-                return
-            if len(self._said) >= _MAX_SAID:
-                self._said.clear()
-            self._said[callee, method] = now
-        to = destination or f"TENANT/{self._name}"
-        _log.warning(
-            "%s may not call %s of %s; why: meshwarden explain --from %s --to %s --method %s",
-            caller,
-            method,
-            callee,
-            caller,
-            to,
-            method,
-        )
 
 
 class OutgoingCall:

@@ -10,6 +10,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.agent import Config
 from meshwarden.sdk.count import Counter
+from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.outgoing import DECISION_KEY, Outgoing
 from meshwarden.v1.node_service_pb2 import ServerLimits
 from meshwarden.v1.report_pb2 import CallStat
@@ -23,6 +24,7 @@ class Link:
 
     def __init__(self, names: dict[str, str] | None, known: bool = True) -> None:
         self.counter = Counter(utc_now)
+        self.denials = Denials()
         self._config = None
         if known:
             identity = SpiffeId.workload("mesh.test", "acme", "web")
@@ -75,9 +77,11 @@ def test_a_denied_call_names_the_command_that_explains_it(
 
 
 def test_it_is_said_once_a_minute_for_each_method(caplog: pytest.LogCaptureFixture) -> None:
-    outgoing = Outgoing(Link({}), "orders.platform")  # type: ignore[arg-type]
-    for method in (GET, GET, "/o.Orders/List", GET):
-        outgoing.begin(method).end(grpc.StatusCode.PERMISSION_DENIED, RBAC, ())
+    link = Link({"orders": "platform/orders"})
+    for name in ("orders.platform", "orders"):  # two channels, one callee
+        outgoing = Outgoing(link, name)  # type: ignore[arg-type]
+        for method in (GET, GET, "/o.Orders/List", GET):
+            outgoing.begin(method).end(grpc.StatusCode.PERMISSION_DENIED, RBAC, ())
     assert len(caplog.records) == 2
 
 
