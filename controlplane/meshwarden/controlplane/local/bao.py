@@ -95,10 +95,12 @@ class Bao:
         self._client.token = keys.root
         await self._until("is active", lambda client: client.sys.read_leader_status()["is_self"])
         await self._call(lambda client: _mount(client, trust_domain))
-        await self._call(
+        # A KV engine that has just been mounted is away for a moment ("upgrading from non-versioned").
+        await self._until(
+            "takes the secret",
             lambda client: client.secrets.kv.v2.create_or_update_secret(
                 SECRET, {"otlp_authorization": otlp_authorization}, mount_point=KV
-            )
+            ),
         )
         await self._call(lambda client: client.sys.create_or_update_policy("meshwarden", POLICY))
         answer = await self._call(
