@@ -1,5 +1,6 @@
 """A mesh on this machine: starts its parts in order, and stops and starts them again for whoever asks."""
 
+import asyncio
 import json
 import os
 import random
@@ -7,8 +8,10 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meshwarden.controlplane.local import context as contexts
 from meshwarden.controlplane.local.error import LocalError
@@ -23,14 +26,19 @@ from meshwarden.controlplane.local.record import write_private
 from meshwarden.controlplane.local.sample import SAMPLES, Sample
 from meshwarden.v1.resources_pb2 import EndpointSpec
 
+if TYPE_CHECKING:
+    from meshwarden.controlplane.local.bao import Bao
+
 SERVER, VAULT = "server", "vault"
 SERVER_S = 60.0
 AGENT_S = 60.0
 READY_S = 90.0
+SEAL_S = 1.0
 # An agent drains its Envoys before it ends.
 GRACE_S = {SERVER: 5.0, VAULT: 5.0}
 AGENT_GRACE_S = 10.0
-SAMPLE_GRACE_S = 4.0
+# A server among them lets its calls finish, for 5 s.
+SAMPLE_GRACE_S = 7.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class LocalMesh:
         self._ports: dict[str, int] = {}
         self._operator: Operator | None = None
         self._server: ServerAddress | None = None
+        self._bao: Bao | None = None
 
     @property
     def operator(self) -> Operator:
@@ -130,6 +139,15 @@ class LocalMesh:
         bao = Bao(self.plan, self._ports["vault"], self._ports["vault-cluster"])
         await self._children.start(self._program(VAULT, bao.argv(), GRACE_S[VAULT]))
         self.vault = await bao.prepare(self.options.trust_domain, new_authorization())
+        self._bao = bao
+
+    async def keep_vault_open(self) -> None:
+        """Unseals OpenBao whenever it has been restarted, until cancelled."""
+        while self._bao is not None:
+            if await self._bao.is_sealed():
+                with suppress(LocalError):  # gone again: the next round sees
+                    await self._bao.unseal()
+            await asyncio.sleep(SEAL_S)
 
     async def start_control_plane(self, otlp: OtlpReceiver | None) -> None:
         """Writes the control plane's configuration, starts it and waits until it listens.

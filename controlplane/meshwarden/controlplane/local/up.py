@@ -152,6 +152,7 @@ class _Up:
         await keeper.refresh()
         async with anyio.create_task_group() as group:
             group.start_soon(keeper.run)
+            group.start_soon(mesh.keep_vault_open)
             try:
                 yield keeper
             finally:
