@@ -268,11 +268,18 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
     with hold(config) as place:
         control_plane = ControlPlane(config.control_plane, config.trust_domain)
         identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng)
-        async with anyio.create_task_group() as group:
-            group.start_soon(_until_signal, group.cancel_scope)
-            if not identity.is_good():
-                await _attest(config, identity, rng)
-            await Agent(config, place, identity, clock, rng).run()
+        stopped = anyio.CancelScope()
+        try:
+            with stopped:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_until_signal, stopped)
+                    if not identity.is_good():
+                        await _attest(config, identity, rng)
+                    await Agent(config, place, identity, clock, rng).run()
+        except asyncio.CancelledError:
+            # A cancelled call of grpc.aio raises one of its own making, which no scope knows as its own.
+            if not stopped.cancel_called:
+                raise
     _log.info("agent ended", pid=os.getpid())
 
 

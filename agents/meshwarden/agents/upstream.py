@@ -321,14 +321,23 @@ class _Session:
         """Runs until either side ends it; what ends it stands in `error`."""
         try:
             with self._scope:
-                async with self._generation.use() as channel:
-                    await self._stream(channel)
-        except* grpc.aio.AioRpcError as group:
-            error = group.exceptions[0]
-            self.error = str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                await self._use()
+        except asyncio.CancelledError:
+            # A cancelled call of grpc.aio raises one of its own making, which our scope does not know as its own; let
+            # out, it would end all that runs beside us.
+            if not self._scope.cancel_called:
+                raise
         finally:
             self.over.set()
             self._progress.set()
+
+    async def _use(self) -> None:
+        try:
+            async with self._generation.use() as channel:
+                await self._stream(channel)
+        except* grpc.aio.AioRpcError as group:
+            error = group.exceptions[0]
+            self.error = str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else str(error)
 
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         call = node_grpc.NodeServiceStub(channel).Sync()
@@ -337,7 +346,8 @@ class _Session:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._write, call)
                 async for message in call:
-                    if not self._leaving:
+                    # State comes whole on the session that follows; an order comes once.
+                    if not self._leaving or message.HasField("renew_now"):
                         self._take(message)
                 group.cancel_scope.cancel()
             # The iteration ends without a word on errors after a half-close; the status says which it was.

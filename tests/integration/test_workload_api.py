@@ -1,0 +1,175 @@
+"""The SPIFFE Workload API of a real agent, read by the unmodified client of the `spiffe` package and by hand."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from spiffe.workloadapi.errors import WorkloadApiError
+
+from meshwarden.agents.workload_api import schema
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.v1 import resources_pb2 as resources
+from spiffe import WorkloadApiClient
+
+# Both schemas in one process, in either order: their files bear the same names.
+CLIENT = """
+import sys, json
+from meshwarden.agents.workload_api import schema
+from spiffe import WorkloadApiClient
+from cryptography.hazmat.primitives.serialization import Encoding
+with WorkloadApiClient() as client:
+    context = client.fetch_x509_context()
+svid = context.default_svid
+print(json.dumps([str(svid.spiffe_id), len(svid.cert_chain), [str(b) for b in context.x509_bundle_set.bundles]]))
+sys.stdin.read()
+"""
+
+# Prints the serial number at the start and at each change.
+SOURCE = """
+import time
+from spiffe import X509Source
+source, seen = X509Source(), None
+while True:
+    serial = source.svid.leaf.serial_number
+    if serial != seen:
+        seen = serial
+        print(serial, flush=True)
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+async def channel(agent: Any) -> AsyncIterator[grpc.aio.Channel]:
+    await agent.ready()
+    async with grpc.aio.insecure_channel(f"unix:{agent.workload_api}") as channel:
+        yield channel
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
+    """How a stream ends, whatever comes before."""
+    try:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code(), str(error.details())
+    return grpc.StatusCode.OK, ""
+
+
+def stream(channel: grpc.aio.Channel, method: str, *metadata: tuple[str, str]) -> Any:
+    return channel.unary_stream(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=metadata, timeout=15)
+
+
+HEADER = ("workload.spiffe.io", "true")
+
+
+async def test_an_unmodified_client_of_a_registered_program(agent: Any) -> None:
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", CLIENT)
+    text = await asyncio.wait_for(asyncio.to_thread(program.stdout.readline), 20)
+    assert text, program.stderr.read()
+    spiffe_id, chain, _ = json.loads(text)
+    assert spiffe_id == "spiffe://mesh.test/tenant/acme/service/web"
+    assert chain == 2
+
+
+async def test_who_did_not_register_gets_the_one_entry_that_it_fits(agent: Any, control_plane: Any) -> None:
+    await agent.ready()
+
+    def fetch() -> Any:
+        with WorkloadApiClient(f"unix://{agent.workload_api}") as client:
+            return client.fetch_x509_context()
+
+    context = await asyncio.to_thread(fetch)
+    svid = context.default_svid
+    assert str(svid.spiffe_id) == "spiffe://mesh.test/tenant/acme/service/web"
+    assert svid.private_key.public_key() == svid.leaf.public_key()
+    trusted = context.x509_bundle_set.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
+    assert {root.public_bytes(Encoding.DER) for root in trusted.x509_authorities} == set(control_plane.bundle.ders)
+    assert [w["pid"] for w in (await agent.status())["workloads"]] == [os.getpid()]
+
+
+async def test_a_rotation_reaches_an_open_source(agent: Any, control_plane: Any) -> None:
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", SOURCE)
+    serials = []
+    for _ in range(3):
+        text = await asyncio.wait_for(asyncio.to_thread(program.stdout.readline), 20)
+        assert text, program.stderr.read()
+        serials.append(text)
+        control_plane.push(renew_now=node_pb.RenewNow(reason="test"))
+    assert len(set(serials)) == 3
+
+
+async def test_who_fits_several_entries_is_told_which(agent: Any, control_plane: Any, entry: Any) -> None:
+    control_plane.push(entries=entry.set(entry.of("acme", "web"), entry.of("acme", "api")))
+    await agent.ready()
+    with pytest.raises(WorkloadApiError, match=r"acme/api, acme/web.*meshwarden-agent exec --entry"):
+        await asyncio.to_thread(
+            lambda: WorkloadApiClient(f"unix://{agent.workload_api}", default_timeout=5).fetch_x509_context()
+        )
+
+
+async def test_who_fits_none_is_refused(channel: grpc.aio.Channel, control_plane: Any, entry: Any, until: Any) -> None:
+    control_plane.push(entries=entry.set(entry.of("acme", "web", selectors=resources.Selectors(uid=4242))))
+
+    async def is_refused() -> bool:
+        try:
+            async for _ in stream(channel, "FetchX509SVID", HEADER):
+                return False
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.PERMISSION_DENIED and "fits no entry" in str(error.details())
+        return False
+
+    await until(is_refused, "the caller is refused")
+
+
+@pytest.mark.parametrize("metadata", [(), (("workload.spiffe.io", "false"),), (HEADER, HEADER)])
+async def test_the_security_header_is_required(channel: grpc.aio.Channel, metadata: Any) -> None:
+    for method in ("FetchX509SVID", "FetchX509Bundles"):
+        code, _ = await refused(stream(channel, method, *metadata))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_the_jwt_profile_is_disabled(channel: grpc.aio.Channel) -> None:
+    code, _ = await refused(stream(channel, "FetchJWTBundles", HEADER))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    for method in ("FetchJWTSVID", "ValidateJWTSVID"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=(HEADER,), timeout=15)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_bundles(channel: grpc.aio.Channel, control_plane: Any) -> None:
+    async for message in stream(channel, "FetchX509Bundles", HEADER):
+        answer = schema.X509BundlesResponse.FromString(message)
+        assert dict(answer.bundles) == {"spiffe://mesh.test": b"".join(control_plane.bundle.ders)}
+        break
+
+
+async def test_a_registration_that_ends_ends_the_stream(
+    channel: grpc.aio.Channel, control_plane: Any, entry: Any
+) -> None:
+    call = stream(channel, "FetchX509SVID", HEADER)
+    assert schema.X509SVIDResponse.FromString(await call.read()).svids
+    control_plane.push(entries=entry.set(entry.of("globex", "other")))
+    code, _ = await refused(call)
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_certificate_that_ends_is_not_served(agent: Any, control_plane: Any, until: Any) -> None:
+    control_plane.ttl = timedelta(seconds=8)
+    await agent.ready()
+    async with grpc.aio.insecure_channel(f"unix:{agent.workload_api}") as channel:
+        call = stream(channel, "FetchX509SVID", HEADER)
+        assert schema.X509SVIDResponse.FromString(await call.read()).svids
+        control_plane.sign_refusal = "no more"
+        code, message = await refused(call)
+    assert (code, message) == (grpc.StatusCode.PERMISSION_DENIED, "the workload's certificate has ended")
+    assert not list((agent.state_dir / "run/workloads").glob("*/credentials/tls.key"))
