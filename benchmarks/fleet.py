@@ -5,8 +5,8 @@ reads is a `Dialect`, so the control plane and the bare server are held by the s
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import anyio
@@ -55,6 +55,8 @@ class Fleet:
         self._goal = 0
         self._behind: set[_Agent] = set()
         self._reached = asyncio.Event()
+        self._beating = asyncio.Event()
+        self._beating.set()
         self.payload = b""
         """The newest message that brought an agent to a mark."""
 
@@ -88,8 +90,18 @@ class Fleet:
         while True:
             for agent in self._agents:
                 await anyio.sleep(interval_s / len(self._agents))
+                await self._beating.wait()
                 if (beat := agent.dialect.heartbeat()) is not None:
                     await agent.say(beat)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Holds heartbeats back; not for long, unless acknowledgements show that the agents live."""
+        self._beating.clear()
+        try:
+            yield
+        finally:
+            self._beating.set()
 
 
 @asynccontextmanager
