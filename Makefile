@@ -27,7 +27,7 @@ down: $(VENV)/.mesh ## Stop the mesh that `make up` started
 	@exec $(BIN)/meshwarden down $(ARGS)
 
 .PHONY: test
-test: $(VENV)/.dev node_modules/.done ## Run the tests (ARGS="-k store", …)
+test: $(VENV)/.dev tests/e2e/node/node_modules ## Run the tests (ARGS="-k store", …)
 	@$(BIN)/python -m pytest -n 3 --dist loadgroup $(ARGS)
 
 .PHONY: check
@@ -68,7 +68,7 @@ deps: platform ## Install the Debian packages that some suites need (lists them 
 
 .PHONY: clean
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) node_modules dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) tests/e2e/node/node_modules dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .PHONY: platform
 platform:
@@ -95,7 +95,8 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.mesh
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
-node_modules/.done: tests/e2e/node/package.json
-	@if command -v npm >/dev/null; then echo 'installing the Node client for the end-to-end tests' >&2; \
-	  npm ci --silent --no-audit --no-fund --prefix tests/e2e/node; fi
-	@mkdir -p node_modules && touch $@
+# Without npm the suites that need it say so themselves.
+tests/e2e/node/node_modules: tests/e2e/node/package-lock.json
+	$(call step,installing the Node client for the end-to-end tests)
+	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --prefix tests/e2e/node; fi
+	@mkdir -p $@ && touch $@

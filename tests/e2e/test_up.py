@@ -12,7 +12,7 @@ import pytest
 
 from meshwarden.controlplane.local import kernel, record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("mesh")]
 # tests/e2e/conftest.py: Up
 Start = Callable[..., Any]
 
