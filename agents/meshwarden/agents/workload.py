@@ -9,13 +9,9 @@ Errors: `RegistrationRefused`, with the kind of refusal, so that the API maps it
 
 import asyncio
 import contextlib
-import difflib
 import hashlib
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -31,116 +27,29 @@ from meshwarden.agents.caller import (
     read_stat,
     user_misfits,
 )
+from meshwarden.agents.entry import Entry, Refusal, RegistrationRefused, check_names, choose
+from meshwarden.agents.instance import Stored, Workload, make_directory, sharers
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.connection import Connection, ended
 from meshwarden.v1 import node_service_pb2 as node_pb
-from meshwarden.v1 import resources_pb2 as resources
+
+__all__ = [
+    "EXEC_FIX",
+    "Entry",
+    "Refusal",
+    "RegistrationRefused",
+    "Registry",
+    "Stored",
+    "Workload",
+    "make_directory",
+    "program_of",
+    "sharers",
+]
 
 _log = structlog.get_logger()
 EXEC_FIX: Final = "start the program with `meshwarden-agent exec --entry NAME -- COMMAND`"
-_LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_ENTRY: Final = re.compile(rf"(?:{_LABEL}/)?{_LABEL}")
-_INSTANCE: Final = re.compile(_LABEL)
 _MAX_PER_ENTRY: Final = 256
 _MAX_WORKLOADS: Final = 2048
-
-
-class Refusal(Enum):
-    """A kind of refusal."""
-
-    INVALID = "invalid"
-    UNKNOWN = "unknown"
-    TAKEN = "taken"
-    UNFIT = "unfit"
-    FULL = "full"
-    USER_SHARED = "user shared"
-
-
-class RegistrationRefused(Exception):
-    """A process is not taken as what it says it is; the message says why and what to do."""
-
-    def __init__(self, kind: Refusal, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A workload entry that names this node, with its service."""
-
-    entry: resources.WorkloadEntry
-    service: resources.Service
-
-    @property
-    def name(self) -> str:
-        """`<tenant>/<entry>`."""
-        return f"{self.entry.metadata.tenant}/{self.entry.metadata.name}"
-
-
-@dataclass(frozen=True, eq=False)
-class Workload:
-    """One running instance of an entry.
-
-    Attributes:
-        id: unique on the node: `<tenant>/<entry>#<number>`, or `<tenant>/<instance>`.
-        entry: as it was when the process registered.
-        service: the entry's.
-        spiffe_id: who it is.
-        pid: the registered process.
-        start_time: when that started, in clock ticks since boot.
-        pidfd: becomes readable when it ends; the registry's to close.
-        uid: its effective user.
-        gid: its effective group.
-        port: where the program listens; 0 if it only calls.
-        directory: its own, the agent's property: bootstrap, and below it what the workload's user may read.
-        number: the smallest that was free among the entry's instances.
-        is_implicit: it did not register: the one entry whose selectors it fits was found for it.
-    """
-
-    id: str
-    entry: resources.WorkloadEntry
-    service: resources.Service
-    spiffe_id: SpiffeId
-    pid: int
-    start_time: int
-    pidfd: int
-    uid: int
-    gid: int
-    port: int
-    directory: Path
-    number: int
-    is_implicit: bool = False
-
-    @property
-    def entry_name(self) -> str:
-        """`<tenant>/<entry>`."""
-        return f"{self.entry.metadata.tenant}/{self.entry.metadata.name}"
-
-    @property
-    def has_envoy(self) -> bool:
-        """Whether an Envoy belongs beside it."""
-        return not self.is_implicit and self.entry.spec.data_plane == resources.WorkloadEntrySpec.ENVOY
-
-    @property
-    def credentials(self) -> Path:
-        """The directory with tls.crt, tls.key and ca.crt."""
-        return self.directory / "credentials"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A registration as it is kept on disk, for an agent that starts again beside running programs."""
-
-    id: str
-    entry: str
-    pid: int
-    start_time: int
-    uid: int
-    gid: int
-    port: int
-    number: int
-    is_implicit: bool
-    is_admitted: bool
 
 
 class Registry:
@@ -232,9 +141,9 @@ class Registry:
         program = program_of(connection)
         if program is None or not self._is_there(connection):
             raise RegistrationRefused(Refusal.UNFIT, "the calling process has ended")
-        _check_names(name, port, instance)
+        check_names(name, port, instance)
         self.sweep()
-        entry = self._entry(name)
+        entry = choose(self._entries, name)
         if bad := user_misfits(entry.entry.spec.selectors, program):
             raise RegistrationRefused(Refusal.UNFIT, f"this process does not fit entry {entry.name}: {'; '.join(bad)}")
         return self._add(program, connection, entry, port or entry.entry.spec.port, instance)
@@ -372,21 +281,6 @@ class Registry:
 
     # -- registering
 
-    def _entry(self, name: str) -> Entry:
-        exact = self._entries.get(name)
-        if exact is not None:
-            return exact
-        found = [entry for entry in self._entries.values() if entry.entry.metadata.name == name]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(sorted(entry.name for entry in found))
-            raise RegistrationRefused(Refusal.INVALID, f"several entries are called {name}: say one of {names}")
-        known = [*self._entries, *(entry.entry.metadata.name for entry in self._entries.values())]
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(self._entries)[:10]) or 'none'}"
-        raise RegistrationRefused(Refusal.UNKNOWN, f"this node has no entry {name}: {hint}")
-
     def _add(
         self,
         program: Program,
@@ -504,31 +398,3 @@ def program_of(connection: Connection) -> Program | None:
     if pid is None or start_time is None or uid is None or gid is None or not is_alive(pid, start_time):
         return None
     return Program(pid, start_time, uid, gid)
-
-
-def make_directory(workload: Workload) -> None:
-    """Makes a workload's directory, which its user may pass through but not write to.
-
-    Raises:
-        OSError: the file system refuses.
-    """
-    workload.directory.mkdir(mode=0o711, exist_ok=True)
-    workload.directory.chmod(0o711)  # whatever the umask says
-
-
-def sharers(workloads: Iterable[Workload]) -> Iterator[str]:
-    """The ids of those that run as the same user as a workload of another entry."""
-    known = list(workloads)
-    entries_of_uid: dict[int, set[str]] = {}
-    for item in known:
-        entries_of_uid.setdefault(item.uid, set()).add(item.entry_name)
-    return (item.id for item in known if len(entries_of_uid[item.uid]) > 1)
-
-
-def _check_names(name: str, port: int, instance: str) -> None:
-    if not _ENTRY.fullmatch(name):
-        raise RegistrationRefused(Refusal.INVALID, "entry: say NAME or TENANT/NAME, in lower case")
-    if instance and not _INSTANCE.fullmatch(instance):
-        raise RegistrationRefused(Refusal.INVALID, "instance: at most 63 of a-z, 0-9 and -")
-    if not 0 <= port <= 65535:
-        raise RegistrationRefused(Refusal.INVALID, "port: 0 to 65535")

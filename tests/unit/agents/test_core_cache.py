@@ -1,0 +1,149 @@
+"""The cache on disk: what is written is read, what is damaged is set aside and never raised."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meshwarden.agents.cache import Cache, ScopeStore
+from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.v1 import resources_pb2 as resources
+
+CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
+
+
+def update(
+    revision: int, *names: str, scope: str = "client/acme/grpc", full: bool = False, planes: tuple[str, ...] = ("p",)
+) -> node_pb.ConfigUpdate:
+    change = node_pb.ScopeUpdate(scope=scope, full=full)
+    for name in names:
+        change.resources.add(type_url=CLUSTER, name=name, version=f"{name}-{revision}", body=b"x")
+    scopes = [node_pb.DataPlaneScopes(id=plane, scopes=["client/acme/grpc"]) for plane in planes]
+    return node_pb.ConfigUpdate(revision=revision, scopes=[change], data_planes=scopes)
+
+
+def test_what_is_saved_is_loaded_and_private(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    cache.save("item", b"one")
+    cache.save("item", b"two\n\0")
+    assert Cache(tmp_path / "cache").load("item") == b"two\n\0"
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "cache/item").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["item"]
+
+
+def test_an_item_is_not_another(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.save("one", b"1")
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert cache.load("two") is None
+    assert (tmp_path / "two.aside").exists()
+
+
+def test_a_newer_format_is_kept_for_who_can_read_it(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.save("item", b"1")
+    content = (tmp_path / "item").read_bytes()
+    (tmp_path / "item").write_bytes(content.replace(b" 1 ", b" 2 ", 1))
+    assert cache.load("item") is None
+    assert (tmp_path / "item.aside").read_bytes().startswith(b"meshwarden-agent-cache 2 item")
+    assert list(cache.names("")) == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@given(st.binary(max_size=600), st.integers(0, 200), st.integers(0, 200))
+def test_no_damage_raises_or_yields_what_was_not_saved(tmp_path: Path, junk: bytes, start: int, cut: int) -> None:
+    cache = Cache(tmp_path)
+    cache.save("item", b"the content")
+    path = tmp_path / "item"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:start] + junk + whole[start + cut :])
+    assert cache.load("item") in (None, b"the content")
+
+
+def test_a_snapshot_is_one_object_until_it_changes(tmp_path: Path) -> None:
+    store = ScopeStore(Cache(tmp_path))
+    heard: list[int] = []
+    store.listen(lambda: heard.append(store.revision))
+    assert store.snapshot("p") is None
+    store.apply(update(1, "a", "b", full=True, planes=("p", "q")))
+    first = store.snapshot("p")
+    assert first is not None
+    assert set(first.named(CLUSTER)) == {"a", "b"}
+    store.apply(node_pb.ConfigUpdate(revision=2))
+    assert store.snapshot("p") is first
+    removal = node_pb.ScopeUpdate(
+        scope="client/acme/grpc", removed=[node_pb.XdsResourceName(type_url=CLUSTER, name="a")]
+    )
+    store.apply(node_pb.ConfigUpdate(revision=3, scopes=[removal]))
+    second = store.snapshot("p")
+    assert second is not None
+    assert set(second.named(CLUSTER)) == {"b"}
+    assert set(first.named(CLUSTER)) == {"a", "b"}
+    assert heard == [1, 2, 3]
+
+
+def test_a_data_plane_with_a_scope_that_is_missing_gets_nothing_yet(tmp_path: Path) -> None:
+    store = ScopeStore(Cache(tmp_path))
+    plane = node_pb.DataPlaneScopes(id="p", scopes=["client/acme/grpc", "server/acme/web/grpc"])
+    store.apply(node_pb.ConfigUpdate(revision=1, scopes=update(1, "a").scopes, data_planes=[plane]))
+    assert store.snapshot("p") is None
+
+
+def test_a_refused_data_plane_gets_nothing(tmp_path: Path) -> None:
+    store = ScopeStore(Cache(tmp_path))
+    store.apply(update(1, "a"))
+    store.apply(node_pb.ConfigUpdate(revision=2, data_planes=[node_pb.DataPlaneScopes(id="p", refused="no entry")]))
+    assert store.snapshot("p") is None
+    assert store.refusal("p") == "no entry"
+
+
+def test_limits_stay_until_they_change(tmp_path: Path) -> None:
+    store = ScopeStore(Cache(tmp_path))
+    first = update(1, "a")
+    first.scopes[0].limits.policy = "acme/limit"
+    first.scopes[0].limits.limits.append(resources.RateLimit(tenant="*", requests=20))
+    store.apply(first)
+    store.apply(update(2, "b"))
+    limits = store.limits("p")
+    assert limits is not None
+    assert limits.policy == "acme/limit"
+    assert store.limits("unknown") is None
+
+
+def test_configuration_survives_a_restart(tmp_path: Path) -> None:
+    store = ScopeStore(Cache(tmp_path))
+    store.apply(update(7, "a", "b"))
+    store.apply(node_pb.ConfigUpdate(revision=8, scopes=[node_pb.ScopeUpdate(scope="unused", full=True)]))
+    store.flush()
+    again = ScopeStore(Cache(tmp_path))
+    assert again.revision == 8
+    snapshot = again.snapshot("p")
+    assert snapshot is not None
+    assert snapshot.named(CLUSTER)["a"].version == "a-7"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_damaged_scopes_withhold_and_do_not_raise(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    store = ScopeStore(Cache(tmp_path))
+    store.apply(update(7, "a", "b"))
+    store.flush()
+    for path in tmp_path.iterdir():
+        content = bytearray(path.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(content))
+    assert ScopeStore(Cache(tmp_path)).snapshot("p") is None
+
+
+def test_ports_that_are_no_ports_are_set_aside(tmp_path: Path) -> None:
+    from meshwarden.agents.planes import Planes
+
+    cache = Cache(tmp_path)
+    for junk in (b"{", b"[]", b'{"a": 0}', b'{"a": "x"}', json.dumps({"a": 70000}).encode()):
+        cache.save("ports", junk)
+        Planes(cache, "127.0.0.1")
+        assert cache.load("ports") is None
