@@ -62,9 +62,11 @@ lock: ## Pin the newest dependencies that pyproject.toml allows (needs uv)
 .PHONY: deps
 deps: platform ## Install the Debian packages that some suites need (lists them first)
 	$(call step,Debian packages: $(DEBIAN))
-	@missing=$$(dpkg-query -W -f '$${Package} $${Status}\n' $(DEBIAN) 2>/dev/null | awk '/install ok installed/{print $$1}' | sort | comm -13 - <(tr ' ' '\n' <<< '$(DEBIAN)' | sort)); \
+	@command -v apt-get >/dev/null || { echo 'this is no Debian: install them your own way' >&2; exit 1; }
+	@missing=$$(for name in $(DEBIAN); do dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
 	if [ -z "$$missing" ]; then echo 'all are installed'; else \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--path-exclude=/dev/null $$missing >/dev/null; fi
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 
 .PHONY: clean
 clean: ## Remove the environment and all caches
