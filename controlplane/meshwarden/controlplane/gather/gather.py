@@ -20,7 +20,7 @@ WINDOW = 1024
 # Runs remembered for each node: the present one, and one that a restart has cut off.
 RUNS_PER_NODE = 4
 FLUSH_INTERVAL_S = 2.0
-SHUTDOWN_S = 5.0
+SHUTDOWN_S = 3.0
 
 log = structlog.get_logger()
 

@@ -35,7 +35,7 @@ AGENT_S = 60.0
 READY_S = 90.0
 SEAL_S = 1.0
 # An agent drains its Envoys before it ends.
-GRACE_S = {SERVER: 5.0, VAULT: 5.0}
+GRACE_S = {SERVER: 10.0, VAULT: 5.0}
 AGENT_GRACE_S = 10.0
 # A server among them lets its calls finish, for 5 s.
 SAMPLE_GRACE_S = 7.0
