@@ -67,6 +67,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         self.renewed = 0
         self.opened = 0
         self.exports: list[report_pb.ExportRequest] = []
+        self.handlers: set[object] = set()
         self._directory = directory
         self.port = 0
 
@@ -90,8 +91,11 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         self.port = await self.front.serve_tls("127.0.0.1", self.port, lambda: context)
 
     async def stop(self) -> None:
-        await self.front.aclose()
         await self.server.stop(0)
+        # Calls that are still ending would wake a loop that is closed by then: grpc.aio has one queue for all loops.
+        await self.server.wait_for_termination()
+        await self.front.aclose()
+        await until(lambda: not self.handlers, "all handlers have ended")
 
     async def start_again(self) -> None:
         self.heard.clear()
@@ -144,6 +148,13 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
     async def Sync(self, requests: Any, context: Any) -> Any:  # noqa: N802
         await self._caller(context)
         queue: asyncio.Queue[node_pb.SyncResponse] = asyncio.Queue()
+        self.handlers.add(queue)
+        try:
+            await self._session(queue, requests, context)
+        finally:
+            self.handlers.discard(queue)
+
+    async def _session(self, queue: "asyncio.Queue[node_pb.SyncResponse]", requests: Any, context: Any) -> None:
         hello = await anext(aiter(requests))
         assert hello.WhichOneof("message") == "hello"
         await context.write(node_pb.SyncResponse(welcome=node_pb.Welcome()))
@@ -157,6 +168,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
                 self.heard.append(request)
         finally:
             writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
             self.sessions.discard(queue)
 
     async def _write(self, queue: "asyncio.Queue[node_pb.SyncResponse]", context: Any) -> None:

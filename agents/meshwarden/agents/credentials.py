@@ -271,6 +271,8 @@ class Credentials:
                 expired |= await self._withdraw(workload.id)
             elif self._registry.is_admitted(workload.id):
                 await self._publish_one(workload, svid)
+            else:
+                await self._withdraw(workload.id)
         for identifier in list(self._published):
             if identifier not in self._registry.workloads:
                 await self._withdraw(identifier)

@@ -82,7 +82,7 @@ class Registry:
         self._listeners.append(callback)
 
     def set_entries(self, entry_set: node_pb.EntrySet) -> None:
-        """Takes the whole set; registrations of entries that are gone, or are another identity now, end."""
+        """Takes the whole set; registrations of entries that are gone, or are somebody else's now, end."""
         services = {(item.metadata.tenant, item.metadata.name): item for item in entry_set.services}
         found: dict[str, Entry] = {}
         for item in entry_set.entries:
@@ -92,11 +92,18 @@ class Registry:
                 continue
             entry = Entry(item, service)
             found[entry.name] = entry
-        self._entries = found
+        before, self._entries = self._entries, found
         for workload in list(self._workloads.values()):
             now = found.get(workload.entry_name)
             if now is None or now.entry.spec.service != workload.entry.spec.service:
                 self._remove(workload, "its entry is gone")
+            elif user_misfits(now.entry.spec.selectors, _program(workload)):
+                self._remove(workload, "its entry is another user's now")
+            elif workload.entry_name in before:
+                old = before[workload.entry_name].entry.spec.selectors
+                if old != now.entry.spec.selectors:
+                    self._admitted.discard(workload.id)  # until the new selectors are seen to hold
+        self.review()
         self._changed()
 
     def find(self, connection: Connection) -> Workload | None:
@@ -176,8 +183,7 @@ class Registry:
         """Admits those whose registered process has become a program that fits."""
         for workload in list(self._workloads.values()):
             if workload.id not in self._admitted:
-                program = Program(workload.pid, workload.start_time, workload.uid, workload.gid)
-                self._admit_if_fit(workload, program)
+                self._admit_if_fit(workload, _program(workload))
 
     def adopt(self, pid: int, workload_id: str) -> None:
         """Takes a process that the agent has started as a workload's own, until it ends or the workload does."""
@@ -398,3 +404,7 @@ def program_of(connection: Connection) -> Program | None:
     if pid is None or start_time is None or uid is None or gid is None or not is_alive(pid, start_time):
         return None
     return Program(pid, start_time, uid, gid)
+
+
+def _program(workload: Workload) -> Program:
+    return Program(workload.pid, workload.start_time, workload.uid, workload.gid)

@@ -268,6 +268,23 @@ async def test_entries_that_go_or_become_another_take_their_workloads_along(
     assert not registry.workloads
 
 
+async def test_changed_selectors_hold_for_who_is_there(
+    registry: Registry, start: Callable[..., subprocess.Popen[bytes]], connect: Callable[[int], Connection]
+) -> None:
+    registry.set_entries(entries(entry("acme", "web")))
+    child = start()
+    workload = registry.register(connect(child.pid), "web")
+    assert registry.is_admitted(workload.id)
+    registry.set_entries(entries(entry("acme", "web", path="/bin/another")))
+    assert not registry.is_admitted(workload.id)
+    assert registry.find(connect(child.pid)) is None
+    registry.set_entries(entries(entry("acme", "web", path=SLEEP)))
+    assert registry.is_admitted(workload.id)
+    assert registry.find(connect(child.pid)) is workload
+    registry.set_entries(entries(entry("acme", "web", uid=ME + 1)))
+    assert not registry.workloads
+
+
 async def test_an_adopted_process_is_its_workloads_until_that_ends(
     registry: Registry, start: Callable[..., subprocess.Popen[bytes]], connect: Callable[[int], Connection]
 ) -> None:
