@@ -105,7 +105,10 @@ async def test_all_goes_on_from_the_cache_while_the_control_plane_is_away(
     assert second["GRPC_XDS_BOOTSTRAP"] == first["GRPC_XDS_BOOTSTRAP"]
     assert [w["serial"] for w in (await agent.status())["workloads"]] == [serial]
     await control_plane.start_again()
-    await until(lambda: control_plane.last("interest"), "the agent is back and says its sets again")
+    await until(
+        lambda: control_plane.last("interest") and control_plane.last("workloads"),
+        "the agent is back and says its sets again",
+    )
     assert control_plane.last("workloads").workloads[0].id == "acme/web#1"
 
 

@@ -57,6 +57,10 @@ def environment(tmp_path: Path) -> Path:
     return tmp_path / "venv" / "bin"
 
 
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def install(environment: Path, *what: str) -> None:
     run(environment / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what)
 
@@ -91,14 +95,14 @@ def test_wheel_owns_nothing_outside_its_namespace(wheel: Path) -> None:
 @pytest.mark.parametrize("extra", CLOSURES)
 def test_import_closure_stays_within_the_extra(extra: str) -> None:
     requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"].get(extra, [])]
-    wanted = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower() for line in requirements}
+    wanted = {canonical(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in requirements}
     graph = grimp.build_graph("meshwarden", include_external_packages=True, exclude_type_checking_imports=True)
     roots = [m for m in graph.modules for root in CLOSURES[extra] if m == root or m.startswith(f"{root}.")]
     assert roots
     closure = set(roots).union(*(graph.find_upstream_modules(root) for root in roots))
     distributions = importlib.metadata.packages_distributions()
     foreign = {
-        module: [name.lower() for name in distributions.get(module.split(".")[0], [module])]
+        module: [canonical(name) for name in distributions.get(module.split(".")[0], [module])]
         for module in closure
         if not module.startswith("meshwarden") and module.split(".")[0] not in sys.stdlib_module_names
     }
