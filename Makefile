@@ -29,7 +29,7 @@ down: $(VENV)/.mesh ## Stop the mesh that `make up` started
 .PHONY: test
 test: $(VENV)/.dev tests/e2e/node/node_modules ## Run the tests (ARGS="-k store", …)
 	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'not e2e' $(ARGS) || [ $$? -eq 5 ]
-	$(call step,whole meshes, one after the other)
+	$(call step,whole meshes one after the other)
 	@$(BIN)/python -m pytest -m e2e $(ARGS) || [ $$? -eq 5 ]
 
 .PHONY: check
@@ -41,7 +41,7 @@ check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 	@$(BIN)/mypy --no-error-summary $(foreach room,certs xds sdk agents controlplane examples,-p meshwarden.$(room))
 	$(call step,import rule)
 	@$(BIN)/lint-imports | tail -n 8
-	$(call step,schema: lint, format, stubs as generated)
+	$(call step,schema: lint and format and stubs as generated)
 	@$(BIN)/buf lint proto/meshwarden/v1/schema.binpb --config buf.yaml --path meshwarden
 	@$(BIN)/buf format --diff --exit-code proto
 	@$(BIN)/python proto/generate.py --check

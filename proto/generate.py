@@ -8,6 +8,7 @@
 Source: protobuf's descriptor.proto; buf's `validate.proto` comes out of the protovalidate package.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,11 @@ RULES = "buf/validate/validate.proto"
 
 def protoc(*arguments: str) -> None:
     """Runs the compiler of grpcio-tools; exits with its message if it fails."""
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *arguments], check=True)
+    # The plugins of mypy-protobuf lie beside this Python, which need not be on PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", *arguments], check=True, env={**os.environ, "PATH": path}
+    )
 
 
 def dependencies() -> descriptor_pb2.FileDescriptorSet:
