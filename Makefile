@@ -28,7 +28,7 @@ down: $(VENV)/.mesh ## Stop the mesh that `make up` started
 
 .PHONY: test
 test: $(VENV)/.dev tests/e2e/node/node_modules ## Run the tests (ARGS="-k store", …)
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'not e2e' $(ARGS) || [ $$? -eq 5 ]
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not e2e' $(ARGS) || [ $$? -eq 5 ]
 	$(call step,whole meshes one after the other)
 	@$(BIN)/python -m pytest -m e2e $(ARGS) || [ $$? -eq 5 ]
 
