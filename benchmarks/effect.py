@@ -164,7 +164,7 @@ async def _bare_envoy(stack: AsyncExitStack, directory: Path) -> Side:
     bootstrap.write_text(json.dumps(envoy_bootstrap("bare", "bare", "", "", path, directory / "admin.sock")))
     command = [str(find_envoy()), "-c", str(bootstrap), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warn"]
     envoy = await stack.enter_async_context(child("bare Envoy", command, directory))
-    await envoy.until_there(listens)
+    await envoy.until_listening(listens)
     return await _bare(stack, directory, ["http", str(listens)], change)
 
 

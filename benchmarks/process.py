@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,13 +52,13 @@ class Child:
         await self._until(lambda: path.is_file() and path.stat().st_size > 0, timeout_s)
         return path.read_text()
 
-    async def until_there(self, path: Path, timeout_s: float = 30.0) -> None:
-        """Waits for a socket of the program.
+    async def until_listening(self, path: Path, timeout_s: float = 30.0) -> None:
+        """Waits until the program listens on a Unix socket; its path is there before that.
 
         Raises:
-            Broken: the program ended, or the socket did not come in time.
+            Broken: the program ended, or does not listen in time.
         """
-        await self._until(path.exists, timeout_s)
+        await self._until(lambda: _connects(path), timeout_s)
 
     async def _until(self, is_ready: Callable[[], bool], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -182,6 +183,11 @@ def _rollup_mib(pid: int, field: str) -> float:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise ValueError(f"/proc/{pid}/smaps_rollup has no {field}")
+
+
+def _connects(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def say(text: str) -> None:

@@ -62,6 +62,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def connects(path: Path) -> bool:
+    """Whether somebody listens: Envoy binds its socket, so that the path is there, before it does."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 async def until(condition: Callable[[], Any], what: str) -> Any:
     """Waits until the condition (which may be async) gives something true, and returns that."""
     last = None
@@ -204,7 +210,7 @@ class Rig:
             stdout=subprocess.DEVNULL,
         )
         self.processes.append(process)
-        await until(sidecar.outbound.exists, f"{name} listens")
+        await until(lambda: connects(sidecar.outbound), f"{name} takes calls")
         return sidecar
 
     def _ref(self, name: str, tenant: str, service: str, dialect: str, **more: str) -> node_service_pb2.DataPlaneRef:
