@@ -282,10 +282,13 @@ class Agent:
         self.programs.append(process)
         return process
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
+    def send(self, number: int = signal.SIGTERM) -> "subprocess.Popen[bytes]":
         assert self._process is not None
         self._process.send_signal(number)
-        return self._process.wait(15)
+        return self._process
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        return self.send(number).wait(15)
 
     def close(self) -> None:
         for process in [*self.programs, *([self._process] if self._process else [])]:

@@ -65,8 +65,10 @@ class Program(BaseHTTPRequestHandler):
     def do_GET(self):
         Program.broken |= self.path == "/break"
         self.send_response(503 if Program.broken else 200)
+        said = str(self.headers.get("x-forwarded-client-cert")).encode()
+        self.send_header("content-length", str(len(said)))
         self.end_headers()
-        self.wfile.write(str(self.headers.get("x-forwarded-client-cert")).encode())
+        self.wfile.write(said)
     def log_message(self, *_):
         pass
 HTTPServer(("127.0.0.1", int(os.environ["MESHWARDEN_PORT"])), Program).serve_forever()
@@ -280,6 +282,22 @@ async def test_an_agent_that_starts_again_keeps_its_endpoints(agent: Any, policy
     assert [[item.entry for item in report.endpoints] for report in reports] == [["orders"]] * len(reports)
 
 
+async def test_a_program_that_does_not_fit_its_entry_is_no_endpoint(agent: Any, policy: Policy, until: Any) -> None:
+    service = {"tenant": "platform", "protocol": "HTTP", "check": {"httpPath": "/ok"}}
+    wrong, right = free_port(), free_port()
+    policy.declare(
+        {**service, "name": "billing", "port": wrong, "selectors": {"path": os.path.realpath("/bin/sleep")}},
+        {**service, "name": "shop", "port": right},
+    )
+    await agent.ready()
+    agent.exec("billing", sys.executable, "-c", HTTP)
+    await until(lambda: _get(f"http://127.0.0.1:{wrong}/ok"), "the wrong program answers")
+    agent.exec("shop", sys.executable, "-c", HTTP)
+    await until(healthy(policy, "shop"), "shop takes calls")
+    reports = [m.endpoints for m in policy.control_plane.heard if m.WhichOneof("message") == "endpoints"]
+    assert "billing" not in {item.entry for report in reports for item in report.endpoints}
+
+
 async def test_an_unhealthy_program_is_reported_and_one_that_ends_is_gone(
     agent: Any, policy: Policy, until: Any
 ) -> None:
@@ -306,11 +324,15 @@ async def test_an_unhealthy_program_is_reported_and_one_that_ends_is_gone(
     await until(lambda: not policy.control_plane.last("endpoints").endpoints, "billing is gone")
 
 
-def _get(url: str) -> None:
+def _get(url: str) -> bool:
+    """Whether anybody answers, whatever the answer."""
     try:
         urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - loopback
     except urllib.error.HTTPError as error:
         error.close()
+    except OSError:
+        return False
+    return True
 
 
 async def test_through_two_envoys(agent: Any, policy: Policy, until: Any, tmp_path: Path) -> None:
@@ -392,6 +414,36 @@ def _ask(path: str, host: str) -> tuple[int, str]:
     except OSError:
         return 0, ""
     return int(answer.split()[1]), answer.decode()
+
+
+async def test_an_agent_that_ends_lets_callers_leave_its_envoys(agent: Any, policy: Policy, until: Any) -> None:
+    port = free_port()
+    check = {"httpPath": "/ok"}
+    policy.declare(
+        {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": port, "envoy": True, "check": check}
+    )
+    policy.allow("platform/billing", "platform/billing")
+    await agent.ready()
+    program = agent.exec("billing", sys.executable, "-c", HTTP)
+    await until(healthy(policy, "billing"), "billing takes calls")
+    (envoy,) = (await agent.status())["envoys"]
+    await until(lambda: _ask(envoy["outbound"], "billing.platform")[0] == 200, "billing answers itself")
+    reader, writer = await asyncio.open_unix_connection(envoy["outbound"])
+    process = agent.send()
+    # It answers on, and tells its caller to go elsewhere.
+    is_last = False
+    while not is_last:
+        writer.write(b"GET /ok HTTP/1.1\r\nHost: billing.platform\r\n\r\n")
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).lower()
+        status, is_last = int(head.split()[1]), b"connection: close" in head
+        if not is_last:
+            assert status == 200
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+    writer.close()
+    assert await asyncio.to_thread(process.wait, 20) == 0
+    assert not policy.control_plane.last("endpoints").endpoints
+    assert _dead(envoy["pid"])
+    assert program.poll() is None
 
 
 async def test_a_program_that_comes_back_without_a_control_plane_is_served_from_the_cache(

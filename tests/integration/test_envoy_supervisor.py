@@ -108,8 +108,6 @@ async def test_it_comes_up_and_says_its_pid_before(plan: EnvoyPlan) -> None:
         async with asyncio.timeout(_DEADLINE_S):
             await keeper.supervisor.wait_ready()
         assert keeper.pids == [keeper.supervisor.pid]
-        status, body = await admin.ask(plan.admin_socket, "/server_info")
-        assert (status, json.loads(body)["state"]) == (200, "LIVE")
         # argv[0] after the launcher became Envoy in place.
         assert psutil.Process(keeper.supervisor.pid).exe() == str(find_envoy())
     assert dead(keeper.pids[0])

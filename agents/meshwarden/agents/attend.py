@@ -34,6 +34,7 @@ _log = structlog.get_logger()
 _UNHEALTHY_AFTER: Final = 3
 _INTERVAL_S: Final = 1.0
 _FIRST_INTERVAL_S: Final = 0.2
+_RETRY_S: Final = 5.0
 _HTTP_PATH: Final = "/healthz"
 
 
@@ -91,6 +92,7 @@ class Attendants:
         self._work = asyncio.Event()
         self._followed = asyncio.Event()
         self._told = False
+        self._draining = False
         registry.listen(self._work.set)
 
     def environment(self, workload: Workload) -> dict[str, str]:
@@ -154,6 +156,18 @@ class Attendants:
                 event.set()
                 await self._work.wait()
 
+    async def drain(self) -> None:
+        """Takes what Envoys serve out of the mesh, and ends each Envoy when its callers had time to leave."""
+        self._draining = True
+        self._tell()
+        items = list(self._by_id.values())
+        for item in items:
+            if item.envoy is not None:
+                item.envoy.stop()
+        for item in items:
+            if item.envoy is not None:
+                await item.done.wait()
+
     def _follow(self, group: TaskGroup) -> None:
         present = self._registry.workloads
         for name, item in list(self._by_id.items()):
@@ -161,7 +175,7 @@ class Attendants:
                 item.scope.cancel()
                 if name not in present and item.done.is_set():
                     del self._by_id[name]
-        for name, workload in present.items():
+        for name, workload in {} if self._draining else present.items():
             known = self._by_id.get(name)
             if known is None or known.workload is not workload:
                 item = self._by_id[name] = _Attendance(workload)
@@ -186,22 +200,28 @@ class Attendants:
             self._work.set()
 
     async def _keep_up(self, item: _Attendance) -> None:
-        workload = item.workload
-        try:
-            await asyncio.to_thread(self._write_bootstrap, workload)
-            if workload.has_envoy:
-                item.envoy = self._supervisor(workload)
-        except (OSError, EnvoyMissing) as error:
-            item.error = f"the sidecar of {workload.id} cannot be prepared: {error}"
-            _log.error("workload not prepared", workload=workload.id, reason=str(error))
-            item.prepared.set()
-            return
-        item.prepared.set()
+        while not await self._prepare(item):  # noqa: ASYNC110 - a disk that is full signals nothing
+            await asyncio.sleep(_RETRY_S)
         async with anyio.create_task_group() as group:
-            if item.envoy is not None:
-                group.start_soon(item.envoy.run)
-            if self._will_be_asked(workload):
+            if self._will_be_asked(item.workload):
                 group.start_soon(self._check, item)
+            if item.envoy is not None:
+                await item.envoy.run()
+                group.cancel_scope.cancel()
+
+    async def _prepare(self, item: _Attendance) -> bool:
+        """Makes what its program starts with; whether that could be done."""
+        before, item.error = item.error, ""
+        try:
+            await asyncio.to_thread(self._write_bootstrap, item.workload)
+            if item.workload.has_envoy:
+                item.envoy = self._supervisor(item.workload)
+        except (OSError, EnvoyMissing) as error:
+            item.error = f"{item.workload.id} cannot be prepared: {error}"
+            if item.error != before:
+                _log.error("workload not prepared", workload=item.workload.id, reason=str(error))
+        item.prepared.set()
+        return not item.error
 
     def _write_bootstrap(self, workload: Workload) -> None:
         make_directory(workload)
@@ -246,6 +266,8 @@ class Attendants:
 
     async def _is_healthy(self, item: _Attendance) -> bool:
         workload = item.workload
+        if not self._registry.is_admitted(workload.id):
+            return False  # whoever registered under an entry's name is not in the mesh before it was seen to fit
         if item.envoy is not None and not (
             await item.envoy.ready() and await is_listening(self._address, self._planes.mesh_port(workload))
         ):
@@ -276,7 +298,9 @@ class Attendants:
         health = {
             name: item.health
             for name, item in self._by_id.items()
-            if item.health is not None and present.get(name) is item.workload
+            if item.health is not None
+            and present.get(name) is item.workload
+            and not (self._draining and item.envoy is not None)
         }
         ports = {name: self._planes.mesh_port(present[name]) for name in health}
         self._report(endpoints(present, health, self._address, ports))

@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Final
@@ -269,13 +269,15 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
         control_plane = ControlPlane(config.control_plane, config.trust_domain)
         identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng)
         stopped = anyio.CancelScope()
+        agents: list[Agent] = []
         try:
             with stopped:
                 async with anyio.create_task_group() as group:
-                    group.start_soon(_until_signal, stopped)
+                    group.start_soon(_until_signal, stopped, agents)
                     if not identity.is_good():
                         await _attest(config, identity, rng)
-                    await Agent(config, place, identity, clock, rng).run()
+                    agents.append(Agent(config, place, identity, clock, rng))
+                    await agents[0].run()
         except asyncio.CancelledError:
             # A cancelled call of grpc.aio raises one of its own making, which no scope knows as its own.
             if not stopped.cancel_called:
@@ -304,10 +306,13 @@ async def _attest(config: AgentConfig, identity: NodeIdentity, rng: random.Rando
         backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
 
 
-async def _until_signal(scope: anyio.CancelScope) -> None:
+async def _until_signal(scope: anyio.CancelScope, agents: Sequence[Agent]) -> None:
+    """Ends the scope at a signal, once what runs by then was drained."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             _log.info("agent ending", signal=signal.Signals(number).name)
+            for agent in agents:
+                await agent.attendants.drain()
             scope.cancel()
             return
 
