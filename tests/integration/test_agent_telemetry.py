@@ -19,7 +19,8 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-provider = TracerProvider(resource=Resource.create({"mesh.tenant": "globex", "mesh.service": "bank", "color": "red"}))
+said = {"mesh.tenant": "globex", "mesh.service": "bank", "service.name": "bank.globex", "color": "red"}
+provider = TracerProvider(resource=Resource.create(said))
 provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter()))
 with provider.get_tracer("test").start_as_current_span("work"):
     pass
@@ -65,7 +66,8 @@ async def test_the_real_exporter_needs_nothing_but_its_environment(agent: Any, c
     # Who it is was said by its socket, not by itself.
     assert (said["mesh.tenant"], said["mesh.service"], said["mesh.node"]) == ("acme", "web", "node-a")
     assert (said["service.name"], said["color"]) == ("web.acme", "red")
-    assert [pair.key for pair in received.resource.attributes].count("mesh.tenant") == 1
+    keys = [pair.key for pair in received.resource.attributes]
+    assert (keys.count("mesh.tenant"), keys.count("service.name")) == (1, 1)
 
 
 async def test_a_stranger_is_refused(agent: Any, control_plane: Any, until: Any) -> None:

@@ -96,6 +96,7 @@ async def test_spans_arrive_after_failures_and_at_shutdown(tmp_path: Path, backe
         "mesh.node": "a",
         "mesh.region": "eu",
         "mesh.tenant": "acme",
+        "mesh.service": "web",
     }
     assert metrics.drops() == {}
     assert len(await gather.ledger.list(NOW, datetime(2026, 1, 2, 3, 5, tzinfo=UTC))) == 1

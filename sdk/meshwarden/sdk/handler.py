@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
+from meshwarden.sdk.count import OTHER
 from meshwarden.sdk.incoming import Incoming, IncomingCall, open_answer
 
 # Its class takes no parameters when the program runs.
@@ -39,7 +40,8 @@ class IncomingInterceptor(grpc.ServerInterceptor):
             _log.exception("an interceptor failed at %s", method)
             return _Wrap(self._incoming, method).refusal(grpc.StatusCode.UNKNOWN, "an interceptor failed")
         if handler is None:
-            return _Wrap(self._incoming, method).refusal(grpc.StatusCode.UNIMPLEMENTED, f"{method}: no such method")
+            # Counted under one name: callers could make up any number of them.
+            return _Wrap(self._incoming, OTHER).refusal(grpc.StatusCode.UNIMPLEMENTED, f"{method}: no such method")
         known = self._wrapped.get(method)
         # A generic handler may make a new one each time; registered ones stay.
         if known is None or known[0] is not handler:

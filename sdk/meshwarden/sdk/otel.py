@@ -50,8 +50,9 @@ class OtelTracer:
 
     def client(self, method: str, destination: str) -> Span:
         """See `Tracer`."""
-        attributes = {"rpc.system.name": "grpc", "rpc.method": method[1:], "server.address": destination}
-        span = self._tracer.start_span(method[1:], kind=trace.SpanKind.CLIENT, attributes=attributes)
+        name = method.removeprefix("/")
+        attributes = {"rpc.system.name": "grpc", "rpc.method": name, "server.address": destination}
+        span = self._tracer.start_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)
         carrier: dict[str, str] = {}
         propagate.inject(carrier, context=trace.set_span_in_context(span))
         return _OtelSpan(span, tuple(carrier.items()), server=False)
@@ -59,8 +60,9 @@ class OtelTracer:
     def server(self, method: str, metadata: Metadata, source: str) -> Span:
         """See `Tracer`."""
         parent = propagate.extract({name: value for name, value in metadata if isinstance(value, str)})
-        attributes = {"rpc.system.name": "grpc", "rpc.method": method[1:], "mesh.source": source}
-        span = self._tracer.start_span(method[1:], parent, kind=trace.SpanKind.SERVER, attributes=attributes)
+        name = method.removeprefix("/")
+        attributes = {"rpc.system.name": "grpc", "rpc.method": name, "mesh.source": source}
+        span = self._tracer.start_span(name, parent, kind=trace.SpanKind.SERVER, attributes=attributes)
         # Never detached: grpc gives each call a context of its own.
         context.attach(trace.set_span_in_context(span, parent))
         return _OtelSpan(span, (), server=True)

@@ -1,7 +1,7 @@
 """Counts, spans and batches on their way up: what adds up stays, what is too much is bounded, and nothing is silent."""
 
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
@@ -71,6 +71,7 @@ def test_counts_of_one_kind_add_up_under_the_minute_of_the_agent() -> None:
         {"duration_sum_s": float("inf")},
         {"duration_sum_s": -1.0},
         {"duration_sum_s": 1e9},
+        {"revision": 2**63},
         {"decision": 0},
         {"decision": 9},
         {"reporter": 0},
@@ -104,6 +105,50 @@ def test_methods_beyond_the_bound_are_counted_together() -> None:
     assert len(found) == 201
     assert sum(item.count for item in found) == 1000
     assert {item.count for item in found if item.method == OTHER} == {600}
+
+
+def known(counts: Aggregator, **fields: object) -> bool:
+    """Whether a method that nobody has used before is counted by its name."""
+    counts.add(stat(method="/o.Orders/New", **fields))
+    return "/o.Orders/New" in {item.method for item in counts.take(1000)}
+
+
+@pytest.mark.parametrize(
+    "made_up",
+    [
+        {"decision": pb.CallStat.DENIED, "status": "403"},
+        {"decision": pb.CallStat.DENIED, "status": "PERMISSION_DENIED"},
+        {"status": "404"},
+        {"status": "UNIMPLEMENTED"},
+    ],
+)
+def test_methods_that_were_not_served_take_no_room_of_those_that_were(made_up: dict[str, object]) -> None:
+    counts = aggregator()
+    for number in range(1000):
+        counts.add(stat(destination="acme/web", reporter=DESTINATION, method=f"GET /{number}", **made_up))
+    assert sum(item.count for item in counts.take(1000)) == 2000
+    assert known(counts, destination="acme/web", reporter=DESTINATION)
+    assert known(counts, destination="acme/web", reporter=DESTINATION, **made_up)
+
+
+def test_methods_that_a_callers_program_makes_up_take_no_room_of_the_callee() -> None:
+    counts = Aggregator(lambda: NOW)
+    for number in range(1000):
+        counts.add(stat(destination="platform/orders", method=f"/made.Up/{number}"))
+    counts.take(10_000)
+    assert not known(counts, destination="platform/orders")
+    assert known(counts, destination="platform/orders", reporter=DESTINATION)
+
+
+def test_the_room_for_methods_is_there_again_in_the_next_hour() -> None:
+    now = NOW
+    counts = Aggregator(lambda: now, resolve)
+    for number in range(1000):
+        counts.add(stat(method=f"/o.Orders/M{number}"))
+    counts.take(10_000)
+    assert not known(counts)
+    now += timedelta(hours=1)
+    assert known(counts)
 
 
 def test_callers_beyond_the_bound_are_unknown() -> None:

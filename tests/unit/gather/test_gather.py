@@ -149,9 +149,11 @@ def test_no_sequence_counts_twice(sequences: list[int]) -> None:
         (call(reporter=CallStat.REPORTER_UNSPECIFIED), "malformed"),
         (call(count=0), "malformed"),
         (call(count=2**63, duration_buckets=[]), "malformed"),
+        (call(revision=2**63), "malformed"),
         (call(duration_sum_s=float("nan")), "malformed"),
         (call(duration_sum_s=float("inf")), "malformed"),
         (call(duration_sum_s=-1.0), "malformed"),
+        (call(duration_sum_s=1e9), "malformed"),
         (call(duration_buckets=[3]), "malformed"),
         (call(duration_buckets=[1] * 15), "malformed"),
     ],
@@ -226,6 +228,14 @@ def test_spans_are_believed_for_the_own_workloads_alone(
 ) -> None:
     gather.ingest("a", batch(1, resource_spans=[body]))
     assert [key[:2] for key in metrics.drops()] == [("span", reason)]
+
+
+async def test_the_greatest_of_everything_fits_into_the_ledger(gather: Gather) -> None:
+    stat = call(revision=2**63 - 1, count=10**9, duration_sum_s=8.64e13, duration_buckets=[10**9, *([0] * 14)])
+    gather.ingest("a", batch(1, stat))
+    gather.ingest("a", batch(2**64 - 1, stat))
+    (row,) = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+    assert (row.count, row.revision) == (2 * 10**9, 2**63 - 1)
 
 
 async def test_the_ledger_adds_up_forgets_and_is_private(tmp_path: Path, clock: Clock) -> None:

@@ -1,9 +1,11 @@
 """Counts of calls, kept per minute, in bounded memory.
 
 Whoever reports is known by its socket; which words it uses is its own choice. So words are bounded: a destination must
-be a service that the reporter sees, a status one that there is, and of methods and callers there are so many for each
-service; what is beyond is counted under `_OTHER` or as unknown, never lost. A reporter's tenant has its share of the
-memory; what finds no room is dropped and counted.
+be a service that the reporter sees, a status one that there is, and of methods and callers there are so many an hour
+for each service; what is beyond is counted under `_OTHER` or as unknown, never lost. Nobody's words take the room of
+another's: not those of one tenant's programs that of another's, and not methods that were refused or don't exist, which
+a caller can make up at will, that of methods that were served. A reporter's tenant has its share of the memory; what
+finds no room is dropped and counted.
 """
 
 import functools
@@ -27,14 +29,17 @@ UNKNOWN: Final = "unknown/unknown"
 """The destination of calls to names that lead nowhere."""
 _BUCKETS: Final = len(BOUNDS_S) + 1
 _MAX_METHODS: Final = 200
+_MAX_UNSERVED: Final = 50
 _MAX_SOURCES: Final = 2000
 _MAX_KEYS: Final = 50_000
 _MAX_KEYS_PER_TENANT: Final = 10_000
 _MAX_COUNT: Final = 1_000_000_000
 _MAX_DURATION_S: Final = 86_400.0
+_MAX_REVISION: Final = 2**63 - 1
 _METHOD_LENGTH: Final = 512
 _SOURCE_LENGTH: Final = 2048
 _STATUSES: Final = frozenset(status.name for status in grpc.StatusCode) | {str(code) for code in (0, *range(100, 600))}
+_MISSING: Final = frozenset({"UNIMPLEMENTED", "404"})
 _DECISIONS: Final = (pb.CallStat.ALLOWED, pb.CallStat.DENIED, pb.CallStat.LIMITED)
 
 Resolve = Callable[[str, str], str | None]
@@ -77,8 +82,7 @@ class Aggregator:
         self._resolve = resolve or _in_full
         self._sums: dict[CallKey, _Sum] = {}
         self._of_tenant: Counter[str] = Counter()
-        self._methods: dict[str, set[str]] = {}
-        self._sources: dict[str, set[str]] = {}
+        self._words = _Words()
         self._drops: Counter[tuple[str, str]] = Counter()
 
     def add_call(
@@ -159,31 +163,51 @@ class Aggregator:
 
     def _key(self, stat: pb.CallStat, tenant: str) -> CallKey:
         now = int(self._clock().timestamp())
+        self._words.of_hour(now // 3600)
         source, destination = stat.source, stat.destination
         if stat.reporter == pb.CallStat.SOURCE:
             destination = self._resolve(tenant, destination) or UNKNOWN
-        elif not _room(self._sources, destination, source, _MAX_SOURCES):
+        elif not self._words.has_room(("source", destination), source, _MAX_SOURCES):
             source = ""
-        method = _method(stat.method) if destination != UNKNOWN else OTHER
-        if not _room(self._methods, destination, method, _MAX_METHODS):
-            method = OTHER
+        method = self._method(stat, tenant, destination) if destination != UNKNOWN else OTHER
         status = stat.status if stat.status in _STATUSES else OTHER
         return CallKey(source, destination, method, status, stat.decision, stat.reporter, stat.revision, now - now % 60)
 
+    def _method(self, stat: pb.CallStat, tenant: str, destination: str) -> str:
+        said = stat.method
+        if not said or not said.isprintable() or len(said) > _METHOD_LENGTH:
+            return OTHER
+        served, unserved = ("served", tenant, destination), ("unserved", tenant, destination)
+        if stat.decision != pb.CallStat.DENIED and stat.status not in _MISSING:
+            is_known = self._words.has_room(served, said, _MAX_METHODS)
+        else:
+            is_known = self._words.has(served, said) or self._words.has_room(unserved, said, _MAX_UNSERVED)
+        return said if is_known else OTHER
 
-def _method(said: str) -> str:
-    return said if said and said.isprintable() and len(said) <= _METHOD_LENGTH else OTHER
 
+class _Words:
+    """The first words of each kind within an hour."""
 
-def _room(known: dict[str, set[str]], of: str, word: str, most: int) -> bool:
-    """Whether a word is one of the first `most` of their kind."""
-    words = known.setdefault(of, set())
-    if word in words:
-        return True
-    if len(words) >= most:
-        return False
-    words.add(word)
-    return True
+    def __init__(self) -> None:
+        self._hour = 0
+        self._known: dict[tuple[str, ...], set[str]] = {}
+
+    def of_hour(self, hour: int) -> None:
+        """Forgets the words of another hour."""
+        if hour != self._hour:
+            self._hour = hour
+            self._known.clear()
+
+    def has(self, kind: tuple[str, ...], word: str) -> bool:
+        """Whether a word is known."""
+        return word in self._known.get(kind, ())
+
+    def has_room(self, kind: tuple[str, ...], word: str, most: int) -> bool:
+        """Whether a word is one of the first `most` of its kind; then it is known from now on."""
+        words = self._known.setdefault(kind, set())
+        if word not in words and len(words) < most:
+            words.add(word)
+        return word in words
 
 
 @functools.lru_cache(maxsize=4096)
@@ -211,6 +235,7 @@ def _is_sound(stat: pb.CallStat) -> bool:
         and sum(stat.duration_buckets) == stat.count
         and math.isfinite(stat.duration_sum_s)
         and 0 <= stat.duration_sum_s <= stat.count * _MAX_DURATION_S
+        and stat.revision <= _MAX_REVISION
         and stat.decision in _DECISIONS
         and stat.reporter in (pb.CallStat.SOURCE, pb.CallStat.DESTINATION)
         # A server may not have been able to tell who called.

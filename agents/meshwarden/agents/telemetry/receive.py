@@ -24,6 +24,7 @@ _MAX_ITEM_BYTES: Final = 1_048_576
 _MAX_SPANS: Final = 8192
 _MAX_RECORDS: Final = 16_384
 _OURS: Final = "mesh."
+_NAME: Final = "service.name"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -157,12 +158,13 @@ class Receiver:
     def _stamp(self, spans: trace_pb2.ResourceSpans, workload: Workload) -> None:
         identity = workload.spiffe_id
         ours = {
+            _NAME: f"{identity.service}.{identity.tenant}",
             "mesh.tenant": identity.tenant or "",
             "mesh.service": identity.service or "",
             "mesh.node": self._place.node,
             "mesh.region": self._place.region,
         }
-        kept = [pair for pair in spans.resource.attributes if not pair.key.startswith(_OURS)]
+        kept = [pair for pair in spans.resource.attributes if pair.key != _NAME and not pair.key.startswith(_OURS)]
         stamped = [
             common_pb2.KeyValue(key=key, value=common_pb2.AnyValue(string_value=value)) for key, value in ours.items()
         ]

@@ -1,6 +1,5 @@
 """A reported count of calls, checked: what an agent may say, and of whom."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +14,9 @@ OLDEST = timedelta(hours=24)
 NEWEST = timedelta(minutes=5)
 # More calls than one node makes in a minute: a count above is a lie or a fault.
 MAX_COUNT = 1_000_000_000
+MAX_DURATION_S = 86_400.0
+# A revision is a row's number in the store, and a column in the ledger: SQLite has no greater integers.
+MAX_REVISION = 2**63 - 1
 UNKNOWN = "unknown"
 
 Owns = Callable[[str, str, str], bool]
@@ -99,7 +101,7 @@ def _destination(text: str) -> tuple[str, str]:
 def _durations(stat: CallStat) -> tuple[int, ...]:
     if not 0 < stat.count <= MAX_COUNT:
         raise Refused("malformed")
-    if not math.isfinite(stat.duration_sum_s) or stat.duration_sum_s < 0:
+    if not 0 <= stat.duration_sum_s <= stat.count * MAX_DURATION_S:  # NaN is nowhere in between
         raise Refused("malformed")
     buckets = tuple(stat.duration_buckets)
     if buckets and (len(buckets) != len(BOUNDS_S) + 1 or sum(buckets) != stat.count):
@@ -123,6 +125,8 @@ def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetim
     if stat.decision not in (CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED):
         raise Refused("malformed")
     if stat.reporter not in (CallStat.SOURCE, CallStat.DESTINATION):
+        raise Refused("malformed")
+    if stat.revision > MAX_REVISION:
         raise Refused("malformed")
     buckets = _durations(stat)
     source = _source(stat.source, stat.reporter, trust_domain)

@@ -63,7 +63,12 @@ def check_spans(body: bytes, node: str, region: str, owns: Owns) -> tuple[Resour
         tenant = ""
     elif not service or not owns(node, tenant, service):
         raise Refused("not_owned")
-    ours = {"mesh.node": node, "mesh.region": region, "mesh.tenant": tenant}
+    ours = {
+        "mesh.node": node,
+        "mesh.region": region,
+        "mesh.tenant": tenant,
+        "mesh.service": service if tenant else "",
+    }
     kept = [pair for pair in spans.resource.attributes if pair.key not in ours]
     del spans.resource.attributes[:]
     spans.resource.attributes.extend(kept)
