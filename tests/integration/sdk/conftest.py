@@ -296,10 +296,10 @@ class Mesh:
         self.push()
         return made
 
-    def orders(self) -> tuple[Workload, Process]:
+    def orders(self, instance: str = "a") -> tuple[Workload, Process]:
         """Starts the sample service and waits until its port is open."""
         serving = self.workload("platform", "orders", free_port())
-        program = serving.start("-m", "meshwarden.examples.orders", "--version", "v1", "--instance", "a")
+        program = serving.start("-m", "meshwarden.examples.orders", "--version", "v1", "--instance", instance)
         self.until_open(serving, program)
         return serving, program
 
@@ -373,10 +373,12 @@ class Mesh:
         return resource(api.build("envoy.config.cluster.v3.Cluster", fields), name)
 
     def close(self) -> None:
-        for process in self.processes:
-            process.end()
-        for workload in self.workloads:
-            workload.agent.stop()
+        """Ends everything, whatever of it ends badly."""
+        with contextlib.ExitStack() as stack:
+            for workload in self.workloads:
+                stack.callback(workload.agent.stop)
+            for process in self.processes:
+                stack.callback(process.end)
 
 
 @pytest.fixture

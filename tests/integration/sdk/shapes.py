@@ -40,8 +40,8 @@ def unary(request: bytes, context: Any) -> bytes | None:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now")
     if request == b"wait":
         gone = threading.Event()
-        context.add_callback(gone.set)
-        gone.wait(30)
+        if context.add_callback(gone.set):  # else the caller has gone already
+            gone.wait(30)
     return headers(context)
 
 

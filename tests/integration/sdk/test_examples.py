@@ -57,7 +57,9 @@ def test_a_steady_load_counts_each_call_and_goes_on_through_a_graceful_stop(mesh
     _, first = mesh.orders()
     _, probe = mesh.probe()
     assert probe.ask("grpc")["codes"] == {"OK": 1}
-    mesh.orders()
+    mesh.orders("b")
+    # A client that has met a closed port waits before it tries again.
+    until(lambda: set(probe.ask("grpc", count=4)["instances"]) == {"a", "b"}, "calls go to both")
     probe.ask("steady_start", id="x", call={"op": "grpc", "rate": 100})
     assert probe.ask("grpc", count=50, rate=100)["codes"] == {"OK": 50}
     assert first.end() == 0
