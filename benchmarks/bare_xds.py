@@ -26,7 +26,7 @@ class Source:
         self.now: Snapshot | None = None
         self._clients: set[_Client] = set()
 
-    def open(self, _: object, node: object) -> "_Client":
+    async def open(self, _: object, node: object) -> "_Client":
         """The client of a new stream."""
         client = _Client(self)
         self._clients.add(client)

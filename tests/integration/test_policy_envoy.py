@@ -137,7 +137,7 @@ class Rig:
         self.spans: list[Any] = []
         self.socket = root / "ads.sock"
 
-    def open(self, _: Any, node: Any) -> Client:
+    async def open(self, _: Any, node: Any) -> Client:
         return Client(self, node.id)
 
     def apply(self, *changes: Change) -> None:

@@ -163,6 +163,18 @@ async def test_a_registration_that_ends_ends_the_stream(
     assert code is grpc.StatusCode.PERMISSION_DENIED
 
 
+async def test_a_caller_that_fits_no_more_gets_no_more(
+    channel: grpc.aio.Channel, control_plane: Any, entry: Any
+) -> None:
+    call = stream(channel, "FetchX509SVID", HEADER)
+    assert schema.X509SVIDResponse.FromString(await call.read()).svids
+    control_plane.push(entries=entry.set(entry.of("acme", "web", selectors=resources.Selectors(path="/bin/another"))))
+    control_plane.push(renew_now=node_pb.RenewNow(reason="test"))
+    code, message = await refused(call)
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert "the entry wants /bin/another" in message
+
+
 async def test_a_certificate_that_ends_is_not_served(agent: Any, control_plane: Any, until: Any) -> None:
     control_plane.ttl = timedelta(seconds=8)
     await agent.ready()

@@ -32,7 +32,7 @@ class Source:
         self.clients: list[Client] = []
         self.refuse = False
 
-    def open(self, context: object, node: object) -> "Client":
+    async def open(self, context: object, node: object) -> "Client":
         if self.refuse:
             raise StreamRefused(grpc.StatusCode.PERMISSION_DENIED, "not you")
         self.clients.append(Client(self, node.id))

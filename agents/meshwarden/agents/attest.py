@@ -3,8 +3,8 @@
 Errors: `Unidentified`, with a message for the caller that says what to do.
 """
 
-import asyncio
 import os
+from typing import Any
 
 import grpc
 
@@ -41,27 +41,27 @@ class Attestor:
         connection = self._front.find(peer)
         return None if connection is None else self._registry.find(connection)
 
-    async def registered(self, context: grpc.aio.ServicerContext[object, object]) -> Workload:
+    async def registered(self, context: grpc.aio.ServicerContext[Any, Any]) -> Workload:
         """The workload that the caller registered as, or was started below.
 
         Raises:
             Unidentified: it is none.
         """
         connection = self.connection(context.peer())
-        await self._warm(connection)
+        await self._read_executable(connection)
         workload = self._registry.find(connection)
         if workload is None:
             raise Unidentified(self._why(connection))
         return workload
 
-    async def workload(self, context: grpc.aio.ServicerContext[object, object]) -> Workload:
+    async def workload(self, context: grpc.aio.ServicerContext[Any, Any]) -> Workload:
         """The caller's workload; a caller that is none yet becomes that of the one entry that it fits.
 
         Raises:
             Unidentified: it fits no entry, or several.
         """
         connection = self.connection(context.peer())
-        await self._warm(connection)
+        await self._read_executable(connection)
         workload = self._registry.find(connection)
         if workload is not None:
             return workload
@@ -70,12 +70,19 @@ class Attestor:
         except RegistrationRefused as refusal:
             raise Unidentified(str(refusal)) from None
 
-    async def _warm(self, connection: Connection) -> None:
-        """Reads the caller's executable in a thread, if an entry asks for its digest: it can be large."""
+    async def confirm(self, context: grpc.aio.ServicerContext[Any, Any], workload: Workload) -> None:
+        """Returns if the caller is still that workload's: its entry's selectors may have changed meanwhile.
+
+        Raises:
+            Unidentified: it is not.
+        """
+        if await self.registered(context) is not workload:
+            raise Unidentified("the workload's registration has ended")
+
+    async def _read_executable(self, connection: Connection) -> None:
         program = program_of(connection)
-        wanted = any(entry.entry.spec.selectors.sha256 for entry in self._registry.entries.values())
-        if program is not None and wanted:
-            await asyncio.to_thread(self._executables.sha256, program.pid)
+        if program is not None and self._registry.wants_digest(program):
+            await self._executables.read(program.pid)
 
     def _why(self, connection: Connection) -> str:
         misfits = self._registry.misfits(connection)

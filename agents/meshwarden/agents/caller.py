@@ -4,8 +4,11 @@ Nothing here believes the program. A pid alone names nobody, since it is given a
 whoever asks looks once more afterwards whether the process still lives.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +20,8 @@ from meshwarden.v1 import resources_pb2 as resources
 _MAX_ANCESTORS: Final = 64
 _MAX_DIGESTS: Final = 1024
 _CHUNK_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 30
+_TICK_S: Final = 0.02  # the slowest kernel's, CONFIG_HZ=100, twice
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Executables:
 
     def __init__(self) -> None:
         self._digests: OrderedDict[tuple[int, int, int, int], str] = OrderedDict()
+        self._reading = asyncio.Lock()
 
     def path(self, pid: int) -> str | None:
         """The absolute path of a process's executable, as it stands in our own file system.
@@ -99,30 +105,51 @@ class Executables:
         return path if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) else None
 
     def sha256(self, pid: int) -> str | None:
-        """The SHA-256 of a process's executable, in hexadecimal; None if it cannot be read."""
+        """The SHA-256 of a process's executable, in hexadecimal; None if `read` has not read it, or could not."""
         try:
-            with open(f"/proc/{pid}/exe", "rb") as file:
-                before = _identity(file.fileno())
-                known = self._digests.get(before)
-                if known is not None:
-                    self._digests.move_to_end(before)
-                    return known
-                digest = hashlib.sha256()
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-                if _identity(file.fileno()) != before:
-                    return None  # it was written to meanwhile
+            descriptor = os.open(f"/proc/{pid}/exe", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
-        self._digests[before] = digest.hexdigest()
-        if len(self._digests) > _MAX_DIGESTS:
-            self._digests.popitem(last=False)
-        return digest.hexdigest()
+        try:
+            return self._find(_identity(descriptor))
+        finally:
+            os.close(descriptor)
+
+    async def read(self, pid: int) -> None:
+        """Reads a process's executable for `sha256`: one at a time and in a thread, since it can be large."""
+        async with self._reading:
+            if self.sha256(pid) is None:
+                await asyncio.to_thread(self._read, pid)
+
+    def _find(self, identity: tuple[int, int, int, int]) -> str | None:
+        known = self._digests.get(identity)
+        if known is not None:
+            self._digests.move_to_end(identity)
+        return known
+
+    def _read(self, pid: int) -> None:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/exe", "rb") as file:
+            before = _identity(file.fileno())
+            if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+                return
+            # A change within one tick of the kernel's clock after the last would not show; from here on each does.
+            time.sleep(_TICK_S)
+            digest = hashlib.sha256()
+            for _ in range(_MAX_BYTES // _CHUNK_BYTES + 1):
+                digest.update(chunk := file.read(_CHUNK_BYTES))
+                if not chunk:
+                    break
+            if _identity(file.fileno()) != before:
+                return  # it was written to meanwhile
+            self._digests[before] = digest.hexdigest()
+            if len(self._digests) > _MAX_DIGESTS:
+                self._digests.popitem(last=False)
 
 
 def _identity(descriptor: int) -> tuple[int, int, int, int]:
+    """Names a file's content: the time of its last change, unlike that of its last write, is not its owner's to set."""
     stat = os.fstat(descriptor)
-    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+    return stat.st_dev, stat.st_ino, stat.st_ctime_ns, stat.st_size
 
 
 def user_misfits(selectors: resources.Selectors, program: Program) -> list[str]:
@@ -136,7 +163,15 @@ def user_misfits(selectors: resources.Selectors, program: Program) -> list[str]:
 
 
 def misfits(selectors: resources.Selectors, program: Program, executables: Executables) -> list[str]:
-    """In which ways a program does not fit an entry's selectors; empty if it fits.
+    """In which ways a program does not fit an entry's selectors; empty if it fits."""
+    found = misfits_but_sha256(selectors, program, executables)
+    if not found and selectors.sha256 and (digest := executables.sha256(program.pid)) != selectors.sha256:
+        found.append(f"its executable's SHA-256 is {digest or 'unknown'}, the entry wants {selectors.sha256}")
+    return found
+
+
+def misfits_but_sha256(selectors: resources.Selectors, program: Program, executables: Executables) -> list[str]:
+    """The misfits that can be told without having read the program's executable.
 
     Selectors that select nothing fit nobody: the control plane refuses them, and we don't rely on that.
     """
@@ -144,7 +179,6 @@ def misfits(selectors: resources.Selectors, program: Program, executables: Execu
     if not (selectors.HasField("uid") or selectors.HasField("gid") or selectors.path or selectors.sha256):
         found.append("the entry has no selectors")
     if selectors.path and (path := executables.path(program.pid)) != selectors.path:
-        found.append(f"its executable is {path or 'unknown'}, the entry wants {selectors.path}")
-    if not found and selectors.sha256 and (digest := executables.sha256(program.pid)) != selectors.sha256:
-        found.append(f"its executable's SHA-256 is {digest or 'unknown'}, the entry wants {selectors.sha256}")
+        is_ = path or "not the file of its name, or was replaced since it started"
+        found.append(f"its executable is {is_}, the entry wants {selectors.path}")
     return found

@@ -164,7 +164,7 @@ class Agent:
         workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)
         WorkloadApi(attestor, self.registry, self.credentials).add_to(server)
         planes = DataPlanes(
-            front,
+            attestor,
             self.registry,
             self.scopes,
             self.credentials,
@@ -252,6 +252,8 @@ class Agent:
         """Sees registered processes become the programs that their entries want."""
         while True:
             await asyncio.sleep(_REVIEW_S)
+            for pid in list(self.registry.unread()):
+                await self.executables.read(pid)
             self.registry.review()
 
 

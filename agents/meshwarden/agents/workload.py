@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -24,6 +24,7 @@ from meshwarden.agents.caller import (
     ancestors,
     is_alive,
     misfits,
+    misfits_but_sha256,
     read_stat,
     user_misfits,
 )
@@ -174,6 +175,23 @@ class Registry:
             raise RegistrationRefused(Refusal.UNFIT, f"this process fits several entries ({names}): {EXEC_FIX}")
         self.sweep()
         return self._add(program, connection, fitting[0], 0, "", is_implicit=True)
+
+    def unread(self) -> Iterator[int]:
+        """The registered processes whose executables are to be read before `review` can tell whether they fit."""
+        for workload in self._workloads.values():
+            if workload.id not in self._admitted and self.wants_digest(_program(workload)):
+                yield workload.pid
+
+    def wants_digest(self, program: Program) -> bool:
+        """Whether nothing but its executable's digest, which is not known yet, decides if a program fits an entry."""
+        return (
+            any(
+                entry.entry.spec.selectors.sha256
+                and not misfits_but_sha256(entry.entry.spec.selectors, program, self._executables)
+                for entry in self._entries.values()
+            )
+            and self._executables.sha256(program.pid) is None
+        )
 
     def is_admitted(self, workload_id: str) -> bool:
         """Whether all selectors were seen to hold for its process, or for one below it."""

@@ -13,11 +13,11 @@ import grpc
 import structlog
 
 from meshwarden.agents import sds
+from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.fit import fits
 from meshwarden.agents.workload import Registry, Workload
-from meshwarden.sdk.front import Front
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds.server import StreamRefused
 from meshwarden.xds.snapshot import Snapshot
@@ -25,7 +25,6 @@ from meshwarden.xds.snapshot import Snapshot
 _log = structlog.get_logger()
 _MAX_NACKS: Final = 256
 _MAX_REASON: Final = 4096
-FIX: Final = "start the program with `meshwarden-agent exec --entry NAME -- COMMAND`"
 
 
 class Acknowledge(Protocol):
@@ -43,7 +42,7 @@ class DataPlanes:
 
     def __init__(
         self,
-        front: Front,
+        attestor: Attestor,
         registry: Registry,
         scopes: ScopeStore,
         credentials: Credentials,
@@ -54,15 +53,15 @@ class DataPlanes:
         """Serves what `scopes` and `credentials` hold.
 
         Args:
-            front: knows connections.
-            registry: knows whose they are.
+            attestor: knows who is behind an RPC.
+            registry: knows who runs.
             scopes: the configuration.
             credentials: for the secrets of Envoys.
             envoy_pid: the process of a workload's Envoy, 0 if it has none.
             acknowledge: takes what became of a revision.
             refs: the data planes of a workload, with the addresses that they have now.
         """
-        self._front = front
+        self._attestor = attestor
         self._registry = registry
         self._scopes = scopes
         self._credentials = credentials
@@ -78,21 +77,18 @@ class DataPlanes:
         scopes.listen(self._notify)
         credentials.listen(self._notify)
 
-    def open(self, context: grpc.aio.ServicerContext[Any, Any], node_message: Any) -> "DataPlaneClient":
+    async def open(self, context: grpc.aio.ServicerContext[Any, Any], node_message: Any) -> "DataPlaneClient":
         """The client behind an RPC.
 
         Raises:
             StreamRefused: if it is not a workload of this node; says what to do.
         """
-        connection = self._front.find(context.peer())
-        workload = None if connection is None else self._registry.find(connection)
-        if connection is None or workload is None:
-            pid = None if connection is None else connection.pid
-            raise StreamRefused(
-                grpc.StatusCode.PERMISSION_DENIED, f"process {pid} is not a registered workload of this node: {FIX}"
-            )
-        adopted = connection.pid is not None and connection.pid == self._envoy_pid(workload.id)
-        is_envoy = adopted or getattr(node_message, "user_agent_name", "") == "envoy"
+        try:
+            workload = await self._attestor.registered(context)
+            pid = self._attestor.connection(context.peer()).pid
+        except Unidentified as error:
+            raise StreamRefused(grpc.StatusCode.PERMISSION_DENIED, str(error)) from None
+        is_envoy = pid == self._envoy_pid(workload.id) or getattr(node_message, "user_agent_name", "") == "envoy"
         client = DataPlaneClient(self, workload, "envoy" if is_envoy else "grpc")
         self._clients.add(client)
         return client

@@ -118,7 +118,7 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2
         self.spans: list[trace_pb2.Span] = []
         self._server: grpc.aio.Server | None = None
 
-    def open(self, context: Any, node: Any) -> AdsClient:
+    async def open(self, context: Any, node: Any) -> AdsClient:
         return AdsClient(self)
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[workload_service_pb2.WorkloadConfig]:  # noqa: N802

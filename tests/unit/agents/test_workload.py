@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -103,17 +104,72 @@ def test_a_zombie_is_not_alive(start: Callable[..., subprocess.Popen[bytes]]) ->
     assert not is_alive(child.pid, began)
 
 
-def test_selectors_hold_all_or_not_at_all(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+async def test_selectors_hold_all_or_not_at_all(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     child = start()
     program = Program(child.pid, start_time(child.pid), ME, os.getegid())
     executables = Executables()
     digest = hashlib.sha256(Path(SLEEP).read_bytes()).hexdigest()
     fits = resources.Selectors(uid=ME, gid=os.getegid(), path=SLEEP, sha256=digest)
+    assert "SHA-256 is unknown" in misfits(fits, program, executables)[0]
+    await executables.read(child.pid)
     assert misfits(fits, program, executables) == []
     assert misfits(resources.Selectors(uid=ME + 1, path=SLEEP), program, executables)
     assert misfits(resources.Selectors(path=SLEEP + "x"), program, executables)
     assert misfits(resources.Selectors(sha256="0" * 64), program, executables)
     assert misfits(resources.Selectors(), program, executables) == ["the entry has no selectors"]
+
+
+async def test_a_changed_executable_is_another_whatever_its_times_say(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    path = tmp_path / "program"
+    shutil.copy(SLEEP, path)
+    good = hashlib.sha256(path.read_bytes()).hexdigest()
+    executables = Executables()
+    child = start(str(path), "60")
+    await executables.read(child.pid)
+    assert executables.sha256(child.pid) == good
+    child.kill()
+    child.wait()
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)  # into the same inode
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = start(str(path), "60")
+    await executables.read(again.pid)
+    assert executables.sha256(again.pid) == hashlib.sha256(path.read_bytes()).hexdigest() != good
+
+
+async def test_an_executable_beyond_reason_is_not_read(
+    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    path = tmp_path / "program"
+    shutil.copy(SLEEP, path)
+    os.truncate(path, 1 << 40)
+    child = start(str(path), "60")
+    executables = Executables()
+    await executables.read(child.pid)
+    assert executables.sha256(child.pid) is None
+
+
+async def test_a_digest_is_asked_for_only_where_it_decides(
+    registry: Registry, start: Callable[..., subprocess.Popen[bytes]], connect: Callable[[int], Connection]
+) -> None:
+    child = start()
+    program = program_of(connect(child.pid))
+    assert program is not None
+    registry.set_entries(entries(entry("acme", "web"), entry("acme", "api", uid=ME + 1, sha256="0" * 64)))
+    assert not registry.wants_digest(program)
+    digest = hashlib.sha256(Path(SLEEP).read_bytes()).hexdigest()
+    registry.set_entries(entries(entry("acme", "web", sha256=digest)))
+    assert registry.wants_digest(program)
+    workload = registry.register(connect(child.pid), "web")
+    assert list(registry.unread()) == [child.pid]
+    await registry._executables.read(child.pid)
+    registry.review()
+    assert registry.is_admitted(workload.id)
+    assert not list(registry.unread())
 
 
 async def test_register_and_end(

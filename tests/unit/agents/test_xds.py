@@ -13,6 +13,7 @@ import anyio
 import grpc
 import pytest
 
+from meshwarden.agents.attest import Attestor
 from meshwarden.agents.cache import Cache, ScopeStore
 from meshwarden.agents.caller import Executables
 from meshwarden.agents.credentials import Credentials
@@ -67,14 +68,15 @@ class Node:
         self.path = directory / "agent.sock"
         self.front = Front(directory / "inner" / "s")
         cache = Cache(directory / "cache")
-        self.registry = Registry(DOMAIN, directory / "w", Executables())
+        executables = Executables()
+        self.registry = Registry(DOMAIN, directory / "w", executables)
         self.scopes = ScopeStore(cache)
         self._authority = authority
         self.credentials = Credentials(self.registry, cache, bundle, self._sign, utc_now, random.Random(1))
         self.acks: list[node_pb.ConfigAck] = []
         self.planes = Planes(cache, "127.0.0.1")
         self.data_planes = DataPlanes(
-            self.front,
+            Attestor(self.front, self.registry, executables),
             self.registry,
             self.scopes,
             self.credentials,

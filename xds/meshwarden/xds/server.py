@@ -66,7 +66,7 @@ class Client(Protocol):
 class SnapshotSource(Protocol):
     """Where the streams' snapshots come from."""
 
-    def open(self, context: Any, node: Message) -> Client:
+    async def open(self, context: Any, node: Message) -> Client:
         """The client of a new stream; `node` is what it says of itself (envoy.config.core.v3.Node): believe none of it.
 
         Raises:
@@ -93,7 +93,7 @@ class _Ads:
         if first is grpc.aio.EOF:
             return
         try:
-            client = self._source.open(context, first.node)
+            client = await self._source.open(context, first.node)
         except StreamRefused as refusal:
             await context.abort(refusal.status, refusal.message)
         try:

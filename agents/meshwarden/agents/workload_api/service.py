@@ -75,6 +75,7 @@ class WorkloadApi:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the workload's certificate has ended")
                 return
             if sent is None or sent[0] is not svid or sent[1] is not bundle:
+                await self._confirm(context, workload)
                 await context.write(response(svid, bundle))
                 sent = (svid, bundle)
                 continue  # it may have changed while a slow reader took this one
@@ -89,6 +90,12 @@ class WorkloadApi:
         except CredentialMissing as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         return workload
+
+    async def _confirm(self, context: _Context[Any, Any], workload: Workload) -> None:
+        try:
+            await self._attestor.confirm(context, workload)
+        except Unidentified as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
     async def _check_header(self, context: _Context[Any, Any]) -> None:
         values = [value for key, value in context.invocation_metadata() or () if key == _HEADER]
