@@ -25,7 +25,8 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.sdk import peer
-from meshwarden.sdk.front import Front, server_context
+from meshwarden.sdk.front import Front
+from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 from meshwarden.v1 import report_pb2 as report_pb

@@ -23,8 +23,9 @@ from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, self_sig
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier, VerifiedPeer
-from meshwarden.sdk.front import Front, FrontLimits, server_context
+from meshwarden.sdk.front import Front, FrontLimits
 from meshwarden.sdk.peer import PeerInterceptor, Refused, current, current_connection
+from meshwarden.sdk.tls import READ_BYTES, server_context
 
 DOMAIN = "mesh.test"
 SERVER_NAME = "controlplane.mesh.test"
@@ -212,6 +213,21 @@ class TestTls:
             )
             assert await reader.read() == b""
             writer.close()
+
+    async def test_a_connection_keeps_a_small_buffer(self, tmp_path: Path) -> None:
+        async with world(tmp_path) as made, tls_channel(made.port, AUTHORITY.svid("web")) as channel:
+            await call(channel)
+            (live,) = made.front._live.values()
+            assert len(live.outer.transport._ssl_protocol.get_buffer(-1)) == READ_BYTES
+
+    async def test_large_messages_pass_both_ways(self, tmp_path: Path) -> None:
+        async with world(tmp_path) as made, tls_channel(made.port, AUTHORITY.svid("web")) as channel:
+            stream = channel.stream_stream("/test.Test/Echo")(timeout=50)
+            for size in (1, READ_BYTES, READ_BYTES + 1, 4_000_000, 4_000_000):
+                sent = random.Random(size).randbytes(size)
+                await stream.write(sent)
+                assert await stream.read() == sent
+            stream.cancel()
 
     async def test_sessions_are_not_resumed(self, tmp_path: Path) -> None:
         async with world(tmp_path) as made:

@@ -31,8 +31,9 @@ from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
-from meshwarden.sdk.front import Front, server_context
+from meshwarden.sdk.front import Front
 from meshwarden.sdk.peer import PeerInterceptor
+from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1 import node_service_pb2_grpc, resources_pb2
 

@@ -17,7 +17,6 @@ Source: research on both servers is summed up in docs/adr/0002-tls-front.md.
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -26,7 +25,7 @@ import socket
 import ssl
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,8 +34,9 @@ from typing import Self
 from meshwarden.sdk.acceptor import Acceptor
 from meshwarden.sdk.connection import Connection, PeerUnknown, Process, identify, presented_chain
 from meshwarden.sdk.splice import End
+from meshwarden.sdk.tls import accept_tls
 
-__all__ = ["Connection", "Front", "FrontLimits", "server_context"]
+__all__ = ["Connection", "Front", "FrontLimits"]
 
 _log = logging.getLogger(__name__)
 _MAX_UNIX_PATH = 107  # sizeof(sun_path) - 1; unix(7)
@@ -203,24 +203,21 @@ class Front:
 
     async def _handshake(self, sock: socket.socket, local: str, context: Callable[[], ssl.SSLContext]) -> None:
         try:
-            live = _Live(Connection(next(self._ids), local, _text(sock.getpeername())))
-            transport, end = await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._end(live),
-                sock,
-                ssl=context(),
-                ssl_handshake_timeout=self._limits.handshake_s,
-                ssl_shutdown_timeout=self._limits.flush_s,
-            )
+            remote = _text(sock.getpeername())
+            tls_context = context()
         except BaseException:
             sock.close()
             raise
+        live = _Live(Connection(next(self._ids), local, remote))
+        end = self._end(live)
+        limits = self._limits
+        transport = await accept_tls(sock, end, tls_context, handshake_s=limits.handshake_s, shutdown_s=limits.flush_s)
         try:
             tls = transport.get_extra_info("ssl_object")
             if tls.selected_alpn_protocol() != "h2" or len(self._live) >= self._limits.connections:
                 transport.abort()
                 return
-            number, remote = live.connection.id, live.connection.remote
-            live.connection = Connection(number, local, remote, presented_chain(tls))
+            live.connection = Connection(live.connection.id, local, remote, presented_chain(tls))
             self._admit(live, end)
         except BaseException:
             transport.abort()  # nobody would own it
@@ -350,39 +347,6 @@ class Front:
             _log.info("a connection was not taken: %s", error)
         elif error is not None:
             _log.error("a connection was not taken", exc_info=error)
-
-
-def server_context(
-    svid_chain_pem: bytes, key_pem: bytes, roots_pem: bytes, require_client: bool = False
-) -> ssl.SSLContext:
-    """One generation of a TLS server: TLS 1.3 and HTTP/2 only, no session tickets.
-
-    A client certificate is asked for, and one that does not chain to `roots_pem` fails the handshake; one must be shown
-    only if `require_client`. Which trust domain's root it was is for `meshwarden.sdk.peer` to check.
-
-    Raises:
-        ssl.SSLError: if key and certificate do not match, or something is not PEM.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # a resumed session would not show its certificate anew
-    context.set_alpn_protocols(["h2"])
-    # OpenSSL reads a key from files only. These live in memory, and are gone with their descriptors.
-    with _in_memory(svid_chain_pem) as chain, _in_memory(key_pem) as key:
-        context.load_cert_chain(chain, key)
-    context.load_verify_locations(cadata=roots_pem.decode("ascii"))
-    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
-    return context
-
-
-@contextlib.contextmanager
-def _in_memory(content: bytes) -> Iterator[str]:
-    descriptor = os.memfd_create("meshwarden", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, content)
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def _connection_of(process: Process, number: int, local: str) -> Connection:

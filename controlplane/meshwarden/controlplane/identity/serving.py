@@ -14,7 +14,7 @@ from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name
 from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
-from meshwarden.sdk.front import server_context
+from meshwarden.sdk.tls import server_context
 
 LIFE = timedelta(hours=1)
 RETRY_S = 5.0
