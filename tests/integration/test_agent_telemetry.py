@@ -12,6 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
+from meshwarden.v1.report_pb2 import CallStat
+
 # Only what any program with OpenTelemetry does: all else comes from the environment that `exec` gives.
 TRACED = """
 from opentelemetry import trace
@@ -45,6 +47,10 @@ for line in sys.stdin:
 
 def spans(control_plane: Any) -> list[ResourceSpans]:
     return [ResourceSpans.FromString(body) for export in control_plane.exports for body in export.resource_spans]
+
+
+def calls(control_plane: Any) -> list[CallStat]:
+    return [stat for export in control_plane.exports for stat in export.calls]
 
 
 def drops(control_plane: Any) -> dict[tuple[str, str, str], int]:
@@ -111,10 +117,28 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
         "what was dropped is counted",
     )
     await until(lambda: spans(control_plane), "the good span has come")
-    (call,) = [stat for export in control_plane.exports for stat in export.calls]
+    (call,) = await until(lambda: calls(control_plane), "the call has come")
     # It may say that it called, but not whom it does not see.
     assert (call.source, call.destination) == ("spiffe://mesh.test/tenant/acme/service/web", "unknown/unknown")
     assert json.loads((await agent.command("status", "--socket", str(agent.socket), "-o", "json")).stdout)["connected"]
+
+
+async def test_what_was_reported_last_goes_up_before_the_agent_ends(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    await until(lambda: control_plane.last("workloads") is not None, "the session stands")
+    program = agent.exec("web", sys.executable, "-c", SENDER)
+    record = {"mesh.reporter": "source", "mesh.upstream_cluster": "orders.platform|v1"}
+    bodies = {
+        "trace": ExportTraceServiceRequest(resource_spans=[_span(b"\x01" * 16)]).SerializeToString(),
+        "logs": _logs(3, record).SerializeToString(),
+    }
+    for what, body in bodies.items():
+        program.stdin.write(f"{what} {body.hex()}\n")
+        program.stdin.flush()
+        assert (await asyncio.to_thread(program.stdout.readline)).startswith("OK")
+    assert await asyncio.to_thread(agent.stop) == 0
+    assert len(spans(control_plane)) == 1
+    assert sum(call.count for call in calls(control_plane)) == 3
 
 
 def _span(trace_id: bytes) -> ResourceSpans:

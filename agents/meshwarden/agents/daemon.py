@@ -18,6 +18,7 @@ from typing import Final
 import anyio
 import grpc
 import structlog
+from anyio.abc import TaskGroup
 
 from meshwarden.agents.api import Parts, WorkloadService
 from meshwarden.agents.attend import Attendants
@@ -53,6 +54,7 @@ _FIRST_BACKOFF_S: Final = 0.2
 _LAST_BACKOFF_S: Final = 5.0
 _GRACE_S: Final = 0.5
 _REVIEW_S: Final = 0.1
+_LAST_REPORT_S: Final = 2.0
 
 Clock = Callable[[], datetime]
 
@@ -105,11 +107,15 @@ class Agent:
         self.credentials.listen(self._tell_workloads)
         self._registry_changed()
         try:
-            async with self._serving(), anyio.create_task_group() as group:
+            async with (
+                anyio.create_task_group() as outer,
+                self._connected(outer),
+                self._serving(),
+                anyio.create_task_group() as group,
+            ):
                 group.start_soon(self.credentials.run)
                 group.start_soon(self.scopes.run)
                 group.start_soon(self.attendants.run)
-                group.start_soon(self.upstream.run)
                 group.start_soon(self.outbox.run)
                 group.start_soon(self._review)
                 _log.info(
@@ -123,6 +129,23 @@ class Agent:
             self.registry.close()
             with contextlib.suppress(OSError):
                 self.scopes.flush()
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, group: TaskGroup) -> AsyncIterator[None]:
+        """The way up, which outlives all else: what is reported until the end shall still go up."""
+        scope = anyio.CancelScope(shield=True)
+
+        async def stay() -> None:
+            with scope:
+                await self.upstream.run()
+
+        group.start_soon(stay)
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.outbox.flush(_LAST_REPORT_S)
+            scope.cancel()
 
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:

@@ -119,8 +119,8 @@ class Upstream:
             answer = await stub.SignWorkload(request, timeout=_TIMEOUT_S)
         return answer.results
 
-    async def export(self, request: report_pb.ExportRequest) -> None:
-        """Sends a batch of counts and spans up.
+    async def export(self, request: report_pb.ExportRequest, timeout_s: float) -> None:
+        """Sends a batch of counts and spans up, within `timeout_s`.
 
         Raises:
             Away: there is no session.
@@ -129,7 +129,7 @@ class Upstream:
         if not self.connected:
             raise Away(self.last_error)
         async with self._channel() as channel:
-            await report_grpc.ReportServiceStub(channel).Export(request, timeout=_TIMEOUT_S)
+            await report_grpc.ReportServiceStub(channel).Export(request, timeout=timeout_s)
 
     def renew_now(self) -> None:
         """Renews the node's own certificate at once."""

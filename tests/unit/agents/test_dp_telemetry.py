@@ -312,7 +312,7 @@ class Upstream:
         self.failures: list[BaseException] = []
         self.tried = 0
 
-    async def export(self, request: pb.ExportRequest) -> None:
+    async def export(self, request: pb.ExportRequest, timeout_s: float) -> None:
         self.tried += 1
         if self.failures:
             raise self.failures.pop(0)

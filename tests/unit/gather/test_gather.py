@@ -1,11 +1,15 @@
 """Reports: what is believed, what is refused and counted, and what comes out as metrics, rates and ledger rows."""
 
+import contextlib
 import random
 import stat as file_mode
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import anyio
+import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +17,10 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from prometheus_client import generate_latest
 
-from meshwarden.controlplane.gather.gather import Gather, _Run
+from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.run import Run
 from meshwarden.controlplane.gather.trace import TraceExporter
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
@@ -91,6 +96,11 @@ def shown(metrics: Metrics, name: str) -> float:
     )
 
 
+async def listed(ledger: Ledger) -> list[CallStat]:
+    await ledger.flush()
+    return await ledger.list(NOW - timedelta(hours=1), NOW)
+
+
 async def test_counts_reach_metrics_ledger_and_rates(gather: Gather, metrics: Metrics, clock: Clock) -> None:
     assert gather.ingest("a", batch(1, call()))
     text = generate_latest(metrics.registry).decode()
@@ -102,7 +112,7 @@ async def test_counts_reach_metrics_ledger_and_rates(gather: Gather, metrics: Me
     assert shown(metrics, "meshwarden_request_duration_seconds_count") == 3
     assert shown(metrics, "meshwarden_request_duration_seconds_sum") == pytest.approx(0.03)
     assert gather.rates() == {"acme": (3.0, 0.0, 0.0)}
-    (row,) = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+    (row,) = await listed(gather.ledger)
     assert (row.source, row.destination, row.count, row.revision) == (WEB, "platform/orders", 3, 7)
 
 
@@ -111,7 +121,7 @@ async def test_a_repeated_batch_counts_once(gather: Gather, metrics: Metrics) ->
     assert not gather.ingest("a", batch(1, call()))
     assert gather.ingest("a", batch(2, call()))
     assert shown(metrics, "meshwarden_requests_total") == 6
-    rows = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+    rows = await listed(gather.ledger)
     assert [row.count for row in rows] == [6]
 
 
@@ -123,7 +133,7 @@ def test_another_node_or_run_has_numbers_of_its_own(gather: Gather) -> None:
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=50))
 def test_no_sequence_counts_twice(sequences: list[int]) -> None:
-    run, taken = _Run(), set()
+    run, taken = Run(), set()
     for sequence in sequences:
         if run.first(sequence):
             assert sequence not in taken
@@ -192,7 +202,7 @@ async def test_series_and_rows_of_a_tenant_are_bounded_and_totals_stay_right(gat
     gather.ingest("b", batch(1, call(reporter=CallStat.DESTINATION)))
     assert shown(metrics, "meshwarden_requests_total") == 603
     assert shown(metrics, "meshwarden_series_overflow_total") == 180 * 3
-    rows = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+    rows = await listed(gather.ledger)
     assert len(rows) == 52
     assert sum(row.count for row in rows) == 603
     assert {row.method for row in rows if row.reporter == CallStat.DESTINATION} == {"/shop.Orders/List"}
@@ -234,7 +244,7 @@ async def test_the_greatest_of_everything_fits_into_the_ledger(gather: Gather) -
     stat = call(revision=2**63 - 1, count=10**9, duration_sum_s=8.64e13, duration_buckets=[10**9, *([0] * 14)])
     gather.ingest("a", batch(1, stat))
     gather.ingest("a", batch(2**64 - 1, stat))
-    (row,) = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+    (row,) = await listed(gather.ledger)
     assert (row.count, row.revision) == (2 * 10**9, 2**63 - 1)
 
 
@@ -245,7 +255,7 @@ async def test_the_ledger_adds_up_forgets_and_is_private(tmp_path: Path, clock: 
     gather.ingest("a", batch(1, call()))
     await ledger.flush()
     gather.ingest("a", batch(2, call()))
-    assert [row.count for row in await ledger.list(NOW - timedelta(hours=1), NOW)] == [6]
+    assert [row.count for row in await listed(ledger)] == [6]
     assert await ledger.list(NOW - timedelta(hours=1), NOW, tenant="plat") == []
     assert len(await ledger.list(NOW - timedelta(hours=1), NOW, tenant="platform")) == 1
     assert len(await ledger.list(NOW - timedelta(hours=1), NOW, tenant="acme")) == 1
@@ -254,6 +264,8 @@ async def test_the_ledger_adds_up_forgets_and_is_private(tmp_path: Path, clock: 
     stat = call()
     stat.minute.seconds += 8 * 86400
     gather.ingest("a", batch(3, stat))
+    await ledger.flush()
+    assert not await ledger.prune()
     rows = await ledger.list(NOW - timedelta(hours=1), clock.now)
     assert [row.minute.seconds for row in rows] == [MINUTE + 8 * 86400]
     ledger.close()
@@ -269,10 +281,104 @@ async def test_the_ledger_keeps_to_its_size(tmp_path: Path, clock: Clock) -> Non
             stat.minute.seconds -= 60 * (30 - sequence)
         gather.ingest("a", batch(sequence + 1, *stats))
         await ledger.flush()
-    rows = await ledger.list(NOW - timedelta(hours=1), NOW)
+        await ledger.prune()
+    rows = await listed(ledger)
     assert rows[-1].minute.seconds == MINUTE - 60
     assert 40 <= len(rows) < 30 * 40
     ledger.close()
+
+
+async def test_whoever_fills_the_ledger_pushes_out_nobody_else(tmp_path: Path, clock: Clock) -> None:
+    ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock, max_size_bytes=200_000)
+    gather = Gather(ledger, Metrics("eu"), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    globex = call(source="spiffe://mesh.test/tenant/globex/service/web")
+    globex.minute.seconds -= 1800
+    gather.ingest("a", batch(1, globex))
+    forgotten: Counter[str] = Counter()
+    for sequence in range(2, 32):
+        stats = [call(method=f"/{'x' * 400}/{n}") for n in range(40)]
+        for stat in stats:
+            stat.minute.seconds -= 60 * (32 - sequence)
+        gather.ingest("a", batch(sequence, *stats))
+        await ledger.flush()
+        forgotten += await ledger.prune()
+    assert set(forgotten) == {"acme"}
+    assert globex.source in {row.source for row in await listed(ledger)}
+    ledger.close()
+
+
+async def test_rows_of_a_tenant_are_bounded_per_minute_whatever_varies(gather: Gather, clock: Clock) -> None:
+    for number in range(200):
+        gather.ingest("a", batch(number + 1, call(revision=number)))
+        await gather.ledger.flush()
+    rows = await listed(gather.ledger)
+    assert len(rows) == 51
+    assert sum(row.count for row in rows) == 600
+    clock.now += timedelta(minutes=1)
+    gather.ingest("a", batch(201, call(revision=300)))
+    assert len(await listed(gather.ledger)) == 52
+
+
+async def test_a_full_disk_costs_no_count_and_bounded_memory(gather: Gather, ledger: Ledger, clock: Clock) -> None:
+    await ledger.flush()
+    ledger._db.pragma("max_page_count", 8)
+    for number in range(100):
+        clock.now += timedelta(minutes=1)
+        stats = [call(method=f"/{'x' * 400}/{n}") for n in range(40)]
+        for stat in stats:
+            stat.minute.seconds = int(clock.now.timestamp())
+        gather.ingest("a", batch(number + 1, *stats))
+        with contextlib.suppress(apsw.Error):
+            await ledger.flush()
+    # What has no room of its own waits under one row a minute.
+    assert len(ledger._waiting) <= 50 + 100
+    ledger._db.pragma("max_page_count", 100_000)
+    await ledger.flush()
+    rows = await ledger.list(NOW - timedelta(hours=1), clock.now + timedelta(hours=1), limit=100_000)
+    assert sum(row.count for row in rows) == 100 * 40 * 3
+    gather.ingest("a", batch(1, call()))
+    await ledger.flush()
+    assert rows == await ledger.list(NOW - timedelta(hours=1), clock.now + timedelta(hours=1), limit=100_000)
+
+
+async def test_a_batch_that_is_sent_again_after_a_crash_counts_once(tmp_path: Path, clock: Clock) -> None:
+    def start() -> tuple[Ledger, Gather]:
+        ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock)
+        mesh = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
+        return ledger, Gather(ledger, Metrics("eu"), None, clock, **mesh)  # type: ignore[arg-type]
+
+    ledger, gather = start()
+    assert gather.ingest("a", batch(2**64 - 1, call()))
+    assert gather.ingest("b", batch(1, call()))
+    await ledger.flush()
+    assert gather.ingest("a", batch(2**64 - 2, call()))  # taken, but not written
+    after, gather = start()  # as after kill -9
+    assert not gather.ingest("a", batch(2**64 - 1, call()))
+    assert gather.ingest("a", batch(2**64 - 2, call()))
+    assert not gather.ingest("b", batch(1, call()))
+    assert gather.ingest("b", batch(2, call()))
+    assert sum(row.count for row in await listed(after)) == 12
+    ledger.close()
+    after.close()
+
+
+async def test_who_waits_for_the_ledger_finds_it_written(gather: Gather) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(gather.run)
+
+        async def send(number: int) -> None:
+            gather.ingest("a", batch(number, call()))
+            await gather.settle()
+            rows = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+            assert rows
+            assert rows[0].count >= 3
+
+        async with anyio.create_task_group() as senders:
+            for number in range(1, 51):
+                senders.start_soon(send, number)
+        rows = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+        assert [row.count for row in rows] == [150]
+        group.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("endpoint", ["", "127.0.0.1:4317", "ftp://h:1", "http://h:1/v1/traces"])

@@ -20,6 +20,7 @@ _MAX_ITEMS: Final = 512
 _MAX_SPAN_BYTES: Final = 1536 * 1024
 _MAX_DROPS: Final = 256
 _PERIOD_S: Final = 1.0
+_TIMEOUT_S: Final = 15.0
 _MAX_REFUSALS: Final = 10
 # The batch itself is wrong: it will be no better next time.
 _PERMANENT: Final = frozenset(
@@ -48,7 +49,7 @@ class Outbox:
     def __init__(
         self,
         aggregator: Aggregator,
-        export: Callable[[pb.ExportRequest], Awaitable[object]],
+        export: Callable[[pb.ExportRequest, float], Awaitable[object]],
         run_id: str,
         most_bytes: int = 32 * 1024 * 1024,
     ) -> None:
@@ -56,7 +57,7 @@ class Outbox:
 
         Args:
             aggregator: holds the counts.
-            export: sends a batch; raises OSError or grpc.RpcError.
+            export: sends a batch within so many seconds; raises OSError or grpc.RpcError.
             run_id: tells this run of the agent from its others.
             most_bytes: what queued spans may take; beyond, the tenant that has most of it loses its oldest.
         """
@@ -88,12 +89,12 @@ class Outbox:
             await asyncio.sleep(_PERIOD_S)
             await self.flush()
 
-    async def flush(self) -> bool:
-        """Sends all there is; False if some of it has to wait, and then it is kept."""
+    async def flush(self, timeout_s: float = _TIMEOUT_S) -> bool:
+        """Sends all there is, each batch within `timeout_s`; False if some of it has to wait, and then it is kept."""
         while (batch := self._unanswered or self._next()) is not None:
             self._unanswered = batch
             try:
-                await self._export(batch.request)
+                await self._export(batch.request, timeout_s)
             except (OSError, grpc.RpcError) as error:
                 if not self._is_lost(batch, error):
                     return False

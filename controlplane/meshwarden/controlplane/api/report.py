@@ -18,9 +18,10 @@ class ReportServicer(ReportServiceServicer):
         self._gather = gather
 
     async def Export(self, request: ExportRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> ExportResponse:
-        """Takes a batch; a repeated one is answered alike and counts once."""
+        """Takes a batch, and answers once the ledger holds it; a repeated one is answered alike and counts once."""
         caller = peer.current()
         if caller is None or caller.spiffe_id.role is not Role.NODE or caller.spiffe_id.node is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only a node agent reports calls and spans")
         self._gather.ingest(caller.spiffe_id.node, request)
+        await self._gather.settle()
         return ExportResponse()

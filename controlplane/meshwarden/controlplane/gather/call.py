@@ -23,11 +23,17 @@ Owns = Callable[[str, str, str], bool]
 
 
 class Refused(Exception):
-    """A count or a span that is not believed; `reason` is a short word for a metric's label."""
+    """Counts or spans that are not believed.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+        reason: a short word, for a metric's label.
+        count: how many they are.
+    """
+
+    def __init__(self, reason: str, count: int = 1) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.count = count
 
 
 @dataclass(frozen=True, slots=True)

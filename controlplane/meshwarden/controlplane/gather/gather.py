@@ -1,6 +1,7 @@
 """Where reports come in: each is checked against who sends it, counted once, and handed on."""
 
-from collections import OrderedDict
+import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import datetime
 
@@ -12,40 +13,14 @@ from meshwarden.controlplane.gather.call import Call, Owns, Refused, check
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.rate import Rates
+from meshwarden.controlplane.gather.run import Runs
 from meshwarden.controlplane.gather.trace import TraceExporter, check_spans, span_count
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
-# Batches may overtake each other on the way; one that is this far behind the newest is taken for a repetition.
-WINDOW = 1024
-# Runs remembered for each node: the present one, and one that a restart has cut off.
-RUNS_PER_NODE = 4
-FLUSH_INTERVAL_S = 2.0
+PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
 
 log = structlog.get_logger()
-
-
-class _Run:
-    """Which batches of an agent's run have come in."""
-
-    def __init__(self) -> None:
-        self._newest = 0
-        # Bit n tells of batch newest − n.
-        self._seen = 0
-
-    def first(self, sequence: int) -> bool:
-        """Whether this batch comes for the first time; remembers it."""
-        if sequence > self._newest:
-            # A jump beyond the window leaves nothing to remember; shifting by it would fill the memory.
-            jump = sequence - self._newest
-            self._seen = (self._seen << jump | 1) & ((1 << WINDOW) - 1) if jump < WINDOW else 1
-            self._newest = sequence
-            return True
-        behind = self._newest - sequence
-        if behind >= WINDOW or self._seen >> behind & 1:
-            return False
-        self._seen |= 1 << behind
-        return True
 
 
 class Gather:
@@ -70,16 +45,20 @@ class Gather:
         self._trust_domain = trust_domain
         self._region = region
         self._rates = Rates(clock)
-        self._runs: dict[str, OrderedDict[str, _Run]] = {}
+        self._runs = Runs(ledger.runs())
+        self._fault = ""
+        self._wanted = anyio.Event()
+        self._written = anyio.Event()
 
     def ingest(self, node: str, request: ExportRequest) -> bool:
         """Takes a batch of `node`, whose name its certificate proves; returns False for a repeated one.
 
         What can't be believed is refused piece by piece and counted by reason; the rest is taken.
-        Idempotent: for the same (node, run_id, sequence).
+        Idempotent: for the same (node, run_id, sequence), and from `settle` on over a restart too.
         """
-        if not self._run(node, request.run_id).first(request.sequence):
+        if not self._runs.first(node, request.run_id, request.sequence):
             return False
+        self.ledger.keep_runs(node, self._runs.of(node))
         calls = [call for stat in request.calls if (call := self._check(node, stat)) is not None]
         self._metrics.add(calls)
         self._rates.add(calls)
@@ -97,6 +76,15 @@ class Gather:
         """Calls per second over the last few seconds, {calling tenant: (allowed, limited, denied)}."""
         return self._rates.read()
 
+    async def settle(self) -> None:
+        """Returns once the ledger holds what was taken, so that it outlives the process; `run` must be running.
+
+        A full disk keeps nobody waiting: the rows wait in memory, and the log says so.
+        """
+        written = self._written
+        self._wanted.set()
+        await written.wait()
+
     async def run(self) -> None:
         """Writes the ledger and forwards spans until cancelled; then writes and sends what is left."""
         async with anyio.create_task_group() as group:
@@ -104,35 +92,53 @@ class Gather:
             if self._exporter is not None:
                 group.start_soon(self._forward, self._exporter, sending)
             try:
-                while True:
-                    await anyio.sleep(FLUSH_INTERVAL_S)
-                    await self._write_ledger()
+                await self._keep_written()
             finally:
                 with anyio.CancelScope(shield=True):
-                    await self._write_ledger()
+                    await self._write()
                     if self._exporter is not None:
                         await self._exporter.flush(SHUTDOWN_S)
                 sending.cancel()
+
+    async def _keep_written(self) -> None:
+        prune_at = 0.0
+        while True:
+            if anyio.current_time() >= prune_at:
+                await self._prune()
+                prune_at = anyio.current_time() + PRUNE_INTERVAL_S
+            # The wait alone is bounded: a write that was cut off might go on unseen, and its rows count twice.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PRUNE_INTERVAL_S):
+                    await self._wanted.wait()
+            await self._write()
+
+    async def _write(self) -> None:
+        # Who comes while this is being written waits for the next time.
+        written, self._written, self._wanted = self._written, anyio.Event(), anyio.Event()
+        fault = ""
+        try:
+            with anyio.CancelScope(shield=True):
+                await self.ledger.flush()
+        except Exception as error:  # a full disk, or a defect of ours: neither may end the server
+            fault = f"{type(error).__name__}: {error}"
+        written.set()
+        if fault and fault != self._fault:
+            log.error("ledger not written", error=fault)
+        self._fault = fault
 
     async def _forward(self, exporter: TraceExporter, scope: anyio.CancelScope) -> None:
         # Shielded: when all is cancelled it goes on for a moment, to send what is queued.
         with scope:
             await exporter.run()
 
-    async def _write_ledger(self) -> None:
+    async def _prune(self) -> None:
         try:
-            await self.ledger.flush()
+            forgotten = await self.ledger.prune()
         except apsw.Error as error:
-            # A full disk must not end the server; the rows wait.
-            log.error("ledger not written", error=str(error))
-
-    def _run(self, node: str, run_id: str) -> _Run:
-        runs = self._runs.setdefault(node, OrderedDict())
-        run = runs.setdefault(run_id, _Run())
-        runs.move_to_end(run_id)
-        while len(runs) > RUNS_PER_NODE:
-            runs.popitem(last=False)
-        return run
+            log.error("ledger not pruned", error=str(error))
+            return
+        for tenant, rows in forgotten.items():
+            log.warning("ledger full: the oldest of whoever has most was forgotten", tenant=tenant, rows=rows)
 
     def _check(self, node: str, stat: CallStat) -> Call | None:
         try:
@@ -146,7 +152,7 @@ class Gather:
         try:
             spans, tenant = check_spans(body, node, self._region, self._owns)
         except Refused as refused:
-            self._metrics.drop("span", refused.reason, "")
+            self._metrics.drop("span", refused.reason, "", refused.count)
             log.info("spans refused", node=node, reason=refused.reason)
             return
         if self._exporter is None:

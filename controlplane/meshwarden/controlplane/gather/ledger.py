@@ -1,11 +1,17 @@
 """The ledger of calls: unsampled counts per minute, kept for a while, for whatever wants to replay them.
 
 It lies in an SQLite file of its own, 0600. Rows wait in memory and are added up there; `flush` writes them in one
-transaction. A crash loses what came after the last flush, at most.
+transaction, together with which batches they came in. So what was flushed outlives the process, and a batch that an
+agent sends again counts once; a machine that loses its power may lose the last flushes (`synchronous = NORMAL`).
+
+A tenant's rows are bounded per minute, and where the file is full the tenant that has most of it loses its oldest, so
+nobody's history can be pushed out by another.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,19 +25,22 @@ from meshwarden.v1.report_pb2 import CallStat
 
 RETENTION = timedelta(days=7)
 MAX_SIZE_BYTES = 512 * 1024 * 1024
-# Different rows that one tenant may have waiting; the rest is added up under `overflow`.
+# Different rows that one tenant may add in a minute; the rest is added up under `overflow`.
 ROWS_PER_TENANT = 20_000
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
-  minute INTEGER NOT NULL, source TEXT NOT NULL, destination TEXT NOT NULL, method TEXT NOT NULL, tenant TEXT NOT NULL,
+  minute INTEGER NOT NULL, owner TEXT NOT NULL,
+  source TEXT NOT NULL, destination TEXT NOT NULL, method TEXT NOT NULL, tenant TEXT NOT NULL,
   decision INTEGER NOT NULL, revision INTEGER NOT NULL, reporter INTEGER NOT NULL, status TEXT NOT NULL,
   count INTEGER NOT NULL, sum_s REAL NOT NULL,
-  PRIMARY KEY (minute, source, destination, method, tenant, decision, revision, reporter, status)
-) WITHOUT ROWID
+  PRIMARY KEY (minute, owner, source, destination, method, tenant, decision, revision, reporter, status)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (node TEXT NOT NULL, run_id TEXT NOT NULL, run TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS runs_of_node ON runs (node)
 """
 _ADD = """
-INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET count = count + excluded.count, sum_s = sum_s + excluded.sum_s
 """
 _LIST = """
@@ -41,7 +50,10 @@ WHERE minute >= :start AND minute < :end
 ORDER BY minute, source, destination, method LIMIT :limit
 """
 
-_Key = tuple[int, str, str, str, str, int, int, int, str]
+_GREEDIEST = "SELECT owner FROM calls GROUP BY owner ORDER BY count(*) DESC LIMIT 1"
+# (minute, owner, source, destination, method, tenant, decision, revision, reporter, status)
+_Key = tuple[int, str, str, str, str, str, int, int, int, str]
+_RunsOfNode = Sequence[tuple[str, str]]
 
 
 class Ledger:
@@ -68,8 +80,12 @@ class Ledger:
         self._max_size_bytes = max_size_bytes
         self._rows_per_tenant = rows_per_tenant
         self._waiting: dict[_Key, tuple[int, float]] = {}
-        self._rows: dict[str, int] = {}
-        self._lock = anyio.Lock()
+        self._waiting_of: Counter[str] = Counter()
+        self._runs: dict[str, _RunsOfNode] = {}
+        # Which rows each tenant has added within the minute, by their hashes.
+        self._added: dict[str, set[int]] = {}
+        self._minute = 0
+        self._path = path
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         self._db = apsw.Connection(str(path))
         self._db.set_busy_timeout(5000)
@@ -77,57 +93,99 @@ class Ledger:
             self._db.execute(f"PRAGMA {pragma}").fetchall()
         self._db.execute(_SCHEMA)
 
+    def runs(self) -> Iterator[tuple[str, str, str]]:
+        """Which batches were written, as (node, run id, run), each node's in the order of `keep_runs`."""
+        for node, run_id, run in self._db.execute("SELECT node, run_id, run FROM runs ORDER BY rowid"):
+            yield str(node), str(run_id), str(run)
+
+    def keep_runs(self, node: str, runs: _RunsOfNode) -> None:
+        """Takes a node's runs as (run id, run), to be written by the next flush together with the calls."""
+        self._runs[node] = runs
+
     def add(self, calls: Iterable[Call]) -> None:
         """Takes calls, to be written by the next flush."""
+        minute = int(self._clock().timestamp()) // 60
+        if minute != self._minute:
+            self._minute = minute
+            self._added.clear()
         for call in calls:
             key = _key(call)
-            if key not in self._waiting:
-                rows = self._rows.get(call.owner, 0)
-                if rows >= self._rows_per_tenant:
-                    key = _key(overflown(call))
-                else:
-                    self._rows[call.owner] = rows + 1
-            count, sum_s = self._waiting.get(key, (0, 0.0))
-            self._waiting[key] = (count + call.count, sum_s + call.sum_s)
+            if key not in self._waiting and not self._has_room(call.owner, key):
+                key = _key(overflown(call))
+            self._wait(key, call.count, call.sum_s)
+
+    def _has_room(self, owner: str, key: _Key) -> bool:
+        added = self._added.setdefault(owner, set())
+        if self._waiting_of[owner] >= self._rows_per_tenant:  # the disk is full
+            return False
+        if hash(key) not in added and len(added) >= self._rows_per_tenant:
+            return False
+        added.add(hash(key))
+        return True
+
+    def _wait(self, key: _Key, count: int, sum_s: float) -> None:
+        if key not in self._waiting:
+            self._waiting_of[key[1]] += 1
+        old_count, old_sum_s = self._waiting.get(key, (0, 0.0))
+        self._waiting[key] = (old_count + count, old_sum_s + sum_s)
 
     async def flush(self) -> None:
-        """Writes what waits and forgets what is too old. What can't be written waits on.
+        """Writes what waits; what can't be written waits on. For one task alone, the same that prunes.
 
         Raises:
             apsw.Error: the file can't be written.
         """
-        async with self._lock:
-            if not self._waiting:
-                return
-            rows, self._waiting, self._rows = self._waiting, {}, {}
-            try:
-                await anyio.to_thread.run_sync(self._write, rows)
-            except apsw.Error:
-                for key, (count, sum_s) in rows.items():
-                    later_count, later_sum_s = self._waiting.get(key, (0, 0.0))
-                    self._waiting[key] = (count + later_count, sum_s + later_sum_s)
-                raise
+        if not self._waiting and not self._runs:
+            return
+        rows, runs = self._waiting, self._runs
+        self._waiting, self._runs, self._waiting_of = {}, {}, Counter()
+        try:
+            await anyio.to_thread.run_sync(self._write, rows, runs)
+        except BaseException:
+            for key, (count, sum_s) in rows.items():
+                self._wait(key, count, sum_s)
+            self._runs = {**runs, **self._runs}
+            raise
 
-    def _write(self, rows: dict[_Key, tuple[int, float]]) -> None:
+    def _write(self, rows: dict[_Key, tuple[int, float]], runs: dict[str, _RunsOfNode]) -> None:
         with self._db:
             self._db.executemany(_ADD, ((*key, count, sum_s) for key, (count, sum_s) in rows.items()))
+            self._db.executemany("DELETE FROM runs WHERE node = ?", ((node,) for node in runs))
+            kept = ((node, run_id, run) for node, of_node in runs.items() for run_id, run in of_node)
+            self._db.executemany("INSERT INTO runs VALUES (?, ?, ?)", kept)
+
+    async def prune(self) -> Counter[str]:
+        """Forgets what is too old or too much; returns how much of the latter: {tenant: rows}.
+
+        Raises:
+            apsw.Error: the file can't be written.
+        """
+        return await anyio.to_thread.run_sync(self._prune)
+
+    def _prune(self) -> Counter[str]:
+        forgotten: Counter[str] = Counter()
+        with self._db:
             oldest = int((self._clock() - self._retention).timestamp())
             self._db.execute("DELETE FROM calls WHERE minute < ?", (oldest,))
             while self._size_bytes() > self._max_size_bytes:
-                # The oldest tenth of the minutes goes; the newest stays in any case.
-                minutes = self._db.execute("SELECT DISTINCT minute FROM calls ORDER BY minute").fetchall()
+                owner = self._db.execute(_GREEDIEST).get
+                # The oldest tenth of the tenant's minutes goes; its newest stays in any case.
+                select = "SELECT DISTINCT minute FROM calls WHERE owner = ? ORDER BY minute"
+                minutes = self._db.execute(select, (owner,)).fetchall()
                 if len(minutes) < 2:
                     break
                 until = minutes[max(1, len(minutes) // 10)][0]
-                self._db.execute("DELETE FROM calls WHERE minute < ?", (until,))
+                self._db.execute("DELETE FROM calls WHERE owner = ? AND minute < ?", (owner, until))
+                forgotten[owner] += self._db.changes()
         self._db.execute("PRAGMA incremental_vacuum").fetchall()
+        return forgotten
 
     def _size_bytes(self) -> int:
         pages = self._db.pragma("page_count") - self._db.pragma("freelist_count")
         return int(pages * self._db.pragma("page_size"))
 
     async def list(self, start: datetime, end: datetime, tenant: str = "", limit: int = 1000) -> list[CallStat]:
-        """Returns rows of minutes in [start, end), the oldest first.
+        """Returns flushed rows of minutes in [start, end), the oldest first.
 
         Args:
             start: from when, aware.
@@ -135,11 +193,20 @@ class Ledger:
             tenant: only calls from or to this tenant; empty for all.
             limit: how many at most.
         """
-        await self.flush()
-        values = {"start": int(start.timestamp()), "end": int(end.timestamp()), "tenant": tenant, "limit": limit}
-        async with self._lock:
-            rows = await anyio.to_thread.run_sync(lambda: self._db.execute(_LIST, values).fetchall())
+        values: dict[str, object] = {
+            "start": int(start.timestamp()),
+            "end": int(end.timestamp()),
+            "tenant": tenant,
+            "limit": limit,
+        }
+        rows = await anyio.to_thread.run_sync(self._read, values)
         return [self._stat(row) for row in rows]
+
+    def _read(self, values: dict[str, object]) -> Sequence[tuple[Any, ...]]:
+        # A connection of its own: whoever asked may be gone before the answer, and the writer must not meet it.
+        with contextlib.closing(apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY)) as reader:
+            reader.set_busy_timeout(5000)
+            return reader.execute(_LIST, values).fetchall()
 
     def _stat(self, row: Sequence[Any]) -> CallStat:
         minute, source, destination, method, decision, revision, reporter, status, count, sum_s = row
@@ -166,6 +233,7 @@ class Ledger:
 def _key(call: Call) -> _Key:
     return (
         call.minute,
+        call.owner,
         call.source,
         call.destination,
         call.method,

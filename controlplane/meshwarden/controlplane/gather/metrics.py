@@ -140,6 +140,7 @@ def overflown(call: Call) -> Call:
             destination_service=OVERFLOW,
             method=OVERFLOW,
             status=OVERFLOW,
+            revision=0,
         )
     return replace(
         call,
@@ -148,6 +149,7 @@ def overflown(call: Call) -> Call:
         destination_service=OVERFLOW,
         method=OVERFLOW,
         status=OVERFLOW,
+        revision=0,
     )
 
 

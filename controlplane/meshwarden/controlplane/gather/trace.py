@@ -57,12 +57,12 @@ def check_spans(body: bytes, node: str, region: str, owns: Owns) -> tuple[Resour
         raise Refused("malformed") from None
     names = [pair.value.string_value for pair in spans.resource.attributes if pair.key == "service.name"]
     if len(names) != 1:
-        raise Refused("unidentified")
+        raise Refused("unidentified", span_count(spans))
     service, _, tenant = names[0].rpartition(".")
     if names[0] == AGENT:
         tenant = ""
     elif not service or not owns(node, tenant, service):
-        raise Refused("not_owned")
+        raise Refused("not_owned", span_count(spans))
     ours = {
         "mesh.node": node,
         "mesh.region": region,
