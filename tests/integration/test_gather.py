@@ -24,7 +24,7 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics, MetricsServer
 from meshwarden.controlplane.gather.trace import TraceExporter
-from meshwarden.v1.report_pb2 import CallStat, ExportRequest
+from meshwarden.v1.report_pb2 import CallStat, ExportRequest, Histogram
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -65,7 +65,7 @@ def request(sequence: int) -> ExportRequest:
         decision=CallStat.ALLOWED,
         reporter=CallStat.SOURCE,
         count=1,
-        duration_buckets=[1, *([0] * 14)],
+        durations=Histogram(buckets=[100], counts=[1]),
     )
     stat.minute.FromDatetime(NOW)
     return ExportRequest(sequence=sequence, run_id="run", calls=[stat], resource_spans=[spans.SerializeToString()])

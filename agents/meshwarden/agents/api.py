@@ -18,6 +18,7 @@ from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.dial import names
 from meshwarden.agents.workload import Refusal, RegistrationRefused, Registry, Workload
+from meshwarden.sdk import histogram
 from meshwarden.sdk.connection import Connection
 from meshwarden.v1 import report_pb2 as report_pb
 from meshwarden.v1 import workload_service_pb2 as pb
@@ -27,7 +28,6 @@ _CREDENTIAL_S: Final = 15.0
 _READY_S: Final = 5.0
 _MAX_CALLS: Final = 4096
 _MAX_COUNT: Final = 1_000_000_000
-_BUCKETS: Final = 15
 _LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32}
 _CODES: Final = {
     Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -188,10 +188,12 @@ def _check_call(call: report_pb.CallStat, where: str) -> None:
         raise InvalidReport(f"{where}.reporter: say SOURCE or DESTINATION")
     if call.decision not in report_pb.CallStat.Decision.values():
         raise InvalidReport(f"{where}.decision: unknown")
-    if len(call.duration_buckets) > _BUCKETS:
-        raise InvalidReport(f"{where}.duration_buckets: more than {_BUCKETS}")
-    if call.count > _MAX_COUNT or any(count > _MAX_COUNT for count in call.duration_buckets):
+    if call.count > _MAX_COUNT or any(count > _MAX_COUNT for count in call.durations.counts):
         raise InvalidReport(f"{where}.count: more than {_MAX_COUNT}")
+    try:
+        histogram.from_proto(call.durations)
+    except ValueError as error:
+        raise InvalidReport(f"{where}.durations: {error}") from None
     if not math.isfinite(call.duration_sum_s) or call.duration_sum_s < 0:
         raise InvalidReport(f"{where}.duration_sum_s: not a duration")
 

@@ -143,7 +143,7 @@ class CallStat(_message.Message):
     MINUTE_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     DURATION_SUM_S_FIELD_NUMBER: _builtins.int
-    DURATION_BUCKETS_FIELD_NUMBER: _builtins.int
+    DURATIONS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     destination: _builtins.str
     method: _builtins.str
@@ -156,7 +156,7 @@ class CallStat(_message.Message):
     @_builtins.property
     def minute(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
-    def duration_buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def durations(self) -> Global___Histogram: ...
     def __init__(
         self,
         *,
@@ -170,12 +170,36 @@ class CallStat(_message.Message):
         minute: _timestamp_pb2.Timestamp | None = ...,
         count: _builtins.int = ...,
         duration_sum_s: _builtins.float = ...,
-        duration_buckets: _abc.Iterable[_builtins.int] | None = ...,
+        durations: Global___Histogram | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["minute", b"minute"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["durations", b"durations", "minute", b"minute"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decision", b"decision", "destination", b"destination", "duration_buckets", b"duration_buckets", "duration_sum_s", b"duration_sum_s", "method", b"method", "minute", b"minute", "reporter", b"reporter", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decision", b"decision", "destination", b"destination", "duration_sum_s", b"duration_sum_s", "durations", b"durations", "method", b"method", "minute", b"minute", "reporter", b"reporter", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CallStat: _TypeAlias = CallStat  # noqa: Y015
+
+@_typing.final
+class Histogram(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        buckets: _abc.Iterable[_builtins.int] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "counts", b"counts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Histogram: _TypeAlias = Histogram  # noqa: Y015

@@ -1,16 +1,15 @@
 """Counts of calls, kept per minute in bounded memory until the agent takes them."""
 
+import collections
 import threading
-from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from meshwarden.sdk import histogram
 from meshwarden.v1 import report_pb2
 
-BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Upper bounds of the buckets of duration; a last one has none. They are CallStat's."""
 MAX_STATS: Final = 4096
 """How many counts are kept; ReportCallsRequest takes as many."""
 MAX_METHODS: Final = 200
@@ -45,7 +44,7 @@ class Call:
 class _Sum:
     count: int = 0
     duration_s: float = 0.0
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    durations: collections.Counter[int] = field(default_factory=collections.Counter)
 
 
 class Counter:
@@ -69,7 +68,7 @@ class Counter:
             if total is not None:
                 total.count += 1
                 total.duration_s += duration_s
-                total.buckets[bisect_left(BOUNDS_S, duration_s)] += 1
+                total.durations[histogram.bucket_of(duration_s)] += 1
 
     def take(self) -> list[report_pb2.CallStat]:
         """Removes and returns all counts."""
@@ -88,7 +87,7 @@ class Counter:
                 if total is not None:
                     total.count += stat.count
                     total.duration_s += stat.duration_sum_s
-                    total.buckets = [a + b for a, b in zip(total.buckets, stat.duration_buckets, strict=True)]
+                    total.durations.update(histogram.from_proto(stat.durations))
 
     def drop(self, stats: Iterable[report_pb2.CallStat]) -> None:
         """Gives up on counts."""
@@ -122,7 +121,7 @@ def _stat(call: Call, minute: int, total: _Sum) -> report_pb2.CallStat:
         revision=call.revision,
         count=total.count,
         duration_sum_s=total.duration_s,
-        duration_buckets=total.buckets,
+        durations=histogram.to_proto(total.durations),
     )
     stat.minute.FromSeconds(minute)
     return stat

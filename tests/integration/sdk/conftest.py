@@ -160,7 +160,7 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2
         for stat in list(self.reports):
             if stat.reporter == reporter:
                 found[stat.method, stat.status, stat.decision] += stat.count
-                assert sum(stat.duration_buckets) == stat.count
+                assert sum(stat.durations.counts) == stat.count
         return found
 
     async def _start(self) -> None:

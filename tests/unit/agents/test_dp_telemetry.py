@@ -14,6 +14,7 @@ from meshwarden.agents.telemetry.access_log import attributes_of, call_of, decis
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.span import bound_spans, count_spans
+from meshwarden.sdk.histogram import bucket_of, from_proto, to_proto
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
 
@@ -27,8 +28,6 @@ def resolve(tenant: str, said: str) -> str | None:
 
 
 def stat(**fields: object) -> pb.CallStat:
-    buckets = [0] * 15
-    buckets[3] = 2
     plain = {
         "source": WEB,
         "destination": "orders",
@@ -38,7 +37,7 @@ def stat(**fields: object) -> pb.CallStat:
         "reporter": SOURCE,
         "count": 2,
         "duration_sum_s": 0.08,
-        "duration_buckets": buckets,
+        "durations": to_proto({bucket_of(0.04): 2}),
     }
     return pb.CallStat(**{**plain, **fields})  # type: ignore[arg-type]
 
@@ -55,7 +54,7 @@ def test_counts_of_one_kind_add_up_under_the_minute_of_the_agent() -> None:
     (total,) = counts.take(10)
     assert (total.destination, total.count, total.minute.seconds % 60) == ("platform/orders", 5, 0)
     assert total.duration_sum_s == pytest.approx(0.22)
-    assert (list(total.duration_buckets)[3:6], sum(total.duration_buckets)) == ([4, 1, 0], 5)
+    assert from_proto(total.durations) == {bucket_of(0.04): 4, bucket_of(0.06): 1}
     assert not counts.take(10)
 
 
@@ -65,8 +64,9 @@ def test_counts_of_one_kind_add_up_under_the_minute_of_the_agent() -> None:
         {"count": 0},
         {"count": 3},
         {"count": 2_000_000_000},
-        {"duration_buckets": [2]},
-        {"duration_buckets": []},
+        {"durations": pb.Histogram(buckets=[5, 5], counts=[1, 1])},
+        {"durations": pb.Histogram(buckets=[5000], counts=[2])},
+        {"durations": pb.Histogram()},
         {"duration_sum_s": float("nan")},
         {"duration_sum_s": float("inf")},
         {"duration_sum_s": -1.0},

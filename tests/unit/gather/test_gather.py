@@ -22,7 +22,8 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.run import Run
 from meshwarden.controlplane.gather.trace import TraceExporter
-from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
+from meshwarden.sdk.histogram import bucket_of, to_proto
+from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest, Histogram
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
 MINUTE = int(NOW.timestamp()) - 30
@@ -79,7 +80,7 @@ def call(**changes: object) -> CallStat:
         "revision": 7,
         "count": 3,
         "duration_sum_s": 0.03,
-        "duration_buckets": [0, 0, 3, *([0] * 12)],
+        "durations": to_proto({bucket_of(0.02): 3}),
     }
     result = CallStat(**{**values, **changes})  # type: ignore[arg-type]
     result.minute.seconds = MINUTE
@@ -158,14 +159,15 @@ def test_no_sequence_counts_twice(sequences: list[int]) -> None:
         (call(decision=CallStat.DECISION_UNSPECIFIED), "malformed"),
         (call(reporter=CallStat.REPORTER_UNSPECIFIED), "malformed"),
         (call(count=0), "malformed"),
-        (call(count=2**63, duration_buckets=[]), "malformed"),
+        (call(count=2**63, durations=Histogram()), "malformed"),
         (call(revision=2**63), "malformed"),
         (call(duration_sum_s=float("nan")), "malformed"),
         (call(duration_sum_s=float("inf")), "malformed"),
         (call(duration_sum_s=-1.0), "malformed"),
         (call(duration_sum_s=1e9), "malformed"),
-        (call(duration_buckets=[3]), "malformed"),
-        (call(duration_buckets=[1] * 15), "malformed"),
+        (call(durations=Histogram(buckets=[3], counts=[2])), "malformed"),
+        (call(durations=Histogram(buckets=[3, 3], counts=[1, 2])), "malformed"),
+        (call(durations=Histogram(buckets=[2**32 - 1], counts=[3])), "malformed"),
     ],
 )
 def test_what_cannot_be_believed_is_refused_and_the_rest_taken(
@@ -185,9 +187,9 @@ def test_a_minute_far_from_now_is_refused(gather: Gather, metrics: Metrics, offs
 
 
 def test_an_edge_that_both_sides_report_counts_once_in_the_rates(gather: Gather) -> None:
-    gather.ingest("a", batch(1, call(count=4, duration_buckets=[])))
-    gather.ingest("b", batch(1, call(count=5, duration_buckets=[], reporter=CallStat.DESTINATION)))
-    gather.ingest("a", batch(2, call(count=2, duration_buckets=[], decision=CallStat.DENIED)))
+    gather.ingest("a", batch(1, call(count=4, durations=Histogram())))
+    gather.ingest("b", batch(1, call(count=5, durations=Histogram(), reporter=CallStat.DESTINATION)))
+    gather.ingest("a", batch(2, call(count=2, durations=Histogram(), decision=CallStat.DENIED)))
     assert gather.rates() == {"acme": (5.0, 0.0, 2.0)}
 
 
@@ -241,7 +243,7 @@ def test_spans_are_believed_for_the_own_workloads_alone(
 
 
 async def test_the_greatest_of_everything_fits_into_the_ledger(gather: Gather) -> None:
-    stat = call(revision=2**63 - 1, count=10**9, duration_sum_s=8.64e13, duration_buckets=[10**9, *([0] * 14)])
+    stat = call(revision=2**63 - 1, count=10**9, duration_sum_s=8.64e13, durations=to_proto({0: 10**9}))
     gather.ingest("a", batch(1, stat))
     gather.ingest("a", batch(2**64 - 1, stat))
     (row,) = await listed(gather.ledger)

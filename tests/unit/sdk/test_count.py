@@ -3,7 +3,8 @@
 import threading
 from datetime import UTC, datetime, timedelta
 
-from meshwarden.sdk.count import BOUNDS_S, MAX_METHODS, MAX_STATS, OTHER, Call, Counter
+from meshwarden.sdk.count import MAX_METHODS, MAX_STATS, OTHER, Call, Counter
+from meshwarden.sdk.histogram import BOUNDS_S, folded, from_proto
 from meshwarden.v1.report_pb2 import CallStat
 
 START = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)
@@ -25,7 +26,7 @@ def test_calls_add_up_by_key_minute_and_bucket() -> None:
     ok, unknown = counts.take()
     assert (ok.count, ok.status, ok.revision, ok.destination) == (3, "OK", 7, "platform/orders")
     assert ok.minute.ToDatetime(tzinfo=UTC) == START.replace(second=0)
-    assert list(ok.duration_buckets) == [1, 1, *[0] * (len(BOUNDS_S) - 2), 1]
+    assert folded(from_proto(ok.durations)) == [1, 1, *[0] * (len(BOUNDS_S) - 2), 1]
     assert round(ok.duration_sum_s, 4) == 11.0101
     assert unknown.count == 1
     assert counts.take() == []
@@ -47,7 +48,7 @@ def test_what_is_put_back_is_added_to_what_came_meanwhile() -> None:
     counts.add(call(), 0.1)
     counts.put_back(taken)
     (stat,) = counts.take()
-    assert (stat.count, sum(stat.duration_buckets)) == (2, 2)
+    assert (stat.count, sum(stat.durations.counts)) == (2, 2)
 
 
 def test_methods_without_end_become_one() -> None:

@@ -10,7 +10,6 @@ finds no room is dropped and counted.
 
 import functools
 import math
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +19,12 @@ from typing import Final
 import grpc
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
+from meshwarden.sdk import histogram
 from meshwarden.v1 import report_pb2 as pb
 
-BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Upper bounds of the buckets of duration; a last one has none."""
 OTHER: Final = "_OTHER"
 UNKNOWN: Final = "unknown/unknown"
 """The destination of calls to names that lead nowhere."""
-_BUCKETS: Final = len(BOUNDS_S) + 1
 _MAX_METHODS: Final = 200
 _MAX_UNSERVED: Final = 50
 _MAX_SOURCES: Final = 2000
@@ -65,7 +62,7 @@ class _Sum:
     tenant: str
     count: int = 0
     duration_s: float = 0.0
-    buckets: list[int] = field(default_factory=lambda: [0] * _BUCKETS)
+    durations: Counter[int] = field(default_factory=Counter)
 
 
 class Aggregator:
@@ -97,8 +94,6 @@ class Aggregator:
         duration_s: float,
     ) -> None:
         """Counts one call that has just ended."""
-        buckets = [0] * _BUCKETS
-        buckets[bisect_left(BOUNDS_S, duration_s)] = 1
         self.add(
             pb.CallStat(
                 source=source,
@@ -110,7 +105,7 @@ class Aggregator:
                 revision=revision,
                 count=1,
                 duration_sum_s=duration_s,
-                duration_buckets=buckets,
+                durations=histogram.to_proto({histogram.bucket_of(duration_s): 1}),
             )
         )
 
@@ -121,7 +116,8 @@ class Aggregator:
         believed.
         """
         tenant = _reporter_tenant(stat)
-        if not _is_sound(stat) or not tenant:
+        durations = _durations(stat)
+        if not _is_sound(stat, durations) or not tenant:
             self.drop("malformed", tenant, min(max(stat.count, 1), _MAX_COUNT))
             return
         key = self._key(stat, tenant)
@@ -134,7 +130,7 @@ class Aggregator:
             self._of_tenant[tenant] += 1
         total.count += stat.count
         total.duration_s += stat.duration_sum_s
-        total.buckets = [ours + theirs for ours, theirs in zip(total.buckets, stat.duration_buckets, strict=True)]
+        total.durations.update(durations)
 
     def drop(self, reason: str, tenant: str, count: int) -> None:
         """Counts calls that are not counted otherwise."""
@@ -228,11 +224,10 @@ def _reporter_tenant(stat: pb.CallStat) -> str:
     return _tenant_of(stat.source) or ""
 
 
-def _is_sound(stat: pb.CallStat) -> bool:
+def _is_sound(stat: pb.CallStat, durations: Counter[int]) -> bool:
     return (
         0 < stat.count <= _MAX_COUNT
-        and len(stat.duration_buckets) == _BUCKETS
-        and sum(stat.duration_buckets) == stat.count
+        and durations.total() == stat.count
         and math.isfinite(stat.duration_sum_s)
         and 0 <= stat.duration_sum_s <= stat.count * _MAX_DURATION_S
         and stat.revision <= _MAX_REVISION
@@ -241,6 +236,14 @@ def _is_sound(stat: pb.CallStat) -> bool:
         # A server may not have been able to tell who called.
         and (_tenant_of(stat.source) is not None or (not stat.source and stat.reporter == pb.CallStat.DESTINATION))
     )
+
+
+def _durations(stat: pb.CallStat) -> Counter[int]:
+    """The spread of a stat's durations; empty if it is none."""
+    try:
+        return histogram.from_proto(stat.durations)
+    except ValueError:
+        return Counter()
 
 
 def _in_full(_: str, said: str) -> str | None:
@@ -259,7 +262,7 @@ def _stat(key: CallKey, total: _Sum) -> pb.CallStat:
         revision=key.revision,
         count=total.count,
         duration_sum_s=total.duration_s,
-        duration_buckets=total.buckets,
+        durations=histogram.to_proto(total.durations),
     )
     stat.minute.FromSeconds(key.minute)
     return stat

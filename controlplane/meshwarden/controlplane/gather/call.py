@@ -1,14 +1,13 @@
 """A reported count of calls, checked: what an agent may say, and of whom."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
+from meshwarden.sdk import histogram
 from meshwarden.v1.report_pb2 import CallStat
 
-# Upper bounds of the duration buckets, in seconds; a last one has none (CallStat.duration_buckets).
-BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 # An agent that was cut off may catch up; a clock may be ahead a little.
 OLDEST = timedelta(hours=24)
 NEWEST = timedelta(minutes=5)
@@ -55,7 +54,7 @@ class Call:
     minute: int
     count: int
     sum_s: float
-    buckets: tuple[int, ...]
+    durations: Mapping[int, int]
 
     @property
     def tenant(self) -> str:
@@ -104,15 +103,18 @@ def _destination(text: str) -> tuple[str, str]:
     return _text(tenant, "malformed"), _text(service, "malformed")
 
 
-def _durations(stat: CallStat) -> tuple[int, ...]:
+def _durations(stat: CallStat) -> Mapping[int, int]:
     if not 0 < stat.count <= MAX_COUNT:
         raise Refused("malformed")
     if not 0 <= stat.duration_sum_s <= stat.count * MAX_DURATION_S:  # NaN is nowhere in between
         raise Refused("malformed")
-    buckets = tuple(stat.duration_buckets)
-    if buckets and (len(buckets) != len(BOUNDS_S) + 1 or sum(buckets) != stat.count):
+    try:
+        durations = histogram.from_proto(stat.durations)
+    except ValueError:
+        raise Refused("malformed") from None
+    if durations and durations.total() != stat.count:
         raise Refused("malformed")
-    return buckets
+    return durations
 
 
 def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetime) -> Call:
@@ -134,7 +136,7 @@ def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetim
         raise Refused("malformed")
     if stat.revision > MAX_REVISION:
         raise Refused("malformed")
-    buckets = _durations(stat)
+    durations = _durations(stat)
     source = _source(stat.source, stat.reporter, trust_domain)
     destination = _destination(stat.destination)
     if not owns(node, *(source if stat.reporter == CallStat.SOURCE else destination)):
@@ -153,5 +155,5 @@ def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetim
         minute=minute,
         count=stat.count,
         sum_s=stat.duration_sum_s,
-        buckets=buckets,
+        durations=durations,
     )

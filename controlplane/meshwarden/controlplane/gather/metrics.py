@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from meshwarden.controlplane.gather.call import BOUNDS_S, Call
+from meshwarden.controlplane.gather.call import Call
+from meshwarden.sdk.histogram import BOUNDS_S, folded
 from meshwarden.v1.report_pb2 import CallStat
 
 EDGE_LABELS = ("source_tenant", "source_service", "destination_tenant", "destination_service", "method")
@@ -85,10 +86,10 @@ class Metrics(Collector):
             else:
                 self._series[call.owner] = used + 1
         self._requests[request] = self._requests.get(request, 0) + call.count
-        if call.buckets:
+        if call.durations:
             durations = self._durations.setdefault(edge, _Durations())
             durations.sum_s += call.sum_s
-            for index, count in enumerate(call.buckets):
+            for index, count in enumerate(folded(call.durations)):
                 durations.buckets[index] += count
 
     def _labels(self, call: Call) -> tuple[tuple[str, ...], tuple[str, ...]]:
