@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
+from meshwarden.controlplane.gather.outcome import outcome
 from meshwarden.sdk import histogram
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -65,6 +66,11 @@ class Call:
     def owner(self) -> str:
         """The tenant of the side that reports."""
         return self.source_tenant if self.reporter == CallStat.SOURCE else self.destination_tenant
+
+    @property
+    def outcome(self) -> str:
+        """What they came to, one of OUTCOMES."""
+        return outcome(self.status, self.decision)
 
     @property
     def source(self) -> str:
