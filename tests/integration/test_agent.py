@@ -194,6 +194,12 @@ async def test_unknown_entries_wrong_users_and_missing_commands_are_refused_clea
     assert "acme/web, globex/web" in ambiguous.stderr
     missing = await agent.command("exec", *socket, "--entry", "acme/web", "--", "no-such-command")
     assert missing.returncode == 127
+    for content, reason in (("#!/nowhere/at/all\n", "interpreter"), ("no program", "first line")):
+        script = Path(agent.directory / "script")
+        script.write_text(content)
+        script.chmod(0o755)
+        unfit = await agent.command("exec", *socket, "--entry", "acme/web", "--", str(script))
+        assert (unfit.returncode, reason in unfit.stderr) == (126, True), unfit.stderr
     away = await agent.command("exec", "--socket", f"{agent.directory}/none.sock", "--entry", "web", "--", "true")
     assert away.returncode == 1
     assert "meshwarden-agent run --config" in away.stderr

@@ -11,6 +11,7 @@ Secrets (workload keys) are among the items: files are 0600, and never leave the
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
@@ -30,6 +31,8 @@ _MAGIC: Final = b"meshwarden-agent-cache"
 _MAX_HEADER_BYTES: Final = 512
 _MAX_ITEM_BYTES: Final = 256 << 20
 _ASIDE: Final = ".aside"
+_DRAFTS: Final = ".*"
+_RETRY_S: Final = 5.0
 
 
 class _Unreadable(Exception):
@@ -42,8 +45,12 @@ class Cache:
     def __init__(self, directory: Path) -> None:
         """Takes `directory`, which is made 0700 if it isn't there."""
         self._directory = directory
+        self._unsaved: dict[str, bytes] = {}
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
+        for draft in directory.glob(_DRAFTS):  # what a crash has left
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
     def load(self, name: str) -> bytes | None:
         """An item; None if there is none that can be used."""
@@ -76,9 +83,29 @@ class Cache:
             draft.unlink(missing_ok=True)
             raise
 
+    def keep(self, name: str, body: bytes) -> None:
+        """Replaces an item, if need be when the disk takes it again: see `save_rest`."""
+        try:
+            self.save(name, body)
+        except OSError as error:
+            if name not in self._unsaved:
+                _log.error("not cached", item=name, reason=str(error))
+            self._unsaved[name] = body
+        else:
+            self._unsaved.pop(name, None)
+
+    def save_rest(self) -> None:
+        """Tries again to save what the disk has refused."""
+        for name, body in list(self._unsaved.items()):
+            self.keep(name, body)
+
     def remove(self, name: str) -> None:
         """Removes an item, if it is there."""
-        (self._directory / name).unlink(missing_ok=True)
+        self._unsaved.pop(name, None)
+        try:
+            (self._directory / name).unlink(missing_ok=True)
+        except OSError as error:
+            _log.error("not removed", item=name, reason=str(error))
 
     def names(self, prefix: str) -> Iterator[str]:
         """The names of the items that start with `prefix`."""
@@ -204,6 +231,7 @@ class ScopeStore:
 
     async def run(self) -> None:
         """Writes changes to disk, several at a time, until it is cancelled."""
+        refused = ""
         while True:
             await self._work.wait()
             self._work.clear()
@@ -212,7 +240,13 @@ class ScopeStore:
                 await asyncio.to_thread(self._save, {name: self._scopes.get(name) for name in dirty}, self._summary())
             except OSError as error:
                 self._dirty |= dirty
-                _log.error("configuration not cached", reason=str(error))
+                if str(error) != refused:
+                    _log.error("configuration not cached", reason=str(error))
+                refused = str(error)
+                await asyncio.sleep(_RETRY_S)
+                self._work.set()
+            else:
+                refused = ""
 
     def flush(self) -> None:
         """Writes what is still to be written, at the end.

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 126 the command cannot b
 """
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -69,7 +70,7 @@ def exec_(socket: Path | None, entry: str, port: int, instance: str, command: Se
     since it takes this process's place.
     """
     if shutil.which(command[0]) is None:
-        _cannot_exec(command[0])
+        _cannot_exec(command[0], None)
     request = pb.RegisterRequest(entry=entry, port=port, instance=instance)
     with _agent(socket) as stub:
         answer = stub.Register(request, timeout=_TIMEOUT_S)
@@ -77,8 +78,8 @@ def exec_(socket: Path | None, entry: str, port: int, instance: str, command: Se
     sys.stderr.flush()
     try:
         os.execvpe(command[0], list(command), {**os.environ, **answer.environment})  # noqa: S606 - what exec is for
-    except OSError:
-        _cannot_exec(command[0])
+    except OSError as error:
+        _cannot_exec(command[0], error)
 
 
 @main.command()
@@ -129,29 +130,33 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 def _agent(socket: Path | None) -> Iterator[Any]:
     """The agent behind a socket; failures end the program with what to do."""
     path = find_socket(socket)
+    refusal = _refusal(path)
+    if refusal is not None:
+        _fail(
+            f"no agent answers at {path} ({refusal}): start one with `meshwarden-agent run --config FILE`, or say the "
+            "socket of one that runs with --socket"
+        )
     options = [("grpc.enable_http_proxy", 0)]
     try:
         with grpc.insecure_channel(f"unix:{path.absolute()}", options=options) as channel:
             yield pb_grpc.WorkloadServiceStub(channel)
     except grpc.RpcError as error:
         call: Any = error
-        if call.code() is grpc.StatusCode.UNAVAILABLE and not _answers(path):
-            _fail(
-                f"no agent answers at {path}: start one with `meshwarden-agent run --config FILE`, or say the socket "
-                "of one that runs with --socket"
-            )
+        if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            _fail(f"the agent at {path} has not answered within {_TIMEOUT_S:g} s: see its log, and start it again")
         _fail(str(call.details()))
 
 
-def _answers(path: Path) -> bool:
+def _refusal(path: Path) -> str | None:
+    """Why a socket cannot be connected to; None if it can."""
     import socket as sockets
 
     with sockets.socket(sockets.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def find_socket(given: Path | None) -> Path:
@@ -182,12 +187,24 @@ def _single_errors() -> Iterator[None]:
         raise error from None
 
 
-def _cannot_exec(command: str) -> NoReturn:
-    if os.sep in command and os.path.exists(command):
-        click.echo(f"Error: {command} cannot be run: it is not executable", err=True)
-        sys.exit(_CANNOT_RUN)
-    click.echo(f"Error: {command}: command not found", err=True)
-    sys.exit(_NOT_FOUND)
+def _cannot_exec(command: str, error: OSError | None) -> NoReturn:
+    """Ends as a shell does that cannot run a command."""
+    if os.path.isdir(command):
+        reason = "it is a directory: name the program in it"
+    elif os.sep in command and os.path.exists(command):
+        reason = f"it is not executable: chmod +x {command}"
+        if error is not None and error.errno == errno.ENOENT:
+            reason = "the interpreter that its first line names, or its loader, is not there"
+        elif error is not None and error.errno == errno.ENOEXEC:
+            reason = "it is no program of this machine: a script needs a first line like #!/bin/sh"
+        elif error is not None:
+            reason = str(error.strerror)
+    else:
+        where = "there is no such file" if os.sep in command else f"not found on PATH ({os.environ.get('PATH', '')})"
+        click.echo(f"Error: {command}: {where}; after -- say the program and its arguments", err=True)
+        sys.exit(_NOT_FOUND)
+    click.echo(f"Error: {command} cannot be run: {reason}", err=True)
+    sys.exit(_CANNOT_RUN)
 
 
 def _fail(message: str) -> NoReturn:

@@ -13,12 +13,13 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+import anyio
 import grpc
 import structlog
 from cryptography import x509
@@ -80,10 +81,11 @@ class Credentials:
         self._bundle = self._cached_bundle(bundle)
         self._held: dict[str, _Held] = {}
         self._listeners: list[Callable[[], None]] = []
-        self._work = asyncio.Event()
+        self._to_renew, self._to_publish = asyncio.Event(), asyncio.Event()
         self._settled = asyncio.Event()
         self._published: dict[str, tuple[Workload, X509Svid, Bundle]] = {}
-        registry.listen(self._work.set)
+        self._unpublished: dict[str, str] = {}
+        registry.listen(self._wake)
 
     def svid(self, workload_id: str) -> X509Svid | None:
         """A workload's certificate; None if there is none that is good now."""
@@ -99,8 +101,8 @@ class Credentials:
         self._listeners.append(callback)
 
     def errors(self) -> Mapping[str, str]:
-        """Which entries' certificates could not be had at the last try, and why: `{tenant/entry: reason}`."""
-        return {name: held.error for name, held in self._held.items() if held.error}
+        """What failed at the last try, and why: `{tenant/entry: reason}`, and `{workload id: reason}` for its files."""
+        return {name: held.error for name, held in self._held.items() if held.error} | self._unpublished
 
     def set_bundle(self, bundle: Bundle) -> None:
         """Takes what to trust from now on.
@@ -113,7 +115,7 @@ class Credentials:
         if bundle.roots == self._bundle.roots and bundle.revision == self._bundle.revision:
             return
         self._bundle = bundle
-        self._keep(_BUNDLE, bundle.to_proto().SerializeToString())
+        self._cache.keep(_BUNDLE, bundle.to_proto().SerializeToString())
         self._changed()
 
     def renew_now(self, reason: str) -> None:
@@ -121,7 +123,7 @@ class Credentials:
         _log.info("renewing all workload certificates", reason=reason)
         for held in self._held.values():
             held.due, held.retry = self._clock(), _FIRST_RETRY
-        self._work.set()
+        self._wake()
 
     async def ensure(self, workload: Workload, timeout_s: float) -> X509Svid:
         """Returns a workload's certificate as soon as there is one, and its files are there if it is admitted.
@@ -133,7 +135,7 @@ class Credentials:
         held = self._held.setdefault(name, _Held())
         if self._good(name) is None:
             held.due, held.error = self._clock(), ""
-        self._work.set()
+        self._wake()
         try:
             async with asyncio.timeout(timeout_s):
                 while (svid := self.svid(workload.id)) is None or not self._is_published(workload):
@@ -143,23 +145,32 @@ class Credentials:
                         raise CredentialMissing(f"{workload.id} has ended")
                     await self._settled.wait()
         except TimeoutError:
-            reason = held.error or "the control plane has not answered"
+            reason = self._unpublished.get(workload.id) or held.error or "the control plane has not answered"
             raise CredentialMissing(f"no certificate for {name}: {reason}") from None
         return svid
 
     async def run(self) -> None:
-        """Renews and publishes until it is cancelled."""
+        """Renews and publishes until it is cancelled; a control plane that is slow to sign holds up no publishing."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._keep_up, self._to_renew, self._renew_due, self._dues)
+            group.start_soon(self._keep_up, self._to_publish, self._publish, self._ends)
+
+    async def _keep_up(
+        self, wanted: asyncio.Event, work: Callable[[], Awaitable[None]], moments: Callable[[], Iterable[datetime]]
+    ) -> None:
         while True:
-            self._work.clear()
+            wanted.clear()
             self._follow_registry()
-            await self._renew_due()
-            await self._publish()
+            await work()
             self._settle()
-            try:
-                async with asyncio.timeout(self._pause().total_seconds()):
-                    await self._work.wait()
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                pause = min([_LOOK, *(moment - self._clock() for moment in moments())])
+                async with asyncio.timeout(max(pause.total_seconds(), 0.0)):
+                    await wanted.wait()
+
+    def _wake(self) -> None:
+        self._to_renew.set()
+        self._to_publish.set()
 
     # -- renewing
 
@@ -228,7 +239,7 @@ class Credentials:
         verify_chain(svid.chain_der(), {self._bundle.trust_domain: self._bundle}, self._clock())
         held.svid, held.error, held.retry = svid, "", _FIRST_RETRY
         held.due = renew_at(svid.not_before, svid.not_after, self._rng)
-        self._keep(
+        self._cache.keep(
             _item(name), json.dumps({"chain": svid.chain_pem().decode(), "key": svid.key_pem().decode()}).encode()
         )
         _log.info("workload certificate renewed", entry=name, serial=svid.serial, not_after=svid.not_after.isoformat())
@@ -248,12 +259,15 @@ class Credentials:
             return None
         return held.svid
 
-    def _pause(self) -> timedelta:
-        now = self._clock()
+    def _dues(self) -> Iterator[datetime]:
+        """When something is to be renewed."""
         needed = self._needed()
-        moments = [held.due for name, held in self._held.items() if name in needed and held.due is not None]
-        moments += [held.svid.not_after for held in self._held.values() if held.svid and held.svid.not_after > now]
-        return max(timedelta(), min([_LOOK, *(moment - now for moment in moments)]))
+        return (held.due for name, held in self._held.items() if name in needed and held.due is not None)
+
+    def _ends(self) -> Iterator[datetime]:
+        """When something published is to be taken away."""
+        now = self._clock()
+        return (held.svid.not_after for held in self._held.values() if held.svid and held.svid.not_after > now)
 
     # -- publishing
 
@@ -273,8 +287,9 @@ class Credentials:
                 await self._publish_one(workload, svid)
             else:
                 await self._withdraw(workload.id)
-        for identifier in list(self._published):
+        for identifier in {*self._published, *self._unpublished}:
             if identifier not in self._registry.workloads:
+                self._unpublished.pop(identifier, None)
                 await self._withdraw(identifier)
         if expired:
             self._changed()
@@ -288,10 +303,12 @@ class Credentials:
         try:
             await asyncio.to_thread(_write, workload, content)
         except OSError as error:
-            self._held[workload.entry_name].error = f"{workload.credentials} cannot be written: {error.strerror}"
-            _log.error("credentials not published", workload=workload.id, reason=str(error))
+            if workload.id not in self._unpublished:
+                _log.error("credentials not published", workload=workload.id, reason=str(error))
+            self._unpublished[workload.id] = f"{workload.credentials} cannot be written: {error.strerror}"
             return
         self._published[workload.id] = present
+        self._unpublished.pop(workload.id, None)
         if self._registry.workloads.get(workload.id) is not workload:
             await self._withdraw(workload.id)  # it ended while we wrote
 
@@ -333,14 +350,8 @@ class Credentials:
             return None
         return svid if svid.spiffe_id == workload.spiffe_id and svid.not_after > self._clock() else None
 
-    def _keep(self, item: str, body: bytes) -> None:
-        try:
-            self._cache.save(item, body)
-        except OSError as error:
-            _log.error("not cached", item=item, reason=str(error))
-
     def _changed(self) -> None:
-        self._work.set()
+        self._wake()
         for callback in self._listeners:
             callback()
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -50,11 +51,14 @@ from meshwarden.xds.server import add_ads
 _log = structlog.get_logger()
 VERSION: Final = version("meshwarden")
 _MAX_MESSAGE_BYTES: Final = 4 << 20
+_MAX_STREAMS: Final = 100  # of one connection
+_MAX_DESCRIPTORS: Final = 65_536
 _FIRST_BACKOFF_S: Final = 0.2
 _LAST_BACKOFF_S: Final = 5.0
 _GRACE_S: Final = 0.5
 _REVIEW_S: Final = 0.1
 _LAST_REPORT_S: Final = 2.0
+_SAVE_S: Final = 5.0
 
 Clock = Callable[[], datetime]
 
@@ -65,7 +69,7 @@ class Agent:
     def __init__(self, config: AgentConfig, place: Place, identity: NodeIdentity, clock: Clock, rng: random.Random):
         """Puts the parts together from what the disk holds; `identity` must be somebody."""
         self._config, self._place, self._identity = config, place, identity
-        cache = Cache(place.cache)
+        self._cache = cache = Cache(place.cache)
         self._memory = Memory(cache)
         self.executables = Executables()
         self.registry = Registry(config.trust_domain, place.workloads, self.executables)
@@ -118,6 +122,7 @@ class Agent:
                 group.start_soon(self.attendants.run)
                 group.start_soon(self.outbox.run)
                 group.start_soon(self._review)
+                group.start_soon(self._save_rest)
                 _log.info(
                     "agent ready",
                     agent_socket=str(self._config.agent_socket),
@@ -149,13 +154,12 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
-        inner = self._place.inner / "s"
-        inner.unlink(missing_ok=True)
-        front = Front(inner)
+        front = Front(self._place.inner / "s")
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
                 ("grpc.so_reuseport", 0),
             ]
         )
@@ -279,6 +283,13 @@ class Agent:
                 await self.executables.read(pid)
             self.registry.review()
 
+    async def _save_rest(self) -> None:
+        """Saves what a full disk has refused, when there is room again."""
+        while True:
+            await asyncio.sleep(_SAVE_S)
+            self._cache.save_rest()
+            self._identity.save_rest()
+
 
 async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
     """Runs an agent until SIGTERM or SIGINT.
@@ -290,6 +301,7 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
         OSError: a directory or a socket cannot be made.
     """
     roots = _roots(config)
+    _allow_descriptors()
     with hold(config) as place:
         control_plane = ControlPlane(config.control_plane, config.trust_domain)
         identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng)
@@ -340,6 +352,14 @@ async def _until_signal(scope: anyio.CancelScope, agents: Sequence[Agent]) -> No
                 await agent.attendants.drain()
             scope.cancel()
             return
+
+
+def _allow_descriptors() -> None:
+    """Raises the soft limit: a connection of a program costs up to four, and the front takes thousands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _roots(config: AgentConfig) -> Bundle:

@@ -99,6 +99,7 @@ class NodeIdentity:
         self._roots, self._clock, self._rng = roots, clock, rng
         self._pending: ec.EllipticCurvePrivateKey | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._is_saved = True
         self._present = self._load()
 
     @property
@@ -220,8 +221,18 @@ class NodeIdentity:
 
     # -- on disk
 
+    def save_rest(self) -> None:
+        """Tries again to save what the disk has refused."""
+        if self._present is not None and not self._is_saved:
+            self._save(self._present)
+
     def _take(self, identity: Identity) -> None:
         self._present = identity
+        self._save(identity)
+        for callback in self._listeners:
+            callback()
+
+    def _save(self, identity: Identity) -> None:
         about = {"format": _FORMAT, "node": self._node, "region": identity.region, "revision": identity.bundle.revision}
         content = {
             "tls.crt": identity.svid.chain_pem(),
@@ -229,9 +240,13 @@ class NodeIdentity:
             "ca.crt": identity.bundle.pem(),
             "node.json": json.dumps(about).encode(),
         }
-        files.publish(self._directory, content)
-        for callback in self._listeners:
-            callback()
+        try:
+            files.publish(self._directory, content)
+            self._is_saved = True
+        except OSError as error:
+            if self._is_saved:
+                _log.error("node identity not saved; an agent that starts again may need a token", reason=str(error))
+            self._is_saved = False
 
     def _load(self) -> Identity | None:
         try:

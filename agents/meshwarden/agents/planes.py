@@ -9,14 +9,11 @@ import socket
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.workload import Workload
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
 
-_log = structlog.get_logger()
 _PORTS: Final = "ports"
 _MAX_PORTS: Final = 4096
 
@@ -89,10 +86,7 @@ class Planes:
     def _keep(self) -> None:
         while len(self._ports) > _MAX_PORTS:
             del self._ports[next(iter(self._ports))]
-        try:
-            self._cache.save(_PORTS, json.dumps(self._ports).encode())
-        except OSError as error:
-            _log.error("not cached", item=_PORTS, reason=str(error))
+        self._cache.keep(_PORTS, json.dumps(self._ports).encode())
 
 
 def _parse_ports(cache: Cache) -> dict[str, int]:

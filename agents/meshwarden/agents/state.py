@@ -5,7 +5,7 @@
   identity/             0700  the node's certificate and key
   cache/                0700  what `Cache` keeps
   inner/                0700  the gRPC server's private socket
-<run_dir>/workloads/    0711  a directory each
+<run_dir>/workloads/    0711  a directory each; itself locked, too
 """
 
 import contextlib
@@ -13,25 +13,23 @@ import fcntl
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
-
-import structlog
 
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.workload import Registry, Stored
 from meshwarden.v1 import node_service_pb2 as node_pb
 
-_log = structlog.get_logger()
 _ENTRIES: Final = "entries"
 _WORKLOADS: Final = "workloads"
 
 
 class StateTaken(Exception):
-    """Another agent runs on the same state directory."""
+    """Another agent runs on the same state directory, or beside the same socket."""
 
 
 @dataclass(frozen=True)
@@ -46,34 +44,49 @@ class Place:
 
 @contextlib.contextmanager
 def hold(config: AgentConfig) -> Iterator[Place]:
-    """Makes the directories and holds the lock.
+    """Makes the directories and holds their locks.
 
     Raises:
-        StateTaken: another agent holds it.
+        StateTaken: another agent holds one, or serves one of the sockets.
         OSError: a directory cannot be made.
     """
     state = config.state_dir.absolute()
-    _directory(state, 0o711)
-    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
-            raise StateTaken(
-                f"another agent (pid {holder or 'unknown'}) runs on {state}: stop it, or say another state_dir"
-            ) from None
+    place = Place(state / "identity", state / "cache", state / "inner", config.run_dir / "workloads")
+    with contextlib.ExitStack() as held:
+        _directory(state, 0o711)
+        lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        held.callback(os.close, lock)
+        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+        _lock(lock, f"another agent (pid {holder or 'unknown'}) runs on {state}: stop it, or say another state_dir")
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        for directory in {config.agent_socket.parent, config.workload_api_socket.parent}:
-            if not directory.exists():
-                _directory(directory, 0o711)
-        place = Place(state / "identity", state / "cache", state / "inner", config.run_dir / "workloads")
+        with contextlib.suppress(OSError):  # a full disk; the lock is held all the same
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        for path in (config.agent_socket, config.workload_api_socket):
+            if not path.parent.exists():
+                _directory(path.parent, 0o711)
+            if _is_served(path):
+                raise StateTaken(f"another agent serves {path}: stop it, or say another socket")
         _directory(place.inner, 0o700)
+        for name in place.inner.iterdir():  # what a crash has left
+            name.unlink()
         _directory(place.workloads, 0o711)
+        workloads = os.open(place.workloads, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        held.callback(os.close, workloads)
+        # We clear away what we don't know there: it must not be another agent's.
+        _lock(workloads, f"another agent keeps {place.workloads}: stop it, or say an agent_socket in another directory")
         yield place
-    finally:
-        os.close(lock)
+
+
+def _lock(descriptor: int, taken: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StateTaken(taken) from None
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _directory(path: Path, mode: int) -> None:
@@ -105,7 +118,7 @@ class Memory:
 
     def keep_entries(self, entry_set: node_pb.EntrySet) -> None:
         """Keeps the entries of a node."""
-        self._save(_ENTRIES, entry_set.SerializeToString())
+        self._cache.keep(_ENTRIES, entry_set.SerializeToString())
 
     def keep_workloads(self, registry: Registry) -> None:
         """Keeps the registrations, if they have changed."""
@@ -113,7 +126,7 @@ class Memory:
         body = json.dumps(about, sort_keys=True).encode()
         if body != self._kept:
             self._kept = body
-            self._save(_WORKLOADS, body)
+            self._cache.keep(_WORKLOADS, body)
 
     def _stored(self) -> Sequence[Stored]:
         body = self._cache.load(_WORKLOADS)
@@ -127,12 +140,6 @@ class Memory:
         except (ValueError, KeyError, TypeError) as error:
             self._cache.set_aside(_WORKLOADS, str(error))
             return ()
-
-    def _save(self, item: str, body: bytes) -> None:
-        try:
-            self._cache.save(item, body)
-        except OSError as error:
-            _log.error("not cached", item=item, reason=str(error))
 
 
 def _boot_id() -> str:

@@ -35,6 +35,31 @@ def test_what_is_saved_is_loaded_and_private(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["item"]
 
 
+def test_what_the_disk_refuses_is_kept_for_later(tmp_path: Path) -> None:
+    directory = tmp_path / "cache"
+    cache = Cache(directory)
+    cache.keep("gone", b"0")
+    directory.rename(tmp_path / "away")
+    directory.write_text("no directory")  # refuses root too
+    cache.keep("item", b"1")
+    cache.keep("item", b"2")
+    cache.keep("gone", b"3")
+    cache.remove("gone")
+    cache.save_rest()
+    directory.unlink()
+    (tmp_path / "away").rename(directory)
+    assert cache.load("item") is None
+    cache.save_rest()
+    assert (cache.load("item"), cache.load("gone")) == (b"2", b"0")
+
+
+def test_drafts_of_a_crash_are_cleared_away(tmp_path: Path) -> None:
+    Cache(tmp_path).save("item", b"1")
+    (tmp_path / ".svid-acme.web.0123456789ab").write_bytes(b"half a key")
+    Cache(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["item"]
+
+
 def test_an_item_is_not_another(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.save("one", b"1")

@@ -24,13 +24,27 @@ def test_the_socket_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert cli.find_socket(Path("/said.sock")) == Path("/said.sock")
 
 
-def test_a_command_that_cannot_be_run(tmp_path: Path) -> None:
-    run = CliRunner()
-    missing = run.invoke(cli.main, ["exec", "--entry", "web", "--", "no-such-command"])
-    assert missing.exit_code == 127
-    (tmp_path / "file").write_text("")
-    plain = run.invoke(cli.main, ["exec", "--entry", "web", "--", str(tmp_path / "file")])
-    assert plain.exit_code == 126
-    away = run.invoke(cli.main, ["status", "--socket", str(tmp_path / "none.sock")])
+@pytest.mark.parametrize(
+    ("command", "code", "fix"),
+    [
+        ("no-such-command", 127, "not found on PATH"),
+        ("{}/none", 127, "there is no such file"),
+        ("{}", 126, "it is a directory"),
+        ("{}/plain", 126, "chmod +x"),
+    ],
+)
+def test_a_command_that_cannot_be_run(tmp_path: Path, command: str, code: int, fix: str) -> None:
+    (tmp_path / "plain").write_text("")
+    result = CliRunner().invoke(cli.main, ["exec", "--entry", "web", "--", command.format(tmp_path)])
+    assert result.exit_code == code
+    assert fix in result.output
+
+
+@pytest.mark.parametrize(
+    ("socket", "reason"), [("none.sock", "No such file"), (".", "refused"), ("a" * 120, "too long")]
+)
+def test_an_agent_that_is_away(tmp_path: Path, socket: str, reason: str) -> None:
+    away = CliRunner().invoke(cli.main, ["status", "--socket", str(tmp_path / socket)])
     assert away.exit_code == 1
+    assert reason in away.output
     assert "meshwarden-agent run --config FILE" in away.output

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta
@@ -37,6 +38,8 @@ class Mesh:
         self.asked: list[int] = []
         self.error: Exception | None = None
         self.service = "web"
+        self.hang = False
+        self.connections: list[Connection] = []
         self.answer: Callable[[list[Any]], list[Any]] = list
         (directory / "workloads").mkdir(exist_ok=True)
         self.registry = Registry("mesh.test", directory / "workloads", Executables())
@@ -62,6 +65,8 @@ class Mesh:
 
     async def sign(self, requests: list[node_pb.WorkloadCsr]) -> Sequence[node_pb.SignedWorkload]:
         self.asked.append(len(requests))
+        if self.hang:
+            await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
         answers = []
@@ -91,6 +96,7 @@ async def workload(mesh: Mesh) -> AsyncIterator[Workload]:
     connection = Connection(
         1, "", "", pid=process.pid, uid=os.geteuid(), gid=os.getegid(), start_time=start_time(process.pid), pidfd=pidfd
     )
+    mesh.connections.append(connection)
     yield mesh.registry.register(connection, "web")
     os.close(pidfd)
     process.kill()
@@ -215,6 +221,33 @@ async def test_a_foreign_authority_is_refused(mesh: Mesh, workload: Workload, st
 async def test_who_waits_does_not_wait_for_ever(mesh: Mesh, workload: Workload) -> None:
     with pytest.raises(CredentialMissing, match="has not answered"):
         await mesh.credentials.ensure(workload, 0.05)  # nobody runs it
+
+
+async def test_who_has_a_certificate_does_not_wait_for_who_is_asked(running: Mesh, workload: Workload) -> None:
+    first = await running.credentials.ensure(workload, 10)
+    running.hang = True
+    asked = len(running.asked)
+    running.credentials.renew_now("test")
+    await until(lambda: len(running.asked) > asked)
+    shutil.rmtree(workload.directory)
+    running.registry.end(workload.id, "test")
+    again = running.registry.register(running.connections[0], "web")
+    assert await running.credentials.ensure(again, 10) is first
+    assert (again.credentials / "tls.key").read_bytes() == first.key_pem()
+
+
+async def test_files_that_cannot_be_written_are_told_and_written_later(
+    mesh: Mesh, workload: Workload, start: Callable[[], None]
+) -> None:
+    workload.directory.write_text("where a directory should be")
+    start()
+    with pytest.raises(CredentialMissing, match="cannot be written"):
+        await mesh.credentials.ensure(workload, 0.5)
+    assert "cannot be written" in mesh.credentials.errors()[workload.id]
+    workload.directory.unlink()
+    svid = await mesh.credentials.ensure(workload, 10)
+    assert (workload.credentials / "tls.crt").read_bytes() == svid.chain_pem()
+    assert not mesh.credentials.errors()
 
 
 async def test_a_certificate_comes_back_from_the_cache(running: Mesh, workload: Workload) -> None:
