@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -100,8 +100,9 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
 
         return (await asyncio.wait_for(asyncio.to_thread(ask), 20)).split()
 
-    assert (await send("trace", b"\xff\xff\xff"))[0] != "OK"
-    assert (await send("trace", _deep(200)))[0] != "OK"
+    assert (await send("trace", b"\xff\xff\xff"))[0] == "INVALID_ARGUMENT"
+    assert (await send("trace", _deep(200)))[0] == "INVALID_ARGUMENT"
+    assert (await send("trace", _named(b"\xff\xfe")))[0] == "INVALID_ARGUMENT"
     assert (await send("trace", b"\x0a" + _varint(5 << 20) + bytes(5 << 20)))[0] == "RESOURCE_EXHAUSTED"
     bad = ExportTraceServiceRequest(resource_spans=[_span(b"\x00" * 16), _span(b"\x01" * 16)])
     status, answer = await send("trace", bad.SerializeToString())
@@ -112,7 +113,7 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
     assert (await send("logs", forged.SerializeToString()))[0] == "OK"
     await until(
         lambda: (
-            drops(control_plane) == {("span", "malformed", "acme"): 1, ("call", "too_large", "acme"): 20_000 - 16_384}
+            drops(control_plane) == {("span", "malformed", "acme"): 4, ("call", "too_large", "acme"): 20_000 - 4096}
         ),
         "what was dropped is counted",
     )
@@ -121,6 +122,30 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
     # It may say that it called, but not whom it does not see.
     assert (call.source, call.destination) == ("spiffe://mesh.test/tenant/acme/service/web", "unknown/unknown")
     assert json.loads((await agent.command("status", "--socket", str(agent.socket), "-o", "json")).stdout)["connected"]
+
+
+async def test_a_flood_is_refused_and_costs_its_sender_alone(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", SENDER)
+    # Little to send, much to read: links that lead nowhere.
+    span = _span(b"\x01" * 16)
+    span.scope_spans[0].spans[0].links.extend([Span.Link()] * 128)
+    span.scope_spans[0].spans.extend([span.scope_spans[0].spans[0]] * 2000)
+    line = f"trace {ExportTraceServiceRequest(resource_spans=[span]).SerializeToString().hex()}\n"
+
+    def flood() -> bool:
+        for _ in range(200):
+            program.stdin.write(line)
+            program.stdin.flush()
+            if program.stdout.readline().strip() == "RESOURCE_EXHAUSTED":
+                return True
+        return False
+
+    assert await asyncio.wait_for(asyncio.to_thread(flood), 60)
+    await until(lambda: drops(control_plane).get(("span", "rate_limited", "acme")), "it is counted")
+    program.stdin.write(f"logs {_logs(1).SerializeToString().hex()}\n")  # of another kind, with a share of its own
+    program.stdin.flush()
+    assert (await asyncio.to_thread(program.stdout.readline)).startswith("OK")
 
 
 async def test_what_was_reported_last_goes_up_before_the_agent_ends(agent: Any, control_plane: Any, until: Any) -> None:
@@ -163,6 +188,14 @@ def _varint(number: int) -> bytes:
         found.append(number & 127 | 128)
         number >>= 7
     return bytes([*found, number])
+
+
+def _named(name: bytes) -> bytes:
+    """A request with a resource attribute of this name, which may be no UTF-8."""
+    pair = b"\x0a" + _varint(len(name)) + name
+    resource = b"\x0a" + _varint(len(pair)) + pair
+    spans = b"\x0a" + _varint(len(resource)) + resource
+    return b"\x0a" + _varint(len(spans)) + spans
 
 
 def _deep(depth: int) -> bytes:

@@ -17,6 +17,7 @@ from meshwarden.agents.attest import Attestor, Unidentified, is_own_user
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.dial import names
+from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.workload import Refusal, RegistrationRefused, Registry, Workload
 from meshwarden.sdk import histogram
 from meshwarden.sdk.connection import Connection
@@ -27,6 +28,7 @@ from meshwarden.v1 import workload_service_pb2_grpc as pb_grpc
 _CREDENTIAL_S: Final = 15.0
 _READY_S: Final = 5.0
 _MAX_CALLS: Final = 4096
+_REPORTS: Final = Share(part=0.25, burst_s=2.0)
 _MAX_COUNT: Final = 1_000_000_000
 _LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32}
 _CODES: Final = {
@@ -54,6 +56,7 @@ class Parts:
     attendants: Attendants
     scopes: ScopeStore
     count: Callable[[report_pb.CallStat], None]
+    drop: Callable[[str, str, int], None]
     status: Callable[[], pb.AgentStatusResponse]
     region: str
 
@@ -65,6 +68,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         """Serves what `parts` hold."""
         self._parts = parts
         self._changed = asyncio.Event()
+        self._allowance = Allowance(_REPORTS)
         parts.registry.listen(self._notify)
         parts.credentials.listen(self._notify)
         parts.scopes.listen(self._notify)
@@ -112,12 +116,19 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
     async def Report(self, request: pb.ReportCallsRequest, context: _Context) -> pb.ReportCallsResponse:
         """Takes counts of the caller's own calls."""
         workload = await self._registered(context)
-        try:
-            stats = stamped(request, workload)
-        except InvalidReport as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        for stat in stats:
-            self._parts.count(stat)
+        if not self._allowance.has(workload.id):
+            calls = sum(min(stat.count, _MAX_COUNT) for stat in request.calls)
+            self._parts.drop("rate_limited", workload.spiffe_id.tenant or "", calls)
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "this workload's reports take more time than its share: report less"
+            )
+        with self._allowance.spend(workload.id):
+            try:
+                stats = stamped(request, workload)
+            except InvalidReport as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            for stat in stats:
+                self._parts.count(stat)
         return pb.ReportCallsResponse()
 
     async def AgentStatus(self, request: pb.AgentStatusRequest, context: _Context) -> pb.AgentStatusResponse:

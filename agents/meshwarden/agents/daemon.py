@@ -185,6 +185,7 @@ class Agent:
             self.attendants,
             self.scopes,
             self.aggregator.add,
+            self.aggregator.drop,
             self.status,
             self._node_place.region,
         )

@@ -7,13 +7,14 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue, KeyValueList
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of, decision_of, service_of_cluster
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
+from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.outbox import Outbox
-from meshwarden.agents.telemetry.span import bound_spans, count_spans
+from meshwarden.agents.telemetry.span import Bounded, bound_spans
 from meshwarden.sdk.histogram import bucket_of, from_proto, to_proto
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
@@ -242,6 +243,10 @@ def spans(*items: Span) -> ResourceSpans:
     return ResourceSpans(scope_spans=[ScopeSpans(spans=items)])
 
 
+def bounded(message: ResourceSpans, most: int = 100) -> Bounded:
+    return bound_spans(message, most, lambda: False)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -254,9 +259,9 @@ def spans(*items: Span) -> ResourceSpans:
     ],
 )
 def test_what_is_no_span_is_removed(fields: dict[str, object]) -> None:
-    message = spans(span(), span(**fields), span())
-    assert bound_spans(message) == 1
-    assert count_spans(message) == 2
+    message = spans(span(), span(**fields), span(name="last"))
+    assert bounded(message) == Bounded(kept=2, malformed=1)
+    assert [kept.name for kept in message.scope_spans[0].spans] == ["call", "last"]
 
 
 def nested(depth: int) -> AnyValue:
@@ -273,31 +278,66 @@ def test_a_span_is_cut_to_its_bounds() -> None:
             name="n" * 5000,
             trace_state="t" * 5000,
             attributes=many,
-            events=[Span.Event(name="e" * 5000, attributes=many)] * 300,
-            links=[Span.Link(trace_id=b"\x01" * 16, span_id=b"\x02" * 8, attributes=many)] * 200,
+            events=[Span.Event(name="e" * 500, attributes=many[1:41])] * 300,
+            links=[Span.Link(trace_id=b"\x01" * 16, span_id=b"\x02" * 8, attributes=many[1:41])] * 200,
         )
     )
-    assert bound_spans(message) == 0
-    bounded = message.scope_spans[0].spans[0]
-    assert (len(bounded.name), bounded.trace_state) == (1024, "")
-    assert (len(bounded.attributes), bounded.dropped_attributes_count) == (128, 72)
-    assert len(bounded.attributes[0].value.string_value.encode()) <= 4096
-    assert (len(bounded.events), bounded.dropped_events_count) == (128, 172)
-    assert (len(bounded.links), bounded.dropped_links_count) == (128, 72)
-    assert len(bounded.events[0].attributes) == len(bounded.links[0].attributes) == 32
+    assert bounded(message) == Bounded(kept=1)
+    cut = message.scope_spans[0].spans[0]
+    assert (len(cut.name), cut.trace_state) == (1024, "")
+    assert (len(cut.attributes), cut.dropped_attributes_count) == (128, 72)
+    assert len(cut.attributes[0].value.string_value.encode()) <= 4096
+    assert (len(cut.events), cut.dropped_events_count) == (128, 172)
+    assert (len(cut.links), cut.dropped_links_count) == (128, 72)
+    assert len(cut.events[0].attributes) == len(cut.links[0].attributes) == 32
+
+
+def test_what_is_too_much_goes_and_is_counted() -> None:
+    prompt = span(attributes=[KeyValue(key="prompt", value=AnyValue(string_value="x" * 3_000_000))])
+    array = AnyValue(array_value=ArrayValue(values=[AnyValue()] * 200_000))
+    message = spans(prompt, span(attributes=[KeyValue(key="a", value=array)]), *[span()] * 200)
+    message.scope_spans.extend([ScopeSpans()] * 100_000)
+    assert bounded(message) == Bounded(kept=99, too_many=102 + 1 + 100_001 - 128)
+    assert len(message.scope_spans[0].spans[0].attributes[0].value.string_value) == 4096
+
+
+def test_what_is_not_read_in_time_goes_and_is_counted() -> None:
+    asked = iter([False, False, True])
+    message = spans(*[span()] * 10)
+    assert bound_spans(message, 100, lambda: next(asked)) == Bounded(kept=2, too_many=8)
+    assert len(message.scope_spans[0].spans) == 2
+
+
+def test_a_share_of_the_processor_is_spent_and_comes_back() -> None:
+    now, used = 0.0, 0.0
+    allowance = Allowance(Share(part=0.1, burst_s=1.0), lambda: now, lambda: used)
+    with allowance.spend("greedy") as used_s:
+        used += 1.5
+        assert used_s() == 1.5
+    assert not allowance.has("greedy")
+    assert allowance.has("modest")
+    now += 4.0
+    assert not allowance.has("greedy")  # 1.1 s are still spent
+    now += 2.0
+    assert allowance.has("greedy")
+    for number in range(5000):
+        now += 1.0
+        with allowance.spend(str(number)):
+            used += 0.01
+    assert len(allowance._spent) <= 1024
 
 
 def test_what_is_nested_too_deeply_goes() -> None:
     message = spans(span(attributes=[KeyValue(key="a", value=nested(4)), KeyValue(key="b", value=nested(5))]))
-    bound_spans(message)
-    bounded = message.scope_spans[0].spans[0]
-    assert [pair.key for pair in bounded.attributes] == ["a"]
-    assert bounded.dropped_attributes_count == 1
+    bounded(message)
+    cut = message.scope_spans[0].spans[0]
+    assert [pair.key for pair in cut.attributes] == ["a"]
+    assert cut.dropped_attributes_count == 1
 
 
 def test_a_link_to_nowhere_goes() -> None:
     message = spans(span(links=[Span.Link(trace_id=b"x", span_id=b"y")]))
-    bound_spans(message)
+    bounded(message)
     assert not message.scope_spans[0].spans[0].links
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
 
-_MAX_ATTRIBUTES: Final = 64
+_MAX_ATTRIBUTES: Final = 16
 _MAX_DURATION_S: Final = 86_400.0
 
 
@@ -26,7 +26,7 @@ class Call:
 
 
 def attributes_of(pairs: Iterable[object]) -> dict[str, str]:
-    """OTLP attributes as text, the first 64 of them: `{key: value}`."""
+    """OTLP attributes as text, the first 16 of them, which are more than ours: `{key: value}`."""
     found: dict[str, str] = {}
     for pair in islice(pairs, _MAX_ATTRIBUTES):
         value = pair.value  # type: ignore[attr-defined]

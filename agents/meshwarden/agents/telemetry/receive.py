@@ -4,9 +4,10 @@ Who sends is known by its socket. The resource attributes that say so are set he
 """
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.common.v1 import common_pb2
@@ -16,15 +17,23 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.aggregate import Aggregator
+from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.outbox import Outbox
-from meshwarden.agents.telemetry.span import bound_spans, count_spans
+from meshwarden.agents.telemetry.span import bound_spans
 from meshwarden.agents.workload import Workload
 
 _MAX_ITEM_BYTES: Final = 1_048_576
-_MAX_SPANS: Final = 8192
-_MAX_RECORDS: Final = 16_384
+_MAX_ITEMS: Final = 256
+_MAX_SPANS: Final = 4096
+_MAX_RECORDS: Final = 4096
+# Reading a request longer than this would keep everybody else waiting; the rest of it is dropped.
+_MAX_READING_S: Final = 0.1
+_SPANS: Final = Share(part=0.1, burst_s=1.0)
+# Ten thousand records a second. Each is a call that the ledger would miss.
+_RECORDS: Final = Share(part=0.25, burst_s=2.0)
 _OURS: Final = "mesh."
 _NAME: Final = "service.name"
+_Message = TypeVar("_Message", bound=Message)
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -60,18 +69,17 @@ class Receiver:
         self._aggregator = aggregator
         self._outbox = outbox
         self._revision = revision
+        self._spans = Allowance(_SPANS)
+        self._records = Allowance(_RECORDS)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serves both on `server`."""
-        trace = grpc.unary_unary_rpc_method_handler(
-            self.export_spans,
-            trace_pb.ExportTraceServiceRequest.FromString,
-            trace_pb.ExportTraceServiceResponse.SerializeToString,
+        # Requests come as bytes: reading them is part of what they cost.
+        trace: Any = grpc.unary_unary_rpc_method_handler(
+            self.export_spans, None, trace_pb.ExportTraceServiceResponse.SerializeToString
         )
-        logs = grpc.unary_unary_rpc_method_handler(
-            self.export_logs,
-            logs_pb.ExportLogsServiceRequest.FromString,
-            logs_pb.ExportLogsServiceResponse.SerializeToString,
+        logs: Any = grpc.unary_unary_rpc_method_handler(
+            self.export_logs, None, logs_pb.ExportLogsServiceResponse.SerializeToString
         )
         root = "opentelemetry.proto.collector"
         server.add_generic_rpc_handlers(
@@ -81,24 +89,39 @@ class Receiver:
             )
         )
 
-    async def export_spans(
-        self, request: trace_pb.ExportTraceServiceRequest, context: _Context
-    ) -> trace_pb.ExportTraceServiceResponse:
+    async def export_spans(self, body: bytes, context: _Context) -> trace_pb.ExportTraceServiceResponse:
         """Takes spans; what is malformed or too much is dropped and counted, and the answer says how many."""
         tenant, workload = await self._identify(context, "span")
-        malformed = too_large = taken = 0
-        for spans in request.resource_spans:
-            malformed += bound_spans(spans)
-            count = count_spans(spans)
-            if not count:
+        await self._ration(self._spans, "span", workload, context)
+        with self._spans.spend(workload.id) as used_s:
+            request = _parse(trace_pb.ExportTraceServiceRequest, body)
+            if request is not None:
+                return self._take_spans(request, workload, tenant, lambda: used_s() > _MAX_READING_S)
+        await self._refuse_malformed(context, "span", tenant)
+        raise AssertionError("abort raises")
+
+    def _take_spans(
+        self,
+        request: trace_pb.ExportTraceServiceRequest,
+        workload: Workload,
+        tenant: str,
+        is_late: Callable[[], bool],
+    ) -> trace_pb.ExportTraceServiceResponse:
+        malformed = taken = 0
+        too_large = max(0, len(request.resource_spans) - _MAX_ITEMS)
+        for spans in request.resource_spans[:_MAX_ITEMS]:
+            bounded = bound_spans(spans, _MAX_SPANS - taken, is_late)
+            malformed += bounded.malformed
+            too_large += bounded.too_many
+            if not bounded.kept:
                 continue
             self._stamp(spans, workload)
-            body = spans.SerializeToString()
-            if len(body) > _MAX_ITEM_BYTES or taken + count > _MAX_SPANS:
-                too_large += count
+            item = spans.SerializeToString()
+            if len(item) > _MAX_ITEM_BYTES:
+                too_large += bounded.kept
             else:
-                taken += count
-                self._outbox.put_spans(body, count, tenant)
+                taken += bounded.kept
+                self._outbox.put_spans(item, bounded.kept, tenant)
         for reason, count in (("malformed", malformed), ("too_large", too_large)):
             if count:
                 self._outbox.drop("span", reason, tenant, count)
@@ -107,23 +130,34 @@ class Receiver:
             answer.partial_success.rejected_spans = malformed + too_large
             answer.partial_success.error_message = (
                 f"{malformed} without valid ids; {too_large} beyond {_MAX_SPANS} spans in a request or "
-                f"{_MAX_ITEM_BYTES} bytes in one resource_spans"
+                f"{_MAX_ITEM_BYTES} bytes in one resource_spans, or too slow to read"
             )
         return answer
 
-    async def export_logs(
-        self, request: logs_pb.ExportLogsServiceRequest, context: _Context
-    ) -> logs_pb.ExportLogsServiceResponse:
+    async def export_logs(self, body: bytes, context: _Context) -> logs_pb.ExportLogsServiceResponse:
         """Takes access log records of an Envoy; other records are not ours to keep and are let go."""
         tenant, workload = await self._identify(context, "call")
+        await self._ration(self._records, "call", workload, context)
+        with self._records.spend(workload.id):
+            request = _parse(logs_pb.ExportLogsServiceRequest, body)
+            if request is not None:
+                return self._take_records(request, workload, tenant)
+        await self._refuse_malformed(context, "call", tenant)
+        raise AssertionError("abort raises")
+
+    def _take_records(
+        self, request: logs_pb.ExportLogsServiceRequest, workload: Workload, tenant: str
+    ) -> logs_pb.ExportLogsServiceResponse:
         identity, revision = workload.spiffe_id, self._revision()
         service = f"{identity.tenant}/{identity.service}"
-        records = [
-            record for logs in request.resource_logs for scope in logs.scope_logs for record in scope.log_records
-        ]
-        for record in records[:_MAX_RECORDS]:
-            self._count(record, str(identity), service, revision)
-        rejected = max(0, len(records) - _MAX_RECORDS)
+        left, rejected = _MAX_RECORDS, max(0, len(request.resource_logs) - _MAX_ITEMS)
+        for logs in request.resource_logs[:_MAX_ITEMS]:
+            rejected += max(0, len(logs.scope_logs) - _MAX_ITEMS)
+            for scope in logs.scope_logs[:_MAX_ITEMS]:
+                rejected += max(0, len(scope.log_records) - left)
+                for record in scope.log_records[:left]:
+                    self._count(record, str(identity), service, revision)
+                left -= min(left, len(scope.log_records))
         answer = logs_pb.ExportLogsServiceResponse()
         if rejected:
             self._outbox.drop("call", "too_large", tenant, rejected)
@@ -155,6 +189,18 @@ class Receiver:
             )
         return workload.spiffe_id.tenant or "", workload
 
+    async def _ration(self, allowance: Allowance, signal: str, workload: Workload, context: _Context) -> None:
+        if not allowance.has(workload.id):
+            self._outbox.drop(signal, "rate_limited", workload.spiffe_id.tenant or "", 1)
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "this workload's telemetry takes more time than its share: send less",
+            )
+
+    async def _refuse_malformed(self, context: _Context, signal: str, tenant: str) -> None:
+        self._outbox.drop(signal, "malformed", tenant, 1)
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message can't be read")
+
     def _stamp(self, spans: trace_pb2.ResourceSpans, workload: Workload) -> None:
         identity = workload.spiffe_id
         ours = {
@@ -170,3 +216,10 @@ class Receiver:
         ]
         resource = type(spans.resource)(attributes=[*kept, *stamped])
         spans.resource.CopyFrom(resource)
+
+
+def _parse(kind: type[_Message], body: bytes) -> _Message | None:
+    try:
+        return kind.FromString(body)
+    except DecodeError:  # UnicodeDecodeError's kin too: protobuf wraps them
+        return None
