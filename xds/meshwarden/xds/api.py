@@ -17,6 +17,8 @@ from google.protobuf import descriptor_pb2, json_format, message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
+from meshwarden.xds.fill import Filler, Misfit
+
 TYPE_URL_PREFIX: Final = "type.googleapis.com/"
 
 LISTENER: Final = TYPE_URL_PREFIX + "envoy.config.listener.v3.Listener"
@@ -77,10 +79,15 @@ def build(full_name: str, fields: Mapping[str, Any]) -> Message:
     """
     message = message_class(full_name)()
     try:
-        json_format.ParseDict(dict(fields), message, descriptor_pool=pool())
-    except json_format.ParseError as error:
+        _filler().fill(message, fields)
+    except (Misfit, UnknownMessage) as error:
         raise InvalidMessage(f"{full_name}: {error}") from error
     return message
+
+
+@functools.cache
+def _filler() -> Filler:
+    return Filler(pool(), message_class)
 
 
 def parse(full_name: str, body: bytes) -> Message:
