@@ -70,6 +70,7 @@ async def serve(directory: Path) -> None:
             ("grpc.server.max_pending_requests_hard_limit", 20_000),
             ("grpc.max_concurrent_streams", 100),
             ("grpc.so_reuseport", 0),
+            ("grpc.http2.bdp_probe", 0),
         ]
     )
     handlers = {

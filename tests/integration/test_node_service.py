@@ -170,6 +170,15 @@ async def test_the_first_message_must_be_hello_and_only_the_first(world: World) 
     assert await code(stream) is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("now", [{"seconds": 1 << 60}, {"nanos": -1}])
+async def test_a_clock_that_says_no_time_is_refused_by_its_field(world: World, now: dict[str, int]) -> None:
+    stream = await world.sync(node())
+    await stream.write(v1.SyncRequest(hello=v1.NodeHello(agent_version="1", now=now)))
+    assert await code(stream) is grpc.StatusCode.INVALID_ARGUMENT
+    assert "hello.now" in await stream.details()
+    assert world.sessions.states() == []
+
+
 async def test_a_message_that_breaks_the_schema_ends_the_session_with_the_field(world: World) -> None:
     stream = await opened(world)
     await stream.write(v1.SyncRequest(interest=v1.Interest(data_planes=[v1.DataPlaneRef(id="x", tenant="acme")])))

@@ -1,5 +1,6 @@
 """Makes certificates. What is signed is parsed and verified again before it leaves."""
 
+import functools
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -62,7 +63,7 @@ class IssuerKey:
         """Where its chain ends."""
         return self.chain[-1]
 
-    @property
+    @functools.cached_property
     def not_after(self) -> datetime:
         """When the first certificate of its chain ends: nothing that it signs may outlive that."""
         return min(certificate.not_valid_after_utc for certificate in self.chain)

@@ -130,7 +130,7 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
             audit.note("rpc.refused", caller=caller, method=method, reason=reason)
 
         peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, refused)
-        api = Api(str(inner / "api.sock"), servicers, [peers, ValidationInterceptor()])
+        api = Api(str(inner / "api.sock"), servicers, [peers, ValidationInterceptor(audit)])
         await api.start()
         host, port = _address(config.metrics_listen)
         scraped = MetricsServer(metrics.registry, host, port)

@@ -1,14 +1,14 @@
 """AdminService: joining nodes, looking at the mesh, asking why."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.identity.authorize import authorize, sees
@@ -97,8 +97,8 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         caller = _caller()
         tenant = request.tenant or (caller.tenant if caller is not None else None) or ""
         authorize(caller, "/meshwarden.v1.AdminService/ListCalls", tenant or None)
-        end = _moment(request.end) if request.HasField("end") else self._clock()
-        start = _moment(request.start) if request.HasField("start") else end - LEDGER_SPAN
+        end = moment(request.end, "end") if request.HasField("end") else self._clock()
+        start = moment(request.start, "start") if request.HasField("start") else end - LEDGER_SPAN
         rows = await self._gather.ledger.list(start, end, tenant, request.limit or LEDGER_ROWS)
         return v1.ListCallsResponse(calls=rows)
 
@@ -128,10 +128,6 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 def _caller() -> SpiffeId | None:
     verified = peer.current()
     return verified.spiffe_id if verified is not None else None
-
-
-def _moment(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
 
 
 def _warnings(node: v1.NodeState, revision: int) -> list[str]:

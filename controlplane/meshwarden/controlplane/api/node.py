@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.bundle import Bundle
 from meshwarden.controlplane.api.errors import InvalidRequest
+from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Session, Sessions
@@ -139,6 +140,7 @@ class _Stream:
 async def _hello(requests: AsyncIterator[v1.SyncRequest]) -> v1.NodeHello:
     async for first in requests:
         if first.HasField("hello"):
+            moment(first.hello.now, "hello.now")
             return first.hello
         break
     raise InvalidRequest([FieldFault("hello", "the first message of a session must be hello")])

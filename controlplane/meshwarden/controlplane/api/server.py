@@ -59,6 +59,7 @@ class Api:
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_REQUESTS),
                 ("grpc.max_concurrent_streams", 100),
                 ("grpc.so_reuseport", 0),
+                ("grpc.http2.bdp_probe", 0),
             ],
         )
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, self._server)

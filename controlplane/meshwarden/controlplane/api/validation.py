@@ -7,11 +7,13 @@ than 100 levels.
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.controlplane.api.errors import InvalidRequest, abort, refusal_in
 from meshwarden.controlplane.audit.port import AuditLog
@@ -37,7 +39,7 @@ class ValidationInterceptor(grpc.aio.ServerInterceptor):
     A handler reads its stream by the iterator that it is given; `context.read()` would pass the check by.
     """
 
-    def __init__(self, audit: AuditLog | None = None) -> None:
+    def __init__(self, audit: AuditLog) -> None:
         """Takes the audit log that is told of refused callers."""
         self._audit = audit
         self._wrapped: dict[str, Handler] = {}
@@ -70,12 +72,24 @@ def check(message: Message | _Malformed) -> Any:
     return message
 
 
+def moment(stamp: Timestamp, field: str) -> datetime:
+    """Returns the time that a field says.
+
+    Raises:
+        InvalidRequest: it is none; protobuf carries any number of seconds and nanoseconds.
+    """
+    try:
+        return stamp.ToDatetime(tzinfo=UTC)
+    except ValueError:
+        raise InvalidRequest([FieldFault(field, "must be a time between the years 1 and 9999")]) from None
+
+
 async def _checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for message in messages:
         yield check(message)
 
 
-def _wrap(handler: Any, method: str, audit: AuditLog | None) -> Handler:
+def _wrap(handler: Any, method: str, audit: AuditLog) -> Handler:
     """The same kind of handler, that checks, serves, and ends with the status of what was raised."""
     serve: Callable[..., Any] = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
@@ -93,7 +107,7 @@ def _wrap(handler: Any, method: str, audit: AuditLog | None) -> Handler:
             raise  # the handler has said how it ends
         except Exception as error:  # the edge: whatever it was becomes a status, and a log line if it is a defect
             refusal = refusal_in(error)
-            if refusal is not None and audit is not None:
+            if refusal is not None:
                 caller = peer.current()
                 audit.note("rpc.refused", by=str(caller and caller.spiffe_id), method=method, reason=refusal.message)
             await abort(context, error, method)

@@ -27,20 +27,29 @@ log = structlog.get_logger()
 class Session:
     """One session of a node."""
 
-    def __init__(self, sessions: "Sessions", node: str, publisher: Publisher, hello: v1.NodeHello) -> None:
+    def __init__(
+        self,
+        sessions: "Sessions",
+        node: str,
+        publisher: Publisher,
+        hello: v1.NodeHello,
+        clock: Callable[[], datetime],
+    ) -> None:
         self.node = node
         self.feed = publisher.open(node)
         self.replaced = asyncio.Event()
         """Set when the node has opened a newer one."""
         self._sessions, self._publisher, self._zone = sessions, publisher, hello.zone
         self._endpoints: int | None = None
+        self._clock = clock
+        self._heard = clock()
         self.state = admin_service_pb2.NodeState(
             node=node, connected=True, agent_version=hello.agent_version, zone=hello.zone
         )
 
     def take(self, message: v1.SyncRequest) -> None:
         """Takes a message of the agent, which is a sign of life as well."""
-        self._sessions.heard(self)
+        self._heard = self._clock()
         kind = message.WhichOneof("message")
         if kind == "interest":
             self._replace(self.state.data_planes, message.interest.data_planes)
@@ -53,6 +62,10 @@ class Session:
         elif kind == "endpoints":
             self._endpoints = len(message.endpoints.endpoints)
             self._sessions.report(self.node, self._zone, message.endpoints)
+
+    def write_down(self) -> None:
+        """Puts into `state` what changes too often to be kept there all the time."""
+        self.state.last_seen.FromDatetime(self._heard)
 
     @property
     def goodbye(self) -> bool:
@@ -103,7 +116,7 @@ class Sessions:
 
     def open(self, node: str, hello: v1.NodeHello) -> Session:
         """Opens a session, which replaces the node's older one; `Session.close` ends it."""
-        session = Session(self, node, self._publisher, hello)
+        session = Session(self, node, self._publisher, hello, self._clock)
         if hello.HasField("now"):
             session.state.clock_skew.FromTimedelta(hello.now.ToDatetime(tzinfo=UTC) - self._clock())
         older = self._open.get(node)
@@ -112,13 +125,8 @@ class Sessions:
         self._open[node], self._states[node] = session, session.state
         if (timer := self._waiting.pop(node, None)) is not None:
             timer.cancel()
-        self.heard(session)
         log.info("node.connected", node=node, agent_version=hello.agent_version, replaced=older is not None)
         return session
-
-    def heard(self, session: Session) -> None:
-        """A session's node was heard of."""
-        session.state.last_seen.FromDatetime(self._clock())
 
     def report(self, node: str, zone: str, report: v1.EndpointReport) -> None:
         """Takes a node's endpoints."""
@@ -130,12 +138,15 @@ class Sessions:
             return
         del self._open[session.node]
         session.state.connected = False
+        session.write_down()
         log.info("node.disconnected", node=session.node, goodbye=session.goodbye)
         if not session.goodbye:
             self._await_return(session.node, self._grace_s)
 
     def states(self) -> list[admin_service_pb2.NodeState]:
         """How each node does that was seen since the start, in the order of their names."""
+        for session in self._open.values():
+            session.write_down()
         return [self._states[node] for node in sorted(self._states)]
 
     def renew_all(self, reason: str) -> list[str]:

@@ -26,6 +26,7 @@ from meshwarden.v1.resources_pb2 import (
 )
 
 RESOURCE = "meshwarden.v1.Resource"
+SMALL_BYTES = 64
 LABEL = "lower-case letters, digits and hyphens, with a letter or digit at both ends"
 # What a pattern of the schema means, for people.
 PATTERNS = {
@@ -64,16 +65,11 @@ class Schema:
         """Whether a message is one of ours."""
         return full_name.startswith("meshwarden.v1.")
 
-    def with_rules(self, message: Message) -> Message:
-        """Returns the message as one of the class that bears the rules."""
-        name = message.DESCRIPTOR.full_name
-        if name not in self._classes:
-            self._classes[name] = message_factory.GetMessageClass(self.pool.FindMessageTypeByName(name))
-        return self._classes[name].FromString(message.SerializeToString())
-
-    def violations(self, message: Message) -> list[Any]:
-        """Returns protovalidate's violations, with paths in the schema's names."""
-        return self._validator.collect_violations(self.with_rules(message))
+    def violations(self, full_name: str, data: bytes) -> list[Any]:
+        """Returns protovalidate's violations in a serialised message, with paths in the schema's names."""
+        if full_name not in self._classes:
+            self._classes[full_name] = message_factory.GetMessageClass(self.pool.FindMessageTypeByName(full_name))
+        return self._validator.collect_violations(self._classes[full_name].FromString(data))
 
 
 @functools.cache
@@ -86,11 +82,20 @@ def rule_faults(message: Message) -> list[FieldFault]:
     """Holds any message against the schema's rules; the first fault of each field, in the schema's order."""
     if not schema().knows(message.DESCRIPTOR.full_name):
         return []
+    data = message.SerializeToString()
+    return list((_small_faults if len(data) <= SMALL_BYTES else _faults)(message.DESCRIPTOR, data))
+
+
+def _faults(descriptor: Any, data: bytes) -> tuple[FieldFault, ...]:
     found: dict[str, FieldFault] = {}
-    for violation in schema().violations(message):
-        path = _path(message, violation.proto.field.elements)
+    for violation in schema().violations(descriptor.full_name, data):
+        path = _path(descriptor, violation.proto.field.elements)
         found.setdefault(path, FieldFault(path, _text(violation)))
-    return list(found.values())
+    return tuple(found.values())
+
+
+# Heartbeats are all alike, and so are a thousand agents' acknowledgements of one revision.
+_small_faults = functools.lru_cache(4096)(_faults)
 
 
 def resource_faults(resource: Resource) -> list[FieldFault]:
@@ -98,9 +103,8 @@ def resource_faults(resource: Resource) -> list[FieldFault]:
     return list(_own_faults(unwrap(resource)))
 
 
-def _path(message: Message, elements: Any) -> str:
+def _path(descriptor: Any, elements: Any) -> str:
     """The path in JSON names. The union of the kinds is left out: manifests do not show it."""
-    descriptor: Any = message.DESCRIPTOR
     path = ""
     for element in elements:
         within = descriptor.full_name if descriptor is not None else ""
