@@ -1,7 +1,7 @@
 """Certificates of every kind, the wrong ones above all, really built."""
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
@@ -10,7 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+from meshwarden.certs.clock import utc_now
+
+# The present, since TLS looks at a clock of its own.
+NOW = utc_now().replace(microsecond=0)
 WEB = "spiffe://a.test/tenant/acme/service/web"
 HOUR = timedelta(hours=1)
 
