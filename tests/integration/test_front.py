@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import grpc
 import pytest
@@ -91,13 +92,14 @@ async def wait(requests, context: grpc.aio.ServicerContext) -> bytes:
 async def world(directory: Path, limits: FrontLimits | None = None) -> AsyncIterator[World]:
     inner = directory / "inner"
     inner.mkdir(mode=0o700)
-    front = Front(inner / "grpc.sock", limits)
+    refusals: list[tuple[str, str, str]] = []
+    front = Front(inner / "grpc.sock", limits, lambda remote, reason: refusals.append((remote, "TLS", reason)))
 
     def admit(peer: VerifiedPeer | None, method: str) -> None:
         if method == "/test.Test/Secret" and (peer is None or peer.spiffe_id.service != "web"):
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, "Secret is for web")
 
-    made = World(front, directory, None)
+    made = World(front, directory, None, refusals=refusals)
     verifier = PeerVerifier(
         lambda: {DOMAIN: AUTHORITY.bundle},
         utc_now,
@@ -121,6 +123,8 @@ async def world(directory: Path, limits: FrontLimits | None = None) -> AsyncIter
             yield made
     finally:
         await server.stop(None)
+        # Calls that are still ending would wake a loop that is closed by then: grpc.aio has one queue for all loops.
+        await server.wait_for_termination()
 
 
 def tls_channel(port: int, svid: X509Svid | None) -> grpc.aio.Channel:
@@ -163,8 +167,13 @@ class TestTls:
                 await call(channel)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
-    @pytest.mark.parametrize("fault", ["foreign", "expired", "not yet valid"])
-    async def test_a_certificate_that_proves_nothing_fails_the_handshake(self, tmp_path: Path, fault: str) -> None:
+    @pytest.mark.parametrize(
+        ("fault", "said"),
+        [("foreign", "issuer"), ("expired", "has expired"), ("not yet valid", "not yet valid")],
+    )
+    async def test_a_certificate_that_proves_nothing_fails_the_handshake(
+        self, tmp_path: Path, fault: str, said: str
+    ) -> None:
         svid = {
             "foreign": lambda: Authority().svid("web"),
             "expired": lambda: AUTHORITY.svid("web", at=utc_now() - timedelta(hours=3)),
@@ -174,7 +183,10 @@ class TestTls:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await call(channel)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert not made.refusals  # nothing reached the server
+            await until(lambda: bool(made.refusals), "the refusal is told")
+            address, method, reason = made.refusals[0]
+            assert address.startswith("127.0.0.1:")
+            assert (method, said in reason) == ("TLS", True)
 
     async def test_another_domains_root_is_no_root_of_ours(self, tmp_path: Path) -> None:
         """Both roots are loaded, as with federation; the ID claims our domain, the other one signed it."""
@@ -282,6 +294,31 @@ class TestHostile:
                     assert await reader.read() == b""
                 writer.close()
             await until(lambda: not made.front.connections(), "all are gone")
+
+    async def test_who_shows_no_certificate_keeps_nobody_out(self, tmp_path: Path) -> None:
+        async with world(tmp_path, FrontLimits(connections=64, anonymous=8)) as made:
+            held = [await raw_tls(made, None) for _ in range(100)]
+            assert len(made.front.connections()) == 8
+            async with tls_channel(made.port, AUTHORITY.svid("web")) as known, tls_channel(made.port, None) as unknown:
+                assert "web" in await call(known)
+                assert (await call(unknown)).startswith("- ")
+            for writer in held:
+                writer.close()
+
+    async def test_one_identity_keeps_no_other_out(self, tmp_path: Path) -> None:
+        async with world(tmp_path, FrontLimits(connections=8)) as made:
+            greedy = AUTHORITY.svid("greedy")
+            held = [await raw_tls(made, greedy) for _ in range(8)]
+            await until(lambda: len(made.front.connections()) == 8, "all are in")
+            one_more = await raw_tls(made, greedy)
+            await until(one_more.transport.is_closing, "it is refused")
+            assert not any(writer.transport.is_closing() for writer in held)
+            async with tls_channel(made.port, AUTHORITY.svid("web")) as channel:
+                assert "web" in await call(channel)
+                await until(held[0].transport.is_closing, "the oldest made room")
+                assert len(made.front.connections()) == 8
+            for writer in [*held, one_more]:
+                writer.close()
 
     async def test_connections_are_bounded(self, tmp_path: Path) -> None:
         async with world(tmp_path, FrontLimits(connections=3)) as made:
@@ -433,10 +470,25 @@ class TestOpenStreams:
                     await stream.read()
 
 
-def client_context() -> ssl.SSLContext:
+def client_context(svid: X509Svid | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=AUTHORITY.root.public_bytes(Encoding.PEM).decode())
     context.set_alpn_protocols(["h2"])
+    if svid is not None:
+        with NamedTemporaryFile() as file:
+            file.write(svid.chain_pem() + svid.key_pem())
+            file.flush()
+            context.load_cert_chain(file.name)
     return context
+
+
+async def raw_tls(made: World, svid: X509Svid | None) -> asyncio.StreamWriter:
+    """A connection that begins HTTP/2 and says no more; it reads, and so learns of its end."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", made.port, ssl=client_context(svid), server_hostname=SERVER_NAME
+    )
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+    await reader.read(1)  # the server's answer: it is in, or refused
+    return writer
 
 
 def server_certificate(port: int) -> bytes | None:

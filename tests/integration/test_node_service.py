@@ -1,6 +1,8 @@
 """NodeService.Sync behind the front, the peer check and the validation, as an agent meets it."""
 
+import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ import pytest
 from google.protobuf import json_format
 
 from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.authority.port import AuthorityUnavailable
 from meshwarden.certs.clock import utc_now
+from meshwarden.certs.csr import make_csr
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
@@ -61,19 +65,38 @@ class World:
     store: Store
     sessions: Sessions
     authority: MemoryAuthority
+    tokens: JoinTokens
+    audit: Path
     port: int
     stack: AsyncExitStack
 
-    async def sync(self, identity: SpiffeId) -> Any:
-        """A stream of whoever bears that identity."""
-        svid = await issue(self.authority, identity)
-        credentials = grpc.ssl_channel_credentials(
-            (await self.authority.bundle()).pem(), svid.key_pem(), svid.chain_pem()
-        )
+    async def channel(self, identity: SpiffeId | None) -> grpc.aio.Channel:
+        """A channel of whoever bears that identity; None shows no certificate."""
+        svid = await issue(self.authority, identity) if identity is not None else None
+        pair = (svid.key_pem(), svid.chain_pem()) if svid is not None else (None, None)
+        credentials = grpc.ssl_channel_credentials((await self.authority.bundle()).pem(), *pair)
         options = [("grpc.ssl_target_name_override", SERVER_NAME)]
         channel = grpc.aio.secure_channel(f"127.0.0.1:{self.port}", credentials, options)
-        await self.stack.enter_async_context(channel)
-        return node_service_pb2_grpc.NodeServiceStub(channel).Sync(timeout=DEADLINE_S)
+        return await self.stack.enter_async_context(channel)
+
+    async def stub(self, identity: SpiffeId | None) -> Any:
+        return node_service_pb2_grpc.NodeServiceStub(await self.channel(identity))
+
+    async def sync(self, identity: SpiffeId) -> Any:
+        """A stream of whoever bears that identity."""
+        return (await self.stub(identity)).Sync(timeout=DEADLINE_S)
+
+    async def refusal(self, number: int) -> dict[str, str]:
+        """The refusal of that number, counted from 1, once it is in the audit log; and no other is."""
+        async with asyncio.timeout(DEADLINE_S):
+            while len(events := self._refusals()) < number:  # noqa: ASYNC110 - a file tells nobody
+                await anyio.sleep(0.02)
+        assert len(events) == number
+        return events[-1]
+
+    def _refusals(self) -> list[dict[str, str]]:
+        lines = map(json.loads, self.audit.read_text().splitlines())
+        return [line["fields"] for line in lines if line["event"] == "rpc.refused"]
 
 
 async def issue(authority: MemoryAuthority, identity: SpiffeId, *dns: str) -> X509Svid:
@@ -95,7 +118,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         nodes = NodeIdentity(authority, store, tokens, audit, utc_now, trust_domain=DOMAIN, region="eu")
         bundle = await authority.bundle()
         front = Front(tmp_path / "in.sock")
-        peers = PeerInterceptor(front, PeerVerifier(lambda: {DOMAIN: bundle}, utc_now), admit)
+        peers = PeerInterceptor(
+            front,
+            PeerVerifier(lambda: {DOMAIN: bundle}, utc_now),
+            admit,
+            lambda caller, method, reason: audit.note("rpc.refused", caller=caller, method=method, reason=reason),
+        )
         server = grpc.aio.server(interceptors=[peers, ValidationInterceptor(audit)])
         servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=0.5)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
@@ -110,7 +138,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             await group.start(publisher.run)
             group.start_soon(sessions.run)
             async with AsyncExitStack() as callers:
-                yield World(store, sessions, authority, port, callers)
+                yield World(store, sessions, authority, tokens, tmp_path / "audit.jsonl", port, callers)
             group.cancel_scope.cancel()
 
 
@@ -196,6 +224,80 @@ async def test_only_a_node_that_joined_this_region_has_a_session(world: World, i
     stream = await world.sync(identity)
     assert await code(stream) is grpc.StatusCode.PERMISSION_DENIED
     assert world.sessions.states() == []
+
+
+CSR = make_csr(new_key())
+TOKEN = "x" * 43
+
+
+@pytest.mark.parametrize(
+    ("token", "csr", "status", "said"),
+    [
+        ("short", CSR, "INVALID_ARGUMENT", "joinToken"),
+        ("x" * 257, CSR, "INVALID_ARGUMENT", "joinToken"),
+        ("x\n" * 21 + "x", CSR, "PERMISSION_DENIED", "unknown"),
+        (TOKEN, CSR, "PERMISSION_DENIED", "unknown"),
+        (TOKEN, b"", "INVALID_ARGUMENT", "csr"),
+        (TOKEN, b"x" * 8193, "INVALID_ARGUMENT", "csr"),
+        (None, b"x" * 8192, "INVALID_ARGUMENT", "CSR"),
+        (None, CSR[:-1], "INVALID_ARGUMENT", "CSR"),
+    ],
+)
+async def test_what_a_stranger_brings_is_refused_audited_and_costs_nothing(
+    world: World, token: str | None, csr: bytes, status: str, said: str
+) -> None:
+    good = await world.tokens.create("n2")
+    stranger = await world.stub(None)
+    for number in (1, 2):
+        with pytest.raises(grpc.aio.AioRpcError, match=said) as refused:
+            await stranger.Attest(v1.AttestRequest(join_token=token or good, csr=csr), timeout=DEADLINE_S)
+        assert refused.value.code().name == status
+        event = await world.refusal(number)
+        assert event["method"] == "/meshwarden.v1.NodeService/Attest"
+        assert event["caller"].startswith("127.0.0.1:")
+        assert said in event["reason"]
+        assert good not in world.audit.read_text()
+    answer = await stranger.Attest(v1.AttestRequest(join_token=good, csr=CSR), timeout=DEADLINE_S)
+    assert answer.node == "n2"
+
+
+async def test_a_used_token_is_refused_and_audited(world: World) -> None:
+    token = await world.tokens.create("n2")
+    stranger = await world.stub(None)
+    await stranger.Attest(v1.AttestRequest(join_token=token, csr=CSR), timeout=DEADLINE_S)
+    with pytest.raises(grpc.aio.AioRpcError, match="another key") as refused:
+        await stranger.Attest(v1.AttestRequest(join_token=token, csr=make_csr(new_key())), timeout=DEADLINE_S)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "'n2'" in (await world.refusal(1))["reason"]
+
+
+async def test_bad_requests_of_a_node_leave_its_session_alone(world: World) -> None:
+    stream = await opened(world)
+    mine = await world.stub(node())
+    large = v1.SignWorkloadRequest(requests=[v1.WorkloadCsr(tenant="acme", entry="web", csr=b"x" * 8193)])
+    bad = [(mine.Renew, v1.RenewRequest(csr=b"noise")), (mine.SignWorkload, v1.SignWorkloadRequest())]
+    for number, (method, request) in enumerate([*bad, (mine.SignWorkload, large)], 1):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await method(request, timeout=DEADLINE_S)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert str(node()) in (await world.refusal(number))["caller"]
+    await stream.write(v1.SyncRequest(heartbeat=v1.Heartbeat()))
+    assert (await heard(stream, "entries")).entries[0].metadata.name == "web"
+    assert (await mine.Renew(v1.RenewRequest(csr=CSR), timeout=DEADLINE_S)).chain
+
+
+async def test_while_nobody_can_sign_a_node_is_told_to_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object) -> None:
+        raise AuthorityUnavailable("Vault is away")
+
+    stranger = await world.stub(None)
+    request = v1.AttestRequest(join_token=await world.tokens.create("n2"), csr=CSR)
+    with monkeypatch.context() as patched:
+        patched.setattr(world.authority, "sign", away)
+        with pytest.raises(grpc.aio.AioRpcError, match="Vault is away") as refused:
+            await stranger.Attest(request, timeout=DEADLINE_S)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert (await stranger.Attest(request, timeout=DEADLINE_S)).node == "n2"
 
 
 async def test_a_silent_node_is_let_go(world: World) -> None:

@@ -124,12 +124,15 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
     )
     inner = config.state_dir / "inner"
     inner.mkdir(mode=0o700, exist_ok=True)
-    async with Front(inner / "api.sock") as front:
 
-        def refused(caller: str, method: str, reason: str) -> None:
-            audit.note("rpc.refused", caller=caller, method=method, reason=reason)
+    def no_handshake(caller: str, reason: str) -> None:
+        audit.note("tls.refused", caller=caller, reason=reason)
 
-        peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, refused)
+    def no_call(caller: str, method: str, reason: str) -> None:
+        audit.note("rpc.refused", caller=caller, method=method, reason=reason)
+
+    async with Front(inner / "api.sock", on_refused=no_handshake) as front:
+        peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, no_call)
         api = Api(str(inner / "api.sock"), servicers, [peers, ValidationInterceptor(audit)])
         await api.start()
         host, port = _address(config.metrics_listen)

@@ -14,6 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography import x509
+
+from meshwarden.certs.error import UNREADABLE
+from meshwarden.certs.svid import InvalidSvid, id_of
+from meshwarden.sdk.crowd import ANONYMOUS
+
 SO_PEERPIDFD: Final = 77  # asm-generic/socket.h; the socket module has no name for it
 _UCRED: Final = struct.Struct("3i")
 _ENCODING_DER: Final = 2  # _ssl.ENCODING_DER
@@ -49,6 +55,32 @@ class Connection:
     gid: int | None = None
     start_time: int | None = None
     pidfd: int | None = None
+
+    @classmethod
+    def of_process(cls, process: "Process", number: int, local: str) -> "Connection":
+        """The connection of a process to a Unix socket."""
+        return cls(
+            number,
+            local,
+            f"pid {process.pid} of uid {process.uid}",
+            pid=process.pid,
+            uid=process.uid,
+            gid=process.gid,
+            start_time=process.start_time,
+            pidfd=process.pidfd,
+        )
+
+    @property
+    def owner(self) -> str:
+        """Among whose connections it counts: a user's or a SPIFFE ID's; `ANONYMOUS` where none is shown."""
+        if self.uid is not None:
+            return f"uid {self.uid}"
+        if not self.chain_der:
+            return ANONYMOUS
+        try:
+            return str(id_of(x509.load_der_x509_certificate(self.chain_der[0])))
+        except (InvalidSvid, *UNREADABLE):
+            return ANONYMOUS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ gRPC server listens on one Unix socket in a directory that only we may enter, an
 Each onward socket is bound to a random name before it connects, so the gRPC server sees that name as `context.peer()`,
 and `find` turns it into the `Connection`. An RPC without one did not come through the front: refuse it.
 
-The bytes of a connection are not looked at. What is bounded: connections as a whole and per user, handshakes under way
-(the oldest makes room, so half-open ones cannot keep others out), the time of a handshake and of the first byte.
+The bytes of a connection are not looked at. What is bounded: handshakes under way and connections without an identity
+(the oldest makes room, so they cannot keep others out), connections as a whole (whoever has the most makes room) and
+per user, the time of a handshake and of the first byte.
 
 Source: research on both servers is summed up in docs/adr/0002-tls-front.md.
 """
@@ -24,7 +25,6 @@ import secrets
 import socket
 import ssl
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,15 @@ from types import TracebackType
 from typing import Self
 
 from meshwarden.sdk.acceptor import Acceptor
-from meshwarden.sdk.connection import Connection, PeerUnknown, Process, identify, presented_chain
+from meshwarden.sdk.connection import Connection, PeerUnknown, identify, presented_chain
+from meshwarden.sdk.crowd import Crowd, Crowded
 from meshwarden.sdk.splice import End
 from meshwarden.sdk.tls import accept_tls
 
 __all__ = ["Connection", "Front", "FrontLimits"]
+
+# An address, and why what was shown there is no good.
+OnRefused = Callable[[str, str], None]
 
 _log = logging.getLogger(__name__)
 _MAX_UNIX_PATH = 107  # sizeof(sun_path) - 1; unix(7)
@@ -48,7 +52,8 @@ class FrontLimits:
     """What one front takes on at most.
 
     Attributes:
-        connections: accepted at one time, of all listeners.
+        connections: accepted at one time, of all listeners; when they are, whoever has the most makes room.
+        anonymous: of these without an identity, on TLS; the oldest is dropped to make room for one more.
         connections_per_uid: of one user on Unix sockets; root has no such bound.
         handshakes: under way at one time; the oldest is dropped to make room for one more.
         handshake_s: the time a TLS handshake may take.
@@ -57,6 +62,7 @@ class FrontLimits:
     """
 
     connections: int = 4096
+    anonymous: int = 256
     connections_per_uid: int = 1024
     handshakes: int = 256
     handshake_s: float = 5.0
@@ -67,10 +73,12 @@ class FrontLimits:
 class _Live:
     """A connection and what it holds open."""
 
-    __slots__ = ("connection", "gone", "inner", "name", "outer", "timer")
+    __slots__ = ("connection", "gone", "inner", "name", "outer", "owner", "timer")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        # Among whose connections it counts, once it counts.
+        self.owner: str | None = None
         self.gone = False
         self.name = ""
         self.outer: End | None = None
@@ -81,21 +89,28 @@ class _Live:
 class Front:
     """Accepts connections, knows who they are, and passes their bytes on to `inner_path`."""
 
-    def __init__(self, inner_path: str | os.PathLike[str], limits: FrontLimits | None = None) -> None:
+    def __init__(
+        self,
+        inner_path: str | os.PathLike[str],
+        limits: FrontLimits | None = None,
+        on_refused: OnRefused | None = None,
+    ) -> None:
         """Makes a front that listens nowhere yet.
 
         Args:
             inner_path: where the gRPC server listens; its directory must be ours alone (0700).
             limits: the defaults if None.
+            on_refused: called with an address and the reason when a certificate fails a handshake: no call will tell.
 
         Raises:
             ValueError: if the path is too long for a Unix socket, or its directory is open to others.
         """
         self._inner = Path(inner_path).absolute()
         self._limits = limits or FrontLimits()
+        self._on_refused = on_refused
         self._live: dict[int, _Live] = {}
         self._by_name: dict[str, _Live] = {}
-        self._of_uid: Counter[int] = Counter()
+        self._crowd: Crowd[_Live] = Crowd(self._limits.connections, self._limits.anonymous)
         self._ids = itertools.count(1)
         self._acceptors: list[Acceptor] = []
         self._paths: list[Path] = []
@@ -190,9 +205,6 @@ class Front:
     # -- accepting
 
     def _tls_accepted(self, sock: socket.socket, local: str, context: Callable[[], ssl.SSLContext]) -> None:
-        if len(self._live) + len(self._handshakes) >= self._limits.connections + self._limits.handshakes:
-            sock.close()
-            return
         if len(self._handshakes) >= self._limits.handshakes:
             oldest = next(iter(self._handshakes))
             del self._handshakes[oldest]
@@ -211,14 +223,25 @@ class Front:
         live = _Live(Connection(next(self._ids), local, remote))
         end = self._end(live)
         limits = self._limits
-        transport = await accept_tls(sock, end, tls_context, handshake_s=limits.handshake_s, shutdown_s=limits.flush_s)
+        try:
+            transport = await accept_tls(
+                sock, end, tls_context, handshake_s=limits.handshake_s, shutdown_s=limits.flush_s
+            )
+        except ssl.SSLCertVerificationError as error:
+            if self._on_refused is not None:
+                self._on_refused(remote, error.verify_message)
+            raise
         try:
             tls = transport.get_extra_info("ssl_object")
-            if tls.selected_alpn_protocol() != "h2" or len(self._live) >= self._limits.connections:
+            if tls.selected_alpn_protocol() != "h2":
                 transport.abort()
                 return
             live.connection = Connection(live.connection.id, local, remote, presented_chain(tls))
+            self._count(live, live.connection.owner)
             self._admit(live, end)
+        except Crowded:
+            _log.warning("refused %s: too many connections", remote)
+            transport.abort()
         except BaseException:
             transport.abort()  # nobody would own it
             raise
@@ -230,17 +253,33 @@ class Front:
             _log.warning("refused a caller on %s: %s", local, error)
             sock.close()
             return
-        crowded = process.uid != 0 and self._of_uid[process.uid] >= self._limits.connections_per_uid
-        if crowded or len(self._live) >= self._limits.connections:
-            _log.warning("refused pid %d of uid %d on %s: too many connections", process.pid, process.uid, local)
+        live = _Live(Connection.of_process(process, next(self._ids), local))
+        owner = live.connection.owner
+        try:
+            if process.uid != 0 and self._crowd.count(owner) >= self._limits.connections_per_uid:
+                raise Crowded
+            self._count(live, owner)
+        except Crowded:
+            _log.warning("refused %s on %s: too many connections", live.connection.remote, local)
             os.close(process.pidfd)
             sock.close()
             return
-        self._of_uid[process.uid] += 1
-        live = _Live(_connection_of(process, next(self._ids), local))
-        self._live[live.connection.id] = live
         asyncio.get_running_loop().add_reader(process.pidfd, self._drop, live)
         self._start(self._adopt(sock, live))
+
+    def _count(self, live: _Live, owner: str) -> None:
+        """Takes a connection among the live ones, in the place of another if need be.
+
+        Raises:
+            Crowded: there is no place for it.
+        """
+        loser = self._crowd.make_room(owner)
+        if loser is not None:
+            _log.info("%s makes room for %s", loser.connection.remote, live.connection.remote)
+            self._drop(loser)
+        live.owner = owner
+        self._crowd.add(owner, live)
+        self._live[live.connection.id] = live
 
     async def _adopt(self, sock: socket.socket, live: _Live) -> None:
         try:
@@ -259,7 +298,6 @@ class Front:
         if end.over or live.gone:  # it ended while asyncio took it over
             self._drop(live)
             return
-        self._live[live.connection.id] = live
         if end.has_early:
             self._first_byte(live)
         elif live.timer is None:
@@ -323,14 +361,14 @@ class Front:
         if live.timer is not None:
             live.timer.cancel()
         self._by_name.pop(live.name, None)
-        connection = live.connection
-        known = self._live.pop(connection.id, None) is not None
-        if known and connection.pidfd is not None and connection.uid is not None:
-            self._of_uid[connection.uid] -= 1
-            if not self._of_uid[connection.uid]:
-                del self._of_uid[connection.uid]
-            asyncio.get_running_loop().remove_reader(connection.pidfd)
-            os.close(connection.pidfd)
+        if live.owner is None:
+            return
+        self._crowd.remove(live.owner, live)
+        live.owner = None
+        del self._live[live.connection.id]
+        if live.connection.pidfd is not None:
+            asyncio.get_running_loop().remove_reader(live.connection.pidfd)
+            os.close(live.connection.pidfd)
 
     def _start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -347,19 +385,6 @@ class Front:
             _log.info("a connection was not taken: %s", error)
         elif error is not None:
             _log.error("a connection was not taken", exc_info=error)
-
-
-def _connection_of(process: Process, number: int, local: str) -> Connection:
-    return Connection(
-        number,
-        local,
-        f"pid {process.pid} of uid {process.uid}",
-        pid=process.pid,
-        uid=process.uid,
-        gid=process.gid,
-        start_time=process.start_time,
-        pidfd=process.pidfd,
-    )
 
 
 def _text(address: tuple[str, int]) -> str:

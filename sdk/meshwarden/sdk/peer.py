@@ -58,6 +58,13 @@ def current_connection() -> Connection | None:
     return _connection.get()
 
 
+def caller_text() -> str:
+    """Who is calling and from where, for logs and audit, inside a handler and inside `admit`."""
+    peer, connection = _peer.get(), _connection.get()
+    remote = connection.remote if connection is not None else "-"
+    return f"{peer.spiffe_id} ({remote})" if peer is not None else remote
+
+
 def admit_all(peer: VerifiedPeer | None, method: str) -> None:
     """An `admit` that lets everybody in who is verified or anonymous; for a server whose handlers decide."""
 
@@ -246,9 +253,7 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
             if stream.refusal is None:
                 raise
             task.uncancel()
-            peer = _peer.get()
-            remote = f"{peer.spiffe_id} ({connection.remote})" if peer else connection.remote
-            self._check.report(remote, method, stream.refusal.message)
+            self._check.report(caller_text(), method, stream.refusal.message)
             await context.abort(stream.refusal.status, stream.refusal.message)
         finally:
             del self._streams[number]

@@ -62,7 +62,9 @@ async def test_a_lost_reply_costs_nothing(world: Any) -> None:
     token, request = await world.tokens.create("n1"), csr()
     first = await world.nodes.attest(token, request, WHERE)
     world.pass_time(60)
-    assert (await world.nodes.attest(token, request, WHERE)).chain == first.chain
+    assert (await world.nodes.attest(token, request, "192.0.2.1:4712")).chain == first.chain
+    (once,), (again,) = await world.events("node.attest"), await world.events("node.attest_repeat")
+    assert again | {"rejoined": False} == once | {"address": "192.0.2.1:4712"}
     world.pass_time(1)
     with pytest.raises(Denied, match="used up"):
         await world.nodes.attest(token, request, WHERE)
@@ -74,9 +76,7 @@ async def test_a_token_joins_one_key(world: Any) -> None:
     with pytest.raises(Denied, match="another key") as caught:
         await world.nodes.attest(token, csr(), "198.51.100.9:1")
     assert caught.value.status is grpc.StatusCode.PERMISSION_DENIED
-    (event,) = await world.events("node.attest_denied")
-    assert event["address"] == "198.51.100.9:1"
-    assert event["node"] == "n1"
+    assert "'n1'" in caught.value.message
 
 
 async def test_of_many_at_once_one_joins(world: Any) -> None:
@@ -189,8 +189,6 @@ async def test_nobody_else_renews_or_signs(world: Any, peer: SpiffeId | None) ->
         await world.nodes.renew(peer, csr())
     with pytest.raises(Denied):
         await world.nodes.sign_workloads(peer, [workload()])
-    assert len(await world.events("node.renew_denied")) == 1
-    assert len(await world.events("workload.sign_denied")) == 1
 
 
 async def test_a_removed_node_is_nobody(world: Any) -> None:

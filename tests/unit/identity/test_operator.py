@@ -8,20 +8,22 @@ import pytest
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.certs.svid import X509Svid
 from meshwarden.certs.verify import verify_chain
-from meshwarden.controlplane.identity.operator import issue_operator
+from meshwarden.controlplane.identity.operator import OperatorCredential
 
 
-async def issue(world: Any, name: str = "ann", **more: Any) -> Any:
-    return await issue_operator(
+async def issue(world: Any, name: str = "ann", **more: Any) -> OperatorCredential:
+    credential = OperatorCredential(
         world.authority,
-        world.directory / "operator",
+        "a.test",
         name,
-        trust_domain="a.test",
+        world.directory / "operator",
         clock=world.clock,
         rng=random.Random(1),
         audit=world.audit,
         **more,
     )
+    await credential.issue()
+    return credential
 
 
 async def test_is_published_and_audited(world: Any) -> None:

@@ -21,8 +21,11 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from meshwarden.certs.authority.port import AuthorityError
 from meshwarden.certs.csr import InvalidCsr
+from meshwarden.certs.issue import IssueRefused
 from meshwarden.controlplane.audit.port import AuditUnavailable
+from meshwarden.controlplane.identity.join_token import InvalidToken
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.store import port
 from meshwarden.sdk.peer import Refused
@@ -70,7 +73,10 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     StillUsed: grpc.StatusCode.FAILED_PRECONDITION,
     Moved: grpc.StatusCode.ABORTED,
     AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
+    AuthorityError: grpc.StatusCode.UNAVAILABLE,
     InvalidCsr: grpc.StatusCode.INVALID_ARGUMENT,
+    InvalidToken: grpc.StatusCode.INVALID_ARGUMENT,
+    IssueRefused: grpc.StatusCode.FAILED_PRECONDITION,
     port.Conflict: grpc.StatusCode.ABORTED,
     port.Fenced: grpc.StatusCode.ABORTED,
     port.LeaseLost: grpc.StatusCode.ABORTED,
@@ -84,6 +90,13 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     port.Ambiguous: grpc.StatusCode.UNKNOWN,
 }
 """{exception: status}; a subclass is as its nearest parent here."""
+
+REFUSALS = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+)
+"""What is an event of the audit log."""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str, Message | None] | None:
@@ -115,9 +128,10 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: BaseExcept
     await context.abort(code, message, trailing_metadata=rpc_status.to_status(status).trailing_metadata)
 
 
-def refusal_in(error: BaseException) -> Refused | None:
-    """Returns the refusal of a caller that an exception is or holds."""
-    return next((leaf for leaf in _leaves(error) if isinstance(leaf, Refused)), None)
+def refusal_in(error: BaseException) -> str | None:
+    """Returns why a call is refused for who calls or for what it brings; None if an exception says something else."""
+    found = status_of(error)
+    return found[1] if found is not None and found[0] in REFUSALS else None
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -40,7 +40,7 @@ class ValidationInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self, audit: AuditLog) -> None:
-        """Takes the audit log that is told of refused callers."""
+        """Takes the audit log, which is told of each call that is refused."""
         self._audit = audit
         self._wrapped: dict[str, Handler] = {}
 
@@ -108,8 +108,7 @@ def _wrap(handler: Any, method: str, audit: AuditLog) -> Handler:
         except Exception as error:  # the edge: whatever it was becomes a status, and a log line if it is a defect
             refusal = refusal_in(error)
             if refusal is not None:
-                caller = peer.current()
-                audit.note("rpc.refused", by=str(caller and caller.spiffe_id), method=method, reason=refusal.message)
+                audit.note("rpc.refused", caller=peer.caller_text(), method=method, reason=refusal)
             await abort(context, error, method)
 
     make = {

@@ -1,4 +1,7 @@
-"""Nodes join, renew their certificates, and have those of their workloads signed."""
+"""Nodes join, renew their certificates, and have those of their workloads signed.
+
+What is issued is recorded here; a call that is refused as a whole is recorded at the edge, as every refused call is.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -8,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.certs.authority.port import Authority
-from meshwarden.certs.csr import InvalidCsr, PublicKey, parse_csr, spki
+from meshwarden.certs.csr import PublicKey, parse_csr, spki
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.certs.verify import VerifiedPeer
@@ -61,19 +64,13 @@ class NodeIdentity:
             AuthorityError: nobody can sign; the token is still good.
             StoreError: the node can't be stored.
         """
-        try:
-            # Two requests with one token meet in the store: who loses looks again, and learns what the other did.
-            for _ in range(ATTEMPTS):
-                try:
-                    return await self._attest(token, csr, address)
-                except (Conflict, Ambiguous) as error:
-                    failure = error
-            raise failure
-        except (Denied, InvalidCsr) as error:
-            known = await self._tokens.find(token)
-            node = known[0].node if known is not None else None
-            self._audit.note("node.attest_denied", address=address, node=node, reason=str(error))
-            raise
+        # Two requests with one token meet in the store: who loses looks again, and learns what the other did.
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._attest(token, csr, address)
+            except (Conflict, Ambiguous) as error:
+                failure = error
+        raise failure
 
     async def _attest(self, token: str, csr: bytes, address: str) -> v1.AttestResponse:
         found = await self._tokens.find(token)
@@ -82,12 +79,12 @@ class NodeIdentity:
         record, revision = found
         now = self._clock()
         if record.use is None and now >= record.expire_time:
-            raise Denied(f"join token: it ended at {record.expire_time.isoformat()}. Make a new one")
+            raise Denied(f"join token of {record.node!r}: it ended at {record.expire_time.isoformat()}. Make a new one")
         # Verifying a request costs something, so a stranger without a token doesn't get that far.
         public_key = parse_csr(csr)
         key_hash = hashlib.sha256(spki(public_key)).hexdigest()
         if record.use is not None:
-            return await self._repeat(record, record.use, key_hash, now)
+            return await self._repeat(record, record.use, key_hash, address, now)
         chain = await self._sign_node(record.node, public_key, now)
         ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
         node = NodeRecord(record.node, now, address, f"{chain[0].serial_number:x}")
@@ -102,16 +99,18 @@ class NodeIdentity:
         await self._record("node.attest", chain, node=node.node, address=address, key=key_hash, rejoined=rejoined)
         return await self._answer(record.node, ders)
 
-    async def _repeat(self, record: TokenRecord, use: Use, key_hash: str, now: datetime) -> v1.AttestResponse:
+    async def _repeat(
+        self, record: TokenRecord, use: Use, key_hash: str, address: str, now: datetime
+    ) -> v1.AttestResponse:
         """Answers for a token that is used up already."""
+        used = f"join token of {record.node!r}: it was used up at {use.time.isoformat()}"
         if key_hash != use.key_hash:
-            raise Denied(
-                f"join token: it was used up at {use.time.isoformat()} by another key. If that wasn't your node, "
-                f"somebody else holds an identity as {record.node!r}"
-            )
+            raise Denied(f"{used} by another key. If that wasn't your node, somebody else holds its identity")
         if now - use.time > REPEAT:
-            raise Denied(f"join token: it was used up at {use.time.isoformat()}. The node has its identity; use that")
-        await self._audit.record("node.attest_repeat", node=record.node, token=record.token_hash[:16])
+            raise Denied(f"{used}. The node has its identity; use that")
+        # As complete as the first event, which may be missing: the audit log can have failed between.
+        leaf = x509.load_der_x509_certificate(use.chain[0])
+        await self._record("node.attest_repeat", (leaf,), node=record.node, address=address, key=key_hash)
         return await self._answer(record.node, use.chain)
 
     async def renew(self, peer: Peer, csr: bytes) -> v1.RenewResponse:
@@ -126,12 +125,8 @@ class NodeIdentity:
             InvalidCsr: the request is refused.
             AuthorityError: nobody can sign.
         """
-        try:
-            node = await self.joined(peer, "Renew")
-            public_key = parse_csr(csr)
-        except (Denied, InvalidCsr) as error:
-            self._audit.note("node.renew_denied", peer=str(_id_of(peer)), reason=str(error))
-            raise
+        node = await self.joined(peer, "Renew")
+        public_key = parse_csr(csr)
         chain = await self._sign_node(node, public_key, self._clock())
         await self._record("node.renew", chain, node=node, key=hashlib.sha256(spki(public_key)).hexdigest())
         return v1.RenewResponse(chain=[certificate.public_bytes(Encoding.DER) for certificate in chain])
@@ -147,12 +142,7 @@ class NodeIdentity:
             Denied: the caller is no node of this region, or has not joined.
             StoreError: entries can't be read.
         """
-        try:
-            node = await self.joined(peer, "SignWorkload")
-        except Denied as error:
-            self._audit.note("workload.sign_denied", peer=str(_id_of(peer)), reason=str(error))
-            raise
-        return await self._signer.sign(node, list(requests))
+        return await self._signer.sign(await self.joined(peer, "SignWorkload"), list(requests))
 
     async def joined(self, peer: Peer, method: str) -> str:
         """Returns the name of the calling node, once it is known to be one of ours.

@@ -90,27 +90,3 @@ class OperatorCredential:
             except (CertsError, AuditError, OSError) as error:
                 log.error("operator.not_renewed", spiffe_id=str(self._template.spiffe_id), error=str(error))
                 await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1.5))
-
-
-async def issue_operator(
-    authority: Authority,
-    directory: Path,
-    name: str,
-    *,
-    trust_domain: str,
-    clock: Callable[[], datetime],
-    rng: random.Random,
-    ttl: timedelta = LIFE,
-    tenant: str | None = None,
-    audit: AuditLog | None = None,
-) -> OperatorCredential:
-    """Issues an operator's certificate into a directory; `run` of what is returned keeps it fresh.
-
-    Raises:
-        CertsError: the name isn't allowed, or the authority can't sign now.
-    """
-    credential = OperatorCredential(
-        authority, trust_domain, name, directory, clock=clock, rng=rng, ttl=ttl, tenant=tenant, audit=audit
-    )
-    await credential.issue()
-    return credential
