@@ -6,16 +6,18 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import SecretStr
 
 from meshwarden.certs.authority.disk import DiskAuthority
-from meshwarden.certs.authority.issuing import IssuingAuthority
+from meshwarden.certs.authority.issuing import PAUSE, IssuingAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
-from meshwarden.certs.authority.port import AuthorityUnavailable
+from meshwarden.certs.authority.port import AuthorityError, AuthorityUnavailable
 from meshwarden.certs.authority.vault import VaultAuthority
 from meshwarden.certs.bundle import is_authority
 from meshwarden.certs.clock import utc_now
@@ -166,6 +168,46 @@ async def test_renews_at_half_life_and_never_signs_beyond_its_end(clock: Clock) 
     clock.ahead += timedelta(minutes=50)
     third = (await sign(authority, clock, timedelta(minutes=100)))[1]
     assert third != second
+
+
+async def test_a_clock_that_is_set_back_finds_an_issuer_of_its_time(clock: Clock) -> None:
+    authority = MemoryAuthority("a.test", clock, random.Random(1))
+    clock.ahead = 5 * DAY
+    later = (await sign(authority, clock))[1]
+    clock.ahead = 2 * DAY
+    chain = await sign(authority, clock)
+    assert chain[1] != later
+    verify_chain(ders(chain), {"a.test": await authority.bundle()}, clock())
+    clock.ahead = -DAY
+    with pytest.raises(AuthorityError, match="not valid"):
+        await sign(authority, clock)
+    clock.ahead = 2 * DAY
+    assert await sign(authority, clock)
+
+
+class Away(MemoryAuthority):
+    """An authority whose upstream takes its time, and then says no."""
+
+    asked = 0
+    away = True
+
+    async def _sign_intermediate(self, key: ec.EllipticCurvePrivateKey, now: datetime) -> Any:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.away:
+            raise AuthorityUnavailable("away")
+        return await super()._sign_intermediate(key, now)
+
+
+async def test_many_who_cannot_be_served_do_not_wait_for_one_another(clock: Clock) -> None:
+    authority = Away("a.test", clock)
+    answers = await asyncio.gather(*(sign(authority, clock) for _ in range(50)), return_exceptions=True)
+    assert {str(answer) for answer in answers} == {"away"}
+    assert authority.asked == 1
+    authority.away = False
+    clock.ahead = PAUSE
+    assert await sign(authority, clock)
+    assert authority.asked == 2
 
 
 async def test_nobody_signs_when_the_root_ends_too_soon(clock: Clock) -> None:

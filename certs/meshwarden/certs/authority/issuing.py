@@ -25,6 +25,8 @@ from meshwarden.certs.svid import new_key
 RETRY = timedelta(seconds=30)
 # `run` looks at the clock this often, so that a clock that jumps (a suspended machine) is noticed.
 TICK = timedelta(seconds=30)
+# Who can't be served is told what the last failure was for so long, rather than made to wait for the next one.
+PAUSE = timedelta(seconds=5)
 LOG = logging.getLogger(__name__)
 
 
@@ -47,6 +49,8 @@ class IssuingAuthority(Authority):
         self._bundle: Bundle | None = None
         # When the issuing certificate shall be renewed; moved on by each failure.
         self._due: datetime | None = None
+        # The last failure to renew it, and when that was.
+        self._failure: tuple[datetime, AuthorityError] | None = None
 
     @property
     @abstractmethod
@@ -67,8 +71,9 @@ class IssuingAuthority(Authority):
         """
 
     async def bundle(self) -> Bundle:
-        """Returns the trust domain's roots; the same object until they change."""
-        await self._ready(self._clock(), timedelta(0))
+        """Returns the trust domain's roots; the same object until they change, which takes a renewal."""
+        if self._bundle is None:
+            await self._ready(self._clock(), timedelta(0))
         if self._bundle is None:
             raise AuthorityUnavailable(f"{self.description}: no roots yet")
         return self._bundle
@@ -105,10 +110,12 @@ class IssuingAuthority(Authority):
             covered = issuer is not None and self._covers(issuer, now, ttl)
             if issuer is not None and covered and not self._is_due(now):
                 return issuer
+            if not covered:
+                self._raise_fresh_failure()
             try:
                 issuer = await self._renew(now)
             except AuthorityError as error:
-                self._due = now + RETRY
+                self._due, self._failure = now + RETRY, (self._clock(), error)
                 if issuer is None or not covered:
                     raise
                 LOG.warning(
@@ -122,12 +129,20 @@ class IssuingAuthority(Authority):
                 )
             return issuer
 
+    def _raise_fresh_failure(self) -> None:
+        if self._failure is not None:
+            time, error = self._failure
+            if timedelta(0) <= self._clock() - time < PAUSE:
+                raise type(error)(*error.args)
+
     def _is_due(self, now: datetime) -> bool:
         return self._due is None or now >= self._due
 
     @staticmethod
     def _covers(issuer: IssuerKey, now: datetime, ttl: timedelta) -> bool:
-        return now < issuer.not_after and validity(now, ttl)[1] <= issuer.not_after
+        # A clock that was set back is before the beginning of what was issued in its future.
+        begun = issuer.certificate.not_valid_before_utc <= now < issuer.not_after
+        return begun and validity(now, ttl)[1] <= issuer.not_after
 
     async def _renew(self, now: datetime) -> IssuerKey:
         key = new_key()

@@ -1,6 +1,7 @@
 """One client to a Vault or OpenBao server. Its calls block, so they run in a thread; each ends within a few seconds."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -60,8 +61,10 @@ class VaultClient:
             session=session,
             allow_redirects=False,
         )
-        # A requests session isn't thread-safe.
-        self._lock = asyncio.Lock()
+        # A requests session isn't thread-safe. One call waits for its turn at a time; and who gives up leaves a thread
+        # behind, which the next one waits for.
+        self._turn = asyncio.Lock()
+        self._busy = threading.Lock()
 
     async def call(self, what: str, work: Callable[[Any], T]) -> T:
         """Runs `work(hvac client)` in a thread.
@@ -77,9 +80,14 @@ class VaultClient:
             AuthorityError: it refuses the request.
         """
         where = f"{self.address} {what}"
-        async with self._lock:
+
+        def alone() -> T:
+            with self._busy:
+                return work(self._client)
+
+        async with self._turn:
             try:
-                return await asyncio.to_thread(work, self._client)
+                return await asyncio.to_thread(alone)
             except (Forbidden, Unauthorized):
                 raise VaultDenied(
                     f"{where}: the token may not, or has ended; deploy/vault/meshwarden.hcl is the policy it needs"

@@ -16,6 +16,7 @@ from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.audit.port import AuditError, AuditLog
+from meshwarden.controlplane.identity.renewal import until_due
 
 LIFE = timedelta(hours=1)
 RETRY_S = 5.0
@@ -58,7 +59,8 @@ class OperatorCredential:
         self._authority, self._directory, self._audit = authority, directory, audit
         self._clock, self._rng = clock, rng
         self._template = LeafTemplate(SpiffeId.operator(trust_domain, name, tenant), ttl)
-        self._due: datetime | None = None
+        self._svid: X509Svid | None = None
+        self._due = clock()
 
     async def issue(self) -> X509Svid:
         """Issues the next certificate and publishes it.
@@ -77,14 +79,14 @@ class OperatorCredential:
             await self._audit.record("operator.issue", directory=str(self._directory), **fields)
         content = {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": bundle.pem()}
         await asyncio.to_thread(files.publish, self._directory, content)
-        self._due = renew_at(svid.not_before, svid.not_after, self._rng)
+        self._svid, self._due = svid, renew_at(svid.not_before, svid.not_after, self._rng)
         return svid
 
     async def run(self) -> None:
         """Renews at half-life until cancelled. A failure is retried: nearly half of the life is left for that."""
         while True:
-            if self._due is not None:
-                await asyncio.sleep(max(0.0, (self._due - self._clock()).total_seconds()))
+            if self._svid is not None:
+                await until_due(self._svid.not_before, self._due, self._clock)
             try:
                 await self.issue()
             except (CertsError, AuditError, OSError) as error:

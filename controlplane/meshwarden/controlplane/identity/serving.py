@@ -14,6 +14,7 @@ from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name
 from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
+from meshwarden.controlplane.identity.renewal import until_due
 from meshwarden.sdk.tls import server_context
 
 LIFE = timedelta(hours=1)
@@ -40,6 +41,7 @@ class ServingIdentity:
         )
         self._context: ssl.SSLContext | None = None
         self._svid: X509Svid | None = None
+        self._due = clock()
         self._bundle: Bundle | None = None
 
     def context(self) -> ssl.SSLContext:
@@ -64,14 +66,14 @@ class ServingIdentity:
         svid = X509Svid.of(chain, key)
         self._context = server_context(svid.chain_pem(), svid.key_pem(), bundle.pem())
         self._svid, self._bundle = svid, bundle
+        self._due = renew_at(svid.not_before, svid.not_after, self._rng)
         log.info("control plane certificate issued", serial=svid.serial, not_after=svid.not_after.isoformat())
 
     async def run(self) -> None:
         """Renews at half-life until cancelled. A failure is retried: nearly half of the life is left for that."""
         while True:
             if self._svid is not None:
-                due = renew_at(self._svid.not_before, self._svid.not_after, self._rng)
-                await asyncio.sleep(max(0.0, (due - self._clock()).total_seconds()))
+                await until_due(self._svid.not_before, self._due, self._clock)
             try:
                 await self.issue()
             except Exception as error:  # whatever an authority raises, the old certificate still serves

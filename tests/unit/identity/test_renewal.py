@@ -1,0 +1,111 @@
+"""The control plane's own certificates under a clock that is set."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.authority.port import AuthorityUnavailable
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.identity import operator, renewal, serving
+from meshwarden.controlplane.identity.operator import OperatorCredential
+from meshwarden.controlplane.identity.serving import ServingIdentity
+
+
+class Clock:
+    """The real time and what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def __call__(self) -> Any:
+        return utc_now() + self.ahead
+
+
+class World:
+    def __init__(self, kind: str, directory: Path) -> None:
+        self.clock, rng = Clock(), random.Random(1)
+        self.authority = MemoryAuthority("a.test", self.clock, rng)
+        # Some days after the root was made: it stays valid when the clock is set back.
+        self.clock.ahead = timedelta(days=5)
+        self.kept: Any = (
+            ServingIdentity(self.authority, "a.test", "eu", clock=self.clock, rng=rng)
+            if kind == "serving"
+            else OperatorCredential(self.authority, "a.test", "ann", directory, clock=self.clock, rng=rng)
+        )
+
+    @property
+    def serial(self) -> str:
+        return self.kept._svid.serial
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(params=["serving", "operator"])
+def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(renewal, "TICK", timedelta(milliseconds=5))
+    monkeypatch.setattr(serving, "RETRY_S", 0.005)
+    monkeypatch.setattr(operator, "RETRY_S", 0.005)
+    return World(request.param, tmp_path / "operator")
+
+
+@pytest.mark.parametrize("turn", [timedelta(hours=2), timedelta(days=30), -timedelta(hours=2), -timedelta(days=4)])
+async def test_a_clock_that_is_set_has_a_certificate_for_its_new_time(world: World, turn: timedelta) -> None:
+    await world.kept.issue()
+    first = world.serial
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.kept.run)
+        world.clock.ahead += turn
+        await until(lambda: world.serial != first)
+        group.cancel_scope.cancel()
+    svid = world.kept._svid
+    assert svid.not_before <= world.clock() < svid.not_after
+
+
+async def test_a_certificate_in_its_first_half_is_left_alone(world: World) -> None:
+    await world.kept.issue()
+    first = world.serial
+    looked = 0
+
+    def clock() -> Any:
+        nonlocal looked
+        looked += 1
+        return Clock.__call__(world.clock)
+
+    world.kept._clock = clock
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.kept.run)
+        world.clock.ahead += timedelta(minutes=20)
+        await until(lambda: looked > 3)
+        group.cancel_scope.cancel()
+    assert world.serial == first
+
+
+async def test_what_fails_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.kept.issue()
+    first, sign, failed = world.serial, world.authority.sign, 0
+
+    async def flaky(*arguments: Any) -> Any:
+        nonlocal failed
+        if failed < 3:
+            failed += 1
+            raise AuthorityUnavailable("Vault is away")
+        return await sign(*arguments)
+
+    monkeypatch.setattr(world.authority, "sign", flaky)
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.kept.run)
+        world.clock.ahead += timedelta(minutes=40)
+        await until(lambda: world.serial != first)
+        group.cancel_scope.cancel()
+    assert failed == 3
