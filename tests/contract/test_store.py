@@ -174,6 +174,16 @@ async def test_a_long_history_comes_whole_and_in_order(store: Store) -> None:
     assert {len(batch.events) for batch in found} == {90}
 
 
+async def test_large_records_come_in_small_portions(store: Store) -> None:
+    large = {f"big/{number:02}": bytes([number]) * 900_000 for number in range(12)}
+    wanted = [await store.commit([Put(key, value)]) for key, value in large.items()]
+    page = await store.range("big/")
+    assert sum(len(record.value) for record in page.records) < 2_000_000
+    assert await all_of(store, "big/") == await all_of(store, "big/", at=wanted[-1]) == large
+    async with aclosing(store.watch("big/", after=0)) as batches:
+        assert [batch.revision for batch in await take(batches, 12)] == wanted
+
+
 async def test_history_that_is_compacted_is_refused_and_records_stay(store: Store) -> None:
     await store.commit([Put("c/a", b"1"), Put("c/b", b"1"), Put("c/gone", b"1")])
     await store.commit([Put("c/a", b"2"), Delete("c/gone")])

@@ -34,7 +34,7 @@ from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub, add_ResourceServiceServicer_to_server
-from meshwarden.v1.resources_pb2 import Metadata, Resource, Tenant
+from meshwarden.v1.resources_pb2 import AccessPolicy, Metadata, Resource, Tenant
 
 DOMAIN = "mesh.test"
 SERVER_NAME = "controlplane.mesh.test"
@@ -270,6 +270,42 @@ async def test_what_is_used_is_not_deleted_and_says_by_whom(world: World) -> Non
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert "Service acme/web" in (error.details() or "")
     assert "resource.delete" in json.dumps(world.events())
+
+
+async def test_large_resources_come_in_pages_that_any_client_takes(world: World) -> None:
+    await apply(world.root, MESH)
+    methods = [f"/{number:03}{'x' * 500}" for number in range(256)]
+    for number in range(40):
+        policy = AccessPolicy(kind="AccessPolicy", metadata=Metadata(tenant="platform", name=f"p{number}"))
+        policy.spec.service = "orders"
+        policy.spec.allow.add(methods=methods, **{"from": [{"service": "orders"}]})
+        await world.root.Apply(v1.ApplyRequest(resources=[Resource(access_policy=policy)]))
+    names: list[str] = []
+    token = ""
+    while True:
+        page = await world.root.List(v1.ListRequest(page_size=1000, page_token=token, tenant="platform"))
+        names += [f"{unwrap(found).kind}/{unwrap(found).metadata.name}" for found in page.resources]
+        token = page.next_page_token
+        if not token:
+            break
+    assert len(names) == len(set(names)) == 45
+    call = world.root.Watch(v1.WatchRequest(), timeout=30)
+    assert sum(len(message.events) for message in await take(call, 47)) == 47
+    call.cancel()
+
+
+async def test_fields_of_a_newer_schema_are_refused_by_their_place(world: World) -> None:
+    await apply(world.root, MESH)
+    (found,) = (await world.root.List(v1.ListRequest(kind="AccessPolicy"))).resources
+    newer = found.access_policy
+    newer.spec.allow[0].MergeFromString(b"\xf8\x07\x01")  # field 127: 1
+    newer.metadata.MergeFromString(b"\xf8\x07\x01")
+    error = await refused(world.root.Apply(v1.ApplyRequest(resources=[found])))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert [fault.partition(":")[0] for fault in violations(error)] == [
+        "resources[0].metadata",
+        "resources[0].spec.allow[0]",
+    ]
 
 
 async def test_pages_hold_one_revision_and_a_tenants_own(world: World) -> None:

@@ -1,8 +1,11 @@
 """What is SQLite's own: the file, its format, a full disk, a busy one."""
 
 import asyncio
+import errno
 import os
 import stat
+import subprocess
+import sys
 from contextlib import aclosing
 from pathlib import Path
 
@@ -157,6 +160,38 @@ async def test_a_closed_store_says_so(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         await store.get("a")
     assert not list((tmp_path / "store.db.wake").iterdir())
+
+
+async def test_it_commits_where_there_is_no_descriptor_left_to_tell_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listdir(_: object) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with open_store(tmp_path / "store.db") as store:
+        monkeypatch.setattr("meshwarden.controlplane.store.wake.os.listdir", listdir)
+        async with asyncio.timeout(20):
+            first = await store.commit([Put("a", b"")])
+            assert await store.commit([Put("a", b"")]) > first
+
+
+def test_one_that_cant_be_opened_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, pathlib, resource, sys\n"
+        "from meshwarden.controlplane.store.port import Unavailable\n"
+        "from meshwarden.controlplane.store.sqlite import open_store\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "async def main():\n"
+        "    async with open_store(pathlib.Path(sys.argv[1])):\n"
+        "        pass\n"
+        "try: asyncio.run(main())\n"
+        "except Unavailable as error: print(error)\n"
+    )
+    for number, limit in enumerate((0, 5000, 20_000)):
+        path = tmp_path / f"s{number}" / "store.db"
+        told = subprocess.run([sys.executable, "-c", code, path, str(limit)], capture_output=True, text=True)
+        assert told.returncode == 0, told.stderr
+        assert "the store can't" in told.stdout or "the disk is full" in told.stdout
 
 
 async def test_a_commit_of_a_caller_that_went_away_hurts_nobody(tmp_path: Path) -> None:

@@ -29,8 +29,9 @@ from meshwarden.controlplane.resources.model import (
     wrap,
 )
 from meshwarden.controlplane.resources.reference import reference_faults, users
-from meshwarden.controlplane.resources.validate import FieldFault, resource_faults
+from meshwarden.controlplane.resources.validate import FieldFault, resource_faults, unknown_faults
 from meshwarden.controlplane.resources.view import View
+from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES
 from meshwarden.controlplane.store.mirror import Mirror
 from meshwarden.controlplane.store.port import ABSENT, Batch, Conflict, Delete, Op, Put, Record, Store, StoreError
 from meshwarden.sdk import peer
@@ -64,7 +65,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         faults = [
             FieldFault(f"resources[{index}].{fault.field}", fault.message)
             for index, resource in enumerate(request.resources)
-            for fault in resource_faults(resource)
+            for fault in (*unknown_faults(resource), *resource_faults(resource))
         ]
         if faults:
             raise InvalidRequest(faults)
@@ -91,7 +92,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         for prefix in prefixes:
             if next_key or (start > prefix and not start.startswith(prefix)):
                 continue
-            if len(found) >= size:
+            if len(found) >= size or sum(len(record.value) for record in found) >= MAX_PAGE_BYTES:
                 next_key = prefix
                 break
             here = start if start.startswith(prefix) else ""

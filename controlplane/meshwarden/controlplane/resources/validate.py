@@ -14,6 +14,7 @@ from typing import Any
 import protovalidate
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
 from meshwarden.v1.resources_pb2 import (
@@ -84,6 +85,31 @@ def rule_faults(message: Message) -> list[FieldFault]:
         return []
     data = message.SerializeToString()
     return list((_small_faults if len(data) <= SMALL_BYTES else _faults)(message.DESCRIPTOR, data))
+
+
+def unknown_faults(resource: Resource) -> list[FieldFault]:
+    """Names what holds fields that this schema does not have: a newer client means something by them."""
+    known = Resource()
+    known.CopyFrom(resource)
+    known.DiscardUnknownFields()  # type: ignore[attr-defined]  # missing in the stubs
+    if known.ByteSize() == resource.ByteSize():
+        return []
+    return list(_unknown(unwrap(resource), ""))
+
+
+def _unknown(message: Any, path: str) -> Iterator[FieldFault]:
+    if numbers := sorted({field.field_number for field in UnknownFieldSet(message)}):
+        text = f"unknown field {', '.join(map(str, numbers))}: this control plane is older than what you call it with"
+        yield FieldFault(path, text)
+    for field, value in message.ListFields():
+        place = f"{path}.{field.json_name}" if path else field.json_name
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue  # of our maps none holds messages
+        if not field.is_repeated:
+            yield from _unknown(value, place)
+            continue
+        for number, item in enumerate(value):
+            yield from _unknown(item, f"{place}[{number}]")
 
 
 def _faults(descriptor: Any, data: bytes) -> tuple[FieldFault, ...]:

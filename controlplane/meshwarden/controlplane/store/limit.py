@@ -24,6 +24,8 @@ MAX_OPS = 110
 MAX_COMMIT_BYTES = 1_000_000
 MAX_KEY_BYTES = 1024
 MAX_PAGE = 1000
+# A page that holds so much ends there: with one more record of the largest it passes gRPC's 4 MiB with ease.
+MAX_PAGE_BYTES = 1_000_000
 MIN_TTL_S = 1.0
 MAX_TTL_S = 3600.0
 

@@ -182,6 +182,8 @@ class Store(Protocol):
     async def range(self, prefix: str, *, start: str = "", limit: int = 500, at: int = 0) -> Page:
         """Returns the records below `prefix` from the key `start` on, as of revision `at` (0 is now).
 
+        A page of large records may end before `limit`; where it goes on is `next_key`.
+
         Raises:
             Compacted: `at` is before the history that is kept.
             Future: `at` has not been.

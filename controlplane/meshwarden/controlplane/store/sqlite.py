@@ -16,7 +16,7 @@ from pathlib import Path
 
 import apsw
 
-from meshwarden.controlplane.store.limit import Limited
+from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES, Limited
 from meshwarden.controlplane.store.port import (
     Batch,
     Compacted,
@@ -37,6 +37,8 @@ FORMAT = 1
 APPLICATION_ID = 0x6D657368  # "mesh"
 POLL_S = 1.0
 WATCH_ROWS = 1000
+# Several of the largest commits: the last one read may be cut short.
+WATCH_BYTES = 4_000_000
 
 # `execute` of several statements is lazy and stops at the first that returns rows: one statement a call.
 SCHEMA = (
@@ -57,6 +59,10 @@ RANGE_AT = (
     " WHERE key >= ?1 AND (?2 IS NULL OR key < ?2) AND revision <= ?4 GROUP BY key)"
     " WHERE value IS NOT NULL ORDER BY key LIMIT ?3"
 )
+CHANGES = (
+    "SELECT revision, key, value FROM event WHERE revision > ?1 AND key >= ?2 AND (?3 IS NULL OR key < ?3)"
+    " ORDER BY revision, key LIMIT ?4"
+)
 
 
 def _bounds(prefix: str) -> tuple[bytes, bytes | None]:
@@ -72,14 +78,18 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         _prepare(path)
         self._path = path
-        self._reading: apsw.Connection = _connect(path)
-        self.incarnation: str = _initialise(self._reading, path)
+        try:
+            self._reading: apsw.Connection = _connect(path)
+            self.incarnation: str = _initialise(self._reading, path)
+            writing = _connect(path)
+        except apsw.Error as error:
+            raise failure(error) from error
         self._reader = ThreadPoolExecutor(1, "store-reader")
         self._loop = asyncio.get_running_loop()
         self._waiting: set[asyncio.Event] = set()
         self._wake = Wake(path.with_name(path.name + ".wake"))
         self._wake.listen(self._notify_watchers)
-        self._writer = Writer(_connect(path), self._committed)
+        self._writer = Writer(writing, self._committed)
 
     async def get(self, key: str) -> tuple[Record | None, int]:
         """See `Store.get`."""
@@ -101,9 +111,15 @@ class SqliteStore:
                 raise Compacted(compacted)
             low, high = _bounds(prefix)
             low = max(low, start.encode())
-            found = rows(connection, *((RANGE_AT, low, high, limit + 1, at) if at else (RANGE, low, high, limit + 1)))
-            records = tuple(Record(key.decode(), value, revision) for key, value, revision in found[:limit])
-            return Page(records, at or head, found[limit][0].decode() if len(found) > limit else "")
+            query = (RANGE_AT, (low, high, limit + 1, at)) if at else (RANGE, (low, high, limit + 1))
+            records: list[Record] = []
+            size = 0
+            for key, value, revision in connection.execute(*query):
+                if len(records) == limit or size >= MAX_PAGE_BYTES:
+                    return Page(tuple(records), at or head, key.decode())
+                records.append(Record(key.decode(), value, revision))
+                size += len(value)
+            return Page(tuple(records), at or head, "")
 
         return await self._read(read)
 
@@ -153,7 +169,7 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Writes what waits and closes the file."""
-        await asyncio.to_thread(self._writer.close)
+        await self._writer.close()
         await self._loop.run_in_executor(self._reader, self._reading.close)
         self._reader.shutdown()
         self._wake.close()
@@ -192,6 +208,7 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
 
     Raises:
         Unusable: the file has a newer format or is none of ours, or others may write into its directory.
+        Unavailable: the disk is full, for one.
     """
     engine = SqliteStore(path)
     try:
@@ -243,7 +260,8 @@ def _initialise(connection: apsw.Connection, path: Path) -> str:
         incarnation = _incarnation(connection, path)
         rows(connection, "COMMIT")
     except BaseException:
-        rows(connection, "ROLLBACK")
+        if connection.in_transaction:  # a full disk has ended it already
+            rows(connection, "ROLLBACK")
         connection.close()
         raise
     return incarnation
@@ -275,22 +293,17 @@ def _changes(connection: apsw.Connection, prefix: str, after: int) -> tuple[list
         raise Future(head)
     if after < compacted:
         raise Compacted(compacted)
-    low, high = _bounds(prefix)
-    found = rows(
-        connection,
-        "SELECT revision, key, value FROM event WHERE revision > ?1 AND key >= ?2 AND (?3 IS NULL OR key < ?3)"
-        " ORDER BY revision, key LIMIT ?4",
-        after,
-        low,
-        high,
-        WATCH_ROWS,
-    )
-    caught_up = len(found) < WATCH_ROWS
+    found = connection.execute(CHANGES, (after, *_bounds(prefix), WATCH_ROWS))
     grouped: dict[int, list[Event]] = {}
+    count = size = 0
     for revision, key, value in found:
         grouped.setdefault(revision, []).append(Event(key.decode(), value))
+        count, size = count + 1, size + len(value or b"")
+        if size > WATCH_BYTES:
+            break
+    caught_up = count < WATCH_ROWS and size <= WATCH_BYTES
     if not caught_up:
-        # The last revision may be cut short; it holds at most MAX_OPS rows, fewer than were read.
+        # The last revision may be cut short; it holds at most MAX_OPS rows and MAX_COMMIT_BYTES, less than was read.
         grouped.popitem()
     batches = [Batch(revision, tuple(events)) for revision, events in grouped.items()]
     return batches, head if caught_up else batches[-1].revision, caught_up

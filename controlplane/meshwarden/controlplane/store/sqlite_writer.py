@@ -1,6 +1,7 @@
 """The writing side of the SQLite engine: what a transaction may do, and the one thread that commits groups of them."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -169,12 +170,12 @@ class Writer:
         self._jobs.put((work, future))
         return await asyncio.wrap_future(future)
 
-    def close(self) -> None:
-        """Writes what waits, then ends."""
+    async def close(self) -> None:
+        """Writes what waits, then ends; in the loop of `do`, so that no job comes after the last."""
         self._closed = True
         self._jobs.put(None)
-        self._thread.join()
-        self._connection.close()
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._connection.close)
 
     def _run(self) -> None:
         job = self._jobs.get()
@@ -229,7 +230,8 @@ class Writer:
         # SQLite has rolled back by itself on some errors. Where it still can, nothing of the group is written.
         nothing_written = self._connection.in_transaction or isinstance(error, (apsw.FullError, apsw.BusyError))
         if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+            with contextlib.suppress(apsw.Error):  # the next group tries again
+                self._connection.execute("ROLLBACK")
         if stage is Ambiguous and not nothing_written:
             return Ambiguous(f"the commit may have been written: {error}")
         return failure(error)

@@ -36,8 +36,12 @@ class Wake:
         asyncio.get_running_loop().add_reader(self._socket.fileno(), readable)
 
     def notify(self) -> None:
-        """Tells every other process; from any thread. Sockets whose process is gone are removed."""
-        for name in os.listdir(self._directory):
+        """Tells every other process, if it can; from any thread. Sockets whose process is gone are removed."""
+        try:
+            names = os.listdir(self._directory)
+        except OSError:
+            return  # it takes a descriptor, and there may be none
+        for name in names:
             if name == self._name:
                 continue
             try:
@@ -45,8 +49,8 @@ class Wake:
             except ConnectionRefusedError:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=self._directory)
-            except (BlockingIOError, FileNotFoundError):
-                continue  # it has unread hints already, or has just gone
+            except OSError:
+                continue  # it has unread hints already, or has just gone, or is none of ours
 
     def close(self) -> None:
         """Leaves the directory; in the loop of `listen`."""
