@@ -91,14 +91,15 @@ def unknown_faults(resource: Resource) -> list[FieldFault]:
     """Names what holds fields that this schema does not have: a newer client means something by them."""
     known = Resource()
     known.CopyFrom(resource)
-    known.DiscardUnknownFields()  # type: ignore[attr-defined]  # missing in the stubs
+    known.DiscardUnknownFields()
     if known.ByteSize() == resource.ByteSize():
         return []
     return list(_unknown(unwrap(resource), ""))
 
 
 def _unknown(message: Any, path: str) -> Iterator[FieldFault]:
-    if numbers := sorted({field.field_number for field in UnknownFieldSet(message)}):
+    fields: Any = UnknownFieldSet(message)  # iterable, which its stubs do not know
+    if numbers := sorted({field.field_number for field in fields}):
         text = f"unknown field {', '.join(map(str, numbers))}: this control plane is older than what you call it with"
         yield FieldFault(path, text)
     for field, value in message.ListFields():
