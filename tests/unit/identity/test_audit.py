@@ -65,6 +65,8 @@ async def test_a_torn_last_line_is_healed(tmp_path: Path, size: int) -> None:
         (lambda text: text.splitlines(True)[0] + b"noise\n", "line 2"),
         (lambda text: text.splitlines(True)[0] + b"[" * 5000 + b"\n", "line 2"),
         (lambda text: text.replace(b'"seq":2', b'"seq":3', 1), "line 2"),
+        (lambda text: text.replace(b'"event":"b"', b'"event":"x","event":"b"', 1), "line 2"),
+        (lambda text: text.replace(b'"event":"b"', b'"event": "b"', 1), "line 2"),
     ],
 )
 async def test_a_broken_chain_says_where(tmp_path: Path, change: Any, where: str) -> None:
@@ -108,6 +110,31 @@ async def test_notes_past_the_rate_are_counted(tmp_path: Path) -> None:
     assert stored[-1] == {"suppressed_before": 1950}
 
 
+async def test_notes_that_were_only_counted_are_counted_at_the_end_too(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with FileAuditLog.open(path, clock) as log:
+        for _ in range(60):
+            log.note("denied")
+    assert lines(path)[-1]["event"] == "audit.suppressed"
+    assert lines(path)[-1]["fields"] == {"number": 10}
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+async def test_what_cannot_be_written_is_its_callers_fault_alone(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    async with FileAuditLog.open(path, clock) as log:
+        with pytest.raises(ValueError, match="no"):
+            await log.record("a", what=Unspeakable())
+        await log.record("b", large=-(10**5000), deep={"list": [10**5000]})
+    (line,) = lines(path)
+    assert line["event"] == "b"
+    chain.verify(path.read_bytes().splitlines(True))
+
+
 async def test_a_full_disk_is_told_and_leaves_the_chain_whole(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     async with FileAuditLog.open(path, clock) as log:
@@ -149,7 +176,7 @@ async def test_secrets_are_not_stored(tmp_path: Path) -> None:
     )
 )
 def test_whatever_is_recorded_verifies(fields: dict[str, Any]) -> None:
-    link, first = chain.append(chain.Link(), NOW, "e", fields)
-    link, second = chain.append(link, NOW, "e", {"more": "\ud800\n" + "x" * 10_000})
+    link, first = chain.append(chain.Link(), NOW, "e", chain.bounded(fields))
+    link, second = chain.append(link, NOW, "e", chain.bounded({"more": "\ud800\n" + "x" * 10_000}))
     assert chain.verify([first, second]) == link
     assert len(second) < 30_000

@@ -24,8 +24,10 @@ from meshwarden.controlplane.audit.port import AuditBroken, AuditError, AuditLog
 MAX_LINE_BYTES = 8 << 20
 MAX_BATCH = 256
 MAX_NOTES = 1024
-# How many notes a second are stored in full; those beyond are counted.
-NOTES_PER_S = 50
+# How many notes are stored in full, at once and each second; those beyond are counted. Strangers cause notes; at one a
+# second they fill some 40 MB a day.
+NOTES_AT_ONCE = 50
+NOTES_PER_S = 1
 
 log = structlog.get_logger()
 
@@ -46,7 +48,7 @@ class FileAuditLog(AuditLog):
         self._path = path
         self._clock = clock
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._notes = _Allowance(NOTES_PER_S)
+        self._notes = _Allowance()
         self._closed = False
         # Without buffering: what a failed write leaves behind is in the file, where it can be cut off.
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -108,6 +110,8 @@ class FileAuditLog(AuditLog):
     def close(self) -> None:
         """Writes what waits, then closes the file."""
         if not self._closed:
+            if self._notes.suppressed:
+                self._put("audit.suppressed", [{"number": self._notes.suppressed}])
             self._closed = True
             self._jobs.put(None)
             self._thread.join()
@@ -118,7 +122,8 @@ class FileAuditLog(AuditLog):
         if self._closed:
             done.set_exception(AuditUnavailable(f"{self._path}: is closed"))
         else:
-            self._jobs.put(_Job(event, rows, self._clock(), done))
+            # Bounded here: what can't be written is the caller's fault, and must not end the one thread that writes.
+            self._jobs.put(_Job(event, [chain.bounded(row) for row in rows], self._clock(), done))
         return done
 
     def _lock(self) -> None:
@@ -169,20 +174,21 @@ class FileAuditLog(AuditLog):
 
 
 class _Allowance:
-    """So many a second, and the count of those beyond."""
+    """So many notes at once, one more each second, and the count of those beyond."""
 
-    def __init__(self, per_s: int) -> None:
-        self._per_s = per_s
-        self._second: datetime | None = None
-        self._taken = 0
+    def __init__(self) -> None:
+        self._left = float(NOTES_AT_ONCE)
+        self._since: datetime | None = None
         self.suppressed = 0
 
     def take(self, now: datetime) -> bool:
-        second = now.replace(microsecond=0)
-        if second != self._second:
-            self._second, self._taken = second, 0
-        self._taken += 1
-        return self._taken <= self._per_s
+        # A clock that was set back takes nothing away.
+        elapsed_s = max(0.0, (now - (self._since or now)).total_seconds())
+        self._left, self._since = min(float(NOTES_AT_ONCE), self._left + elapsed_s * NOTES_PER_S), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 def _finish(done: "Future[None]", error: AuditUnavailable | None) -> None:
