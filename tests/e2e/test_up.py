@@ -163,8 +163,22 @@ def test_a_killed_control_plane_and_a_killed_agent_come_back(start: Start) -> No
 def test_a_start_that_fails_says_why_and_leaves_nothing(start: Start) -> None:
     up = start("a", "--no-samples", "--listen", "192.0.2.1:0")  # TEST-NET-1: not an address of this machine
     assert up.wait_until_ended() == 1, up.said()
-    assert "the control plane listens: not within" in up.said()
+    assert "server exited 1" in up.said()
+    assert "listen = 192.0.2.1:" in up.said()
+    assert "Cannot assign requested address" in up.said()
+    assert "again in" not in up.said()
     assert up.left() == []
+
+
+def test_a_check_that_is_interrupted_does_not_hold(start: Start) -> None:
+    up = start("a", "--check", "--json")
+    up.until(lambda: "svid-valid" in up.said())
+    up.process.send_signal(signal.SIGINT)
+    assert up.wait_until_ended() == 1, up.said()
+    document = json.loads(next(line for line in up.said().splitlines() if line.startswith('{"checks"')))
+    assert document["ok"] is False
+    assert {check["name"]: check["ok"] for check in document["checks"]}["svid-valid"] is True
+    assert document["checks"][-1]["detail"] == "not run: interrupted"
 
 
 def test_a_path_too_long_for_sockets_is_refused_at_once(start: Start) -> None:

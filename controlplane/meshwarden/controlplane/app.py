@@ -23,6 +23,7 @@ from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.authority.vault import VaultAuthority
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerVerifier
+from meshwarden.controlplane import log
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.report import ReportServicer
@@ -51,15 +52,25 @@ from meshwarden.sdk.peer import PeerInterceptor
 
 STOP_GRACE_S = 2.0
 
-log = structlog.get_logger()
+_log = structlog.get_logger()
 
 
 class AlreadyRunning(Exception):
     """Another control plane holds the state directory."""
 
 
+class CannotListen(Exception):
+    """An address is taken, or is none of this machine's."""
+
+
 def run_server(config: Config) -> None:
-    """Runs a control plane until SIGTERM or SIGINT."""
+    """Runs a control plane until SIGTERM or SIGINT.
+
+    Raises:
+        AlreadyRunning: another process has this state directory.
+        CannotListen: an address can't be listened on.
+    """
+    log.configure()
     anyio.run(serve, config)
 
 
@@ -68,7 +79,7 @@ async def serve(config: Config) -> None:
 
     Raises:
         AlreadyRunning: another process has this state directory.
-        OSError: an address can't be listened on.
+        CannotListen: an address can't be listened on.
     """
     async with AsyncExitStack() as stack:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,17 +142,18 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
     def no_call(caller: str, method: str, reason: str) -> None:
         audit.note("rpc.refused", caller=caller, method=method, reason=reason)
 
-    async with Front(inner / "api.sock", on_refused=no_handshake) as front:
+    async with Front(inner / "api.sock", on_refused=no_handshake) as front, AsyncExitStack() as closing:
+        closing.callback(ledger.close)
         peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, no_call)
+        host, port = _address(config.metrics_listen)
+        with _listening("metrics_listen", config.metrics_listen):
+            scraped = MetricsServer(metrics.registry, host, port)
+        closing.callback(scraped.close)
         api = Api(str(inner / "api.sock"), servicers, [peers, ValidationInterceptor(audit)])
         await api.start()
-        host, port = _address(config.metrics_listen)
-        scraped = MetricsServer(metrics.registry, host, port)
-        try:
-            await _run(config, front, api, serving, operator, publisher, sessions, gather, authority, scraped)
-        finally:
-            scraped.close()
-            ledger.close()
+        # It is stopped by then, unless something went wrong.
+        closing.push_async_callback(api.stop, 0.0)
+        await _run(config, front, api, serving, operator, publisher, sessions, gather, authority, scraped)
 
 
 async def _run(
@@ -166,11 +178,12 @@ async def _run(
         if operator is not None:
             group.start_soon(operator.run)
         host, port = _address(config.listen)
-        port = await front.serve_tls(host, port, serving.context)
+        with _listening("listen", config.listen):
+            port = await front.serve_tls(host, port, serving.context)
         _announce(config.state_dir, f"{host}:{port}", scraped.url, (await authority.bundle()).pem())
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
-                log.info("stopping", signal=signal.Signals(number).name)
+                _log.info("stopping", signal=signal.Signals(number).name)
                 break
         (config.state_dir / "server.json").unlink(missing_ok=True)
         await api.stop(STOP_GRACE_S)
@@ -226,6 +239,16 @@ def _operator(config: Config, authority: Authority, audit: AuditLog, rng: random
     return OperatorCredential(
         authority, config.trust_domain, "local", config.operator_directory, clock=utc_now, rng=rng, audit=audit
     )
+
+
+@contextmanager
+def _listening(setting: str, address: str) -> Iterator[None]:
+    """Names the setting whose address can't be listened on."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+        raise CannotListen(f"{setting} = {address}: {reason}") from None
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -99,6 +99,14 @@ class Config(BaseSettings):
     # Keeps a short-lived operator certificate in this directory, for whoever may read it.
     operator_directory: Path | None = None
 
+    @field_validator("listen", "metrics_listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError('write HOST:PORT, "127.0.0.1:7443" for one')
+        return value
+
     @field_validator("metrics_listen")
     @classmethod
     def _loopback(cls, value: str) -> str:

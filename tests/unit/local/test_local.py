@@ -137,6 +137,39 @@ def test_the_tables_show_nodes_workloads_and_tenants() -> None:
     assert "away" not in said
 
 
+def test_a_node_that_is_not_listed_or_does_not_answer_is_shown_as_down() -> None:
+    seen = state()
+    seen.up_json = {"agents": [{"node": "node-a"}, {"node": "node-b"}]}
+    seen.away = {"node-a"}
+    out = io.StringIO()
+    Console(file=out, width=80).print(table.tables(seen, NOW))
+    rows = [line.split() for line in out.getvalue().splitlines() if line.startswith("node-")]
+    assert rows == [["node-a", "a", "3", "of", "4", "down"], ["node-b", "none", "yet", "down"]]
+
+
+def test_a_narrow_terminal_cuts_the_identities_and_nothing_else() -> None:
+    seen = state()
+    seen.agents["node-a"].workloads[1].id = "platform/orders-v1-a"
+    out = io.StringIO()
+    Console(file=out, width=60).print(table.tables(seen, NOW))
+    said = out.getvalue()
+    for part in ("platform/orders-v1-a", "59m59s", "none yet", "LIFE LEFT", "spiffe:"):
+        assert part in said
+    assert max(map(len, said.splitlines())) <= 60
+
+
+def test_the_tables_of_a_whole_mesh_fit_a_terminal_of_24_lines() -> None:
+    seen = state()
+    del seen.agents["node-a"].workloads[:]
+    seen.agents["node-a"].workloads.extend(WorkloadState(id=f"acme/w{number}") for number in range(7))
+    assert seen.status is not None
+    seen.status.nodes.add(node="node-b")
+    seen.status.tenants.add(tenant="globex")
+    out = io.StringIO()
+    Console(file=out, width=80).print(table.tables(seen, NOW))
+    assert len(out.getvalue().splitlines()) < 24
+
+
 def test_the_line_says_the_same() -> None:
     gone = state()
     gone.is_server_up = False

@@ -67,11 +67,50 @@ async def test_restarts_what_crashes_and_shows_the_end_of_its_log(tmp_path: Path
     code = code.format(str(tmp_path / "once"))
     async with keep(tmp_path, reports) as kept:
         child = await kept.start(program(tmp_path, "low", code))
+        child.settle()
         await until(lambda: ready(tmp_path, "low"))
         assert child.restarts == 1
     assert len(reports) == 1
     assert "low exited 3; again in" in reports[0]
     assert "boom" in reports[0]
+
+
+async def test_what_ends_before_it_has_settled_is_left_so_and_says_why(tmp_path: Path) -> None:
+    reports: list[str] = []
+    async with keep(tmp_path, reports) as kept:
+        child = await kept.start(program(tmp_path, "low", "print('boom'); raise SystemExit(3)"))
+        await until(lambda: child.failure)
+        assert child.failure is not None
+        assert child.failure.startswith("low exited 3. The end of ")
+        assert child.failure.endswith("  boom")
+        assert child.pid is None
+    assert reports == []
+
+
+async def test_who_is_killed_does_not_come_back(tmp_path: Path) -> None:
+    reports: list[str] = []
+    async with keep(tmp_path, reports) as kept:
+        child = await kept.start(program(tmp_path, "low", DEAF))
+        child.settle()
+        await until(lambda: ready(tmp_path, "low"))
+        kept.kill()
+        await until(lambda: child.pid is None)
+        await child.stop()
+    assert child.restarts == 0
+    assert reports == []
+
+
+async def test_a_record_that_cannot_be_written_costs_no_child(tmp_path: Path) -> None:
+    reports: list[str] = []
+    full = tmp_path / "full"
+    full.mkdir()
+    async with keep(full, reports) as kept:
+        full.rmdir()
+        child = await kept.start(program(tmp_path, "low", SLEEP))
+        pid = child.pid
+        await until(lambda: ready(tmp_path, "low"))
+    assert kernel.start_time(pid or 0) is None
+    assert "low runs unrecorded" in reports[0]
 
 
 async def test_kills_what_ignores_the_signal(tmp_path: Path) -> None:
@@ -148,8 +187,20 @@ def test_private_from_the_first_byte(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_draft_that_cannot_be_written_does_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError, match="file"):
+        record.write_private(tmp_path / "file", "secret")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_the_tail_of_a_log(tmp_path: Path) -> None:
     log = tmp_path / "a.log"
     assert "printed nothing" in tail(log)
     log.write_text("\n".join(map(str, range(100))))
     assert tail(log, lines=2).splitlines()[1:] == ["  98", "  99"]
+    begun = log.stat().st_size
+    assert "printed nothing" in tail(log, since_byte=begun)
+    with log.open("a") as file:
+        file.write("\nbegun\nerror: no room\nfix: make some\nbye\n")
+    assert tail(log, since_byte=begun).splitlines() == [f"It said, in {log}:", "  error: no room", "  fix: make some"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from meshwarden.controlplane.cli.failure import Failure
 from meshwarden.controlplane.local import context
 
 
@@ -23,6 +24,8 @@ def down(state_dir: Path | None) -> None:
         current, known = context.load()
         if wanted is not None:
             _, chosen = context.get(wanted)
+            if not chosen.state_dir:
+                raise Failure(f"the mesh of context {wanted!r} was not started by `up`", "stop it where it runs")
             state_dir = Path(chosen.state_dir)
         elif current in known and known[current].state_dir:
             state_dir = Path(known[current].state_dir)

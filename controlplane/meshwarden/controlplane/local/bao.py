@@ -52,7 +52,11 @@ class Keys:
 class Bao:
     """The server's files and its API."""
 
-    def __init__(self, plan: Plan, port: int, cluster_port: int) -> None:
+    def __init__(
+        self, plan: Plan, port: int, cluster_port: int, failure: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """Names its files and ports; `failure` says why it will never answer, once that is known."""
+        self._failure = failure
         self._directory = plan.vault
         self._port = port
         self._cluster_port = cluster_port
@@ -163,6 +167,8 @@ class Bao:
                             return
                     except (requests.RequestException, hvac.exceptions.VaultError) as error:
                         last = str(error)
+                    if (reason := self._failure()) is not None:
+                        raise LocalError(reason)
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise LocalError(

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from meshwarden.controlplane.local.error import LocalError, NoContext
+from meshwarden.controlplane.local.record import write_private
+
+CONFIG_FIX = "your contexts are kept below ~/.config: set XDG_CONFIG_HOME to a directory that you may write"
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,26 @@ class Context:
 
 
 def contexts_file() -> Path:
-    """`${XDG_CONFIG_HOME:-~/.config}/meshwarden/contexts.json`."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "meshwarden" / "contexts.json"
+    """`${XDG_CONFIG_HOME:-~/.config}/meshwarden/contexts.json`.
+
+    Raises:
+        LocalError: there is no home directory.
+    """
+    return xdg_directory("XDG_CONFIG_HOME", ".config") / "meshwarden" / "contexts.json"
+
+
+def xdg_directory(variable: str, below_home: str) -> Path:
+    """A directory of this user's: as the environment says, or below the home directory.
+
+    Raises:
+        LocalError: there is no home directory.
+    """
+    if given := os.environ.get(variable):
+        return Path(given)
+    try:
+        return Path.home() / below_home
+    except RuntimeError:
+        raise LocalError("this user has no home directory", f"set HOME, or {variable}") from None
 
 
 def load() -> tuple[str, dict[str, Context]]:
@@ -44,6 +65,8 @@ def load() -> tuple[str, dict[str, Context]]:
         return "", {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LocalError(f"{path}: not a contexts file: {error!r}", f"remove it: rm {path}") from None
+    except OSError as error:
+        raise LocalError(f"{path}: {error.strerror}", CONFIG_FIX) from None
 
 
 def _parse(value: dict[str, Any]) -> Context:
@@ -62,8 +85,19 @@ def get(name: str | None) -> tuple[str, Context]:
     if not name:
         raise NoContext("no context: this machine knows no mesh", "start one with `meshwarden up`")
     if name not in contexts:
-        raise NoContext(f"no context {name!r}", f"known: {', '.join(sorted(contexts)) or 'none'}")
+        fix = f"known: {', '.join(sorted(contexts))}" if contexts else "start a mesh with `meshwarden up`"
+        raise NoContext(f"no context {name!r}", fix)
     return name, contexts[name]
+
+
+def refuse_unwritable() -> None:
+    """Sees that a context could be written.
+
+    Raises:
+        LocalError: it could not, and what to do.
+    """
+    with _changing():
+        pass
 
 
 def put(name: str, context: Context) -> None:
@@ -95,18 +129,19 @@ def remove(name: str) -> None:
 def _changing() -> Iterator[tuple[str, dict[str, Context]]]:
     # Two `up`s beside each other write at once: one at a time.
     path = contexts_file()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with open(path.with_suffix(".lock"), "w", opener=_private) as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = open(path.with_suffix(".lock"), "w", opener=_private)  # noqa: SIM115 - held by the `with` below
+    except OSError as error:
+        raise LocalError(f"{error.filename}: {error.strerror}", CONFIG_FIX) from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield load()
 
 
 def _save(current: str, contexts: dict[str, Context]) -> None:
-    path = contexts_file()
-    new = path.with_suffix(".new")
-    with open(new, "w", opener=_private) as file:
-        json.dump({"current": current, "contexts": {name: asdict(value) for name, value in contexts.items()}}, file)
-    new.replace(path)
+    known = {name: asdict(value) for name, value in contexts.items()}
+    write_private(contexts_file(), json.dumps({"current": current, "contexts": known}))
 
 
 def _private(path: str, flags: int) -> int:

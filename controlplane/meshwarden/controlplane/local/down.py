@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meshwarden.controlplane.local import context as contexts
-from meshwarden.controlplane.local import kernel, record
+from meshwarden.controlplane.local import kernel, lock, record
+from meshwarden.controlplane.local.error import LocalError
 from meshwarden.controlplane.local.mesh import rank
 from meshwarden.controlplane.local.plan import Plan
 from meshwarden.controlplane.local.record import UP, Process
@@ -15,20 +16,19 @@ from meshwarden.controlplane.local.record import UP, Process
 UP_GRACE_S = 40.0
 
 
-def is_running(state_dir: Path) -> bool:
-    """Whether anything of a mesh on this state directory runs."""
-    return any(kernel.start_time(item.pid) == item.start_time for item in record.load(state_dir)) or any(
-        True for _ in kernel.marked(str(state_dir))
-    )
-
-
 def down(state_dir: Path, report: Callable[[str], None]) -> bool:
     """Stops `up`, or whatever a killed one left, and takes away what pointed to it; False if nothing ran.
 
     Args:
         state_dir: the mesh's.
         report: takes a line for each thing that is done.
+
+    Raises:
+        LocalError: another `up` is just beginning there.
     """
+    plan = Plan(state_dir)
+    if not lock.is_ours(plan):
+        return False
     processes = record.load(state_dir)
     up = next((item for item in processes if item.name == UP), None)
     found = False
@@ -39,8 +39,12 @@ def down(state_dir: Path, report: Callable[[str], None]) -> bool:
             report(f"up (pid {up.pid}) did not end within {UP_GRACE_S:g} s: killed")
             kernel.send(up.pid, up.start_time, signal.SIGKILL)
             kernel.wait_gone(up.pid, up.start_time, UP_GRACE_S)
-    found = clean(state_dir, report) or found
-    forget(state_dir)
+    try:
+        with lock.alone(plan):
+            found = clean(state_dir, report) or found
+            forget(state_dir)
+    except lock.Held:
+        raise LocalError(f"{state_dir}: a mesh is just starting there", "once it runs: meshwarden down") from None
     return found
 
 

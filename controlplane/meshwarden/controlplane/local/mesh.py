@@ -34,6 +34,8 @@ SERVER_S = 60.0
 AGENT_S = 60.0
 READY_S = 90.0
 SEAL_S = 1.0
+# A sample that has come back more often than this while the mesh starts won't come up.
+MAX_RESTARTS = 3
 # An agent drains its Envoys before it ends.
 GRACE_S = {SERVER: 10.0, VAULT: 5.0}
 AGENT_GRACE_S = 10.0
@@ -136,9 +138,10 @@ class LocalMesh:
             from meshwarden.controlplane.local.bao import Bao, new_authorization
         except ModuleNotFoundError as error:
             raise LocalError(f"--vault needs {error.name}", "pip install 'meshwarden[mesh]'") from None
-        bao = Bao(self.plan, self._ports["vault"], self._ports["vault-cluster"])
-        await self._children.start(self._program(VAULT, bao.argv(), GRACE_S[VAULT]))
+        bao = Bao(self.plan, self._ports["vault"], self._ports["vault-cluster"], self._failure(VAULT))
+        child = await self._children.start(self._program(VAULT, bao.argv(), GRACE_S[VAULT]))
         self.vault = await bao.prepare(self.options.trust_domain, new_authorization())
+        child.settle()
         self._bao = bao
 
     async def keep_vault_open(self) -> None:
@@ -153,7 +156,7 @@ class LocalMesh:
         """Writes the control plane's configuration, starts it and waits until it listens.
 
         Raises:
-            LocalError: it doesn't within the time.
+            LocalError: it ends, or it doesn't within the time.
         """
         vault = None
         if self.vault is not None:
@@ -167,8 +170,9 @@ class LocalMesh:
         write_private(self.plan.server_config, text)
         argv = (*_python(), "-m", "meshwarden.controlplane", "server", "--config", str(self.plan.server_config))
         self.plan.server_json.unlink(missing_ok=True)
-        await self._children.start(self._program(SERVER, argv, GRACE_S[SERVER]))
+        child = await self._children.start(self._program(SERVER, argv, GRACE_S[SERVER]))
         await self._server_listens()
+        child.settle()
         self._operator = Operator(self.context())
 
     async def start_agent(self, agent: AgentPlan) -> None:
@@ -194,7 +198,7 @@ class LocalMesh:
         """Waits until every agent has its session with the control plane.
 
         Raises:
-            LocalError: one doesn't within the time.
+            LocalError: one ends, or doesn't within the time.
         """
 
         async def connected() -> bool | None:
@@ -204,7 +208,9 @@ class LocalMesh:
             return True
 
         names = [agent.name for agent in self.plan.agents]
-        await wait_for("agents join", connected, AGENT_S, self._tails(*names))
+        await wait_for("agents join", connected, AGENT_S, self._tails(*names), self._failure(*names))
+        for name in names:
+            self._children[name].settle()
 
     async def start_sample(self, sample: Sample) -> None:
         """Starts a sample under its agent.
@@ -218,13 +224,14 @@ class LocalMesh:
         if sample.serves:
             argv += ["--port", str(self._ports[sample.name])]
         argv += ["--", *_python(), "-m", f"meshwarden.examples.{sample.module}", *sample.arguments]
-        await self._children.start(self._program(sample.name, argv, SAMPLE_GRACE_S))
+        child = await self._children.start(self._program(sample.name, argv, SAMPLE_GRACE_S))
+        child.settle()
 
     async def wait_for_samples(self, note: Callable[[str], None]) -> None:
         """Waits until every sample has its SVID and every server among them takes calls.
 
         Raises:
-            LocalError: one doesn't within the time.
+            LocalError: one ends again and again, or isn't ready within the time.
         """
         ports = {self._ports[sample.name] for sample in self.samples if sample.serves}
         identified: set[str] = set()
@@ -242,7 +249,11 @@ class LocalMesh:
             missing = [sample.name for sample in self.samples if sample.name not in identified]
             return self._tails(*(missing or [sample.name for sample in self.samples if sample.serves]))()
 
-        await wait_for("samples take part", ready, READY_S, tails)
+        def failure() -> str | None:
+            ended = [sample.name for sample in self.samples if self._children[sample.name].restarts > MAX_RESTARTS]
+            return "\n".join([f"ended again and again: {', '.join(ended)}", *self._tails(*ended)()]) if ended else None
+
+        await wait_for("samples take part", ready, READY_S, tails, failure)
 
     async def _healthy_instances(self) -> list[int]:
         endpoints = await self.operator.endpoints()
@@ -301,7 +312,18 @@ class LocalMesh:
             # What an earlier process left is not what we wait for.
             return said[0] if said is not None and said[1] == self.pid(SERVER) else None
 
-        self._server = await wait_for("the control plane listens", listens, SERVER_S, self._tails(SERVER))
+        self._server = await wait_for(
+            "the control plane listens", listens, SERVER_S, self._tails(SERVER), self._failure(SERVER)
+        )
+
+    def _failure(self, *names: str) -> Callable[[], str | None]:
+        """Says why one of these will not come up, once it has ended."""
+
+        def failure() -> str | None:
+            known = [self._children[name] for name in names if name in self._children]
+            return next((child.failure for child in known if child.failure is not None), None)
+
+        return failure
 
     def _tails(self, *names: str) -> Callable[[], Iterable[str]]:
         return lambda: [tail(self.plan.logs / f"{name}.log") for name in names]

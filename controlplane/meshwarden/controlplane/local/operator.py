@@ -95,7 +95,11 @@ class AgentLink:
 
 
 async def wait_for(
-    what: str, look: Callable[[], Awaitable[T | None]], timeout_s: float, tails: Callable[[], Iterable[str]] = tuple
+    what: str,
+    look: Callable[[], Awaitable[T | None]],
+    timeout_s: float,
+    tails: Callable[[], Iterable[str]] = tuple,
+    failure: Callable[[], str | None] = lambda: None,
 ) -> T:
     """Looks until there is something to see, and returns it.
 
@@ -104,9 +108,10 @@ async def wait_for(
         look: returns None while there is nothing; gRPC and file errors count as nothing.
         timeout_s: for how long.
         tails: what to add to the error: the ends of logs.
+        failure: why there is nothing to wait for any more; None while there is.
 
     Raises:
-        LocalError: there was nothing within the time.
+        LocalError: there was nothing within the time, or there never will be.
     """
     last = ""
     try:
@@ -121,6 +126,8 @@ async def wait_for(
                     seen, last = None, f" ({error})"
                 if seen is not None:
                     return seen
+                if (reason := failure()) is not None:
+                    raise LocalError(reason)
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         raise LocalError("\n".join([f"{what}: not within {timeout_s:g} s{last}", *tails()])) from None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshwarden.controlplane.local.context import xdg_directory
 from meshwarden.controlplane.local.error import LocalError
 
 NODES = {"node-a": "a", "node-b": "b"}
@@ -139,9 +140,12 @@ class Plan:
 
 
 def default_state_dir(vault: bool) -> Path:
-    """`${XDG_STATE_HOME:-~/.local/state}/meshwarden/up`; a mesh rooted in Vault is another one, beside it."""
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return home / "meshwarden" / ("up-vault" if vault else "up")
+    """`${XDG_STATE_HOME:-~/.local/state}/meshwarden/up`; a mesh rooted in Vault is another one, beside it.
+
+    Raises:
+        LocalError: there is no home directory.
+    """
+    return xdg_directory("XDG_STATE_HOME", ".local/state") / "meshwarden" / ("up-vault" if vault else "up")
 
 
 def refuse_unfit(options: Options) -> None:

@@ -23,6 +23,8 @@ LONGEST_PAUSE_S = 10.0
 STEADY_S = 10.0
 TAIL_LINES = 12
 LOG_BYTES = 32 << 20
+# How our own programs, and click, begin the lines that say why they end.
+REASONS = ("error: ", "Error: ", "fix: ")
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,20 @@ class Program:
 
 
 class Child:
-    """A program that is restarted when it ends by itself.
+    """A program that is restarted when it ends by itself, once it has settled.
 
     Attributes:
         program: what it runs.
         restarts: how often it came back by itself.
+        failure: how it ended before it had settled, with the end of its log; it is not restarted then.
     """
 
     def __init__(self, program: Program, record: Record, report: Callable[[str], None], rng: random.Random) -> None:
         self.program = program
         self.restarts = 0
+        self.failure: str | None = None
+        self._is_settled = False
+        self._log_start = 0
         self._record = record
         self._report = report
         self._rng = rng
@@ -77,12 +83,17 @@ class Child:
         Raises:
             LocalError: the program can't be run.
         """
+        self._spawned.clear()
         self._unwanted.clear()
         self._wanted.set()
         await self._spawned.wait()
         if self._process is None:
-            raise LocalError(f"{self.program.name} ended at once: {tail(self.program.log)}")
+            raise LocalError(f"{self.program.name} ended at once. {self._tail()}")
         return self._process.pid
+
+    def settle(self) -> None:
+        """It has come up: from now on it is restarted when it ends by itself."""
+        self._is_settled = True
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Sends a signal and waits until it is gone; SIGKILL to its whole session once the grace is over."""
@@ -101,6 +112,14 @@ class Child:
                     os.killpg(process.pid, signal.SIGKILL)
         await self._idle.wait()
 
+    def kill(self) -> None:
+        """Kills it and its session at once, for good; who stops it sees it go."""
+        self._wanted.clear()
+        self._unwanted.set()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     async def run(self) -> None:
         """Keeps it as it is wanted, until cancelled; then it must have been stopped."""
         pause_s = FIRST_PAUSE_S
@@ -115,22 +134,33 @@ class Child:
             if self._unwanted.is_set():
                 pause_s = FIRST_PAUSE_S
                 continue
+            if not self._is_settled:
+                self._wanted.clear()
+                self.failure = f"{self.program.name} {_ending(code)}. {self._tail()}"
+                continue
             if asyncio.get_running_loop().time() - began > STEADY_S:
                 pause_s = FIRST_PAUSE_S
-            # The first time with the reason; what goes on failing is not to fill the screen with it.
-            why = tail(self.program.log) if pause_s == FIRST_PAUSE_S else f"See {self.program.log}"
-            self._report(f"{self.program.name} {_ending(code)}; again in {pause_s:.1f} s. {why}")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._unwanted.wait()
-            self.restarts += 1
+            await self._pause(code, pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S) * self._rng.uniform(0.9, 1.1)
+
+    async def _pause(self, code: int, pause_s: float) -> None:
+        """Reports how it ended, and waits before it is to come back."""
+        # The first time with what it said last: what goes on failing is not to fill the screen, and who is killed says
+        # nothing.
+        is_telling = pause_s == FIRST_PAUSE_S and code != -signal.SIGKILL
+        why = self._tail() if is_telling else f"See {self.program.log}"
+        self._report(f"{self.program.name} {_ending(code)}; again in {pause_s:.1f} s. {why}")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._unwanted.wait()
+        self.restarts += 1
 
     async def _once(self) -> int:
         """Runs the program once; returns its exit status, negative for a signal."""
         program = self.program
         try:
             with _log(program.log) as log:
+                self._log_start = os.fstat(log.fileno()).st_size
                 process = await asyncio.create_subprocess_exec(
                     *program.argv,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -141,12 +171,12 @@ class Child:
                     start_new_session=True,
                 )
         except OSError as error:
-            with _log(program.log) as log:
-                log.write(f"{program.argv[0]}: {error.strerror}\n".encode())
+            with suppress(OSError), _log(program.log) as log:
+                log.write(f"{error.filename or program.argv[0]}: {error.strerror}\n".encode())
             self._spawned.set()
             return 127
         self._process = process
-        self._record.add(program.name, process.pid, program.grace_s)
+        self._note(lambda: self._record.add(program.name, process.pid, program.grace_s))
         self._spawned.set()
         if self._unwanted.is_set():  # stopped while it was being started
             process.kill()
@@ -155,7 +185,17 @@ class Child:
         finally:
             self._process = None
             self._spawned.clear()
-            self._record.remove(program.name)
+            self._note(lambda: self._record.remove(program.name))
+
+    def _tail(self) -> str:
+        return tail(self.program.log, since_byte=self._log_start)
+
+    def _note(self, change: Callable[[], None]) -> None:
+        """Changes the record. On a full disk the child goes on without: `down` finds it by its mark too."""
+        try:
+            change()
+        except OSError as error:
+            self._report(f"{error.filename}: {error.strerror}: {self.program.name} runs unrecorded")
 
 
 class Children:
@@ -196,9 +236,7 @@ class Children:
     def kill(self) -> None:
         """Kills whatever runs, at once; those who stop them see them go."""
         for child in self._children.values():
-            if child.pid is not None:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
+            child.kill()
 
     @property
     def names(self) -> list[str]:
@@ -229,17 +267,25 @@ async def children(
             group.cancel_scope.cancel()
 
 
-def tail(log: Path, lines: int = TAIL_LINES) -> str:
-    """The end of a log, for a message about a child that failed."""
+def tail(log: Path, lines: int = TAIL_LINES, since_byte: int = 0) -> str:
+    """What a child said last, for a message about its failure: its own words on why, or else the end of its log.
+
+    Args:
+        log: its log.
+        lines: how many, at the most.
+        since_byte: where in the log its words begin.
+    """
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 16_384))
-            last = file.read().decode(errors="replace").splitlines()[-lines:]
+            file.seek(max(since_byte, log.stat().st_size - 16_384))
+            said = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
-        last = []
-    if not last:
+        said = []
+    if not said:
         return f"It printed nothing ({log})."
-    return "\n".join([f"The end of {log}:", *(f"  {line}" for line in last)])
+    reasons = [line for line in said if line.startswith(REASONS)]
+    head = f"It said, in {log}:" if reasons else f"The end of {log}:"
+    return "\n".join([head, *(f"  {line}" for line in (reasons or said)[-lines:])])
 
 
 def _ending(code: int) -> str:

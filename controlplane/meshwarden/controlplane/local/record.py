@@ -71,6 +71,11 @@ def write_private(path: Path, text: str) -> None:
     """Replaces a file as a whole, 0600 from its first byte on."""
     draft = path.with_name(f"{path.name}.draft")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w") as file:
-        file.write(text)
-    draft.replace(path)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(text)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a write knows its file by number alone
+        raise

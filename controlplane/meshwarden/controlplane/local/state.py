@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +28,14 @@ class State:
         status: of the control plane; None before its first word.
         is_server_up: whether the last question was answered.
         agents: {node: its agent's last word}.
+        away: the nodes whose agent didn't answer the last question.
         up_json: the content of up.json.
     """
 
     status: GetStatusResponse | None = None
     is_server_up: bool = False
     agents: dict[str, AgentStatusResponse] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
     up_json: dict[str, Any] = field(default_factory=dict)
 
 
@@ -43,9 +46,11 @@ class Keeper:
         state: what was last heard.
     """
 
-    def __init__(self, mesh: LocalMesh) -> None:
+    def __init__(self, mesh: LocalMesh, report: Callable[[str], None]) -> None:
         self.state = State()
         self._mesh = mesh
+        self._report = report
+        self._is_written = True
 
     async def refresh(self) -> State:
         """Asks everyone once; who doesn't answer keeps their last word."""
@@ -57,14 +62,26 @@ class Keeper:
         for node, link in self._mesh.agents.items():
             try:
                 self.state.agents[node] = await link.status()
+                self.state.away.discard(node)
             except grpc.aio.AioRpcError:
-                self.state.agents.pop(node, None)
+                self.state.away.add(node)
         now = up_json(self._mesh, self.state)
-        if now != self.state.up_json:
+        if now != self.state.up_json or not self._is_written:
             self.state.up_json.clear()
             self.state.up_json.update(now)
-            write_private(self._mesh.plan.up_json, json.dumps(now, indent=2) + "\n")
+            self._write()
         return self.state
+
+    def _write(self) -> None:
+        """Writes up.json; where that fails, on a full disk for one, the mesh goes on and the next round tries again."""
+        was_written = self._is_written
+        try:
+            write_private(self._mesh.plan.up_json, json.dumps(self.state.up_json, indent=2) + "\n")
+            self._is_written = True
+        except OSError as error:
+            self._is_written = False
+            if was_written:
+                self._report(f"{error.filename}: {error.strerror}: it is not current")
 
     async def run(self) -> None:
         """Refreshes until cancelled."""

@@ -16,24 +16,41 @@ NO_LIFE = "none yet"
 
 
 def tables(state: State, now: datetime) -> RenderableType:
-    """Nodes, workloads and tenants, each in a table."""
-    nodes = _table("NODE", "ZONE", "REVISION", "SESSION")
-    for node in state.status.nodes if state.status else ():
-        link = "up" if node.connected else "down"
-        nodes.add_row(*_cells(node.node, node.zone, f"{node.acked_revision} of {_revision(state)}", link))
-    workloads = _table("WORKLOAD", "NODE", "PID", "SVID", "REMAINING LIFE")
-    for node_name, item in _workloads(state):
-        life = remaining(item, now)
-        style = "" if life != NO_LIFE and not life.startswith("-") else "red"
-        workloads.add_row(*_cells(item.id, node_name, item.pid, item.spiffe_id), Text(life, style=style))
-    tenants = _table("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S")
+    """Nodes, tenants and workloads, each in a table; the longest last, for what a low terminal cuts off is the end."""
+    parts = [_nodes(state), _tenants(state), _workload_table(state, now)]
+    if not state.is_server_up:
+        parts.insert(0, Text("the control plane is away: what is shown is its last word", style="red"))
+    return Group(*(part for each in parts for part in (Text(), each)))
+
+
+def _nodes(state: State) -> RenderableType:
+    table = _table("NODE", "ZONE", "REVISION", "SESSION")
+    heard = {node.node: node for node in state.status.nodes} if state.status else {}
+    for name in sorted({*heard, *(agent["node"] for agent in state.up_json.get("agents", ()))}):
+        node = heard.get(name)
+        is_up = node is not None and node.connected and name not in state.away
+        revision = f"{node.acked_revision} of {_revision(state)}" if node is not None else "none yet"
+        link = Text("up") if is_up else Text("down", style="red")
+        table.add_row(*_cells(name, node.zone if node is not None else "", revision), link)
+    return table
+
+
+def _tenants(state: State) -> RenderableType:
+    table = _table("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S")
     for tenant in state.status.tenants if state.status else ():
         rates = (tenant.allowed_per_s, tenant.limited_per_s, tenant.denied_per_s)
-        tenants.add_row(*_cells(tenant.tenant), *(Text(f"{rate:.1f}", justify="right") for rate in rates))
-    away = (
-        [] if state.is_server_up else [Text("the control plane is away: what is shown is its last word", style="red")]
-    )
-    return Group(*away, nodes, workloads, tenants)
+        table.add_row(*_cells(tenant.tenant), *(Text(f"{rate:.1f}", justify="right") for rate in rates))
+    return table
+
+
+def _workload_table(state: State, now: datetime) -> RenderableType:
+    table = _table("WORKLOAD", "NODE", "PID", "LIFE LEFT", "SVID")
+    table.columns[-1].no_wrap = False  # the one that gives way on a narrow terminal
+    for node, item in _workloads(state):
+        life = remaining(item, now)
+        style = "" if life != NO_LIFE and not life.startswith("-") else "red"
+        table.add_row(*_cells(item.id, node, item.pid), Text(life, style=style), *_cells(item.spiffe_id))
+    return table
 
 
 def line(state: State, now: datetime) -> str:
@@ -104,4 +121,7 @@ def _cells(*values: object) -> Iterator[Text]:
 
 
 def _table(*columns: str) -> Table:
-    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    return table

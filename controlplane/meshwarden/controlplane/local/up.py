@@ -1,14 +1,13 @@
 """`meshwarden up`: brings a mesh up step by step, shows it, and takes it down again whatever happens."""
 
 import asyncio
-import fcntl
 import json
 import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -18,15 +17,18 @@ import grpc.aio
 
 from meshwarden.controlplane.local import context as contexts
 from meshwarden.controlplane.local import kernel, sample, table
+from meshwarden.controlplane.local.check.result import CheckResult
 from meshwarden.controlplane.local.down import clean, forget
-from meshwarden.controlplane.local.error import LocalError
+from meshwarden.controlplane.local.error import LocalError, leaves
+from meshwarden.controlplane.local.handle import MeshHandle
+from meshwarden.controlplane.local.lock import alone, make_ours
 from meshwarden.controlplane.local.mesh import LocalMesh, rank
 from meshwarden.controlplane.local.operator import wait_for
 from meshwarden.controlplane.local.otlp import OtlpReceiver, receiver
 from meshwarden.controlplane.local.plan import NODES, Options, Plan, refuse_unfit
 from meshwarden.controlplane.local.process import Children, children
-from meshwarden.controlplane.local.record import UP, Record
-from meshwarden.controlplane.local.state import Keeper, State
+from meshwarden.controlplane.local.record import FILE, UP, Record
+from meshwarden.controlplane.local.state import Keeper
 from meshwarden.controlplane.local.voice import Voice
 from meshwarden.v1.resources_pb2 import Resource
 
@@ -41,18 +43,30 @@ def up(options: Options, voice: Voice, clock: Callable[[], datetime], rng: rando
         LocalError: it could not be started; nothing of it is left.
     """
     refuse_unfit(options)
+    contexts.refuse_unwritable()
     plan = Plan(options.state_dir)
-    plan.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(plan):
+    make_ours(plan)
+    with alone(plan):
+        running = _Up(plan, options, voice, clock, rng)
         try:
-            return anyio.run(_Up(plan, options, voice, clock, rng).run)
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
+            anyio.run(running.run)
+            return running.verdict("interrupted")
+        except BaseException as error:
+            found = _first(error)
+            running.verdict(str(found))
+            raise found from (error if isinstance(error, BaseExceptionGroup) else error.__cause__)
         finally:
-            # What a child left, in a session of its own.
-            kernel.sweep(str(plan.state_dir))
-            forget(plan.state_dir)
-            (plan.state_dir / "processes.json").unlink(missing_ok=True)
+            _tidy(plan, voice)
+
+
+def _tidy(plan: Plan, voice: Voice) -> None:
+    """Ends what a child left in a session of its own, and takes away what pointed to the mesh."""
+    kernel.sweep(str(plan.state_dir))
+    try:
+        forget(plan.state_dir)
+        (plan.state_dir / FILE).unlink(missing_ok=True)
+    except (OSError, LocalError) as error:
+        voice.warn(f"not tidied up: {error}")
 
 
 class _Up:
@@ -65,9 +79,34 @@ class _Up:
         self._clock = clock
         self._rng = rng
         self._is_stopping = False
-        self._ok = True
+        self._results: list[CheckResult] = []
 
-    async def run(self) -> bool:
+    def verdict(self, otherwise: str) -> bool:
+        """Says what the checks came to, and returns whether all hold: True without `--check`.
+
+        Args:
+            otherwise: why those that did not run have not.
+        """
+        if not self._options.check:
+            return True
+        from meshwarden.controlplane.local.check.run import CHECKS, VAULT_CHECKS
+
+        known = {result.name: result for result in self._results}
+        names = [*CHECKS, *(VAULT_CHECKS if self._options.vault else ())]
+        results = [
+            known.get(name) or CheckResult(name, False, f"not run: {' '.join(otherwise.split())}") for name in names
+        ]
+        ok = all(result.ok for result in results)
+        if self._options.json:
+            rows = [{"name": result.name, "ok": result.ok, "detail": result.detail} for result in results]
+            print(json.dumps({"checks": rows, "ok": ok}), flush=True)
+        else:
+            failed = [result.name for result in results if not result.ok]
+            self._voice.say(f"{len(results)} checks, all hold" if ok else f"failed: {', '.join(failed)}")
+        return ok
+
+    async def run(self) -> None:
+        """Brings it up, keeps it until it is told to stop, and takes it down."""
         if await asyncio.to_thread(clean, self._plan.state_dir, self._voice.warn):
             self._voice.warn("these were left by a mesh that was killed")
         record = Record(self._plan.state_dir)
@@ -83,7 +122,6 @@ class _Up:
                     self._voice.warn("stopping …")
             signals.cancel_scope.cancel()
         self._voice.warn("stopped")
-        return self._ok
 
     async def _listen(
         self, stop: anyio.CancelScope, kept: Children, *, task_status: anyio.abc.TaskStatus[None]
@@ -110,7 +148,7 @@ class _Up:
             async with self._kept(mesh) as keeper:
                 state = keeper.state
                 if self._options.check:
-                    self._ok = await self._check(mesh, name, state, otlp)
+                    await self._check(mesh.handle(name, state.up_json, otlp))
                     return
                 if self._options.json:
                     print(json.dumps(state.up_json), flush=True)
@@ -148,7 +186,7 @@ class _Up:
     @asynccontextmanager
     async def _kept(self, mesh: LocalMesh) -> AsyncIterator[Keeper]:
         """Writes up.json and keeps it current while the body runs."""
-        keeper = Keeper(mesh)
+        keeper = Keeper(mesh, self._trouble)
         await keeper.refresh()
         async with anyio.create_task_group() as group:
             group.start_soon(keeper.run)
@@ -169,23 +207,17 @@ class _Up:
             self._voice.say(table.line(keeper.state, self._clock()))
             await asyncio.sleep(LINE_S)
 
-    async def _check(self, mesh: LocalMesh, name: str, state: State, otlp: OtlpReceiver | None) -> bool:
-        """Runs the checks; the last line on stdout is their result."""
+    async def _check(self, handle: MeshHandle) -> None:
+        """Runs the checks and says of each what was seen."""
         from meshwarden.controlplane.local.check.run import run_checks
 
         self._voice.warn("checks:")
-        results = await run_checks(
-            mesh.handle(name, state.up_json, otlp),
-            lambda result: self._voice.warn(f"  {'ok  ' if result.ok else 'FAIL'} {result.name}: {result.detail}"),
-        )
-        ok = all(result.ok for result in results)
-        rows = [{"name": result.name, "ok": result.ok, "detail": result.detail} for result in results]
-        if self._options.json:
-            print(json.dumps({"checks": rows, "ok": ok}), flush=True)
-        else:
-            failed = [result.name for result in results if not result.ok]
-            self._voice.say(f"{len(results)} checks, all hold" if ok else f"failed: {', '.join(failed)}")
-        return ok
+
+        def report(result: CheckResult) -> None:
+            self._results.append(result)
+            self._voice.warn(f"  {'ok  ' if result.ok else 'FAIL'} {result.name}: {result.detail}")
+
+        await run_checks(handle, report)
 
 
 async def _apply(mesh: LocalMesh, resources: list[Resource]) -> int | None:
@@ -215,35 +247,10 @@ def _write_context(mesh: LocalMesh) -> str:
     return name
 
 
-@contextmanager
-def _alone(plan: Plan) -> Iterator[None]:
-    """Holds the state directory for this process."""
-    descriptor = os.open(plan.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LocalError(
-                f"{plan.state_dir}: a mesh runs on this state directory already",
-                "stop it: meshwarden down; or start one beside it: meshwarden up --state-dir DIR",
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _first(error: BaseException) -> BaseException:
     """The error to show of a group: one that says what to do, if there is one."""
-    leaves = list(_leaves(group))
-    return next((error for error in leaves if isinstance(error, LocalError)), leaves[0])
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+    found = list(leaves(error))
+    return next((leaf for leaf in found if isinstance(leaf, LocalError)), found[0])
 
 
 def default_voice(options: Options) -> Voice:

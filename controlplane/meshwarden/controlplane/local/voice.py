@@ -66,7 +66,7 @@ class Voice:
     @contextmanager
     def table(self) -> Iterator[Callable[[RenderableType], None]]:
         """Shows a table in place for as long as the body runs; yields what replaces it."""
-        with Live(console=self._out, auto_refresh=False, vertical_overflow="visible") as live:
+        with Live(console=self._out, auto_refresh=False, vertical_overflow="ellipsis") as live:
             self._live = live
             try:
                 yield lambda content: live.update(content, refresh=True)

@@ -3,8 +3,6 @@
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import grpc.aio
-
 from meshwarden.controlplane.local.check import access, identity, resilience, telemetry, traffic, transport, vault
 from meshwarden.controlplane.local.check.call import Probes
 from meshwarden.controlplane.local.check.mesh import Mesh
@@ -34,27 +32,26 @@ CHECKS: dict[str, Check] = {
 VAULT_CHECKS: dict[str, Check] = {"vault-root": vault.vault_root, "vault-secret": vault.vault_secret}
 
 
-async def run_checks(handle: MeshHandle, report: Callable[[CheckResult], None]) -> list[CheckResult]:
+async def run_checks(handle: MeshHandle, report: Callable[[CheckResult], None]) -> None:
     """Runs every check against the running mesh and tells `report` of each as it ends."""
     mesh = Mesh(handle)
-    checks = {**CHECKS, **(VAULT_CHECKS if handle.vault is not None else {})}
-    results = []
+    left = {**CHECKS, **(VAULT_CHECKS if handle.vault is not None else {})}
     try:
         async with _probes(mesh) as probes:
-            for name, check in checks.items():
-                result = await _run(name, check, mesh, probes)
-                report(result)
-                results.append(result)
+            for name in tuple(left):
+                report(await _run(name, left.pop(name), mesh, probes))
     except (CheckFailed, OSError) as error:
-        results += [CheckResult(name, False, f"not run: {error}") for name in list(checks)[len(results) :]]
-    return results
+        for name in left:
+            report(CheckResult(name, False, f"not run: {error}"))
 
 
 async def _run(name: str, check: Check, mesh: Mesh, probes: Probes) -> CheckResult:
     try:
         return CheckResult(name, True, await check(mesh, probes))
-    except (CheckFailed, OSError, grpc.aio.AioRpcError) as error:
-        return CheckResult(name, False, str(error))
+    except CheckFailed as failed:
+        return CheckResult(name, False, str(failed))
+    except Exception as error:  # what a check did not foresee is no reason to keep the result from whoever waits for it
+        return CheckResult(name, False, f"{type(error).__name__}: {error}")
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,55 @@
+"""A control plane as a process of its own: what it says when it can't start, and what its log does not say."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(120)
+# Raises where a local variable holds a secret.
+FAULT = """
+import structlog
+from meshwarden.controlplane import log
+log.configure()
+def attest(token):
+    raise ValueError("a defect")
+try:
+    attest("t0ps3cret")
+except ValueError:
+    structlog.get_logger().error("rpc.failed", exc_info=True)
+    import logging
+    logging.getLogger("asyncio").exception("callback failed")
+"""
+
+
+def serve(directory: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a control plane to its end."""
+    lines = {"trust_domain": "mesh.test", "state_dir": str(directory / "state"), "listen": "127.0.0.1:0"}
+    lines |= {"metrics_listen": "127.0.0.1:0", **settings}
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items())
+    (directory / "server.toml").write_text(f'{text}[authority]\nkind = "memory"\n')
+    command = [sys.executable, "-m", "meshwarden.controlplane", "server", "--config", str(directory / "server.toml")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize("setting", ["listen", "metrics_listen"])
+def test_an_address_that_is_taken_is_named_and_ends_it(tmp_path: Path, setting: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = serve(tmp_path, **{setting: address})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: {setting} = {address}: Address already in use"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_traceback_in_the_log_shows_no_variables() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULT], capture_output=True, text=True, check=True)
+    first, second = map(json.loads, done.stderr.splitlines())
+    assert first["event"] == "rpc.failed"
+    assert second["event"] == "callback failed"
+    for line in (first, second):
+        assert "ValueError: a defect" in line["exception"]
+    assert "t0ps3cret" not in done.stderr.replace('attest("t0ps3cret")', "")
