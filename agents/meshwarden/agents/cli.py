@@ -166,12 +166,12 @@ def find_socket(given: Path | None) -> Path:
     said = os.environ.get("MESHWARDEN_AGENT_SOCKET")
     if said:
         return Path(said.removeprefix("unix://").removeprefix("unix:"))
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     try:
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         contexts = json.loads((home / "meshwarden" / "contexts.json").read_text())
         sockets = contexts["contexts"][contexts["current"]]["agent_sockets"]
         return Path(sockets[0])
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError):  # the last: there is no home
         return _DEFAULT_SOCKET
 
 

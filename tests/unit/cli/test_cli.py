@@ -44,7 +44,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-@pytest.mark.parametrize("name", ["web", "123"])
+@pytest.mark.parametrize("name", ["web", "123", "no", "1e3", "2026-01-01"])
 def test_init_writes_resources_of_the_schema(tmp_path: Path, protocol: str, name: str) -> None:
     arguments = ["init", "--tenant", "acme", "--service", name, "--port", "8080", "--protocol", protocol]
     done = CliRunner().invoke(main, [*arguments, "--dir", str(tmp_path)])
@@ -123,3 +123,52 @@ def test_kinds_and_names_as_people_write_them() -> None:
 def test_text_of_others_cannot_drive_the_terminal() -> None:
     assert plain("a\x1b[2Jb\n") == "a�[2Jb�"
     assert [life(seconds) for seconds in (30, 3000, 7200, -5)] == ["30s", "50m", "2h", "-5s"]
+
+
+def test_a_command_that_is_nearly_right_is_named() -> None:
+    done = CliRunner().invoke(main, ["stauts"])
+    assert done.exit_code == 2
+    assert "No such command 'stauts'. Did you mean 'status'?" in done.output
+    assert "Did you mean" not in CliRunner().invoke(main, ["quux"]).output
+
+
+def test_what_is_written_wrong_is_said_before_anybody_is_asked() -> None:
+    for arguments, said in (
+        (["get", "gateway"], "no kind 'gateway'; known: Tenant"),
+        (["explain", "--from", "acme", "--to", "a/b", "--method", "/m"], "--from: write TENANT/SERVICE"),
+        (["up", "--listen", "7443"], "write HOST:PORT"),
+    ):
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 2
+        assert said in done.output
+
+
+def test_a_manifest_that_is_not_there_is_named_without_a_line() -> None:
+    done = CliRunner().invoke(main, ["apply", "-f", "/no/such.yaml"])
+    assert done.exit_code == 1
+    assert "error: /no/such.yaml: No such file or directory\nfix: name manifests that are there" in done.output
+
+
+def test_down_by_the_context_of_a_mesh_elsewhere_touches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    context.put("far", a_context())
+    done = CliRunner().invoke(main, ["--context", "far", "down"])
+    assert done.exit_code == 1
+    assert "not started by `up`" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('trust_domain = "a"', "state_dir: Field required"),
+        ('trust_domain = "a"\nstate_dir = "/x"\nlisten = "7443"\n[authority]\nkind = "memory"\n', "write HOST:PORT"),
+    ],
+)
+def test_a_server_that_is_told_wrong_says_which_setting(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "server.toml").write_text(text)
+    done = CliRunner().invoke(main, ["server", "--config", str(tmp_path / "server.toml")])
+    assert done.exit_code == 1
+    assert said in done.output
+    assert "fix: set each in the file of --config" in done.output

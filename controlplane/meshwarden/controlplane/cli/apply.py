@@ -35,7 +35,9 @@ def read(files: tuple[str, ...]) -> list[Located]:
     try:
         return parse_all(read_texts(files))
     except ManifestFaults as faults:
-        raise Failure(str(faults), "correct the lines above; nothing was changed") from None
+        has_lines = any(fault.line for fault in faults.faults)
+        fix = "correct the lines above" if has_lines else "name manifests that are there and can be read"
+        raise Failure(str(faults), f"{fix}; nothing was changed") from None
 
 
 def send(mesh: client.Client, located: list[Located], dry_run: bool) -> ApplyResponse:

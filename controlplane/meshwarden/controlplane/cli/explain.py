@@ -1,10 +1,14 @@
 """`meshwarden explain`."""
 
+import re
+
 import click
 
 from meshwarden.controlplane.cli import client, render
 from meshwarden.v1.admin_service_pb2 import ExplainRequest
 from meshwarden.v1.report_pb2 import CallStat
+
+LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 
 
 @click.command()
@@ -15,6 +19,9 @@ from meshwarden.v1.report_pb2 import CallStat
 @render.output_option
 def explain(source: str, destination: str, method: str, headers: tuple[str, ...], output: str) -> None:
     """Say what would become of a call, and which policy decides. Exits 0 whatever the answer."""
+    for param, text in (("--from", source), ("--to", destination)):
+        if re.fullmatch(f"{LABEL}/{LABEL}", text) is None:
+            raise click.BadParameter(f"write TENANT/SERVICE, acme/web for one, not {text!r}", param_hint=param)
     pairs = [header.partition("=") for header in headers]
     if any(not name or not equals for name, equals, _ in pairs):
         raise click.BadParameter("write NAME=VALUE", param_hint="--header")

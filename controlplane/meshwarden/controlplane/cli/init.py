@@ -1,5 +1,6 @@
 """`meshwarden init`: commented manifests for a service of one's own."""
 
+import json
 import os
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def _label(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def _scalar(name: str) -> str:
+    """Quotes what YAML would take for a number, a date or a truth: "no" is a fine name."""
+    import yaml  # slow to import
+
+    return name if yaml.safe_load(name) == name else json.dumps(name)
+
+
 @click.command()
 @click.option("--tenant", required=True, callback=_label, help="The tenant that owns the service.")
 @click.option("--service", required=True, callback=_label, help="The service's name.")
@@ -93,15 +101,13 @@ def init(
     file = directory / f"{service}.yaml"
     if file.exists() and not force:
         raise Failure(f"{file} is there already", "write over it with --force")
-    import json
-
     path = f"    path: {json.dumps(str(Path(program).resolve()))}\n" if program else ""
     text = TEMPLATE.format(
-        tenant=json.dumps(tenant) if tenant.isdigit() else tenant,
-        service=json.dumps(service) if service.isdigit() else service,
+        tenant=_scalar(tenant),
+        service=_scalar(service),
         port=port,
         protocol=protocol.upper(),
-        node=json.dumps(node) if node.isdigit() else node,
+        node=_scalar(node),
         uid=os.getuid(),
         path=path,
         file=file,

@@ -1,5 +1,6 @@
 """`meshwarden`: the entry point. Commands are loaded when they are called, so that --help is quick."""
 
+import difflib
 import importlib
 import sys
 from typing import Any
@@ -45,6 +46,18 @@ class Commands(click.Group):
         command = getattr(importlib.import_module(f"meshwarden.controlplane.cli.{module}"), attribute)
         assert isinstance(command, click.Command)  # noqa: S101 - a fault in the table above
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command that was written; one that is nearly right is named in the error."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {near[0]!r}?", ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists the commands without importing them."""

@@ -46,12 +46,13 @@ def parse_ref(kind: str, name: str) -> ResourceRef:
 @render.output_option
 def get(kind: str | None, name: str | None, tenant: str, output: str) -> None:
     """Show resources: all, those of a KIND, or one by TENANT/NAME."""
+    ref = parse_ref(kind, name) if kind and name else None
+    kind = parse_kind(kind) if kind else ""
     with client.connect_current() as mesh:
-        if kind and name:
-            request = GetRequest(ref=parse_ref(kind, name))
-            found = [mesh.resource.Get(request, timeout=client.TIMEOUT_S)]
+        if ref is not None:
+            found = [mesh.resource.Get(GetRequest(ref=ref), timeout=client.TIMEOUT_S)]
         else:
-            found = list_all(mesh, parse_kind(kind) if kind else "", tenant)
+            found = list_all(mesh, kind, tenant)
     messages = [model.unwrap(resource) for resource in found]
     if output != "table":
         values = [render.as_dict(message) for message in messages]

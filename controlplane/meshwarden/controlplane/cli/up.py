@@ -9,6 +9,13 @@ import click
 from meshwarden.certs.clock import utc_now
 
 
+def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter("write HOST:PORT; port 0 takes a free one")
+    return value
+
+
 @click.command()
 @click.option(
     "--state-dir",
@@ -20,8 +27,12 @@ from meshwarden.certs.clock import utc_now
 @click.option("--no-samples", is_flag=True, help="Start the bare mesh: control plane and two node agents.")
 @click.option("--check", is_flag=True, help="Run the checks against the mesh, then end; exits 1 if one fails.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout: the checks' result, or up.json.")
-@click.option("--listen", default="127.0.0.1:0", show_default=True, help="Where the control plane listens.")
-@click.option("--metrics-listen", default="127.0.0.1:0", show_default=True, help="Where it serves metrics.")
+@click.option(
+    "--listen", default="127.0.0.1:0", show_default=True, callback=_address, help="Where the control plane listens."
+)
+@click.option(
+    "--metrics-listen", default="127.0.0.1:0", show_default=True, callback=_address, help="Where it serves metrics."
+)
 @click.option("--trust-domain", default="mesh.test", show_default=True, help="The trust domain.")
 def up(
     state_dir: Path | None,

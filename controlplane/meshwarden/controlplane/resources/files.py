@@ -26,14 +26,14 @@ def read_texts(paths: Iterable[str]) -> list[tuple[str, str]]:
             elif path.is_dir():
                 below = sorted(item for item in path.rglob("*") if item.suffix in SUFFIXES and item.is_file())
                 if not below:
-                    faults.append(Fault(name, 1, "", f"no manifest below it ({', '.join(SUFFIXES)})"))
+                    faults.append(Fault(name, 0, "", f"no manifest below it ({', '.join(SUFFIXES)})"))
                 texts += [(str(item), _read(item)) for item in below]
             else:
                 texts.append((name, _read(path)))
         except OSError as error:
-            faults.append(Fault(str(error.filename or name), 1, "", error.strerror or str(error)))
+            faults.append(Fault(str(error.filename or name), 0, "", error.strerror or str(error)))
         except UnicodeDecodeError:
-            faults.append(Fault(name, 1, "", "is not UTF-8 text"))
+            faults.append(Fault(name, 0, "", "is not UTF-8 text"))
     if faults:
         raise ManifestFaults(faults)
     return texts

@@ -26,7 +26,7 @@ STATUS = frozenset({"status"})
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fault:
-    """One fault of a manifest."""
+    """One fault of a manifest; line 0 is the file as a whole."""
 
     source: str
     line: int
@@ -34,7 +34,8 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.line}: " + (f"{self.field}: " if self.field else "") + self.message
+        where = f"{self.source}:{self.line}" if self.line else self.source
+        return f"{where}: " + (f"{self.field}: " if self.field else "") + self.message
 
 
 class ManifestFaults(Exception):
