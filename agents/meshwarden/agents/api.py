@@ -17,8 +17,10 @@ from meshwarden.agents.attest import Attestor, Unidentified, is_own_user
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.dial import names
+from meshwarden.agents.entry import Refusal, RegistrationRefused
+from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.allowance import Allowance, Share
-from meshwarden.agents.workload import Refusal, RegistrationRefused, Registry, Workload
+from meshwarden.agents.workload import Workload
 from meshwarden.sdk import histogram
 from meshwarden.sdk.connection import Connection
 from meshwarden.v1 import report_pb2 as report_pb

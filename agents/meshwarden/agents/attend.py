@@ -25,7 +25,8 @@ from meshwarden.agents.endpoint import Health, check_http, endpoints, is_listeni
 from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.agents.envoy.supervisor import EnvoyMissing, EnvoyPlan, Supervisor, find_envoy
 from meshwarden.agents.planes import Planes
-from meshwarden.agents.workload import Registry, Workload, make_directory
+from meshwarden.agents.registry import Registry
+from meshwarden.agents.workload import Workload, make_directory
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
 from meshwarden.v1 import workload_service_pb2 as workload_pb

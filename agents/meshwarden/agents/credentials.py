@@ -25,7 +25,8 @@ import structlog
 from cryptography import x509
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.workload import Registry, Workload, make_directory
+from meshwarden.agents.registry import Registry
+from meshwarden.agents.workload import Workload, make_directory
 from meshwarden.certs import files
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.certs.csr import make_csr

@@ -32,13 +32,14 @@ from meshwarden.agents.config import AgentConfig, ConfigError
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.agents.planes import Planes
+from meshwarden.agents.registry import Registry
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.name import Names
 from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.upstream import Downstream, Upstream
-from meshwarden.agents.workload import Registry, sharers
+from meshwarden.agents.workload import sharers
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
@@ -51,7 +52,7 @@ from meshwarden.xds.server import add_ads
 _log = structlog.get_logger()
 VERSION: Final = version("meshwarden")
 _MAX_MESSAGE_BYTES: Final = 4 << 20
-_MAX_STREAMS: Final = 100  # of one connection
+_MAX_STREAMS: Final = 256  # of one connection; gRPC has one for each target of a process
 _MAX_DESCRIPTORS: Final = 65_536
 _FIRST_BACKOFF_S: Final = 0.2
 _LAST_BACKOFF_S: Final = 5.0
@@ -88,7 +89,7 @@ class Agent:
         self._node_place = NodePlace(
             config.node, identity.present.region, config.zone, config.agent_socket, config.workload_api_socket
         )
-        self.planes = Planes(cache, config.advertise_address)
+        self.planes = Planes(cache, config.advertise_address, rng)
         self.attendants = Attendants(
             self.registry,
             self.planes,

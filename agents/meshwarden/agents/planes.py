@@ -5,6 +5,7 @@ away, finds the listeners of its predecessor in the cache.
 """
 
 import json
+import random
 import socket
 from pathlib import Path
 from typing import Final
@@ -16,14 +17,16 @@ from meshwarden.v1 import resources_pb2 as resources
 
 _PORTS: Final = "ports"
 _MAX_PORTS: Final = 4096
+_CHOICE: Final = 16_384  # ports to choose from
+_TRIES: Final = 64
 
 
 class Planes:
     """Addresses of data planes; the ports that were chosen are remembered."""
 
-    def __init__(self, cache: Cache, address: str) -> None:
-        """`address` is the IP address where the mesh reaches this node."""
-        self._cache, self._address = cache, address
+    def __init__(self, cache: Cache, address: str, rng: random.Random) -> None:
+        """`address` is the IP address where the mesh reaches this node; `rng` chooses ports."""
+        self._cache, self._address, self._rng = cache, address, rng
         self._ports = _parse_ports(cache)
 
     def refs(self, workload: Workload) -> list[node_pb.DataPlaneRef]:
@@ -74,19 +77,39 @@ class Planes:
         return f"[{self._address}]:{port}" if ":" in self._address else f"{self._address}:{port}"
 
     def _free_port(self) -> int:
+        """A port below those that the kernel lends to callers, any of which may be taken when an Envoy comes back."""
         family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
         taken = set(self._ports.values())
-        while True:
-            with socket.socket(family) as probe:
-                probe.bind((self._address, 0))
-                port = int(probe.getsockname()[1])
-            if port not in taken:
+        end = _first_lent_port()
+        for port in self._rng.sample(range(max(1024, end - _CHOICE), end), _TRIES):
+            if port not in taken and _is_free(family, self._address, port):
                 return port
+        with socket.socket(family) as probe:  # a crowded machine
+            probe.bind((self._address, 0))
+            return int(probe.getsockname()[1])
 
     def _keep(self) -> None:
         while len(self._ports) > _MAX_PORTS:
             del self._ports[next(iter(self._ports))]
         self._cache.keep(_PORTS, json.dumps(self._ports).encode())
+
+
+def _is_free(family: socket.AddressFamily, address: str, port: int) -> bool:
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def _first_lent_port() -> int:
+    """Where the range of ports for callers begins. Source: ip(7), ip_local_port_range."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first = 0
+    return first if first >= 1024 + 2 * _TRIES else 32_768
 
 
 def _parse_ports(cache: Cache) -> dict[str, int]:

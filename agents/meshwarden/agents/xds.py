@@ -17,7 +17,8 @@ from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.fit import fits
-from meshwarden.agents.workload import Registry, Workload
+from meshwarden.agents.registry import Registry
+from meshwarden.agents.workload import Workload
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds.server import StreamRefused
 from meshwarden.xds.snapshot import Snapshot

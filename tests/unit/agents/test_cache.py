@@ -1,6 +1,5 @@
 """The cache on disk: what is written is read, what is damaged is set aside and never raised."""
 
-import json
 import random
 from pathlib import Path
 
@@ -162,13 +161,3 @@ def test_damaged_scopes_withhold_and_do_not_raise(tmp_path: Path, seed: int) -> 
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(content))
     assert ScopeStore(Cache(tmp_path)).snapshot("p") is None
-
-
-def test_ports_that_are_no_ports_are_set_aside(tmp_path: Path) -> None:
-    from meshwarden.agents.planes import Planes
-
-    cache = Cache(tmp_path)
-    for junk in (b"{", b"[]", b'{"a": 0}', b'{"a": "x"}', json.dumps({"a": 70000}).encode()):
-        cache.save("ports", junk)
-        Planes(cache, "127.0.0.1")
-        assert cache.load("ports") is None

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.caller import Executables
 from meshwarden.agents.credentials import CredentialMissing, Credentials
-from meshwarden.agents.workload import Registry, Workload
+from meshwarden.agents.registry import Registry
+from meshwarden.agents.workload import Workload
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.certs.clock import utc_now
@@ -166,6 +167,11 @@ async def test_nothing_is_served_past_its_end(running: Mesh, workload: Workload)
     assert running.credentials.svid(workload.id) is None
     running.credentials.renew_now("test")
     await until(lambda: not workload.credentials.exists())
+    # A clock that was wrong comes back, and with it what was good by it.
+    running.now = first.not_before + timedelta(minutes=2)
+    running.credentials.renew_now("test")
+    await until((workload.credentials / "tls.key").exists)
+    assert running.credentials.svid(workload.id) is first
 
 
 async def test_a_refusal_is_told_to_who_waits(mesh: Mesh, workload: Workload, start: Callable[[], None]) -> None:

@@ -19,8 +19,9 @@ from meshwarden.agents.caller import Executables
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.fit import fits
 from meshwarden.agents.planes import Planes
+from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.name import Names
-from meshwarden.agents.workload import Registry, Workload
+from meshwarden.agents.workload import Workload
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
@@ -74,7 +75,7 @@ class Node:
         self._authority = authority
         self.credentials = Credentials(self.registry, cache, bundle, self._sign, utc_now, random.Random(1))
         self.acks: list[node_pb.ConfigAck] = []
-        self.planes = Planes(cache, "127.0.0.1")
+        self.planes = Planes(cache, "127.0.0.1", random.Random(1))
         self.data_planes = DataPlanes(
             Attestor(self.front, self.registry, executables),
             self.registry,

@@ -3,7 +3,7 @@
 from typing import Final
 
 from meshwarden.agents.cache import ScopeStore
-from meshwarden.agents.workload import Registry
+from meshwarden.agents.registry import Registry
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, Snapshot
 

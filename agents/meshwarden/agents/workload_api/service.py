@@ -12,7 +12,8 @@ import grpc
 
 from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.credentials import CredentialMissing, Credentials
-from meshwarden.agents.workload import Registry, Workload
+from meshwarden.agents.registry import Registry
+from meshwarden.agents.workload import Workload
 from meshwarden.agents.workload_api import schema
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
@@ -76,7 +77,10 @@ class WorkloadApi:
                 return
             if sent is None or sent[0] is not svid or sent[1] is not bundle:
                 await self._confirm(context, workload)
-                await context.write(response(svid, bundle))
+                try:
+                    await context.write(response(svid, bundle))
+                except grpc.aio.InternalError:
+                    return  # the caller has left, which is no error of ours
                 sent = (svid, bundle)
                 continue  # it may have changed while a slow reader took this one
             await changed.wait()

@@ -1,0 +1,415 @@
+"""Which programs of this node are which workload entry.
+
+A registration belongs to one process and ends with it (its pidfd says so). A caller belongs to the nearest registered
+process among its ancestors, if the entry's selectors hold for the caller itself. An Envoy that the agent started is
+adopted: it is the workload's by the agent's own word, and its executable is nobody's selector.
+
+Errors: `RegistrationRefused`, with the kind of refusal, so that the API maps it to a status once.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import structlog
+
+from meshwarden.agents.caller import (
+    Executables,
+    Program,
+    ancestors,
+    is_alive,
+    misfits,
+    misfits_but_sha256,
+    read_stat,
+    user_misfits,
+)
+from meshwarden.agents.entry import Entry, Refusal, RegistrationRefused, check_names, choose
+from meshwarden.agents.workload import Stored, Workload
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.sdk.connection import Connection, ended
+from meshwarden.v1 import node_service_pb2 as node_pb
+
+_log = structlog.get_logger()
+EXEC_FIX: Final = "start the program with `meshwarden-agent exec --entry NAME -- COMMAND`"
+_MAX_PER_ENTRY: Final = 256
+_MAX_WORKLOADS: Final = 2048
+
+
+class Registry:
+    """The node's entries and the processes registered under them. Used on the event loop's thread alone."""
+
+    def __init__(self, trust_domain: str, directory: Path, executables: Executables) -> None:
+        """Starts empty; each workload's directory will be one of `directory`, which must exist."""
+        self._trust_domain = trust_domain
+        self._directory = directory
+        self._executables = executables
+        self._entries: dict[str, Entry] = {}
+        self._workloads: dict[str, Workload] = {}
+        self._by_process: dict[tuple[int, int], str] = {}
+        self._adopted: dict[tuple[int, int], str] = {}
+        self._admitted: set[str] = set()
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The entries that name this node: `{tenant/entry: Entry}`."""
+        return MappingProxyType(self._entries)
+
+    @property
+    def workloads(self) -> Mapping[str, Workload]:
+        """What runs: `{workload id: Workload}`."""
+        return MappingProxyType(self._workloads)
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Calls back after each change of workloads or entries."""
+        self._listeners.append(callback)
+
+    def set_entries(self, entry_set: node_pb.EntrySet) -> None:
+        """Takes the whole set; registrations of entries that are gone, or are somebody else's now, end."""
+        services = {(item.metadata.tenant, item.metadata.name): item for item in entry_set.services}
+        found: dict[str, Entry] = {}
+        for item in entry_set.entries:
+            service = services.get((item.metadata.tenant, item.spec.service))
+            if service is None:
+                _log.warning("entry without its service", tenant=item.metadata.tenant, entry=item.metadata.name)
+                continue
+            entry = Entry(item, service)
+            found[entry.name] = entry
+        before, self._entries = self._entries, found
+        for workload in list(self._workloads.values()):
+            now = found.get(workload.entry_name)
+            if now is None or now.entry.spec.service != workload.entry.spec.service:
+                self._remove(workload, "its entry is gone")
+            elif user_misfits(now.entry.spec.selectors, _program(workload)):
+                self._remove(workload, "its entry is another user's now")
+            elif workload.entry_name in before:
+                old = before[workload.entry_name].entry.spec.selectors
+                if old != now.entry.spec.selectors:
+                    self._admitted.discard(workload.id)  # until the new selectors are seen to hold
+        self.review()
+        self._changed()
+
+    def find(self, connection: Connection) -> Workload | None:
+        """The workload that a caller belongs to; None for a dead one and one that is no workload's."""
+        program = program_of(connection)
+        if program is None:
+            return None
+        workload = self._workload_of(program)
+        if workload is None or not self._is_there(connection):
+            return None
+        return workload
+
+    def misfits(self, connection: Connection) -> list[str]:
+        """Why a caller inside a registered process tree is none of that workload; empty if it is, or is in none."""
+        program = program_of(connection)
+        registered = None if program is None else self._registered_above(program)
+        if program is None or registered is None:
+            return []
+        return misfits(self._present(registered).entry.spec.selectors, program, self._executables)
+
+    def candidates(self, connection: Connection) -> list[Entry]:
+        """The entries whose selectors a caller fits, sorted by name."""
+        program = program_of(connection)
+        if program is None:
+            return []
+        fitting = (
+            entry
+            for entry in self._entries.values()
+            if not misfits(entry.entry.spec.selectors, program, self._executables)
+        )
+        return sorted(fitting, key=lambda entry: entry.name)
+
+    def register(self, connection: Connection, name: str, port: int = 0, instance: str = "") -> Workload:
+        """Takes the calling process as an instance of an entry.
+
+        The executable is not looked at yet: the process is about to become another program. What hangs on it is held
+        back until the selectors hold (`is_admitted`).
+
+        Raises:
+            RegistrationRefused: with its kind and a message for the caller.
+        """
+        program = program_of(connection)
+        if program is None or not self._is_there(connection):
+            raise RegistrationRefused(Refusal.UNFIT, "the calling process has ended")
+        check_names(name, port, instance)
+        self.sweep()
+        entry = choose(self._entries, name)
+        if bad := user_misfits(entry.entry.spec.selectors, program):
+            raise RegistrationRefused(Refusal.UNFIT, f"this process does not fit entry {entry.name}: {'; '.join(bad)}")
+        return self._add(program, connection, entry, port or entry.entry.spec.port, instance)
+
+    def register_implicit(self, connection: Connection) -> Workload:
+        """Takes a caller that did not register as the one entry that it fits.
+
+        Raises:
+            RegistrationRefused: if it fits none, or several.
+        """
+        program = program_of(connection)
+        if program is None or not self._is_there(connection):
+            raise RegistrationRefused(Refusal.UNFIT, "the calling process has ended")
+        if bad := self.misfits(connection):
+            raise RegistrationRefused(Refusal.UNFIT, f"this process does not fit its entry: {'; '.join(bad)}")
+        fitting = self.candidates(connection)
+        if not fitting:
+            raise RegistrationRefused(Refusal.UNFIT, f"this process fits no entry of this node: {EXEC_FIX}")
+        if len(fitting) > 1:
+            names = ", ".join(entry.name for entry in fitting[:10])
+            raise RegistrationRefused(Refusal.UNFIT, f"this process fits several entries ({names}): {EXEC_FIX}")
+        self.sweep()
+        return self._add(program, connection, fitting[0], 0, "", is_implicit=True)
+
+    def unread(self) -> Iterator[int]:
+        """The registered processes whose executables are to be read before `review` can tell whether they fit."""
+        for workload in self._workloads.values():
+            if workload.id not in self._admitted and self.wants_digest(_program(workload)):
+                yield workload.pid
+
+    def wants_digest(self, program: Program) -> bool:
+        """Whether nothing but its executable's digest, which is not known yet, decides if a program fits an entry."""
+        return (
+            any(
+                entry.entry.spec.selectors.sha256
+                and not misfits_but_sha256(entry.entry.spec.selectors, program, self._executables)
+                for entry in self._entries.values()
+            )
+            and self._executables.sha256(program.pid) is None
+        )
+
+    def is_admitted(self, workload_id: str) -> bool:
+        """Whether all selectors were seen to hold for its process, or for one below it."""
+        return workload_id in self._admitted
+
+    def review(self) -> None:
+        """Admits those whose registered process has become a program that fits."""
+        for workload in list(self._workloads.values()):
+            if workload.id not in self._admitted:
+                self._admit_if_fit(workload, _program(workload))
+
+    def adopt(self, pid: int, workload_id: str) -> None:
+        """Takes a process that the agent has started as a workload's own, until it ends or the workload does."""
+        self._adopted = {known: owner for known, owner in self._adopted.items() if owner != workload_id}
+        stat = read_stat(pid)
+        if stat is not None:  # with its start time: the pid of one that has ended is given anew
+            self._adopted[pid, stat.start_time] = workload_id
+
+    def end(self, workload_id: str, reason: str) -> None:
+        """Ends a registration, if it is there."""
+        workload = self._workloads.get(workload_id)
+        if workload is not None:
+            self._remove(workload, reason)
+            self._changed()
+
+    def sweep(self) -> None:
+        """Ends the registrations of processes that have ended, ahead of the event loop's word."""
+        gone = [workload for workload in self._workloads.values() if ended(workload.pidfd)]
+        for workload in gone:
+            self._remove(workload, "its process ended")
+        if gone:
+            self._changed()
+
+    def stored(self) -> list[Stored]:
+        """All registrations, to be kept on disk."""
+        return [
+            Stored(
+                item.id,
+                item.entry_name,
+                item.pid,
+                item.start_time,
+                item.uid,
+                item.gid,
+                item.port,
+                item.number,
+                item.is_implicit,
+                item.id in self._admitted,
+            )
+            for item in self._workloads.values()
+        ]
+
+    def restore(self, items: Iterable[Stored]) -> None:
+        """Takes back the registrations of an earlier run whose processes still live."""
+        for item in items:
+            entry = self._entries.get(item.entry)
+            if entry is None or item.id in self._workloads:
+                continue
+            try:
+                pidfd = os.pidfd_open(item.pid)
+            except OSError:
+                continue
+            if not is_alive(item.pid, item.start_time) or ended(pidfd):
+                os.close(pidfd)
+                continue
+            if item.is_admitted:
+                self._admitted.add(item.id)
+            self._insert(self._make(item, entry, pidfd))
+        self._changed()
+
+    def close(self) -> None:
+        """Lets go of the processes, which stay what they are: the next run takes them back."""
+        for workload in self._workloads.values():
+            asyncio.get_running_loop().remove_reader(workload.pidfd)
+            os.close(workload.pidfd)
+        self._workloads.clear()
+        self._by_process.clear()
+
+    # -- who a caller is
+
+    def _is_there(self, connection: Connection) -> bool:
+        return connection.pidfd is not None and not ended(connection.pidfd)
+
+    def _workload_of(self, program: Program) -> Workload | None:
+        owner = self._adopted.get((program.pid, program.start_time))
+        if owner is not None:
+            return self._workloads.get(owner)
+        workload = self._registered_above(program)
+        if workload is None:
+            return None
+        self._admit_if_fit(workload, program)
+        fits = not misfits(self._present(workload).entry.spec.selectors, program, self._executables)
+        return workload if fits else None
+
+    def _registered_above(self, program: Program) -> Workload | None:
+        for process in ancestors(program.pid, program.start_time):
+            found = self._by_process.get(process)
+            if found is not None:
+                return self._workloads[found]
+        return None
+
+    def _present(self, workload: Workload) -> Entry:
+        """The entry as it is now: changed selectors hold at once for who is there already."""
+        return self._entries.get(workload.entry_name, Entry(workload.entry, workload.service))
+
+    def _admit_if_fit(self, workload: Workload, program: Program) -> None:
+        if workload.id in self._admitted:
+            return
+        if not misfits(self._present(workload).entry.spec.selectors, program, self._executables):
+            self._admitted.add(workload.id)
+            self._changed()
+
+    # -- registering
+
+    def _add(
+        self,
+        program: Program,
+        connection: Connection,
+        entry: Entry,
+        port: int,
+        instance: str,
+        *,
+        is_implicit: bool = False,
+    ) -> Workload:
+        known = self._by_process.get((program.pid, program.start_time))
+        if known is not None:
+            workload = self._workloads[known]
+            if workload.entry_name == entry.name and workload.port == port:
+                return workload
+            raise RegistrationRefused(Refusal.TAKEN, f"this process is registered already, as {workload.id}")
+        self._check_room(entry, port, program)
+        number = self._free_number(entry)
+        identifier = self._identifier(entry, instance, number)
+        stored = Stored(
+            identifier,
+            entry.name,
+            program.pid,
+            program.start_time,
+            program.uid,
+            program.gid,
+            port,
+            number,
+            is_implicit,
+            False,
+        )
+        assert connection.pidfd is not None  # noqa: S101 - `_is_there` has looked
+        workload = self._make(stored, entry, os.dup(connection.pidfd))
+        self._insert(workload)
+        _log.info("workload registered", workload=identifier, pid=program.pid, uid=program.uid, entry=entry.name)
+        self._admit_if_fit(workload, program)
+        self._changed()
+        return workload
+
+    def _check_room(self, entry: Entry, port: int, program: Program) -> None:
+        of_entry = sum(1 for item in self._workloads.values() if item.entry_name == entry.name)
+        if of_entry >= _MAX_PER_ENTRY or len(self._workloads) >= _MAX_WORKLOADS:
+            raise RegistrationRefused(
+                Refusal.FULL,
+                f"{of_entry} instances of {entry.name} and {len(self._workloads)} workloads run here; at most "
+                f"{_MAX_PER_ENTRY} and {_MAX_WORKLOADS} may",
+            )
+        for other in self._workloads.values():
+            if port and other.port == port:
+                raise RegistrationRefused(
+                    Refusal.TAKEN, f"port {port} is {other.id}'s: say another with --port, or stop that one"
+                )
+            shares = other.uid == program.uid and other.entry_name != entry.name
+            if shares and not (entry.entry.spec.insecure_same_user and other.entry.spec.insecure_same_user):
+                raise RegistrationRefused(
+                    Refusal.USER_SHARED,
+                    f"{other.id} runs as uid {program.uid} too, and each could read the other's memory: run one as "
+                    "another user, or set insecureSameUser on both entries",
+                )
+
+    def _free_number(self, entry: Entry) -> int:
+        taken = {item.number for item in self._workloads.values() if item.entry_name == entry.name}
+        return next(number for number in range(1, _MAX_PER_ENTRY + 2) if number not in taken)
+
+    def _identifier(self, entry: Entry, instance: str, number: int) -> str:
+        if not instance:
+            return f"{entry.name}#{number}"
+        identifier = f"{entry.entry.metadata.tenant}/{instance}"
+        if identifier in self._workloads:
+            raise RegistrationRefused(Refusal.TAKEN, f"{identifier} runs already: say another with --instance")
+        return identifier
+
+    def _make(self, item: Stored, entry: Entry, pidfd: int) -> Workload:
+        metadata = entry.entry.metadata
+        return Workload(
+            id=item.id,
+            entry=entry.entry,
+            service=entry.service,
+            spiffe_id=SpiffeId.workload(self._trust_domain, metadata.tenant, entry.entry.spec.service),
+            pid=item.pid,
+            start_time=item.start_time,
+            pidfd=pidfd,
+            uid=item.uid,
+            gid=item.gid,
+            port=item.port,
+            # Names on disk are short: a Unix socket's path has 107 bytes, and two of them lie below.
+            directory=self._directory / hashlib.sha256(item.id.encode()).hexdigest()[:12],
+            number=item.number,
+            is_implicit=item.is_implicit,
+        )
+
+    def _insert(self, workload: Workload) -> None:
+        self._workloads[workload.id] = workload
+        self._by_process[workload.pid, workload.start_time] = workload.id
+        asyncio.get_running_loop().add_reader(workload.pidfd, self.end, workload.id, "its process ended")
+
+    def _remove(self, workload: Workload, reason: str) -> None:
+        del self._workloads[workload.id]
+        del self._by_process[workload.pid, workload.start_time]
+        self._admitted.discard(workload.id)
+        self._adopted = {pid: owner for pid, owner in self._adopted.items() if owner != workload.id}
+        asyncio.get_running_loop().remove_reader(workload.pidfd)
+        with contextlib.suppress(OSError):
+            os.close(workload.pidfd)
+        _log.info("workload ended", workload=workload.id, pid=workload.pid, reason=reason)
+
+    def _changed(self) -> None:
+        for callback in self._listeners:
+            callback()
+
+
+def program_of(connection: Connection) -> Program | None:
+    """The process behind a connection; None for one of TLS, or of a process that is not that one any more."""
+    pid, start_time, uid, gid = connection.pid, connection.start_time, connection.uid, connection.gid
+    if pid is None or start_time is None or uid is None or gid is None or not is_alive(pid, start_time):
+        return None
+    return Program(pid, start_time, uid, gid)
+
+
+def _program(workload: Workload) -> Program:
+    return Program(workload.pid, workload.start_time, workload.uid, workload.gid)
