@@ -18,8 +18,11 @@ class End(asyncio.Protocol):
         self._on_lost = on_lost
         self._flush_s = flush_s
         self._other: asyncio.Transport | None = None
+        self._peer: End | None = None
         self._early: list[bytes] = []
         self._over = False
+        self._is_lost = False
+        self._deadline: asyncio.TimerHandle | None = None
 
     @property
     def over(self) -> bool:
@@ -54,6 +57,7 @@ class End(asyncio.Protocol):
             other.abort()
             return
         self._other, other._other = other.transport, self.transport
+        self._peer, other._peer = other, self
         for end in (self, other):
             for data in end._early:
                 end._other.write(data)  # type: ignore[union-attr]  # set just now
@@ -78,16 +82,19 @@ class End(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """This end is gone, so the other one goes, with what it still has to write."""
         self._over = True
+        self._is_lost = True
         self._early.clear()
-        if self._other is not None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._other is not None and self._peer is not None and not self._peer.over:
             self._other.close()
             # A peer that reads nothing would keep the closing transport for ever.
-            asyncio.get_running_loop().call_later(self._flush_s, self._other.abort)
-            self._other = None
+            self._peer._deadline = asyncio.get_running_loop().call_later(self._flush_s, self._peer.abort)
+        self._other = self._peer = None
         self._on_lost()
 
     def abort(self) -> None:
         """Ends it at once; what is unwritten is lost."""
         self._over = True
-        if self.transport is not None:
+        if self.transport is not None and not self._is_lost:  # Python 3.11's TLS transport takes none once it is lost
             self.transport.abort()
