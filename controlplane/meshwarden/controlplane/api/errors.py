@@ -19,6 +19,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_status import rpc_status
 
 from meshwarden.certs.authority.port import AuthorityError
@@ -88,6 +89,8 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     port.Unavailable: grpc.StatusCode.UNAVAILABLE,
     port.WatchLost: grpc.StatusCode.UNAVAILABLE,
     port.Ambiguous: grpc.StatusCode.UNKNOWN,
+    # A write to a caller that has gone meanwhile: no defect of ours. grpc has no public name for it.
+    cygrpc.ExecuteBatchError: grpc.StatusCode.UNAVAILABLE,
 }
 """{exception: status}; a subclass is as its nearest parent here."""
 
