@@ -65,6 +65,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         self.state: dict[str, node_pb.SyncResponse] = {}
         self.sign_refusal = ""
         self.signed = 0
+        self.signed_below: list[str] = []
         self.renewed = 0
         self.opened = 0
         self.exports: list[report_pb.ExportRequest] = []
@@ -132,6 +133,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
 
     async def SignWorkload(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._caller(context)
+        self.signed_below += [value for key, value in context.invocation_metadata() if key == "traceparent"]
         results = []
         for item in request.requests:
             entry = self._entry(item.tenant, item.entry)

@@ -45,8 +45,21 @@ for line in sys.stdin:
 """
 
 
+def all_spans(control_plane: Any) -> list[tuple[str, ResourceSpans]]:
+    """What came up, with the name of whose it is."""
+    found = [ResourceSpans.FromString(body) for export in control_plane.exports for body in export.resource_spans]
+    named = [{pair.key: pair.value.string_value for pair in spans.resource.attributes} for spans in found]
+    return [(name["service.name"], spans) for name, spans in zip(named, found, strict=True)]
+
+
 def spans(control_plane: Any) -> list[ResourceSpans]:
-    return [ResourceSpans.FromString(body) for export in control_plane.exports for body in export.resource_spans]
+    return [spans for name, spans in all_spans(control_plane) if name != "meshwarden-agent"]
+
+
+def own_spans(control_plane: Any) -> dict[str, Span]:
+    """The agent's own, by their names."""
+    own = [spans for name, spans in all_spans(control_plane) if name == "meshwarden-agent"]
+    return {span.name: span for spans in own for scope in spans.scope_spans for span in scope.spans}
 
 
 def calls(control_plane: Any) -> list[CallStat]:
@@ -74,6 +87,20 @@ async def test_the_real_exporter_needs_nothing_but_its_environment(agent: Any, c
     assert (said["service.name"], said["color"]) == ("web.acme", "red")
     keys = [pair.key for pair in received.resource.attributes]
     assert (keys.count("mesh.tenant"), keys.count("service.name")) == (1, 1)
+
+
+async def test_the_agent_traces_its_own_calls(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    program = agent.exec("web", "cat")
+    await until(lambda: len(own_spans(control_plane)) >= 2, "its spans have come")
+    signing = own_spans(control_plane)["/meshwarden.v1.NodeService/SignWorkload"]
+    registering = own_spans(control_plane)["/meshwarden.v1.WorkloadService/Register"]
+    assert (signing.kind, registering.kind) == (Span.SPAN_KIND_CLIENT, Span.SPAN_KIND_SERVER)
+    # The control plane goes on with the trace; what is said once a second is not traced.
+    assert [parent.split("-")[2] for parent in control_plane.signed_below] == [signing.span_id.hex()]
+    assert len(own_spans(control_plane)) == 2
+    assert await asyncio.to_thread(agent.stop) == 0
+    assert program.poll() is None
 
 
 async def test_a_stranger_is_refused(agent: Any, control_plane: Any, until: Any) -> None:

@@ -6,7 +6,7 @@ The next channel is made beside the present one; calls that run on the old one e
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,10 +27,12 @@ class ControlPlane:
     Attributes:
         address: `host:port`.
         trust_domain: whose control plane it must prove to be.
+        interceptors: go around the calls to it.
     """
 
     address: str
     trust_domain: str
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
 
     @property
     def server_name(self) -> str:
@@ -44,6 +46,7 @@ def open_channel(control_plane: ControlPlane, bundle: Bundle, svid: X509Svid | N
     return grpc.aio.secure_channel(
         control_plane.address,
         grpc.ssl_channel_credentials(bundle.pem(), key, chain),
+        interceptors=list(control_plane.interceptors),
         options=[
             ("grpc.ssl_target_name_override", control_plane.server_name),
             # A shared subchannel would go on with the old certificate.

@@ -44,12 +44,14 @@ from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.sdk.front import Front
+from meshwarden.sdk.own_span import client_interceptor, own_provider, server_interceptor
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import workload_service_pb2 as workload_pb
 from meshwarden.v1 import workload_service_pb2_grpc as workload_grpc
 from meshwarden.xds.server import add_ads
 
 _log = structlog.get_logger()
+OWN_NAME: Final = "meshwarden-agent"
 VERSION: Final = version("meshwarden")
 _MAX_MESSAGE_BYTES: Final = 4 << 20
 _MAX_STREAMS: Final = 256  # of one connection; gRPC has one for each target of a process
@@ -60,6 +62,9 @@ _GRACE_S: Final = 0.5
 _REVIEW_S: Final = 0.1
 _LAST_REPORT_S: Final = 2.0
 _SAVE_S: Final = 5.0
+# Calls of which there are few, and which somebody waits for.
+_TRACED_ABOVE: Final = frozenset({"/meshwarden.v1.NodeService/SignWorkload", "/meshwarden.v1.NodeService/Renew"})
+_TRACED_BELOW: Final = frozenset({"/meshwarden.v1.WorkloadService/Register"})
 
 Clock = Callable[[], datetime]
 
@@ -76,8 +81,11 @@ class Agent:
         self.registry = Registry(config.trust_domain, place.workloads, self.executables)
         self.scopes = ScopeStore(cache)
         downstream = Downstream(self._take_entries, self._take_bundle, self.scopes.apply, self._renew)
+        self._provider = own_provider(OWN_NAME, lambda body, count: self.outbox.put_spans(body, count, ""))
         self.upstream = Upstream(
-            ControlPlane(config.control_plane, config.trust_domain),
+            ControlPlane(
+                config.control_plane, config.trust_domain, (client_interceptor(self._provider, _TRACED_ABOVE),)
+            ),
             identity,
             downstream,
             clock,
@@ -157,12 +165,13 @@ class Agent:
     async def _serving(self) -> AsyncIterator[None]:
         front = Front(self._place.inner / "s")
         server = grpc.aio.server(
+            interceptors=[server_interceptor(self._provider, _TRACED_BELOW)],
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         self._add_services(server, front)
         server.add_insecure_port(front.inner_target)

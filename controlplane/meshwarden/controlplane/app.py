@@ -15,6 +15,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 import anyio
+import grpc
 import structlog
 
 from meshwarden.certs.authority.disk import DiskAuthority
@@ -28,7 +29,7 @@ from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
-from meshwarden.controlplane.api.server import Api, Servicers
+from meshwarden.controlplane.api.server import Api, Servicers, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.audit.port import AuditLog
@@ -36,7 +37,7 @@ from meshwarden.controlplane.config import Config, DiskAuthorityConfig, VaultAut
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics, MetricsServer
-from meshwarden.controlplane.gather.trace import TraceExporter
+from meshwarden.controlplane.gather.trace import OWN_NAME, TraceExporter
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
@@ -48,6 +49,7 @@ from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.front import Front
+from meshwarden.sdk.own_span import own_provider, server_interceptor
 from meshwarden.sdk.peer import PeerInterceptor
 
 STOP_GRACE_S = 2.0
@@ -145,11 +147,14 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
     async with Front(inner / "api.sock", on_refused=no_handshake) as front, AsyncExitStack() as closing:
         closing.callback(ledger.close)
         peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, no_call)
+        metrics.gauge("meshwarden_nodes", "Nodes with a session.", (), lambda: [((), sessions.count)])
+        metrics.gauge("meshwarden_revision", "The store revision in force.", (), lambda: [((), publisher.revision)])
         host, port = _address(config.metrics_listen)
         with _listening("metrics_listen", config.metrics_listen):
             scraped = MetricsServer(metrics.registry, host, port)
         closing.callback(scraped.close)
-        api = Api(str(inner / "api.sock"), servicers, [peers, ValidationInterceptor(audit)])
+        interceptors = [peers, *_tracing(gather, exporter), ValidationInterceptor(audit)]
+        api = Api(str(inner / "api.sock"), servicers, interceptors)
         await api.start()
         # It is stopped by then, unless something went wrong.
         closing.push_async_callback(api.stop, 0.0)
@@ -231,6 +236,13 @@ async def _exporter(config: Config, secrets: Secrets, metrics: Metrics, rng: ran
     if config.otlp_authorization is not None:
         authorization = (await secrets.resolve(config.otlp_authorization)).get_secret_value()
     return TraceExporter(config.otlp_endpoint, metrics.drop, rng, authorization=authorization)
+
+
+def _tracing(gather: Gather, exporter: TraceExporter | None) -> list[grpc.aio.ServerInterceptor]:
+    """What makes spans of our own calls; nothing where no backend takes them."""
+    if exporter is None:
+        return []
+    return [server_interceptor(own_provider(OWN_NAME, gather.take_own), traced())]
 
 
 def _operator(config: Config, authority: Authority, audit: AuditLog, rng: random.Random) -> OperatorCredential | None:

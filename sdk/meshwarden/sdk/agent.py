@@ -5,6 +5,8 @@
 
 Two daemon threads keep it: one watches the configuration and comes back after each loss of the agent, one hands over
 the counts every second. While the agent is away the last configuration stands.
+
+A child made by fork has none of these threads; it gets a link of its own, and leaves its parent's alone.
 """
 
 import atexit
@@ -91,6 +93,7 @@ class AgentLink:
         self._fault = ""
         self._listeners: list[Callable[[Config], None]] = []
         self._closing = threading.Event()
+        self._pid = os.getpid()
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS)
         self._stub = workload_service_pb2_grpc.WorkloadServiceStub(self._channel)
         self._stream: grpc.Call | None = None
@@ -109,7 +112,7 @@ class AgentLink:
             NotStarted: the environment names no agent.
         """
         with cls._lock:
-            if cls._of_process is None:
+            if cls._of_process is None or not cls._of_process._is_ours():
                 socket = os.environ.get(SOCKET_VARIABLE)
                 if not socket:
                     raise NotStarted(
@@ -183,7 +186,7 @@ class AgentLink:
 
     def close(self) -> None:
         """Hands over what is left, for two seconds at most, and ends the threads."""
-        if self._closing.is_set():
+        if not self._is_ours() or self._closing.is_set():
             return
         self._closing.set()
         with self._changed:
@@ -195,6 +198,10 @@ class AgentLink:
         self._channel.close()
         for thread in self._threads:
             thread.join(_REPORT_TIMEOUT_S)
+
+    def _is_ours(self) -> bool:
+        """Whether this process made it: a child must not use its channel, nor report what its parent reports."""
+        return self._pid == os.getpid()
 
     def _watch(self) -> None:
         least_s, most_s = _BACKOFF_S

@@ -1,8 +1,8 @@
 """The gRPC server: one private socket for every service, and in front of it the mTLS listener.
 
-Every RPC passes, in this order: the peer check and coarse admission (sdk.peer), the schema's rules
-(api.validation), then the servicer, which authorises the tenant. Bounds: a message of 4 MiB, a hundred
-streams a connection, and what the front bounds.
+Every RPC passes, in this order: the peer check and coarse admission (sdk.peer), a span where traces have somewhere to
+go (sdk.own_span), the schema's rules (api.validation), then the servicer, which authorises the tenant. Bounds: a
+message of 4 MiB, a hundred streams a connection, and what the front bounds.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,21 @@ def names() -> tuple[str, ...]:
     """The full names of our services."""
     files = (admin_service_pb2, node_service_pb2, report_pb2, resource_service_pb2)
     return tuple(service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values())
+
+
+def traced() -> frozenset[str]:
+    """The methods whose calls are worth a span, "/package.Service/Method": all unary ones but Export.
+
+    Each agent exports once a second, and spans among the rest.
+    """
+    files = (admin_service_pb2, node_service_pb2, resource_service_pb2)
+    return frozenset(
+        f"/{service.full_name}/{method.name}"
+        for file in files
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if not method.client_streaming and not method.server_streaming
+    )
 
 
 class Api:

@@ -14,7 +14,7 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.run import Runs
-from meshwarden.controlplane.gather.trace import TraceExporter, check_spans, span_count
+from meshwarden.controlplane.gather.trace import TraceExporter, check_spans, own_spans, span_count
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
 PRUNE_INTERVAL_S = 10.0
@@ -71,6 +71,11 @@ class Gather:
             tenant = drop.tenant if drop.tenant.isprintable() else ""
             self._metrics.drop(signal, f"agent_{reason}", tenant, min(drop.count, 2**53))
         return True
+
+    def take_own(self, body: bytes, count: int) -> None:
+        """Takes spans of the control plane itself."""
+        if self._exporter is not None:
+            self._exporter.offer(own_spans(body, self._region), "")
 
     def rates(self) -> dict[str, tuple[float, float, float]]:
         """Calls per second over the last few seconds, {calling tenant: (allowed, limited, denied)}."""

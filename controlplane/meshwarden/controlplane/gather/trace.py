@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -25,6 +25,8 @@ MAX_BACKOFF_S = 30.0
 MAX_TRIES = 8
 # The agent's own spans carry this service name and no tenant.
 AGENT = "meshwarden-agent"
+# The control plane's own spans.
+OWN_NAME = "meshwarden-controlplane"
 
 # What a sender tries again. Source: OTLP specification 1.5, "Failures" of OTLP/gRPC.
 RETRYABLE = frozenset(
@@ -63,12 +65,19 @@ def check_spans(body: bytes, node: str, region: str, owns: Owns) -> tuple[Resour
         tenant = ""
     elif not service or not owns(node, tenant, service):
         raise Refused("not_owned", span_count(spans))
-    ours = {
-        "mesh.node": node,
-        "mesh.region": region,
-        "mesh.tenant": tenant,
-        "mesh.service": service if tenant else "",
-    }
+    place = {"mesh.node": node, "mesh.region": region}
+    _stamp(spans, {**place, "mesh.tenant": tenant, "mesh.service": service if tenant else ""})
+    return spans, tenant
+
+
+def own_spans(body: bytes, region: str) -> ResourceSpans:
+    """Reads spans of the control plane itself."""
+    spans = ResourceSpans.FromString(body)
+    _stamp(spans, {"mesh.region": region})
+    return spans
+
+
+def _stamp(spans: ResourceSpans, ours: Mapping[str, str]) -> None:
     kept = [pair for pair in spans.resource.attributes if pair.key not in ours]
     del spans.resource.attributes[:]
     spans.resource.attributes.extend(kept)
@@ -77,7 +86,6 @@ def check_spans(body: bytes, node: str, region: str, owns: Owns) -> tuple[Resour
             pair = KeyValue(key=key)
             pair.value.string_value = text
             spans.resource.attributes.append(pair)
-    return spans, tenant
 
 
 def span_count(spans: ResourceSpans) -> int:

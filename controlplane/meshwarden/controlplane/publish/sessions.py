@@ -143,6 +143,11 @@ class Sessions:
         if not session.goodbye:
             self._await_return(session.node, self._grace_s)
 
+    @property
+    def count(self) -> int:
+        """How many nodes have a session; safe on any thread."""
+        return len(self._open)
+
     def states(self) -> list[admin_service_pb2.NodeState]:
         """How each node does that was seen since the start, in the order of their names."""
         for session in self._open.values():

@@ -1,0 +1,69 @@
+"""Spans of the mesh's own parts, the control plane and the agents: of their unary calls to each other.
+
+    provider = own_provider("meshwarden-agent", send)
+    grpc.aio.server(interceptors=[server_interceptor(provider, methods)])
+
+opentelemetry-instrumentation-grpc makes them. It is right for unary calls of grpc.aio; handlers that write to their
+context it breaks, spans of streams it may never end, and one span as long as a session says nothing.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeAlias
+
+import grpc
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+
+Provider: TypeAlias = TracerProvider
+Send = Callable[[bytes, int], None]
+"""Takes a serialised ResourceSpans and how many spans are in it."""
+
+
+class _Sender(SpanExporter):
+    """An exporter that hands over what it gets."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    def export(self, spans: Sequence[Any]) -> SpanExportResult:
+        """Hands over spans."""
+        for resource_spans in encode_spans(spans).resource_spans:
+            count = sum(len(scope.spans) for scope in resource_spans.scope_spans)
+            self._send(resource_spans.SerializeToString(), count)
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Nothing is kept."""
+
+    def force_flush(self, timeout_millis: int = 0) -> bool:
+        """Nothing is kept."""
+        return True
+
+
+def own_provider(service: str, send: Send) -> Provider:
+    """Makes a tracer provider whose spans go to `send` when they end, on the thread where they do."""
+    provider = TracerProvider(resource=Resource({"service.name": service}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(_Sender(send)))
+    return provider
+
+
+def server_interceptor(provider: Provider, methods: Collection[str]) -> grpc.aio.ServerInterceptor:
+    """Makes spans of the calls of these methods, "/package.Service/Method", which must be unary."""
+    make: Any = aio_server_interceptor
+    made: grpc.aio.ServerInterceptor = make(provider, lambda details: details.method in methods)
+    return made
+
+
+def client_interceptor(provider: Provider, methods: Collection[str]) -> grpc.aio.ClientInterceptor:
+    """Makes spans of the calls made of these methods, "/package.Service/Method", which must be unary."""
+
+    def is_one(details: Any) -> bool:
+        method = details.method
+        return (method.decode() if isinstance(method, bytes) else method) in methods
+
+    make: Any = aio_client_interceptors
+    made: grpc.aio.ClientInterceptor = make(provider, is_one)[0]  # the one for unary calls
+    return made

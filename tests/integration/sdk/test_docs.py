@@ -1,0 +1,18 @@
+"""What docs/sdk.md prints runs as printed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[3] / "docs" / "sdk.md"
+CALL, SERVE, CONFIGURE = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_the_examples_of_the_page(mesh: Any, port: int) -> None:
+    serving = mesh.workload("platform", "orders", port)
+    program = serving.start("-c", CONFIGURE + SERVE)
+    mesh.until_open(serving, program)
+    calling = mesh.workload("acme", "web").start("-c", CONFIGURE + CALL)
+    assert calling.popen.stdout.readline() == "acme\n", "".join(calling.log)
+    assert calling.popen.wait(20) == 0
+    assert program.end() == 0
