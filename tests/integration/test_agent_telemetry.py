@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sys
 from typing import Any
 
@@ -191,6 +192,45 @@ async def test_what_was_reported_last_goes_up_before_the_agent_ends(agent: Any, 
     assert await asyncio.to_thread(agent.stop) == 0
     assert len(spans(control_plane)) == 1
     assert sum(call.count for call in calls(control_plane)) == 3
+
+
+async def test_kill_9_of_the_agent_loses_nothing_that_was_answered(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    await until(lambda: control_plane.last("workloads") is not None, "the session stands")
+    program = agent.exec("web", sys.executable, "-c", SENDER)
+
+    def send(what: str, body: bytes) -> str:
+        program.stdin.write(f"{what} {body.hex()}\n")
+        program.stdin.flush()
+        return str(program.stdout.readline().split()[0])
+
+    record = {"mesh.reporter": "source", "mesh.upstream_cluster": "orders.platform|v1"}
+    answered: list[bytes] = []
+    counted = 0
+    for life in range(3):
+        if life == 1:
+            await control_plane.stop()
+        for number in range(20):
+            trace_id = bytes([life + 1, number, *([7] * 14)])
+            request = ExportTraceServiceRequest(resource_spans=[_span(trace_id)])
+            if await asyncio.to_thread(send, "trace", request.SerializeToString()) == "OK":
+                answered.append(trace_id)
+            if await asyncio.to_thread(send, "logs", _logs(3, record).SerializeToString()) == "OK":
+                counted += 3
+        await asyncio.to_thread(agent.stop, signal.SIGKILL)
+        await agent.ready()
+    assert len(answered) > 40
+    await control_plane.start_again()
+
+    def ids() -> list[bytes]:
+        once = {(export.run_id, export.sequence): export for export in control_plane.exports}
+        bodies = [ResourceSpans.FromString(body) for export in once.values() for body in export.resource_spans]
+        return sorted(body.scope_spans[0].spans[0].trace_id for body in bodies)
+
+    await until(lambda: ids() == answered, "each span has come, and once")
+    assert sum(call.count for call in calls(control_plane)) >= counted
+    once = {(export.run_id, export.sequence): export for export in control_plane.exports}
+    assert sum(call.count for export in once.values() for call in export.calls) == counted
 
 
 def _span(trace_id: bytes) -> ResourceSpans:

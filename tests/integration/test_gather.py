@@ -110,12 +110,12 @@ async def test_what_a_backend_refuses_or_the_queue_cannot_hold_is_counted(tmp_pa
     for sequence in range(1, 9):
         gather.ingest("a", request(sequence))
     dropped = sum(metrics.drops().values())
-    assert set(metrics.drops()) == {("span", "queue_full", "acme")}
+    assert set(metrics.drops()) == {("backend.otlp", "span", "queue_full", "acme")}
     async with anyio.create_task_group() as group:
         group.start_soon(gather.run)
         await anyio.lowlevel.checkpoint()
         group.cancel_scope.cancel()
-    assert metrics.drops()["span", "rejected", "acme"] == 8 - dropped
+    assert metrics.drops()["backend.otlp", "span", "rejected", "acme"] == 8 - dropped
     assert backend.taken == []
     ledger.close()
 

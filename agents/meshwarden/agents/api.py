@@ -20,6 +20,7 @@ from meshwarden.agents.dial import names
 from meshwarden.agents.entry import Refusal, RegistrationRefused
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.allowance import Allowance, Share
+from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk import histogram
 from meshwarden.sdk.connection import Connection
@@ -57,8 +58,7 @@ class Parts:
     credentials: Credentials
     attendants: Attendants
     scopes: ScopeStore
-    count: Callable[[report_pb.CallStat], None]
-    drop: Callable[[str, str, int], None]
+    intake: Intake
     status: Callable[[], pb.AgentStatusResponse]
     region: str
 
@@ -120,7 +120,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         workload = await self._registered(context)
         if not self._allowance.has(workload.id):
             calls = sum(min(stat.count, _MAX_COUNT) for stat in request.calls)
-            self._parts.drop("rate_limited", workload.spiffe_id.tenant or "", calls)
+            self._parts.intake.drop_calls("rate_limited", workload.spiffe_id.tenant or "", calls)
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "this workload's reports take more time than its share: report less"
             )
@@ -129,8 +129,10 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
                 stats = stamped(request, workload)
             except InvalidReport as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            for stat in stats:
-                self._parts.count(stat)
+            try:
+                self._parts.intake.take_calls(stats, workload.spiffe_id.tenant or "")
+            except IntakeRefused as refusal:
+                await context.abort(refusal.code, str(refusal))
         return pb.ReportCallsResponse()
 
     async def AgentStatus(self, request: pb.AgentStatusRequest, context: _Context) -> pb.AgentStatusResponse:

@@ -61,6 +61,8 @@ class AgentConfig(BaseSettings):
         advertise_address: the IP address where the mesh reaches this node's workloads.
         zone: where the node is, within its region.
         envoy_concurrency: worker threads of each Envoy.
+        spool_bytes: what reports that wait for the control plane may take on disk.
+        spool_tenant_bytes: what those of one tenant may take of it.
     """
 
     model_config = SettingsConfigDict(env_prefix="MESHWARDEN_AGENT_", extra="forbid", frozen=True)
@@ -76,6 +78,8 @@ class AgentConfig(BaseSettings):
     advertise_address: Annotated[str, AfterValidator(_ip)] = "127.0.0.1"
     zone: str = Field(default="", max_length=63)
     envoy_concurrency: int = Field(default=1, ge=1, le=256)
+    spool_bytes: int = Field(default=256 << 20, ge=8 << 20)
+    spool_tenant_bytes: int = Field(default=64 << 20, ge=8 << 20)
 
     @model_validator(mode="before")
     @classmethod

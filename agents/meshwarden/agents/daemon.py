@@ -10,7 +10,6 @@ import os
 import random
 import resource
 import signal
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -35,9 +34,11 @@ from meshwarden.agents.planes import Planes
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
+from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.name import Names
 from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.receive import Receiver
+from meshwarden.agents.telemetry.spool import Spool, SpoolLimits
 from meshwarden.agents.upstream import Downstream, Upstream
 from meshwarden.agents.workload import sharers
 from meshwarden.agents.workload_api.service import WorkloadApi
@@ -109,8 +110,11 @@ class Agent:
             address=config.advertise_address,
             concurrency=config.envoy_concurrency,
         )
-        self.aggregator = Aggregator(clock, Names(self.registry, self.scopes).find)
-        self.outbox = Outbox(self.aggregator, self.upstream.export, uuid.UUID(int=rng.getrandbits(128)).hex)
+        bounds = SpoolLimits(config.spool_bytes, config.spool_tenant_bytes)
+        self.spool = Spool(place.spool, lambda: rng.randbytes(16), bounds)
+        self.outbox = Outbox(self.spool, self.upstream.export)
+        names = Names(self.registry, self.scopes)
+        self.intake = Intake(self._node_place, Aggregator(clock, names.find), self.spool, lambda: self.scopes.revision)
         self._ack = node_pb.ConfigAck()
 
     async def run(self) -> None:
@@ -141,6 +145,7 @@ class Agent:
         finally:
             self._memory.keep_workloads(self.registry)
             self.registry.close()
+            self.spool.close()
             with contextlib.suppress(OSError):
                 self.scopes.flush()
 
@@ -194,8 +199,7 @@ class Agent:
             self.credentials,
             self.attendants,
             self.scopes,
-            self.aggregator.add,
-            self.aggregator.drop,
+            self.intake,
             self.status,
             self._node_place.region,
         )
@@ -211,9 +215,7 @@ class Agent:
             self.planes.refs,
         )
         add_ads(server, planes)
-        Receiver(attestor.find, self._node_place, self.aggregator, self.outbox, lambda: self.scopes.revision).add_to(
-            server
-        )
+        Receiver(attestor.find, self.intake).add_to(server)
 
     # -- what comes down
 

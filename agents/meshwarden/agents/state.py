@@ -5,6 +5,7 @@
   identity/             0700  the node's certificate and key
   cache/                0700  what `Cache` keeps
   inner/                0700  the gRPC server's private socket
+  spool/                0700  what was reported and has not gone up yet
 <run_dir>/workloads/    0711  a directory each; itself locked, too
 """
 
@@ -40,6 +41,7 @@ class Place:
     identity: Path
     cache: Path
     inner: Path
+    spool: Path
     workloads: Path
 
 
@@ -52,7 +54,7 @@ def hold(config: AgentConfig) -> Iterator[Place]:
         OSError: a directory cannot be made.
     """
     state = config.state_dir.absolute()
-    place = Place(state / "identity", state / "cache", state / "inner", config.run_dir / "workloads")
+    place = Place(state / "identity", state / "cache", state / "inner", state / "spool", config.run_dir / "workloads")
     with contextlib.ExitStack() as held:
         _directory(state, 0o711)
         lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -13,7 +13,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import grpc
@@ -25,7 +25,6 @@ from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 from meshwarden.v1 import report_pb2 as report_pb
-from meshwarden.v1 import report_pb2_grpc as report_grpc
 
 _log = structlog.get_logger()
 _FIRST_BACKOFF_S: Final = 0.2
@@ -34,6 +33,7 @@ _TIMEOUT_S: Final = 15.0
 _WELCOME_S: Final = 10.0
 _HEARTBEAT_S: Final = 10.0
 _RENEW_RETRY_S: Final = 30.0
+_EXPORT: Final = "/meshwarden.v1.ReportService/Export"
 _LOOK_S: Final = 30.0  # a suspended machine's clock jumps: look at it this often
 
 
@@ -119,8 +119,12 @@ class Upstream:
             answer = await stub.SignWorkload(request, timeout=_TIMEOUT_S)
         return answer.results
 
-    async def export(self, request: report_pb.ExportRequest, timeout_s: float) -> None:
-        """Sends a batch of counts and spans up, within `timeout_s`.
+    async def export(self, batch: bytes, timeout_s: float) -> None:
+        """Sends a batch up, compressed, within `timeout_s`.
+
+        Args:
+            batch: a serialised `ExportRequest`.
+            timeout_s: how long it may take.
 
         Raises:
             Away: there is no session.
@@ -129,7 +133,8 @@ class Upstream:
         if not self.connected:
             raise Away(self.last_error)
         async with self._channel() as channel:
-            await report_grpc.ReportServiceStub(channel).Export(request, timeout=timeout_s)
+            export: Any = channel.unary_unary(_EXPORT, None, report_pb.ExportResponse.FromString)
+            await export(batch, timeout=timeout_s, compression=grpc.Compression.Gzip)
 
     def renew_now(self) -> None:
         """Renews the node's own certificate at once."""

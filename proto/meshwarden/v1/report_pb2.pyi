@@ -77,10 +77,12 @@ class Drop(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     signal: _builtins.str
     reason: _builtins.str
     tenant: _builtins.str
     count: _builtins.int
+    stage: _builtins.str
     def __init__(
         self,
         *,
@@ -88,10 +90,11 @@ class Drop(_message.Message):
         reason: _builtins.str = ...,
         tenant: _builtins.str = ...,
         count: _builtins.int = ...,
+        stage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "reason", b"reason", "signal", b"signal", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "reason", b"reason", "signal", b"signal", "stage", b"stage", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -174,7 +174,7 @@ def test_what_cannot_be_believed_is_refused_and_the_rest_taken(
     gather: Gather, metrics: Metrics, stat: CallStat, reason: str
 ) -> None:
     gather.ingest("a", batch(1, stat, call()))
-    assert [key[:2] for key in metrics.drops()] == [("call", reason)]
+    assert [key[1:3] for key in metrics.drops()] == [("call", reason)]
     assert shown(metrics, "meshwarden_requests_total") == 3
 
 
@@ -183,7 +183,7 @@ def test_a_minute_far_from_now_is_refused(gather: Gather, metrics: Metrics, offs
     stat = call()
     stat.minute.seconds += int(offset.total_seconds())
     gather.ingest("a", batch(1, stat))
-    assert [key[:2] for key in metrics.drops()] == [("call", "out_of_time")]
+    assert [key[1:3] for key in metrics.drops()] == [("call", "out_of_time")]
 
 
 def test_an_edge_that_both_sides_report_counts_once_in_the_rates(gather: Gather) -> None:
@@ -211,9 +211,12 @@ async def test_series_and_rows_of_a_tenant_are_bounded_and_totals_stay_right(gat
 
 
 def test_what_the_agent_dropped_is_shown(gather: Gather, metrics: Metrics) -> None:
-    drops = [Drop(signal="span", reason="queue_full", tenant="acme", count=5), Drop(signal="\n", reason="a b", count=1)]
+    drops = [
+        Drop(stage="agent.spool", signal="span", reason="queue_full", tenant="acme", count=5),
+        Drop(signal="\n", reason="a b", count=1),
+    ]
     gather.ingest("a", batch(1, drops=drops))
-    assert metrics.drops() == {("span", "agent_queue_full", "acme"): 5, ("other", "agent_other", ""): 1}
+    assert metrics.drops() == {("agent.spool", "span", "queue_full", "acme"): 5, ("agent", "other", "other", ""): 1}
 
 
 def spans(name: str | None) -> bytes:
@@ -239,7 +242,7 @@ def test_spans_are_believed_for_the_own_workloads_alone(
     gather: Gather, metrics: Metrics, body: bytes, reason: str
 ) -> None:
     gather.ingest("a", batch(1, resource_spans=[body]))
-    assert [key[:2] for key in metrics.drops()] == [("span", reason)]
+    assert [key[1:3] for key in metrics.drops()] == [("span", reason)]
 
 
 async def test_the_greatest_of_everything_fits_into_the_ledger(gather: Gather) -> None:

@@ -1,17 +1,16 @@
-"""Counts of calls, kept per minute, in bounded memory.
+"""Counts of calls, added up per minute, request by request.
 
 Whoever reports is known by its socket; which words it uses is its own choice. So words are bounded: a destination must
 be a service that the reporter sees, a status one that there is, and of methods and callers there are so many an hour
 for each service; what is beyond is counted under `_OTHER` or as unknown, never lost. Nobody's words take the room of
 another's: not those of one tenant's programs that of another's, and not methods that were refused or don't exist, which
-a caller can make up at will, that of methods that were served. A reporter's tenant has its share of the memory; what
-finds no room is dropped and counted.
+a caller can make up at will, that of methods that were served.
 """
 
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -28,8 +27,6 @@ UNKNOWN: Final = "unknown/unknown"
 _MAX_METHODS: Final = 200
 _MAX_UNSERVED: Final = 50
 _MAX_SOURCES: Final = 2000
-_MAX_KEYS: Final = 50_000
-_MAX_KEYS_PER_TENANT: Final = 10_000
 _MAX_COUNT: Final = 1_000_000_000
 _MAX_DURATION_S: Final = 86_400.0
 _MAX_REVISION: Final = 2**63 - 1
@@ -59,7 +56,6 @@ class CallKey:
 
 @dataclass
 class _Sum:
-    tenant: str
     count: int = 0
     duration_s: float = 0.0
     durations: Counter[int] = field(default_factory=Counter)
@@ -78,9 +74,8 @@ class Aggregator:
         self._clock = clock
         self._resolve = resolve or _in_full
         self._sums: dict[CallKey, _Sum] = {}
-        self._of_tenant: Counter[str] = Counter()
         self._words = _Words()
-        self._drops: Counter[tuple[str, str]] = Counter()
+        self._malformed = 0
 
     def add_call(
         self,
@@ -118,44 +113,19 @@ class Aggregator:
         tenant = _reporter_tenant(stat)
         durations = _durations(stat)
         if not _is_sound(stat, durations) or not tenant:
-            self.drop("malformed", tenant, min(max(stat.count, 1), _MAX_COUNT))
+            self._malformed += min(max(stat.count, 1), _MAX_COUNT)
             return
         key = self._key(stat, tenant)
-        total = self._sums.get(key)
-        if total is None:
-            if len(self._sums) >= _MAX_KEYS or self._of_tenant[tenant] >= _MAX_KEYS_PER_TENANT:
-                self.drop("queue_full", tenant, stat.count)
-                return
-            total = self._sums[key] = _Sum(tenant)
-            self._of_tenant[tenant] += 1
+        total = self._sums.setdefault(key, _Sum())
         total.count += stat.count
         total.duration_s += stat.duration_sum_s
         total.durations.update(durations)
 
-    def drop(self, reason: str, tenant: str, count: int) -> None:
-        """Counts calls that are not counted otherwise."""
-        self._drops[reason, tenant] += count
-
-    def take(self, most: int, most_bytes: int = 1 << 30) -> list[pb.CallStat]:
-        """Removes and returns up to `most` counts of together about `most_bytes`, the oldest first."""
-        found: list[pb.CallStat] = []
-        size = 0
-        while self._sums and len(found) < most and size < most_bytes:
-            key = next(iter(self._sums))
-            total = self._sums.pop(key)
-            self._of_tenant[total.tenant] -= 1
-            found.append(_stat(key, total))
-            size += found[-1].ByteSize()
-        self._of_tenant = +self._of_tenant
-        return found
-
-    def take_drops(self) -> Counter[tuple[str, str]]:
-        """Removes and returns what was dropped: `{(reason, tenant): calls}`."""
-        drops, self._drops = self._drops, Counter()
-        return drops
-
-    def __len__(self) -> int:
-        return len(self._sums)
+    def take(self) -> tuple[list[pb.CallStat], int]:
+        """Removes and returns all counts, and how many calls were in none because what was said of them cannot be."""
+        sums, self._sums = self._sums, {}
+        malformed, self._malformed = self._malformed, 0
+        return [_stat(key, total) for key, total in sums.items()], malformed
 
     def _key(self, stat: pb.CallStat, tenant: str) -> CallKey:
         now = int(self._clock().timestamp())
@@ -266,11 +236,3 @@ def _stat(key: CallKey, total: _Sum) -> pb.CallStat:
     )
     stat.minute.FromSeconds(key.minute)
     return stat
-
-
-def total_of(stats: Sequence[pb.CallStat]) -> Counter[str]:
-    """How many calls each tenant's workloads report: `{tenant: calls}`."""
-    found: Counter[str] = Counter()
-    for stat in stats:
-        found[_reporter_tenant(stat)] += stat.count
-    return found

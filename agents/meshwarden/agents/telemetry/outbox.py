@@ -1,24 +1,18 @@
-"""What waits to go up: spans in bounded queues, counts in the aggregator, and what was dropped."""
+"""Takes what waits in the spool up to the control plane, a batch at a time, each tenant in turn."""
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
 import structlog
 
-from meshwarden.agents.telemetry.aggregate import Aggregator, total_of
+from meshwarden.agents.telemetry.chain import Batch, BatchLimits, Chain
+from meshwarden.agents.telemetry.spool import Spool
 from meshwarden.v1 import report_pb2 as pb
 
 _log = structlog.get_logger()
-# A batch stays below the 4 MiB that gRPC takes: counts, then spans of which the last may be of 1 MiB.
-_MAX_CALLS: Final = 4096
-_MAX_CALL_BYTES: Final = 1024 * 1024
-_MAX_ITEMS: Final = 512
-_MAX_SPAN_BYTES: Final = 1536 * 1024
-_MAX_DROPS: Final = 256
 _PERIOD_S: Final = 1.0
 _TIMEOUT_S: Final = 15.0
 _MAX_REFUSALS: Final = 10
@@ -30,58 +24,21 @@ _PERMANENT: Final = frozenset(
 _AWAY: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 
-@dataclass(frozen=True)
-class _Item:
-    body: bytes
-    count: int
-
-
-@dataclass
-class _Batch:
-    request: pb.ExportRequest
-    spans: Counter[str] = field(default_factory=Counter)
-    refusals: int = 0
-
-
 class Outbox:
-    """Sends batches up, each at least once: it is repeated with its number until it is taken, or refused for good."""
+    """Sends batches up, each at least once: it is repeated as it was until it is taken, or refused for good."""
 
     def __init__(
-        self,
-        aggregator: Aggregator,
-        export: Callable[[pb.ExportRequest, float], Awaitable[object]],
-        run_id: str,
-        most_bytes: int = 32 * 1024 * 1024,
+        self, spool: Spool, export: Callable[[bytes, float], Awaitable[object]], limits: BatchLimits | None = None
     ) -> None:
-        """Starts empty.
+        """Sends nothing until `run` or `flush`.
 
         Args:
-            aggregator: holds the counts.
-            export: sends a batch within so many seconds; raises OSError or grpc.RpcError.
-            run_id: tells this run of the agent from its others.
-            most_bytes: what queued spans may take; beyond, the tenant that has most of it loses its oldest.
+            spool: holds what waits.
+            export: sends a serialised `ExportRequest` within so many seconds; raises OSError or grpc.RpcError.
+            limits: of a batch; the defaults if None. A batch stays below the 4 MiB that gRPC takes.
         """
-        self._aggregator = aggregator
-        self._export = export
-        self._run_id = run_id
-        self._most_bytes = most_bytes
-        self._spans: dict[str, deque[_Item]] = {}
-        self._sizes: Counter[str] = Counter()
-        self._drops: Counter[tuple[str, str, str]] = Counter()
-        self._sequence = 0
-        self._unanswered: _Batch | None = None
-
-    def put_spans(self, body: bytes, count: int, tenant: str) -> None:
-        """Queues a serialised ResourceSpans of `count` spans."""
-        self._spans.setdefault(tenant, deque()).append(_Item(body, count))
-        self._sizes[tenant] += len(body)
-        while self._sizes.total() > self._most_bytes:
-            greediest = max(self._sizes, key=lambda name: self._sizes[name])
-            self.drop("span", "queue_full", greediest, self._pop(greediest).count)
-
-    def drop(self, signal: str, reason: str, tenant: str, count: int) -> None:
-        """Counts what was dropped."""
-        self._drops[signal, reason, tenant] += count
+        self._spool, self._export, self._limits = spool, export, limits or BatchLimits()
+        self._refusals: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Sends once a second until it is cancelled."""
@@ -90,68 +47,50 @@ class Outbox:
             await self.flush()
 
     async def flush(self, timeout_s: float = _TIMEOUT_S) -> bool:
-        """Sends all there is, each batch within `timeout_s`; False if some of it has to wait, and then it is kept."""
-        while (batch := self._unanswered or self._next()) is not None:
-            self._unanswered = batch
-            try:
-                await self._export(batch.request, timeout_s)
-            except (OSError, grpc.RpcError) as error:
-                if not self._is_lost(batch, error):
+        """Sends all there is, each batch within `timeout_s`; False if some of it has to wait."""
+        waiting = set(self._spool.chains)
+        stuck: set[str] = set()
+        while waiting:
+            for tenant in sorted(waiting):
+                try:
+                    batch = self._spool.chains[tenant].batch(self._limits)
+                    if batch is None:
+                        waiting.discard(tenant)
+                    elif not await self._send(tenant, batch, timeout_s):
+                        waiting.discard(tenant)
+                        stuck.add(tenant)
+                except (OSError, grpc.RpcError) as error:
+                    _log.debug("report not taken", tenant=tenant, reason=str(error))
                     return False
-            # Whatever else it is, it came from this one batch: the next shall still go up.
-            except Exception as error:
-                _log.exception("report not sent", sequence=batch.request.sequence)
-                self._lose(batch, type(error).__name__)
-            self._unanswered = None
+        return not stuck
+
+    async def _send(self, tenant: str, batch: Batch, timeout_s: float) -> bool:
+        """Sends one batch; False if it has to wait though others need not."""
+        chain = self._spool.chains[tenant]
+        about = pb.ExportRequest(sequence=batch.last, run_id=batch.run_id).SerializeToString()
+        try:
+            await self._export(batch.ledger + batch.payload + about, timeout_s)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _AWAY:
+                raise
+            return self._refused(tenant, chain, batch, error)
+        except (OSError, grpc.RpcError):
+            raise
+        # Whatever else it is, it came from this one batch: the next shall still go up.
+        except Exception:
+            _log.exception("report dropped", tenant=tenant)
+            chain.refuse(batch, "refused")
+            return True
+        self._refusals[tenant] = 0
+        chain.commit(batch.last)
         return True
 
-    def _is_lost(self, batch: _Batch, error: Exception) -> bool:
-        code = error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.UNAVAILABLE
-        batch.refusals += code not in _AWAY
-        if code in _PERMANENT or batch.refusals >= _MAX_REFUSALS:
-            self._lose(batch, f"{code.name}: {error}")
-            return True
-        _log.debug("report not taken", sequence=batch.request.sequence, reason=str(error))
-        return False
-
-    def _lose(self, batch: _Batch, reason: str) -> None:
-        _log.error("report dropped", sequence=batch.request.sequence, reason=reason[:500])
-        for tenant, count in batch.spans.items():
-            self.drop("span", "refused", tenant, count)
-        for tenant, count in total_of(batch.request.calls).items():
-            self.drop("call", "refused", tenant, count)
-        for old in batch.request.drops:
-            self.drop(old.signal, old.reason, old.tenant, old.count)
-
-    def _pop(self, tenant: str) -> _Item:
-        item = self._spans[tenant].popleft()
-        self._sizes[tenant] -= len(item.body)
-        if not self._spans[tenant]:
-            del self._spans[tenant], self._sizes[tenant]
-        return item
-
-    def _next(self) -> _Batch | None:
-        request = pb.ExportRequest(run_id=self._run_id, calls=self._aggregator.take(_MAX_CALLS, _MAX_CALL_BYTES))
-        batch = _Batch(request)
-        self._fill_spans(batch)
-        for (reason, tenant), count in self._aggregator.take_drops().items():
-            self.drop("call", reason, tenant, count)
-        for key in list(self._drops)[:_MAX_DROPS]:
-            signal, reason, tenant = key
-            request.drops.add(signal=signal, reason=reason, tenant=tenant, count=self._drops.pop(key))
-        if not (request.calls or request.resource_spans or request.drops):
-            return None
-        self._sequence += 1
-        request.sequence = self._sequence
-        return batch
-
-    def _fill_spans(self, batch: _Batch) -> None:
-        size = 0
-        while self._spans:
-            for tenant in list(self._spans):  # one of each in turn
-                if len(batch.request.resource_spans) >= _MAX_ITEMS or size >= _MAX_SPAN_BYTES:
-                    return
-                item = self._pop(tenant)
-                batch.request.resource_spans.append(item.body)
-                batch.spans[tenant] += item.count
-                size += len(item.body)
+    def _refused(self, tenant: str, chain: Chain, batch: Batch, error: grpc.aio.AioRpcError) -> bool:
+        self._refusals[tenant] += 1
+        if error.code() not in _PERMANENT and self._refusals[tenant] < _MAX_REFUSALS:
+            _log.info("report not taken", tenant=tenant, code=error.code().name, reason=str(error.details())[:500])
+            return False
+        _log.error("report dropped", tenant=tenant, code=error.code().name, reason=str(error.details())[:500])
+        self._refusals[tenant] = 0
+        chain.refuse(batch, "refused")
+        return True

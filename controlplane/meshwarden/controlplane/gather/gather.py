@@ -17,6 +17,8 @@ from meshwarden.controlplane.gather.run import Runs
 from meshwarden.controlplane.gather.trace import TraceExporter, check_spans, own_spans, span_count
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
+STAGE = "control.ingest"
+AGENT_STAGES = ("agent.receive", "agent.spool")
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
 
@@ -66,10 +68,11 @@ class Gather:
         for body in request.resource_spans:
             self._take_spans(node, body)
         for drop in request.drops:
+            stage = drop.stage if drop.stage in AGENT_STAGES else "agent"
             signal = drop.signal if drop.signal in ("call", "span") else "other"
             reason = drop.reason if drop.reason.isidentifier() else "other"
             tenant = drop.tenant if drop.tenant.isprintable() else ""
-            self._metrics.drop(signal, f"agent_{reason}", tenant, min(drop.count, 2**53))
+            self._metrics.drop(stage, signal, reason, tenant, min(drop.count, 2**53))
         return True
 
     def take_own(self, body: bytes, count: int) -> None:
@@ -149,7 +152,7 @@ class Gather:
         try:
             return check(stat, node, self._owns, self._trust_domain, self._clock())
         except Refused as refused:
-            self._metrics.drop("call", refused.reason, "", max(1, min(stat.count, 2**31)))
+            self._metrics.drop(STAGE, "call", refused.reason, "", max(1, min(stat.count, 2**31)))
             log.info("call refused", node=node, reason=refused.reason)
             return None
 
@@ -157,10 +160,10 @@ class Gather:
         try:
             spans, tenant = check_spans(body, node, self._region, self._owns)
         except Refused as refused:
-            self._metrics.drop("span", refused.reason, "", refused.count)
+            self._metrics.drop(STAGE, "span", refused.reason, "", refused.count)
             log.info("spans refused", node=node, reason=refused.reason)
             return
         if self._exporter is None:
-            self._metrics.drop("span", "no_backend", tenant, span_count(spans))
+            self._metrics.drop(STAGE, "span", "no_backend", tenant, span_count(spans))
         else:
             self._exporter.offer(spans, tenant)

@@ -62,16 +62,16 @@ class Metrics(Collector):
             for call in calls:
                 self._add(call)
 
-    def drop(self, signal: str, reason: str, tenant: str, count: int = 1) -> None:
+    def drop(self, stage: str, signal: str, reason: str, tenant: str, count: int = 1) -> None:
         """Counts what was dropped or refused: signal is "call" or "span", reason a short word."""
         with self._lock:
-            key = (signal, reason, tenant)
+            key = (stage, signal, reason, tenant)
             if key not in self._drops and len(self._drops) >= self._series_per_tenant:
-                key = (signal, OVERFLOW, OVERFLOW)
+                key = (stage, signal, OVERFLOW, OVERFLOW)
             self._drops[key] = self._drops.get(key, 0) + count
 
     def drops(self) -> dict[tuple[str, ...], int]:
-        """What was dropped, by {(signal, reason, tenant): count}."""
+        """What was dropped, by {(stage, signal, reason, tenant): count}."""
         with self._lock:
             return dict(self._drops)
 
@@ -114,8 +114,8 @@ class Metrics(Collector):
         yield _histogram(durations)
         yield _counter(
             "meshwarden_telemetry_dropped",
-            "Calls and spans that were dropped or refused, by reason.",
-            ("signal", "reason", "tenant"),
+            "Calls and spans that were dropped or refused, by where and why.",
+            ("stage", "signal", "reason", "tenant"),
             drops,
         )
         yield _counter(

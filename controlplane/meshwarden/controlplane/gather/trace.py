@@ -23,6 +23,7 @@ TIMEOUT_S = 10.0
 MAX_BACKOFF_S = 30.0
 # A batch that isn't taken within this many tries is given up, so that newer spans get their turn.
 MAX_TRIES = 8
+STAGE = "backend.otlp"
 # The agent's own spans carry this service name and no tenant.
 AGENT = "meshwarden-agent"
 # The control plane's own spans.
@@ -42,7 +43,7 @@ RETRYABLE = frozenset(
 )
 
 log = structlog.get_logger()
-OnDrop = Callable[[str, str, str, int], None]
+OnDrop = Callable[[str, str, str, str, int], None]
 
 
 def check_spans(body: bytes, node: str, region: str, owns: Owns) -> tuple[ResourceSpans, str]:
@@ -135,7 +136,7 @@ class TraceExporter:
         """Queues spans to be sent, or counts them as dropped."""
         size_bytes = spans.ByteSize()
         if self._queued_bytes + size_bytes > self._max_queue_bytes:
-            self._on_drop("span", "queue_full", tenant, span_count(spans))
+            self._on_drop(STAGE, "span", "queue_full", tenant, span_count(spans))
             return
         self._queue.append(_Item(spans, size_bytes, tenant))
         self._queued_bytes += size_bytes
@@ -170,7 +171,7 @@ class TraceExporter:
                 await self._idle.wait()
         except TimeoutError:
             for item in self._queue:
-                self._on_drop("span", "shutdown", item.tenant, span_count(item.spans))
+                self._on_drop(STAGE, "span", "shutdown", item.tenant, span_count(item.spans))
 
     def _batch(self) -> list[_Item]:
         batch: list[_Item] = []
@@ -198,13 +199,13 @@ class TraceExporter:
                 continue
             rejected = response.partial_success.rejected_spans
             if rejected > 0:
-                self._on_drop("span", "rejected", "", rejected)
+                self._on_drop(STAGE, "span", "rejected", "", rejected)
             self.sent += sum(span_count(item.spans) for item in batch) - max(0, rejected)
             return
 
     def _drop(self, batch: list[_Item], reason: str) -> None:
         for item in batch:
-            self._on_drop("span", reason, item.tenant, span_count(item.spans))
+            self._on_drop(STAGE, "span", reason, item.tenant, span_count(item.spans))
 
 
 def _parse_endpoint(endpoint: str) -> tuple[str, bool]:
