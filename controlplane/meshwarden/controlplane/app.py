@@ -95,7 +95,7 @@ async def serve(config: Config) -> None:
 
 async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secrets, authority: Authority) -> None:
     rng = random.SystemRandom()
-    serving = ServingIdentity(authority, config.trust_domain, config.region, clock=utc_now, rng=rng)
+    serving = ServingIdentity(authority, config.trust_domain, config.region, audit=audit, clock=utc_now, rng=rng)
     await serving.issue()
     operator = _operator(config, authority, audit, rng)
     if operator is not None:
@@ -249,7 +249,7 @@ def _operator(config: Config, authority: Authority, audit: AuditLog, rng: random
     if config.operator_directory is None:
         return None
     return OperatorCredential(
-        authority, config.trust_domain, "local", config.operator_directory, clock=utc_now, rng=rng, audit=audit
+        authority, config.trust_domain, "local", config.operator_directory, audit=audit, clock=utc_now, rng=rng
     )
 
 

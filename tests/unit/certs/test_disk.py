@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import stat
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -53,6 +55,22 @@ async def test_a_wrong_passphrase(ca: Path) -> None:
 async def test_a_short_passphrase(tmp_path: Path) -> None:
     with pytest.raises(AuthorityError, match="12 characters"):
         await open_(tmp_path / "ca", "short", create=True)
+
+
+async def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(AuthorityError, match="Not a directory"):
+        await open_(tmp_path / "file" / "ca", create=True)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(AuthorityError, match="No space left"):
+            await open_(tmp_path / "ca", create=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    await open_(tmp_path / "ca", create=True)
 
 
 async def test_another_trust_domain(ca: Path) -> None:

@@ -1,8 +1,9 @@
 """The control plane's own certificates under a clock that is set."""
 
 import asyncio
+import json
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.authority.port import AuthorityUnavailable
 from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.audit.log import FileAuditLog
+from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity import operator, renewal, serving
 from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.serving import ServingIdentity
@@ -29,15 +32,15 @@ class Clock:
 
 
 class World:
-    def __init__(self, kind: str, directory: Path) -> None:
+    def __init__(self, kind: str, directory: Path, audit: Any) -> None:
         self.clock, rng = Clock(), random.Random(1)
         self.authority = MemoryAuthority("a.test", self.clock, rng)
         # Some days after the root was made: it stays valid when the clock is set back.
         self.clock.ahead = timedelta(days=5)
         self.kept: Any = (
-            ServingIdentity(self.authority, "a.test", "eu", clock=self.clock, rng=rng)
+            ServingIdentity(self.authority, "a.test", "eu", audit=audit, clock=self.clock, rng=rng)
             if kind == "serving"
-            else OperatorCredential(self.authority, "a.test", "ann", directory, clock=self.clock, rng=rng)
+            else OperatorCredential(self.authority, "a.test", "ann", directory, audit=audit, clock=self.clock, rng=rng)
         )
 
     @property
@@ -52,11 +55,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(params=["serving", "operator"])
-def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+async def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
     monkeypatch.setattr(renewal, "TICK", timedelta(milliseconds=5))
     monkeypatch.setattr(serving, "RETRY_S", 0.005)
     monkeypatch.setattr(operator, "RETRY_S", 0.005)
-    return World(request.param, tmp_path / "operator")
+    async with FileAuditLog.open(tmp_path / "audit.jsonl", utc_now) as audit:
+        yield World(request.param, tmp_path / "operator", audit)
 
 
 @pytest.mark.parametrize("turn", [timedelta(hours=2), timedelta(days=30), -timedelta(hours=2), -timedelta(days=4)])
@@ -109,3 +115,26 @@ async def test_what_fails_is_tried_again(world: World, monkeypatch: pytest.Monke
         await until(lambda: world.serial != first)
         group.cancel_scope.cancel()
     assert failed == 3
+
+
+async def test_what_cannot_be_audited_serves_here_and_is_given_to_nobody(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.kept.issue()
+    first = world.serial
+    events = [json.loads(line)["event"] for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+
+    async def full(*_: Any, **__: Any) -> None:
+        raise AuditUnavailable("no space left on device")
+
+    monkeypatch.setattr(world.kept._audit, "record", full)
+    if isinstance(world.kept, ServingIdentity):
+        assert events == ["controlplane.issue"]
+        await world.kept.issue()
+        assert world.serial != first
+    else:
+        assert events == ["operator.issue"]
+        published = (tmp_path / "operator" / "tls.crt").read_bytes()
+        with pytest.raises(AuditUnavailable):
+            await world.kept.issue()
+        assert (tmp_path / "operator" / "tls.crt").read_bytes() == published

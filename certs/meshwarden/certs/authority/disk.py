@@ -9,10 +9,12 @@ PBKDF2, which a graphics card guesses through; so the password under it is scryp
 """
 
 import asyncio
+import errno
 import json
 import os
 import random
 import secrets
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -102,22 +104,22 @@ def _create(directory: Path, passphrase: Secret, trust_domain: str, now: datetim
         json.dumps({"kdf": "scrypt", "n": SCRYPT_N, "r": 8, "p": 1, "salt": salt.hex()}).encode(),
     )
     draft = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
-    draft.mkdir(mode=0o700, parents=True)
-    for name, content in zip(NAMES, contents, strict=True):
-        fd = os.open(draft / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(fd)
-    _sync(draft)
     try:
+        draft.mkdir(mode=0o700, parents=True)
+        for name, content in zip(NAMES, contents, strict=True):
+            fd = os.open(draft / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+        _sync(draft)
         os.rename(draft, directory)
-    except OSError:
-        for name in NAMES:
-            (draft / name).unlink()
-        draft.rmdir()
-        raise AuthorityError(f"{directory}: another process has just made a root here; start again") from None
-    _sync(directory.parent)
+        _sync(directory.parent)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise AuthorityError(f"{directory}: another process has just made a root here; start again") from None
+        raise AuthorityError(f"{directory}: no root could be made: {error.strerror}") from None
 
 
 def _load(directory: Path, passphrase: Secret, trust_domain: str, now: datetime) -> IssuerKey:

@@ -34,11 +34,11 @@ class OperatorCredential:
         name: str,
         directory: Path,
         *,
+        audit: AuditLog,
         clock: Callable[[], datetime],
         rng: random.Random,
         ttl: timedelta = LIFE,
         tenant: str | None = None,
-        audit: AuditLog | None = None,
     ) -> None:
         """Says whose it is and where it goes.
 
@@ -47,11 +47,11 @@ class OperatorCredential:
             trust_domain: whose operator.
             name: the operator's name.
             directory: where it is published; 0700, its files 0600.
+            audit: learns of each certificate before it is published.
             clock: the present, aware.
             rng: spreads renewals.
             ttl: the life of each certificate.
             tenant: makes an operator of this tenant alone.
-            audit: learns of each certificate.
 
         Raises:
             InvalidSpiffeId: the name isn't allowed.
@@ -74,9 +74,8 @@ class OperatorCredential:
         chain = await self._authority.sign(self._template, key.public_key(), self._clock())
         bundle = await self._authority.bundle()
         svid = X509Svid.of(chain, key)
-        if self._audit is not None:
-            fields = {"spiffe_id": str(svid.spiffe_id), "serial": svid.serial, "not_after": svid.not_after.isoformat()}
-            await self._audit.record("operator.issue", directory=str(self._directory), **fields)
+        fields = {"spiffe_id": str(svid.spiffe_id), "serial": svid.serial, "not_after": svid.not_after.isoformat()}
+        await self._audit.record("operator.issue", directory=str(self._directory), **fields)
         content = {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": bundle.pem()}
         await asyncio.to_thread(files.publish, self._directory, content)
         self._svid, self._due = svid, renew_at(svid.not_before, svid.not_after, self._rng)

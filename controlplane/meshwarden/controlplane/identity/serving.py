@@ -14,6 +14,7 @@ from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name
 from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
+from meshwarden.controlplane.audit.port import AuditLog, AuditUnavailable
 from meshwarden.controlplane.identity.renewal import until_due
 from meshwarden.sdk.tls import server_context
 
@@ -32,10 +33,11 @@ class ServingIdentity:
         trust_domain: str,
         region: str,
         *,
+        audit: AuditLog,
         clock: Callable[[], datetime],
         rng: random.Random,
     ) -> None:
-        self._authority, self._clock, self._rng = authority, clock, rng
+        self._authority, self._audit, self._clock, self._rng = authority, audit, clock, rng
         self._template = LeafTemplate(
             SpiffeId.control_plane(trust_domain, region), LIFE, dns_names=(control_plane_dns_name(trust_domain),)
         )
@@ -67,7 +69,13 @@ class ServingIdentity:
         self._context = server_context(svid.chain_pem(), svid.key_pem(), bundle.pem())
         self._svid, self._bundle = svid, bundle
         self._due = renew_at(svid.not_before, svid.not_after, self._rng)
-        log.info("control plane certificate issued", serial=svid.serial, not_after=svid.not_after.isoformat())
+        fields = {"spiffe_id": str(svid.spiffe_id), "serial": svid.serial, "not_after": svid.not_after.isoformat()}
+        log.info("control plane certificate issued", **fields)
+        try:
+            await self._audit.record("controlplane.issue", **fields)
+        except AuditUnavailable as error:
+            # It goes to nobody else, and a full disk must not close the door through which one learns of it.
+            log.error("control plane certificate not audited", error=str(error), **fields)
 
     async def run(self) -> None:
         """Renews at half-life until cancelled. A failure is retried: nearly half of the life is left for that."""
