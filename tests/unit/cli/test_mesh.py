@@ -24,7 +24,9 @@ from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import Metadata, Resource, Service
 
 
-def certificate(directory: Path, name: str, uri: str, dns: str = "") -> tuple[bytes, bytes]:
+def certificate(
+    directory: Path, name: str, uri: str, dns: str = "", life: datetime.timedelta = datetime.timedelta(hours=1)
+) -> tuple[bytes, bytes]:
     """A self-signed certificate, its own root: enough for both sides to check each other."""
     key = ec.generate_private_key(ec.SECP256R1())
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
@@ -36,8 +38,8 @@ def certificate(directory: Path, name: str, uri: str, dns: str = "") -> tuple[by
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(utc_now() - datetime.timedelta(minutes=1))
-        .not_valid_after(utc_now() + datetime.timedelta(hours=1))
+        .not_valid_before(utc_now() - datetime.timedelta(hours=1))
+        .not_valid_after(utc_now() + life)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
@@ -143,6 +145,18 @@ def test_get_reads_every_page_and_failures_have_their_codes() -> None:
     assert run("get", "service", "acme/x")[0] == 4
     assert run("delete", "service", "acme/x")[0] == 1
     assert run("svid", "renew")[0] == 1
+
+
+@pytest.mark.usefixtures("mesh")
+def test_a_certificate_that_has_ended_is_named_with_the_fix(tmp_path: Path) -> None:
+    certificate(tmp_path, "old", "spiffe://mesh.test/operator/me", life=datetime.timedelta(minutes=-1))
+    files = [str(tmp_path / name) for name in ("server.crt", "old.crt", "old.key")]
+    context.put("old", context.Context(context.get("test")[1].address, *files))
+    for command in ("status", "doctor"):
+        code, out, err = run(command)
+        assert code == 1
+        assert "old.crt: the operator certificate ended at" in out + err
+        assert "start it again with `meshwarden up`" in out + err
 
 
 def test_a_mesh_that_is_gone_exits_3(mesh: grpc.Server) -> None:

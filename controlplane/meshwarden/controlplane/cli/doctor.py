@@ -26,9 +26,9 @@ Problem = tuple[str, str]
 def doctor(output: str) -> None:
     """Find what is wrong, and the fix. Exits 1 if there is anything."""
     name, current = context.get(click.get_current_context().find_root().obj)
-    problems = list(local_problems(current, utc_now()))
+    problems = list(local_problems(current))
     try:
-        with client.connect(current) as mesh:
+        with client.connect(current, utc_now()) as mesh:
             answer = mesh.admin.GetStatus(GetStatusRequest(), timeout=client.TIMEOUT_S)
         problems.extend(mesh_problems(answer, utc_now()))
     except grpc.RpcError as error:
@@ -45,15 +45,8 @@ def doctor(output: str) -> None:
     click.echo(f"context {name}: all is well", err=True)
 
 
-def local_problems(current: context.Context, now: datetime) -> Iterator[Problem]:
-    """What is wrong with the context's certificate and sockets."""
-    try:
-        leaf, _ = client.read_certificate(current)
-        if leaf.not_valid_after_utc <= now:
-            fix = "the mesh renews it while it runs: start it again with `meshwarden up`"
-            yield f"the operator certificate ended at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S}Z", fix
-    except LocalError:
-        pass  # connecting says so too
+def local_problems(current: context.Context) -> Iterator[Problem]:
+    """What is wrong with the context's key and sockets; connecting says what is wrong with its certificate."""
     key = Path(current.key_file)
     if key.exists() and stat.S_IMODE(key.stat().st_mode) & 0o077:
         yield f"{key} is readable by others", f"chmod 600 {key}"

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def read_certificate(context: Context) -> tuple[x509.Certificate, SpiffeId]:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return leaf, SpiffeId.parse(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
     except (OSError, ValueError, IndexError, x509.ExtensionNotFound, InvalidSpiffeId) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise LocalError(
-            f"{context.cert_file}: no operator certificate: {error}",
+            f"{context.cert_file}: no operator certificate: {reason}",
             "is the mesh of this context running? `meshwarden up` starts one",
         ) from None
 
@@ -66,12 +68,18 @@ def credentials_of(context: Context) -> tuple[Any, list[tuple[str, Any]]]:
 
 
 @contextlib.contextmanager
-def connect(context: Context) -> Iterator[Client]:
+def connect(context: Context, now: datetime) -> Iterator[Client]:
     """Opens a connection; whoever answers must hold the control plane's certificate of our trust domain.
 
     Raises:
-        LocalError: a file of the context can't be read.
+        LocalError: a file of the context can't be read, or our certificate has ended.
     """
+    leaf, _ = read_certificate(context)
+    if leaf.not_valid_after_utc <= now:
+        raise LocalError(
+            f"{context.cert_file}: the operator certificate ended at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S}Z",
+            "the mesh renews it while it runs: start it again with `meshwarden up`",
+        )
     credentials, options = credentials_of(context)
     with grpc.secure_channel(context.address, credentials, options=options) as channel:
         yield Client(channel)

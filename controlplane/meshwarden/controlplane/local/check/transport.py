@@ -50,7 +50,16 @@ async def _doors(mesh: Mesh) -> list[tuple[str, int]]:
 
 
 async def _answer(host: str, port: int, request: bytes, context: ssl.SSLContext | None) -> bytes:
-    """What comes back; nothing if the connection is refused or closed."""
+    """What comes back; nothing if the connection is closed, or nothing is said in time.
+
+    Raises:
+        CheckFailed: nobody listens there, which refuses nothing.
+    """
+    try:
+        _, probe = await asyncio.open_connection(host, port)
+        probe.close()
+    except OSError as error:
+        raise CheckFailed(f"{host}:{port}: nobody listens: {error}") from None
     try:
         async with asyncio.timeout(ANSWER_S):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
@@ -81,12 +90,17 @@ async def foreign_ca_refused(mesh: Mesh, probes: Probes) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         forged = _forged_client(mesh, Path(scratch))
     bare = tls_client(mesh.roots_pem)
+    known = tls_client(mesh.roots_pem)
+    known.load_cert_chain(mesh.up["admin"]["cert_file"], mesh.up["admin"]["key_file"])
     doors = await _doors(mesh)
     for host, port in doors:
+        # Else it would be no wonder that the others are not answered.
+        require(bool(await _answer(host, port, HTTP2_PREFACE, known)), f"{host}:{port} answers nobody")
         for what, context in (("a foreign certificate", forged), ("no certificate", bare)):
             answer = await _answer(host, port, HTTP2_PREFACE, context)
             require(not answer, f"{host}:{port} answered a client with {what}")
     address, _, number = str(mesh.up["control_plane"]["address"]).rpartition(":")
+    require(bool(await _answer(address, int(number), HTTP2_PREFACE, known)), "the control plane answers nobody")
     require(
         not await _answer(address, int(number), HTTP2_PREFACE, forged), "the control plane answered a forged operator"
     )
