@@ -1,8 +1,9 @@
-"""How much each calling tenant may use of one server: token buckets, kept as one number each.
+"""How much each calling tenant may use of one server: token buckets.
 
 Time is passed in, in seconds of any clock that never goes back. Nothing here blocks, reads a clock or does I/O.
 
-Source: GCRA, ITU-T I.371 Annex A (virtual scheduling).
+A bucket is what is left in it and since when. Sums of times (as in GCRA's virtual scheduling) would lose the last calls
+of a large burst to rounding, the more the longer the machine has been up.
 """
 
 import math
@@ -33,6 +34,8 @@ class Rate:
 
 
 _ALLOWED = Decision(allowed=True)
+# A whole call, but for what rounding takes.
+_ONE = 1 - 1e-6
 
 
 class Limiter:
@@ -41,8 +44,8 @@ class Limiter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rates: dict[str, Rate] = {}
-        # When the bucket will be full again (GCRA's theoretical arrival time); absent: it is full.
-        self._full_at: dict[str, float] = {}
+        # What is left in a bucket, and as of when; absent: it is full.
+        self._buckets: dict[str, tuple[float, float]] = {}
         self.policy = ""
 
     def update(self, limits: node_service_pb2.ServerLimits, now_s: float) -> None:
@@ -52,13 +55,13 @@ class Limiter:
             old, self._rates = self._rates, rates
             self.policy = limits.policy
             kept = {}
-            for tenant, full_at in self._full_at.items():
+            for tenant, bucket in self._buckets.items():
                 before = old.get(tenant) or old.get(ANY_TENANT)
                 after = rates.get(tenant) or rates.get(ANY_TENANT)
-                if before is not None and after is not None and full_at > now_s:
-                    spent = min((full_at - now_s) / before.interval_s, after.burst)
-                    kept[tenant] = now_s + spent * after.interval_s
-            self._full_at = kept
+                if before is not None and after is not None:
+                    spent = before.burst - _left(bucket, before, now_s)
+                    kept[tenant] = (max(0.0, after.burst - spent), now_s)
+            self._buckets = kept
 
     def take(self, tenant: str, now_s: float) -> Decision:
         """Takes one call of `tenant` out of its bucket; a tenant that no limit names is not limited."""
@@ -66,19 +69,28 @@ class Limiter:
             rate = self._rates.get(tenant) or self._rates.get(ANY_TENANT)
             if rate is None:
                 return _ALLOWED
-            full_at = self._full_at.get(tenant, now_s)
-            after = (full_at if full_at > now_s else now_s) + rate.interval_s
-            # The slack of a billionth keeps sums of floats from refusing the last call of a burst.
-            wait_s = after - now_s - rate.burst * rate.interval_s
-            if wait_s > rate.interval_s * 1e-9 + abs(now_s) * 4e-16:
-                return Decision(allowed=False, retry_after_s=wait_s)
-            if tenant not in self._full_at and len(self._full_at) >= MAX_BUCKETS:
+            bucket = self._buckets.get(tenant)
+            left = rate.burst if bucket is None else _left(bucket, rate, now_s)
+            if left < _ONE:
+                return Decision(allowed=False, retry_after_s=(1 - left) * rate.interval_s)
+            if bucket is None and len(self._buckets) >= MAX_BUCKETS:
                 self._forget_full(now_s)
-            self._full_at[tenant] = after
+            self._buckets[tenant] = (left - 1, now_s)
             return _ALLOWED
 
     def _forget_full(self, now_s: float) -> None:
-        self._full_at = {tenant: full_at for tenant, full_at in self._full_at.items() if full_at > now_s}
+        self._buckets = {
+            tenant: bucket
+            for tenant, bucket in self._buckets.items()
+            if (rate := self._rates.get(tenant) or self._rates.get(ANY_TENANT))
+            and _left(bucket, rate, now_s) < rate.burst
+        }
+
+
+def _left(bucket: tuple[float, float], rate: Rate, now_s: float) -> float:
+    """What is in a bucket now."""
+    left, at_s = bucket
+    return min(float(rate.burst), left + max(0.0, now_s - at_s) / rate.interval_s)
 
 
 def retry_after(decision: Decision) -> str:

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from google.protobuf import json_format
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshwarden.controlplane.policy import rate
@@ -39,15 +39,17 @@ def test_a_bucket_fills_at_the_rate_and_no_more_often_than_envoy_takes(requests:
     assert made["tokens_per_fill"] == 1 or made["tokens_per_fill"] <= wanted / 20 + 1, "smooth"
 
 
-@given(st.integers(1, 100_000), st.integers(1, 3600))
-def test_both_data_planes_let_the_same_burst_through(requests: int, per_s: int) -> None:
+@given(st.integers(1, 100_000), st.integers(1, 3600), st.floats(0, 1e9))
+@example(requests=87_458, per_s=1, now_s=0.0)
+@example(requests=100_000, per_s=1, now_s=1e7)
+def test_both_data_planes_let_the_same_burst_through(requests: int, per_s: int, now_s: float) -> None:
     mesh, limits = limits_of(requests, per_s)
     limiter = Limiter()
-    limiter.update(server_limits(mesh, ORDERS), 0.0)
+    limiter.update(server_limits(mesh, ORDERS), now_s)
     burst = bucket(limits.limits[0])["max_tokens"]
     assert burst == max(1, int(requests / per_s / 10))
-    assert all(limiter.take("acme", 0.0).allowed for _ in range(burst))
-    assert not limiter.take("acme", 0.0).allowed
+    assert all(limiter.take("acme", now_s).allowed for _ in range(burst))
+    assert not limiter.take("acme", now_s).allowed
 
 
 def test_without_limits_the_filter_has_no_bucket() -> None:
