@@ -12,6 +12,13 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test asserts a time: a machine may be busy. In CI a run is the same each time.
+settings.register_profile(
+    "meshwarden", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+)
+settings.load_profile("meshwarden")
 
 # Which package brings a program.
 PACKAGES = {

@@ -395,7 +395,7 @@ OPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(commits=st.lists(OPS, max_size=12), prefix=st.sampled_from(["", "a", "a/", "ÿ", "é"]))
 async def test_history_is_as_in_a_model(
     tmp_path_factory: pytest.TempPathFactory, commits: list[list[port.Op]], prefix: str

@@ -77,7 +77,7 @@ def test_a_newer_format_is_kept_for_who_can_read_it(tmp_path: Path) -> None:
     assert list(cache.names("")) == []
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.binary(max_size=600), st.integers(0, 200), st.integers(0, 200))
 def test_no_damage_raises_or_yields_what_was_not_saved(tmp_path: Path, junk: bytes, start: int, cut: int) -> None:
     cache = Cache(tmp_path)

@@ -119,7 +119,7 @@ def uri_of(name: Name) -> str:
     return f"spiffe://{DOMAIN}/tenant/{name.tenant}/service/{name.name}"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(accesses, names, st.sampled_from(PATHS), st.sampled_from(["GET", "POST"]), st.sampled_from(["", "?x=/a", "?"]))
 @example(Access(ORDERS), Name("acme", "web"), "/a", "GET", "")
 def test_envoy_allows_what_the_neutral_form_allows(
@@ -129,14 +129,14 @@ def test_envoy_allows_what_the_neutral_form_allows(
     assert envoy_allows(access, Call(uri_of(caller), path + query, verb)) == wanted
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(accesses, names, st.sampled_from(PATHS))
 def test_grpc_allows_what_the_neutral_form_allows(access: Access, caller: Name, path: str) -> None:
     wanted = access.find(caller, path, "POST") is not None
     assert grpc_allows(access, Call(uri_of(caller), path, "POST")) == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     accesses,
     st.sampled_from(

@@ -112,7 +112,7 @@ def compiled(mesh: Mesh, parts: Parts | None = None) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(changes(), min_size=1, max_size=3), max_size=8))
 def test_step_by_step_is_as_at_once_and_no_touched_scope_is_missed(batches: list[list[Change]]) -> None:
     mesh, parts = Mesh("mesh.test"), Parts()
