@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from meshwarden.v1 import node_service_pb2 as _node_service_pb2
 from meshwarden.v1 import report_pb2 as _report_pb2
 import builtins as _builtins
@@ -450,3 +451,187 @@ class RenewSvidsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewSvidsResponse: _TypeAlias = RenewSvidsResponse  # noqa: Y015
+
+@_typing.final
+class GetGraphRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        window: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGraphRequest: _TypeAlias = GetGraphRequest  # noqa: Y015
+
+@_typing.final
+class GetGraphResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphNode]: ...
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphEdge]: ...
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def now(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___GraphNode] | None = ...,
+        edges: _abc.Iterable[Global___GraphEdge] | None = ...,
+        window: _duration_pb2.Duration | None = ...,
+        now: _timestamp_pb2.Timestamp | None = ...,
+        region: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "nodes", b"nodes", "now", b"now", "region", b"region", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGraphResponse: _TypeAlias = GetGraphResponse  # noqa: Y015
+
+@_typing.final
+class GraphNode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    HEALTHY_ENDPOINTS_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    healthy_endpoints: _builtins.int
+    endpoints: _builtins.int
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        healthy_endpoints: _builtins.int = ...,
+        endpoints: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "healthy_endpoints", b"healthy_endpoints", "service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraphNode: _TypeAlias = GraphNode  # noqa: Y015
+
+@_typing.final
+class GraphEdge(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _MutualTls:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _MutualTlsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[GraphEdge._MutualTls.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MUTUAL_TLS_UNSPECIFIED: GraphEdge._MutualTls.ValueType  # 0
+        PROVEN: GraphEdge._MutualTls.ValueType  # 1
+        SAID: GraphEdge._MutualTls.ValueType  # 2
+        NONE: GraphEdge._MutualTls.ValueType  # 3
+
+    class MutualTls(_MutualTls, metaclass=_MutualTlsEnumTypeWrapper): ...
+    MUTUAL_TLS_UNSPECIFIED: GraphEdge.MutualTls.ValueType  # 0
+    PROVEN: GraphEdge.MutualTls.ValueType  # 1
+    SAID: GraphEdge.MutualTls.ValueType  # 2
+    NONE: GraphEdge.MutualTls.ValueType  # 3
+
+    @_typing.final
+    class OutcomesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    CALLS_PER_S_FIELD_NUMBER: _builtins.int
+    ERRORS_PER_S_FIELD_NUMBER: _builtins.int
+    DENIED_PER_S_FIELD_NUMBER: _builtins.int
+    LIMITED_PER_S_FIELD_NUMBER: _builtins.int
+    P50_S_FIELD_NUMBER: _builtins.int
+    P95_S_FIELD_NUMBER: _builtins.int
+    P99_S_FIELD_NUMBER: _builtins.int
+    SOURCE_REPORTS_FIELD_NUMBER: _builtins.int
+    DESTINATION_REPORTS_FIELD_NUMBER: _builtins.int
+    MUTUAL_TLS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    FIRST_SEEN_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    destination: _builtins.str
+    calls_per_s: _builtins.float
+    errors_per_s: _builtins.float
+    denied_per_s: _builtins.float
+    limited_per_s: _builtins.float
+    p50_s: _builtins.float
+    p95_s: _builtins.float
+    p99_s: _builtins.float
+    source_reports: _builtins.bool
+    destination_reports: _builtins.bool
+    mutual_tls: Global___GraphEdge.MutualTls.ValueType
+    @_builtins.property
+    def outcomes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def first_seen(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_seen(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        calls_per_s: _builtins.float = ...,
+        errors_per_s: _builtins.float = ...,
+        denied_per_s: _builtins.float = ...,
+        limited_per_s: _builtins.float = ...,
+        p50_s: _builtins.float = ...,
+        p95_s: _builtins.float = ...,
+        p99_s: _builtins.float = ...,
+        source_reports: _builtins.bool = ...,
+        destination_reports: _builtins.bool = ...,
+        mutual_tls: Global___GraphEdge.MutualTls.ValueType = ...,
+        outcomes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        first_seen: _timestamp_pb2.Timestamp | None = ...,
+        last_seen: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_seen", b"first_seen", "last_seen", b"last_seen"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_per_s", b"calls_per_s", "denied_per_s", b"denied_per_s", "destination", b"destination", "destination_reports", b"destination_reports", "errors_per_s", b"errors_per_s", "first_seen", b"first_seen", "last_seen", b"last_seen", "limited_per_s", b"limited_per_s", "mutual_tls", b"mutual_tls", "outcomes", b"outcomes", "p50_s", b"p50_s", "p95_s", b"p95_s", "p99_s", b"p99_s", "source", b"source", "source_reports", b"source_reports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraphEdge: _TypeAlias = GraphEdge  # noqa: Y015

@@ -54,6 +54,11 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListCallsRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListCallsResponse.FromString,
                 _registered_method=True)
+        self.GetGraph = channel.unary_unary(
+                '/meshwarden.v1.AdminService/GetGraph',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetGraphRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetGraphResponse.FromString,
+                _registered_method=True)
         self.RenewSvids = channel.unary_unary(
                 '/meshwarden.v1.AdminService/RenewSvids',
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsRequest.SerializeToString,
@@ -88,6 +93,12 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetGraph(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RenewSvids(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -116,6 +127,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListCalls,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListCallsRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListCallsResponse.SerializeToString,
+            ),
+            'GetGraph': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGraph,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetGraphRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetGraphResponse.SerializeToString,
             ),
             'RenewSvids': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewSvids,
@@ -231,6 +247,33 @@ class AdminService:
             '/meshwarden.v1.AdminService/ListCalls',
             meshwarden_dot_v1_dot_admin__service__pb2.ListCallsRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.ListCallsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/GetGraph',
+            meshwarden_dot_v1_dot_admin__service__pb2.GetGraphRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.GetGraphResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,7 @@ class AdminServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatusRequest, _admin_service_pb2.GetStatusResponse]
     Explain: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainRequest, _admin_service_pb2.ExplainResponse]
     ListCalls: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListCallsRequest, _admin_service_pb2.ListCallsResponse]
+    GetGraph: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetGraphRequest, _admin_service_pb2.GetGraphResponse]
     RenewSvids: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RenewSvidsRequest, _admin_service_pb2.RenewSvidsResponse]
 
 @_typing.type_check_only
@@ -44,6 +45,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatusRequest, _admin_service_pb2.GetStatusResponse]  # type: ignore[assignment]
     Explain: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainRequest, _admin_service_pb2.ExplainResponse]  # type: ignore[assignment]
     ListCalls: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListCallsRequest, _admin_service_pb2.ListCallsResponse]  # type: ignore[assignment]
+    GetGraph: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetGraphRequest, _admin_service_pb2.GetGraphResponse]  # type: ignore[assignment]
     RenewSvids: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RenewSvidsRequest, _admin_service_pb2.RenewSvidsResponse]  # type: ignore[assignment]
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -74,6 +76,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListCallsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListCallsResponse, _abc.Awaitable[_admin_service_pb2.ListCallsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetGraph(
+        self,
+        request: _admin_service_pb2.GetGraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetGraphResponse, _abc.Awaitable[_admin_service_pb2.GetGraphResponse]]: ...
 
     @_abc_1.abstractmethod
     def RenewSvids(

@@ -69,6 +69,12 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         step = admin.ExplainStep(stage="access", text="no policy allows it")
         return admin.ExplainResponse(decision=CallStat.DENIED, steps=[step], revision=5)
 
+    def GetGraph(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        assert (request.tenant, request.window.seconds) == ("acme", 60)
+        edge = admin.GraphEdge(source="acme/web", destination="platform/orders", calls_per_s=7.25, p50_s=0.00085)
+        edge.p99_s, edge.source_reports, edge.mutual_tls = 1.25, True, admin.GraphEdge.SAID
+        return admin.GetGraphResponse(edges=[edge], region="eu")
+
     def CreateJoinToken(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         return admin.CreateJoinTokenResponse(token=f"token-of-{request.node}-{request.ttl.seconds}")
 
@@ -123,6 +129,17 @@ def test_doctor_names_each_problem_and_its_fix() -> None:
     assert "node node-a is away" in out
     assert "meshwarden logs agent-node-a" in out
     assert "error: 1 problem in context test" in err
+
+
+@pytest.mark.usefixtures("mesh")
+def test_graph_is_a_table_a_picture_or_data() -> None:
+    arguments = ("graph", "--tenant", "acme", "--window", "60")
+    row = "acme/web\tplatform/orders\t7.2\t0.0\t0.0\t0.0\t850 µs\t-\t1.25 s\tsaid by the source\tsource\n"
+    assert row in run(*arguments)[1]
+    assert json.loads(run(*arguments, "-o", "json")[1])["edges"][0]["callsPerS"] == 7.25
+    assert '"acme/web" -> "platform/orders"' in run(*arguments, "-o", "dot")[1]
+    assert run(*arguments, "-o", "svg")[1].startswith("<svg ")
+    assert run("graph", "--window", "5")[0] == 2
 
 
 @pytest.mark.usefixtures("mesh")

@@ -13,7 +13,9 @@ from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.sdk import peer
@@ -25,6 +27,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TOKEN_TTL = timedelta(minutes=10)
 LEDGER_SPAN = timedelta(hours=1)
 LEDGER_ROWS = 1000
+GRAPH_WINDOW = timedelta(minutes=5)
 # A session that has lost its clock by more than this is worth a word: certificates are backdated by a minute.
 SKEW_WARNING = timedelta(seconds=30)
 
@@ -102,12 +105,34 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         rows = await self._gather.ledger.list(start, end, tenant, request.limit or LEDGER_ROWS)
         return v1.ListCallsResponse(calls=rows)
 
+    async def GetGraph(self, request: v1.GetGraphRequest, context: Context) -> v1.GetGraphResponse:
+        caller = _caller()
+        authorize(caller, "/meshwarden.v1.AdminService/GetGraph", request.tenant or None)
+
+        def shown(tenant: str) -> bool:
+            return sees(caller, tenant) and request.tenant in ("", tenant)
+
+        window = request.window.ToTimedelta() if request.HasField("window") else GRAPH_WINDOW
+        answer = v1.GetGraphResponse(
+            nodes=[self._service(name) for name in self._publisher.mesh.services() if shown(name.tenant)],
+            edges=self._gather.graph.edges(window, shown),
+            region=self._region,
+        )
+        answer.window.FromTimedelta(window)
+        answer.now.FromDatetime(self._clock())
+        return answer
+
     async def RenewSvids(self, request: v1.RenewSvidsRequest, context: Context) -> v1.RenewSvidsResponse:
         caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/RenewSvids", None)
         nodes = self._sessions.renew_all(request.reason or "an operator asked")
         await self._audit.record("svid.renew_all", reason=request.reason, nodes=nodes, by=str(caller))
         return v1.RenewSvidsResponse(nodes=nodes)
+
+    def _service(self, name: Name) -> v1.GraphNode:
+        endpoints = self._publisher.mesh.of_service("Endpoint", name).values()
+        healthy = sum(takes_calls(item.spec) for item in endpoints)
+        return v1.GraphNode(service=str(name), healthy_endpoints=healthy, endpoints=len(endpoints))
 
     @staticmethod
     def _node(state: v1.NodeState, shown: Callable[[str], bool]) -> v1.NodeState:

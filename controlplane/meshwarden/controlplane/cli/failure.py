@@ -74,6 +74,8 @@ def from_rpc(error: Any) -> Failure:
         )
     if code == grpc.StatusCode.ABORTED:
         return Failure(details, "somebody changed it meanwhile: `meshwarden get` it again and apply anew")
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        return Failure("the control plane does not know this command: it is older", "update and restart it")
     if code == grpc.StatusCode.PERMISSION_DENIED:
         return Failure(details, "see `meshwarden context show` for who you are to the mesh")
     return Failure(f"{details} ({code.name})")

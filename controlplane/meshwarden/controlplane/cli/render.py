@@ -78,3 +78,13 @@ def life(seconds: float) -> str:
         if left >= size * 2:
             return f"{sign}{int(left // size)}{unit}"
     return f"{sign}{int(left)}s"
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: "850 µs", "12 ms", "1.4 s"; "-" for none."""
+    if seconds <= 0:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

@@ -10,6 +10,7 @@ import apsw
 import structlog
 
 from meshwarden.controlplane.gather.call import Call, Owns, Refused, check
+from meshwarden.controlplane.gather.graph import Graph
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.rate import Rates
@@ -40,6 +41,8 @@ class Gather:
         region: str,
     ) -> None:
         self.ledger = ledger
+        self.graph = Graph(clock)
+        self.graph.recall(ledger.totals())
         self._metrics = metrics
         self._exporter = exporter
         self._clock = clock
@@ -64,6 +67,7 @@ class Gather:
         calls = [call for stat in request.calls if (call := self._check(node, stat)) is not None]
         self._metrics.add(calls)
         self._rates.add(calls)
+        self.graph.add(calls)
         self.ledger.add(calls)
         for body in request.resource_spans:
             self._take_spans(node, body)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import apsw
@@ -50,10 +50,29 @@ WHERE minute >= :start AND minute < :end
 ORDER BY minute, source, destination, method LIMIT :limit
 """
 
+_TOTALS = """
+SELECT owner, source, destination, reporter, status, decision, sum(count), min(minute), max(minute) FROM calls
+GROUP BY owner, source, destination, reporter, status, decision
+"""
+
 _GREEDIEST = "SELECT owner FROM calls GROUP BY owner ORDER BY count(*) DESC LIMIT 1"
 # (minute, owner, source, destination, method, tenant, decision, revision, reporter, status)
 _Key = tuple[int, str, str, str, str, str, int, int, int, str]
 _RunsOfNode = Sequence[tuple[str, str]]
+
+
+class Total(NamedTuple):
+    """All calls of one source, destination, status and decision that a side has told; times in seconds since 1970."""
+
+    owner: str
+    source: str
+    destination: str
+    reporter: int
+    status: str
+    decision: int
+    calls: int
+    first_s: int
+    last_s: int
 
 
 class Ledger:
@@ -97,6 +116,10 @@ class Ledger:
         """Which batches were written, as (node, run id, run), each node's in the order of `keep_runs`."""
         for node, run_id, run in self._db.execute("SELECT node, run_id, run FROM runs ORDER BY rowid"):
             yield str(node), str(run_id), str(run)
+
+    def totals(self) -> Iterator[Total]:
+        """What was written, added up over its minutes and methods; reads the whole file."""
+        return map(Total._make, self._db.execute(_TOTALS))
 
     def keep_runs(self, node: str, runs: _RunsOfNode) -> None:
         """Takes a node's runs as (run id, run), to be written by the next flush together with the calls."""

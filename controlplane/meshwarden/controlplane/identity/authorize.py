@@ -30,6 +30,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/GetStatus": _OPERATORS,
     "/meshwarden.v1.AdminService/Explain": _OPERATORS,
     "/meshwarden.v1.AdminService/ListCalls": _OPERATORS,
+    "/meshwarden.v1.AdminService/GetGraph": _OPERATORS,
     "/meshwarden.v1.ResourceService/Apply": _OPERATORS,
     "/meshwarden.v1.ResourceService/Get": _OPERATORS,
     "/meshwarden.v1.ResourceService/List": _OPERATORS,
@@ -47,7 +48,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _OPERATORS,
 }
 # Of these a tenant's operator need not name a tenant: the answer shows no other.
-FILTERED = frozenset({"/meshwarden.v1.AdminService/GetStatus"})
+FILTERED = frozenset({"/meshwarden.v1.AdminService/GetStatus", "/meshwarden.v1.AdminService/GetGraph"})
 _TITLES = {
     None: "a caller without a certificate",
     Role.OPERATOR: "an operator of the mesh",

@@ -56,6 +56,11 @@ def _distinct(mesh: Mesh, service: Name, version: str) -> list[Any]:
     return list(found.values())
 
 
+def takes_calls(spec: Any) -> bool:
+    """Whether an endpoint, by its `EndpointSpec`, takes new calls."""
+    return _health(spec) == "HEALTHY"
+
+
 def _health(spec: Any) -> str:
     return _HEALTH.get(spec.health, "UNHEALTHY")
 

@@ -1,8 +1,7 @@
 """What would become of a call, and which resource decides: the same neutral values that the dialects are made of."""
 
-from collections.abc import Iterable
-
 from meshwarden.controlplane.policy import access, rate, route
+from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Limit, Name
 from meshwarden.v1 import admin_service_pb2, resources_pb2
@@ -133,16 +132,8 @@ def _endpoints(call: _Call) -> None:
 
 
 def _healthy(call: _Call, version: str) -> int:
-    return _count(
-        item.spec.health
-        for item in call.mesh.of_service("Endpoint", call.callee).values()
-        if not version or item.spec.version == version
-    )
-
-
-def _count(states: Iterable[int]) -> int:
-    spec = resources_pb2.EndpointSpec
-    return sum(state in (spec.HEALTH_UNSPECIFIED, spec.HEALTHY) for state in states)
+    found = call.mesh.of_service("Endpoint", call.callee).values()
+    return sum(takes_calls(item.spec) for item in found if not version or item.spec.version == version)
 
 
 def _rate(limit: Limit) -> str:

@@ -111,6 +111,10 @@ class Mesh:
         """Every resource: `{key: message}`, a view that changes with the mesh."""
         return MappingProxyType(self._all)
 
+    def services(self) -> list[Name]:
+        """Every service, in the order of their names."""
+        return sorted(Name(key.tenant, key.name) for key in self._all if key.kind == "Service")
+
     def visible(self, tenant: str) -> list[Name]:
         """The services that a tenant's workloads see, in the order of their names."""
         return sorted(

@@ -70,6 +70,12 @@ class Mesh:
         async with self.channel() as channel:
             return await AdminServiceStub(channel).GetStatus(admin_service_pb2.GetStatusRequest(), timeout=RPC_S)
 
+    async def graph(self) -> dict[tuple[str, str], admin_service_pb2.GraphEdge]:
+        """The edges of `meshwarden graph`, {(source, destination): edge}."""
+        async with self.channel() as channel:
+            answer = await AdminServiceStub(channel).GetGraph(admin_service_pb2.GetGraphRequest(), timeout=RPC_S)
+        return {(edge.source, edge.destination): edge for edge in answer.edges}
+
     async def renew_svids(self) -> list[str]:
         """Asks every agent for new certificates; returns the nodes that were told."""
         async with self.channel() as channel:

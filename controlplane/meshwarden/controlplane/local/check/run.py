@@ -28,6 +28,7 @@ CHECKS: dict[str, Check] = {
     "control-plane-down": resilience.control_plane_down,
     "trace": telemetry.trace,
     "metrics": telemetry.metrics,
+    "graph": telemetry.graph,
 }
 VAULT_CHECKS: dict[str, Check] = {"vault-root": vault.vault_root, "vault-secret": vault.vault_secret}
 

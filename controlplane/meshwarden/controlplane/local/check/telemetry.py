@@ -1,4 +1,4 @@
-"""trace and metrics: what comes back up."""
+"""trace, metrics and graph: what comes back up."""
 
 import asyncio
 import shutil
@@ -6,11 +6,14 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from meshwarden.controlplane.local.check.call import Probes
+from meshwarden.controlplane.local.check.call import Probes, grpc_calls, http_calls, only
 from meshwarden.controlplane.local.check.mesh import Mesh, until
 from meshwarden.controlplane.local.check.result import CheckFailed, require
 
 ARRIVE_S = 20.0
+CALLS = 50
+# Reports come every second; a look takes a tenth of one.
+STILL_LOOKS = 30
 # (service, whether an Envoy says it): both programs and the Envoys beside them.
 HOPS = {("web.acme", False), ("web.acme", True), ("billing.platform", True), ("billing.platform", False)}
 
@@ -52,6 +55,41 @@ async def metrics(mesh: Mesh, probes: Probes) -> str:
     text = await until(counted, ARRIVE_S, "the calls are not counted")
     said = await _promtool(text)
     return f"{len(text.splitlines())} lines; {said}; calls of acme and globex allowed, of the intruder denied"
+
+
+async def graph(mesh: Mesh, probes: Probes) -> str:
+    """The service graph counts the calls that were made, each of them once."""
+    orders, billing = ("globex/web", "platform/orders"), ("globex/web", "platform/billing")
+    # The sample's own calls would count as well: it has the same identity.
+    with mesh.paused("globex-web"):
+        before = await _at_rest(mesh, {orders: 0, billing: 0})
+        made = {
+            orders: only(await grpc_calls(probes.globex, CALLS), "OK", "globex to orders"),
+            billing: only(await http_calls(probes.globex, CALLS), "200", "globex to billing"),
+        }
+        after = await _at_rest(mesh, {edge: before[edge] + calls for edge, calls in made.items()})
+    counted = {edge: after[edge] - before[edge] for edge in made}
+    require(counted == made, f"made {made}, counted {counted}")
+    told = (await mesh.graph())[billing]
+    require(told.source_reports and told.destination_reports, "not both sides tell of the calls to billing")
+    require(told.mutual_tls == told.PROVEN, "billing saw no certificate of globex")
+    return f"{CALLS} calls of globex each to orders and billing, all counted once; both sides tell"
+
+
+async def _at_rest(mesh: Mesh, least: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    """How many calls each edge has, once it has at least so many and no more come in."""
+    last: dict[tuple[str, str], int] = {}
+    looks = 0
+
+    async def still() -> dict[tuple[str, str], int] | None:
+        nonlocal last, looks
+        known = await mesh.graph()
+        now = {edge: sum(known[edge].outcomes.values()) if edge in known else 0 for edge in least}
+        looks = looks + 1 if now == last else 0
+        last = now
+        return now if looks >= STILL_LOOKS and all(now[edge] >= count for edge, count in least.items()) else None
+
+    return await until(still, ARRIVE_S, "the calls do not come in, or do not end")
 
 
 def _hops(mesh: Mesh, trace_id: str) -> set[tuple[str, bool]]:

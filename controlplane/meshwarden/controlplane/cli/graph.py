@@ -1,0 +1,59 @@
+"""`meshwarden graph`: who calls whom."""
+
+import click
+
+from meshwarden.controlplane.cli import client, picture, render
+from meshwarden.v1.admin_service_pb2 import GetGraphRequest, GraphEdge
+
+_TLS = {GraphEdge.PROVEN: "proven", GraphEdge.SAID: "said by the source", GraphEdge.NONE: "no certificate"}
+_RATES = ("CALLS/S", "ERRORS/S", "DENIED/S", "LIMITED/S")
+_COLUMNS = ("SOURCE", "DESTINATION", *_RATES, "P50", "P95", "P99", "MTLS", "TOLD BY")
+
+
+@click.command()
+@click.option("--tenant", default="", help="Only edges from or to this tenant.")
+@click.option(
+    "--window",
+    "window_s",
+    type=click.IntRange(60, 900),
+    default=300,
+    show_default=True,
+    help="What rates and percentiles are taken over, in seconds.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml", "dot", "svg"]),
+    default="table",
+    show_default=True,
+    help="What to print; svg is a picture.",
+)
+def graph(tenant: str, window_s: int, output: str) -> None:
+    """Show who calls whom: rates, errors and latency of each edge, by the identities in certificates."""
+    request = GetGraphRequest(tenant=tenant)
+    request.window.FromSeconds(window_s)
+    with client.connect_current() as mesh:
+        answer = mesh.admin.GetGraph(request, timeout=client.TIMEOUT_S)
+    if output in ("json", "yaml"):
+        render.data(render.as_dict(answer), output)
+    elif output == "dot":
+        click.echo(picture.dot(answer))
+    elif output == "svg":
+        click.echo(picture.svg(answer))
+    else:
+        click.echo(f"region {answer.region}, the last {window_s} s", err=True)
+        render.table(_COLUMNS, [_row(edge) for edge in answer.edges])
+
+
+def _row(edge: GraphEdge) -> tuple[object, ...]:
+    rates = (edge.calls_per_s, edge.errors_per_s, edge.denied_per_s, edge.limited_per_s)
+    both = edge.source_reports and edge.destination_reports
+    told_by = "both" if both else "source" if edge.source_reports else "destination"
+    return (
+        edge.source,
+        edge.destination,
+        *(f"{rate:.1f}" for rate in rates),
+        *(render.duration(seconds) for seconds in (edge.p50_s, edge.p95_s, edge.p99_s)),
+        _TLS.get(edge.mutual_tls, ""),
+        told_by,
+    )

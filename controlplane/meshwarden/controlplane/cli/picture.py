@@ -1,0 +1,173 @@
+"""The service graph as a picture: SVG by itself, or DOT for Graphviz.
+
+Services stand in columns, each to the right of those that call it; what goes back against that order is drawn as an arc
+below. Names come from tenants, so all of them are escaped.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+from xml.sax.saxutils import escape
+
+from meshwarden.controlplane.cli import render
+from meshwarden.v1.admin_service_pb2 import GetGraphResponse, GraphEdge
+
+_WIDTH: Final = 170
+_HEIGHT: Final = 46
+_GAP_X: Final = 240
+_GAP_Y: Final = 34
+_MARGIN: Final = 24
+# Apart for those who do not see red and green, too (Okabe and Ito, "Color Universal Design").
+_STYLE: Final = """
+svg{font:12px system-ui,sans-serif}
+.node rect{fill:#fff;stroke:#333;stroke-width:1.2}
+.node.down rect{stroke:#d55e00;stroke-dasharray:5 3}
+text{fill:#222}.tenant{opacity:.7}
+.edge path{fill:none;stroke:#0072b2}.edge.idle path{stroke:#999;stroke-dasharray:2 4}
+.edge.failing path{stroke:#d55e00}.edge.refused path{stroke:#e69f00;stroke-dasharray:7 3}
+.label{font-size:10.5px;paint-order:stroke;stroke:#fff;stroke-width:3px}
+@media(prefers-color-scheme:dark){.node rect{fill:#222;stroke:#bbb}text{fill:#eee}.label{stroke:#111}}
+"""
+_TIP: Final = (
+    '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" '
+    'markerUnits="userSpaceOnUse" orient="auto"><path d="M0,0 8,4 0,8z" fill="context-stroke"/></marker></defs>'
+)
+
+
+class Place(NamedTuple):
+    """Where a service stands: the top left corner of its box."""
+
+    x: float
+    y: float
+
+
+def dot(graph: GetGraphResponse) -> str:
+    """Returns the graph in Graphviz' language, a cluster for each tenant."""
+    lines = ["digraph mesh {", "  rankdir=LR; node [shape=box, style=rounded];"]
+    by_tenant: dict[str, list[str]] = {}
+    for service in _services(graph):
+        by_tenant.setdefault(service.partition("/")[0], []).append(service)
+    for number, (tenant, services) in enumerate(sorted(by_tenant.items())):
+        lines.append(f"  subgraph cluster_{number} {{ label={_quoted(tenant)};")
+        lines += [f"    {_quoted(service)} [label={_quoted(service.partition('/')[2])}];" for service in services]
+        lines.append("  }")
+    lines += [
+        f"  {_quoted(edge.source)} -> {_quoted(edge.destination)} [label={_quoted(_label(edge))}];"
+        for edge in graph.edges
+    ]
+    return "\n".join([*lines, "}"])
+
+
+def svg(graph: GetGraphResponse) -> str:
+    """Returns the graph as an SVG document."""
+    places = arrange(_services(graph), [(edge.source, edge.destination) for edge in graph.edges])
+    width = max((place.x for place in places.values()), default=0) + _WIDTH + _MARGIN
+    backward = any(places[edge.source].x >= places[edge.destination].x for edge in graph.edges)
+    height = max((place.y for place in places.values()), default=0) + _HEIGHT + _MARGIN + (60 if backward else 0)
+    down = {node.service for node in graph.nodes if node.endpoints and not node.healthy_endpoints}
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
+            f'aria-label="Who calls whom in region {escape(graph.region, {chr(34): "&quot;"})}">',
+            f"<style>{_STYLE}</style>",
+            _TIP,
+            *(_drawn_edge(edge, places[edge.source], places[edge.destination]) for edge in graph.edges),
+            *(_drawn_node(service, place, service in down) for service, place in places.items()),
+            "</svg>",
+        ]
+    )
+
+
+def arrange(services: Sequence[str], edges: Iterable[tuple[str, str]]) -> dict[str, Place]:
+    """Returns where each service stands: callers left of whom they call, near those that they are joined to."""
+    callers: dict[str, list[str]] = {service: [] for service in services}
+    for source, destination in edges:
+        if source != destination and source in callers and destination in callers:
+            callers[destination].append(source)
+    columns = _columns(services, callers)
+    places: dict[str, Place] = {}
+    for column in range(max(columns.values(), default=-1) + 1):
+        here = [service for service in services if columns[service] == column]
+        here.sort(key=lambda service: _mean([places[caller].y for caller in callers[service] if caller in places]))
+        for row, service in enumerate(here):
+            places[service] = Place(_MARGIN + column * (_WIDTH + _GAP_X), _MARGIN + row * (_HEIGHT + _GAP_Y))
+    return places
+
+
+def _columns(services: Sequence[str], callers: dict[str, list[str]]) -> dict[str, int]:
+    """One more than that of a service's furthest caller."""
+    columns: dict[str, int] = {}
+    while left := [service for service in services if service not in columns]:
+        # Where all wait for each other the circle is cut at its first.
+        ready = [service for service in left if all(caller in columns for caller in callers[service])] or left[:1]
+        for service in ready:
+            columns[service] = (
+                max((columns[caller] for caller in callers[service] if caller in columns), default=-1) + 1
+            )
+    return columns
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.inf
+
+
+def _services(graph: GetGraphResponse) -> list[str]:
+    ends = {end for edge in graph.edges for end in (edge.source, edge.destination)}
+    return sorted(ends | {node.service for node in graph.nodes})
+
+
+def _drawn_node(service: str, place: Place, down: bool) -> str:
+    tenant, _, name = service.partition("/")
+    x, y = place.x + 12, place.y
+    return (
+        f'<g class="node{" down" if down else ""}"><rect x="{place.x:g}" y="{y:g}" width="{_WIDTH}" '
+        f'height="{_HEIGHT}" rx="8"/><text x="{x:g}" y="{y + 20:g}">{escape(_shortened(name))}</text>'
+        f'<text class="tenant" x="{x:g}" y="{y + 36:g}">{escape(_shortened(tenant))}</text></g>'
+    )
+
+
+def _drawn_edge(edge: GraphEdge, source: Place, destination: Place) -> str:
+    x1, y1, x2, y2 = source.x + _WIDTH, source.y + _HEIGHT / 2, destination.x, destination.y + _HEIGHT / 2
+    if x2 > x1:
+        bend = (x2 - x1) / 2
+        way = f"M{x1:g},{y1:g} C{x1 + bend:g},{y1:g} {x2 - bend:g},{y2:g} {x2:g},{y2:g}"
+        # Nearer to the destination than the middle, where edges of one source have parted.
+        at_x, at_y = x1 + (x2 - x1) * 0.55, y1 + (y2 - y1) * 0.75 - 5
+    else:
+        x1, y1, x2, y2 = source.x + _WIDTH / 2, source.y + _HEIGHT, destination.x + _WIDTH / 2, destination.y + _HEIGHT
+        low = max(y1, y2) + 40
+        way = f"M{x1:g},{y1:g} C{x1:g},{low:g} {x2 + 30:g},{low:g} {x2:g},{y2:g}"
+        at_x, at_y = (x1 + x2) / 2, low - 8
+    thick = 1 + min(4.0, math.log10(1 + edge.calls_per_s) * 1.5)
+    title = f"{edge.source} → {edge.destination}: {_label(edge)}"
+    return (
+        f'<g class="edge {_state(edge)}"><title>{escape(title)}</title>'
+        f'<path d="{way}" stroke-width="{thick:.2g}" marker-end="url(#tip)"/>'
+        f'<text class="label" x="{at_x:g}" y="{at_y:g}" text-anchor="middle">{escape(_label(edge))}</text></g>'
+    )
+
+
+def _state(edge: GraphEdge) -> str:
+    if edge.calls_per_s == 0:
+        return "idle"
+    if edge.errors_per_s > 0:
+        return "failing"
+    return "refused" if edge.denied_per_s + edge.limited_per_s > edge.calls_per_s / 2 else "fine"
+
+
+def _label(edge: GraphEdge) -> str:
+    said = [f"{edge.calls_per_s:.1f}/s", f"p99 {render.duration(edge.p99_s)}"]
+    for name, rate in (("errors", edge.errors_per_s), ("denied", edge.denied_per_s), ("limited", edge.limited_per_s)):
+        if rate > 0 and edge.calls_per_s > 0:
+            percent = 100 * rate / edge.calls_per_s
+            said.append(f"{percent:.0f}% {name}" if percent >= 1 else f"under 1% {name}")
+    return ", ".join(said)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 22 else f"{name[:21]}…"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,71 @@
+"""The service graph as a picture: where services stand, and that names cannot break out of it."""
+
+import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshwarden.controlplane.cli import picture
+from meshwarden.v1.admin_service_pb2 import GetGraphResponse, GraphEdge, GraphNode
+
+NAMES = st.sampled_from([f"t{number % 3}/s{number}" for number in range(12)])
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def a_graph(*edges: tuple[str, str], **rates: float) -> GetGraphResponse:
+    found = [GraphEdge(source=source, destination=destination, **rates) for source, destination in edges]
+    return GetGraphResponse(edges=found, region="eu")
+
+
+def test_callers_stand_left_of_whom_they_call() -> None:
+    edges = [("a/web", "p/orders"), ("p/orders", "p/stock"), ("a/web", "p/stock")]
+    places = picture.arrange(["a/web", "p/orders", "p/stock"], edges)
+    assert places["a/web"].x < places["p/orders"].x < places["p/stock"].x
+
+
+@given(st.lists(st.tuples(NAMES, NAMES), max_size=40))
+def test_every_service_has_a_place_of_its_own_whatever_calls_what(edges: list[tuple[str, str]]) -> None:
+    drawn = ElementTree.fromstring(picture.svg(a_graph(*edges)))  # noqa: S314 - our own picture
+    services = {end for edge in edges for end in edge}
+    boxes = {(box.get("x"), box.get("y")) for box in drawn.iter(f"{SVG}rect")}
+    assert len(boxes) == len(services)
+
+
+def test_a_chain_of_any_length_is_drawn() -> None:
+    names = [f"t/s{number}" for number in range(1500)]
+    places = picture.arrange(names, list(pairwise(names)))
+    assert places[names[-1]].x > places[names[0]].x
+
+
+@pytest.mark.parametrize("name", ['"/><script>alert(1)</script>', "a]]>b", "x\\", '"', "&lt;", "</svg>"])
+def test_names_stay_names(name: str) -> None:
+    graph = a_graph((f"acme/{name}", "platform/orders"))
+    drawn = ElementTree.fromstring(picture.svg(graph))  # noqa: S314 - our own picture
+    assert [element.tag for element in drawn.iter() if "script" in element.tag] == []
+    assert name in {element.text for element in drawn.iter(f"{SVG}text")} or len(name) > 22
+    quoted = picture.dot(graph).replace("\\\\", "").replace('\\"', "")
+    assert all(line.count('"') % 2 == 0 for line in quoted.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("rates", "state"),
+    [
+        ({}, "idle"),
+        ({"calls_per_s": 5.0}, "fine"),
+        ({"calls_per_s": 5.0, "errors_per_s": 0.1}, "failing"),
+        ({"calls_per_s": 5.0, "denied_per_s": 5.0}, "refused"),
+        ({"calls_per_s": 5.0, "limited_per_s": 1.0}, "fine"),
+    ],
+)
+def test_an_edge_shows_how_it_does(rates: dict[str, float], state: str) -> None:
+    drawn = ElementTree.fromstring(picture.svg(a_graph(("a/web", "p/orders"), **rates)))  # noqa: S314
+    assert f"edge {state}" in {element.get("class") for element in drawn.iter(f"{SVG}g")}
+
+
+def test_a_service_without_healthy_endpoints_is_marked() -> None:
+    graph = a_graph(("a/web", "p/orders"))
+    graph.nodes.extend([GraphNode(service="p/orders", endpoints=2), GraphNode(service="a/web")])
+    drawn = ElementTree.fromstring(picture.svg(graph))  # noqa: S314
+    assert len([element for element in drawn.iter(f"{SVG}g") if element.get("class") == "node down"]) == 1

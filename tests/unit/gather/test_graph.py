@@ -1,0 +1,178 @@
+"""The service graph: what edges add up to, who sees them, what is bounded."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshwarden.controlplane.gather.call import Call
+from meshwarden.controlplane.gather.graph import HORIZON, RETENTION, Graph
+from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.sdk.histogram import bucket_of
+from meshwarden.v1.admin_service_pb2 import GraphEdge
+from meshwarden.v1.report_pb2 import CallStat
+
+NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
+FIVE = timedelta(minutes=5)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def graph(clock: Clock) -> Graph:
+    graph = Graph(clock, edges_per_tenant=3)
+    clock.now += timedelta(hours=1)
+    return graph
+
+
+def call(count: int = 1, duration_s: float = 0.02, **changes: object) -> Call:
+    plain = Call(
+        source_tenant="acme",
+        source_service="web",
+        destination_tenant="platform",
+        destination_service="orders",
+        method="/o.Orders/Get",
+        status="OK",
+        decision=CallStat.ALLOWED,
+        reporter=CallStat.SOURCE,
+        revision=7,
+        minute=int(NOW.timestamp()) - 30,
+        count=count,
+        sum_s=count * duration_s,
+        durations={bucket_of(duration_s): count},
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+def only_edge(graph: Graph, window: timedelta = FIVE) -> GraphEdge:
+    (edge,) = graph.edges(window, everything)
+    return edge
+
+
+def test_an_edge_has_rates_percentiles_and_what_its_calls_came_to(graph: Graph) -> None:
+    graph.add([call(count=98), call(duration_s=2.0), call(status="INTERNAL", duration_s=2.0)])
+    graph.add([call(status="PERMISSION_DENIED", decision=CallStat.DENIED), call(status="NOT_FOUND")])
+    edge = only_edge(graph)
+    assert (edge.source, edge.destination) == ("acme/web", "platform/orders")
+    assert dict(edge.outcomes) == {"ok": 99, "server_error": 1, "denied": 1, "client_error": 1}
+    assert edge.calls_per_s == pytest.approx(102 / 300, rel=0.06)
+    assert edge.errors_per_s == pytest.approx(edge.calls_per_s / 102)
+    assert edge.denied_per_s == pytest.approx(edge.calls_per_s / 102)
+    assert edge.p50_s == pytest.approx(0.02, rel=0.01)
+    assert edge.p99_s == pytest.approx(2.0, rel=0.01)
+
+
+def test_an_edge_says_which_sides_tell_of_it_and_what_they_proved(graph: Graph) -> None:
+    graph.add([call(count=5)])
+    edge = only_edge(graph)
+    assert (edge.source_reports, edge.destination_reports, edge.mutual_tls) == (True, False, GraphEdge.SAID)
+    graph.add([call(count=4, reporter=CallStat.DESTINATION)])
+    edge = only_edge(graph)
+    assert (edge.source_reports, edge.destination_reports, edge.mutual_tls) == (True, True, GraphEdge.PROVEN)
+    assert edge.outcomes["ok"] == 5, "each call once: the side that saw more"
+
+
+def test_the_side_that_refused_knows_why(graph: Graph) -> None:
+    refused = {"status": "403", "reporter": CallStat.DESTINATION, "decision": CallStat.DENIED}
+    graph.add([call(count=5), call(count=4, status="403"), call(count=2, status="404")])
+    graph.add([call(count=5, reporter=CallStat.DESTINATION), call(count=3, **refused)])
+    assert dict(only_edge(graph).outcomes) == {"ok": 5, "client_error": 3, "denied": 3}
+
+
+def test_a_caller_that_nobody_knows_has_proved_nothing(graph: Graph) -> None:
+    unknown = {"source_tenant": "unknown", "source_service": "unknown", "reporter": CallStat.DESTINATION}
+    graph.add([call(**unknown)])
+    assert only_edge(graph).mutual_tls == GraphEdge.NONE
+
+
+def test_rates_forget_and_totals_do_not(graph: Graph, clock: Clock) -> None:
+    graph.add([call(count=600)])
+    clock.now += timedelta(minutes=6)
+    edge = only_edge(graph)
+    assert (edge.calls_per_s, edge.p50_s, edge.outcomes["ok"]) == (0, 0, 600)
+    assert only_edge(graph, HORIZON).calls_per_s > 0
+    clock.now += HORIZON
+    assert only_edge(graph, HORIZON).calls_per_s == 0
+    assert edge.last_seen.ToDatetime(tzinfo=UTC) == NOW + timedelta(hours=1)
+
+
+def test_a_young_process_has_no_slow_rates(clock: Clock) -> None:
+    graph = Graph(clock)
+    clock.now += timedelta(seconds=10)
+    graph.add([call(count=100)])
+    assert only_edge(graph).calls_per_s > 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 900), st.integers(1, 50)), min_size=1, max_size=30))
+def test_no_call_is_lost_or_counted_twice_within_the_window(arrivals: list[tuple[int, int]]) -> None:
+    clock = Clock()
+    graph = Graph(clock)
+    start = clock.now
+    for offset_s, count in sorted(arrivals):
+        clock.now = start + timedelta(seconds=offset_s)
+        graph.add([call(count=count)])
+    edge = only_edge(graph, HORIZON)
+    assert edge.outcomes["ok"] == sum(count for _, count in arrivals)
+    # The window ends now and begins with a slot, so at most one slot's worth of time is left out.
+    recent = sum(count for offset_s, count in arrivals if offset_s >= max(at for at, _ in arrivals) - 885 + 15)
+    span_s = max(1, (clock.now - start).total_seconds() + 30)
+    assert edge.calls_per_s * span_s >= recent * 0.99
+
+
+def test_a_tenant_sees_the_edges_that_it_has_an_end_of(graph: Graph) -> None:
+    graph.add([call(), call(source_tenant="globex"), call(destination_tenant="acme", destination_service="web")])
+    seen = graph.edges(FIVE, lambda tenant: tenant == "globex")
+    assert [edge.source for edge in seen] == ["globex/web"]
+    assert len(graph.edges(FIVE, lambda tenant: tenant == "acme")) == 2
+
+
+def test_one_tenant_cannot_fill_the_graph(graph: Graph) -> None:
+    for number in range(50):
+        graph.add([call(destination_service=f"made-up-{number}")])
+    graph.add([call(source_tenant="globex")])
+    edges = graph.edges(FIVE, everything)
+    assert len(edges) == 5
+    assert sum(edge.outcomes["ok"] for edge in edges) == 51, "what has no room is counted together"
+    assert ("globex/web", "platform/orders") in {(edge.source, edge.destination) for edge in edges}
+
+
+def test_an_edge_that_nobody_uses_ends(graph: Graph, clock: Clock) -> None:
+    graph.add([call()])
+    clock.now += RETENTION + timedelta(seconds=1)
+    assert graph.edges(FIVE, everything) == []
+    graph.add([call(destination_service=f"s{number}") for number in range(3)])
+    assert "overflow/overflow" not in {edge.destination for edge in graph.edges(FIVE, everything)}
+
+
+async def test_a_graph_begins_with_what_the_ledger_holds(tmp_path: Path, clock: Clock) -> None:
+    ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock)
+    ledger.add([call(count=3), call(minute=int(NOW.timestamp()) - 90, status="INTERNAL")])
+    ledger.add([call(count=2, reporter=CallStat.DESTINATION)])
+    await ledger.flush()
+    graph = Graph(clock)
+    graph.recall(ledger.totals())
+    ledger.close()
+    edge = only_edge(graph)
+    assert dict(edge.outcomes) == {"ok": 3, "server_error": 1}
+    assert (edge.calls_per_s, edge.mutual_tls) == (0, GraphEdge.PROVEN)
+    assert edge.first_seen.seconds == int(NOW.timestamp()) - 90
+    graph.add([call()])
+    assert only_edge(graph).outcomes["ok"] == 4
