@@ -1,6 +1,5 @@
 """What resources say of each other: whatever one names must be there, and what is named can't go."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
@@ -46,9 +45,7 @@ def users(refs: Iterable[ResourceRef], before: View) -> list[str]:
     for resource in after:
         if isinstance(resource, Endpoint) and resource.spec.node:
             continue  # it goes with its workload
-        # Who names what was missing before is no user of what is deleted.
-        known = set(_names(resource, before))
-        missed = [fault for fault in _names(resource, after) if fault not in known]
+        missed = _new(resource, before, after)
         if missed and not before.sees(ref_of(resource).tenant):
             found.append(f"a resource of another tenant needs {titles}")
         else:
@@ -78,14 +75,21 @@ def _broken(batch: Sequence[Resource], before: View, after: View) -> Iterator[Fi
         old = before.find(ref.kind, ref.tenant, ref.name)
         if ref.kind not in fields or old is None or old.spec == unwrap(resource).spec:
             continue
-        for policy in (*after.of("RoutePolicy", ref.tenant), *after.of("AccessPolicy", ref.tenant)):
-            if title(ref_of(policy)) in batched:
-                continue  # its own faults are told
-            known = set(_names(policy, before))
-            for fault in _names(policy, after):
-                if fault not in known and _service_of(policy) in {_service_of(old), ref.name}:
+        service = _service_of(old) or ref.name
+        for kind in ("RoutePolicy", "AccessPolicy"):
+            for policy in after.of_service(kind, ref.tenant, service):
+                if title(ref_of(policy)) in batched:
+                    continue  # its own faults are told
+                for fault in _new(policy, before, after):
                     needs = f"{title(ref_of(policy))} needs what was here: {fault.field}: {fault.message}"
                     yield FieldFault(f"resources[{index}].{fields[ref.kind]}", needs)
+
+
+def _new(resource: AnyResource, before: View, after: View) -> list[FieldFault]:
+    """What a resource names and lacks after a change; what it lacked before is none of the change's."""
+    found = list(_names(resource, after))
+    known = {fault.field for fault in _names(resource, before)} if found else set()
+    return [fault for fault in found if fault.field not in known]
 
 
 def _service_of(resource: AnyResource) -> str:
@@ -142,7 +146,8 @@ def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Itera
 
 def _versions(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:
     owner, service = policy.metadata.tenant, policy.spec.service
-    known = {entry.spec.version for entry in view.entries(owner) if entry.spec.service == service}
+    entries = view.of_service("WorkloadEntry", owner, service)
+    known = {entry.spec.version for entry in entries if isinstance(entry, WorkloadEntry)}
     for rule_number, rule in enumerate(policy.spec.rules):
         for number, part in enumerate(rule.split):
             if part.version not in known:
@@ -155,8 +160,8 @@ def _versions(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:
 
 def _only_one(policy: RoutePolicy | RatePolicy, view: View) -> Iterator[FieldFault]:
     kind, owner = type(policy).__name__, policy.metadata.tenant
-    for other in view.of(kind, owner):
-        if other.metadata.name != policy.metadata.name and _service_of(other) == policy.spec.service:
+    for other in view.of_service(kind, owner, policy.spec.service):
+        if other.metadata.name != policy.metadata.name:
             text = f"{title(ref_of(other))} is for this service already: a service has at most one {kind}"
             yield FieldFault("spec.service", text)
 
@@ -166,9 +171,8 @@ def _sharers(resource: AnyResource, view: View) -> Iterator[FieldFault]:
     if not isinstance(resource, WorkloadEntry) or not resource.spec.selectors.HasField("uid"):
         return
     uid, nodes, own = resource.spec.selectors.uid, set(resource.spec.nodes), title(ref_of(resource))
-    for other in view.entries():
-        selectors = other.spec.selectors
-        if not selectors.HasField("uid") or selectors.uid != uid or title(ref_of(other)) == own:
+    for other in view.entries_of_uid(uid):
+        if title(ref_of(other)) == own:
             continue
         shared = sorted(nodes & set(other.spec.nodes))
         if shared and not (resource.spec.insecure_same_user and other.spec.insecure_same_user):
@@ -191,10 +195,10 @@ def _tenant(path: str, tenant: str, view: View) -> Iterator[FieldFault]:
 
 
 def _missing_of(kind: str, tenant: str, name: str, view: View) -> str:
-    close = difflib.get_close_matches(name, view.names(kind, tenant), n=1) if view.sees(tenant) else []
-    return f"there is no {kind} {tenant}/{name}" + (f"; did you mean {close[0]}?" if close else "")
+    close = view.close_name(kind, tenant, name)
+    return f"there is no {kind} {tenant}/{name}" + (f"; did you mean {close}?" if close else "")
 
 
 def _missing_tenant(tenant: str, view: View) -> str:
-    close = difflib.get_close_matches(tenant, filter(view.sees, view.tenants()), n=1)
-    return f"there is no Tenant {tenant}" + (f"; did you mean {close[0]}?" if close else "")
+    close = view.close_tenant(tenant)
+    return f"there is no Tenant {tenant}" + (f"; did you mean {close}?" if close else "")

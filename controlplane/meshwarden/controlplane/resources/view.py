@@ -1,12 +1,15 @@
 """Resources by kind, tenant and name: what references are held against."""
 
-from collections.abc import Callable, Iterable, Iterator
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, unwrap
 from meshwarden.v1.resource_service_pb2 import ResourceRef
-from meshwarden.v1.resources_pb2 import Resource, Service, WorkloadEntry
+from meshwarden.v1.resources_pb2 import Resource, Service, Tenant, WorkloadEntry
 
 Names = dict[str, AnyResource]
+# Each look for a name that is close goes through all names: a hundred in the life of a view.
+MAX_HINTS = 100
 
 
 class View:
@@ -14,6 +17,10 @@ class View:
 
     def __init__(self) -> None:
         self._kinds: dict[str, dict[str, Names]] = {}
+        # Made when they are asked for, and forgotten by a change.
+        self._by_service: dict[tuple[str, str], dict[str, list[AnyResource]]] = {}
+        self._by_uid: dict[int, list[WorkloadEntry]] | None = None
+        self._hints = MAX_HINTS
         self.sees: Callable[[str], bool] = lambda tenant: True
         """Whether whoever asks may be told the names in a tenant."""
 
@@ -26,10 +33,12 @@ class View:
     def put(self, resource: Resource) -> None:
         """Adds or replaces a resource."""
         ref = ref_of(resource)
+        self._forget(ref)
         self._kinds.setdefault(ref.kind, {}).setdefault(ref.tenant, {})[ref.name] = unwrap(resource)
 
     def remove(self, ref: ResourceRef) -> None:
         """Removes a resource; one that is not there is no fault."""
+        self._forget(ref)
         names = self._kinds.get(ref.kind, {}).get(ref.tenant, {})
         names.pop(ref.name, None)
         if not names:
@@ -55,9 +64,32 @@ class View:
         """Returns a resource, or None."""
         return self._kinds.get(kind, {}).get(tenant, {}).get(name)
 
-    def names(self, kind: str, tenant: str) -> list[str]:
-        """Returns the names of a kind in a tenant."""
-        return list(self._kinds.get(kind, {}).get(tenant, {}))
+    def close_name(self, kind: str, tenant: str, name: str) -> str | None:
+        """Returns the name of a kind in a tenant that is most like another one, if whoever asks may be told."""
+        return self._close(name, self._kinds.get(kind, {}).get(tenant, {})) if self.sees(tenant) else None
+
+    def close_tenant(self, name: str) -> str | None:
+        """Returns the tenant whose name is most like another one, of those that whoever asks may be told."""
+        return self._close(name, filter(self.sees, self._kinds.get("Tenant", {})))
+
+    def of_service(self, kind: str, tenant: str, service: str) -> Sequence[AnyResource]:
+        """Returns the resources of a kind that speak of a service."""
+        index = self._by_service.get((kind, tenant))
+        if index is None:
+            index = self._by_service[kind, tenant] = {}
+            for resource in self.of(kind, tenant):
+                if not isinstance(resource, Tenant | Service):
+                    index.setdefault(resource.spec.service, []).append(resource)
+        return index.get(service, ())
+
+    def entries_of_uid(self, uid: int) -> Sequence[WorkloadEntry]:
+        """Returns the workload entries of all tenants that want this uid."""
+        if self._by_uid is None:
+            self._by_uid = {}
+            for entry in self.of("WorkloadEntry"):
+                if isinstance(entry, WorkloadEntry) and entry.spec.selectors.HasField("uid"):
+                    self._by_uid.setdefault(entry.spec.selectors.uid, []).append(entry)
+        return self._by_uid.get(uid, ())
 
     def of(self, kind: str, tenant: str | None = None) -> Iterator[AnyResource]:
         """Yields the resources of a kind, of one tenant or of all."""
@@ -69,15 +101,18 @@ class View:
         for kind in self._kinds:
             yield from self.of(kind)
 
-    def tenants(self) -> list[str]:
-        """Returns the names of the tenants."""
-        return list(self._kinds.get("Tenant", {}))
-
     def service(self, tenant: str, name: str) -> Service | None:
         """Returns a service, or None."""
         found = self.find("Service", tenant, name)
         return found if isinstance(found, Service) else None
 
-    def entries(self, tenant: str | None = None) -> Iterator[WorkloadEntry]:
-        """Yields the workload entries, of one tenant or of all."""
-        return (found for found in self.of("WorkloadEntry", tenant) if isinstance(found, WorkloadEntry))
+    def _forget(self, ref: ResourceRef) -> None:
+        self._by_service.pop((ref.kind, ref.tenant), None)
+        if ref.kind == "WorkloadEntry":
+            self._by_uid = None
+
+    def _close(self, name: str, names: Iterable[str]) -> str | None:
+        if not self._hints:
+            return None
+        self._hints -= 1
+        return next(iter(difflib.get_close_matches(name, names, n=1)), None)
