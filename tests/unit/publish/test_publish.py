@@ -351,6 +351,22 @@ async def test_an_entry_that_no_longer_names_the_node_takes_its_endpoints_away(r
     await rig.endpoint("n1-orders-1", lambda item: item is None)
 
 
+async def test_an_endpoint_that_an_operator_takes_away_comes_back(rig: Rig) -> None:
+    rig.session("n1", endpoints(orders_endpoint()))
+    kept = await rig.endpoint("n1-orders-1", healthy)
+    key = "/resource/Endpoint/platform/n1-orders-1"
+    await rig.commit(Delete(key))
+    again = await rig.endpoint("n1-orders-1", healthy)
+    assert again.spec == kept.spec
+    await rig.commit(put("Endpoint", "platform", "n1-orders-1", service="orders", address="192.0.2.1", port=1))
+    async with asyncio.timeout(DEADLINE_S):
+        while not rig.publisher.mesh.endpoints_on("n1"):
+            await rig.publisher.wait_revision(rig.publisher.revision + 1)
+    (moved,) = rig.publisher.mesh.endpoints_on("n1").values()
+    assert moved.spec == kept.spec
+    assert moved.metadata.name.startswith("n1-orders-1-")
+
+
 async def test_names_too_long_or_taken_by_another_node_get_a_digest(rig: Rig) -> None:
     await rig.commit(
         put("Endpoint", "platform", "n1-orders-1", service="orders", address="127.0.0.9", port=9, node="n1-orders")

@@ -36,6 +36,7 @@ class Impact:
         servers: services whose callers' permissions or limits changed.
         nodes: nodes whose entries, or whose entries' services, changed.
         services: services whose way for callers (visibility, routes, versions, endpoints) changed.
+        kept: nodes that keep an endpoint that changed.
         routed: tenants whose clients see a service with other names or routes, "*" for all; part of `seen_by`.
     """
 
@@ -43,6 +44,7 @@ class Impact:
     servers: set[Name] = field(default_factory=set)
     nodes: set[str] = field(default_factory=set)
     services: set[Name] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
     routed: set[str] = field(default_factory=set)
 
     def client(self, tenant: str) -> bool:
@@ -98,7 +100,7 @@ class Mesh:
 
     def endpoint_nodes(self) -> set[str]:
         """The nodes that keep endpoints."""
-        return {node for node, keys in self._on_node["Endpoint"].items() if node and keys}
+        return {node for node, keys in self._on_node["Endpoint"].items() if keys}
 
     def owns(self, node: str, tenant: str, service: str) -> bool:
         """Whether a workload entry of that service names the node."""
@@ -184,6 +186,8 @@ class Mesh:
             impact.servers.add(service)
             entries = self.of_service("WorkloadEntry", service).values()
             impact.nodes.update(node for entry in entries for node in entry.spec.nodes)
+        elif key.kind == "Endpoint":
+            impact.kept.update(_nodes(key, message))
         elif key.kind == "WorkloadEntry":
             impact.nodes.update(message.spec.nodes)
 
@@ -216,4 +220,4 @@ def _nodes(key: Key, message: Any) -> list[str]:
     """The nodes that a resource names."""
     if key.kind == "WorkloadEntry":
         return list(message.spec.nodes)
-    return [message.spec.node] if key.kind == "Endpoint" else []
+    return [message.spec.node] if key.kind == "Endpoint" and message.spec.node else []

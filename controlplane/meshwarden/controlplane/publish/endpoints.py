@@ -78,7 +78,8 @@ class Endpoints:
         self._work.set()
 
     def _changed(self, impact: Impact) -> None:
-        for node in impact.nodes & (self._reported.keys() | self._lost):
+        # Also an operator may have deleted what a node keeps, or put its own in that place.
+        for node in (impact.nodes | impact.kept) & (self._reported.keys() | self._lost):
             self._put_due(node)
 
     async def _write(self, node: str) -> None:
