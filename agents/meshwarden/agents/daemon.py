@@ -82,7 +82,7 @@ class Agent:
         self.registry = Registry(config.trust_domain, place.workloads, self.executables)
         self.scopes = ScopeStore(cache)
         downstream = Downstream(self._take_entries, self._take_bundle, self.scopes.apply, self._renew)
-        self._provider = own_provider(OWN_NAME, lambda body, count: self.outbox.put_spans(body, count, ""))
+        self._provider = own_provider(OWN_NAME, lambda body, count: self.intake.take_own_spans(body, count))
         self.upstream = Upstream(
             ControlPlane(
                 config.control_plane, config.trust_domain, (client_interceptor(self._provider, _TRACED_ABOVE),)

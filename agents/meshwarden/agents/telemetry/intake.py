@@ -7,6 +7,7 @@ disk.
 Errors: `IntakeRefused`, with the status to answer.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -238,6 +239,12 @@ class Intake:
             self._put(tenant, payload, Items(call=sum(stat.count for stat in some)), len(some), drops)
             drops = Drops()
         self._spool.drop(drops)
+
+    def take_own_spans(self, body: bytes, count: int) -> None:
+        """Takes a serialised ResourceSpans of the agent itself; what can't be kept stands among the drops."""
+        payload = pb.ExportRequest(resource_spans=[body]).SerializeToString()
+        with contextlib.suppress(IntakeRefused):
+            self._put("", payload, Items(span=count), 1, None)
 
     # -- all signals
 
