@@ -35,7 +35,9 @@ from meshwarden.v1 import node_service_pb2, workload_service_pb2, workload_servi
 SOCKET_VARIABLE: Final = "MESHWARDEN_AGENT_SOCKET"
 START_S: Final = 15.0
 _REPORT_EVERY_S: Final = 1.0
-_REPORT_TIMEOUT_S: Final = 2.0
+# A report that is cut off may have been counted or not; nobody waits for it but its thread.
+_REPORT_TIMEOUT_S: Final = 15.0
+_LAST_REPORT_S: Final = 2.0
 _BACKOFF_S: Final = (0.1, 5.0)
 # The agent's own limit on names and roots is far below.
 _MAX_CONFIG_BYTES: Final = 8 << 20
@@ -97,12 +99,10 @@ class AgentLink:
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS)
         self._stub = workload_service_pb2_grpc.WorkloadServiceStub(self._channel)
         self._stream: grpc.Call | None = None
-        self._threads = [
-            threading.Thread(target=self._watch, name="meshwarden-watch", daemon=True),
-            threading.Thread(target=self._report_steadily, name="meshwarden-report", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._watching = threading.Thread(target=self._watch, name="meshwarden-watch", daemon=True)
+        self._reporting = threading.Thread(target=self._report_steadily, name="meshwarden-report", daemon=True)
+        self._watching.start()
+        self._reporting.start()
 
     @classmethod
     def of_process(cls) -> "AgentLink":
@@ -185,7 +185,7 @@ class AgentLink:
             self.counter.put_back(stats)
 
     def close(self) -> None:
-        """Hands over what is left, for two seconds at most, and ends the threads."""
+        """Hands over what is left, for a few seconds at most, and ends the threads."""
         if not self._is_ours() or self._closing.is_set():
             return
         self._closing.set()
@@ -194,10 +194,11 @@ class AgentLink:
         stream = self._stream
         if stream is not None:
             stream.cancel()
-        self.flush()
+        # To close the channel below a report would lose it.
+        self._reporting.join(_LAST_REPORT_S)
+        self.flush(_LAST_REPORT_S)
         self._channel.close()
-        for thread in self._threads:
-            thread.join(_REPORT_TIMEOUT_S)
+        self._watching.join(_LAST_REPORT_S)
 
     def _is_ours(self) -> bool:
         """Whether this process made it: a child must not use its channel, nor report what its parent reports."""
