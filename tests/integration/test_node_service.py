@@ -24,6 +24,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api.node import NodeServicer
+from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.identity.authorize import admit
@@ -39,7 +40,7 @@ from meshwarden.sdk.front import Front
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import node_service_pb2 as v1
-from meshwarden.v1 import node_service_pb2_grpc, resources_pb2
+from meshwarden.v1 import node_service_pb2_grpc, report_pb2, report_pb2_grpc, resources_pb2
 
 DOMAIN, SERVER_NAME = "mesh.test", "controlplane.mesh.test"
 HELLO = v1.SyncRequest(hello=v1.NodeHello(agent_version="1", zone="a"))
@@ -58,6 +59,19 @@ WEB = (
 )
 
 
+class Gathered:
+    """Takes what nodes report."""
+
+    def __init__(self) -> None:
+        self.nodes: list[str] = []
+
+    def ingest(self, node: str, _: object) -> None:
+        self.nodes.append(node)
+
+    async def settle(self) -> None:
+        """Has nothing to wait for."""
+
+
 @dataclass
 class World:
     """A control plane that serves NodeService on a port."""
@@ -67,6 +81,7 @@ class World:
     authority: MemoryAuthority
     tokens: JoinTokens
     audit: Path
+    gathered: "Gathered"
     port: int
     stack: AsyncExitStack
 
@@ -85,6 +100,10 @@ class World:
     async def sync(self, identity: SpiffeId) -> Any:
         """A stream of whoever bears that identity."""
         return (await self.stub(identity)).Sync(timeout=DEADLINE_S)
+
+    async def report(self, identity: SpiffeId) -> None:
+        stub = report_pb2_grpc.ReportServiceStub(await self.channel(identity))
+        await stub.Export(report_pb2.ExportRequest(), timeout=DEADLINE_S)
 
     async def refusal(self, number: int) -> dict[str, str]:
         """The refusal of that number, counted from 1, once it is in the audit log; and no other is."""
@@ -127,6 +146,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         server = grpc.aio.server(interceptors=[peers, ValidationInterceptor(audit)])
         servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=0.5)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
+        gathered = Gathered()
+        report_pb2_grpc.add_ReportServiceServicer_to_server(ReportServicer(gathered, nodes), server)
         server.add_insecure_port(front.inner_target)
         await server.start()
         stack.push_async_callback(server.stop, 0)
@@ -138,7 +159,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             await group.start(publisher.run)
             group.start_soon(sessions.run)
             async with AsyncExitStack() as callers:
-                yield World(store, sessions, authority, tokens, tmp_path / "audit.jsonl", port, callers)
+                yield World(store, sessions, authority, tokens, tmp_path / "audit.jsonl", gathered, port, callers)
             group.cancel_scope.cancel()
 
 
@@ -220,10 +241,16 @@ async def test_a_message_that_breaks_the_schema_ends_the_session_with_the_field(
     [node(region="us"), node("removed"), SpiffeId.workload(DOMAIN, "acme", "web"), SpiffeId.operator(DOMAIN, "root")],
     ids=["another region's node", "one that has not joined", "a workload", "an operator"],
 )
-async def test_only_a_node_that_joined_this_region_has_a_session(world: World, identity: SpiffeId) -> None:
+async def test_only_a_node_that_joined_this_region_has_a_session_and_reports(world: World, identity: SpiffeId) -> None:
     stream = await world.sync(identity)
     assert await code(stream) is grpc.StatusCode.PERMISSION_DENIED
     assert world.sessions.states() == []
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.report(identity)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    await world.report(node())
+    assert world.gathered.nodes == ["n1"]
+    assert str(identity) in (await world.refusal(2))["caller"]
 
 
 CSR = make_csr(new_key())

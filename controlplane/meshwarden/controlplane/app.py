@@ -132,7 +132,7 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
             clock=utc_now,
         ),
         node=NodeServicer(nodes, publisher, sessions, authority),
-        report=ReportServicer(gather),
+        report=ReportServicer(gather, nodes),
         resource=ResourceServicer(store, utc_now, config.region, audit),
     )
     inner = config.state_dir / "inner"

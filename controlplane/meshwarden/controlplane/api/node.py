@@ -25,6 +25,7 @@ from meshwarden.sdk import peer
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1 import node_service_pb2_grpc
 
+SYNC: Final = "/meshwarden.v1.NodeService/Sync"
 HEARTBEAT_S: Final = 5.0
 HEARTBEATS_MISSED: Final = 3
 """A session in which nothing is heard for so many intervals has ended."""
@@ -61,7 +62,7 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
     async def Sync(  # type: ignore[override]  # it writes by itself, which the stubs don't know
         self, request_iterator: AsyncIterator[v1.SyncRequest], context: Context
     ) -> None:
-        node = await self._identity.joined(peer.current(), "Sync")
+        node = await self._identity.joined(peer.current(), SYNC)
         hello = await _hello(request_iterator)
         await self._publisher.wait_loaded()
         session = self._sessions.open(node, hello)

@@ -125,7 +125,7 @@ class NodeIdentity:
             InvalidCsr: the request is refused.
             AuthorityError: nobody can sign.
         """
-        node = await self.joined(peer, "Renew")
+        node = await self.joined(peer, SERVICE + "Renew")
         public_key = parse_csr(csr)
         chain = await self._sign_node(node, public_key, self._clock())
         await self._record("node.renew", chain, node=node, key=hashlib.sha256(spki(public_key)).hexdigest())
@@ -142,21 +142,21 @@ class NodeIdentity:
             Denied: the caller is no node of this region, or has not joined.
             StoreError: entries can't be read.
         """
-        return await self._signer.sign(await self.joined(peer, "SignWorkload"), list(requests))
+        return await self._signer.sign(await self.joined(peer, SERVICE + "SignWorkload"), list(requests))
 
     async def joined(self, peer: Peer, method: str) -> str:
         """Returns the name of the calling node, once it is known to be one of ours.
 
         Args:
             peer: the node, by its certificate.
-            method: the method of NodeService that it calls, "Sync".
+            method: the full method that it calls, "/meshwarden.v1.NodeService/Sync".
 
         Raises:
             Denied: it is no node, none of this region, or has not joined or was removed.
             StoreError: its record can't be read.
         """
         caller = _id_of(peer)
-        authorize(caller, SERVICE + method, None)
+        authorize(caller, method, None)
         if caller is None or caller.role is not Role.NODE or caller.node is None:
             raise Denied(f"{caller}: is no node")  # the table says so too; here the type does
         if caller.trust_domain != self._trust_domain or caller.region != self._region:
