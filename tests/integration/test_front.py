@@ -7,142 +7,31 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
-from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, self_signed_root
-from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.certs.svid import X509Svid, new_key
-from meshwarden.certs.verify import PeerVerifier, VerifiedPeer
-from meshwarden.sdk.front import Front, FrontLimits
-from meshwarden.sdk.peer import PeerInterceptor, Refused, current, current_connection
+from meshwarden.certs.verify import PeerVerifier
+from meshwarden.sdk.front import Front
 from meshwarden.sdk.tls import READ_BYTES, server_context
 
-DOMAIN = "mesh.test"
-SERVER_NAME = "controlplane.mesh.test"
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-class Authority:
-    """A trust domain's root."""
-
-    def __init__(self, domain: str = DOMAIN) -> None:
-        self.key = new_key()
-        self.domain = domain
-        self.root = self_signed_root(domain, self.key, utc_now() - timedelta(days=1))
-        self.bundle = Bundle.of(domain, [self.root])
-
-    def svid(self, service: str, dns: tuple[str, ...] = (), at: datetime | None = None) -> X509Svid:
-        key = new_key()
-        template = LeafTemplate(SpiffeId.workload(self.domain, "acme", service), timedelta(hours=1), dns)
-        chain = issue_leaf(template, key.public_key(), IssuerKey(self.key, (self.root,)), at or utc_now())
-        return X509Svid.of(chain, key)
-
-
-AUTHORITY = Authority()
-SERVER = AUTHORITY.svid("server", (SERVER_NAME,))
-
-
-@dataclass
-class World:
-    """A server behind a front, and what the test may turn."""
-
-    front: Front
-    directory: Path
-    interceptor: PeerInterceptor
-    bans: set[str] = field(default_factory=set)
-    refusals: list[tuple[str, str, str]] = field(default_factory=list)
-    context: ssl.SSLContext = field(
-        default_factory=lambda: server_context(SERVER.chain_pem(), SERVER.key_pem(), AUTHORITY.bundle.pem())
-    )
-    port: int = 0
-
-    @property
-    def unix(self) -> str:
-        return str(self.directory / "front.sock")
-
-
-async def who(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
-    peer, connection = current(), current_connection()
-    assert connection is not None
-    return f"{peer.spiffe_id if peer else '-'} {connection.pid} {connection.uid}".encode()
-
-
-async def echo(requests, context: grpc.aio.ServicerContext):
-    async for request in requests:
-        yield request
-
-
-async def wait(requests, context: grpc.aio.ServicerContext) -> bytes:
-    async for _ in requests:
-        pass
-    return b"done"
-
-
-@asynccontextmanager
-async def world(directory: Path, limits: FrontLimits | None = None) -> AsyncIterator[World]:
-    inner = directory / "inner"
-    inner.mkdir(mode=0o700)
-    refusals: list[tuple[str, str, str]] = []
-    front = Front(inner / "grpc.sock", limits, lambda remote, reason: refusals.append((remote, "TLS", reason)))
-
-    def admit(peer: VerifiedPeer | None, method: str) -> None:
-        if method == "/test.Test/Secret" and (peer is None or peer.spiffe_id.service != "web"):
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "Secret is for web")
-
-    made = World(front, directory, None, refusals=refusals)
-    verifier = PeerVerifier(
-        lambda: {DOMAIN: AUTHORITY.bundle},
-        utc_now,
-        denied=lambda peer: "banned" if peer.spiffe_id.service in made.bans else None,
-    )
-    made.interceptor = PeerInterceptor(front, verifier, admit, lambda *refusal: made.refusals.append(refusal))
-    server = grpc.aio.server(interceptors=[made.interceptor])
-    handlers = {
-        "Who": grpc.unary_unary_rpc_method_handler(who),
-        "Secret": grpc.unary_unary_rpc_method_handler(who),
-        "Echo": grpc.stream_stream_rpc_method_handler(echo),
-        "Wait": grpc.stream_unary_rpc_method_handler(wait),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
-    server.add_insecure_port(front.inner_target)
-    await server.start()
-    try:
-        async with front:
-            made.port = await front.serve_tls("127.0.0.1", 0, lambda: made.context)
-            await front.serve_unix(made.unix)
-            yield made
-    finally:
-        await server.stop(None)
-        # Calls that are still ending would wake a loop that is closed by then: grpc.aio has one queue for all loops.
-        await server.wait_for_termination()
-
-
-def tls_channel(port: int, svid: X509Svid | None) -> grpc.aio.Channel:
-    chain, key = (svid.chain_pem(), svid.key_pem()) if svid else (None, None)
-    credentials = grpc.ssl_channel_credentials(AUTHORITY.bundle.pem(), key, chain)
-    options = [("grpc.ssl_target_name_override", SERVER_NAME), ("grpc.use_local_subchannel_pool", 1)]
-    return grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options)
-
-
-async def call(channel: grpc.aio.Channel, method: str = "Who") -> str:
-    return (await channel.unary_unary(f"/test.Test/{method}")(b"", timeout=10)).decode()
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
-            await asyncio.sleep(0.01)
-    assert condition(), what
+from front_world import (
+    AUTHORITY,
+    DOMAIN,
+    SERVER,
+    SERVER_NAME,
+    Authority,
+    call,
+    client_context,
+    tls_channel,
+    until,
+    world,
+)
 
 
 class TestTls:
@@ -244,118 +133,6 @@ class TestTls:
     async def test_sessions_are_not_resumed(self, tmp_path: Path) -> None:
         async with world(tmp_path) as made:
             assert not await asyncio.to_thread(gets_a_ticket, made.port)
-
-
-class TestHostile:
-    @pytest.mark.parametrize(
-        "garbage", [b"\0" * 4096, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"a" * 70000]
-    )
-    async def test_garbage_does_no_harm(self, tmp_path: Path, garbage: bytes) -> None:
-        async with world(tmp_path) as made:
-            for open_connection in (
-                asyncio.open_connection("127.0.0.1", made.port),
-                asyncio.open_unix_connection(made.unix),
-            ):
-                reader, writer = await open_connection
-                writer.write(garbage)
-                try:
-                    async with asyncio.timeout(10):
-                        while await reader.read(65536):
-                            pass
-                except ConnectionError:
-                    pass
-                writer.close()
-            async with tls_channel(made.port, AUTHORITY.svid("web")) as channel:
-                assert "web" in await call(channel)
-
-    async def test_half_open_handshakes_keep_nobody_out(self, tmp_path: Path) -> None:
-        async with world(tmp_path, FrontLimits(handshakes=64, handshake_s=30)) as made:
-            opened = []
-            for _ in range(1000):
-                sock = socket.socket()
-                sock.setblocking(False)
-                opened.append(sock)
-                await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", made.port))
-            async with tls_channel(made.port, AUTHORITY.svid("web")) as channel:
-                assert "web" in await call(channel)
-            assert len(os.listdir("/proc/self/fd")) < 1000 + 64 + 200
-            for sock in opened:
-                sock.close()
-
-    async def test_who_says_nothing_is_let_go(self, tmp_path: Path) -> None:
-        async with world(tmp_path, FrontLimits(handshake_s=0.2, first_byte_s=0.2)) as made:
-            for open_connection in (
-                asyncio.open_connection("127.0.0.1", made.port),
-                asyncio.open_unix_connection(made.unix),
-                asyncio.open_connection("127.0.0.1", made.port, ssl=client_context(), server_hostname=SERVER_NAME),
-            ):
-                reader, writer = await open_connection
-                async with asyncio.timeout(10):
-                    assert await reader.read() == b""
-                writer.close()
-            await until(lambda: not made.front.connections(), "all are gone")
-
-    async def test_who_shows_no_certificate_keeps_nobody_out(self, tmp_path: Path) -> None:
-        async with world(tmp_path, FrontLimits(connections=64, anonymous=8)) as made:
-            held = [await raw_tls(made, None) for _ in range(100)]
-            assert len(made.front.connections()) == 8
-            async with tls_channel(made.port, AUTHORITY.svid("web")) as known, tls_channel(made.port, None) as unknown:
-                assert "web" in await call(known)
-                assert (await call(unknown)).startswith("- ")
-            for writer in held:
-                writer.close()
-
-    async def test_one_identity_keeps_no_other_out(self, tmp_path: Path) -> None:
-        async with world(tmp_path, FrontLimits(connections=8)) as made:
-            greedy = AUTHORITY.svid("greedy")
-            held = [await raw_tls(made, greedy) for _ in range(8)]
-            await until(lambda: len(made.front.connections()) == 8, "all are in")
-            one_more = await raw_tls(made, greedy)
-            await until(one_more.transport.is_closing, "it is refused")
-            assert not any(writer.transport.is_closing() for writer in held)
-            async with tls_channel(made.port, AUTHORITY.svid("web")) as channel:
-                assert "web" in await call(channel)
-                await until(held[0].transport.is_closing, "the oldest made room")
-                assert len(made.front.connections()) == 8
-            for writer in [*held, one_more]:
-                writer.close()
-
-    async def test_connections_are_bounded(self, tmp_path: Path) -> None:
-        async with world(tmp_path, FrontLimits(connections=3)) as made:
-            held = [await asyncio.open_unix_connection(made.unix) for _ in range(3)]
-            await until(lambda: len(made.front.connections()) == 3, "three are in")
-            reader, writer = await asyncio.open_unix_connection(made.unix)
-            assert await reader.read() == b""
-            writer.close()
-            held.pop()[1].close()
-            await until(lambda: len(made.front.connections()) == 2, "one has left")
-            async with grpc.aio.insecure_channel(f"unix:{made.unix}") as channel:
-                assert await call(channel)
-            for _, each in held:
-                each.close()
-
-    async def test_running_out_of_descriptors_is_survived(self, tmp_path: Path) -> None:
-        script = Path(__file__).with_name("front_exhaustion.py")
-        command = [sys.executable, "-W", "ignore", str(script), str(tmp_path)]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=50)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == ["served", "exhausted", "served-on", "recovered"]
-
-    async def test_connections_leave_nothing_behind(self, tmp_path: Path) -> None:
-        async with world(tmp_path) as made:
-            async with grpc.aio.insecure_channel(f"unix:{made.unix}") as channel:
-                await call(channel)
-            await until(lambda: not made.front.connections(), "warm")
-            before = len(os.listdir("/proc/self/fd"))
-            for _ in range(50):
-                _, writer = await asyncio.open_unix_connection(made.unix)
-                writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-                await writer.drain()
-                writer.write_eof()  # half closed
-                writer.close()
-            await until(lambda: not made.front.connections(), "all are gone")
-            await until(lambda: len(os.listdir("/proc/self/fd")) <= before, "no descriptor stays open")
-            assert os.listdir(tmp_path / "inner") == ["grpc.sock"]
 
 
 class TestUnix:
@@ -468,27 +245,6 @@ class TestOpenStreams:
                 moment += timedelta(hours=2)
                 with pytest.raises(grpc.aio.AioRpcError, match="expired"):
                     await stream.read()
-
-
-def client_context(svid: X509Svid | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=AUTHORITY.root.public_bytes(Encoding.PEM).decode())
-    context.set_alpn_protocols(["h2"])
-    if svid is not None:
-        with NamedTemporaryFile() as file:
-            file.write(svid.chain_pem() + svid.key_pem())
-            file.flush()
-            context.load_cert_chain(file.name)
-    return context
-
-
-async def raw_tls(made: World, svid: X509Svid | None) -> asyncio.StreamWriter:
-    """A connection that begins HTTP/2 and says no more; it reads, and so learns of its end."""
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", made.port, ssl=client_context(svid), server_hostname=SERVER_NAME
-    )
-    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
-    await reader.read(1)  # the server's answer: it is in, or refused
-    return writer
 
 
 def server_certificate(port: int) -> bytes | None:
