@@ -123,7 +123,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         node = self.tokens.pop(request.join_token, None)
         if node is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "unknown or used")
-        chain = await self._sign(SpiffeId.node(TRUST_DOMAIN, "eu", node), request.csr)
+        chain = await self._sign(SpiffeId.for_node(TRUST_DOMAIN, "eu", node), request.csr)
         return node_pb.AttestResponse(chain=chain, bundle=self.bundle.to_proto(), node=node, region="eu")
 
     async def Renew(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -164,7 +164,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 def node(name: str = "n1", region: str = "eu") -> SpiffeId:
-    return SpiffeId.node(DOMAIN, region, name)
+    return SpiffeId.for_node(DOMAIN, region, name)
 
 
 async def opened(world: World, name: str = "n1") -> Any:
@@ -238,7 +238,12 @@ async def test_a_message_that_breaks_the_schema_ends_the_session_with_the_field(
 
 @pytest.mark.parametrize(
     "identity",
-    [node(region="us"), node("removed"), SpiffeId.workload(DOMAIN, "acme", "web"), SpiffeId.operator(DOMAIN, "root")],
+    [
+        node(region="us"),
+        node("removed"),
+        SpiffeId.workload(DOMAIN, "acme", "web"),
+        SpiffeId.for_operator(DOMAIN, "root"),
+    ],
     ids=["another region's node", "one that has not joined", "a workload", "an operator"],
 )
 async def test_only_a_node_that_joined_this_region_has_a_session_and_reports(world: World, identity: SpiffeId) -> None:

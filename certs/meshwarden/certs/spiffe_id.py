@@ -8,11 +8,9 @@ operator       spiffe://<trust domain>/operator/<name>
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Protocol, overload
 
 from meshwarden.certs.error import CertsError
 
@@ -52,47 +50,6 @@ def check_trust_domain(text: str) -> str:
     return text
 
 
-class _NodeWord:
-    """`SpiffeId.node(trust_domain, region, node)` makes a node's identity; `spiffe_id.node` is the node's name."""
-
-    @overload
-    def __get__(self, instance: None, owner: type["SpiffeId"]) -> "Callable[[str, str, str], SpiffeId]": ...
-    @overload
-    def __get__(self, instance: "SpiffeId", owner: type["SpiffeId"]) -> str | None: ...
-    def __get__(
-        self, instance: "SpiffeId | None", owner: type["SpiffeId"]
-    ) -> "Callable[[str, str, str], SpiffeId] | str | None":
-        if instance is not None:
-            return instance.find("node")
-
-        def make(trust_domain: str, region: str, node: str) -> SpiffeId:
-            return owner.make(trust_domain, "region", region, "node", node)
-
-        return make
-
-
-class _MakeOperator(Protocol):
-    def __call__(self, trust_domain: str, name: str, tenant: str | None = None) -> "SpiffeId": ...
-
-
-class _OperatorWord:
-    """`SpiffeId.operator(trust_domain, name, tenant=None)` makes one; `spiffe_id.operator` is the operator's name."""
-
-    @overload
-    def __get__(self, instance: None, owner: type["SpiffeId"]) -> _MakeOperator: ...
-    @overload
-    def __get__(self, instance: "SpiffeId", owner: type["SpiffeId"]) -> str | None: ...
-    def __get__(self, instance: "SpiffeId | None", owner: type["SpiffeId"]) -> _MakeOperator | str | None:
-        if instance is not None:
-            return instance.find("operator")
-
-        def make(trust_domain: str, name: str, tenant: str | None = None) -> SpiffeId:
-            of_tenant = () if tenant is None else ("tenant", tenant)
-            return owner.make(trust_domain, *of_tenant, "operator", name)
-
-        return make
-
-
 @dataclass(frozen=True)
 class SpiffeId:
     """A SPIFFE ID. Construct it by `parse` or by the constructor of its role: both check it."""
@@ -128,6 +85,17 @@ class SpiffeId:
     def workload(cls, trust_domain: str, tenant: str, service: str) -> "SpiffeId":
         """Returns the identity of a service's workloads."""
         return cls.make(trust_domain, "tenant", tenant, "service", service)
+
+    @classmethod
+    def for_node(cls, trust_domain: str, region: str, node: str) -> "SpiffeId":
+        """Returns the identity of a node's agent."""
+        return cls.make(trust_domain, "region", region, "node", node)
+
+    @classmethod
+    def for_operator(cls, trust_domain: str, name: str, tenant: str | None = None) -> "SpiffeId":
+        """Returns the identity of an operator: of the mesh, or of one tenant."""
+        of_tenant = () if tenant is None else ("tenant", tenant)
+        return cls.make(trust_domain, *of_tenant, "operator", name)
 
     @classmethod
     def control_plane(cls, trust_domain: str, region: str) -> "SpiffeId":
@@ -192,6 +160,12 @@ class SpiffeId:
         """The region of a node or a control plane."""
         return self.find("region")
 
-    # On the class these make an identity; on an identity they are the name in it.
-    node = _NodeWord()
-    operator = _OperatorWord()
+    @property
+    def node(self) -> str | None:
+        """The name of a node."""
+        return self.find("node")
+
+    @property
+    def operator(self) -> str | None:
+        """The name of an operator."""
+        return self.find("operator")

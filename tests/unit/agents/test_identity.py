@@ -16,7 +16,7 @@ from meshwarden.certs.svid import X509Svid, new_key
 
 async def present() -> Identity:
     authority, key = MemoryAuthority("mesh.test"), new_key()
-    template = LeafTemplate(SpiffeId.node("mesh.test", "eu", "node-a"), timedelta(hours=1))
+    template = LeafTemplate(SpiffeId.for_node("mesh.test", "eu", "node-a"), timedelta(hours=1))
     chain = await authority.sign(template, key.public_key(), utc_now())
     return Identity(X509Svid.of(chain, key), await authority.bundle(), "eu")
 

@@ -97,7 +97,7 @@ def test_agrees_with_the_grammar(text: str) -> None:
             ("acme", "web", None, None, None),
         ),
         (
-            SpiffeId.node("a.test", "eu", "n1"),
+            SpiffeId.for_node("a.test", "eu", "n1"),
             "spiffe://a.test/region/eu/node/n1",
             Role.NODE,
             (None, None, "n1", "eu", None),
@@ -109,13 +109,13 @@ def test_agrees_with_the_grammar(text: str) -> None:
             (None, None, None, "eu", None),
         ),
         (
-            SpiffeId.operator("a.test", "ann"),
+            SpiffeId.for_operator("a.test", "ann"),
             "spiffe://a.test/operator/ann",
             Role.OPERATOR,
             (None, None, None, None, "ann"),
         ),
         (
-            SpiffeId.operator("a.test", "ann", "acme"),
+            SpiffeId.for_operator("a.test", "ann", "acme"),
             "spiffe://a.test/tenant/acme/operator/ann",
             Role.TENANT_OPERATOR,
             ("acme", None, None, None, "ann"),
@@ -153,9 +153,9 @@ def test_names_are_checked(name: str) -> None:
     for make in (
         lambda: SpiffeId.workload("a.test", name, "web"),
         lambda: SpiffeId.workload("a.test", "acme", name),
-        lambda: SpiffeId.node("a.test", "eu", name),
-        lambda: SpiffeId.operator("a.test", name),
-        lambda: SpiffeId.operator("a.test", "ann", name),
+        lambda: SpiffeId.for_node("a.test", "eu", name),
+        lambda: SpiffeId.for_operator("a.test", name),
+        lambda: SpiffeId.for_operator("a.test", "ann", name),
     ):
         with pytest.raises(InvalidSpiffeId):
             make()

@@ -7,10 +7,10 @@ from meshwarden.v1 import admin_service_pb2, node_service_pb2, report_pb2, resou
 
 WHO = {
     Role.WORKLOAD: SpiffeId.workload("a.test", "acme", "web"),
-    Role.NODE: SpiffeId.node("a.test", "eu", "n1"),
+    Role.NODE: SpiffeId.for_node("a.test", "eu", "n1"),
     Role.CONTROL_PLANE: SpiffeId.control_plane("a.test", "eu"),
-    Role.OPERATOR: SpiffeId.operator("a.test", "ann"),
-    Role.TENANT_OPERATOR: SpiffeId.operator("a.test", "bob", "acme"),
+    Role.OPERATOR: SpiffeId.for_operator("a.test", "ann"),
+    Role.TENANT_OPERATOR: SpiffeId.for_operator("a.test", "bob", "acme"),
     Role.OTHER: SpiffeId.parse("spiffe://a.test/x"),
 }
 HEALTH = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/Watch"}

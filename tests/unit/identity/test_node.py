@@ -20,7 +20,7 @@ from meshwarden.controlplane.store.port import Ambiguous, Delete, Lease, Op, Put
 from meshwarden.v1 import node_service_pb2 as v1
 
 WHERE = "192.0.2.1:4711"
-N1 = SpiffeId.node("a.test", "eu", "n1")
+N1 = SpiffeId.for_node("a.test", "eu", "n1")
 HOUR = timedelta(hours=1)
 
 
@@ -173,11 +173,11 @@ async def test_a_node_renews(world: Any) -> None:
     "peer",
     [
         None,
-        SpiffeId.node("a.test", "eu", "n2"),
-        SpiffeId.node("a.test", "us", "n1"),
-        SpiffeId.node("b.test", "eu", "n1"),
+        SpiffeId.for_node("a.test", "eu", "n2"),
+        SpiffeId.for_node("a.test", "us", "n1"),
+        SpiffeId.for_node("b.test", "eu", "n1"),
         SpiffeId.workload("a.test", "acme", "web"),
-        SpiffeId.operator("a.test", "ann"),
+        SpiffeId.for_operator("a.test", "ann"),
         SpiffeId.control_plane("a.test", "eu"),
     ],
     ids=str,
@@ -257,7 +257,7 @@ async def test_a_node_is_rate_limited_alone(world: Any) -> None:
     (limited,) = (await world.nodes.sign_workloads(N1, [noise])).results
     assert limited.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert "try again in" in limited.message
-    (free,) = (await world.nodes.sign_workloads(SpiffeId.node("a.test", "eu", "n2"), [noise])).results
+    (free,) = (await world.nodes.sign_workloads(SpiffeId.for_node("a.test", "eu", "n2"), [noise])).results
     assert free.code == 7
     world.pass_time(1)
     assert (await world.nodes.sign_workloads(N1, [noise])).results[0].code == 7

@@ -30,7 +30,7 @@ async def test_is_published_and_audited(world: Any) -> None:
     await issue(world)
     place = world.directory / "operator"
     svid = X509Svid.load((place / "tls.crt").read_bytes(), (place / "tls.key").read_bytes())
-    assert svid.spiffe_id == SpiffeId.operator("a.test", "ann")
+    assert svid.spiffe_id == SpiffeId.for_operator("a.test", "ann")
     assert svid.not_after - svid.not_before == timedelta(hours=1)
     bundle = await world.authority.bundle()
     assert (place / "ca.crt").read_bytes() == bundle.pem()

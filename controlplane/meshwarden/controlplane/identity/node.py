@@ -167,7 +167,7 @@ class NodeIdentity:
         return caller.node
 
     async def _sign_node(self, node: str, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
-        template = LeafTemplate(SpiffeId.node(self._trust_domain, self._region, node), NODE_TTL)
+        template = LeafTemplate(SpiffeId.for_node(self._trust_domain, self._region, node), NODE_TTL)
         return await self._authority.sign(template, public_key, now)
 
     async def _record(self, event: str, chain: tuple[x509.Certificate, ...], **fields: object) -> None:

@@ -58,7 +58,7 @@ class OperatorCredential:
         """
         self._authority, self._directory, self._audit = authority, directory, audit
         self._clock, self._rng = clock, rng
-        self._template = LeafTemplate(SpiffeId.operator(trust_domain, name, tenant), ttl)
+        self._template = LeafTemplate(SpiffeId.for_operator(trust_domain, name, tenant), ttl)
         self._svid: X509Svid | None = None
         self._due = clock()
 
