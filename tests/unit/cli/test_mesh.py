@@ -87,6 +87,11 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
     def Get(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         ctx.abort(grpc.StatusCode.NOT_FOUND, f"no {request.ref.kind}")
 
+    def Apply(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        ref = resource.ResourceRef(kind="Tenant", tenant="acme", name="acme")
+        change = resource.Change(ref=ref, action=resource.Change.CREATED)
+        return resource.ApplyResponse(revision=7, changes=[change])
+
     def Delete(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         ctx.abort(grpc.StatusCode.PERMISSION_DENIED, "not yours")
 
@@ -162,6 +167,15 @@ def test_get_reads_every_page_and_failures_have_their_codes() -> None:
     assert run("get", "service", "acme/x")[0] == 4
     assert run("delete", "service", "acme/x")[0] == 1
     assert run("svid", "renew")[0] == 1
+
+
+@pytest.mark.usefixtures("mesh")
+def test_apply_says_what_it_did_to_people_and_to_programs(tmp_path: Path) -> None:
+    manifest = tmp_path / "tenant.yaml"
+    manifest.write_text("kind: Tenant\nmetadata: {name: acme}\n")
+    assert run("apply", "-f", str(manifest))[:2] == (0, "created\tTenant acme\n")
+    said = json.loads(run("apply", "-f", str(manifest), "-o", "json")[1])
+    assert (said["revision"], said["changes"][0]["action"]) == ("7", "CREATED")
 
 
 @pytest.mark.usefixtures("mesh")

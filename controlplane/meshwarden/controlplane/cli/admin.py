@@ -62,9 +62,13 @@ def show(tenant: str, output: str) -> None:
 
 @svid.command()
 @click.option("--reason", default="", help="Why, for the audit log.")
-def renew(reason: str) -> None:
+@render.output_option
+def renew(reason: str, output: str) -> None:
     """Ask every agent to renew every certificate now."""
     with client.connect_current() as mesh:
         answer = mesh.admin.RenewSvids(RenewSvidsRequest(reason=reason), timeout=client.TIMEOUT_S)
+    if output != "table":
+        render.data(render.as_dict(answer), output)
+        return
     for node in answer.nodes:
         click.echo(f"told\t{node}")

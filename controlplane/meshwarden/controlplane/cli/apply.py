@@ -16,11 +16,15 @@ from meshwarden.v1.resource_service_pb2 import ApplyRequest, ApplyResponse, Chan
 @click.command()
 @click.option("-f", "--file", "files", multiple=True, required=True, metavar="PATH", help='A file, directory or "-".')
 @click.option("--dry-run", is_flag=True, help="Check and say what would change, and change nothing.")
-def apply(files: tuple[str, ...], dry_run: bool) -> None:
+@render.output_option
+def apply(files: tuple[str, ...], dry_run: bool, output: str) -> None:
     """Store manifests, all or none. Every fault is named by file, line and field."""
     located = read(files)
     with client.connect_current() as mesh, render.progress("applying"):
         answer = send(mesh, located, dry_run)
+    if output != "table":
+        render.data(render.as_dict(answer), output)
+        return
     for change in answer.changes:
         click.echo(f"{Change.Action.Name(change.action).lower()}\t{model.title(change.ref)}")
     click.echo("nothing was changed: a dry run" if dry_run else f"revision {answer.revision}", err=True)

@@ -83,11 +83,15 @@ def list_all(mesh: client.Client, kind: str, tenant: str) -> list[Resource]:
 @click.command()
 @click.argument("kind")
 @click.argument("names", nargs=-1, required=True)
-def delete(kind: str, names: tuple[str, ...]) -> None:
+@render.output_option
+def delete(kind: str, names: tuple[str, ...], output: str) -> None:
     """Delete resources of a KIND by TENANT/NAME, all or none."""
     refs = [parse_ref(kind, name) for name in names]
     with client.connect_current() as mesh:
         answer = mesh.resource.Delete(DeleteRequest(refs=refs), timeout=client.TIMEOUT_S)
+    if output != "table":
+        render.data(render.as_dict(answer), output)
+        return
     for ref in refs:
         click.echo(f"deleted\t{model.title(ref)}")
     click.echo(f"revision {answer.revision}", err=True)
