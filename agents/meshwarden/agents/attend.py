@@ -7,11 +7,9 @@ import asyncio
 import contextlib
 import os
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -27,6 +25,7 @@ from meshwarden.agents.envoy.supervisor import EnvoyMissing, EnvoyPlan, Supervis
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import Workload, make_directory
+from meshwarden.certs import files
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
 from meshwarden.v1 import workload_service_pb2 as workload_pb
@@ -195,10 +194,12 @@ class Attendants:
             _log.error("workload not attended", workload=item.workload.id, reason=str(group.exceptions[0]))
         finally:
             item.prepared.set()
-            item.done.set()
-            if item.scope.cancel_called:  # the registration has ended; when the agent does, files stay
-                _clear(item.workload)
-            self._work.set()
+            try:
+                if item.scope.cancel_called:  # the registration has ended; when the agent does, files stay
+                    await asyncio.to_thread(_clear, item.workload)
+            finally:
+                item.done.set()
+                self._work.set()
 
     async def _keep_up(self, item: _Attendance) -> None:
         while not await self._prepare(item):  # noqa: ASYNC110 - a disk that is full signals nothing
@@ -317,7 +318,7 @@ def _word(state: int | None) -> str:
 
 def _clear(workload: Workload) -> None:
     """Removes what lay there for a workload; its credentials are `Credentials`' to remove."""
-    (workload.directory / "bootstrap.json").unlink(missing_ok=True)
-    shutil.rmtree(workload.directory / "envoy", ignore_errors=True)
+    files.remove(workload.directory / "envoy")
     with contextlib.suppress(OSError):  # not empty yet: who empties it removes it
-        Path(workload.directory).rmdir()
+        (workload.directory / "bootstrap.json").unlink(missing_ok=True)
+        workload.directory.rmdir()

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -374,6 +373,6 @@ def _write(workload: Workload, content: Mapping[str, bytes]) -> None:
 
 
 def _remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    files.remove(directory)
     with contextlib.suppress(OSError):  # not empty yet: who empties it removes it
         directory.parent.rmdir()

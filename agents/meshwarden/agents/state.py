@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from meshwarden.agents.cache import Cache
 from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import Stored
+from meshwarden.certs import files
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 _ENTRIES: Final = "entries"
@@ -117,7 +117,7 @@ class Memory:
         used = {workload.directory.name for workload in registry.workloads.values()}
         for path in workloads.iterdir():
             if path.name not in used:
-                shutil.rmtree(path, ignore_errors=True)
+                files.remove(path)
 
     def keep_entries(self, entry_set: node_pb.EntrySet) -> None:
         """Keeps the entries of a node."""

@@ -10,6 +10,7 @@ A reader who opens `..data` once and reads there never mixes a key and a certifi
 import os
 import secrets
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def publish(directory: Path, files: Mapping[str, bytes], uid: int = -1, gid: int
         os.chown(generation, uid, gid)
         _link(directory / _DATA, generation.name)
     except BaseException:
-        shutil.rmtree(generation, ignore_errors=True)
+        remove(generation)
         raise
     for name in files:
         if not (directory / name).is_symlink():
@@ -70,6 +71,14 @@ def read(directory: Path, *names: str) -> tuple[bytes, ...]:
             if os.readlink(directory / _DATA) == target:
                 raise
     raise FileNotFoundError(f"{directory}: is published faster than it can be read")
+
+
+def remove(directory: Path) -> None:
+    """Removes a directory with all that its user has put there; what cannot be removed stays."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    except RecursionError:  # directories in directories, a thousand deep, which somebody meant for us
+        subprocess.run(["rm", "-rf", "--", str(directory)], stderr=subprocess.DEVNULL, check=False)
 
 
 def _write(path: Path, content: bytes, uid: int, gid: int) -> None:
@@ -102,7 +111,7 @@ def _sweep(directory: Path, generation: str, names: set[str]) -> None:
             continue
         if entry.name.startswith(".."):
             if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
+                remove(entry)
             else:
                 entry.unlink(missing_ok=True)
         elif entry.is_symlink() and entry.name not in names and os.readlink(entry).startswith(f"{_DATA}/"):

@@ -43,3 +43,16 @@ def test_its_user_puts_nothing_where_the_publisher_writes(place: Path) -> None:
     files.publish(place, {"tls.key": b"2"}, NOBODY, NOBODY)
     assert place.stat().st_uid == 0
     assert run(NOBODY, "/bin/cat", str(place / "tls.key")).stdout == "2"
+
+
+def test_a_user_that_fills_its_directory_stops_nothing(place: Path) -> None:
+    files.publish(place, {"tls.key": b"1"}, NOBODY, NOBODY)
+    deeper_than_python = 'cd "$0" && for i in $(seq 1500); do mkdir a && cd a || exit; done'
+    assert run(NOBODY, "/bin/sh", "-c", deeper_than_python, str(place / "..data/")).returncode == 0
+    files.publish(place, {"tls.key": b"2"}, NOBODY, NOBODY)
+    assert files.read(place, "tls.key") == (b"2",)
+    assert len([path for path in place.iterdir() if path.is_dir() and not path.is_symlink()]) == 1
+    assert run(NOBODY, "/bin/sh", "-c", deeper_than_python, str(place / "..data/")).returncode == 0
+    files.remove(place)
+    assert not place.exists()
+    place.mkdir()
