@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 
-from meshwarden.agents.caller import Executables
+from meshwarden.agents.caller import Executables, program_of
 from meshwarden.agents.entry import RegistrationRefused
-from meshwarden.agents.registry import EXEC_FIX, Registry, program_of
+from meshwarden.agents.registry import EXEC_FIX, Registry
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk.connection import Connection
 from meshwarden.sdk.front import Front

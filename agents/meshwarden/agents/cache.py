@@ -204,10 +204,9 @@ class ScopeStore:
         found = [scope.limits for scope in self._scopes_of(data_plane_id) or () if scope.limits is not None]
         return found[0] if found else None
 
-    def refusal(self, data_plane_id: str) -> str:
-        """Why a data plane gets nothing; empty if it is not refused."""
-        plane = self._planes.get(data_plane_id)
-        return plane.refused if plane is not None else ""
+    def refusals(self) -> dict[str, str]:
+        """Which data planes get nothing, and why: `{data plane id: reason}`."""
+        return {name: plane.refused for name, plane in sorted(self._planes.items()) if plane.refused}
 
     def apply(self, update: node_pb.ConfigUpdate) -> None:
         """Takes an update, all of it at once."""

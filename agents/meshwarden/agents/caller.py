@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from meshwarden.sdk.connection import Connection
 from meshwarden.v1 import resources_pb2 as resources
 
 _MAX_ANCESTORS: Final = 64
@@ -81,6 +82,14 @@ def ancestors(pid: int, start_time: int) -> Iterator[tuple[int, int]]:
         if stat.parent <= 1:
             return
         pid, youngest = stat.parent, stat.start_time
+
+
+def program_of(connection: Connection) -> Program | None:
+    """The process behind a connection; None for one of TLS, or of a process that is not that one any more."""
+    pid, start_time, uid, gid = connection.pid, connection.start_time, connection.uid, connection.gid
+    if pid is None or start_time is None or uid is None or gid is None or not is_alive(pid, start_time):
+        return None
+    return Program(pid, start_time, uid, gid)
 
 
 class Executables:

@@ -274,7 +274,8 @@ class Agent:
 
     def status(self) -> workload_pb.AgentStatusResponse:
         """How the agent does."""
-        errors = [f"{name}: {reason}" for name, reason in sorted(self.credentials.errors().items())]
+        failed = {**self.credentials.errors(), **self.scopes.refusals()}
+        errors = [f"{name}: {reason}" for name, reason in sorted(failed.items())]
         if self.upstream.last_error:
             errors.insert(0, self.upstream.last_error)
         return workload_pb.AgentStatusResponse(

@@ -25,6 +25,7 @@ from meshwarden.agents.caller import (
     is_alive,
     misfits,
     misfits_but_sha256,
+    program_of,
     read_stat,
     user_misfits,
 )
@@ -401,14 +402,6 @@ class Registry:
     def _changed(self) -> None:
         for callback in self._listeners:
             callback()
-
-
-def program_of(connection: Connection) -> Program | None:
-    """The process behind a connection; None for one of TLS, or of a process that is not that one any more."""
-    pid, start_time, uid, gid = connection.pid, connection.start_time, connection.uid, connection.gid
-    if pid is None or start_time is None or uid is None or gid is None or not is_alive(pid, start_time):
-        return None
-    return Program(pid, start_time, uid, gid)
 
 
 def _program(workload: Workload) -> Program:

@@ -122,7 +122,7 @@ def test_a_refused_data_plane_gets_nothing(tmp_path: Path) -> None:
     store.apply(update(1, "a"))
     store.apply(node_pb.ConfigUpdate(revision=2, data_planes=[node_pb.DataPlaneScopes(id="p", refused="no entry")]))
     assert store.snapshot("p") is None
-    assert store.refusal("p") == "no entry"
+    assert store.refusals() == {"p": "no entry"}
 
 
 def test_limits_stay_until_they_change(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from meshwarden.agents.caller import Executables, Program, ancestors, is_alive, misfits, read_stat
+from meshwarden.agents.caller import Executables, Program, ancestors, is_alive, misfits, program_of, read_stat
 from meshwarden.agents.entry import Refusal, RegistrationRefused
-from meshwarden.agents.registry import Registry, program_of
+from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import sharers
 from meshwarden.sdk.connection import Connection, start_time
 from meshwarden.v1 import node_service_pb2 as node_pb
