@@ -17,6 +17,7 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from prometheus_client import generate_latest
 
+from meshwarden.controlplane.gather import run as run_module
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
@@ -365,6 +366,19 @@ async def test_a_batch_that_is_sent_again_after_a_crash_counts_once(tmp_path: Pa
     assert sum(row.count for row in await listed(after)) == 12
     ledger.close()
     after.close()
+
+
+async def test_each_tenant_of_a_node_has_a_run_and_forgotten_ones_go(
+    gather: Gather, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sequence in (1, 2):
+        for tenant in range(100):
+            assert gather.ingest("a", ExportRequest(sequence=sequence, run_id=f"t{tenant}", calls=[call()]))
+    assert not any(gather.ingest("a", ExportRequest(sequence=2, run_id=f"t{tenant}")) for tenant in range(100))
+    monkeypatch.setattr(run_module, "RUNS_PER_NODE", 50)
+    assert gather.ingest("a", ExportRequest(sequence=3, run_id="t99"))
+    await ledger.flush()
+    assert [run_id for _, run_id, _ in ledger.runs()] == [f"t{tenant}" for tenant in range(50, 100)]
 
 
 async def test_who_waits_for_the_ledger_finds_it_written(gather: Gather) -> None:

@@ -63,7 +63,7 @@ class Gather:
         """
         if not self._runs.first(node, request.run_id, request.sequence):
             return False
-        self.ledger.keep_runs(node, self._runs.of(node))
+        self.ledger.keep_runs(node, self._runs.heard(node, request.run_id))
         calls = [call for stat in request.calls if (call := self._check(node, stat)) is not None]
         self._metrics.add(calls)
         self._rates.add(calls)

@@ -11,7 +11,7 @@ nobody's history can be pushed out by another.
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +36,9 @@ CREATE TABLE IF NOT EXISTS calls (
   count INTEGER NOT NULL, sum_s REAL NOT NULL,
   PRIMARY KEY (minute, owner, source, destination, method, tenant, decision, revision, reporter, status)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS runs (node TEXT NOT NULL, run_id TEXT NOT NULL, run TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS runs_of_node ON runs (node)
+CREATE TABLE IF NOT EXISTS runs (
+  node TEXT NOT NULL, run_id TEXT NOT NULL, run TEXT NOT NULL, UNIQUE (node, run_id)
+)
 """
 _ADD = """
 INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -58,7 +59,6 @@ GROUP BY owner, source, destination, reporter, status, decision
 _GREEDIEST = "SELECT owner FROM calls GROUP BY owner ORDER BY count(*) DESC LIMIT 1"
 # (minute, owner, source, destination, method, tenant, decision, revision, reporter, status)
 _Key = tuple[int, str, str, str, str, str, int, int, int, str]
-_RunsOfNode = Sequence[tuple[str, str]]
 
 
 class Total(NamedTuple):
@@ -100,7 +100,7 @@ class Ledger:
         self._rows_per_tenant = rows_per_tenant
         self._waiting: dict[_Key, tuple[int, float]] = {}
         self._waiting_of: Counter[str] = Counter()
-        self._runs: dict[str, _RunsOfNode] = {}
+        self._runs: dict[tuple[str, str], str] = {}
         # Which rows each tenant has added within the minute, by their hashes.
         self._added: dict[str, set[int]] = {}
         self._minute = 0
@@ -121,9 +121,11 @@ class Ledger:
         """What was written, added up over its minutes and methods; reads the whole file."""
         return map(Total._make, self._db.execute(_TOTALS))
 
-    def keep_runs(self, node: str, runs: _RunsOfNode) -> None:
-        """Takes a node's runs as (run id, run), to be written by the next flush together with the calls."""
-        self._runs[node] = runs
+    def keep_runs(self, node: str, runs: Mapping[str, str]) -> None:
+        """Takes runs of a node, {run id: run}, "" for one to forget; the next flush writes them with the calls."""
+        for run_id, run in runs.items():
+            self._runs.pop((node, run_id), None)
+            self._runs[node, run_id] = run
 
     def add(self, calls: Iterable[Call]) -> None:
         """Takes calls, to be written by the next flush."""
@@ -170,12 +172,14 @@ class Ledger:
             self._runs = {**runs, **self._runs}
             raise
 
-    def _write(self, rows: dict[_Key, tuple[int, float]], runs: dict[str, _RunsOfNode]) -> None:
+    def _write(self, rows: dict[_Key, tuple[int, float]], runs: Mapping[tuple[str, str], str]) -> None:
         with self._db:
             self._db.executemany(_ADD, ((*key, count, sum_s) for key, (count, sum_s) in rows.items()))
-            self._db.executemany("DELETE FROM runs WHERE node = ?", ((node,) for node in runs))
-            kept = ((node, run_id, run) for node, of_node in runs.items() for run_id, run in of_node)
-            self._db.executemany("INSERT INTO runs VALUES (?, ?, ?)", kept)
+            # Replaced and not updated: the rows lie in the order in which the runs were heard of.
+            kept = ((node, run_id, run) for (node, run_id), run in runs.items() if run)
+            self._db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", kept)
+            gone = (key for key, run in runs.items() if not run)
+            self._db.executemany("DELETE FROM runs WHERE node = ? AND run_id = ?", gone)
 
     async def prune(self) -> Counter[str]:
         """Forgets what is too old or too much; returns how much of the latter: {tenant: rows}.

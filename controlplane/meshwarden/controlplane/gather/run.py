@@ -6,12 +6,12 @@ from typing import Final
 
 # Batches may overtake each other on the way; one that is this far behind the newest is taken for a repetition.
 WINDOW: Final = 1024
-# Runs remembered for each node: the present one, and one that a restart has cut off.
-RUNS_PER_NODE: Final = 4
+# Runs remembered for each node, which has one for each tenant that it hosts; the least recently heard of goes first.
+RUNS_PER_NODE: Final = 1024
 
 
 class Run:
-    """Which batches of an agent's run have come in."""
+    """Which batches of a run have come in: of one tenant's reports on one node, until that node forgets them."""
 
     def __init__(self, newest: int = 0, seen: int = 0) -> None:
         """Bit n of `seen` tells of batch newest − n."""
@@ -53,13 +53,13 @@ class Runs:
 
     def first(self, node: str, run_id: str, sequence: int) -> bool:
         """Whether this batch comes for the first time; remembers it."""
-        runs = self._of_node.setdefault(node, OrderedDict())
-        run = runs.setdefault(run_id, Run())
-        runs.move_to_end(run_id)
-        while len(runs) > RUNS_PER_NODE:
-            runs.popitem(last=False)
-        return run.first(sequence)
+        return self._of_node.setdefault(node, OrderedDict()).setdefault(run_id, Run()).first(sequence)
 
-    def of(self, node: str) -> list[tuple[str, str]]:
-        """The node's runs as (run id, run), those used last coming last."""
-        return [(run_id, str(run)) for run_id, run in self._of_node[node].items()]
+    def heard(self, node: str, run_id: str) -> dict[str, str]:
+        """Notes that a run was heard of; returns what is to be kept of the node's: {run id: run}, "" if no more."""
+        runs = self._of_node[node]
+        runs.move_to_end(run_id)
+        changed = {run_id: str(runs[run_id])}
+        while len(runs) > RUNS_PER_NODE:
+            changed[runs.popitem(last=False)[0]] = ""
+        return changed
