@@ -46,6 +46,7 @@ from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.secrets.resolver import Secrets
+from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.front import Front
@@ -158,11 +159,12 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
         await api.start()
         # It is stopped by then, unless something went wrong.
         closing.push_async_callback(api.stop, 0.0)
-        await _run(config, front, api, serving, operator, publisher, sessions, gather, authority, scraped)
+        await _run(config, store, front, api, serving, operator, publisher, sessions, gather, authority, scraped)
 
 
 async def _run(
     config: Config,
+    store: Store,
     front: Front,
     api: Api,
     serving: ServingIdentity,
@@ -175,6 +177,7 @@ async def _run(
 ) -> None:
     """Runs all that goes on by itself, opens the door, and closes it when told to."""
     async with anyio.create_task_group() as group:
+        group.start_soon(compact_old, store)
         group.start_soon(authority.run)
         group.start_soon(serving.run)
         group.start_soon(gather.run)
