@@ -25,6 +25,7 @@ from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.report import ReportServicer
+from meshwarden.controlplane.api.server import traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.identity.authorize import admit
@@ -37,6 +38,7 @@ from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.front import Front
+from meshwarden.sdk.own_span import own_provider, server_interceptor
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import node_service_pb2 as v1
@@ -45,6 +47,11 @@ from meshwarden.v1 import node_service_pb2_grpc, report_pb2, report_pb2_grpc, re
 DOMAIN, SERVER_NAME = "mesh.test", "controlplane.mesh.test"
 HELLO = v1.SyncRequest(hello=v1.NodeHello(agent_version="1", zone="a"))
 DEADLINE_S = 10.0
+
+
+def tracing() -> grpc.aio.ServerInterceptor:
+    """What stands around handlers where a backend takes traces."""
+    return server_interceptor(own_provider("test", lambda body, count: None), traced())
 
 
 def put(kind: str, tenant: str, name: str, **spec: Any) -> Put:
@@ -143,7 +150,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             admit,
             lambda caller, method, reason: audit.note("rpc.refused", caller=caller, method=method, reason=reason),
         )
-        server = grpc.aio.server(interceptors=[peers, ValidationInterceptor(audit)])
+        server = grpc.aio.server(interceptors=[peers, tracing(), ValidationInterceptor(audit)])
         servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=0.5)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
         gathered = Gathered()

@@ -22,6 +22,7 @@ from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api import resource as resource_module
 from meshwarden.controlplane.api.resource import GUARD, ResourceServicer
+from meshwarden.controlplane.api.server import traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.identity.authorize import admit
@@ -30,6 +31,7 @@ from meshwarden.controlplane.resources.model import unwrap
 from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.front import Front
+from meshwarden.sdk.own_span import own_provider, server_interceptor
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import resource_service_pb2 as v1
@@ -72,6 +74,11 @@ spec: {service: orders, rules: [{split: [{version: v1, weight: 1}]}]}
 """
 
 
+def tracing() -> grpc.aio.ServerInterceptor:
+    """What stands around handlers where a backend takes traces."""
+    return server_interceptor(own_provider("test", lambda body, count: None), traced())
+
+
 def svid(identity: SpiffeId, dns: tuple[str, ...] = ()) -> X509Svid:
     key = new_key()
     template = LeafTemplate(identity, timedelta(hours=1), dns)
@@ -105,7 +112,7 @@ async def serve(directory: Path) -> AsyncIterator[World]:
         audit = await stack.enter_async_context(FileAuditLog.open(audit_path, lambda: NOW))
         front = Front(directory / "in.sock")
         peers = PeerInterceptor(front, PeerVerifier(lambda: {DOMAIN: BUNDLE}, utc_now), admit)
-        server = grpc.aio.server(interceptors=[peers, ValidationInterceptor(audit)])
+        server = grpc.aio.server(interceptors=[peers, tracing(), ValidationInterceptor(audit)])
         add_ResourceServiceServicer_to_server(ResourceServicer(store, lambda: NOW, "eu", audit), server)
         server.add_insecure_port(front.inner_target)
         await server.start()
