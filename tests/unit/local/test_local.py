@@ -65,6 +65,19 @@ def test_a_path_too_long_for_sockets_is_refused() -> None:
         plan.refuse_unfit(plan.Options(Path("/" + "ä" * (fits // 2 + 1))))
 
 
+def test_a_directory_of_another_mesh_is_refused(tmp_path: Path) -> None:
+    mesh = plan.Plan(tmp_path)
+    vault = {"address": "http://127.0.0.1:3", "token": "file:/token", "mount": "pki"}
+    mesh.server_config.write_text(plan.server_toml(mesh, "mesh.test", LISTEN, None, vault))
+    plan.refuse_another(mesh, plan.Options(tmp_path))  # nobody has joined
+    (mesh.agents[0].directory / "identity").mkdir(parents=True)
+    plan.refuse_another(mesh, plan.Options(tmp_path, vault=True))
+    for other in (plan.Options(tmp_path), plan.Options(tmp_path, "other.test", vault=True)):
+        with pytest.raises(LocalError, match=r"trust domain mesh\.test, whose root is in OpenBao") as caught:
+            plan.refuse_another(mesh, other)
+        assert "with --vault, --trust-domain mesh.test" in caught.value.fix
+
+
 def test_ports_stay_the_same_unless_they_are_taken(tmp_path: Path) -> None:
     file = tmp_path / "ports.json"
     first = port.choose(file, ["a", "b"], random.Random(1))

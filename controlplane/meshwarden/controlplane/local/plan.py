@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,28 @@ def refuse_unfit(options: Options) -> None:
             f"{options.state_dir}: too long by {longest - SOCKET_BYTES} bytes: Unix sockets below it would have "
             f"paths of more than {SOCKET_BYTES} bytes",
             "give a shorter one: meshwarden up --state-dir /tmp/mw",
+        )
+
+
+def refuse_another(plan: Plan, options: Options) -> None:
+    """Stops where the directory holds another mesh, whose nodes would not trust this one's root.
+
+    Raises:
+        LocalError: it has another trust domain, or its root is elsewhere.
+    """
+    if not any((agent.directory / "identity").exists() for agent in plan.agents):
+        return  # nobody has joined it
+    try:
+        said = tomllib.loads(plan.server_config.read_text())
+        domain, is_vault = str(said["trust_domain"]), said["authority"]["kind"] == "vault"
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if (domain, is_vault) != (options.trust_domain, options.vault):
+        root = "in OpenBao" if is_vault else "embedded"
+        raise LocalError(
+            f"{plan.state_dir}: holds the mesh of trust domain {domain}, whose root is {root}",
+            f"start that one: {'with' if is_vault else 'without'} --vault, --trust-domain {domain}; "
+            "or another: meshwarden up --state-dir DIR",
         )
 
 

@@ -25,7 +25,7 @@ from meshwarden.controlplane.local.lock import alone, make_ours
 from meshwarden.controlplane.local.mesh import LocalMesh, rank
 from meshwarden.controlplane.local.operator import wait_for
 from meshwarden.controlplane.local.otlp import OtlpReceiver, receiver
-from meshwarden.controlplane.local.plan import NODES, Options, Plan, refuse_unfit
+from meshwarden.controlplane.local.plan import NODES, Options, Plan, refuse_another, refuse_unfit
 from meshwarden.controlplane.local.process import Children, children
 from meshwarden.controlplane.local.record import FILE, UP, Record
 from meshwarden.controlplane.local.state import Keeper
@@ -47,6 +47,7 @@ def up(options: Options, voice: Voice, clock: Callable[[], datetime], rng: rando
     plan = Plan(options.state_dir)
     make_ours(plan)
     with alone(plan):
+        refuse_another(plan, options)
         running = _Up(plan, options, voice, clock, rng)
         try:
             anyio.run(running.run)
