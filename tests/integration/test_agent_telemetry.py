@@ -14,7 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceS
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from meshwarden.agents.daemon import OWN_NAME
-from meshwarden.v1.report_pb2 import CallStat
+from meshwarden.v1.report_pb2 import CallStat, Histogram
+from meshwarden.v1.workload_service_pb2 import ReportCallsRequest
 
 # Only what any program with OpenTelemetry does: all else comes from the environment that `exec` gives.
 TRACED = """
@@ -32,11 +33,12 @@ provider.shutdown()
 print("done", flush=True)
 import sys; sys.stdin.read()
 """
-# Sends what it is told, "trace HEX" or "logs HEX", to the agent's socket; answers the status and the answer in hex.
+# Sends what it is told, "trace HEX", "logs HEX" or "report HEX", to the agent's socket; answers status and answer.
 SENDER = """
 import grpc, os, sys
 METHODS = {"trace": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
-           "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export"}
+           "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+           "report": "/meshwarden.v1.WorkloadService/Report"}
 channel = grpc.insecure_channel("unix:" + os.environ["MESHWARDEN_AGENT_SOCKET"])
 for line in sys.stdin:
     what, body = line.split(" ")
@@ -153,17 +155,41 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
     assert json.loads((await agent.command("status", "--socket", str(agent.socket), "-o", "json")).stdout)["connected"]
 
 
-async def test_a_flood_is_refused_and_costs_its_sender_alone(agent: Any, control_plane: Any, until: Any) -> None:
-    await agent.ready()
-    program = agent.exec("web", sys.executable, "-c", SENDER)
-    # Little to send, much to read: links that lead nowhere.
+def _links() -> bytes:
+    """Little to send, much to read: links that lead nowhere."""
     span = _span(b"\x01" * 16)
     span.scope_spans[0].spans[0].links.extend([Span.Link()] * 128)
     span.scope_spans[0].spans.extend([span.scope_spans[0].spans[0]] * 2000)
-    line = f"trace {ExportTraceServiceRequest(resource_spans=[span]).SerializeToString().hex()}\n"
+    return ExportTraceServiceRequest(resource_spans=[span]).SerializeToString()
+
+
+def _counts() -> bytes:
+    stats = [
+        CallStat(
+            destination="orders",
+            method="/o.Orders/Get",
+            status="OK",
+            decision=CallStat.ALLOWED,
+            reporter=CallStat.SOURCE,
+            revision=number,
+            count=1,
+            durations=Histogram(buckets=[1], counts=[1]),
+        )
+        for number in range(4096)
+    ]
+    return ReportCallsRequest(calls=stats).SerializeToString()
+
+
+@pytest.mark.parametrize(("what", "signal"), [("trace", "span"), ("report", "call")])
+async def test_a_flood_is_refused_and_costs_its_sender_alone(
+    agent: Any, control_plane: Any, until: Any, what: str, signal: str
+) -> None:
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", SENDER)
+    line = f"{what} {(_links() if what == 'trace' else _counts()).hex()}\n"
 
     def flood() -> bool:
-        for _ in range(200):
+        for _ in range(400):
             program.stdin.write(line)
             program.stdin.flush()
             if program.stdout.readline().strip() == "RESOURCE_EXHAUSTED":
@@ -171,7 +197,7 @@ async def test_a_flood_is_refused_and_costs_its_sender_alone(agent: Any, control
         return False
 
     assert await asyncio.wait_for(asyncio.to_thread(flood), 60)
-    await until(lambda: drops(control_plane).get(("span", "rate_limited", "acme")), "it is counted")
+    await until(lambda: drops(control_plane).get((signal, "rate_limited", "acme")), "it is counted")
     program.stdin.write(f"logs {_logs(1).SerializeToString().hex()}\n")  # of another kind, with a share of its own
     program.stdin.flush()
     assert (await asyncio.to_thread(program.stdout.readline)).startswith("OK")
