@@ -27,9 +27,9 @@ class Misuse(Exception):
 class Bounds:
     """What one stream may ask for: types, names of one type, characters of a name."""
 
-    types: int = 32
+    types: int = 16
     names: int = 20_000
-    name_length: int = 4096
+    name_length: int = 512
 
     def check_types(self, count: int) -> None:
         """Raises: Misuse: if that many types are too many."""
