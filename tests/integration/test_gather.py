@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import urllib.request
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +18,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from prometheus_client import generate_latest
 
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics, MetricsServer
+from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.trace import TraceExporter
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest, Histogram
 
@@ -72,7 +72,7 @@ def request(sequence: int) -> ExportRequest:
 
 
 def make(tmp_path: Path, endpoint: str, **limits: int) -> tuple[Gather, Metrics, Ledger]:
-    metrics = Metrics("eu")
+    metrics = Metrics()
     ledger = Ledger(tmp_path / "calls.db", "mesh.test", lambda: NOW)
     exporter = TraceExporter(endpoint, metrics.drop, random.Random(1), first_backoff_s=0.01, **limits)
     gather = Gather(ledger, metrics, exporter, lambda: NOW, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
@@ -125,10 +125,7 @@ def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
     gather, metrics, ledger = make(tmp_path, "http://127.0.0.1:1")
     metrics.gauge("meshwarden_nodes", "Nodes with a session.", ("region",), lambda: [(("eu",), 2.0)])
     gather.ingest("a", request(1))
-    server = MetricsServer(metrics.registry, "127.0.0.1", 0)
-    with urllib.request.urlopen(server.url) as response:  # noqa: S310 - our own server
-        text = response.read()
-    server.close()
+    text = generate_latest(metrics.registry)
     ledger.close()
     assert b"meshwarden_requests_total{" in text
     assert b'meshwarden_nodes{region="eu"} 2.0' in text

@@ -34,6 +34,13 @@ def _host_port(text: str) -> str:
     return text
 
 
+def _loopback(text: str) -> str:
+    host = _host_port(text).rpartition(":")[0].strip("[]")
+    if not ipaddress.ip_address(host).is_loopback:
+        raise ValueError("metrics are served in the clear and so on loopback only: say 127.0.0.1:PORT")
+    return text
+
+
 def _ip(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
@@ -63,6 +70,10 @@ class AgentConfig(BaseSettings):
         envoy_concurrency: worker threads of each Envoy.
         spool_bytes: what reports that wait for the control plane may take on disk.
         spool_tenant_bytes: what those of one tenant may take of it.
+        metrics_listen: where Prometheus scrapes the agent and its Envoys, `host:port` on loopback, in the clear; left
+            out, nowhere.
+        metrics_advertise: where the control plane tells Prometheus to do so, for who has a proxy of their own in front;
+            default `metrics_listen`.
     """
 
     model_config = SettingsConfigDict(env_prefix="MESHWARDEN_AGENT_", extra="forbid", frozen=True)
@@ -80,6 +91,8 @@ class AgentConfig(BaseSettings):
     envoy_concurrency: int = Field(default=1, ge=1, le=256)
     spool_bytes: int = Field(default=256 << 20, ge=8 << 20)
     spool_tenant_bytes: int = Field(default=64 << 20, ge=8 << 20)
+    metrics_listen: Annotated[str, AfterValidator(_loopback)] | None = None
+    metrics_advertise: Annotated[str, AfterValidator(_host_port)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +108,12 @@ class AgentConfig(BaseSettings):
     def _two_sockets(self) -> Self:
         if self.agent_socket == self.workload_api_socket:
             raise ValueError("agent_socket and workload_api_socket are one path: say two")
+        return self
+
+    @model_validator(mode="after")
+    def _advertise_what_is_served(self) -> Self:
+        if self.metrics_advertise and not self.metrics_listen:
+            raise ValueError("metrics_advertise is said and metrics_listen is not: nothing would be served there")
         return self
 
     @classmethod

@@ -30,11 +30,13 @@ from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.config import AgentConfig, ConfigError
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.identity import IdentityError, NodeIdentity
+from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.intake import Intake
+from meshwarden.agents.telemetry.locality import Localities
 from meshwarden.agents.telemetry.name import Names
 from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.receive import Receiver
@@ -46,6 +48,7 @@ from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.own_span import client_interceptor, own_provider, server_interceptor
+from meshwarden.sdk.scrape import serve_pages
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import workload_service_pb2 as workload_pb
 from meshwarden.v1 import workload_service_pb2_grpc as workload_grpc
@@ -75,7 +78,7 @@ class Agent:
 
     def __init__(self, config: AgentConfig, place: Place, identity: NodeIdentity, clock: Clock, rng: random.Random):
         """Puts the parts together from what the disk holds; `identity` must be somebody."""
-        self._config, self._place, self._identity = config, place, identity
+        self._config, self._place, self._identity, self._clock = config, place, identity, clock
         self._cache = cache = Cache(place.cache)
         self._memory = Memory(cache)
         self.executables = Executables()
@@ -93,6 +96,7 @@ class Agent:
             rng,
             zone=config.zone,
             version=VERSION,
+            metrics_address=config.metrics_advertise or config.metrics_listen or "",
         )
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self.upstream.sign, clock, rng)
         self._node_place = NodePlace(
@@ -113,8 +117,9 @@ class Agent:
         bounds = SpoolLimits(config.spool_bytes, config.spool_tenant_bytes)
         self.spool = Spool(place.spool, lambda: rng.randbytes(16), bounds)
         self.outbox = Outbox(self.spool, self.upstream.export)
-        names = Names(self.registry, self.scopes)
-        self.intake = Intake(self._node_place, Aggregator(clock, names.find), self.spool, lambda: self.scopes.revision)
+        names, localities = Names(self.registry, self.scopes), Localities(self.registry, self.scopes)
+        aggregator = Aggregator(clock, names.find, localities.region)
+        self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision)
         self._ack = node_pb.ConfigAck()
 
     async def run(self) -> None:
@@ -128,6 +133,7 @@ class Agent:
                 anyio.create_task_group() as outer,
                 self._connected(outer),
                 self._serving(),
+                self._scraped(),
                 anyio.create_task_group() as group,
             ):
                 group.start_soon(self.credentials.run)
@@ -190,6 +196,19 @@ class Agent:
             with anyio.CancelScope(shield=True):
                 await server.stop(_GRACE_S)
                 await front.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _scraped(self) -> AsyncIterator[None]:
+        listen = self._config.metrics_listen
+        if listen is None:
+            yield
+            return
+        metrics = AgentMetrics(
+            self.status, self.spool.sizes, lambda: self._identity.present.svid.not_after, self._clock
+        )
+        host, _, port = listen.rpartition(":")
+        async with serve_pages(host.strip("[]"), int(port), metrics.find):
+            yield
 
     def _add_services(self, server: grpc.aio.Server, front: Front) -> None:
         attestor = Attestor(front, self.registry, self.executables)

@@ -71,10 +71,12 @@ class Upstream:
         *,
         zone: str = "",
         version: str = "",
+        metrics_address: str = "",
     ) -> None:
         """Connects to nothing until `run`."""
         self._control_plane, self._identity, self._downstream = control_plane, identity, downstream
         self._clock, self._rng, self._zone, self._version = clock, rng, zone, version
+        self._metrics_address = metrics_address
         self._said: dict[str, node_pb.SyncRequest] = {}
         self._generation: Generation | None = None
         self._session: _Session | None = None
@@ -249,7 +251,7 @@ class Upstream:
             self._session.say(name, message)
 
     def _hello(self) -> node_pb.SyncRequest:
-        hello = node_pb.NodeHello(agent_version=self._version, zone=self._zone)
+        hello = node_pb.NodeHello(agent_version=self._version, zone=self._zone, metrics_address=self._metrics_address)
         hello.now.FromDatetime(self._clock())
         return node_pb.SyncRequest(hello=hello)
 

@@ -11,12 +11,14 @@ import random
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 import anyio
 import grpc
 import structlog
+from prometheus_client import GCCollector, ProcessCollector
 
 from meshwarden.certs.authority.disk import DiskAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
@@ -29,14 +31,17 @@ from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
+from meshwarden.controlplane.api.scrape import Scraped
 from meshwarden.controlplane.api.server import Api, Servicers, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
+from meshwarden.controlplane.api.vitals import Vitals
+from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.config import Config, DiskAuthorityConfig, VaultAuthorityConfig, VaultConfig
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics, MetricsServer
+from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.trace import OWN_NAME, TraceExporter
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
@@ -52,6 +57,7 @@ from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.own_span import own_provider, server_interceptor
 from meshwarden.sdk.peer import PeerInterceptor
+from meshwarden.sdk.scrape import serve_pages, url_of
 
 STOP_GRACE_S = 2.0
 
@@ -88,13 +94,17 @@ async def serve(config: Config) -> None:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         stack.enter_context(_alone(config.state_dir / "server.lock"))
         store = await stack.enter_async_context(open_store(config.state_dir / "store.sqlite"))
-        audit = await stack.enter_async_context(FileAuditLog.open(config.state_dir / "audit.jsonl", utc_now))
+        audit = CountedAuditLog(
+            await stack.enter_async_context(FileAuditLog.open(config.state_dir / "audit.jsonl", utc_now))
+        )
         secrets = Secrets(vault=config.vault or _vault_of(config))
         authority = await stack.enter_async_context(_authority(config, secrets))
         await _compose(config, store, audit, secrets, authority)
 
 
-async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secrets, authority: Authority) -> None:
+async def _compose(
+    config: Config, store: Store, audit: CountedAuditLog, secrets: Secrets, authority: Authority
+) -> None:
     rng = random.SystemRandom()
     serving = ServingIdentity(authority, config.trust_domain, config.region, audit=audit, clock=utc_now, rng=rng)
     await serving.issue()
@@ -103,7 +113,7 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
         await operator.issue()
     publisher = Publisher(store, trust_domain=config.trust_domain, audit=audit)
     sessions = Sessions(publisher, store, region=config.region, clock=utc_now)
-    metrics = Metrics(config.region)
+    metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
     exporter = await _exporter(config, secrets, metrics, rng)
     ledger = Ledger(config.state_dir / "ledger.sqlite", config.trust_domain, utc_now)
     gather = Gather(
@@ -136,6 +146,7 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
         report=ReportServicer(gather, nodes),
         resource=ResourceServicer(store, utc_now, config.region, audit),
     )
+    scraped = _scraped(config, metrics, publisher, sessions, audit, serving)
     inner = config.state_dir / "inner"
     inner.mkdir(mode=0o700, exist_ok=True)
 
@@ -148,18 +159,16 @@ async def _compose(config: Config, store: Store, audit: AuditLog, secrets: Secre
     async with Front(inner / "api.sock", on_refused=no_handshake) as front, AsyncExitStack() as closing:
         closing.callback(ledger.close)
         peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, no_call)
-        metrics.gauge("meshwarden_nodes", "Nodes with a session.", (), lambda: [((), sessions.count)])
-        metrics.gauge("meshwarden_revision", "The store revision in force.", (), lambda: [((), publisher.revision)])
         host, port = _address(config.metrics_listen)
         with _listening("metrics_listen", config.metrics_listen):
-            scraped = MetricsServer(metrics.registry, host, port)
-        closing.callback(scraped.close)
+            port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
+        url = url_of(host, port, "/metrics")
         interceptors = [peers, *_tracing(gather, exporter), ValidationInterceptor(audit)]
         api = Api(str(inner / "api.sock"), servicers, interceptors)
         await api.start()
         # It is stopped by then, unless something went wrong.
         closing.push_async_callback(api.stop, 0.0)
-        await _run(config, store, front, api, serving, operator, publisher, sessions, gather, authority, scraped)
+        await _run(config, store, front, api, serving, operator, publisher, sessions, gather, authority, url)
 
 
 async def _run(
@@ -173,7 +182,7 @@ async def _run(
     sessions: Sessions,
     gather: Gather,
     authority: Authority,
-    scraped: MetricsServer,
+    metrics_url: str,
 ) -> None:
     """Runs all that goes on by itself, opens the door, and closes it when told to."""
     async with anyio.create_task_group() as group:
@@ -188,7 +197,7 @@ async def _run(
         host, port = _address(config.listen)
         with _listening("listen", config.listen):
             port = await front.serve_tls(host, port, serving.context)
-        _announce(config.state_dir, f"{host}:{port}", scraped.url, (await authority.bundle()).pem())
+        _announce(config.state_dir, f"{host}:{port}", metrics_url, (await authority.bundle()).pem())
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 _log.info("stopping", signal=signal.Signals(number).name)
@@ -246,6 +255,30 @@ def _tracing(gather: Gather, exporter: TraceExporter | None) -> list[grpc.aio.Se
     if exporter is None:
         return []
     return [server_interceptor(own_provider(OWN_NAME, gather.take_own), traced())]
+
+
+def _scraped(
+    config: Config,
+    metrics: Metrics,
+    publisher: Publisher,
+    sessions: Sessions,
+    audit: CountedAuditLog,
+    serving: ServingIdentity,
+) -> Scraped:
+    ProcessCollector(registry=metrics.registry)
+    GCCollector(registry=metrics.registry)
+    vitals = Vitals(
+        region=config.region,
+        version=version_of("meshwarden"),
+        state_dir=config.state_dir,
+        publisher=publisher,
+        sessions=sessions,
+        audit=audit,
+        svid=serving.svid,
+        bundles=serving.bundles,
+        clock=utc_now,
+    )
+    return Scraped(metrics.registry, vitals, sessions.states)
 
 
 def _operator(config: Config, authority: Authority, audit: AuditLog, rng: random.Random) -> OperatorCredential | None:

@@ -89,6 +89,8 @@ class Config(BaseSettings):
     listen: str = "127.0.0.1:7443"
     # Where Prometheus scrapes: loopback, in the clear.
     metrics_listen: str = "127.0.0.1:7444"
+    # After so many seconds without a call a series of calls is forgotten.
+    metrics_idle_s: float = Field(default=3600.0, ge=60.0)
     authority: AuthorityConfig
     # Where traces go on to: an OTLP gRPC endpoint, "http://127.0.0.1:4317" for one.
     otlp_endpoint: str | None = None

@@ -153,11 +153,13 @@ class NodeState(_message.Message):
     CLOCK_SKEW_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     DATA_PLANES_FIELD_NUMBER: _builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     connected: _builtins.bool
     acked_revision: _builtins.int
     agent_version: _builtins.str
     zone: _builtins.str
+    metrics_address: _builtins.str
     @_builtins.property
     def nacks(self) -> _containers.RepeatedCompositeFieldContainer[_node_service_pb2.Nack]: ...
     @_builtins.property
@@ -181,10 +183,11 @@ class NodeState(_message.Message):
         clock_skew: _duration_pb2.Duration | None = ...,
         zone: _builtins.str = ...,
         data_planes: _abc.Iterable[_node_service_pb2.DataPlaneRef] | None = ...,
+        metrics_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "data_planes", b"data_planes", "last_seen", b"last_seen", "nacks", b"nacks", "node", b"node", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "data_planes", b"data_planes", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -147,6 +147,8 @@ class CallStat(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     DURATION_SUM_S_FIELD_NUMBER: _builtins.int
     DURATIONS_FIELD_NUMBER: _builtins.int
+    DESTINATION_REGION_FIELD_NUMBER: _builtins.int
+    EXEMPLARS_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     destination: _builtins.str
     method: _builtins.str
@@ -156,10 +158,13 @@ class CallStat(_message.Message):
     revision: _builtins.int
     count: _builtins.int
     duration_sum_s: _builtins.float
+    destination_region: _builtins.str
     @_builtins.property
     def minute(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def durations(self) -> Global___Histogram: ...
+    @_builtins.property
+    def exemplars(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exemplar]: ...
     def __init__(
         self,
         *,
@@ -174,14 +179,45 @@ class CallStat(_message.Message):
         count: _builtins.int = ...,
         duration_sum_s: _builtins.float = ...,
         durations: Global___Histogram | None = ...,
+        destination_region: _builtins.str = ...,
+        exemplars: _abc.Iterable[Global___Exemplar] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["durations", b"durations", "minute", b"minute"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decision", b"decision", "destination", b"destination", "duration_sum_s", b"duration_sum_s", "durations", b"durations", "method", b"method", "minute", b"minute", "reporter", b"reporter", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decision", b"decision", "destination", b"destination", "destination_region", b"destination_region", "duration_sum_s", b"duration_sum_s", "durations", b"durations", "exemplars", b"exemplars", "method", b"method", "minute", b"minute", "reporter", b"reporter", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CallStat: _TypeAlias = CallStat  # noqa: Y015
+
+@_typing.final
+class Exemplar(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    SPAN_ID_FIELD_NUMBER: _builtins.int
+    DURATION_S_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    trace_id: _builtins.bytes
+    span_id: _builtins.bytes
+    duration_s: _builtins.float
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        trace_id: _builtins.bytes = ...,
+        span_id: _builtins.bytes = ...,
+        duration_s: _builtins.float = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "span_id", b"span_id", "time", b"time", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exemplar: _TypeAlias = Exemplar  # noqa: Y015
 
 @_typing.final
 class Histogram(_message.Message):

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final
 
 from meshwarden.sdk import histogram
+from meshwarden.sdk.exemplar import Exemplars, TraceIds
 from meshwarden.v1 import report_pb2
 
 MAX_STATS: Final = 4096
@@ -45,6 +46,7 @@ class _Sum:
     count: int = 0
     duration_s: float = 0.0
     durations: collections.Counter[int] = field(default_factory=collections.Counter)
+    exemplars: Exemplars = field(default_factory=Exemplars)
 
 
 class Counter:
@@ -58,9 +60,10 @@ class Counter:
         self.dropped = 0
         """Calls that no report holds: there was no room, or the agent refused the report."""
 
-    def add(self, call: Call, duration_s: float) -> None:
-        """Counts one call that has just ended."""
-        minute = int(self._clock().timestamp()) // 60 * 60
+    def add(self, call: Call, duration_s: float, trace: TraceIds | None = None) -> None:
+        """Counts one call that has just ended; `trace` is where it is recorded, if it is."""
+        now_s = self._clock().timestamp()
+        minute = int(now_s) // 60 * 60
         with self._lock:
             if call.method not in self._methods:
                 call = self._bounded(call)
@@ -69,6 +72,8 @@ class Counter:
                 total.count += 1
                 total.duration_s += duration_s
                 total.durations[histogram.bucket_of(duration_s)] += 1
+                if trace is not None:
+                    total.exemplars.add(trace, duration_s, now_s)
 
     def take(self) -> list[report_pb2.CallStat]:
         """Removes and returns all counts."""
@@ -88,6 +93,7 @@ class Counter:
                     total.count += stat.count
                     total.duration_s += stat.duration_sum_s
                     total.durations.update(histogram.from_proto(stat.durations))
+                    total.exemplars.update(stat.exemplars)
 
     def drop(self, stats: Iterable[report_pb2.CallStat]) -> None:
         """Gives up on counts."""
@@ -122,6 +128,7 @@ def _stat(call: Call, minute: int, total: _Sum) -> report_pb2.CallStat:
         count=total.count,
         duration_sum_s=total.duration_s,
         durations=histogram.to_proto(total.durations),
+        exemplars=total.exemplars.to_proto(),
     )
     stat.minute.FromSeconds(minute)
     return stat

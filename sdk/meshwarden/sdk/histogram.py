@@ -46,6 +46,11 @@ def bucket_of(duration_s: float) -> int:
     return bisect_left(LIMITS_S, duration_s)
 
 
+def bound_of(duration_s: float) -> int:
+    """Returns the number of the bucket of BOUNDS_S that a duration falls into."""
+    return bisect_left(BOUNDS_S, duration_s)
+
+
 def folded(counts: Mapping[int, int]) -> list[int]:
     """Returns how many fall into each bucket of BOUNDS_S, and into a last one without bound."""
     found = [0] * (len(BOUNDS_S) + 1)

@@ -208,7 +208,8 @@ class IncomingCall:
             reporter=CallStat.DESTINATION,
             revision=config.revision,
         )
-        self._link.counter.add(counted, time.perf_counter() - self._begun_s)
+        trace = self._span.sampled if self._span is not None else None
+        self._link.counter.add(counted, time.perf_counter() - self._begun_s, trace)
 
 
 def open_answer(context: Any) -> None:

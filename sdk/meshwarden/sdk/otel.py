@@ -11,6 +11,7 @@ from typing import Final
 import grpc
 from opentelemetry import context, propagate, trace
 
+from meshwarden.sdk.exemplar import TraceIds
 from meshwarden.sdk.trace import Headers, Metadata, Span
 
 _SCOPE: Final = "meshwarden.sdk"
@@ -32,6 +33,14 @@ class _OtelSpan:
         self.headers = headers
         self._span = span
         self._server = server
+
+    @property
+    def sampled(self) -> TraceIds | None:
+        """See `Span`."""
+        found = self._span.get_span_context()
+        if not found.is_valid or not found.trace_flags.sampled:
+            return None
+        return found.trace_id.to_bytes(16, "big"), found.span_id.to_bytes(8, "big")
 
     def end(self, code: grpc.StatusCode, details: str) -> None:
         """See `Span`."""

@@ -9,6 +9,7 @@ import grpc
 
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.count import Call
+from meshwarden.sdk.exemplar import TraceIds
 from meshwarden.sdk.trace import Headers, Span, tracer
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -37,8 +38,9 @@ class Outgoing:
         code: grpc.StatusCode,
         details: str,
         trailing: Iterable[tuple[str, object]],
+        trace: TraceIds | None = None,
     ) -> None:
-        """A call has ended."""
+        """A call has ended; `trace` is where it is recorded."""
         config = self._link.find_config()
         destination = self._destination()
         decision = _decision(code, details, trailing)
@@ -51,7 +53,7 @@ class Outgoing:
             reporter=CallStat.SOURCE,
             revision=config.revision if config else 0,
         )
-        self._link.counter.add(call, duration_s)
+        self._link.counter.add(call, duration_s, trace)
         if decision == CallStat.DENIED:
             caller = config.service if config else "TENANT/SERVICE"
             self._link.denials.say(caller, self._name, destination, method)
@@ -87,7 +89,7 @@ class OutgoingCall:
         duration_s = time.perf_counter() - self._begun_s
         code = code or grpc.StatusCode.UNKNOWN
         self._span.end(code, details or "")
-        self._outgoing.ended(self._method, duration_s, code, details or "", trailing)
+        self._outgoing.ended(self._method, duration_s, code, details or "", trailing, self._span.sampled)
 
 
 def _decision(

@@ -15,6 +15,8 @@ from typing import Final, Protocol
 
 import grpc
 
+from meshwarden.sdk.exemplar import TraceIds
+
 Headers = tuple[tuple[str, str], ...]
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -31,6 +33,10 @@ class Span(Protocol):
     @property
     def headers(self) -> Headers:
         """What a client sends along."""
+
+    @property
+    def sampled(self) -> TraceIds | None:
+        """Where the call is recorded; None if it is not."""
 
     def end(self, code: grpc.StatusCode, details: str) -> None:
         """The call has ended. To be called once."""
@@ -55,6 +61,11 @@ class Tracer(Protocol):
 class _Carried:
     def __init__(self, headers: Headers) -> None:
         self.headers = headers
+
+    @property
+    def sampled(self) -> TraceIds | None:
+        """See `Span`."""
+        return sampled_ids(dict(self.headers).get(_PARENT, ""))
 
     def end(self, code: grpc.StatusCode, details: str) -> None:
         """Nothing to keep."""
@@ -92,6 +103,14 @@ def with_headers(metadata: Sequence[tuple[str, str | bytes]] | None, headers: He
     if any(name == _PARENT for name, _ in given):
         return given
     return [*given, *headers]
+
+
+def sampled_ids(traceparent: str) -> TraceIds | None:
+    """Returns the ids in a traceparent whose caller says that it records the trace; None in any other."""
+    if _TRACEPARENT.fullmatch(traceparent) is None:
+        return None
+    _, trace_id, span_id, flags = traceparent.split("-")
+    return (bytes.fromhex(trace_id), bytes.fromhex(span_id)) if int(flags, 16) & 1 else None
 
 
 def _headers(metadata: Metadata) -> Headers:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
-from meshwarden.agents.telemetry.access_log import attributes_of, call_of, decision_of, service_of_cluster
+from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of, decision_of, service_of_cluster
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.span import Bounded, bound_spans
@@ -44,6 +44,21 @@ def take(counts: Aggregator) -> list[pb.CallStat]:
     return counts.take()[0]
 
 
+def seen(**fields: object) -> Call:
+    plain = {
+        "source": WEB,
+        "destination": "orders",
+        "method": "/o.Orders/Get",
+        "status": "OK",
+        "decision": pb.CallStat.ALLOWED,
+        "reporter": SOURCE,
+        "duration_s": 0.05,
+        "upstream": "",
+        "trace": None,
+    }
+    return Call(**{**plain, **fields})  # type: ignore[arg-type]
+
+
 def aggregator() -> Aggregator:
     return Aggregator(lambda: NOW, resolve)
 
@@ -52,7 +67,7 @@ def test_counts_of_one_kind_add_up_under_the_minute_of_the_agent() -> None:
     counts = aggregator()
     counts.add(stat())
     counts.add(stat(destination="orders.platform"))
-    counts.add_call(WEB, "orders", "/o.Orders/Get", "OK", pb.CallStat.ALLOWED, SOURCE, 0, 0.06)
+    counts.add_call(seen(duration_s=0.06), 0)
     (total,) = take(counts)
     assert (total.destination, total.count, total.minute.seconds % 60) == ("platform/orders", 5, 0)
     assert total.duration_sum_s == pytest.approx(0.22)
@@ -211,15 +226,36 @@ def test_a_cluster_that_is_no_service(cluster: str) -> None:
     assert service_of_cluster(cluster) == ""
 
 
+def test_a_record_says_which_endpoint_took_the_call_and_where_it_is_recorded() -> None:
+    parent = f"00-{'a' * 32}-{'b' * 16}-01"
+    call = call_of(record(**{names.UPSTREAM_HOST: "10.0.0.1:7001", names.TRACEPARENT: parent}), WEB, "acme/web")
+    assert call is not None
+    assert (call.upstream, call.trace) == ("10.0.0.1:7001", (b"\xaa" * 16, b"\xbb" * 8))
+    unsampled = call_of(record(**{names.TRACEPARENT: f"{parent[:-1]}0"}), WEB, "acme/web")
+    assert unsampled is not None
+    assert unsampled.trace is None
+
+
+def test_counts_are_told_apart_by_the_region_called_and_carry_exemplars() -> None:
+    regions = {"10.0.0.1:1": "eu", "10.0.0.2:1": "us"}
+    counts = Aggregator(lambda: NOW, resolve, lambda tenant, service, address: regions.get(address, ""))
+    for address in ("10.0.0.1:1", "10.0.0.1:1", "10.0.0.2:1", ""):
+        counts.add_call(seen(upstream=address, trace=(b"\x01" * 16, b"\x02" * 8)), 1)
+    counts.add(stat(reporter=DESTINATION, destination="acme/web", destination_region="moon"))
+    stats = take(counts)
+    assert [(one.destination_region, one.count) for one in stats] == [("eu", 2), ("us", 1), ("", 1), ("", 2)]
+    (exemplar,) = stats[0].exemplars
+    assert (exemplar.trace_id, exemplar.span_id, exemplar.duration_s) == (b"\x01" * 16, b"\x02" * 8, 0.05)
+    assert exemplar.time.ToDatetime(tzinfo=UTC) == NOW
+
+
 @given(st.dictionaries(st.sampled_from([getattr(names, n) for n in dir(names) if n.isupper()]), st.text(max_size=200)))
 def test_no_record_breaks_the_reading(attributes: dict[str, str]) -> None:
     pairs = [KeyValue(key=key, value=AnyValue(string_value=value)) for key, value in attributes.items()]
     counts = aggregator()
     call = call_of(attributes_of(pairs), WEB, "acme/web")
     if call is not None:
-        counts.add_call(
-            call.source, call.destination, call.method, call.status, call.decision, call.reporter, 1, call.duration_s
-        )
+        counts.add_call(call, 1)
         found, malformed = counts.take()
         assert len(found) + malformed == 1
 

@@ -47,7 +47,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics("eu", series_per_tenant=20)
+    return Metrics(series_per_tenant=20)
 
 
 @pytest.fixture
@@ -107,12 +107,12 @@ async def test_counts_reach_metrics_ledger_and_rates(gather: Gather, metrics: Me
     assert gather.ingest("a", batch(1, call()))
     text = generate_latest(metrics.registry).decode()
     assert (
-        'meshwarden_requests_total{decision="allowed",destination_service="orders",destination_tenant="platform",'
-        'method="/shop.Orders/List",region="eu",reporter="source",source_service="web",source_tenant="acme",'
-        'status="OK",tenant="acme"} 3.0'
+        'meshwarden_requests_total{decision="allowed",destination_region="unknown",destination_service="orders",'
+        'destination_tenant="platform",method="/shop.Orders/List",reporter="source",source_region="eu",'
+        'source_service="web",source_tenant="acme",status="OK",status_class="ok",tenant="acme"} 3.0'
     ) in text
-    assert shown(metrics, "meshwarden_request_duration_seconds_count") == 3
-    assert shown(metrics, "meshwarden_request_duration_seconds_sum") == pytest.approx(0.03)
+    assert shown(metrics, "rpc_client_call_duration_seconds_count") == 3
+    assert shown(metrics, "rpc_client_call_duration_seconds_sum") == pytest.approx(0.03)
     assert gather.rates() == {"acme": (3.0, 0.0, 0.0)}
     (row,) = await listed(gather.ledger)
     assert (row.source, row.destination, row.count, row.revision) == (WEB, "platform/orders", 3, 7)
@@ -257,7 +257,7 @@ async def test_the_greatest_of_everything_fits_into_the_ledger(gather: Gather) -
 async def test_the_ledger_adds_up_forgets_and_is_private(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "calls.db"
     ledger = Ledger(path, "mesh.test", clock)
-    gather = Gather(ledger, Metrics("eu"), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    gather = Gather(ledger, Metrics(), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
     gather.ingest("a", batch(1, call()))
     await ledger.flush()
     gather.ingest("a", batch(2, call()))
@@ -280,7 +280,7 @@ async def test_the_ledger_adds_up_forgets_and_is_private(tmp_path: Path, clock: 
 async def test_the_ledger_keeps_to_its_size(tmp_path: Path, clock: Clock) -> None:
     limit_bytes = 200_000
     ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock, max_size_bytes=limit_bytes)
-    gather = Gather(ledger, Metrics("eu"), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    gather = Gather(ledger, Metrics(), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
     for sequence in range(30):
         stats = [call(method=f"/{'x' * 400}/{n}") for n in range(40)]
         for stat in stats:
@@ -296,7 +296,7 @@ async def test_the_ledger_keeps_to_its_size(tmp_path: Path, clock: Clock) -> Non
 
 async def test_whoever_fills_the_ledger_pushes_out_nobody_else(tmp_path: Path, clock: Clock) -> None:
     ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock, max_size_bytes=200_000)
-    gather = Gather(ledger, Metrics("eu"), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    gather = Gather(ledger, Metrics(), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
     globex = call(source="spiffe://mesh.test/tenant/globex/service/web")
     globex.minute.seconds -= 1800
     gather.ingest("a", batch(1, globex))
@@ -351,7 +351,7 @@ async def test_a_batch_that_is_sent_again_after_a_crash_counts_once(tmp_path: Pa
     def start() -> tuple[Ledger, Gather]:
         ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock)
         mesh = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
-        return ledger, Gather(ledger, Metrics("eu"), None, clock, **mesh)  # type: ignore[arg-type]
+        return ledger, Gather(ledger, Metrics(), None, clock, **mesh)  # type: ignore[arg-type]
 
     ledger, gather = start()
     assert gather.ingest("a", batch(2**64 - 1, call()))

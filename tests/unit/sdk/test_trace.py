@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from meshwarden.sdk.otel import OtelTracer
-from meshwarden.sdk.trace import Carrier, with_headers
+from meshwarden.sdk.trace import Carrier, sampled_ids, with_headers
 
 PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
@@ -112,3 +112,21 @@ def test_each_side_has_its_own_idea_of_an_error(
     failed = [not span.status.is_unset for span in spans.get_finished_spans()]
     assert failed == [client_fails, server_fails]
     assert {span.attributes["rpc.response.status_code"] for span in spans.get_finished_spans()} == {code.name}
+
+
+@pytest.mark.parametrize(("flags", "is_sampled"), [("01", True), ("00", False), ("03", True), ("fe", False)])
+def test_where_a_call_is_recorded_is_told_by_a_sampled_parent_alone(flags: str, is_sampled: bool) -> None:
+    found = sampled_ids(f"{PARENT[:-2]}{flags}")
+    assert found == ((b"\xaa" * 16, b"\xbb" * 8) if is_sampled else None)
+    assert sampled_ids(PARENT + "\n") is None
+
+
+def test_a_span_says_where_it_is_recorded(spans: InMemorySpanExporter) -> None:
+    made = OtelTracer().client("/a.B/C", "orders")
+    made.end(grpc.StatusCode.OK, "")
+    (span,) = spans.get_finished_spans()
+    assert made.sampled == (span.context.trace_id.to_bytes(16, "big"), span.context.span_id.to_bytes(8, "big"))
+
+
+def test_a_span_that_nobody_records_says_so() -> None:
+    assert OtelTracer().client("/a.B/C", "orders").sampled is None

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
+from meshwarden.sdk.exemplar import TraceIds
+from meshwarden.sdk.trace import sampled_ids
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
 
@@ -14,7 +16,12 @@ _MAX_DURATION_S: Final = 86_400.0
 
 @dataclass(frozen=True)
 class Call:
-    """One call as an Envoy saw it; arguments of `Aggregator.add_call` but for the revision."""
+    """One call as an Envoy saw it.
+
+    Attributes:
+        upstream: the address of the endpoint that took it, `host:port`; empty where it is not known.
+        trace: where it is recorded; None if it is not.
+    """
 
     source: str
     destination: str
@@ -23,6 +30,8 @@ class Call:
     decision: int
     reporter: int
     duration_s: float
+    upstream: str
+    trace: TraceIds | None
 
 
 def attributes_of(pairs: Iterable[object]) -> dict[str, str]:
@@ -60,6 +69,8 @@ def call_of(attributes: dict[str, str], spiffe_id: str, service: str) -> Call | 
         decision_of(attributes),
         reporter,
         _duration_s(attributes.get(names.DURATION_MS, "")),
+        attributes.get(names.UPSTREAM_HOST, "") if reporter == pb.CallStat.SOURCE else "",
+        sampled_ids(attributes.get(names.TRACEPARENT, "")),
     )
 
 

@@ -17,8 +17,10 @@ from typing import Final
 
 import grpc
 
+from meshwarden.agents.telemetry import access_log
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.sdk import histogram
+from meshwarden.sdk.exemplar import Exemplars
 from meshwarden.v1 import report_pb2 as pb
 
 OTHER: Final = "_OTHER"
@@ -38,6 +40,8 @@ _DECISIONS: Final = (pb.CallStat.ALLOWED, pb.CallStat.DENIED, pb.CallStat.LIMITE
 
 Resolve = Callable[[str, str], str | None]
 """What a tenant's workload means by a name: `(tenant, name) -> "<tenant>/<service>"`; `Names.find`."""
+Locate = Callable[[str, str, str], str]
+"""Where a called endpoint is: `(tenant, "<tenant>/<service>", address) -> region`; `Localities.region`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class CallKey:
     reporter: int
     revision: int
     minute: int
+    destination_region: str
 
 
 @dataclass
@@ -59,67 +64,65 @@ class _Sum:
     count: int = 0
     duration_s: float = 0.0
     durations: Counter[int] = field(default_factory=Counter)
+    exemplars: Exemplars = field(default_factory=Exemplars)
 
 
 class Aggregator:
     """Adds up calls until they are taken."""
 
-    def __init__(self, clock: Callable[[], datetime], resolve: Resolve | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], datetime], resolve: Resolve | None = None, locate: Locate | None = None
+    ) -> None:
         """Starts empty.
 
         Args:
             clock: the present, aware, UTC.
             resolve: tells what a caller's names stand for; without it they must be full and are believed.
+            locate: tells the region of who was called; without it none is known.
         """
         self._clock = clock
         self._resolve = resolve or _in_full
+        self._locate = locate or (lambda tenant, service, address: "")
         self._sums: dict[CallKey, _Sum] = {}
         self._words = _Words()
         self._malformed = 0
 
-    def add_call(
-        self,
-        source: str,
-        destination: str,
-        method: str,
-        status: str,
-        decision: int,
-        reporter: int,
-        revision: int,
-        duration_s: float,
-    ) -> None:
+    def add_call(self, call: access_log.Call, revision: int) -> None:
         """Counts one call that has just ended."""
-        self.add(
-            pb.CallStat(
-                source=source,
-                destination=destination,
-                method=method,
-                status=status,
-                decision=decision,  # type: ignore[arg-type]
-                reporter=reporter,  # type: ignore[arg-type]
-                revision=revision,
-                count=1,
-                duration_sum_s=duration_s,
-                durations=histogram.to_proto({histogram.bucket_of(duration_s): 1}),
-            )
+        stat = pb.CallStat(
+            source=call.source,
+            destination=call.destination,
+            method=call.method,
+            status=call.status,
+            decision=call.decision,  # type: ignore[arg-type]
+            reporter=call.reporter,  # type: ignore[arg-type]
+            revision=revision,
+            count=1,
+            duration_sum_s=call.duration_s,
+            durations=histogram.to_proto({histogram.bucket_of(call.duration_s): 1}),
         )
+        if call.trace is not None:
+            exemplar = stat.exemplars.add(trace_id=call.trace[0], span_id=call.trace[1], duration_s=call.duration_s)
+            exemplar.time.FromDatetime(self._clock())
+        self.add(stat, call.upstream)
 
-    def add(self, stat: pb.CallStat) -> None:
+    def add(self, stat: pb.CallStat, upstream: str = "") -> None:
         """Adds counts that somebody else has made.
 
         The reporter's own side in it must be the agent's word by now. The minute is ours: a sender's clock is not
-        believed.
+        believed. `upstream` is the address of the endpoint that took the calls, where it is known.
         """
         tenant = _reporter_tenant(stat)
         durations = _durations(stat)
         if not _is_sound(stat, durations) or not tenant:
             self._malformed += min(max(stat.count, 1), _MAX_COUNT)
             return
-        key = self._key(stat, tenant)
+        key = self._key(stat, tenant, upstream)
         total = self._sums.setdefault(key, _Sum())
         total.count += stat.count
         total.duration_s += stat.duration_sum_s
         total.durations.update(durations)
+        total.exemplars.update(stat.exemplars)
 
     def take(self) -> tuple[list[pb.CallStat], int]:
         """Removes and returns all counts, and how many calls were in none because what was said of them cannot be."""
@@ -127,17 +130,19 @@ class Aggregator:
         malformed, self._malformed = self._malformed, 0
         return [_stat(key, total) for key, total in sums.items()], malformed
 
-    def _key(self, stat: pb.CallStat, tenant: str) -> CallKey:
+    def _key(self, stat: pb.CallStat, tenant: str, upstream: str) -> CallKey:
         now = int(self._clock().timestamp())
         self._words.of_hour(now // 3600)
-        source, destination = stat.source, stat.destination
+        source, destination, region = stat.source, stat.destination, ""
         if stat.reporter == pb.CallStat.SOURCE:
             destination = self._resolve(tenant, destination) or UNKNOWN
+            region = self._locate(tenant, destination, upstream)
         elif not self._words.has_room(("source", destination), source, _MAX_SOURCES):
             source = ""
         method = self._method(stat, tenant, destination) if destination != UNKNOWN else OTHER
         status = stat.status if stat.status in _STATUSES else OTHER
-        return CallKey(source, destination, method, status, stat.decision, stat.reporter, stat.revision, now - now % 60)
+        minute = now - now % 60
+        return CallKey(source, destination, method, status, stat.decision, stat.reporter, stat.revision, minute, region)
 
     def _method(self, stat: pb.CallStat, tenant: str, destination: str) -> str:
         said = stat.method
@@ -233,6 +238,8 @@ def _stat(key: CallKey, total: _Sum) -> pb.CallStat:
         count=total.count,
         duration_sum_s=total.duration_s,
         durations=histogram.to_proto(total.durations),
+        destination_region=key.destination_region,
+        exemplars=total.exemplars.to_proto(),
     )
     stat.minute.FromSeconds(key.minute)
     return stat

@@ -217,16 +217,7 @@ class Intake:
         identity = workload.spiffe_id
         call = call_of(attributes_of(record.attributes), str(identity), f"{identity.tenant}/{identity.service}")
         if call is not None:
-            self._aggregator.add_call(
-                call.source,
-                call.destination,
-                call.method,
-                call.status,
-                call.decision,
-                call.reporter,
-                self._revision(),
-                call.duration_s,
-            )
+            self._aggregator.add_call(call, self._revision())
 
     def _put_calls(self, tenant: str, too_large: int = 0) -> None:
         stats, malformed = self._aggregator.take()

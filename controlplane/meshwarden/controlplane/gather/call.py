@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
 from meshwarden.controlplane.gather.outcome import outcome
 from meshwarden.sdk import histogram
-from meshwarden.v1.report_pb2 import CallStat
+from meshwarden.sdk.exemplar import MOST, is_sound
+from meshwarden.v1.report_pb2 import CallStat, Exemplar
 
 # An agent that was cut off may catch up; a clock may be ahead a little.
 OLDEST = timedelta(hours=24)
@@ -40,7 +41,8 @@ class Refused(Exception):
 class Call:
     """Calls of one source, destination, method and outcome within a minute, as one side saw them.
 
-    `tenant` is the caller's; `owner` is the tenant of the side that reports, whose share of the series it uses.
+    `tenant` is the caller's; `owner` is the tenant of the side that reports, whose share of the series it uses. The
+    region of a side that nobody has proved is UNKNOWN: a caller's certificate says nothing of it.
     """
 
     source_tenant: str
@@ -56,6 +58,9 @@ class Call:
     count: int
     sum_s: float
     durations: Mapping[int, int]
+    source_region: str = UNKNOWN
+    destination_region: str = UNKNOWN
+    exemplars: tuple[Exemplar, ...] = ()
 
     @property
     def tenant(self) -> str:
@@ -123,7 +128,20 @@ def _durations(stat: CallStat) -> Mapping[int, int]:
     return durations
 
 
-def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetime) -> Call:
+def _regions(stat: CallStat, region: str) -> tuple[str, str]:
+    """Where the caller and the one called are, as far as the side that reports can tell."""
+    if stat.reporter == CallStat.DESTINATION:
+        return UNKNOWN, region
+    return region, _text(stat.destination_region or UNKNOWN, "malformed")
+
+
+def _exemplars(stat: CallStat) -> tuple[Exemplar, ...]:
+    if len(stat.exemplars) > MOST or not all(map(is_sound, stat.exemplars)):
+        raise Refused("malformed")
+    return tuple(stat.exemplars)
+
+
+def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetime, region: str = UNKNOWN) -> Call:
     """Takes a count that `node` reports, if it may say so.
 
     Args:
@@ -132,6 +150,7 @@ def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetim
         owns: tells whether a node has a workload entry of (node, tenant, service).
         trust_domain: ours.
         now: the time, aware.
+        region: the node's, which is ours.
 
     Raises:
         Refused: it is malformed, too old, or about a side that isn't the node's own.
@@ -143,6 +162,7 @@ def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetim
     if stat.revision > MAX_REVISION:
         raise Refused("malformed")
     durations = _durations(stat)
+    source_region, destination_region = _regions(stat, region)
     source = _source(stat.source, stat.reporter, trust_domain)
     destination = _destination(stat.destination)
     if not owns(node, *(source if stat.reporter == CallStat.SOURCE else destination)):
@@ -162,4 +182,7 @@ def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetim
         count=stat.count,
         sum_s=stat.duration_sum_s,
         durations=durations,
+        source_region=source_region,
+        destination_region=destination_region,
+        exemplars=_exemplars(stat),
     )

@@ -154,7 +154,7 @@ class Gather:
 
     def _check(self, node: str, stat: CallStat) -> Call | None:
         try:
-            return check(stat, node, self._owns, self._trust_domain, self._clock())
+            return check(stat, node, self._owns, self._trust_domain, self._clock(), self._region)
         except Refused as refused:
             self._metrics.drop(STAGE, "call", refused.reason, "", max(1, min(stat.count, 2**31)))
             log.info("call refused", node=node, reason=refused.reason)

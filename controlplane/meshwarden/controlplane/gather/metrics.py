@@ -2,50 +2,97 @@
 
 The counts come in added up, by agents, so they are kept as plain sums and shown by a collector. Each tenant has a
 bounded number of series; what is beyond it is counted under `overflow`, so that totals stay right and the loss is seen.
+A series of which nothing was heard for a while is forgotten, and gives its room back.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Final, TypeVar
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from meshwarden.controlplane.gather import duration
 from meshwarden.controlplane.gather.call import Call
-from meshwarden.sdk.histogram import BOUNDS_S, folded
+from meshwarden.sdk.histogram import BOUNDS_S, bound_of, folded
+from meshwarden.v1 import report_pb2
 from meshwarden.v1.report_pb2 import CallStat
 
-EDGE_LABELS = ("source_tenant", "source_service", "destination_tenant", "destination_service", "method")
-REQUEST_LABELS = (*EDGE_LABELS, "status", "decision", "tenant", "region", "reporter")
-DURATION_LABELS = (*EDGE_LABELS, "tenant", "region", "reporter")
-OVERFLOW = "overflow"
-SERIES_PER_TENANT = 5000
+REQUEST_LABELS: Final = (
+    "source_tenant",
+    "source_service",
+    "source_region",
+    "destination_tenant",
+    "destination_service",
+    "destination_region",
+    "method",
+    "status",
+    "status_class",
+    "decision",
+    "tenant",
+    "reporter",
+)
+OVERFLOW: Final = "overflow"
+SERIES_PER_TENANT: Final = 5000
+IDLE: Final = timedelta(hours=1)
 
-DECISIONS: dict[int, str] = {number: name.lower() for name, number in CallStat.Decision.items()}
-REPORTERS: dict[int, str] = {number: name.lower() for name, number in CallStat.Reporter.items()}
+DECISIONS: Final[dict[int, str]] = {number: name.lower() for name, number in CallStat.Decision.items()}
+REPORTERS: Final[dict[int, str]] = {number: name.lower() for name, number in CallStat.Reporter.items()}
 
 # One sample of a gauge: the values of its labels, and its value.
 Sample = tuple[Sequence[str], float]
+Labels = tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Requests:
+    # Whose share it takes; None for one that all of a tenant's calls beyond its share are put into.
+    owner: str | None
+    count: int = 0
+    heard_s: float = 0.0
 
 
 @dataclass(slots=True)
 class _Durations:
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
     sum_s: float = 0.0
+    heard_s: float = 0.0
+    # {number of a bucket: its newest}
+    exemplars: dict[int, report_pb2.Exemplar] = field(default_factory=dict)
+
+
+_Series = TypeVar("_Series", _Requests, _Durations)
 
 
 class Metrics(Collector):
     """The metrics of the mesh, in a registry of their own."""
 
-    def __init__(self, region: str, series_per_tenant: int = SERIES_PER_TENANT) -> None:
+    def __init__(
+        self,
+        *,
+        series_per_tenant: int = SERIES_PER_TENANT,
+        idle: timedelta = IDLE,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts empty.
+
+        Args:
+            series_per_tenant: how many series of calls each tenant has.
+            idle: after how long without a call a series is forgotten.
+            monotonic_s: a clock that never goes back.
+        """
         self.registry = CollectorRegistry()
-        self._region = region
         self._series_per_tenant = series_per_tenant
-        # Prometheus reads on a thread of the HTTP server's.
+        self._idle_s = idle.total_seconds()
+        self._monotonic_s = monotonic_s
+        # Prometheus reads on another thread.
         self._lock = threading.Lock()
-        self._requests: dict[tuple[str, ...], int] = {}
-        self._durations: dict[tuple[str, ...], _Durations] = {}
+        self._requests: dict[Labels, _Requests] = {}
+        self._durations: dict[str, dict[Labels, _Durations]] = {name: {} for name in duration.FAMILIES}
         self._series: dict[str, int] = {}
         self._overflow: dict[str, int] = {}
         self._drops: dict[tuple[str, ...], int] = {}
@@ -76,42 +123,59 @@ class Metrics(Collector):
             return dict(self._drops)
 
     def _add(self, call: Call) -> None:
-        request, edge = self._labels(call)
-        if request not in self._requests:
+        now_s, result, family = self._monotonic_s(), call.outcome, duration.family(call)
+        call = replace(call, method=duration.templated(call.method))
+        key = _request_labels(call, result)
+        series = self._requests.get(key)
+        if series is None:
             # The share is that of the reporting side's tenant: nobody can use up another's.
+            owner: str | None = call.owner
             used = self._series.get(call.owner, 0)
             if used >= self._series_per_tenant:
                 self._overflow[call.owner] = self._overflow.get(call.owner, 0) + call.count
-                request, edge = self._labels(overflown(call))
+                owner, call = None, overflown(call)
+                key = _request_labels(call, result)
             else:
                 self._series[call.owner] = used + 1
-        self._requests[request] = self._requests.get(request, 0) + call.count
+            series = self._requests.setdefault(key, _Requests(owner))
+        series.count += call.count
+        series.heard_s = now_s
         if call.durations:
-            durations = self._durations.setdefault(edge, _Durations())
-            durations.sum_s += call.sum_s
+            found = self._durations[family].setdefault(duration.labels(call, family, result), _Durations())
+            found.heard_s = now_s
+            found.sum_s += call.sum_s
             for index, count in enumerate(folded(call.durations)):
-                durations.buckets[index] += count
+                found.buckets[index] += count
+            for exemplar in call.exemplars:
+                found.exemplars[bound_of(exemplar.duration_s)] = exemplar
 
-    def _labels(self, call: Call) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        edge = (
-            call.source_tenant,
-            call.source_service,
-            call.destination_tenant,
-            call.destination_service,
-            call.method,
-        )
-        last = (call.tenant, self._region, REPORTERS[call.reporter])
-        return (*edge, call.status, DECISIONS[call.decision], *last), (*edge, *last)
+    def _forget_idle(self) -> None:
+        since_s = self._monotonic_s() - self._idle_s
+        for series in _removed(self._requests, since_s):
+            if series.owner is not None:
+                left = self._series[series.owner] - 1
+                if left:
+                    self._series[series.owner] = left
+                else:
+                    del self._series[series.owner]
+        for durations in self._durations.values():
+            _removed(durations, since_s)
 
     def collect(self) -> Iterable[Metric]:
         """Shows all there is, to Prometheus."""
         with self._lock:
-            requests, drops, overflow = dict(self._requests), dict(self._drops), dict(self._overflow)
-            durations = {key: (list(value.buckets), value.sum_s) for key, value in self._durations.items()}
+            self._forget_idle()
+            requests = {key: series.count for key, series in self._requests.items()}
+            drops, overflow, used = dict(self._drops), dict(self._overflow), dict(self._series)
+            durations = {
+                name: {key: replace(one, buckets=list(one.buckets)) for key, one in found.items()}
+                for name, found in self._durations.items()
+            }
         yield _counter(
             "meshwarden_requests", "Calls by source, destination, method and outcome.", REQUEST_LABELS, requests
         )
-        yield _histogram(durations)
+        for name, found in durations.items():
+            yield _histogram(name, found)
         yield _counter(
             "meshwarden_telemetry_dropped",
             "Calls and spans that were dropped or refused, by where and why.",
@@ -124,11 +188,36 @@ class Metrics(Collector):
             ("tenant",),
             {(tenant,): count for tenant, count in overflow.items()},
         )
+        yield _gauge(
+            "meshwarden_series",
+            f"Series of calls that a tenant has, of {self._series_per_tenant}.",
+            ("tenant",),
+            [((tenant,), count) for tenant, count in used.items()],
+        )
         for name, help_text, labels, read in self._gauges:
-            family = GaugeMetricFamily(name, help_text, labels=list(labels))
-            for values, value in read():
-                family.add_metric(list(values), value)
-            yield family
+            yield _gauge(name, help_text, labels, read())
+
+
+def _request_labels(call: Call, result: str) -> Labels:
+    return (
+        call.source_tenant,
+        call.source_service,
+        call.source_region,
+        call.destination_tenant,
+        call.destination_service,
+        call.destination_region,
+        call.method,
+        call.status,
+        result,
+        DECISIONS[call.decision],
+        call.tenant,
+        REPORTERS[call.reporter],
+    )
+
+
+def _removed(series: dict[Labels, _Series], since_s: float) -> list[_Series]:
+    """Removes and returns those of which nothing was heard since then."""
+    return [series.pop(key) for key in [key for key, one in series.items() if one.heard_s < since_s]]
 
 
 def overflown(call: Call) -> Call:
@@ -161,38 +250,28 @@ def _counter(name: str, text: str, labels: Sequence[str], values: Mapping[tuple[
     return family
 
 
-def _histogram(durations: dict[tuple[str, ...], tuple[list[int], float]]) -> Metric:
-    family = HistogramMetricFamily(
-        "meshwarden_request_duration_seconds",
-        "How long calls took, as the reporter saw it.",
-        labels=list(DURATION_LABELS),
-    )
-    bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
-    for labels, (buckets, sum_s) in durations.items():
-        total, rows = 0, []
-        for bound, count in zip(bounds, buckets, strict=True):
-            total += count
-            rows.append((bound, float(total)))
-        family.add_metric(list(labels), rows, sum_value=sum_s)
+def _gauge(name: str, text: str, labels: Sequence[str], samples: Iterable[Sample]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    for values, value in samples:
+        family.add_metric(list(values), value)
     return family
 
 
-class MetricsServer:
-    """Serves `/metrics` in the clear, on loopback, from a thread of its own."""
+def _histogram(name: str, found: Mapping[Labels, _Durations]) -> Metric:
+    text, names = duration.FAMILIES[name]
+    family = HistogramMetricFamily(name, text, labels=list(names))
+    bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
+    for labels, one in found.items():
+        total = 0
+        rows: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+        for index, (bound, count) in enumerate(zip(bounds, one.buckets, strict=True)):
+            total += count
+            exemplar = one.exemplars.get(index)
+            rows.append((bound, float(total)) if exemplar is None else (bound, float(total), _exemplar(exemplar)))
+        family.add_metric(list(labels), rows, sum_value=one.sum_s)
+    return family
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        """Starts to listen at once.
 
-        Raises:
-            OSError: the address can't be listened on.
-        """
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        self.port: int = self._server.server_port
-        host = f"[{host}]" if ":" in host else host
-        self.url = f"http://{host}:{self.port}/metrics"
-
-    def close(self) -> None:
-        """Stops to listen and ends the thread."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+def _exemplar(exemplar: report_pb2.Exemplar) -> Exemplar:
+    ids = {"trace_id": exemplar.trace_id.hex(), "span_id": exemplar.span_id.hex()}
+    return Exemplar(ids, exemplar.duration_s, exemplar.time.seconds + exemplar.time.nanos / 1e9)

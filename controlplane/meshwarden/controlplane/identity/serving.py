@@ -52,6 +52,10 @@ class ServingIdentity:
             raise RuntimeError("the serving identity is asked for before it is issued")
         return self._context
 
+    def svid(self) -> X509Svid | None:
+        """Returns the present certificate; None before the first."""
+        return self._svid
+
     def bundles(self) -> dict[str, Bundle]:
         """Returns what peers must lead to, {trust domain: bundle}."""
         return {} if self._bundle is None else {self._bundle.trust_domain: self._bundle}

@@ -122,7 +122,8 @@ class LocalMesh:
         """
         for directory in (self.plan.logs, self.plan.server, *(agent.directory for agent in self.plan.agents)):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        names = ["server", "metrics", *(sample.name for sample in SAMPLES if sample.serves)]
+        names = ["server", "metrics", *(agent.name for agent in self.plan.agents)]
+        names += [sample.name for sample in SAMPLES if sample.serves]
         names += ["vault", "vault-cluster"] if self.options.vault else []
         self._ports = choose(self.plan.state_dir / "ports.json", names, self._rng)
         if not self.options.vault and not self.plan.passphrase.exists():
@@ -189,7 +190,8 @@ class LocalMesh:
         )
         write_private(agent.token, token)
         address, ca_file = self.server.address, self.server.ca_file
-        write_private(agent.config, agent_toml(agent, self.options.trust_domain, address, ca_file))
+        metrics_listen = f"{HOST}:{self._ports[agent.name]}"
+        write_private(agent.config, agent_toml(agent, self.options.trust_domain, address, ca_file, metrics_listen))
         argv = (*agent_command(), "run", "--config", str(agent.config))
         await self._children.start(self._program(agent.name, argv, AGENT_GRACE_S))
         self.agents[agent.node] = AgentLink(agent.agent_socket)

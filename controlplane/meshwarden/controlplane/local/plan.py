@@ -224,7 +224,7 @@ def server_toml(
     return toml(settings) + "\n[authority]\n" + toml(authority)
 
 
-def agent_toml(agent: AgentPlan, trust_domain: str, control_plane: str, ca_file: Path) -> str:
+def agent_toml(agent: AgentPlan, trust_domain: str, control_plane: str, ca_file: Path, metrics_listen: str) -> str:
     """Returns an agent's configuration as TOML."""
     return toml(
         {
@@ -238,6 +238,7 @@ def agent_toml(agent: AgentPlan, trust_domain: str, control_plane: str, ca_file:
             "agent_socket": str(agent.agent_socket),
             "workload_api_socket": str(agent.workload_api_socket),
             "advertise_address": "127.0.0.1",
+            "metrics_listen": metrics_listen,
         }
     )
 

@@ -44,7 +44,11 @@ class Session:
         self._clock = clock
         self._heard = clock()
         self.state = admin_service_pb2.NodeState(
-            node=node, connected=True, agent_version=hello.agent_version, zone=hello.zone
+            node=node,
+            connected=True,
+            agent_version=hello.agent_version,
+            zone=hello.zone,
+            metrics_address=hello.metrics_address,
         )
 
     def take(self, message: v1.SyncRequest) -> None:
@@ -142,11 +146,6 @@ class Sessions:
         log.info("node.disconnected", node=session.node, goodbye=session.goodbye)
         if not session.goodbye:
             self._await_return(session.node, self._grace_s)
-
-    @property
-    def count(self) -> int:
-        """How many nodes have a session; safe on any thread."""
-        return len(self._open)
 
     def states(self) -> list[admin_service_pb2.NodeState]:
         """How each node does that was seen since the start, in the order of their names."""

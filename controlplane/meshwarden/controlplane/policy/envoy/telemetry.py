@@ -18,12 +18,18 @@ _EITHER_SIDE: Final = {
     names.DURATION_MS: "%DURATION%",
     names.RESPONSE_FLAGS: "%RESPONSE_FLAGS%",
     names.RESPONSE_CODE_DETAILS: "%RESPONSE_CODE_DETAILS%",
+    names.TRACEPARENT: "%REQ(TRACEPARENT)%",
 }
 
 
 def outbound(service: Name | None) -> dict[str, Any]:
     """Fields of the HttpConnectionManager that takes the program's own calls."""
-    said = {names.REPORTER: names.SOURCE_SIDE, names.UPSTREAM_CLUSTER: "%UPSTREAM_CLUSTER%", **_EITHER_SIDE}
+    said = {
+        names.REPORTER: names.SOURCE_SIDE,
+        names.UPSTREAM_CLUSTER: "%UPSTREAM_CLUSTER%",
+        names.UPSTREAM_HOST: "%UPSTREAM_HOST%",
+        **_EITHER_SIDE,
+    }
     return _both(service, "outbound", said)
 
 

@@ -1,0 +1,201 @@
+"""How the mesh itself does, for Prometheus: nodes, revisions, refusals, certificates, store and disk."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.svid import X509Svid
+from meshwarden.controlplane.audit.count import CountedAuditLog
+from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.v1.admin_service_pb2 import NodeState
+
+ISSUED: Final = {
+    "workload.sign": "workload",
+    "node.attest": "node",
+    "node.renew": "node",
+    "operator.issue": "operator",
+}
+"""{event of the audit log: kind of certificate}"""
+DENIED: Final = (
+    "node.attest_denied",
+    "node.renew_denied",
+    "workload.sign_denied",
+    "rpc.refused",
+    "tls.refused",
+    "data_plane.refused",
+)
+_CERTIFICATE: Final = ("kind", "node", "tenant", "workload")
+_Rows = Iterable[tuple[Sequence[str], float]]
+
+
+class Vitals(Collector):
+    """Read on the event loop's thread, at each scrape."""
+
+    def __init__(
+        self,
+        *,
+        region: str,
+        version: str,
+        state_dir: Path,
+        publisher: Publisher,
+        sessions: Sessions,
+        audit: CountedAuditLog,
+        svid: Callable[[], X509Svid | None],
+        bundles: Callable[[], Mapping[str, Bundle]],
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Puts it together.
+
+        Args:
+            region: ours.
+            version: ours.
+            state_dir: holds the store.
+            publisher: knows the resources.
+            sessions: knows the nodes.
+            audit: knows what was issued and refused.
+            svid: the control plane's own certificate.
+            bundles: the roots.
+            clock: the present, aware.
+        """
+        self._about = {"region": region, "version": version}
+        self._state_dir, self._publisher, self._sessions = state_dir, publisher, sessions
+        self._audit, self._svid, self._bundles, self._clock = audit, svid, bundles, clock
+
+    def collect(self) -> Iterable[Metric]:
+        """Shows all there is."""
+        nodes, now = self._sessions.states(), self._clock()
+        yield _gauge(
+            "meshwarden_build_info", "What runs, and where.", tuple(self._about), [(tuple(self._about.values()), 1)]
+        )
+        yield from self._of_store()
+        yield from _of_nodes(nodes, now)
+        yield from self._of_certificates(nodes, now)
+        yield from self._of_audit()
+
+    def _of_store(self) -> Iterable[Metric]:
+        yield _gauge("meshwarden_store_revision", "The newest revision.", (), [((), self._publisher.revision)])
+        kinds = Counter((key.kind, key.tenant) for key in self._publisher.mesh.all())
+        yield _gauge("meshwarden_resources", "Resources by kind and tenant.", ("kind", "tenant"), kinds.items())
+        sizes = Counter[str]()
+        for path in self._state_dir.iterdir():
+            if ".sqlite" in path.name:
+                sizes[path.name.partition(".")[0]] += path.stat().st_size
+        yield _gauge(
+            "meshwarden_database_size_bytes",
+            "The size of each of our SQLite files, with what is not yet merged into it.",
+            ("database",),
+            [((name,), size) for name, size in sizes.items()],
+        )
+        disk = os.statvfs(self._state_dir)
+        yield _gauge(
+            "meshwarden_disk_free_bytes",
+            "What is left for us on the disk of the state directory.",
+            (),
+            [((), disk.f_bavail * disk.f_frsize)],
+        )
+        yield _gauge("meshwarden_disk_size_bytes", "The size of that disk.", (), [((), disk.f_blocks * disk.f_frsize)])
+
+    def _of_certificates(self, nodes: Sequence[NodeState], now: datetime) -> Iterable[Metric]:
+        left: list[tuple[Sequence[str], float]] = []
+        life: list[tuple[Sequence[str], float]] = []
+
+        def add(labels: Sequence[str], begin: datetime, end: datetime) -> None:
+            left.append((labels, (end - now).total_seconds()))
+            life.append((labels, (end - begin).total_seconds()))
+
+        for node in nodes:
+            for state in node.workloads:
+                if state.serial:
+                    labels = ("workload", node.node, state.tenant, state.id)
+                    add(labels, _moment(state.not_before), _moment(state.not_after))
+        svid = self._svid()
+        if svid is not None:
+            add(("controlplane", "", "", ""), svid.not_before, svid.not_after)
+        for bundle in self._bundles().values():
+            root = min(bundle.roots, key=lambda root: root.not_valid_after_utc)
+            add(("root", "", "", ""), root.not_valid_before_utc, root.not_valid_after_utc)
+        text = "Seconds until a certificate in use ends, as last reported; of roots, the one that ends first."
+        yield _gauge("meshwarden_svid_expiry_seconds", text, _CERTIFICATE, left)
+        yield _gauge("meshwarden_svid_lifetime_seconds", "The whole life of that certificate.", _CERTIFICATE, life)
+
+    def _of_audit(self) -> Iterable[Metric]:
+        issued, denied, events = Counter[tuple[str, str]](), Counter[str](dict.fromkeys(DENIED, 0)), Counter[str]()
+        for kind in ISSUED.values():
+            issued[kind, ""] = 0
+        for (event, tenant), count in self._audit.counts.items():
+            events[event] += count
+            if event in ISSUED:
+                issued[ISSUED[event], tenant] += count
+            elif event in DENIED:
+                denied[event] += count
+        yield _counter("meshwarden_svids_issued", "Certificates issued.", ("kind", "tenant"), issued.items())
+        yield _counter("meshwarden_denials", "What was refused, by event.", ("event",), _single(denied))
+        yield _counter("meshwarden_audit_events", "Events of the audit log.", ("event",), _single(events))
+
+
+def _of_nodes(nodes: Sequence[NodeState], now: datetime) -> Iterable[Metric]:
+    connected = [node for node in nodes if node.connected]
+    yield _gauge("meshwarden_nodes_connected", "Nodes with a session.", (), [((), len(connected))])
+    yield _gauge(
+        "meshwarden_node_connected",
+        "Whether a node that was seen has a session.",
+        ("node", "zone"),
+        [((node.node, node.zone), node.connected) for node in nodes],
+    )
+    yield _gauge(
+        "meshwarden_node_acked_revision",
+        "The revision that all data planes of a node have taken or refused.",
+        ("node",),
+        [((node.node,), node.acked_revision) for node in nodes],
+    )
+    yield _gauge(
+        "meshwarden_node_silence_seconds",
+        "How long ago a node was last heard of.",
+        ("node",),
+        [((node.node,), max(0.0, (now - _moment(node.last_seen)).total_seconds())) for node in nodes],
+    )
+    yield _gauge(
+        "meshwarden_node_clock_skew_seconds",
+        "How far a node's clock was ahead of ours when its session began.",
+        ("node",),
+        [((node.node,), node.clock_skew.ToTimedelta().total_seconds()) for node in nodes],
+    )
+    nacks = Counter((node.node, nack.type_url.rpartition(".")[2]) for node in nodes for nack in node.nacks)
+    for node in nodes:
+        nacks.setdefault((node.node, ""), 0)
+    yield _gauge("meshwarden_nacks", "What data planes refuse at present.", ("node", "type"), nacks.items())
+    workloads = Counter((node.node, state.tenant) for node in nodes for state in node.workloads)
+    yield _gauge("meshwarden_workloads", "Workloads that run.", ("node", "tenant"), workloads.items())
+    planes = Counter((node.node, ref.Dialect.Name(ref.dialect).lower()) for node in nodes for ref in node.data_planes)
+    yield _gauge("meshwarden_data_planes", "Data planes that are fed.", ("node", "dialect"), planes.items())
+
+
+def _moment(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _single(counts: Mapping[str, int]) -> _Rows:
+    return [((name,), count) for name, count in counts.items()]
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=list(labels))
+    for values, value in rows:
+        family.add_metric(list(values), value)
+    return family
+
+
+def _counter(name: str, text: str, labels: Sequence[str], rows: _Rows) -> Metric:
+    family = CounterMetricFamily(name, text, labels=list(labels))
+    for values, value in rows:
+        family.add_metric(list(values), value)
+    return family

@@ -1,0 +1,151 @@
+"""What the control plane tells Prometheus of itself and of the nodes."""
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from meshwarden.controlplane.api.scrape import Scraped, targets
+from meshwarden.controlplane.api.vitals import Vitals
+from meshwarden.controlplane.audit.count import CountedAuditLog
+from meshwarden.controlplane.policy.mesh import Key
+from meshwarden.v1.admin_service_pb2 import NodeState
+
+NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
+
+
+class Audit:
+    """Takes everything but events called "full"."""
+
+    async def record(self, event: str, **fields: object) -> None:
+        await self.record_all(event, [fields])
+
+    async def record_all(self, event: str, rows: Any) -> None:
+        if event == "full":
+            raise OSError("disk full")
+
+    def note(self, event: str, **fields: object) -> None: ...
+
+
+def node(**fields: Any) -> NodeState:
+    state = NodeState(**{"node": "a", "zone": "z", "connected": True, "acked_revision": 6, **fields})
+    state.last_seen.FromDatetime(NOW - timedelta(seconds=4))
+    workload = state.workloads.add(id="acme/web", tenant="acme", serial="1")
+    workload.not_before.FromDatetime(NOW - timedelta(minutes=50))
+    workload.not_after.FromDatetime(NOW + timedelta(minutes=10))
+    state.workloads.add(id="acme/new", tenant="acme")
+    state.data_planes.add(id="acme/web#1/grpc", tenant="acme", entry="web", dialect="GRPC")
+    state.data_planes.add(id="acme/web#1/envoy", tenant="acme", entry="web", dialect="ENVOY")
+    return state
+
+
+@pytest.fixture
+def audit() -> CountedAuditLog:
+    return CountedAuditLog(Audit())
+
+
+def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState) -> Vitals:
+    (state_dir / "store.sqlite").write_bytes(b"x" * 10)
+    (state_dir / "store.sqlite-wal").write_bytes(b"x" * 5)
+    mesh = SimpleNamespace(all=lambda: {Key("Service", "acme", "web"): None, Key("Service", "acme", "api"): None})
+    root = SimpleNamespace(not_valid_before_utc=NOW, not_valid_after_utc=NOW + timedelta(days=9))
+    fakes: Any = {
+        "publisher": SimpleNamespace(revision=7, mesh=mesh),
+        "sessions": SimpleNamespace(states=lambda: list(nodes)),
+        "svid": lambda: SimpleNamespace(not_before=NOW, not_after=NOW + timedelta(hours=1)),
+        "bundles": lambda: {"mesh.test": SimpleNamespace(roots=[root])},
+    }
+    return Vitals(region="eu", version="1", state_dir=state_dir, audit=audit, clock=lambda: NOW, **fakes)
+
+
+def shown(found: Vitals) -> dict[tuple[str, ...], float]:
+    return {(one.name, *one.labels.values()): one.value for family in found.collect() for one in family.samples}
+
+
+async def test_nodes_revisions_certificates_and_events(audit: CountedAuditLog, tmp_path: Path) -> None:
+    lost = node(node="b", connected=False)
+    lost.nacks.add(data_plane="x", type_url="type.googleapis.com/envoy.Cluster", message="no")
+    await audit.record_all("workload.sign", [{"tenant": "acme"}, {"tenant": "acme"}, {"tenant": "globex"}])
+    await audit.record("node.renew", node="a")
+    audit.note("rpc.refused", caller="x", tenant="made-up")
+    found = shown(vitals(audit, tmp_path, node(), lost))
+    wanted = {
+        ("meshwarden_build_info", "eu", "1"): 1,
+        ("meshwarden_store_revision",): 7,
+        ("meshwarden_nodes_connected",): 1,
+        ("meshwarden_node_connected", "b", "z"): 0,
+        ("meshwarden_node_acked_revision", "a"): 6,
+        ("meshwarden_node_silence_seconds", "a"): 4,
+        ("meshwarden_nacks", "b", "Cluster"): 1,
+        ("meshwarden_nacks", "a", ""): 0,
+        ("meshwarden_workloads", "a", "acme"): 2,
+        ("meshwarden_data_planes", "a", "envoy"): 1,
+        ("meshwarden_resources", "Service", "acme"): 2,
+        ("meshwarden_database_size_bytes", "store"): 15,
+        ("meshwarden_svid_expiry_seconds", "workload", "a", "acme", "acme/web"): 600,
+        ("meshwarden_svid_lifetime_seconds", "workload", "a", "acme", "acme/web"): 3600,
+        ("meshwarden_svid_expiry_seconds", "controlplane", "", "", ""): 3600,
+        ("meshwarden_svid_expiry_seconds", "root", "", "", ""): 9 * 86400,
+        ("meshwarden_svids_issued_total", "workload", "acme"): 2,
+        ("meshwarden_svids_issued_total", "node", ""): 1,
+        ("meshwarden_denials_total", "rpc.refused"): 1,
+        ("meshwarden_denials_total", "node.attest_denied"): 0,
+        ("meshwarden_audit_events_total", "workload.sign"): 3,
+    }
+    assert {key: found.get(key) for key in wanted} == wanted
+    assert ("meshwarden_svid_expiry_seconds", "workload", "a", "acme", "acme/new") not in found
+
+
+async def test_what_the_log_did_not_take_is_not_counted(audit: CountedAuditLog) -> None:
+    with pytest.raises(OSError, match="disk full"):
+        await audit.record("full")
+    assert audit.counts == Counter()
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_openmetrics"),
+    [
+        ("", False),
+        ("text/plain", False),
+        ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", True),
+        ("text/html, application/openmetrics-text ; version=abc", True),
+        ("\x00;;;=,", False),
+    ],
+)
+async def test_openmetrics_to_whoever_asks(
+    audit: CountedAuditLog, tmp_path: Path, accept: str, is_openmetrics: bool
+) -> None:
+    page = Scraped(CollectorRegistry(), vitals(audit, tmp_path, node()), list).find("/metrics")
+    assert page is not None
+    content_type, body = await page(accept)
+    assert content_type.startswith("application/openmetrics-text" if is_openmetrics else "text/plain")
+    families = list((parse_openmetrics if is_openmetrics else parse_text)(body.decode()))
+    assert "meshwarden_nodes_connected" in {family.name for family in families}
+
+
+def test_targets_are_agents_that_serve_and_their_envoys() -> None:
+    served = node(metrics_address="127.0.0.1:9102")
+    found = targets([served, node(node="b"), node(node="c", connected=False, metrics_address="127.0.0.1:9103")])
+    place = {"node": "a", "zone": "z"}
+    assert found == [
+        {
+            "targets": ["127.0.0.1:9102"],
+            "labels": {"__metrics_path__": "/metrics", "component": "agent", **place},
+        },
+        {
+            "targets": ["127.0.0.1:9102"],
+            "labels": {
+                "__metrics_path__": "/envoy/acme/web#1/metrics",
+                "component": "envoy",
+                **place,
+                "workload": "acme/web#1",
+                "tenant": "acme",
+            },
+        },
+    ]
