@@ -57,6 +57,8 @@ def open_channel(control_plane: ControlPlane, bundle: Bundle, svid: X509Svid | N
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.enable_http_proxy", 0),
+            # Its pings would pass through the control plane's front and back after each push.
+            ("grpc.http2.bdp_probe", 0),
         ],
     )
 

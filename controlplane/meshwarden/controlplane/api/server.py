@@ -74,6 +74,7 @@ class Api:
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_REQUESTS),
                 ("grpc.max_concurrent_streams", 100),
                 ("grpc.so_reuseport", 0),
+                # A ping for each heartbeat, out and in through the front.
                 ("grpc.http2.bdp_probe", 0),
             ],
         )
