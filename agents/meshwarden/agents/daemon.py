@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import random
-import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
@@ -46,6 +45,7 @@ from meshwarden.agents.workload import sharers
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
+from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.own_span import client_interceptor, own_provider, server_interceptor
 from meshwarden.sdk.scrape import serve_pages
@@ -59,7 +59,6 @@ OWN_NAME: Final = "meshwarden-agent"
 VERSION: Final = version("meshwarden")
 _MAX_MESSAGE_BYTES: Final = 4 << 20
 _MAX_STREAMS: Final = 256  # of one connection; gRPC has one for each target of a process
-_MAX_DESCRIPTORS: Final = 65_536
 _FIRST_BACKOFF_S: Final = 0.2
 _LAST_BACKOFF_S: Final = 5.0
 _GRACE_S: Final = 0.5
@@ -334,7 +333,7 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
         OSError: a directory or a socket cannot be made.
     """
     roots = _roots(config)
-    _allow_descriptors()
+    allow_descriptors()
     with hold(config) as place:
         control_plane = ControlPlane(config.control_plane, config.trust_domain)
         identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng)
@@ -385,14 +384,6 @@ async def _until_signal(scope: anyio.CancelScope, agents: Sequence[Agent]) -> No
                 await agent.attendants.drain()
             scope.cancel()
             return
-
-
-def _allow_descriptors() -> None:
-    """Raises the soft limit: a connection of a program costs up to four, and the front takes thousands."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _roots(config: AgentConfig) -> Bundle:

@@ -54,6 +54,7 @@ from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
+from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.own_span import own_provider, server_interceptor
 from meshwarden.sdk.peer import PeerInterceptor
@@ -80,6 +81,7 @@ def run_server(config: Config) -> None:
         CannotListen: an address can't be listened on.
     """
     log.configure()
+    allow_descriptors()
     anyio.run(serve, config)
 
 
