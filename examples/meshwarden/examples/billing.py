@@ -49,7 +49,7 @@ class Billing(BaseHTTPRequestHandler):
         if self.path == "/healthz":
             self._answer(200, {"status": "serving"})
             return
-        with trace.span("GET /invoices/{id}", dict(self.headers), server=True):
+        with trace.span("GET /invoices/{id}", dict(self.headers), kind="server"):
             wanted = _INVOICE.fullmatch(self.path)
             if wanted is None:
                 self._answer(404, {"error": "try /invoices/1"})
