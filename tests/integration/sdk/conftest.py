@@ -284,6 +284,7 @@ class Mesh:
         self.authority = Authority()
         self.callee = Name("platform", "orders")
         self.callers: set[Caller] = {Caller("acme", "web")}
+        self.others: dict[Name, set[Caller]] = {}
         self.expected: SpiffeId | None = None
         self.workloads: list[Workload] = []
         self.processes: list[Process] = []
@@ -315,6 +316,10 @@ class Mesh:
 
         eventually(is_open, f"port of {serving.name}")
 
+    def port(self) -> int:
+        """A port that is free."""
+        return free_port()
+
     def run(self, command: Sequence[str], variables: dict[str, str]) -> Process:
         """Starts a program, which ends with the mesh at the latest."""
         process = Process(command, {**self.plain_environment, **variables})
@@ -329,14 +334,17 @@ class Mesh:
             workload.agent.say(resources=[*shared, *own])
 
     def _shared(self) -> list[Resource]:
-        name = "orders.platform"
-        grants = tuple(
-            Grant(caller, (ANY_METHOD,), Name("platform", "orders"), number)
-            for number, caller in enumerate(sorted(self.callers))
-        )
+        services = {self.callee: self.callers, **self.others}
+        own = [client_dialect.listener("orders", self.callee)]
+        return own + [one for callee, callers in services.items() for one in self._service(callee, callers)]
+
+    def _service(self, callee: Name, callers: set[Caller]) -> list[Resource]:
+        """What clients and servers of a service are told."""
+        name = f"{callee.name}.{callee.tenant}"
+        grants = tuple(Grant(caller, (ANY_METHOD,), callee, number) for number, caller in enumerate(sorted(callers)))
         route = {"match": {"prefix": ""}, "route": {"cluster": name}}
         routes = {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [route]}]}
-        ports = [workload.port for workload in self.workloads if workload.name == self.callee]
+        ports = [workload.port for workload in self.workloads if workload.name == callee]
         places = [
             {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
             for port in ports
@@ -344,16 +352,15 @@ class Mesh:
         where = {"locality": {"region": "local", "zone": "z1"}, "load_balancing_weight": 1, "lb_endpoints": places}
         endpoints = {"cluster_name": name, "endpoints": [where] if places else []}
         return [
-            client_dialect.listener("orders", self.callee),
-            client_dialect.listener(name, self.callee),
+            client_dialect.listener(name, callee),
             resource(api.build("envoy.config.route.v3.RouteConfiguration", routes), name),
-            self._cluster(name),
+            self._cluster(name, callee),
             resource(api.build("envoy.config.endpoint.v3.ClusterLoadAssignment", endpoints), name),
-            server_dialect.routes(Access(self.callee, grants), DOMAIN),
+            server_dialect.routes(Access(callee, grants), DOMAIN),
         ]
 
-    def _cluster(self, name: str) -> Resource:
-        expected = str(self.expected or SpiffeId.workload(DOMAIN, *self.callee))
+    def _cluster(self, name: str, callee: Name) -> Resource:
+        expected = str(self.expected or SpiffeId.workload(DOMAIN, *callee))
         provider = {"instance_name": client_dialect.PROVIDER}
         validation = {"ca_certificate_provider_instance": provider, "match_subject_alt_names": [{"exact": expected}]}
         tls = {
