@@ -96,8 +96,9 @@ def test_a_spoiled_choice_of_ports_is_made_anew(tmp_path: Path, text: str) -> No
     assert port.choose(tmp_path / "ports.json", ["a"], random.Random(1))["a"] >= port.FIRST
 
 
-def test_the_samples_manifests_hold_together() -> None:
-    resources = [item.resource for item in sample.manifests(1000, *plan.NODES)]
+@pytest.mark.parametrize("sets", [("shop",), ("daena",), ("shop", "daena")])
+def test_the_samples_manifests_hold_together(sets: tuple[str, ...]) -> None:
+    resources = [item.resource for item in sample.manifests(sets, 1000, *plan.NODES)]
     assert [fault for resource in resources for fault in resource_faults(resource)] == []
     assert reference_faults(resources, View()) == []
     entries = {
@@ -105,8 +106,8 @@ def test_the_samples_manifests_hold_together() -> None:
         for item in map(model.unwrap, resources)
         if item.kind == "WorkloadEntry"
     }
-    assert set(entries) == {item.entry for item in sample.SAMPLES}
-    for item in sample.SAMPLES:
+    assert set(entries) == {item.entry for item in sample.samples(sets)}
+    for item in sample.samples(sets):
         assert item.node in entries[item.entry].spec.nodes  # type: ignore[union-attr]
 
 

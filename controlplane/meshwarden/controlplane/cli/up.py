@@ -24,6 +24,14 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.option("--vault", is_flag=True, help="Root the CA in an OpenBao, started beside the mesh.")
 @click.option("--for", "for_s", type=click.FloatRange(min=0), metavar="SECONDS", help="End by itself after so long.")
+@click.option(
+    "--samples",
+    type=click.Choice(["shop", "daena"]),
+    multiple=True,
+    default=("shop",),
+    show_default=True,
+    help="Which sample workloads run; may be given again.",
+)
 @click.option("--no-samples", is_flag=True, help="Start the bare mesh: control plane and two node agents.")
 @click.option("--check", is_flag=True, help="Run the checks against the mesh, then end; exits 1 if one fails.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout: the checks' result, or up.json.")
@@ -33,34 +41,41 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option(
     "--metrics-listen", default="127.0.0.1:0", show_default=True, callback=_address, help="Where it serves metrics."
 )
+@click.option("--otlp-endpoint", metavar="URL", help="Send traces on to an OTLP/gRPC backend.")
 @click.option("--trust-domain", default="mesh.test", show_default=True, help="The trust domain.")
 def up(
     state_dir: Path | None,
     vault: bool,
     for_s: float | None,
+    samples: tuple[str, ...],
     no_samples: bool,
     check: bool,
     as_json: bool,
     listen: str,
     metrics_listen: str,
+    otlp_endpoint: str | None,
     trust_domain: str,
 ) -> None:
     """Start a mesh on this machine and show it, until Ctrl-C or `meshwarden down`."""
     from meshwarden.controlplane.local import up as local
     from meshwarden.controlplane.local.plan import Options, default_state_dir
 
-    if check and no_samples:
-        raise click.UsageError("--check calls the samples: leave out --no-samples")
+    chosen = () if no_samples else tuple(dict.fromkeys(samples))
+    if check and "shop" not in chosen:
+        raise click.UsageError("--check calls the samples of the shop: leave out --no-samples, or add --samples shop")
+    if check and otlp_endpoint is not None:
+        raise click.UsageError("--check has traces sent to itself: leave out --otlp-endpoint")
     options = Options(
         state_dir=local.resolve(state_dir or default_state_dir(vault)),
         trust_domain=trust_domain,
         vault=vault,
-        samples=not no_samples,
+        samples=chosen,
         check=check,
         json=as_json,
         for_s=for_s,
         listen=listen,
         metrics_listen=metrics_listen,
+        otlp_endpoint=otlp_endpoint,
     )
     if not local.up(options, local.default_voice(options), utc_now, random.SystemRandom()):
         sys.exit(1)

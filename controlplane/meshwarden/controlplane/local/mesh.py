@@ -23,7 +23,7 @@ from meshwarden.controlplane.local.plan import AgentPlan, Options, Plan, agent_t
 from meshwarden.controlplane.local.port import HOST, choose
 from meshwarden.controlplane.local.process import Children, Program, tail
 from meshwarden.controlplane.local.record import write_private
-from meshwarden.controlplane.local.sample import SAMPLES, Sample
+from meshwarden.controlplane.local.sample import Sample, samples
 from meshwarden.v1.resources_pb2 import EndpointSpec
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class LocalMesh:
     @property
     def samples(self) -> tuple[Sample, ...]:
         """The samples that run."""
-        return SAMPLES if self.options.samples else ()
+        return samples(self.options.samples)
 
     def context(self) -> contexts.Context:
         """How commands find this mesh."""
@@ -123,7 +123,7 @@ class LocalMesh:
         for directory in (self.plan.logs, self.plan.server, *(agent.directory for agent in self.plan.agents)):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         names = ["server", "metrics", *(agent.name for agent in self.plan.agents)]
-        names += [sample.name for sample in SAMPLES if sample.serves]
+        names += [sample.name for sample in self.samples if sample.serves]
         names += ["vault", "vault-cluster"] if self.options.vault else []
         self._ports = choose(self.plan.state_dir / "ports.json", names, self._rng)
         if not self.options.vault and not self.plan.passphrase.exists():
@@ -167,7 +167,9 @@ class LocalMesh:
             "listen": _with_port(self.options.listen, self._ports["server"]),
             "metrics_listen": _with_port(self.options.metrics_listen, self._ports["metrics"]),
         }
-        text = server_toml(self.plan, self.options.trust_domain, listen, otlp.endpoint if otlp else None, vault)
+        text = server_toml(
+            self.plan, self.options.trust_domain, listen, otlp.endpoint if otlp else self.options.otlp_endpoint, vault
+        )
         write_private(self.plan.server_config, text)
         argv = (*_python(), "-m", "meshwarden.controlplane", "server", "--config", str(self.plan.server_config))
         self.plan.server_json.unlink(missing_ok=True)
@@ -226,6 +228,8 @@ class LocalMesh:
         if sample.serves:
             argv += ["--port", str(self._ports[sample.name])]
         argv += ["--", *_python(), "-m", f"meshwarden.examples.{sample.module}", *sample.arguments]
+        if sample.keeps:
+            argv += ["--directory", str(self.plan.state_dir / "samples" / sample.name)]
         child = await self._children.start(self._program(sample.name, argv, SAMPLE_GRACE_S))
         child.settle()
 

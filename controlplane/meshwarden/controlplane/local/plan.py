@@ -26,23 +26,25 @@ class Options:
         state_dir: holds all that the mesh writes.
         trust_domain: of the mesh.
         vault: whether the root is in an OpenBao beside it.
-        samples: whether sample workloads run.
+        samples: the sets of sample workloads that run; none for the bare mesh.
         check: whether the checks run, and then the mesh ends.
         json: whether stdout is for programs.
         for_s: after how many seconds it ends by itself; None for never.
         listen: where the control plane listens, "HOST:PORT".
         metrics_listen: where it serves metrics, "HOST:PORT".
+        otlp_endpoint: where traces go on to, "http://HOST:PORT"; None for nowhere.
     """
 
     state_dir: Path
     trust_domain: str = "mesh.test"
     vault: bool = False
-    samples: bool = True
+    samples: tuple[str, ...] = ("shop",)
     check: bool = False
     json: bool = False
     for_s: float | None = None
     listen: str = "127.0.0.1:0"
     metrics_listen: str = "127.0.0.1:0"
+    otlp_endpoint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class _Up:
         if not mesh.samples:
             return
         with voice.step("manifests of the samples"):
-            located = sample.manifests(os.getuid(), *NODES)
+            located = sample.manifests(self._options.samples, os.getuid(), *NODES)
             resources = [item.resource for item in located]
             await wait_for("the manifests are taken", lambda: _apply(mesh, resources), APPLY_S)
         with voice.step("sample workloads") as note:
