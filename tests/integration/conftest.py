@@ -181,7 +181,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._caller(context)
         self.exports.append(request)
-        return report_pb.ExportResponse()
+        return report_pb.ExportResponse(sequence=request.sequence)
 
     async def _caller(self, context: Any) -> SpiffeId:
         verified = peer.current()

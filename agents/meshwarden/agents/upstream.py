@@ -121,7 +121,7 @@ class Upstream:
             answer = await stub.SignWorkload(request, timeout=_TIMEOUT_S)
         return answer.results
 
-    async def export(self, batch: bytes, timeout_s: float) -> None:
+    async def export(self, batch: bytes, timeout_s: float) -> report_pb.ExportResponse:
         """Sends a batch up, compressed, within `timeout_s`.
 
         Args:
@@ -136,7 +136,8 @@ class Upstream:
             raise Away(self.last_error)
         async with self._channel() as channel:
             export: Any = channel.unary_unary(_EXPORT, None, report_pb.ExportResponse.FromString)
-            await export(batch, timeout=timeout_s, compression=grpc.Compression.Gzip)
+            answer: report_pb.ExportResponse = await export(batch, timeout=timeout_s, compression=grpc.Compression.Gzip)
+        return answer
 
     def renew_now(self) -> None:
         """Renews the node's own certificate at once."""

@@ -38,11 +38,13 @@ from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.audit.port import AuditLog
-from meshwarden.controlplane.config import Config, DiskAuthorityConfig, VaultAuthorityConfig, VaultConfig
+from meshwarden.controlplane.config import Config, DiskAuthorityConfig, OtlpConfig, VaultAuthorityConfig, VaultConfig
+from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
+from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.controlplane.gather.trace import OWN_NAME, TraceExporter
+from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
@@ -61,6 +63,8 @@ from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.scrape import serve_pages, url_of
 
 STOP_GRACE_S = 2.0
+# What the configuration calls signals, and we call things.
+SIGNALS = {"traces": "span"}
 
 _log = structlog.get_logger()
 
@@ -116,13 +120,14 @@ async def _compose(
     publisher = Publisher(store, trust_domain=config.trust_domain, audit=audit)
     sessions = Sessions(publisher, store, region=config.region, clock=utc_now)
     metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
-    exporter = await _exporter(config, secrets, metrics, rng)
-    ledger = Ledger(config.state_dir / "ledger.sqlite", config.trust_domain, utc_now)
+    durable = Durable(config.state_dir / "gather.sqlite")
     gather = Gather(
-        ledger,
+        durable,
+        Ledger(durable, config.trust_domain, utc_now),
         metrics,
-        exporter,
+        [await _backend(backend, secrets) for backend in config.otlp],
         utc_now,
+        rng,
         owns=publisher.mesh.owns,
         trust_domain=config.trust_domain,
         region=config.region,
@@ -159,13 +164,13 @@ async def _compose(
         audit.note("rpc.refused", caller=caller, method=method, reason=reason)
 
     async with Front(inner / "api.sock", on_refused=no_handshake) as front, AsyncExitStack() as closing:
-        closing.callback(ledger.close)
+        closing.callback(durable.close)
         peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, no_call)
         host, port = _address(config.metrics_listen)
         with _listening("metrics_listen", config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
         url = url_of(host, port, "/metrics")
-        interceptors = [peers, *_tracing(gather, exporter), ValidationInterceptor(audit)]
+        interceptors = [peers, *_tracing(gather, config), ValidationInterceptor(audit)]
         api = Api(str(inner / "api.sock"), servicers, interceptors)
         await api.start()
         # It is stopped by then, unless something went wrong.
@@ -243,18 +248,22 @@ async def _authority(config: Config, secrets: Secrets) -> AsyncIterator[Authorit
         await authority.close()
 
 
-async def _exporter(config: Config, secrets: Secrets, metrics: Metrics, rng: random.Random) -> TraceExporter | None:
-    if config.otlp_endpoint is None:
-        return None
+async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
     authorization = None
-    if config.otlp_authorization is not None:
-        authorization = (await secrets.resolve(config.otlp_authorization)).get_secret_value()
-    return TraceExporter(config.otlp_endpoint, metrics.drop, rng, authorization=authorization)
+    if config.authorization is not None:
+        authorization = (await secrets.resolve(config.authorization)).get_secret_value()
+    transport = GrpcTransport if config.protocol == "grpc" else HttpTransport
+    return Backend(
+        config.name,
+        transport(config.endpoint, authorization),
+        frozenset(SIGNALS[signal] for signal in config.signals),
+        config.max_queue_bytes,
+    )
 
 
-def _tracing(gather: Gather, exporter: TraceExporter | None) -> list[grpc.aio.ServerInterceptor]:
+def _tracing(gather: Gather, config: Config) -> list[grpc.aio.ServerInterceptor]:
     """What makes spans of our own calls; nothing where no backend takes them."""
-    if exporter is None:
+    if not any("traces" in backend.signals for backend in config.otlp):
         return []
     return [server_interceptor(own_provider(OWN_NAME, gather.take_own), traced())]
 

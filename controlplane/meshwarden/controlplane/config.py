@@ -71,6 +71,21 @@ AuthorityConfig = Annotated[
 ]
 
 
+class OtlpConfig(_Frozen):
+    """A backend that telemetry goes on to."""
+
+    # What its queue and its counts are called by.
+    name: str = Field(pattern=f"^{LABEL}$")
+    # "http://host:port" or "https://host:port"; over HTTP the base to which "/v1/traces" and so on are added.
+    endpoint: str = Field(pattern=r"^https?://.+$")
+    protocol: Literal["grpc", "http"] = "grpc"
+    # A reference to what it wants in the `authorization` header: "vault:kv/meshwarden#otlp_authorization".
+    authorization: str | None = Field(default=None, pattern=r"^(file|env|vault):.+$")
+    signals: tuple[Literal["traces"], ...] = ("traces",)
+    # What may wait for it on disk; beyond, the tenant that has most of it loses its oldest.
+    max_queue_bytes: int = Field(default=256 << 20, ge=1 << 20)
+
+
 class Config(BaseSettings):
     """The settings of one control plane process."""
 
@@ -92,10 +107,8 @@ class Config(BaseSettings):
     # After so many seconds without a call a series of calls is forgotten.
     metrics_idle_s: float = Field(default=3600.0, ge=60.0)
     authority: AuthorityConfig
-    # Where traces go on to: an OTLP gRPC endpoint, "http://127.0.0.1:4317" for one.
-    otlp_endpoint: str | None = None
-    # A reference to what that endpoint wants in its `authorization` header: "vault:kv/meshwarden#otlp_authorization".
-    otlp_authorization: str | None = Field(default=None, pattern=r"^(file|env|vault):.+$")
+    # Where telemetry goes on to.
+    otlp: tuple[OtlpConfig, ...] = ()
     # Where `vault:` references are read; left out, the authority's Vault.
     vault: VaultConfig | None = None
     # Keeps a short-lived operator certificate in this directory, for whoever may read it.
@@ -115,6 +128,13 @@ class Config(BaseSettings):
         host, _, _ = value.rpartition(":")
         if host != "localhost" and not ipaddress.ip_address(host.strip("[]")).is_loopback:
             raise ValueError("metrics are served in the clear and so on loopback only")
+        return value
+
+    @field_validator("otlp")
+    @classmethod
+    def _names(cls, value: tuple[OtlpConfig, ...]) -> tuple[OtlpConfig, ...]:
+        if len({backend.name for backend in value}) < len(value):
+            raise ValueError("two backends have one name")
         return value
 
     @classmethod

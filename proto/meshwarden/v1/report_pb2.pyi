@@ -29,8 +29,10 @@ class ExportRequest(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     RESOURCE_SPANS_FIELD_NUMBER: _builtins.int
     DROPS_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     run_id: _builtins.str
+    first_sequence: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallStat]: ...
     @_builtins.property
@@ -45,10 +47,11 @@ class ExportRequest(_message.Message):
         calls: _abc.Iterable[Global___CallStat] | None = ...,
         resource_spans: _abc.Iterable[_builtins.bytes] | None = ...,
         drops: _abc.Iterable[Global___Drop] | None = ...,
+        first_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "drops", b"drops", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -58,12 +61,16 @@ Global___ExportRequest: _TypeAlias = ExportRequest  # noqa: Y015
 class ExportResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
     def __init__(
         self,
+        *,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

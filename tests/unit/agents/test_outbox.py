@@ -23,8 +23,9 @@ class Upstream:
         self.failures: list[BaseException] = []
         self.refused: dict[bytes, BaseException] = {}
         self.tried = 0
+        self.mark = 0
 
-    async def export(self, batch: bytes, timeout_s: float) -> None:
+    async def export(self, batch: bytes, timeout_s: float) -> pb.ExportResponse:
         self.tried += 1
         if self.failures:
             raise self.failures.pop(0)
@@ -33,6 +34,7 @@ class Upstream:
             if body in self.refused:
                 raise self.refused[body]
         self.taken.append(request)
+        return pb.ExportResponse(sequence=self.mark or request.sequence)
 
     @property
     def bodies(self) -> list[bytes]:
@@ -154,6 +156,44 @@ async def test_tenants_take_turns(spool: Spool) -> None:
     put(spool, "globex", b"g")
     assert await Outbox(spool, upstream.export, BatchLimits(entries=2)).flush()
     assert upstream.bodies.index(b"g") == 2
+
+
+async def test_what_the_control_plane_has_already_is_not_sent_again(tmp_path: Path, spool: Spool) -> None:
+    upstream = Upstream()
+    put(spool, "acme", b"one")
+    before = spool.chains["acme"].batch(BatchLimits())
+    assert before is not None
+    put(spool, "acme", b"two")
+    spool.close()
+    (tmp_path / "spool" / "acme" / "cursor").unlink()  # it does not know any more that the first one went up
+    again = Spool(tmp_path / "spool", lambda: b"n" * 16)
+    upstream.mark = before.last
+    box = Outbox(again, upstream.export)
+    batch = again.chains["acme"].batch(BatchLimits())
+    assert batch is not None
+    assert batch.first == before.first
+    await box._send("acme", batch, 1.0)
+    upstream.mark = 0
+    assert await box.flush()
+    assert upstream.bodies[-1:] == [b"two"]
+    assert len(upstream.taken) == 2
+    again.close()
+
+
+async def test_a_spool_that_was_put_back_goes_on_under_another_name(spool: Spool) -> None:
+    upstream = Upstream()
+    put(spool, "acme", b"one")
+    upstream.mark = 2**62
+    box = Outbox(spool, upstream.export)
+    names = iter([b"n" * 16])
+    spool.new_id = lambda: next(names)
+    batch = spool.chains["acme"].batch(BatchLimits())
+    assert batch is not None
+    assert await box._send("acme", batch, 1.0)
+    upstream.mark = 0
+    assert await box.flush()
+    assert [request.run_id for request in upstream.taken] == [(b"r" * 16).hex(), (b"n" * 16).hex()]
+    assert upstream.bodies == [b"one", b"one"]
 
 
 async def test_nothing_to_say_is_not_said(spool: Spool) -> None:

@@ -17,12 +17,12 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from prometheus_client import generate_latest
 
-from meshwarden.controlplane.gather import run as run_module
-from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.backend import parse_endpoint
+from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.mark import CHAINS_PER_NODE, Marks
 from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.controlplane.gather.run import Run
-from meshwarden.controlplane.gather.trace import TraceExporter
 from meshwarden.sdk.histogram import bucket_of, to_proto
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest, Histogram
 
@@ -51,19 +51,21 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock, rows_per_tenant=50)
-    yield ledger
-    ledger.close()
+def durable(tmp_path: Path) -> Iterator[Durable]:
+    durable = Durable(tmp_path / "gather.sqlite")
+    yield durable
+    durable.close()
 
 
 @pytest.fixture
-def gather(ledger: Ledger, metrics: Metrics, clock: Clock) -> Gather:
+def gather(durable: Durable, metrics: Metrics, clock: Clock) -> Gather:
     return Gather(
-        ledger,
+        durable,
+        Ledger(durable, "mesh.test", clock, rows_per_tenant=50),
         metrics,
-        None,
+        [],
         clock,
+        random.Random(1),
         owns=lambda node, tenant, service: (node, tenant, service) in ENTRIES,
         trust_domain="mesh.test",
         region="eu",
@@ -88,8 +90,16 @@ def call(**changes: object) -> CallStat:
     return result
 
 
+def make(durable: Durable, clock: Clock, **limits: int) -> Gather:
+    """A gather that believes everybody."""
+    ledger = Ledger(durable, "mesh.test", clock, **limits)  # type: ignore[arg-type]
+    mesh = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
+    return Gather(durable, ledger, Metrics(), [], clock, random.Random(1), **mesh)  # type: ignore[arg-type]
+
+
 def batch(sequence: int, *calls: CallStat, **changes: object) -> ExportRequest:
-    return ExportRequest(sequence=sequence, run_id="run", calls=calls, **changes)  # type: ignore[arg-type]
+    values: dict[str, object] = {"first_sequence": sequence, "sequence": sequence, "run_id": "run", **changes}
+    return ExportRequest(calls=calls, **values)  # type: ignore[arg-type]
 
 
 def shown(metrics: Metrics, name: str) -> float:
@@ -98,12 +108,18 @@ def shown(metrics: Metrics, name: str) -> float:
     )
 
 
-async def listed(ledger: Ledger) -> list[CallStat]:
-    await ledger.flush()
-    return await ledger.list(NOW - timedelta(hours=1), NOW)
+async def listed(durable: Durable, gather: Gather) -> list[CallStat]:
+    await durable.flush()
+    return await gather.ledger.list(NOW - timedelta(hours=1), NOW)
 
 
-async def test_counts_reach_metrics_ledger_and_rates(gather: Gather, metrics: Metrics, clock: Clock) -> None:
+async def prune(durable: Durable, gather: Gather) -> Counter[str]:
+    return await durable.work(lambda db: gather.ledger.prune(db, 0))
+
+
+async def test_counts_reach_metrics_ledger_and_rates(
+    durable: Durable, gather: Gather, metrics: Metrics, clock: Clock
+) -> None:
     assert gather.ingest("a", batch(1, call()))
     text = generate_latest(metrics.registry).decode()
     assert (
@@ -114,32 +130,42 @@ async def test_counts_reach_metrics_ledger_and_rates(gather: Gather, metrics: Me
     assert shown(metrics, "rpc_client_call_duration_seconds_count") == 3
     assert shown(metrics, "rpc_client_call_duration_seconds_sum") == pytest.approx(0.03)
     assert gather.rates() == {"acme": (3.0, 0.0, 0.0)}
-    (row,) = await listed(gather.ledger)
+    (row,) = await listed(durable, gather)
     assert (row.source, row.destination, row.count, row.revision) == (WEB, "platform/orders", 3, 7)
 
 
-async def test_a_repeated_batch_counts_once(gather: Gather, metrics: Metrics) -> None:
+async def test_a_repeated_batch_counts_once(durable: Durable, gather: Gather, metrics: Metrics) -> None:
     assert gather.ingest("a", batch(1, call()))
     assert not gather.ingest("a", batch(1, call()))
     assert gather.ingest("a", batch(2, call()))
     assert shown(metrics, "meshwarden_requests_total") == 6
-    rows = await listed(gather.ledger)
+    rows = await listed(durable, gather)
     assert [row.count for row in rows] == [6]
 
 
 def test_another_node_or_run_has_numbers_of_its_own(gather: Gather) -> None:
     assert gather.ingest("a", batch(1))
     assert gather.ingest("b", batch(1))
-    assert gather.ingest("a", ExportRequest(sequence=1, run_id="after a restart"))
+    assert gather.ingest("a", batch(1, run_id="after a restart"))
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=50))
-def test_no_sequence_counts_twice(sequences: list[int]) -> None:
-    run, taken = Run(), set()
-    for sequence in sequences:
-        if run.first(sequence):
-            assert sequence not in taken
-            taken.add(sequence)
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), max_size=50))
+def test_no_record_counts_twice(batches: list[tuple[int, int]]) -> None:
+    marks, taken = Marks(), 0
+    for first, last in batches:
+        if marks.first("a", "chain", first, last):
+            assert taken < first <= last
+            taken = last
+        assert marks.get("a", "chain") == taken
+
+
+def test_a_node_that_makes_up_chains_forgets_its_own_alone() -> None:
+    marks = Marks()
+    assert marks.first("b", "chain", 1, 1)
+    assert marks.first("a", "first", 1, 1)
+    for number in range(CHAINS_PER_NODE):
+        assert marks.first("a", f"chain {number}", 1, 1)
+    assert (marks.get("b", "chain"), marks.get("a", "first")) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +201,7 @@ def test_what_cannot_be_believed_is_refused_and_the_rest_taken(
     gather: Gather, metrics: Metrics, stat: CallStat, reason: str
 ) -> None:
     gather.ingest("a", batch(1, stat, call()))
-    assert [key[1:3] for key in metrics.drops()] == [("call", reason)]
+    assert [key[1:3] for key in gather.tally.drops()] == [("call", reason)]
     assert shown(metrics, "meshwarden_requests_total") == 3
 
 
@@ -184,7 +210,7 @@ def test_a_minute_far_from_now_is_refused(gather: Gather, metrics: Metrics, offs
     stat = call()
     stat.minute.seconds += int(offset.total_seconds())
     gather.ingest("a", batch(1, stat))
-    assert [key[1:3] for key in metrics.drops()] == [("call", "out_of_time")]
+    assert [key[1:3] for key in gather.tally.drops()] == [("call", "out_of_time")]
 
 
 def test_an_edge_that_both_sides_report_counts_once_in_the_rates(gather: Gather) -> None:
@@ -200,12 +226,14 @@ def test_rates_forget(gather: Gather, clock: Clock) -> None:
     assert gather.rates() == {}
 
 
-async def test_series_and_rows_of_a_tenant_are_bounded_and_totals_stay_right(gather: Gather, metrics: Metrics) -> None:
+async def test_series_and_rows_of_a_tenant_are_bounded_and_totals_stay_right(
+    durable: Durable, gather: Gather, metrics: Metrics
+) -> None:
     gather.ingest("a", batch(1, *(call(method=f"/random/{n}") for n in range(200))))
     gather.ingest("b", batch(1, call(reporter=CallStat.DESTINATION)))
     assert shown(metrics, "meshwarden_requests_total") == 603
     assert shown(metrics, "meshwarden_series_overflow_total") == 180 * 3
-    rows = await listed(gather.ledger)
+    rows = await listed(durable, gather)
     assert len(rows) == 52
     assert sum(row.count for row in rows) == 603
     assert {row.method for row in rows if row.reporter == CallStat.DESTINATION} == {"/shop.Orders/List"}
@@ -217,7 +245,10 @@ def test_what_the_agent_dropped_is_shown(gather: Gather, metrics: Metrics) -> No
         Drop(signal="\n", reason="a b", count=1),
     ]
     gather.ingest("a", batch(1, drops=drops))
-    assert metrics.drops() == {("agent.spool", "span", "queue_full", "acme"): 5, ("agent", "other", "other", ""): 1}
+    assert gather.tally.drops() == {
+        ("agent.spool", "span", "queue_full", "acme"): 5,
+        ("agent.receive", "other", "other", ""): 1,
+    }
 
 
 def spans(name: str | None) -> bytes:
@@ -236,67 +267,66 @@ def spans(name: str | None) -> bytes:
         (spans(None), "unidentified"),
         (spans("web.globex"), "not_owned"),
         (spans("web"), "not_owned"),
-        (spans("web.acme"), "no_backend"),
     ],
 )
 def test_spans_are_believed_for_the_own_workloads_alone(
     gather: Gather, metrics: Metrics, body: bytes, reason: str
 ) -> None:
     gather.ingest("a", batch(1, resource_spans=[body]))
-    assert [key[1:3] for key in metrics.drops()] == [("span", reason)]
+    assert [key[1:3] for key in gather.tally.drops()] == [("span", reason)]
 
 
-async def test_the_greatest_of_everything_fits_into_the_ledger(gather: Gather) -> None:
+async def test_the_greatest_of_everything_fits_into_the_ledger(durable: Durable, gather: Gather) -> None:
     stat = call(revision=2**63 - 1, count=10**9, duration_sum_s=8.64e13, durations=to_proto({0: 10**9}))
     gather.ingest("a", batch(1, stat))
-    gather.ingest("a", batch(2**64 - 1, stat))
-    (row,) = await listed(gather.ledger)
+    gather.ingest("a", batch(2**63 - 1, stat))
+    (row,) = await listed(durable, gather)
     assert (row.count, row.revision) == (2 * 10**9, 2**63 - 1)
 
 
 async def test_the_ledger_adds_up_forgets_and_is_private(tmp_path: Path, clock: Clock) -> None:
-    path = tmp_path / "calls.db"
-    ledger = Ledger(path, "mesh.test", clock)
-    gather = Gather(ledger, Metrics(), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    path = tmp_path / "gather.sqlite"
+    durable = Durable(path)
+    gather = make(durable, clock)
     gather.ingest("a", batch(1, call()))
-    await ledger.flush()
+    await durable.flush()
     gather.ingest("a", batch(2, call()))
-    assert [row.count for row in await listed(ledger)] == [6]
-    assert await ledger.list(NOW - timedelta(hours=1), NOW, tenant="plat") == []
-    assert len(await ledger.list(NOW - timedelta(hours=1), NOW, tenant="platform")) == 1
-    assert len(await ledger.list(NOW - timedelta(hours=1), NOW, tenant="acme")) == 1
+    assert [row.count for row in await listed(durable, gather)] == [6]
+    assert await gather.ledger.list(NOW - timedelta(hours=1), NOW, tenant="plat") == []
+    assert len(await gather.ledger.list(NOW - timedelta(hours=1), NOW, tenant="platform")) == 1
+    assert len(await gather.ledger.list(NOW - timedelta(hours=1), NOW, tenant="acme")) == 1
     assert file_mode.S_IMODE(path.stat().st_mode) == 0o600
     clock.now += timedelta(days=8)
     stat = call()
     stat.minute.seconds += 8 * 86400
     gather.ingest("a", batch(3, stat))
-    await ledger.flush()
-    assert not await ledger.prune()
-    rows = await ledger.list(NOW - timedelta(hours=1), clock.now)
+    await durable.flush()
+    assert not await prune(durable, gather)
+    rows = await gather.ledger.list(NOW - timedelta(hours=1), clock.now)
     assert [row.minute.seconds for row in rows] == [MINUTE + 8 * 86400]
-    ledger.close()
+    durable.close()
 
 
 async def test_the_ledger_keeps_to_its_size(tmp_path: Path, clock: Clock) -> None:
     limit_bytes = 200_000
-    ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock, max_size_bytes=limit_bytes)
-    gather = Gather(ledger, Metrics(), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    durable = Durable(tmp_path / "gather.sqlite")
+    gather = make(durable, clock, max_size_bytes=limit_bytes)
     for sequence in range(30):
         stats = [call(method=f"/{'x' * 400}/{n}") for n in range(40)]
         for stat in stats:
             stat.minute.seconds -= 60 * (30 - sequence)
         gather.ingest("a", batch(sequence + 1, *stats))
-        await ledger.flush()
-        await ledger.prune()
-    rows = await listed(ledger)
+        await durable.flush()
+        await prune(durable, gather)
+    rows = await listed(durable, gather)
     assert rows[-1].minute.seconds == MINUTE - 60
     assert 40 <= len(rows) < 30 * 40
-    ledger.close()
+    durable.close()
 
 
 async def test_whoever_fills_the_ledger_pushes_out_nobody_else(tmp_path: Path, clock: Clock) -> None:
-    ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock, max_size_bytes=200_000)
-    gather = Gather(ledger, Metrics(), None, clock, owns=lambda *_: True, trust_domain="mesh.test", region="eu")
+    durable = Durable(tmp_path / "gather.sqlite")
+    gather = make(durable, clock, max_size_bytes=200_000)
     globex = call(source="spiffe://mesh.test/tenant/globex/service/web")
     globex.minute.seconds -= 1800
     gather.ingest("a", batch(1, globex))
@@ -306,28 +336,30 @@ async def test_whoever_fills_the_ledger_pushes_out_nobody_else(tmp_path: Path, c
         for stat in stats:
             stat.minute.seconds -= 60 * (32 - sequence)
         gather.ingest("a", batch(sequence, *stats))
-        await ledger.flush()
-        forgotten += await ledger.prune()
+        await durable.flush()
+        forgotten += await prune(durable, gather)
     assert set(forgotten) == {"acme"}
-    assert globex.source in {row.source for row in await listed(ledger)}
-    ledger.close()
+    assert globex.source in {row.source for row in await listed(durable, gather)}
+    durable.close()
 
 
-async def test_rows_of_a_tenant_are_bounded_per_minute_whatever_varies(gather: Gather, clock: Clock) -> None:
+async def test_rows_of_a_tenant_are_bounded_per_minute_whatever_varies(
+    durable: Durable, gather: Gather, clock: Clock
+) -> None:
     for number in range(200):
         gather.ingest("a", batch(number + 1, call(revision=number)))
-        await gather.ledger.flush()
-    rows = await listed(gather.ledger)
+        await durable.flush()
+    rows = await listed(durable, gather)
     assert len(rows) == 51
     assert sum(row.count for row in rows) == 600
     clock.now += timedelta(minutes=1)
     gather.ingest("a", batch(201, call(revision=300)))
-    assert len(await listed(gather.ledger)) == 52
+    assert len(await listed(durable, gather)) == 52
 
 
-async def test_a_full_disk_costs_no_count_and_bounded_memory(gather: Gather, ledger: Ledger, clock: Clock) -> None:
-    await ledger.flush()
-    ledger._db.pragma("max_page_count", 8)
+async def test_a_full_disk_costs_no_count_and_bounded_memory(durable: Durable, gather: Gather, clock: Clock) -> None:
+    await durable.flush()
+    durable._db.pragma("max_page_count", 8)
     for number in range(100):
         clock.now += timedelta(minutes=1)
         stats = [call(method=f"/{'x' * 400}/{n}") for n in range(40)]
@@ -335,50 +367,57 @@ async def test_a_full_disk_costs_no_count_and_bounded_memory(gather: Gather, led
             stat.minute.seconds = int(clock.now.timestamp())
         gather.ingest("a", batch(number + 1, *stats))
         with contextlib.suppress(apsw.Error):
-            await ledger.flush()
+            await durable.flush()
     # What has no room of its own waits under one row a minute.
-    assert len(ledger._waiting) <= 50 + 100
-    ledger._db.pragma("max_page_count", 100_000)
-    await ledger.flush()
-    rows = await ledger.list(NOW - timedelta(hours=1), clock.now + timedelta(hours=1), limit=100_000)
+    assert len(gather.ledger._waiting) <= 50 + 100
+    durable._db.pragma("max_page_count", 100_000)
+    await durable.flush()
+    rows = await gather.ledger.list(NOW - timedelta(hours=1), clock.now + timedelta(hours=1), limit=100_000)
     assert sum(row.count for row in rows) == 100 * 40 * 3
     gather.ingest("a", batch(1, call()))
-    await ledger.flush()
-    assert rows == await ledger.list(NOW - timedelta(hours=1), clock.now + timedelta(hours=1), limit=100_000)
+    await durable.flush()
+    assert rows == await gather.ledger.list(NOW - timedelta(hours=1), clock.now + timedelta(hours=1), limit=100_000)
 
 
 async def test_a_batch_that_is_sent_again_after_a_crash_counts_once(tmp_path: Path, clock: Clock) -> None:
-    def start() -> tuple[Ledger, Gather]:
-        ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock)
-        mesh = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
-        return ledger, Gather(ledger, Metrics(), None, clock, **mesh)  # type: ignore[arg-type]
+    def start() -> tuple[Durable, Gather]:
+        durable = Durable(tmp_path / "gather.sqlite")
+        return durable, make(durable, clock)
 
-    ledger, gather = start()
-    assert gather.ingest("a", batch(2**64 - 1, call()))
+    before, gather = start()
+    assert gather.ingest("a", batch(2**62, call()))
     assert gather.ingest("b", batch(1, call()))
-    await ledger.flush()
-    assert gather.ingest("a", batch(2**64 - 2, call()))  # taken, but not written
-    after, gather = start()  # as after kill -9
-    assert not gather.ingest("a", batch(2**64 - 1, call()))
-    assert gather.ingest("a", batch(2**64 - 2, call()))
+    await before.flush()
+    assert gather.ingest("a", batch(2**62 + 1, call()))  # taken, but not written
+    durable, gather = start()  # as after kill -9
+    assert not gather.ingest("a", batch(2**62, call()))
+    assert gather.ingest("a", batch(2**62 + 1, call()))
     assert not gather.ingest("b", batch(1, call()))
     assert gather.ingest("b", batch(2, call()))
-    assert sum(row.count for row in await listed(after)) == 12
-    ledger.close()
-    after.close()
+    assert sum(row.count for row in await listed(durable, gather)) == 12
+    assert gather.tally.totals()["passed", "control.ingest", "call", "acme", ""] == 12
+    before.close()
+    durable.close()
 
 
-async def test_each_tenant_of_a_node_has_a_run_and_forgotten_ones_go(
-    gather: Gather, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for sequence in (1, 2):
-        for tenant in range(100):
-            assert gather.ingest("a", ExportRequest(sequence=sequence, run_id=f"t{tenant}", calls=[call()]))
-    assert not any(gather.ingest("a", ExportRequest(sequence=2, run_id=f"t{tenant}")) for tenant in range(100))
-    monkeypatch.setattr(run_module, "RUNS_PER_NODE", 50)
-    assert gather.ingest("a", ExportRequest(sequence=3, run_id="t99"))
-    await ledger.flush()
-    assert [run_id for _, run_id, _ in ledger.runs()] == [f"t{tenant}" for tenant in range(50, 100)]
+async def test_what_cannot_be_written_is_not_acknowledged_and_counts_once(durable: Durable, gather: Gather) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(gather.run)
+        gather.ingest("a", batch(1, call()))
+        await gather.settle()
+        durable._db.pragma("max_page_count", 1)
+        large = [call(method=f"/{'x' * 400}/{n}") for n in range(40)]
+        assert gather.ingest("a", batch(2, *large))
+        with pytest.raises(Unwritten, match="Full"):
+            await gather.settle()
+        assert not gather.ingest("a", batch(2, *large))  # the agent comes again
+        with pytest.raises(Unwritten, match="Full"):
+            await gather.settle()
+        durable._db.pragma("max_page_count", 100_000)
+        await gather.settle()
+        rows = await gather.ledger.list(NOW - timedelta(hours=1), NOW)
+        assert sum(row.count for row in rows) == 41 * 3
+        group.cancel_scope.cancel()
 
 
 async def test_who_waits_for_the_ledger_finds_it_written(gather: Gather) -> None:
@@ -403,4 +442,4 @@ async def test_who_waits_for_the_ledger_finds_it_written(gather: Gather) -> None
 @pytest.mark.parametrize("endpoint", ["", "127.0.0.1:4317", "ftp://h:1", "http://h:1/v1/traces"])
 def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match="no OTLP gRPC endpoint"):
-        TraceExporter(endpoint, lambda *_: None, random.Random(1))
+        parse_endpoint(endpoint)

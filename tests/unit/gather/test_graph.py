@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.controlplane.gather.call import Call
+from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.graph import HORIZON, RETENTION, Graph
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.sdk.histogram import bucket_of
@@ -163,13 +164,16 @@ def test_an_edge_that_nobody_uses_ends(graph: Graph, clock: Clock) -> None:
 
 
 async def test_a_graph_begins_with_what_the_ledger_holds(tmp_path: Path, clock: Clock) -> None:
-    ledger = Ledger(tmp_path / "calls.db", "mesh.test", clock)
+    durable = Durable(tmp_path / "gather.sqlite")
+    ledger = Ledger(durable, "mesh.test", clock)
     ledger.add([call(count=3), call(minute=int(NOW.timestamp()) - 90, status="INTERNAL")])
     ledger.add([call(count=2, reporter=CallStat.DESTINATION)])
-    await ledger.flush()
+    await durable.flush()
+    durable.close()
+    durable = Durable(tmp_path / "gather.sqlite")
     graph = Graph(clock)
-    graph.recall(ledger.totals())
-    ledger.close()
+    graph.recall(Ledger(durable, "mesh.test", clock).totals())
+    durable.close()
     edge = only_edge(graph)
     assert dict(edge.outcomes) == {"ok": 3, "server_error": 1}
     assert (edge.calls_per_s, edge.mutual_tls) == (0, GraphEdge.PROVEN)

@@ -55,7 +55,7 @@ def test_the_control_plane_takes_what_we_write(tmp_path: Path) -> None:
     file.write_text(plan.server_toml(mesh, "mesh.test", LISTEN, "http://127.0.0.1:4", vault))
     config = load_config(file)
     assert config.authority == VaultAuthorityConfig(kind="vault", **vault)  # type: ignore[arg-type]
-    assert config.otlp_authorization == "vault:kv/meshwarden#otlp_authorization"
+    assert config.otlp[0].authorization == "vault:kv/meshwarden#otlp_authorization"
 
 
 def test_a_path_too_long_for_sockets_is_refused() -> None:

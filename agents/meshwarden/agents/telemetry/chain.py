@@ -121,6 +121,11 @@ class Chain:
         """What it takes on disk."""
         return self._size
 
+    @property
+    def newest(self) -> int:
+        """The number of the last record."""
+        return self._next - 1
+
     def append(
         self, ledger: bytes, payload: bytes, entries: int, items: Items, kind: Kind = Kind.DATA, mark: int = 0
     ) -> None:

@@ -28,7 +28,10 @@ class Outbox:
     """Sends batches up, each at least once: it is repeated as it was until it is taken, or refused for good."""
 
     def __init__(
-        self, spool: Spool, export: Callable[[bytes, float], Awaitable[object]], limits: BatchLimits | None = None
+        self,
+        spool: Spool,
+        export: Callable[[bytes, float], Awaitable[pb.ExportResponse]],
+        limits: BatchLimits | None = None,
     ) -> None:
         """Sends nothing until `run` or `flush`.
 
@@ -67,9 +70,9 @@ class Outbox:
     async def _send(self, tenant: str, batch: Batch, timeout_s: float) -> bool:
         """Sends one batch; False if it has to wait though others need not."""
         chain = self._spool.chains[tenant]
-        about = pb.ExportRequest(sequence=batch.last, run_id=batch.run_id).SerializeToString()
+        about = pb.ExportRequest(first_sequence=batch.first, sequence=batch.last, run_id=batch.run_id)
         try:
-            await self._export(batch.ledger + batch.payload + about, timeout_s)
+            answer = await self._export(batch.ledger + batch.payload + about.SerializeToString(), timeout_s)
         except grpc.aio.AioRpcError as error:
             if error.code() in _AWAY:
                 raise
@@ -82,7 +85,14 @@ class Outbox:
             chain.refuse(batch, "refused")
             return True
         self._refusals[tenant] = 0
-        chain.commit(batch.last)
+        if answer.sequence < batch.first:
+            _log.warning("report not taken", tenant=tenant, reason="the control plane does not say that it has it")
+            return False
+        if answer.sequence > chain.newest:
+            _log.warning("spool older than what went up from it: goes on as another", tenant=tenant)
+            chain.renew(self._spool.new_id())
+        else:
+            chain.commit(answer.sequence)
         return True
 
     def _refused(self, tenant: str, chain: Chain, batch: Batch, error: grpc.aio.AioRpcError) -> bool:

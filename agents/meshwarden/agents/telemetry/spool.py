@@ -58,7 +58,7 @@ class Spool:
         Raises:
             OSError: the disk refuses.
         """
-        self._directory, self._new_id, self._limits = directory, new_id, limits or SpoolLimits()
+        self._directory, self.new_id, self._limits = directory, new_id, limits or SpoolLimits()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
         self._chains: dict[str, Chain] = {}
@@ -118,7 +118,7 @@ class Spool:
         chain = self._chains.get(tenant)
         if chain is None:
             directory = self._directory / (quote(tenant, safe="") or _OWN)
-            chain = self._chains[tenant] = Chain(directory, tenant, self._new_id(), self._limits.segment_bytes)
+            chain = self._chains[tenant] = Chain(directory, tenant, self.new_id(), self._limits.segment_bytes)
         return chain
 
     def _append(self, tenant: str, ledger: bytes, payload: bytes, entries: int, items: Items) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import grpc
 
-from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.sdk import peer
 from meshwarden.v1.report_pb2 import ExportRequest, ExportResponse
@@ -20,7 +20,11 @@ class ReportServicer(ReportServiceServicer):
         self._gather, self._identity = gather, identity
 
     async def Export(self, request: ExportRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> ExportResponse:
-        """Takes a batch, and answers once the ledger holds it; a repeated one is answered alike and counts once."""
-        self._gather.ingest(await self._identity.joined(peer.current(), EXPORT), request)
-        await self._gather.settle()
-        return ExportResponse()
+        """Takes a batch, and answers once it is on disk; a repeated one is answered alike and counts once."""
+        node = await self._identity.joined(peer.current(), EXPORT)
+        self._gather.ingest(node, request)
+        try:
+            await self._gather.settle()
+        except Unwritten as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"the batch can't be written: {error}")
+        return ExportResponse(sequence=self._gather.marks.get(node, request.run_id))

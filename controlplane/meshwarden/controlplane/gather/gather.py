@@ -2,28 +2,46 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import anyio
 import apsw
 import structlog
 
+from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.call import Call, Owns, Refused, check
+from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.forward import FIRST_BACKOFF_S, Forwarder
 from meshwarden.controlplane.gather.graph import Graph
 from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
-from meshwarden.controlplane.gather.run import Runs
-from meshwarden.controlplane.gather.trace import TraceExporter, check_spans, own_spans, span_count
-from meshwarden.v1.report_pb2 import CallStat, ExportRequest
+from meshwarden.controlplane.gather.resource import Checked, check_resource, own_spans
+from meshwarden.controlplane.gather.tally import INGEST, RECEIVE, SPOOL, Tally
+from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
-STAGE = "control.ingest"
-AGENT_STAGES = ("agent.receive", "agent.spool")
+SIGNALS = ("call", "span")
+AGENT_STAGES = (RECEIVE, SPOOL)
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
 
 log = structlog.get_logger()
+
+
+class Unwritten(Exception):
+    """What was taken is not on disk: it is to be sent again."""
+
+
+class _Flush:
+    """A flush that somebody waits for."""
+
+    def __init__(self) -> None:
+        self.over = anyio.Event()
+        self.fault = ""
 
 
 class Gather:
@@ -31,86 +49,122 @@ class Gather:
 
     def __init__(
         self,
+        durable: Durable,
         ledger: Ledger,
         metrics: Metrics,
-        exporter: TraceExporter | None,
+        backends: Sequence[Backend],
         clock: Callable[[], datetime],
+        rng: random.Random,
         *,
         owns: Owns,
         trust_domain: str,
         region: str,
+        first_backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
-        self.ledger = ledger
-        self.graph = Graph(clock)
+        """Goes on where the file has stopped.
+
+        Args:
+            durable: the file.
+            ledger: a part of it, as the others are that are made here.
+            metrics: what is shown to Prometheus.
+            backends: where telemetry goes on to.
+            clock: the present, aware.
+            rng: spreads retries.
+            owns: tells whether a node has a workload entry of (node, tenant, service).
+            trust_domain: ours.
+            region: ours.
+            first_backoff_s: the pause after a backend's first failure.
+        """
+        self.ledger, self.graph = ledger, Graph(clock)
         self.graph.recall(ledger.totals())
-        self._metrics = metrics
-        self._exporter = exporter
-        self._clock = clock
-        self._owns = owns
-        self._trust_domain = trust_domain
-        self._region = region
+        self.tally, self.marks = Tally(), Marks()
+        self.queue = Queue(self.tally, {backend.name: backend.max_queue_bytes for backend in backends})
+        for part in (self.tally, self.marks, self.queue):
+            durable.add(part)
+        metrics.registry.register(self.tally)
+        self._durable, self._metrics, self._backends = durable, metrics, backends
+        self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
         self._rates = Rates(clock)
-        self._runs = Runs(ledger.runs())
         self._fault = ""
         self._wanted = anyio.Event()
-        self._written = anyio.Event()
+        self._flush = _Flush()
+        self._forwarders = [
+            Forwarder(backend, durable, self.queue, self.tally, self.settle, rng, first_backoff_s=first_backoff_s)
+            for backend in backends
+        ]
 
     def ingest(self, node: str, request: ExportRequest) -> bool:
         """Takes a batch of `node`, whose name its certificate proves; returns False for a repeated one.
 
         What can't be believed is refused piece by piece and counted by reason; the rest is taken.
-        Idempotent: for the same (node, run_id, sequence), and from `settle` on over a restart too.
+        Idempotent: for the same records of a chain, and from `settle` on over a restart too.
         """
-        if not self._runs.first(node, request.run_id, request.sequence):
+        if not self.marks.first(node, request.run_id, request.first_sequence, request.sequence):
             return False
-        self.ledger.keep_runs(node, self._runs.heard(node, request.run_id))
         calls = [call for stat in request.calls if (call := self._check(node, stat)) is not None]
         self._metrics.add(calls)
         self._rates.add(calls)
         self.graph.add(calls)
         self.ledger.add(calls)
         for body in request.resource_spans:
-            self._take_spans(node, body)
+            self._take("span", body, node)
         for drop in request.drops:
-            stage = drop.stage if drop.stage in AGENT_STAGES else "agent"
-            signal = drop.signal if drop.signal in ("call", "span") else "other"
-            reason = drop.reason if drop.reason.isidentifier() else "other"
-            tenant = drop.tenant if drop.tenant.isprintable() else ""
-            self._metrics.drop(stage, signal, reason, tenant, min(drop.count, 2**53))
+            self._take_drop(drop)
         return True
 
     def take_own(self, body: bytes, count: int) -> None:
         """Takes spans of the control plane itself."""
-        if self._exporter is not None:
-            self._exporter.offer(own_spans(body, self._region), "")
+        self._hand_on(own_spans(body, self._region))
+        self._wanted.set()
 
     def rates(self) -> dict[str, tuple[float, float, float]]:
         """Calls per second over the last few seconds, {calling tenant: (allowed, limited, denied)}."""
         return self._rates.read()
 
     async def settle(self) -> None:
-        """Returns once the ledger holds what was taken, so that it outlives the process; `run` must be running.
+        """Returns once all that was taken is on disk; `run` must be running.
 
-        A full disk keeps nobody waiting: the rows wait in memory, and the log says so.
+        Raises:
+            Unwritten: the disk refuses. What was taken waits in memory and is written when it can be.
         """
-        written = self._written
+        flush = self._flush
         self._wanted.set()
-        await written.wait()
+        await flush.over.wait()
+        if flush.fault:
+            raise Unwritten(flush.fault)
+
+    # -- what goes on
 
     async def run(self) -> None:
-        """Writes the ledger and forwards spans until cancelled; then writes and sends what is left."""
+        """Writes and forwards until cancelled; then writes what is left, and sends for a moment."""
         async with anyio.create_task_group() as group:
             sending = anyio.CancelScope(shield=True)
-            if self._exporter is not None:
-                group.start_soon(self._forward, self._exporter, sending)
+            group.start_soon(self._forward, sending)
             try:
                 await self._keep_written()
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._write()
-                    if self._exporter is not None:
-                        await self._exporter.flush(SHUTDOWN_S)
-                sending.cancel()
+                    group.start_soon(self._end_sending, sending)
+                    while not sending.cancel_called:  # the senders settle
+                        await self._write_when_wanted(0.1)
+                    await self._write()
+
+    async def _forward(self, scope: anyio.CancelScope) -> None:
+        # Shielded: when all is cancelled it goes on for a moment, to send what is queued.
+        with scope:
+            async with anyio.create_task_group() as group:
+                for forwarder in self._forwarders:
+                    forwarder.wake()
+                    group.start_soon(forwarder.run)
+
+    async def _end_sending(self, scope: anyio.CancelScope) -> None:
+        with anyio.CancelScope(shield=True):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SHUTDOWN_S):
+                    for forwarder in self._forwarders:
+                        await forwarder.wait_idle()
+            scope.cancel()
 
     async def _keep_written(self) -> None:
         prune_at = 0.0
@@ -118,56 +172,91 @@ class Gather:
             if anyio.current_time() >= prune_at:
                 await self._prune()
                 prune_at = anyio.current_time() + PRUNE_INTERVAL_S
-            # The wait alone is bounded: a write that was cut off might go on unseen, and its rows count twice.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PRUNE_INTERVAL_S):
-                    await self._wanted.wait()
-            await self._write()
+            await self._write_when_wanted(PRUNE_INTERVAL_S)
+
+    async def _write_when_wanted(self, most_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                await self._wanted.wait()
+        await self._write()
 
     async def _write(self) -> None:
         # Who comes while this is being written waits for the next time.
-        written, self._written, self._wanted = self._written, anyio.Event(), anyio.Event()
-        fault = ""
+        flush, self._flush, self._wanted = self._flush, _Flush(), anyio.Event()
         try:
             with anyio.CancelScope(shield=True):
-                await self.ledger.flush()
+                await self._durable.flush()
+                if self.queue.is_over():
+                    self.queue.trimmed(await self._durable.work(self.queue.trim))
         except Exception as error:  # a full disk, or a defect of ours: neither may end the server
-            fault = f"{type(error).__name__}: {error}"
-        written.set()
-        if fault and fault != self._fault:
-            log.error("ledger not written", error=fault)
-        self._fault = fault
-
-    async def _forward(self, exporter: TraceExporter, scope: anyio.CancelScope) -> None:
-        # Shielded: when all is cancelled it goes on for a moment, to send what is queued.
-        with scope:
-            await exporter.run()
+            flush.fault = f"{type(error).__name__}: {error}"
+        flush.over.set()
+        if flush.fault and flush.fault != self._fault:
+            log.error("reports not written", error=flush.fault)
+        self._fault = flush.fault
+        for forwarder in self._forwarders:
+            forwarder.wake()
 
     async def _prune(self) -> None:
+        queued = sum(self.queue.load(backend.name)[1] for backend in self._backends)
         try:
-            forgotten = await self.ledger.prune()
+            forgotten = await self._durable.work(lambda db: self.ledger.prune(db, queued))
         except apsw.Error as error:
             log.error("ledger not pruned", error=str(error))
             return
         for tenant, rows in forgotten.items():
             log.warning("ledger full: the oldest of whoever has most was forgotten", tenant=tenant, rows=rows)
 
+    # -- what comes in
+
     def _check(self, node: str, stat: CallStat) -> Call | None:
+        count = max(1, min(stat.count, 2**31))
         try:
-            return check(stat, node, self._owns, self._trust_domain, self._clock(), self._region)
+            call = check(stat, node, self._owns, self._trust_domain, self._clock(), self._region)
         except Refused as refused:
-            self._metrics.drop(STAGE, "call", refused.reason, "", max(1, min(stat.count, 2**31)))
+            self._arrived("call", "", count)
+            self.tally.drop(INGEST, "call", refused.reason, "", count)
             log.info("call refused", node=node, reason=refused.reason)
             return None
+        self._arrived("call", call.owner, count)
+        self.tally.passed(INGEST, "call", call.owner, count)
+        return call
 
-    def _take_spans(self, node: str, body: bytes) -> None:
+    def _take(self, signal: str, body: bytes, node: str) -> None:
         try:
-            spans, tenant = check_spans(body, node, self._region, self._owns)
+            checked = check_resource(signal, body, node, self._region, self._owns)
         except Refused as refused:
-            self._metrics.drop(STAGE, "span", refused.reason, "", refused.count)
-            log.info("spans refused", node=node, reason=refused.reason)
+            self._arrived(signal, "", refused.count)
+            self.tally.drop(INGEST, signal, refused.reason, "", refused.count)
+            log.info("telemetry refused", node=node, signal=signal, reason=refused.reason)
             return
-        if self._exporter is None:
-            self._metrics.drop(STAGE, "span", "no_backend", tenant, span_count(spans))
-        else:
-            self._exporter.offer(spans, tenant)
+        self._arrived(signal, checked.tenant, checked.items)
+        self.tally.passed(INGEST, signal, checked.tenant, checked.items)
+        self._hand_on(checked)
+
+    def _hand_on(self, checked: Checked) -> None:
+        body = b""
+        for backend in self._backends:
+            if checked.signal in backend.signals:
+                body = body or checked.message.SerializeToString()
+                self.queue.put(Lane(backend.name, checked.signal, checked.tenant), checked.items, body)
+
+    def _arrived(self, signal: str, tenant: str, count: int) -> None:
+        """Counts what has come through all stages of an agent."""
+        for stage in AGENT_STAGES:
+            self.tally.received(stage, signal, tenant, count)
+            self.tally.passed(stage, signal, tenant, count)
+        self.tally.received(INGEST, signal, tenant, count)
+
+    def _take_drop(self, drop: Drop) -> None:
+        """Counts what an agent has dropped, and that it came through the stages before."""
+        stage = drop.stage if drop.stage in AGENT_STAGES else RECEIVE
+        signal = drop.signal if drop.signal in SIGNALS else "other"
+        reason = drop.reason if drop.reason.isidentifier() else "other"
+        tenant = drop.tenant if drop.tenant.isprintable() else ""
+        count = min(drop.count, 2**53)
+        for before in AGENT_STAGES[: AGENT_STAGES.index(stage)]:
+            self.tally.received(before, signal, tenant, count)
+            self.tally.passed(before, signal, tenant, count)
+        self.tally.received(stage, signal, tenant, count)
+        self.tally.drop(stage, signal, reason, tenant, count)

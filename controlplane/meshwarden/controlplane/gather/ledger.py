@@ -1,25 +1,18 @@
 """The ledger of calls: unsampled counts per minute, kept for a while, for whatever wants to replay them.
 
-It lies in an SQLite file of its own, 0600. Rows wait in memory and are added up there; `flush` writes them in one
-transaction, together with which batches they came in. So what was flushed outlives the process, and a batch that an
-agent sends again counts once; a machine that loses its power may lose the last flushes (`synchronous = NORMAL`).
-
-A tenant's rows are bounded per minute, and where the file is full the tenant that has most of it loses its oldest, so
+A tenant's rows are bounded per minute, and where the ledger is full the tenant that has most of it loses its oldest, so
 nobody's history can be pushed out by another.
 """
 
-import contextlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import anyio
 import apsw
 
 from meshwarden.controlplane.gather.call import Call
+from meshwarden.controlplane.gather.durable import Durable, size_bytes, transaction
 from meshwarden.controlplane.gather.metrics import overflown
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -35,10 +28,7 @@ CREATE TABLE IF NOT EXISTS calls (
   decision INTEGER NOT NULL, revision INTEGER NOT NULL, reporter INTEGER NOT NULL, status TEXT NOT NULL,
   count INTEGER NOT NULL, sum_s REAL NOT NULL,
   PRIMARY KEY (minute, owner, source, destination, method, tenant, decision, revision, reporter, status)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS runs (
-  node TEXT NOT NULL, run_id TEXT NOT NULL, run TEXT NOT NULL, UNIQUE (node, run_id)
-)
+) WITHOUT ROWID
 """
 _ADD = """
 INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -76,11 +66,11 @@ class Total(NamedTuple):
 
 
 class Ledger:
-    """Counts of calls per minute. One process writes a file; `trust_domain` names the sources anew when read."""
+    """Counts of calls per minute. A part of `Durable`; `trust_domain` names the sources anew when read."""
 
     def __init__(
         self,
-        path: Path,
+        durable: Durable,
         trust_domain: str,
         clock: Callable[[], datetime],
         *,
@@ -88,10 +78,10 @@ class Ledger:
         max_size_bytes: int = MAX_SIZE_BYTES,
         rows_per_tenant: int = ROWS_PER_TENANT,
     ) -> None:
-        """Opens the file, or makes it.
+        """Becomes a part of the file.
 
         Raises:
-            apsw.Error: the file is no ledger, or can't be written.
+            apsw.Error: the file can't be written.
         """
         self._trust_domain = trust_domain
         self._clock = clock
@@ -100,32 +90,15 @@ class Ledger:
         self._rows_per_tenant = rows_per_tenant
         self._waiting: dict[_Key, tuple[int, float]] = {}
         self._waiting_of: Counter[str] = Counter()
-        self._runs: dict[tuple[str, str], str] = {}
         # Which rows each tenant has added within the minute, by their hashes.
         self._added: dict[str, set[int]] = {}
         self._minute = 0
-        self._path = path
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        self._db = apsw.Connection(str(path))
-        self._db.set_busy_timeout(5000)
-        for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL"):
-            self._db.execute(f"PRAGMA {pragma}").fetchall()
-        self._db.execute(_SCHEMA)
-
-    def runs(self) -> Iterator[tuple[str, str, str]]:
-        """Which batches were written, as (node, run id, run), each node's in the order of `keep_runs`."""
-        for node, run_id, run in self._db.execute("SELECT node, run_id, run FROM runs ORDER BY rowid"):
-            yield str(node), str(run_id), str(run)
+        self._durable = durable
+        durable.add(self)
 
     def totals(self) -> Iterator[Total]:
-        """What was written, added up over its minutes and methods; reads the whole file."""
-        return map(Total._make, self._db.execute(_TOTALS))
-
-    def keep_runs(self, node: str, runs: Mapping[str, str]) -> None:
-        """Takes runs of a node, {run id: run}, "" for one to forget; the next flush writes them with the calls."""
-        for run_id, run in runs.items():
-            self._runs.pop((node, run_id), None)
-            self._runs[node, run_id] = run
+        """What was written when the file was opened, added up over its minutes and methods."""
+        return iter(self._totals)
 
     def add(self, calls: Iterable[Call]) -> None:
         """Takes calls, to be written by the next flush."""
@@ -154,62 +127,54 @@ class Ledger:
         old_count, old_sum_s = self._waiting.get(key, (0, 0.0))
         self._waiting[key] = (old_count + count, old_sum_s + sum_s)
 
-    async def flush(self) -> None:
-        """Writes what waits; what can't be written waits on. For one task alone, the same that prunes.
+    def create(self, db: apsw.Connection) -> None:
+        """See `Part`."""
+        db.execute(_SCHEMA)
+        self._totals = [Total._make(row) for row in db.execute(_TOTALS)]
+
+    def take(self) -> Any:
+        """See `Part`."""
+        waiting, self._waiting, self._waiting_of = self._waiting, {}, Counter()
+        return waiting or None
+
+    def write(self, db: apsw.Connection, waiting: Any) -> None:
+        """See `Part`."""
+        db.executemany(_ADD, ((*key, count, sum_s) for key, (count, sum_s) in waiting.items()))
+
+    def written(self, waiting: Any) -> None:
+        """See `Part`."""
+
+    def give_back(self, waiting: Any) -> None:
+        """See `Part`."""
+        for key, (count, sum_s) in waiting.items():
+            self._wait(key, count, sum_s)
+
+    def prune(self, db: apsw.Connection, others_bytes: int) -> Counter[str]:
+        """Forgets what is too old or too much, on a thread; returns how much of the latter: {tenant: rows}.
+
+        Args:
+            db: the file.
+            others_bytes: how much of it is not the ledger.
 
         Raises:
             apsw.Error: the file can't be written.
         """
-        if not self._waiting and not self._runs:
-            return
-        rows, runs = self._waiting, self._runs
-        self._waiting, self._runs, self._waiting_of = {}, {}, Counter()
-        try:
-            await anyio.to_thread.run_sync(self._write, rows, runs)
-        except BaseException:
-            for key, (count, sum_s) in rows.items():
-                self._wait(key, count, sum_s)
-            self._runs = {**runs, **self._runs}
-            raise
-
-    def _write(self, rows: dict[_Key, tuple[int, float]], runs: Mapping[tuple[str, str], str]) -> None:
-        with self._db:
-            self._db.executemany(_ADD, ((*key, count, sum_s) for key, (count, sum_s) in rows.items()))
-            # Replaced and not updated: the rows lie in the order in which the runs were heard of.
-            kept = ((node, run_id, run) for (node, run_id), run in runs.items() if run)
-            self._db.executemany("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", kept)
-            gone = (key for key, run in runs.items() if not run)
-            self._db.executemany("DELETE FROM runs WHERE node = ? AND run_id = ?", gone)
-
-    async def prune(self) -> Counter[str]:
-        """Forgets what is too old or too much; returns how much of the latter: {tenant: rows}.
-
-        Raises:
-            apsw.Error: the file can't be written.
-        """
-        return await anyio.to_thread.run_sync(self._prune)
-
-    def _prune(self) -> Counter[str]:
         forgotten: Counter[str] = Counter()
-        with self._db:
+        with transaction(db):
             oldest = int((self._clock() - self._retention).timestamp())
-            self._db.execute("DELETE FROM calls WHERE minute < ?", (oldest,))
-            while self._size_bytes() > self._max_size_bytes:
-                owner = self._db.execute(_GREEDIEST).get
+            db.execute("DELETE FROM calls WHERE minute < ?", (oldest,))
+            while size_bytes(db) - others_bytes > self._max_size_bytes:
+                owner = db.execute(_GREEDIEST).get
                 # The oldest tenth of the tenant's minutes goes; its newest stays in any case.
                 select = "SELECT DISTINCT minute FROM calls WHERE owner = ? ORDER BY minute"
-                minutes = self._db.execute(select, (owner,)).fetchall()
+                minutes = db.execute(select, (owner,)).fetchall()
                 if len(minutes) < 2:
                     break
                 until = minutes[max(1, len(minutes) // 10)][0]
-                self._db.execute("DELETE FROM calls WHERE owner = ? AND minute < ?", (owner, until))
-                forgotten[owner] += self._db.changes()
-        self._db.execute("PRAGMA incremental_vacuum").fetchall()
+                db.execute("DELETE FROM calls WHERE owner = ? AND minute < ?", (owner, until))
+                forgotten[owner] += db.changes()
+        db.execute("PRAGMA incremental_vacuum").fetchall()
         return forgotten
-
-    def _size_bytes(self) -> int:
-        pages = self._db.pragma("page_count") - self._db.pragma("freelist_count")
-        return int(pages * self._db.pragma("page_size"))
 
     async def list(self, start: datetime, end: datetime, tenant: str = "", limit: int = 1000) -> list[CallStat]:
         """Returns flushed rows of minutes in [start, end), the oldest first.
@@ -226,14 +191,8 @@ class Ledger:
             "tenant": tenant,
             "limit": limit,
         }
-        rows = await anyio.to_thread.run_sync(self._read, values)
+        rows: Sequence[tuple[Any, ...]] = await self._durable.read(lambda db: db.execute(_LIST, values).fetchall())
         return [self._stat(row) for row in rows]
-
-    def _read(self, values: dict[str, object]) -> Sequence[tuple[Any, ...]]:
-        # A connection of its own: whoever asked may be gone before the answer, and the writer must not meet it.
-        with contextlib.closing(apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY)) as reader:
-            reader.set_busy_timeout(5000)
-            return reader.execute(_LIST, values).fetchall()
 
     def _stat(self, row: Sequence[Any]) -> CallStat:
         minute, source, destination, method, decision, revision, reporter, status, count, sum_s = row
@@ -251,10 +210,6 @@ class Ledger:
         )
         stat.minute.seconds = minute
         return stat
-
-    def close(self) -> None:
-        """Closes the file; flush first."""
-        self._db.close()
 
 
 def _key(call: Call) -> _Key:

@@ -95,7 +95,6 @@ class Metrics(Collector):
         self._durations: dict[str, dict[Labels, _Durations]] = {name: {} for name in duration.FAMILIES}
         self._series: dict[str, int] = {}
         self._overflow: dict[str, int] = {}
-        self._drops: dict[tuple[str, ...], int] = {}
         self._gauges: list[tuple[str, str, Sequence[str], Callable[[], Iterable[Sample]]]] = []
         self.registry.register(self)
 
@@ -108,19 +107,6 @@ class Metrics(Collector):
         with self._lock:
             for call in calls:
                 self._add(call)
-
-    def drop(self, stage: str, signal: str, reason: str, tenant: str, count: int = 1) -> None:
-        """Counts what was dropped or refused: signal is "call" or "span", reason a short word."""
-        with self._lock:
-            key = (stage, signal, reason, tenant)
-            if key not in self._drops and len(self._drops) >= self._series_per_tenant:
-                key = (stage, signal, OVERFLOW, OVERFLOW)
-            self._drops[key] = self._drops.get(key, 0) + count
-
-    def drops(self) -> dict[tuple[str, ...], int]:
-        """What was dropped, by {(stage, signal, reason, tenant): count}."""
-        with self._lock:
-            return dict(self._drops)
 
     def _add(self, call: Call) -> None:
         now_s, result, family = self._monotonic_s(), call.outcome, duration.family(call)
@@ -166,7 +152,7 @@ class Metrics(Collector):
         with self._lock:
             self._forget_idle()
             requests = {key: series.count for key, series in self._requests.items()}
-            drops, overflow, used = dict(self._drops), dict(self._overflow), dict(self._series)
+            overflow, used = dict(self._overflow), dict(self._series)
             durations = {
                 name: {key: replace(one, buckets=list(one.buckets)) for key, one in found.items()}
                 for name, found in self._durations.items()
@@ -176,12 +162,6 @@ class Metrics(Collector):
         )
         for name, found in durations.items():
             yield _histogram(name, found)
-        yield _counter(
-            "meshwarden_telemetry_dropped",
-            "Calls and spans that were dropped or refused, by where and why.",
-            ("stage", "signal", "reason", "tenant"),
-            drops,
-        )
         yield _counter(
             "meshwarden_series_overflow",
             "Calls counted under 'overflow' because their tenant has used up its series.",

@@ -216,14 +216,16 @@ def server_toml(
         "operator_directory": str(plan.operator),
         **listen,
     }
-    if otlp_endpoint is not None:
-        settings["otlp_endpoint"] = otlp_endpoint
-        if vault is not None:
-            settings["otlp_authorization"] = "vault:kv/meshwarden#otlp_authorization"
-    if vault is not None:
-        return toml(settings) + "\n[authority]\n" + toml({"kind": "vault", **vault})
     authority: dict[str, str | bool] = {"kind": "disk", "passphrase": f"file:{plan.passphrase}", "create": True}
-    return toml(settings) + "\n[authority]\n" + toml(authority)
+    if vault is not None:
+        authority = {"kind": "vault", **vault}
+    text = toml(settings) + "\n[authority]\n" + toml(authority)
+    if otlp_endpoint is not None:
+        backend = {"name": "check", "endpoint": otlp_endpoint}
+        if vault is not None:
+            backend["authorization"] = "vault:kv/meshwarden#otlp_authorization"
+        text += "\n[[otlp]]\n" + toml(backend)
+    return text
 
 
 def agent_toml(agent: AgentPlan, trust_domain: str, control_plane: str, ca_file: Path, metrics_listen: str) -> str:

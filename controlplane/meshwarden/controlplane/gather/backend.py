@@ -1,0 +1,196 @@
+"""OTLP backends: where telemetry goes on to, and how it is sent there.
+
+A request's body is put together from the bytes that lie in the queue; nothing is parsed.
+
+Errors: `Away`, try again; `Rejected`, this will never be taken; `TooLarge`, less of it may be.
+"""
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import anyio.to_thread
+import grpc
+import requests
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+TIMEOUT_S: Final = 10.0
+_ANSWER_BYTES: Final = 65_536
+_SERVICES: Final = {
+    "span": ("opentelemetry.proto.collector.trace.v1.TraceService", "v1/traces", ExportTraceServiceResponse),
+    "point": ("opentelemetry.proto.collector.metrics.v1.MetricsService", "v1/metrics", ExportMetricsServiceResponse),
+    "log": ("opentelemetry.proto.collector.logs.v1.LogsService", "v1/logs", ExportLogsServiceResponse),
+}
+# Source: OTLP specification 1.5, "Failures" of OTLP/gRPC and of OTLP/HTTP.
+_AGAIN: Final = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+_AGAIN_HTTP: Final = frozenset({429, 502, 503, 504})
+
+
+class Away(Exception):
+    """The backend does not take anything now; the message says why."""
+
+
+class Rejected(Exception):
+    """The backend will never take this."""
+
+
+class TooLarge(Exception):
+    """The backend does not take this much."""
+
+
+class Transport(Protocol):
+    """A way to one backend."""
+
+    async def send(self, signal: str, bodies: Sequence[bytes]) -> int:
+        """Sends things of a signal, each a serialised `Resource…`; returns how many items the backend has rejected.
+
+        Raises:
+            Away: try again later.
+            Rejected: not all of it will ever be taken.
+            TooLarge: it may take less.
+        """
+
+    async def close(self) -> None:
+        """Lets go of connections."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that telemetry goes on to.
+
+    Attributes:
+        name: what its stage is called by.
+        transport: the way there.
+        signals: what goes there: "span", "point", "log".
+        max_queue_bytes: what may wait for it.
+    """
+
+    name: str
+    transport: Transport
+    signals: frozenset[str]
+    max_queue_bytes: int
+
+
+class GrpcTransport:
+    """OTLP over gRPC."""
+
+    def __init__(self, endpoint: str, authorization: str | None = None) -> None:
+        """Connects when first used.
+
+        Raises:
+            ValueError: the endpoint is not "http://host:port" or "https://host:port".
+        """
+        target, is_secure = parse_endpoint(endpoint)
+        self._metadata = (("authorization", authorization),) if authorization else ()
+        self._channel = (
+            grpc.aio.secure_channel(target, grpc.ssl_channel_credentials())
+            if is_secure
+            else grpc.aio.insecure_channel(target)
+        )
+
+    async def send(self, signal: str, bodies: Sequence[bytes]) -> int:
+        """See `Transport`."""
+        service, _, kind = _SERVICES[signal]
+        export: Any = self._channel.unary_unary(f"/{service}/Export", None, None)
+        try:
+            answer = await export(
+                b"".join(map(_framed, bodies)),
+                timeout=TIMEOUT_S,
+                metadata=self._metadata,
+                compression=grpc.Compression.Gzip,
+            )
+        except grpc.aio.AioRpcError as error:
+            said = f"{error.code().name}: {error.details()}"[:500]
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than" in said:
+                raise TooLarge(said) from None
+            raise (Away if error.code() in _AGAIN else Rejected)(said) from None
+        return _rejected(kind, answer)
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        await self._channel.close()
+
+
+class HttpTransport:
+    """OTLP over HTTP, protobuf."""
+
+    def __init__(self, endpoint: str, authorization: str | None = None) -> None:
+        """Connects when first used; `endpoint` is the base to which `/v1/traces` and so on are added."""
+        self._endpoint = endpoint.rstrip("/")
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxies, no .netrc
+        self._session.headers.update({"content-type": "application/x-protobuf", "content-encoding": "gzip"})
+        if authorization:
+            self._session.headers["authorization"] = authorization
+
+    async def send(self, signal: str, bodies: Sequence[bytes]) -> int:
+        """See `Transport`."""
+        _, path, kind = _SERVICES[signal]
+        code, answer = await anyio.to_thread.run_sync(self._post, f"{self._endpoint}/{path}", bodies)
+        if code in _AGAIN_HTTP:
+            raise Away(f"HTTP {code}")
+        if code == 413:
+            raise TooLarge(f"HTTP {code}")
+        if not 200 <= code < 300:
+            raise Rejected(f"HTTP {code}: {answer[:200].decode(errors='replace')}")
+        return _rejected(kind, answer)
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        self._session.close()
+
+    def _post(self, url: str, bodies: Sequence[bytes]) -> tuple[int, bytes]:
+        data = gzip.compress(b"".join(map(_framed, bodies)), 1)
+        try:
+            # A redirect would take the authorization somewhere else.
+            with self._session.post(url, data=data, timeout=TIMEOUT_S, allow_redirects=False, stream=True) as response:
+                return response.status_code, response.raw.read(_ANSWER_BYTES, decode_content=True)
+        except (requests.RequestException, OSError) as error:
+            raise Away(f"{type(error).__name__}: {error}"[:500]) from None
+
+
+def parse_endpoint(endpoint: str) -> tuple[str, bool]:
+    """The gRPC target of an endpoint, and whether it wants TLS.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError(f"{endpoint!r} is no OTLP gRPC endpoint: write http://host:port or https://host:port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{parts.port or 4317}", parts.scheme == "https"
+
+
+def _framed(body: bytes) -> bytes:
+    """A message as an element of field 1, which is what all three requests consist of."""
+    head, length = bytearray(b"\x0a"), len(body)
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head) + body
+
+
+def _rejected(kind: Any, answer: bytes) -> int:
+    try:
+        partial = kind.FromString(answer).partial_success
+    except DecodeError:
+        return 0  # it said that it has taken them
+    counts = (number for field, number in partial.ListFields() if field.number == 1)
+    return max(0, next(counts, 0))

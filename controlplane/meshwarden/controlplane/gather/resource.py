@@ -1,0 +1,84 @@
+"""OTLP telemetry of agents, checked: named after the workload that it is of, and after the node that sends it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+
+from meshwarden.controlplane.gather.call import Owns, Refused
+
+# The agent's own spans carry this service name and no tenant.
+AGENT: Final = "meshwarden-agent"
+OWN_NAME: Final = "meshwarden-controlplane"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Telemetry that is believed.
+
+    Attributes:
+        signal: "span".
+        tenant: whose it is; empty: the agent's own.
+        message: the stamped message.
+        items: how many things are in it.
+    """
+
+    signal: str
+    tenant: str
+    message: Any
+    items: int
+
+
+def _spans(message: Any) -> int:
+    return sum(len(scope.spans) for scope in message.scope_spans)
+
+
+_KINDS: Final[Mapping[str, tuple[Any, Callable[[Any], int]]]] = {"span": (ResourceSpans, _spans)}
+
+
+def check_resource(signal: str, body: bytes, node: str, region: str, owns: Owns) -> Checked:
+    """Takes telemetry that `node` reports, if it may.
+
+    Who reports is read from `service.name`, `<service>.<tenant>`, which the agent sets; where it was is set here.
+
+    Raises:
+        Refused: it is malformed or of no workload of the node.
+    """
+    kind, count = _KINDS[signal]
+    try:
+        message = kind.FromString(body)
+    except DecodeError:
+        raise Refused("malformed") from None
+    items = count(message)
+    names = [pair.value.string_value for pair in message.resource.attributes if pair.key == "service.name"]
+    if len(names) != 1:
+        raise Refused("unidentified", items)
+    service, _, tenant = names[0].rpartition(".")
+    if names[0] == AGENT:
+        tenant = ""
+    elif not service or not owns(node, tenant, service):
+        raise Refused("not_owned", items)
+    place = {"mesh.node": node, "mesh.region": region}
+    _stamp(message, {**place, "mesh.tenant": tenant, "mesh.service": service if tenant else ""})
+    return Checked(signal, tenant, message, items)
+
+
+def own_spans(body: bytes, region: str) -> Checked:
+    """Reads spans of the control plane itself."""
+    spans = ResourceSpans.FromString(body)
+    _stamp(spans, {"mesh.region": region})
+    return Checked("span", "", spans, _spans(spans))
+
+
+def _stamp(message: Any, ours: Mapping[str, str]) -> None:
+    kept = [pair for pair in message.resource.attributes if pair.key not in ours]
+    del message.resource.attributes[:]
+    message.resource.attributes.extend(kept)
+    for key, text in ours.items():
+        if text:
+            pair = KeyValue(key=key)
+            pair.value.string_value = text
+            message.resource.attributes.append(pair)
