@@ -94,6 +94,16 @@ spec:
     - {tenant: platform, requests: 100, per: 1s, burst: 20}
     - {tenant: "*", requests: 10}
 """,
+    "SLO": """\
+kind: SLO
+metadata:
+  tenant: platform
+  name: orders-availability
+spec:
+  service: orders
+  availability: {}
+  objective: 99.9
+""",
 }
 
 HEAD = """\
@@ -175,7 +185,7 @@ def _bounds(values: dict[str, Any]) -> Iterator[str]:
     if values.get("min_len"):
         yield "required"
     for rule, value in values.items():
-        shown = f"{value.seconds + value.nanos / 1e9:g}s" if hasattr(value, "nanos") else value
+        shown = f"{value.seconds + value.nanos / 1e9:.10g}s" if hasattr(value, "nanos") else value
         if rule in names:
             yield names[rule].format(shown)
         elif rule == "pattern":
@@ -199,7 +209,7 @@ def type_of(field: Any) -> str:
     elif field.enum_type is not None:
         name = " \\| ".join(f"`{value.name}`" for value in field.enum_type.values if value.number)
     else:
-        kinds = {field.CPPTYPE_STRING: "text", field.CPPTYPE_BOOL: "true or false"}
+        kinds = {field.CPPTYPE_STRING: "text", field.CPPTYPE_BOOL: "true or false", field.CPPTYPE_DOUBLE: "number"}
         name = kinds.get(field.cpp_type, "whole number")
     return f"list of {name}" if field.is_repeated else name
 

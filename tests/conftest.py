@@ -23,6 +23,9 @@ settings.load_profile("meshwarden")
 # Which package brings a program.
 PACKAGES = {
     "promtool": "Debian's prometheus (make deps)",
+    "prometheus": "Debian's prometheus (make deps)",
+    "prometheus-alertmanager": "Debian's prometheus-alertmanager (make deps)",
+    "amtool": "Debian's prometheus-alertmanager (make deps)",
     "node": "Node.js 20 or newer",
     "npm": "Node.js 20 or newer",
     "curl": "curl (make deps)",

@@ -111,6 +111,7 @@ class Resource(_message.Message):
     ACCESS_POLICY_FIELD_NUMBER: _builtins.int
     ROUTE_POLICY_FIELD_NUMBER: _builtins.int
     RATE_POLICY_FIELD_NUMBER: _builtins.int
+    SLO_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___Tenant: ...
     @_builtins.property
@@ -125,6 +126,8 @@ class Resource(_message.Message):
     def route_policy(self) -> Global___RoutePolicy: ...
     @_builtins.property
     def rate_policy(self) -> Global___RatePolicy: ...
+    @_builtins.property
+    def slo(self) -> Global___SLO: ...
     def __init__(
         self,
         *,
@@ -135,12 +138,13 @@ class Resource(_message.Message):
         access_policy: Global___AccessPolicy | None = ...,
         route_policy: Global___RoutePolicy | None = ...,
         rate_policy: Global___RatePolicy | None = ...,
+        slo: Global___SLO | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "tenant", b"tenant", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "workload_entry", b"workload_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "tenant", b"tenant", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "workload_entry", b"workload_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -845,3 +849,125 @@ class RateLimit(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
+
+@_typing.final
+class SLO(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___Metadata: ...
+    @_builtins.property
+    def spec(self) -> Global___SLOSpec: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        metadata: Global___Metadata | None = ...,
+        spec: Global___SLOSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SLO: _TypeAlias = SLO  # noqa: Y015
+
+@_typing.final
+class SLOSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Side:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SideEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SLOSpec._Side.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SIDE_UNSPECIFIED: SLOSpec._Side.ValueType  # 0
+        CALLER: SLOSpec._Side.ValueType  # 1
+        SERVICE: SLOSpec._Side.ValueType  # 2
+
+    class Side(_Side, metaclass=_SideEnumTypeWrapper): ...
+    SIDE_UNSPECIFIED: SLOSpec.Side.ValueType  # 0
+    CALLER: SLOSpec.Side.ValueType  # 1
+    SERVICE: SLOSpec.Side.ValueType  # 2
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    CALLING_TENANT_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    MIN_CALLS_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    calling_tenant: _builtins.str
+    objective: _builtins.float
+    min_calls: _builtins.int
+    side: Global___SLOSpec.Side.ValueType
+    @_builtins.property
+    def availability(self) -> Global___Availability: ...
+    @_builtins.property
+    def latency(self) -> Global___Latency: ...
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        calling_tenant: _builtins.str = ...,
+        availability: Global___Availability | None = ...,
+        latency: Global___Latency | None = ...,
+        objective: _builtins.float = ...,
+        window: _duration_pb2.Duration | None = ...,
+        min_calls: _builtins.int = ...,
+        side: Global___SLOSpec.Side.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "indicator", b"indicator", "latency", b"latency", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "calling_tenant", b"calling_tenant", "indicator", b"indicator", "latency", b"latency", "min_calls", b"min_calls", "objective", b"objective", "service", b"service", "side", b"side", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_indicator: _TypeAlias = _typing.Literal["availability", "latency"]  # noqa: Y015
+    _WhichOneofArgType_indicator: _TypeAlias = _typing.Literal["indicator", b"indicator"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_indicator) -> _WhichOneofReturnType_indicator | None: ...
+
+Global___SLOSpec: _TypeAlias = SLOSpec  # noqa: Y015
+
+@_typing.final
+class Availability(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Availability: _TypeAlias = Availability  # noqa: Y015
+
+@_typing.final
+class Latency(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def threshold(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        threshold: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Latency: _TypeAlias = Latency  # noqa: Y015

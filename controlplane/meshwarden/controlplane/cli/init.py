@@ -68,6 +68,16 @@ spec:
 #     - tenant: "*"
 #       requests: 100
 #       per: 1s
+# ---
+# # Which share of its calls must go well. `meshwarden slo rules` makes Prometheus rules and alerts of it.
+# kind: SLO
+# metadata:
+#   tenant: {tenant}
+#   name: {service}-availability
+# spec:
+#   service: {service}
+#   availability: {{}}
+#   objective: 99.9
 """
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "delete": ("resource", "delete", "Delete resources."),
     "explain": ("explain", "explain", "Say what would become of a call, and why."),
     "graph": ("graph", "graph", "Show who calls whom: rates, errors and latency."),
+    "slo": ("slo", "slo", "Make Prometheus rules of service level objectives."),
     "status": ("status", "status", "Show nodes, workloads, tenants and warnings."),
     "doctor": ("doctor", "doctor", "Find what is wrong, and the fix."),
     "logs": ("log", "logs", "Show the logs of what `up` runs."),

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import (
+    SLO,
     AccessPolicy,
     Endpoint,
     RatePolicy,
@@ -22,11 +23,11 @@ from meshwarden.v1.resources_pb2 import (
     WorkloadEntry,
 )
 
-AnyResource = Tenant | Service | WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy
+AnyResource = Tenant | Service | WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy | SLO
 
 KINDS: Final[Mapping[str, type[Message]]] = {
     kind.DESCRIPTOR.name: kind
-    for kind in (Tenant, Service, WorkloadEntry, Endpoint, AccessPolicy, RoutePolicy, RatePolicy)
+    for kind in (Tenant, Service, WorkloadEntry, Endpoint, AccessPolicy, RoutePolicy, RatePolicy, SLO)
 }
 """{kind: message class}, in the order in which they need each other."""
 

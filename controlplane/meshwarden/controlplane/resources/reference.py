@@ -7,6 +7,7 @@ from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.resources.view import View
 from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import (
+    SLO,
     AccessPolicy,
     Endpoint,
     RatePolicy,
@@ -76,7 +77,7 @@ def _broken(batch: Sequence[Resource], before: View, after: View) -> Iterator[Fi
         if ref.kind not in fields or old is None or old.spec == unwrap(resource).spec:
             continue
         service = _service_of(old) or ref.name
-        for kind in ("RoutePolicy", "AccessPolicy"):
+        for kind in ("RoutePolicy", "AccessPolicy", "SLO"):
             for policy in after.of_service(kind, ref.tenant, service):
                 if title(ref_of(policy)) in batched:
                     continue  # its own faults are told
@@ -121,6 +122,9 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
             if limit.tenant != "*":
                 yield from _tenant(f"spec.limits[{number}].tenant", limit.tenant, view)
         yield from _only_one(resource, view)
+    elif isinstance(resource, SLO):
+        if resource.spec.calling_tenant:
+            yield from _caller_of(resource, service, view)
     elif isinstance(resource, Endpoint) and resource.spec.entry:
         entry = resource.spec.entry
         if view.find("WorkloadEntry", tenant, entry) is None:
@@ -142,6 +146,15 @@ def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Itera
             if service is not None and tenant != owner and not {tenant, "*"} & set(service.spec.export_to):
                 text = f"Service {owner}/{service.metadata.name} is not exported to {tenant}: add it to its exportTo"
                 yield FieldFault(f"{path}.tenant", text)
+
+
+def _caller_of(slo: SLO, service: Service | None, view: View) -> Iterator[FieldFault]:
+    owner, tenant = slo.metadata.tenant, slo.spec.calling_tenant
+    missing = list(_tenant("spec.callingTenant", tenant, view))
+    yield from missing
+    if not missing and service is not None and tenant != owner and not {tenant, "*"} & set(service.spec.export_to):
+        text = f"Service {owner}/{service.metadata.name} is not exported to {tenant}: it has no calls of that tenant"
+        yield FieldFault("spec.callingTenant", text)
 
 
 def _versions(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:

@@ -1,0 +1,1 @@
+"""What the reports mean: objectives, and whether they are kept."""
