@@ -89,44 +89,11 @@ def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver)
     assert [one.get("verified") for one in held] == [True] * ROUNDS, held
     assert len({one["record"] for one in held}) == len({one["trace_id"] for one in held}) == ROUNDS
 
-    # Each round is one trace, from the convener through council, agents and model, and through memory and bus.
-    def trace(one: dict[str, Any]) -> list[KeptSpan]:
-        return [span for span in list(backend.spans) if span.trace_id == one["trace_id"]]
-
     for one in held:
-        up.until(lambda one=one: is_whole(trace(one)))
-        spans = trace(one)
-        services = {span.resource["service.name"] for span in spans}
-        assert services == {"convener.daena", "council.daena", "model.daena", "memory.daena", "bus.daena", *AGENTS}
-        names = Counter(span.span.name for span in spans)
-        assert {name: names[name] for name in STEPS} == STEPS
-        by_agent = Counter(span.resource["service.name"] for span in calls_of_models(spans))
-        assert by_agent == dict.fromkeys(AGENTS, 3)  # a finding, and a critique of each other's
-        written = next(span for span in spans if span.span.name == "nbmf write")
-        assert value(written, "nbmf.record.id") == one["record"]
-
-    # The tokens on all spans are those that the model has counted, and those that the agents have.
-    stats = convene.stats()
-    counted = summed(stats["model.daena"], "model.tokens")
-    assert counted["input"] > counted["output"] > 0
-    up.until(lambda: tokens(calls_of_models(list(backend.spans))) == counted)
-    used = Counter[str]()
-    for agent in AGENTS:
-        used.update(summed(stats[agent], "gen_ai.client.token.usage"))
-    assert used == counted
-
-    # Every agent has heard of every decision, in a trace that leads back to the round's.
-    def heard() -> bool:
-        links = Counter(
-            link.trace_id.hex()
-            for span in list(backend.spans)
-            if span.span.name == "process decisions"
-            for link in span.span.links
-        )
-        return all(links[one["trace_id"]] == len(AGENTS) for one in held)
-
-    up.until(heard)
+        assert_one_trace(up, backend, one)
+    stats = assert_every_token_is_counted(up, backend, convene)
     assert of(stats["bus.daena"], "bus.queue.dropped") == [0] * len(AGENTS)
+    up.until(lambda: all_have_heard(backend, held))
 
     # Nobody may call what the policies don't say: an agent of the council's tenant sees it, one of another does not.
     (denied,) = convene("--rounds", "1", entry="daena/scholar")
@@ -134,7 +101,7 @@ def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver)
     (unseen,) = convene("--rounds", "1", entry="acme/analyst")
     assert "council.daena: does not exist" in unseen["error"]
 
-    # The memory keeps its records over a kill, and what is spoilt on its disk is never returned.
+    # The memory keeps its records over a kill.
     memory = next(item for item in up.up_json["workloads"] if item["name"] == "memory")
     os.kill(memory["pid"], signal.SIGKILL)
     up.until(lambda: records(convene, held) == [True] * ROUNDS)
@@ -145,6 +112,44 @@ def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver)
     assert up.left() == []
     for name in ("bus", "model", "memory", "analyst", "sceptic", "scholar", "council"):
         assert f"{name} stopped" in (up.state_dir / "logs" / f"{name}.log").read_text(), name
+
+
+def assert_one_trace(up: Any, backend: OtlpReceiver, held: dict[str, Any]) -> None:
+    """A round is one trace, from the convener through council, agents and model, and through memory and bus."""
+
+    def trace() -> list[KeptSpan]:
+        return [span for span in list(backend.spans) if span.trace_id == held["trace_id"]]
+
+    up.until(lambda: is_whole(trace()))
+    spans = trace()
+    services = {span.resource["service.name"] for span in spans}
+    assert services == {"convener.daena", "council.daena", "model.daena", "memory.daena", "bus.daena", *AGENTS}
+    names = Counter(span.span.name for span in spans)
+    assert {name: names[name] for name in STEPS} == STEPS
+    by_agent = Counter(span.resource["service.name"] for span in calls_of_models(spans))
+    assert by_agent == dict.fromkeys(AGENTS, 3)  # a finding, and a critique of each other's
+    written = next(span for span in spans if span.span.name == "nbmf write")
+    assert value(written, "nbmf.record.id") == held["record"]
+
+
+def assert_every_token_is_counted(up: Any, backend: OtlpReceiver, convene: Convener) -> dict[str, list[dict[str, Any]]]:
+    """The tokens on all spans are those that the model has counted, and those that the agents have; returns `stats`."""
+    stats = convene.stats()
+    counted = summed(stats["model.daena"], "model.tokens")
+    assert counted["input"] > counted["output"] > 0
+    up.until(lambda: tokens(calls_of_models(list(backend.spans))) == counted)
+    used = Counter[str]()
+    for agent in AGENTS:
+        used.update(summed(stats[agent], "gen_ai.client.token.usage"))
+    assert used == counted
+    return stats
+
+
+def all_have_heard(backend: OtlpReceiver, held: list[dict[str, Any]]) -> bool:
+    """Whether every agent has heard of every decision, in a trace that leads back to the round's."""
+    heard = [span for span in list(backend.spans) if span.span.name == "process decisions"]
+    links = Counter(link.trace_id.hex() for span in heard for link in span.span.links)
+    return all(links[one["trace_id"]] == len(AGENTS) for one in held)
 
 
 def all_take_part(held: list[dict[str, Any]]) -> bool:
