@@ -308,7 +308,7 @@ class ScoutRequest(_message.Message):
     """The question, at most 512 bytes."""
     @_builtins.property
     def earlier(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Earlier decisions that may bear on it, at most 8 of 4 KiB."""
+        """Earlier decisions that may bear on it, at most 4 of 4 KiB."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import pytest
 from meshwarden.examples.daena import daena_pb2, daena_pb2_grpc, notes
 from meshwarden.examples.daena.agent.listener import Listener
 from meshwarden.examples.daena.agent.mind import Mind
-from meshwarden.examples.daena.agent.service import Agent
+from meshwarden.examples.daena.agent.service import MAX_EARLIER, Agent
 from meshwarden.examples.daena.metric import Meter
 from meshwarden.examples.daena.model.client import ModelClient
 from meshwarden.examples.daena.model.service import Model
@@ -67,6 +67,15 @@ def test_what_was_decided_earlier_is_material(agent: Any) -> None:
     assert "Zebras" in stub.Scout(daena_pb2.ScoutRequest(question=QUESTION, earlier=[earlier])).text
 
 
+def test_the_largest_requests_fit_the_model(agent: Any) -> None:
+    stub, _ = agent
+    words = "retry a request. " * 240
+    question = "retry? " * 73
+    assert stub.Scout(daena_pb2.ScoutRequest(question=question, earlier=[words] * MAX_EARLIER), timeout=30).text
+    findings = [F(agent=f"a{number}", text=words) for number in range(16)]
+    assert len(stub.Debate(daena_pb2.DebateRequest(question=question, findings=findings), timeout=30).critiques) == 16
+
+
 LONG = "x" * 4097
 
 
@@ -75,7 +84,7 @@ LONG = "x" * 4097
     [
         ("question", "Scout", daena_pb2.ScoutRequest()),
         ("question", "Scout", daena_pb2.ScoutRequest(question="?" * 513)),
-        ("earlier", "Scout", daena_pb2.ScoutRequest(question="?", earlier=["a"] * 9)),
+        ("earlier", "Scout", daena_pb2.ScoutRequest(question="?", earlier=["a"] * 5)),
         ("earlier[1]", "Scout", daena_pb2.ScoutRequest(question="?", earlier=["a", LONG])),
         ("question", "Debate", daena_pb2.DebateRequest(findings=[F(agent="a", text="b")])),
         ("findings", "Debate", daena_pb2.DebateRequest(question="?")),

@@ -275,6 +275,13 @@ def test_everything_is_there_after_a_restart_and_what_the_crash_left_is_removed(
     store.close()
 
 
+def test_two_stores_in_one_directory_are_one_too_many(store: Store, tmp_path: Path, clock: Clock) -> None:
+    one = store.write(record(1)).id
+    with pytest.raises(Away, match="another memory has it"):
+        Store(tmp_path, LIMITS, clock)
+    assert store.read("daena", one) == (record(1), HOT)
+
+
 WRITER = """
 import sys, itertools
 from pathlib import Path

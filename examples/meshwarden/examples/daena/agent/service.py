@@ -13,7 +13,7 @@ from meshwarden.examples.daena.serve import answering
 
 MAX_QUESTION_BYTES: Final = 512
 MAX_FINDING_BYTES: Final = 4 << 10
-MAX_EARLIER: Final = 8
+MAX_EARLIER: Final = 4
 MAX_FINDINGS: Final = 16
 
 

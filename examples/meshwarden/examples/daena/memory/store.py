@@ -4,7 +4,9 @@ A record is durable in the warm tier before a write is answered, and hot beside 
 can't be written keeps no record from being read: it stays where it is.
 """
 
+import fcntl
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -72,20 +74,22 @@ class Store:
         """Opens the directory, or makes it.
 
         Args:
-            directory: for this store alone.
+            directory: for this store alone, which holds it.
             limits: of the tiers.
             clock_s: the present, in seconds since the epoch.
             moved: is told of moves between tiers.
             max_pages: bounds the file of the warm tier, in pages of 4 KiB.
 
         Raises:
-            Away: it can't be opened.
+            Away: it can't be opened, or another store has it.
         """
         self._limits = limits
         self._clock_s = clock_s
         self._moved = moved
         self._segments = directory / "cold"
-        self._segments.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for made in (directory, self._segments):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._held = _hold(directory)
         self._shelf = Shelf(directory / "warm.sqlite", max_pages)
         self._hot = Hot(limits.hot_bytes)
         self._broken: set[bytes] = set()
@@ -173,6 +177,7 @@ class Store:
                 self._shelf.touch(self._hot.clear())
             finally:
                 self._shelf.close()
+                os.close(self._held)
 
     def _tier(self, row: Row) -> str:
         if row.id in self._hot:
@@ -270,3 +275,14 @@ class Store:
 
     def _count_stored(self) -> int:
         return self._shelf.warm().stored_bytes + self._shelf.cold().stored_bytes
+
+
+def _hold(directory: Path) -> int:
+    """Takes a directory for this process; returns the descriptor that holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise Away(f"{directory}: another memory has it; give each a directory of its own") from None
+    return descriptor
