@@ -36,13 +36,26 @@ def serve(directory: Path, **settings: str) -> "subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("setting", ["listen", "metrics_listen"])
-def test_an_address_that_is_taken_is_named_and_ends_it(tmp_path: Path, setting: str) -> None:
+def test_an_address_that_is_taken_is_named_and_ends_it(short_dir: Path, setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = serve(tmp_path, **{setting: address})
+        done = serve(short_dir, **{setting: address})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"error: {setting} = {address}: Address already in use"
     assert "Traceback" not in done.stderr
+
+
+def test_a_state_directory_too_long_for_sockets_is_named_with_the_fix(short_dir: Path) -> None:
+    state_dir = short_dir / ("x" * 70)
+    done = serve(short_dir, state_dir=str(state_dir))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    size = len(bytes(state_dir))
+    said = f"state_dir: Value error, {state_dir} has {size} bytes, and Unix sockets below it leave 76: say"
+    assert said in done.stderr
+    assert not state_dir.exists()
+    longest = str(short_dir / ("x" * (76 - len(bytes(short_dir)) - 1)))
+    assert "listen = 192.0.2.1:1: " in serve(short_dir, state_dir=longest, listen="192.0.2.1:1").stderr
 
 
 def test_a_traceback_in_the_log_shows_no_variables() -> None:

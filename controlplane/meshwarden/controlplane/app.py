@@ -154,8 +154,7 @@ async def _compose(
         resource=ResourceServicer(store, utc_now, config.region, audit),
     )
     scraped = _scraped(config, metrics, publisher, sessions, audit, serving)
-    inner = config.state_dir / "inner"
-    inner.mkdir(mode=0o700, exist_ok=True)
+    config.inner_dir.mkdir(mode=0o700, exist_ok=True)
 
     def no_handshake(caller: str, reason: str) -> None:
         audit.note("tls.refused", caller=caller, reason=reason)
@@ -163,7 +162,7 @@ async def _compose(
     def no_call(caller: str, method: str, reason: str) -> None:
         audit.note("rpc.refused", caller=caller, method=method, reason=reason)
 
-    async with Front(inner / "api.sock", on_refused=no_handshake) as front, AsyncExitStack() as closing:
+    async with Front(config.inner_dir / "api.sock", on_refused=no_handshake) as front, AsyncExitStack() as closing:
         closing.callback(durable.close)
         peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, no_call)
         host, port = _address(config.metrics_listen)
@@ -171,7 +170,7 @@ async def _compose(
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
         url = url_of(host, port, "/metrics")
         interceptors = [peers, *_tracing(gather, config), ValidationInterceptor(audit)]
-        api = Api(str(inner / "api.sock"), servicers, interceptors)
+        api = Api(str(config.inner_dir / "api.sock"), servicers, interceptors)
         await api.start()
         # It is stopped by then, unless something went wrong.
         closing.push_async_callback(api.stop, 0.0)

@@ -13,6 +13,7 @@
 """
 
 import ipaddress
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from meshwarden.sdk.front import MAX_INNER_BYTES
+
 TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
+INNER = "inner"
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
@@ -113,6 +117,19 @@ class Config(BaseSettings):
     vault: VaultConfig | None = None
     # Keeps a short-lived operator certificate in this directory, for whoever may read it.
     operator_directory: Path | None = None
+
+    @field_validator("state_dir")
+    @classmethod
+    def _short(cls, value: Path) -> Path:
+        length, most = len(os.fsencode(value.absolute())), MAX_INNER_BYTES - len(f"/{INNER}")
+        if length > most:
+            raise ValueError(f"{value} has {length} bytes, and Unix sockets below it leave {most}: say a shorter one")
+        return value
+
+    @property
+    def inner_dir(self) -> Path:
+        """Where the front and the gRPC server behind it meet."""
+        return self.state_dir / INNER
 
     @field_validator("listen", "metrics_listen")
     @classmethod

@@ -45,6 +45,8 @@ OnRefused = Callable[[str, str], None]
 _log = logging.getLogger(__name__)
 _MAX_UNIX_PATH = 107  # sizeof(sun_path) - 1; unix(7)
 _NAME_LENGTH = 24
+# What the path of the directory of `inner_path` has at most: a socket of its own for each connection lies there.
+MAX_INNER_BYTES = _MAX_UNIX_PATH - 1 - _NAME_LENGTH
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Front:
         # The front owns these: a finished one leaves, aclose ends and awaits the rest.
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes: dict[asyncio.Task[None], None] = {}
-        if len(bytes(self._inner.parent)) + 1 + _NAME_LENGTH > _MAX_UNIX_PATH:
+        if len(bytes(self._inner.parent)) > MAX_INNER_BYTES:
             raise ValueError(f"{self._inner.parent} is too long a path for Unix sockets")
         if self._inner.parent.stat().st_mode & 0o077:
             raise ValueError(f"{self._inner.parent} must be open to its owner alone (mode 0700)")
