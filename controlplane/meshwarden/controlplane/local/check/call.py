@@ -57,17 +57,6 @@ async def becomes(probe: Probe, op: str, code: str, what: str, **call: Any) -> i
     return await until(look, EFFECT_S, f"{what} does not become {code}")
 
 
-async def steady(probe: Probe, name: str, op: str, rate: float, **call: Any) -> None:
-    """Starts a steady load in the probe."""
-    await probe.ask("steady_start", id=name, call={"op": op, "rate": rate, **call})
-
-
-async def unfailing(probe: Probe, name: str, code: str) -> int:
-    """Stops a steady load and returns how many calls it made; every one must have ended with `code`."""
-    answer = await probe.ask("steady_stop", id=name)
-    return only(answer, code, f"{probe.name}, {name}")
-
-
 def sockets(pid: int) -> set[tuple[str, str]]:
     """The established TCP connections of a process: {(local address, remote address)}, as /proc writes them."""
     return {(local, remote) for local, remote, state in _table(pid) if state == ESTABLISHED}

@@ -10,13 +10,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerRefused, verify_chain
-from meshwarden.controlplane.local.check.call import BILLING, ORDERS, Probes, steady, unfailing
+from meshwarden.controlplane.local.check.call import Probes
+from meshwarden.controlplane.local.check.load import loaded
 from meshwarden.controlplane.local.check.mesh import Mesh, until
 from meshwarden.controlplane.local.check.result import CheckFailed, require
 
 LIFE = timedelta(hours=1)
 RENEWED_S = 30.0
-RATE = 20.0
 
 
 def _published(state_dir: Path) -> list[Path]:
@@ -45,22 +45,17 @@ async def svid_valid(mesh: Mesh, probes: Probes) -> str:
 async def rotation(mesh: Mesh, probes: Probes) -> str:
     """Renewing every certificate under load fails no call."""
     before = await _serials(mesh)
-    for probe in (probes.acme, probes.globex):
-        await steady(probe, "rotation-grpc", "grpc", RATE, **ORDERS)
-        await steady(probe, "rotation-http", "http", RATE, **BILLING)
-    await mesh.renew_svids()
 
     async def renewed() -> dict[str, str] | None:
         now = await _serials(mesh)
         return now if all(now.get(name, serial) != serial for name, serial in before.items()) else None
 
-    after = await until(renewed, RENEWED_S, "not every certificate is renewed")
-    # New files take a second to reach gRPC's handshakes.
-    await asyncio.sleep(3)
-    calls = 0
-    for probe in (probes.acme, probes.globex):
-        calls += await unfailing(probe, "rotation-grpc", "OK")
-        calls += await unfailing(probe, "rotation-http", "200")
+    async with loaded(probes) as load:
+        await mesh.renew_svids()
+        after = await until(renewed, RENEWED_S, "not every certificate is renewed")
+        # New files take a second to reach gRPC's handshakes.
+        await asyncio.sleep(3)
+        calls = await load.unfailing()
     return f"{len(after)} certificates renewed, {calls} calls, none failed"
 
 
