@@ -1,6 +1,8 @@
 """Daena on a small real mesh: each service a process with an identity of its own."""
 
+import contextlib
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -175,3 +177,19 @@ def test_a_bus_that_comes_back_is_subscribed_to_again(daena: Daena, until: Calla
 
     until(daena.all_listen, "every agent listens again")
     assert [one.get("verified") for one in daena.convene("--rounds", "2")] == [True, True]
+
+
+def test_a_decision_that_is_spoilt_on_the_disk_is_never_read_and_keeps_no_round_from_being_held(daena: Daena) -> None:
+    (held,) = daena.convene("--rounds", "1")
+    assert daena.programs["memory"].end() == 0
+    with contextlib.closing(sqlite3.connect(daena.mesh.directory / "nbmf" / "warm.sqlite")) as database, database:
+        ((frame,),) = database.execute("SELECT frame FROM record")
+        database.execute("UPDATE record SET frame = ?", (frame[:-1] + bytes([frame[-1] ^ 1]),))
+    daena.start("memory", "memory", "--directory", str(daena.mesh.directory / "nbmf"))
+    daena.mesh.until_open(daena.workloads["memory"], daena.programs["memory"])
+    (read,) = daena.convene("--read", held["record"])
+    assert read["error"].startswith(f"DATA_LOSS: record {held['record']}")
+    (again,) = daena.convene("--rounds", "1")
+    assert again["verified"]
+    counts = {point["name"]: point["value"] for point in daena.stats()["memory.daena"]}
+    assert counts["nbmf.corrupt"] == 2  # the convener's read, and the council's
