@@ -11,6 +11,8 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
+from opentelemetry.proto.logs.v1.logs_pb2 import ResourceLogs
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from meshwarden.agents.daemon import OWN_NAME
@@ -143,9 +145,7 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
     forged = _logs(1, {"mesh.reporter": "source", "mesh.upstream_cluster": "secret.globex|v1", "duration_ms": "nan"})
     assert (await send("logs", forged.SerializeToString()))[0] == "OK"
     await until(
-        lambda: (
-            drops(control_plane) == {("span", "malformed", "acme"): 4, ("call", "too_large", "acme"): 20_000 - 4096}
-        ),
+        lambda: drops(control_plane) == {("span", "malformed", "acme"): 4, ("log", "too_large", "acme"): 20_000 - 4096},
         "what was dropped is counted",
     )
     await until(lambda: spans(control_plane), "the good span has come")
@@ -201,6 +201,50 @@ async def test_a_flood_is_refused_and_costs_its_sender_alone(
     program.stdin.write(f"logs {_logs(1).SerializeToString().hex()}\n")  # of another kind, with a share of its own
     program.stdin.flush()
     assert (await asyncio.to_thread(program.stdout.readline)).startswith("OK")
+
+
+METERED = """
+import logging, sys, time
+from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler
+from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+meters = MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())])
+meters.get_meter("test").create_counter("rounds").add(3, {"mesh.tenant": "globex"})
+meters.shutdown()
+logs = LoggerProvider()
+logs.add_log_record_processor(SimpleLogRecordProcessor(OTLPLogExporter()))
+logging.getLogger().addHandler(LoggingHandler(logger_provider=logs))
+logging.error("something happened")
+logs.shutdown()
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_metrics_and_logs_of_programs_go_up_too(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-W", "ignore", "-c", METERED)
+    assert (await asyncio.to_thread(program.stdout.readline)).strip() == "done", program.stderr.read()
+
+    def metrics() -> list[ResourceMetrics]:
+        bodies = [body for export in control_plane.exports for body in export.resource_metrics]
+        return [ResourceMetrics.FromString(body) for body in bodies]
+
+    def logs() -> list[ResourceLogs]:
+        return [ResourceLogs.FromString(body) for export in control_plane.exports for body in export.resource_logs]
+
+    (points,) = await until(metrics, "a metric has come")
+    (records,) = await until(logs, "a log has come")
+    (point,) = points.scope_metrics[0].metrics[0].sum.data_points
+    assert (points.scope_metrics[0].metrics[0].name, point.as_int) == ("rounds", 3)
+    assert records.scope_logs[0].log_records[0].body.string_value == "something happened"
+    for resource in (points.resource, records.resource):
+        said = {pair.key: pair.value.string_value for pair in resource.attributes}
+        assert (said["mesh.tenant"], said["service.name"], said["mesh.region"]) == ("acme", "web.acme", "eu")
+    assert not calls(control_plane)
 
 
 async def test_what_was_reported_last_goes_up_before_the_agent_ends(agent: Any, control_plane: Any, until: Any) -> None:

@@ -70,6 +70,8 @@ class AgentConfig(BaseSettings):
         envoy_concurrency: worker threads of each Envoy.
         spool_bytes: what reports that wait for the control plane may take on disk.
         spool_tenant_bytes: what those of one tenant may take of it.
+        telemetry_bytes_per_s: what the programs of one tenant may send by OTLP in the long run.
+        telemetry_items_per_s: how many spans, points and records of logs that may be.
         metrics_listen: where Prometheus scrapes the agent and its Envoys, `host:port` on loopback, in the clear; left
             out, nowhere.
         metrics_advertise: where the control plane tells Prometheus to do so, for who has a proxy of their own in front;
@@ -91,6 +93,8 @@ class AgentConfig(BaseSettings):
     envoy_concurrency: int = Field(default=1, ge=1, le=256)
     spool_bytes: int = Field(default=256 << 20, ge=8 << 20)
     spool_tenant_bytes: int = Field(default=64 << 20, ge=8 << 20)
+    telemetry_bytes_per_s: int = Field(default=8 << 20, ge=1024)
+    telemetry_items_per_s: int = Field(default=50_000, ge=1)
     metrics_listen: Annotated[str, AfterValidator(_loopback)] | None = None
     metrics_advertise: Annotated[str, AfterValidator(_host_port)] | None = None
 

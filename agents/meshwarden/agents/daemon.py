@@ -34,6 +34,7 @@ from meshwarden.agents.planes import Planes
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
+from meshwarden.agents.telemetry.budget import Rate
 from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.locality import Localities
 from meshwarden.agents.telemetry.name import Names
@@ -118,7 +119,8 @@ class Agent:
         self.outbox = Outbox(self.spool, self.upstream.export)
         names, localities = Names(self.registry, self.scopes), Localities(self.registry, self.scopes)
         aggregator = Aggregator(clock, names.find, localities.region)
-        self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision)
+        rate = Rate(config.telemetry_bytes_per_s, config.telemetry_items_per_s)
+        self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate)
         self._ack = node_pb.ConfigAck()
 
     async def run(self) -> None:
@@ -233,7 +235,7 @@ class Agent:
             self.planes.refs,
         )
         add_ads(server, planes)
-        Receiver(attestor.find, self.intake).add_to(server)
+        Receiver(lambda context: attestor.find(context.peer()), self.intake).add_to(server)
 
     # -- what comes down
 

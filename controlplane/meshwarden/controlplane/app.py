@@ -64,7 +64,7 @@ from meshwarden.sdk.scrape import serve_pages, url_of
 
 STOP_GRACE_S = 2.0
 # What the configuration calls signals, and we call things.
-SIGNALS = {"traces": "span"}
+SIGNALS = {"traces": "span", "metrics": "point", "logs": "log"}
 
 _log = structlog.get_logger()
 

@@ -85,7 +85,7 @@ class OtlpConfig(_Frozen):
     protocol: Literal["grpc", "http"] = "grpc"
     # A reference to what it wants in the `authorization` header: "vault:kv/meshwarden#otlp_authorization".
     authorization: str | None = Field(default=None, pattern=r"^(file|env|vault):.+$")
-    signals: tuple[Literal["traces"], ...] = ("traces",)
+    signals: tuple[Literal["traces", "metrics", "logs"], ...] = ("traces", "metrics", "logs")
     # What may wait for it on disk; beyond, the tenant that has most of it loses its oldest.
     max_queue_bytes: int = Field(default=256 << 20, ge=1 << 20)
 

@@ -11,7 +11,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of, decision_of, service_of_cluster
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.allowance import Allowance, Share
-from meshwarden.agents.telemetry.span import Bounded, bound_spans
+from meshwarden.agents.telemetry.attribute import Bounded
+from meshwarden.agents.telemetry.span import bound_spans
 from meshwarden.sdk.histogram import bucket_of, from_proto, to_proto
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names

@@ -1,8 +1,7 @@
 """Where telemetry of programs comes in, whichever way it was sent: identified, bounded, stamped, spooled.
 
 Who sends is known before. The resource attributes that say so are set here, whatever the sender has written. Envoys'
-access logs become counts of calls; other records of logs are not ours to keep and are let go. What is answered is on
-disk.
+access logs become counts of calls. What is answered is on disk.
 
 Errors: `IntakeRefused`, with the status to answer.
 """
@@ -10,11 +9,12 @@ Errors: `IntakeRefused`, with the status to answer.
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.logs.v1 import logs_pb2
@@ -26,33 +26,65 @@ from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.allowance import Allowance, Share
+from meshwarden.agents.telemetry.attribute import Bounded
+from meshwarden.agents.telemetry.budget import Budget, Rate
+from meshwarden.agents.telemetry.point import bound_points
+from meshwarden.agents.telemetry.record import bound_records
 from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.span import bound_spans
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.workload import Workload
 from meshwarden.v1 import report_pb2 as pb
 
-_MAX_ITEM_BYTES: Final = 1_048_576
-_MAX_ITEMS: Final = 256
-_MAX_SPANS: Final = 4096
-_MAX_RECORDS: Final = 4096
+_MAX_BODY_BYTES: Final = 1_048_576
+_MAX_BODIES: Final = 256
+_MAX_ITEMS: Final = 4096
 # Reading a request longer than this would keep everybody else waiting; the rest of it is dropped.
 _MAX_READING_S: Final = 0.1
-_SPANS: Final = Share(part=0.1, burst_s=1.0)
-# Ten thousand records a second. Each is a call that the ledger would miss.
-_RECORDS: Final = Share(part=0.25, burst_s=2.0)
+_SHARES: Final = {
+    "span": Share(part=0.1, burst_s=1.0),
+    "point": Share(part=0.1, burst_s=1.0),
+    # Ten thousand records a second. Each may be a call that the ledger would miss.
+    "log": Share(part=0.25, burst_s=2.0),
+}
+_RETRY_S: Final = 1.0
 _RECORD_BYTES: Final = 1 << 20
 _OURS: Final = "mesh."
 _NAME: Final = "service.name"
-_Message = TypeVar("_Message", bound=Message)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How things of a signal are sent: the repeated field bears one name in OTLP's request and in ours."""
+
+    request: Any
+    response: Any
+    field: str
+    rejected: str
+
+
+_KINDS: Final = {
+    "span": _Kind(
+        trace_pb.ExportTraceServiceRequest, trace_pb.ExportTraceServiceResponse, "resource_spans", "rejected_spans"
+    ),
+    "point": _Kind(
+        metrics_pb.ExportMetricsServiceRequest,
+        metrics_pb.ExportMetricsServiceResponse,
+        "resource_metrics",
+        "rejected_data_points",
+    ),
+    "log": _Kind(
+        logs_pb.ExportLogsServiceRequest, logs_pb.ExportLogsServiceResponse, "resource_logs", "rejected_log_records"
+    ),
+}
 
 
 class IntakeRefused(Exception):
-    """A request is not taken; the message is for its sender."""
+    """A request is not taken; the message is for its sender, who may try again after `retry_s` if there is one."""
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+    def __init__(self, code: grpc.StatusCode, message: str, retry_s: float | None = None) -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.retry_s = code, retry_s
 
 
 @dataclass
@@ -61,13 +93,20 @@ class _Piece:
 
     bodies: list[bytes]
     size: int = 0
-    spans: int = 0
+    items: int = 0
 
 
 class Intake:
     """Takes what programs of this node report."""
 
-    def __init__(self, place: NodePlace, aggregator: Aggregator, spool: Spool, revision: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        place: NodePlace,
+        aggregator: Aggregator,
+        spool: Spool,
+        revision: Callable[[], int],
+        rate: Rate,
+    ) -> None:
         """Puts it together.
 
         Args:
@@ -75,9 +114,11 @@ class Intake:
             aggregator: adds up calls.
             spool: keeps what is taken.
             revision: of the policies in force.
+            rate: what each tenant may send.
         """
         self._place, self._aggregator, self._spool, self._revision = place, aggregator, spool, revision
-        self._spans, self._records = Allowance(_SPANS), Allowance(_RECORDS)
+        self._allowances = {signal: Allowance(share) for signal, share in _SHARES.items()}
+        self._budget = Budget(rate)
 
     def refuse_stranger(self, signal: str) -> IntakeRefused:
         """Counts a request of nobody that we know, and says what to answer."""
@@ -101,88 +142,79 @@ class Intake:
             self._aggregator.add(stat)
         self._put_calls(tenant)
 
-    def take_spans(self, body: bytes, workload: Workload) -> trace_pb.ExportTraceServiceResponse:
-        """Takes a serialised request for spans; what is malformed or too much in it is dropped, and the answer says so.
+    def take(self, signal: str, body: bytes, workload: Workload) -> Any:
+        """Takes a serialised OTLP request, "span", "point" or "log"; returns OTLP's answer.
+
+        What is malformed or too much in it is dropped, and the answer says how much. Records of Envoys' access logs
+        become counts.
 
         Raises:
             IntakeRefused: nothing of it is taken.
         """
-        tenant = workload.spiffe_id.tenant or ""
-        self._ration(self._spans, "span", workload)
-        with self._spans.spend(workload.id) as used_s:
-            request = self._parse(trace_pb.ExportTraceServiceRequest, body, "span", tenant)
+        kind, tenant = _KINDS[signal], workload.spiffe_id.tenant or ""
+        self._ration(signal, workload)
+        with self._allowances[signal].spend(workload.id) as used_s:
+            request = self._parse(kind, body, signal, tenant)
             drops = Drops()
-            pieces = self._pieces(request, workload, drops, lambda: used_s() > _MAX_READING_S)
+            pieces = self._pieces(signal, request, workload, drops, lambda: used_s() > _MAX_READING_S)
+            self._put_calls(tenant)
+            self._budget.spend(tenant, len(body), sum(piece.items for piece in pieces))
             for index, piece in enumerate(pieces):
-                payload = pb.ExportRequest(resource_spans=piece.bodies).SerializeToString()
-                items = Items(span=piece.spans)
+                payload = _payload(kind, piece.bodies)
+                items = Items(**{signal: piece.items})
                 self._put(tenant, payload, items, len(piece.bodies), drops if index == 0 else None)
             if not pieces:
                 self._spool.drop(drops)
-        answer = trace_pb.ExportTraceServiceResponse()
+        answer = kind.response()
         if drops:
-            malformed = drops[account.RECEIVE, "span", "malformed", tenant]
-            too_large = drops[account.RECEIVE, "span", "too_large", tenant]
-            answer.partial_success.rejected_spans = malformed + too_large
+            setattr(answer.partial_success, kind.rejected, drops.total())
             answer.partial_success.error_message = (
-                f"{malformed} without valid ids; {too_large} beyond {_MAX_SPANS} spans in a request or "
-                f"{_MAX_ITEM_BYTES} bytes in one resource_spans, or too slow to read"
+                f"{drops[account.RECEIVE, signal, 'malformed', tenant]} malformed; "
+                f"{drops[account.RECEIVE, signal, 'too_large', tenant]} beyond {_MAX_ITEMS} in a request or "
+                f"{_MAX_BODY_BYTES} bytes of one resource, too large, or too slow to read"
             )
         return answer
 
-    def take_logs(self, body: bytes, workload: Workload) -> logs_pb.ExportLogsServiceResponse:
-        """Takes a serialised request for records of logs.
-
-        Raises:
-            IntakeRefused: nothing of it is taken.
-        """
-        tenant = workload.spiffe_id.tenant or ""
-        self._ration(self._records, "call", workload)
-        with self._records.spend(workload.id):
-            request = self._parse(logs_pb.ExportLogsServiceRequest, body, "call", tenant)
-            rejected = self._take_records(request, workload)
-            self._put_calls(tenant, rejected)
-        answer = logs_pb.ExportLogsServiceResponse()
-        if rejected:
-            answer.partial_success.rejected_log_records = rejected
-            answer.partial_success.error_message = f"more than {_MAX_RECORDS} records in a request"
-        return answer
-
-    # -- spans
+    # -- OTLP
 
     def _pieces(
-        self,
-        request: trace_pb.ExportTraceServiceRequest,
-        workload: Workload,
-        drops: Drops,
-        is_late: Callable[[], bool],
+        self, signal: str, request: Any, workload: Workload, drops: Drops, is_late: Callable[[], bool]
     ) -> Sequence[_Piece]:
-        """The spans of a request as records of the spool; what is left out stands in `drops`."""
+        """What is in a request as records of the spool; what is left out stands in `drops`."""
         tenant = workload.spiffe_id.tenant or ""
-        malformed = taken = 0
-        too_large = max(0, len(request.resource_spans) - _MAX_ITEMS)
+        messages = getattr(request, _KINDS[signal].field)
+        left_out = Bounded(too_many=max(0, len(messages) - _MAX_BODIES))
         found: list[_Piece] = []
-        for spans in request.resource_spans[:_MAX_ITEMS]:
-            bounded = bound_spans(spans, _MAX_SPANS - taken, is_late)
-            malformed += bounded.malformed
-            too_large += bounded.too_many
+        taken = 0
+        for message in messages[:_MAX_BODIES]:
+            bounded = self._bound(signal, message, _MAX_ITEMS - taken, workload, is_late)
+            taken += bounded.claimed
+            left_out.malformed += bounded.malformed
+            left_out.too_many += bounded.too_many
             if not bounded.kept:
                 continue
-            self._stamp(spans.resource, workload)
-            item = spans.SerializeToString()
-            if len(item) > _MAX_ITEM_BYTES:
-                too_large += bounded.kept
+            self._stamp(message.resource, workload)
+            body = message.SerializeToString()
+            if len(body) > _MAX_BODY_BYTES:
+                left_out.too_many += bounded.kept
                 continue
             taken += bounded.kept
-            if not found or found[-1].size + len(item) > _RECORD_BYTES:
+            if not found or found[-1].size + len(body) > _RECORD_BYTES:
                 found.append(_Piece([]))
-            found[-1].bodies.append(item)
-            found[-1].size += len(item)
-            found[-1].spans += bounded.kept
-        for reason, count in (("malformed", malformed), ("too_large", too_large)):
+            found[-1].bodies.append(body)
+            found[-1].size += len(body)
+            found[-1].items += bounded.kept
+        for reason, count in (("malformed", left_out.malformed), ("too_large", left_out.too_many)):
             if count:
-                drops[account.RECEIVE, "span", reason, tenant] += count
+                drops[account.RECEIVE, signal, reason, tenant] += count
         return found
+
+    def _bound(self, signal: str, message: Any, most: int, workload: Workload, is_late: Callable[[], bool]) -> Bounded:
+        if signal == "span":
+            return bound_spans(message, most, is_late)
+        if signal == "point":
+            return bound_points(message, most, is_late)
+        return bound_records(message, most, is_late, lambda record: self._count(record, workload))
 
     def _stamp(self, resource: Resource, workload: Workload) -> None:
         identity = workload.spiffe_id
@@ -201,30 +233,17 @@ class Intake:
 
     # -- calls
 
-    def _take_records(self, request: logs_pb.ExportLogsServiceRequest, workload: Workload) -> int:
-        """Adds up the calls of access logs; returns how many records are beyond the bounds."""
-        left, rejected = _MAX_RECORDS, max(0, len(request.resource_logs) - _MAX_ITEMS)
-        for logs in request.resource_logs[:_MAX_ITEMS]:
-            rejected += max(0, len(logs.scope_logs) - _MAX_ITEMS)
-            for scope in logs.scope_logs[:_MAX_ITEMS]:
-                rejected += max(0, len(scope.log_records) - left)
-                for record in scope.log_records[:left]:
-                    self._count(record, workload)
-                left -= min(left, len(scope.log_records))
-        return rejected
-
-    def _count(self, record: logs_pb2.LogRecord, workload: Workload) -> None:
+    def _count(self, record: logs_pb2.LogRecord, workload: Workload) -> bool:
+        """Counts a record that is of an Envoy's access log; whether it is."""
         identity = workload.spiffe_id
         call = call_of(attributes_of(record.attributes), str(identity), f"{identity.tenant}/{identity.service}")
         if call is not None:
             self._aggregator.add_call(call, self._revision())
+        return call is not None
 
-    def _put_calls(self, tenant: str, too_large: int = 0) -> None:
+    def _put_calls(self, tenant: str) -> None:
         stats, malformed = self._aggregator.take()
-        drops = Drops()
-        for reason, count in (("malformed", malformed), ("too_large", too_large)):
-            if count:
-                drops[account.RECEIVE, "call", reason, tenant] += count
+        drops = Drops({(account.RECEIVE, "call", "malformed", tenant): malformed} if malformed else {})
         for some in _chunks(stats):
             payload = pb.ExportRequest(calls=some).SerializeToString()
             self._put(tenant, payload, Items(call=sum(stat.count for stat in some)), len(some), drops)
@@ -252,20 +271,36 @@ class Intake:
         if count:
             self._spool.drop(Drops({(account.RECEIVE, signal, reason, tenant): count}))
 
-    def _ration(self, allowance: Allowance, signal: str, workload: Workload) -> None:
-        if not allowance.has(workload.id):
-            self._drop(signal, "rate_limited", workload.spiffe_id.tenant or "", 1)
+    def _ration(self, signal: str, workload: Workload) -> None:
+        tenant = workload.spiffe_id.tenant or ""
+        if not self._allowances[signal].has(workload.id):
+            self._drop(signal, "rate_limited", tenant, 1)
             raise IntakeRefused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "this workload's telemetry takes more time than its share: send less",
+                _RETRY_S,
+            )
+        wait_s = self._budget.wait_s(tenant)
+        if wait_s:
+            self._drop(signal, "rate_limited", tenant, 1)
+            raise IntakeRefused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"the programs of tenant {tenant} on this node send more than they may: send less",
+                wait_s,
             )
 
-    def _parse(self, kind: type[_Message], body: bytes, signal: str, tenant: str) -> _Message:
+    def _parse(self, kind: _Kind, body: bytes, signal: str, tenant: str) -> Any:
         try:
-            return kind.FromString(body)
+            return kind.request.FromString(body)
         except DecodeError:  # UnicodeDecodeError's kin too: protobuf wraps them
             self._drop(signal, "malformed", tenant, 1)
             raise IntakeRefused(grpc.StatusCode.INVALID_ARGUMENT, "the message can't be read") from None
+
+
+def _payload(kind: _Kind, bodies: Sequence[bytes]) -> bytes:
+    message = pb.ExportRequest()
+    getattr(message, kind.field).extend(bodies)
+    return message.SerializeToString()
 
 
 def _chunks(stats: Sequence[pb.CallStat]) -> Iterator[list[pb.CallStat]]:

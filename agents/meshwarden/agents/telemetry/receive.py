@@ -1,49 +1,50 @@
-"""OTLP over gRPC, on the agent's socket."""
+"""OTLP over gRPC."""
 
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, Protocol
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.workload import Workload
 
-_ROOT: Final = "opentelemetry.proto.collector"
+_SERVICES: Final = {
+    "opentelemetry.proto.collector.trace.v1.TraceService": "span",
+    "opentelemetry.proto.collector.metrics.v1.MetricsService": "point",
+    "opentelemetry.proto.collector.logs.v1.LogsService": "log",
+}
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CallerOf(Protocol):
     """Who is behind an RPC."""
 
-    def __call__(self, peer: str, /) -> Workload | None:
-        """The workload of a `context.peer()`; None if it is none."""
+    def __call__(self, context: _Context, /) -> Workload | None:
+        """The workload that calls; None if it is none."""
 
 
 class Receiver:
-    """The two OTLP services."""
+    """The three OTLP services."""
 
     def __init__(self, caller: CallerOf, intake: Intake) -> None:
         """Serves nothing until `add_to`; `caller` tells who sends, `intake` takes what they send."""
         self._caller, self._intake = caller, intake
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Serves both on `server`."""
-        services = {
-            f"{_ROOT}.trace.v1.TraceService": ("span", self._intake.take_spans),
-            f"{_ROOT}.logs.v1.LogsService": ("log", self._intake.take_logs),
-        }
-        for name, (signal, take) in services.items():
+        """Serves them on `server`."""
+        for name, signal in _SERVICES.items():
             # Requests come as bytes: reading them is part of what they cost.
-            export: Any = grpc.unary_unary_rpc_method_handler(self._handler(signal, take), None, _serialise)
+            export: Any = grpc.unary_unary_rpc_method_handler(self._handler(signal), None, _serialise)
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Export": export}),))
 
-    def _handler(self, signal: str, take: Callable[[bytes, Workload], Any]) -> Callable[[bytes, _Context], Any]:
+    def _handler(self, signal: str) -> Callable[[bytes, _Context], Any]:
         async def export(body: bytes, context: _Context) -> Any:
-            workload = self._caller(context.peer())
+            workload = self._caller(context)
             try:
                 if workload is None:
                     raise self._intake.refuse_stranger(signal)
-                return take(body, workload)
+                return self._intake.take(signal, body, workload)
             except IntakeRefused as refusal:
                 await refuse(context, refusal)
 
@@ -51,8 +52,18 @@ class Receiver:
 
 
 async def refuse(context: _Context, refusal: IntakeRefused) -> NoReturn:
-    """Answers a refusal."""
-    await context.abort(refusal.code, str(refusal))
+    """Answers a refusal.
+
+    Source: OTLP specification 1.5, "OTLP/gRPC throttling": google.rpc.RetryInfo says when to try again.
+    """
+    metadata: tuple[tuple[str, bytes], ...] = ()
+    if refusal.retry_s is not None:
+        status = status_pb2.Status(code=refusal.code.value[0], message=str(refusal))
+        info = error_details_pb2.RetryInfo()
+        info.retry_delay.FromNanoseconds(int(refusal.retry_s * 1e9))
+        status.details.add().Pack(info)
+        metadata = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(refusal.code, str(refusal), metadata)
     raise AssertionError("abort raises")
 
 

@@ -24,7 +24,7 @@ from meshwarden.controlplane.gather.resource import Checked, check_resource, own
 from meshwarden.controlplane.gather.tally import INGEST, RECEIVE, SPOOL, Tally
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
-SIGNALS = ("call", "span")
+SIGNALS = ("call", "span", "point", "log", "record")
 AGENT_STAGES = (RECEIVE, SPOOL)
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
@@ -106,8 +106,10 @@ class Gather:
         self._rates.add(calls)
         self.graph.add(calls)
         self.ledger.add(calls)
-        for body in request.resource_spans:
-            self._take("span", body, node)
+        bodies = {"span": request.resource_spans, "point": request.resource_metrics, "log": request.resource_logs}
+        for signal, of_signal in bodies.items():
+            for body in of_signal:
+                self._take(signal, body, node)
         for drop in request.drops:
             self._take_drop(drop)
         return True

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import ResourceLogs
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.controlplane.gather.call import Owns, Refused
@@ -20,7 +22,7 @@ class Checked:
     """Telemetry that is believed.
 
     Attributes:
-        signal: "span".
+        signal: "span", "point" or "log".
         tenant: whose it is; empty: the agent's own.
         message: the stamped message.
         items: how many things are in it.
@@ -36,7 +38,24 @@ def _spans(message: Any) -> int:
     return sum(len(scope.spans) for scope in message.scope_spans)
 
 
-_KINDS: Final[Mapping[str, tuple[Any, Callable[[Any], int]]]] = {"span": (ResourceSpans, _spans)}
+def _points(message: Any) -> int:
+    found = 0
+    for scope in message.scope_metrics:
+        for metric in scope.metrics:
+            kind = metric.WhichOneof("data")
+            found += len(getattr(metric, kind).data_points) if kind else 0
+    return found
+
+
+def _records(message: Any) -> int:
+    return sum(len(scope.log_records) for scope in message.scope_logs)
+
+
+_KINDS: Final[Mapping[str, tuple[Any, Callable[[Any], int]]]] = {
+    "span": (ResourceSpans, _spans),
+    "point": (ResourceMetrics, _points),
+    "log": (ResourceLogs, _records),
+}
 
 
 def check_resource(signal: str, body: bytes, node: str, region: str, owns: Owns) -> Checked:
