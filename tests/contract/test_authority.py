@@ -58,26 +58,46 @@ def clock() -> Clock:
 
 
 Open = Callable[[], Awaitable[IssuingAuthority]]
+Issued = list[tuple[x509.Certificate, ...]]
+
+
+@pytest.fixture
+def issued() -> Issued:
+    """The chains of the issuing certificates that engines told of."""
+    return []
 
 
 @pytest.fixture(params=["memory", "disk", "vault"])
-async def start(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Open]:
+async def start(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, issued: Issued) -> AsyncIterator[Open]:
     """Opens the engine; opened again, it has the same root (but for memory)."""
     opened: list[IssuingAuthority] = []
 
+    async def told(chain: tuple[x509.Certificate, ...]) -> None:
+        issued.append(chain)
+
     async def memory() -> IssuingAuthority:
-        return MemoryAuthority("a.test", clock, random.Random(1))
+        return MemoryAuthority("a.test", clock, random.Random(1), on_issued=told)
 
     async def disk() -> IssuingAuthority:
         passphrase = SecretStr("correct horse battery")
         return await DiskAuthority.open(
-            tmp_path / "ca", passphrase=passphrase, trust_domain="a.test", clock=clock, create=True
+            tmp_path / "ca",
+            passphrase=passphrase,
+            trust_domain="a.test",
+            clock=clock,
+            create=True,
+            on_issued=told,
         )
 
     async def vault() -> IssuingAuthority:
         bao: OpenBao = request.getfixturevalue("bao")
         return await VaultAuthority.open(
-            address=bao.address, token=bao.token(), trust_domain="a.test", clock=clock, rng=random.Random(1)
+            address=bao.address,
+            token=bao.token(),
+            trust_domain="a.test",
+            clock=clock,
+            rng=random.Random(1),
+            on_issued=told,
         )
 
     async def start() -> IssuingAuthority:
@@ -135,6 +155,24 @@ async def test_each_start_has_an_issuing_key_of_its_own(start: Open, clock: Cloc
     first, second = await sign(await start(), clock), await sign(await start(), clock)
     assert first[1].public_key() != second[1].public_key()
     assert first[1].subject != second[1].subject
+
+
+async def test_each_issuing_certificate_is_told_once_before_it_signs(start: Open, clock: Clock, issued: Issued) -> None:
+    authority = await start()
+    first = (await sign(authority, clock))[1]
+    await sign(authority, clock)
+    clock.ahead = 4 * DAY
+    second = (await sign(authority, clock))[1]
+    assert [chain[0] for chain in issued] == [first, second]
+    assert {chain[-1] for chain in issued} == set((await authority.bundle()).roots)
+
+
+async def test_what_cannot_be_told_does_not_sign(clock: Clock) -> None:
+    async def told(chain: tuple[x509.Certificate, ...]) -> None:
+        raise AuthorityUnavailable("no ear")
+
+    with pytest.raises(AuthorityUnavailable, match="no ear"):
+        await sign(MemoryAuthority("a.test", clock, on_issued=told), clock)
 
 
 async def test_many_at_once_are_signed_by_one_issuer(start: Open, clock: Clock) -> None:

@@ -58,6 +58,14 @@ def test_a_state_directory_too_long_for_sockets_is_named_with_the_fix(short_dir:
     assert "listen = 192.0.2.1:1: " in serve(short_dir, state_dir=longest, listen="192.0.2.1:1").stderr
 
 
+def test_its_audit_log_begins_with_the_issuing_certificate(short_dir: Path) -> None:
+    serve(short_dir, listen="192.0.2.1:1")
+    events = [json.loads(line) for line in (short_dir / "state" / "audit.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["authority.issue", "controlplane.issue"]
+    assert events[0]["subject"].endswith("CN=issuing of mesh.test,O=Meshwarden")
+    assert len(events[0]["root"]) == 64
+
+
 def test_a_traceback_in_the_log_shows_no_variables() -> None:
     done = subprocess.run([sys.executable, "-c", FAULT], capture_output=True, text=True, check=True)
     first, second = map(json.loads, done.stderr.splitlines())

@@ -22,7 +22,7 @@ from prometheus_client import GCCollector, ProcessCollector
 
 from meshwarden.certs.authority.disk import DiskAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
-from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.authority.port import Authority, OnIssued
 from meshwarden.certs.authority.vault import VaultAuthority
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerVerifier
@@ -46,6 +46,7 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.identity.operator import OperatorCredential
@@ -104,7 +105,7 @@ async def serve(config: Config) -> None:
             await stack.enter_async_context(FileAuditLog.open(config.state_dir / "audit.jsonl", utc_now))
         )
         secrets = Secrets(vault=config.vault or _vault_of(config))
-        authority = await stack.enter_async_context(_authority(config, secrets))
+        authority = await stack.enter_async_context(_authority(config, secrets, recorder(audit)))
         await _compose(config, store, audit, secrets, authority)
 
 
@@ -218,7 +219,7 @@ def _vault_of(config: Config) -> VaultConfig | None:
 
 
 @asynccontextmanager
-async def _authority(config: Config, secrets: Secrets) -> AsyncIterator[Authority]:
+async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> AsyncIterator[Authority]:
     chosen = config.authority
     authority: Authority
     if isinstance(chosen, VaultAuthorityConfig):
@@ -230,6 +231,7 @@ async def _authority(config: Config, secrets: Secrets) -> AsyncIterator[Authorit
             ca_file=chosen.ca_file,
             namespace=chosen.namespace,
             clock=utc_now,
+            on_issued=on_issued,
         )
     elif isinstance(chosen, DiskAuthorityConfig):
         authority = await DiskAuthority.open(
@@ -238,9 +240,10 @@ async def _authority(config: Config, secrets: Secrets) -> AsyncIterator[Authorit
             trust_domain=config.trust_domain,
             create=chosen.create,
             clock=utc_now,
+            on_issued=on_issued,
         )
     else:
-        authority = MemoryAuthority(config.trust_domain, utc_now)
+        authority = MemoryAuthority(config.trust_domain, utc_now, on_issued=on_issued)
     try:
         yield authority
     finally:

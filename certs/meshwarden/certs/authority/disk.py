@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from meshwarden.certs.authority.memory import LocalAuthority
-from meshwarden.certs.authority.port import AuthorityError, AuthorityLocked, AuthorityMissing, Secret
+from meshwarden.certs.authority.port import AuthorityError, AuthorityLocked, AuthorityMissing, OnIssued, Secret
 from meshwarden.certs.bundle import is_authority
 from meshwarden.certs.csr import PrivateKey
 from meshwarden.certs.error import UNREADABLE
@@ -58,6 +58,7 @@ class DiskAuthority(LocalAuthority):
         clock: Callable[[], datetime],
         create: bool = False,
         rng: random.Random | None = None,
+        on_issued: OnIssued | None = None,
     ) -> "DiskAuthority":
         """Opens the root in a directory, or makes a new one there.
 
@@ -68,6 +69,7 @@ class DiskAuthority(LocalAuthority):
             clock: the present, aware.
             create: make a root if the directory isn't there.
             rng: spreads renewals.
+            on_issued: told of each issuing certificate.
 
         Raises:
             AuthorityMissing: there is no root, and `create` is false.
@@ -77,7 +79,7 @@ class DiskAuthority(LocalAuthority):
         """
         # scrypt takes its time, and gives the loop to others meanwhile.
         root = await asyncio.to_thread(_open, directory, passphrase, trust_domain, clock(), create)
-        return cls(trust_domain, root, clock, rng or random.SystemRandom())
+        return cls(trust_domain, root, clock, rng or random.SystemRandom(), on_issued=on_issued)
 
 
 def _open(directory: Path, passphrase: Secret, trust_domain: str, now: datetime, create: bool) -> IssuerKey:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable
+from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable, OnIssued
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.issue import IssueRefused, IssuerKey, LeafTemplate, issue_leaf, validity
@@ -33,17 +33,21 @@ LOG = logging.getLogger(__name__)
 class IssuingAuthority(Authority):
     """An authority whose engine signs intermediates. Engines fill in `_sign_intermediate` and `_roots`."""
 
-    def __init__(self, trust_domain: str, clock: Callable[[], datetime], rng: random.Random) -> None:
+    def __init__(
+        self, trust_domain: str, clock: Callable[[], datetime], rng: random.Random, on_issued: OnIssued | None = None
+    ) -> None:
         """Makes an authority for a trust domain; it takes its first issuing certificate when it is first asked.
 
         Args:
             trust_domain: the one that it signs for.
             clock: the present, aware.
             rng: spreads renewals.
+            on_issued: told of each issuing certificate.
         """
         self.trust_domain = check_trust_domain(trust_domain)
         self._clock = clock
         self._rng = rng
+        self._on_issued = on_issued
         self._lock = asyncio.Lock()
         self._issuer: IssuerKey | None = None
         self._bundle: Bundle | None = None
@@ -149,6 +153,8 @@ class IssuingAuthority(Authority):
         chain, roots = await self._sign_intermediate(key, now)
         issuer = IssuerKey(key, chain)
         self._prove(issuer, now)
+        if self._on_issued is not None:
+            await self._on_issued(chain)
         revision = 1 if self._bundle is None else self._bundle.revision + 1
         bundle = Bundle.of(self.trust_domain, roots, revision)
         if self._bundle is None or bundle.roots != self._bundle.roots:

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.certs.authority.issuing import IssuingAuthority
-from meshwarden.certs.authority.port import AuthorityUnavailable
+from meshwarden.certs.authority.port import AuthorityUnavailable, OnIssued
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.csr import PrivateKey
 from meshwarden.certs.issue import (
@@ -33,8 +33,9 @@ class LocalAuthority(IssuingAuthority):
         clock: Callable[[], datetime],
         rng: random.Random,
         intermediate_ttl: timedelta = INTERMEDIATE_TTL,
+        on_issued: OnIssued | None = None,
     ) -> None:
-        super().__init__(trust_domain, clock, rng)
+        super().__init__(trust_domain, clock, rng, on_issued)
         self._root = root
         self._intermediate_ttl = intermediate_ttl
 
@@ -63,8 +64,10 @@ class MemoryAuthority(LocalAuthority):
         rng: random.Random | None = None,
         root_ttl: timedelta = ROOT_TTL,
         intermediate_ttl: timedelta = INTERMEDIATE_TTL,
+        on_issued: OnIssued | None = None,
     ) -> None:
         """Makes a root for a trust domain."""
         key: PrivateKey = new_key()
         root = IssuerKey(key, (self_signed_root(trust_domain, key, clock(), root_ttl),))
-        super().__init__(trust_domain, root, clock, rng or random.Random(), intermediate_ttl)  # noqa: S311 - jitter
+        jitter = rng or random.Random()  # noqa: S311 - no secret
+        super().__init__(trust_domain, root, clock, jitter, intermediate_ttl, on_issued)

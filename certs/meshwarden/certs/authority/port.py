@@ -1,5 +1,6 @@
 """The one port to a signing key."""
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Protocol
 
@@ -9,6 +10,9 @@ from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.error import CertsError
 from meshwarden.certs.issue import LeafTemplate
+
+OnIssued = Callable[[tuple[x509.Certificate, ...]], Awaitable[None]]
+"""Told the chain of an issuing certificate, its root last, before that signs for anybody."""
 
 
 class AuthorityError(CertsError):

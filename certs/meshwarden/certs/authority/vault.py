@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.certs.authority.issuing import LOG, RETRY, TICK, IssuingAuthority
-from meshwarden.certs.authority.port import AuthorityError, Secret
+from meshwarden.certs.authority.port import AuthorityError, OnIssued, Secret
 from meshwarden.certs.authority.vault_client import VaultClient
 from meshwarden.certs.bundle import is_authority
 from meshwarden.certs.error import UNREADABLE
@@ -34,8 +34,9 @@ class VaultAuthority(IssuingAuthority):
         clock: Callable[[], datetime],
         rng: random.Random,
         intermediate_ttl: timedelta = INTERMEDIATE_TTL,
+        on_issued: OnIssued | None = None,
     ) -> None:
-        super().__init__(trust_domain, clock, rng)
+        super().__init__(trust_domain, clock, rng, on_issued)
         self._client = client
         self._mount = mount
         self._intermediate_ttl = intermediate_ttl
@@ -54,6 +55,7 @@ class VaultAuthority(IssuingAuthority):
         namespace: str | None = None,
         rng: random.Random | None = None,
         intermediate_ttl: timedelta = INTERMEDIATE_TTL,
+        on_issued: OnIssued | None = None,
     ) -> "VaultAuthority":
         """Connects and takes the first issuing certificate.
 
@@ -67,12 +69,13 @@ class VaultAuthority(IssuingAuthority):
             namespace: the namespace of the engine.
             rng: spreads renewals.
             intermediate_ttl: the life of an issuing certificate.
+            on_issued: told of each issuing certificate.
 
         Raises:
             AuthorityError: Vault can't be reached, refuses, or signs what is of no use.
         """
         client = VaultClient(address, token, ca_file=ca_file, namespace=namespace)
-        authority = cls(client, mount, trust_domain, clock, rng or random.SystemRandom(), intermediate_ttl)
+        authority = cls(client, mount, trust_domain, clock, rng or random.SystemRandom(), intermediate_ttl, on_issued)
         try:
             await authority.bundle()
         except BaseException:
