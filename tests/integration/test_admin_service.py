@@ -10,6 +10,9 @@ from pathlib import Path
 import anyio
 import grpc
 import pytest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
@@ -38,7 +41,7 @@ from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub, add_AdminServiceServicer_to_server
-from meshwarden.v1.report_pb2 import CallStat
+from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
 DOMAIN = "mesh.test"
 SERVER_NAME = "controlplane.mesh.test"
@@ -63,12 +66,21 @@ spec: {protocol: HTTP}
 kind: Service
 metadata: {tenant: globex, name: web}
 spec: {protocol: HTTP}
+---
+kind: WorkloadEntry
+metadata: {tenant: acme, name: web}
+spec: {service: web, nodes: [n1], selectors: {uid: 1000}, port: 7001}
+---
+kind: WorkloadEntry
+metadata: {tenant: platform, name: orders}
+spec: {service: orders, nodes: [n1], selectors: {uid: 1001}, port: 7002}
 """
 
 
 @dataclass
 class World:
     gather: Gather
+    durable: Durable
     stub: Callable[[str], AdminServiceStub]
 
 
@@ -139,7 +151,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
-            yield World(gather, stub)
+            yield World(gather, durable, stub)
             group.cancel_scope.cancel()
 
 
@@ -196,3 +208,89 @@ async def test_a_window_out_of_range_is_refused_by_its_name(world: World, second
         await world.stub("operator/root").GetGraph(request)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "window" in str(refused.value.details())
+
+
+TRACE = bytes(range(1, 17))
+
+
+async def report_trace(world: World) -> None:
+    """A trace from web of acme into orders of platform, of which the agent has a span too."""
+    bodies = []
+    for number, name in enumerate(("web.acme", "orders.platform", "meshwarden-agent"), 1):
+        span = Span(trace_id=TRACE, span_id=number.to_bytes(8, "big"), name=f"of {name}")
+        span.parent_span_id = (number - 1).to_bytes(8, "big") if number > 1 else b""
+        span.start_time_unix_nano = int(utc_now().timestamp() * 1e9) + number
+        span.end_time_unix_nano = span.start_time_unix_nano + 1000
+        resource = Resource(attributes=[KeyValue(key="service.name", value=AnyValue(string_value=name))])
+        scope = ScopeSpans(spans=[span])
+        bodies.append(ResourceSpans(resource=resource, scope_spans=[scope]).SerializeToString())
+    world.gather.ingest("n1", ExportRequest(run_id="r", first_sequence=1, sequence=1, resource_spans=bodies))
+    await world.durable.flush()
+
+
+@pytest.mark.parametrize(
+    ("operator", "tenant", "services"),
+    [
+        ("operator/root", "", ["acme/web", "platform/orders", "meshwarden-agent"]),
+        ("operator/root", "platform", ["platform/orders"]),
+        ("tenant/acme/operator/anna", "", ["acme/web"]),
+        ("tenant/acme/operator/anna", "acme", ["acme/web"]),
+        ("tenant/platform/operator/paul", "", ["platform/orders"]),
+    ],
+)
+async def test_a_trace_shows_each_operator_the_spans_of_its_tenant(
+    world: World, operator: str, tenant: str, services: list[str]
+) -> None:
+    await report_trace(world)
+    stub = world.stub(operator)
+    answer = await stub.GetTrace(v1.GetTraceRequest(trace_id=TRACE.hex(), tenant=tenant))
+    assert [span.service for span in answer.spans] == services
+    assert answer.incomplete is (services[0] != "acme/web")
+    assert answer.spans[0].node == "n1"
+    (found,) = (await stub.SearchTraces(v1.SearchTracesRequest(tenant=tenant))).traces
+    assert (found.trace_id, found.spans, list(found.services)) == (TRACE.hex(), len(services), sorted(services))
+
+
+async def test_an_operator_of_a_tenant_may_not_ask_for_anothers_traces(world: World) -> None:
+    await report_trace(world)
+    anna = world.stub("tenant/acme/operator/anna")
+    for call in (
+        anna.SearchTraces(v1.SearchTracesRequest(tenant="platform")),
+        anna.GetTrace(v1.GetTraceRequest(tenant="platform", trace_id=TRACE.hex())),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    answer = await anna.SearchTraces(v1.SearchTracesRequest(service="platform/orders"))
+    assert not answer.traces
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await anna.GetTrace(v1.GetTraceRequest(trace_id="f" * 32))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("page_token", "x"),
+        ("page_token", f"{2**63}.1.{'0' * 32}"),
+        ("page_size", 501),
+        ("service", "x" * 128),
+        ("start", {"seconds": 2**60}),
+        ("end", {"nanos": -1, "seconds": -(2**60)}),
+        ("min_duration", {"seconds": -1}),
+    ],
+)
+async def test_a_search_that_makes_no_sense_is_refused_by_the_name_of_the_field(
+    world: World, field: str, value: object
+) -> None:
+    request = v1.SearchTracesRequest(**{field: value})  # type: ignore[arg-type]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.stub("operator/root").SearchTraces(request)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert v1.SearchTracesRequest.DESCRIPTOR.fields_by_name[field].json_name in str(refused.value.details())
+
+
+async def test_times_before_and_after_all_others_find_what_there_is(world: World) -> None:
+    await report_trace(world)
+    request = v1.SearchTracesRequest(start={"seconds": -62_135_596_800}, end={"seconds": 253_402_300_799})
+    assert len((await world.stub("operator/root").SearchTraces(request)).traces) == 1

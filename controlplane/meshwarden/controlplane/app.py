@@ -16,7 +16,6 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 
 import anyio
-import grpc
 import structlog
 from prometheus_client import GCCollector, ProcessCollector
 
@@ -132,6 +131,8 @@ async def _compose(
         owns=publisher.mesh.owns,
         trust_domain=config.trust_domain,
         region=config.region,
+        traces_retention=timedelta(seconds=config.traces_keep_s),
+        traces_max_bytes=config.traces_max_bytes,
     )
     tokens = JoinTokens(store, utc_now)
     nodes = NodeIdentity(
@@ -170,7 +171,8 @@ async def _compose(
         with _listening("metrics_listen", config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
         url = url_of(host, port, "/metrics")
-        interceptors = [peers, *_tracing(gather, config), ValidationInterceptor(audit)]
+        own_spans = server_interceptor(own_provider(OWN_NAME, gather.take_own), traced())
+        interceptors = [peers, own_spans, ValidationInterceptor(audit)]
         api = Api(str(config.inner_dir / "api.sock"), servicers, interceptors)
         await api.start()
         # It is stopped by then, unless something went wrong.
@@ -261,13 +263,6 @@ async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
         frozenset(SIGNALS[signal] for signal in config.signals),
         config.max_queue_bytes,
     )
-
-
-def _tracing(gather: Gather, config: Config) -> list[grpc.aio.ServerInterceptor]:
-    """What makes spans of our own calls; nothing where no backend takes them."""
-    if not any("traces" in backend.signals for backend in config.otlp):
-        return []
-    return [server_interceptor(own_provider(OWN_NAME, gather.take_own), traced())]
 
 
 def _scraped(

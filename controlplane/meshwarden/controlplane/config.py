@@ -110,6 +110,10 @@ class Config(BaseSettings):
     metrics_listen: str = "127.0.0.1:7444"
     # After so many seconds without a call a series of calls is forgotten.
     metrics_idle_s: float = Field(default=3600.0, ge=60.0)
+    # How long spans are kept for `meshwarden traces`, and how much of them; beyond, the tenant that has most of them
+    # loses its oldest.
+    traces_keep_s: float = Field(default=86_400.0, ge=60.0, le=30 * 86_400.0)
+    traces_max_bytes: int = Field(default=512 << 20, ge=1 << 20)
     authority: AuthorityConfig
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()

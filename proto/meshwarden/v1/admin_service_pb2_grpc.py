@@ -59,6 +59,16 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetGraphRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetGraphResponse.FromString,
                 _registered_method=True)
+        self.SearchTraces = channel.unary_unary(
+                '/meshwarden.v1.AdminService/SearchTraces',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.SearchTracesRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.SearchTracesResponse.FromString,
+                _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/meshwarden.v1.AdminService/GetTrace',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
         self.RenewSvids = channel.unary_unary(
                 '/meshwarden.v1.AdminService/RenewSvids',
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsRequest.SerializeToString,
@@ -99,6 +109,18 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchTraces(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTrace(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RenewSvids(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -132,6 +154,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetGraph,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetGraphRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetGraphResponse.SerializeToString,
+            ),
+            'SearchTraces': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchTraces,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.SearchTracesRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.SearchTracesResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetTraceRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetTraceResponse.SerializeToString,
             ),
             'RenewSvids': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewSvids,
@@ -274,6 +306,60 @@ class AdminService:
             '/meshwarden.v1.AdminService/GetGraph',
             meshwarden_dot_v1_dot_admin__service__pb2.GetGraphRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.GetGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/SearchTraces',
+            meshwarden_dot_v1_dot_admin__service__pb2.SearchTracesRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.SearchTracesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/GetTrace',
+            meshwarden_dot_v1_dot_admin__service__pb2.GetTraceRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class AdminServiceStub:
     Explain: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainRequest, _admin_service_pb2.ExplainResponse]
     ListCalls: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListCallsRequest, _admin_service_pb2.ListCallsResponse]
     GetGraph: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetGraphRequest, _admin_service_pb2.GetGraphResponse]
+    SearchTraces: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SearchTracesRequest, _admin_service_pb2.SearchTracesResponse]
+    GetTrace: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetTraceRequest, _admin_service_pb2.GetTraceResponse]
     RenewSvids: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RenewSvidsRequest, _admin_service_pb2.RenewSvidsResponse]
 
 @_typing.type_check_only
@@ -46,6 +48,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ExplainRequest, _admin_service_pb2.ExplainResponse]  # type: ignore[assignment]
     ListCalls: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListCallsRequest, _admin_service_pb2.ListCallsResponse]  # type: ignore[assignment]
     GetGraph: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetGraphRequest, _admin_service_pb2.GetGraphResponse]  # type: ignore[assignment]
+    SearchTraces: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SearchTracesRequest, _admin_service_pb2.SearchTracesResponse]  # type: ignore[assignment]
+    GetTrace: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetTraceRequest, _admin_service_pb2.GetTraceResponse]  # type: ignore[assignment]
     RenewSvids: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RenewSvidsRequest, _admin_service_pb2.RenewSvidsResponse]  # type: ignore[assignment]
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +87,20 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GetGraphRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.GetGraphResponse, _abc.Awaitable[_admin_service_pb2.GetGraphResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SearchTraces(
+        self,
+        request: _admin_service_pb2.SearchTracesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SearchTracesResponse, _abc.Awaitable[_admin_service_pb2.SearchTracesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _admin_service_pb2.GetTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetTraceResponse, _abc.Awaitable[_admin_service_pb2.GetTraceResponse]]: ...
 
     @_abc_1.abstractmethod
     def RenewSvids(

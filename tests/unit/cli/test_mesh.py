@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli.main import main
+from meshwarden.controlplane.cli.trace import tree
 from meshwarden.controlplane.local import context
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import admin_service_pb2_grpc, resource_service_pb2_grpc
@@ -54,6 +55,9 @@ def certificate(
     return key_pem, pem
 
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
 class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_grpc.ResourceServiceServicer):
     def GetStatus(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         workload = WorkloadState(id="acme/web#1", tenant="acme", spiffe_id="spiffe://mesh.test/tenant/acme/service/web")
@@ -74,6 +78,29 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         edge = admin.GraphEdge(source="acme/web", destination="platform/orders", calls_per_s=7.25, p50_s=0.00085)
         edge.p99_s, edge.source_reports, edge.mutual_tls = 1.25, True, admin.GraphEdge.SAID
         return admin.GetGraphResponse(edges=[edge], region="eu")
+
+    def SearchTraces(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        assert (request.service, request.failed, request.min_duration.ToMilliseconds()) == ("web", True, 50)
+        page = int(request.page_token.partition(".")[0] or 0)
+        found = [
+            admin.TraceSummary(trace_id=f"{page}{number}" * 16, service="acme/web", name="GET /\x1b[2J", spans=3)
+            for number in range(min(2, request.page_size))
+        ]
+        token = f"{page + 1}.1.{'0' * 32}" if page < 2 else ""
+        return admin.SearchTracesResponse(traces=found, next_page_token=token)
+
+    def GetTrace(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        if request.trace_id != TRACE:
+            ctx.abort(grpc.StatusCode.NOT_FOUND, "no span of it is here")
+        root = admin.TraceSpan(span_id="01", name="GET /\x1b[2J", service="acme/web", node="n")
+        child = admin.TraceSpan(span_id="02", parent_span_id="01", name="List", service="platform/orders")
+        child.status, child.status_message, child.attributes["rpc.response.status_code"] = 2, "no\ngood", "INTERNAL"
+        lost = admin.TraceSpan(span_id="03", parent_span_id="77", name="lost", parent_missing=True)
+        lost.links.add(trace_id="ab" * 16, span_id="cd" * 8).attributes["why"] = "asked"
+        for number, span in enumerate((root, child, lost)):
+            span.start.FromMilliseconds(1000 + number)
+            span.duration.FromMilliseconds(10)
+        return admin.GetTraceResponse(spans=[root, child, lost], incomplete=True, region="eu")
 
     def CreateJoinToken(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         return admin.CreateJoinTokenResponse(token=f"token-of-{request.node}-{request.ttl.seconds}")
@@ -125,6 +152,46 @@ def test_status_is_tabs_in_a_pipe_and_json_for_programs() -> None:
     assert "acme/web#1\tnode-a\tspiffe://mesh.test/tenant/acme/service/web\t50m\n" in out
     assert "warning: shares a uid" in err
     assert json.loads(run("status", "-o", "json")[1])["trustDomain"] == "mesh.test"
+
+
+@pytest.mark.usefixtures("mesh")
+def test_traces_are_listed_page_by_page() -> None:
+    arguments = ("traces", "--service", "web", "--status", "error", "--min-duration", "50ms")
+    code, out, err = run(*arguments)
+    lines = out.splitlines()
+    assert (code, len(lines), err) == (0, 7, "")
+    assert lines[1].endswith("\tacme/web\tGET /\N{REPLACEMENT CHARACTER}[2J")
+    code, out, err = run(*arguments, "--limit", "3")
+    assert (len(out.splitlines()), "there are more" in err) == (4, True)
+    assert len(json.loads(run(*arguments, "-o", "json")[1])) == 6
+    for wrong in ("50", "-1s", "1y", "1e3s", "9999999d"):
+        assert run("traces", "--since", wrong)[0] == 2
+
+
+@pytest.mark.usefixtures("mesh")
+def test_a_trace_is_a_tree_of_spans() -> None:
+    code, out, err = run("trace", TRACE.upper())
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        "GET /\N{REPLACEMENT CHARACTER}[2J\tacme/web\tn\t0\t10 ms\tok",
+        "  List\tplatform/orders\t\t+1 ms\t10 ms\tfailed INTERNAL no\N{REPLACEMENT CHARACTER}good",
+        "lost\t\t\t+2 ms\t10 ms\tok, parent missing",
+        f"link\tlost\ttrace {'ab' * 16} span {'cd' * 8} why=asked",
+    ]
+    assert f"trace {TRACE}, region eu, 12 ms" in err
+    assert "incomplete: parents are missing" in err
+    assert json.loads(run("trace", TRACE, "-o", "json")[1])["spans"][1]["parentSpanId"] == "01"
+    assert run("trace", "ab" * 16)[0] != 0
+    assert run("trace", "../../etc")[0] == 2
+
+
+def test_spans_in_a_circle_and_in_a_long_chain_are_all_shown_once() -> None:
+    circle = [admin.TraceSpan(span_id=str(n), parent_span_id=str((n + 1) % 3)) for n in range(3)]
+    twins = [admin.TraceSpan(span_id="9", parent_span_id="9"), admin.TraceSpan(span_id="9")]
+    chain = [admin.TraceSpan(span_id=f"c{n}", parent_span_id=f"c{n - 1}" if n else "") for n in range(5000)]
+    shown = list(tree([*circle, *twins, *chain]))
+    assert len(shown) == len({id(span) for span, _ in shown}) == 5005
+    assert max(depth for _, depth in shown) == 4999
 
 
 @pytest.mark.usefixtures("mesh")

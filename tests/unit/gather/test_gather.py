@@ -13,7 +13,8 @@ import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from prometheus_client import generate_latest
 
@@ -443,3 +444,19 @@ async def test_who_waits_for_the_ledger_finds_it_written(gather: Gather) -> None
 def test_an_endpoint_that_is_none_is_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match="no OTLP gRPC endpoint"):
         parse_endpoint(endpoint)
+
+
+async def test_spans_alone_are_kept_as_traces(durable: Durable, clock: Clock) -> None:
+    gather = make(durable, clock)
+    spans, logs = ResourceSpans(), ResourceLogs(scope_logs=[ScopeLogs(log_records=[LogRecord(trace_id=b"t" * 16)])])
+    spans.scope_spans.append(ScopeSpans(spans=[Span(trace_id=b"t" * 16, span_id=b"s" * 8)]))
+    for message in (spans, logs):
+        message.resource.attributes.append(KeyValue(key="service.name", value=AnyValue(string_value="web.acme")))
+    gather.ingest("a", batch(1, resource_spans=[spans.SerializeToString()], resource_logs=[logs.SerializeToString()]))
+    await durable.flush()
+    found = await gather.traces.find(b"t" * 16, lambda tenant: tenant == "acme")
+    assert found is not None
+    assert [span.service for span in found.spans] == ["acme/web"]
+    totals = gather.tally.totals()
+    assert totals["passed", "control.store", "span", "acme", ""] == 1
+    assert {signal for (_, stage, signal, _, _) in totals if stage == "control.store"} == {"span"}

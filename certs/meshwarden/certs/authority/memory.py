@@ -16,7 +16,6 @@ from meshwarden.certs.issue import (
     ROOT_TTL,
     IssueRefused,
     IssuerKey,
-    name_text,
     self_signed_root,
     sign_intermediate,
 )
@@ -42,7 +41,7 @@ class LocalAuthority(IssuingAuthority):
     @property
     def description(self) -> str:
         """Who signs, for people."""
-        return f"embedded: {name_text(self._root.root.subject)}"
+        return f"embedded: {self._root.root.subject.rfc4514_string()}"
 
     async def _sign_intermediate(
         self, key: ec.EllipticCurvePrivateKey, now: datetime

@@ -8,9 +8,11 @@ import grpc
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.policy.endpoint import takes_calls
@@ -18,6 +20,7 @@ from meshwarden.controlplane.policy.explain import explain
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.sdk import peer
 from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1 import admin_service_pb2_grpc
@@ -28,6 +31,8 @@ TOKEN_TTL = timedelta(minutes=10)
 LEDGER_SPAN = timedelta(hours=1)
 LEDGER_ROWS = 1000
 GRAPH_WINDOW = timedelta(minutes=5)
+TRACES_SPAN = timedelta(hours=1)
+TRACES = 20
 # A session that has lost its clock by more than this is worth a word: certificates are backdated by a minute.
 SKEW_WARNING = timedelta(seconds=30)
 
@@ -65,12 +70,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         return answer
 
     async def GetStatus(self, request: v1.GetStatusRequest, context: Context) -> v1.GetStatusResponse:
-        caller = _caller()
-        authorize(caller, "/meshwarden.v1.AdminService/GetStatus", request.tenant or None)
-
-        def shown(tenant: str) -> bool:
-            return sees(caller, tenant) and request.tenant in ("", tenant)
-
+        shown = _shown("GetStatus", request.tenant)
         nodes = [self._node(state, shown) for state in self._sessions.states()]
         answer = v1.GetStatusResponse(
             trust_domain=self._trust_domain,
@@ -106,12 +106,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         return v1.ListCallsResponse(calls=rows)
 
     async def GetGraph(self, request: v1.GetGraphRequest, context: Context) -> v1.GetGraphResponse:
-        caller = _caller()
-        authorize(caller, "/meshwarden.v1.AdminService/GetGraph", request.tenant or None)
-
-        def shown(tenant: str) -> bool:
-            return sees(caller, tenant) and request.tenant in ("", tenant)
-
+        shown = _shown("GetGraph", request.tenant)
         window = request.window.ToTimedelta() if request.HasField("window") else GRAPH_WINDOW
         answer = v1.GetGraphResponse(
             nodes=[self._service(name) for name in self._publisher.mesh.services() if shown(name.tenant)],
@@ -121,6 +116,34 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         answer.window.FromTimedelta(window)
         answer.now.FromDatetime(self._clock())
         return answer
+
+    async def SearchTraces(self, request: v1.SearchTracesRequest, context: Context) -> v1.SearchTracesResponse:
+        shown = _shown("SearchTraces", request.tenant)
+        end = moment(request.end, "end") if request.HasField("end") else self._clock()
+        start = moment(request.start, "start") if request.HasField("start") else end - TRACES_SPAN
+        question = Question(
+            service=request.service,
+            failed=request.failed,
+            longest_ns=request.min_duration.ToNanoseconds(),
+            start_ns=nanoseconds(start),
+            end_ns=nanoseconds(end),
+        )
+        try:
+            after = Place.parse(request.page_token) if request.page_token else None
+        except ValueError:
+            raise InvalidRequest([FieldFault("pageToken", "must be what a page before has said")]) from None
+        found, last = await self._gather.traces.search(question, shown, request.page_size or TRACES, after)
+        return v1.SearchTracesResponse(
+            traces=found, next_page_token=str(last) if last is not None else "", region=self._region
+        )
+
+    async def GetTrace(self, request: v1.GetTraceRequest, context: Context) -> v1.GetTraceResponse:
+        shown = _shown("GetTrace", request.tenant)
+        found = await self._gather.traces.find(bytes.fromhex(request.trace_id), shown)
+        if found is None:
+            raise NotFound(f"no span of trace {request.trace_id} is here: not yet, not any more, or not for you to see")
+        found.region = self._region
+        return found
 
     async def RenewSvids(self, request: v1.RenewSvidsRequest, context: Context) -> v1.RenewSvidsResponse:
         caller = _caller()
@@ -148,6 +171,17 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         del copy.nacks[:]
         copy.nacks.extend(nacks)
         return copy
+
+
+def _shown(method: str, asked: str) -> Callable[[str], bool]:
+    """Whose things to show of a method's answer: what the caller may see, and of that the tenant that it asks for.
+
+    Raises:
+        Denied: it may not ask for that tenant.
+    """
+    caller = _caller()
+    authorize(caller, f"/meshwarden.v1.AdminService/{method}", asked or None)
+    return lambda tenant: sees(caller, tenant) and asked in ("", tenant)
 
 
 def _caller() -> SpiffeId | None:

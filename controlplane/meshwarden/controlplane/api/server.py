@@ -1,7 +1,7 @@
 """The gRPC server: one private socket for every service, and in front of it the mTLS listener.
 
-Every RPC passes, in this order: the peer check and coarse admission (sdk.peer), a span where traces have somewhere to
-go (sdk.own_span), the schema's rules (api.validation), then the servicer, which authorises the tenant. Bounds: a
+Every RPC passes, in this order: the peer check and coarse admission (sdk.peer), a span of what changes something
+(sdk.own_span), the schema's rules (api.validation), then the servicer, which authorises the tenant. Bounds: a
 message of 4 MiB, a hundred streams a connection, and what the front bounds.
 """
 
@@ -26,6 +26,9 @@ from meshwarden.v1 import (
 MESSAGE_BYTES = 4 << 20
 # 5,000 streams opened at once were refused with grpc's defaults (research/perf.md §1).
 PENDING_REQUESTS = 20_000
+READING = frozenset(
+    {"GetStatus", "Explain", "ListCalls", "GetGraph", "SearchTraces", "GetTrace", "Get", "List"},
+)
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,9 @@ def names() -> tuple[str, ...]:
 
 
 def traced() -> frozenset[str]:
-    """The methods whose calls are worth a span, "/package.Service/Method": all unary ones but Export.
+    """The methods whose calls are worth a span, "/package.Service/Method": all unary ones that change something.
 
-    Each agent exports once a second, and spans among the rest.
+    Export does not count: each agent exports once a second, and spans among the rest.
     """
     files = (admin_service_pb2, node_service_pb2, resource_service_pb2)
     return frozenset(
@@ -55,7 +58,7 @@ def traced() -> frozenset[str]:
         for file in files
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
-        if not method.client_streaming and not method.server_streaming
+        if not method.client_streaming and not method.server_streaming and method.name not in READING
     )
 
 

@@ -23,6 +23,8 @@ COMMANDS = {
     "explain": ("explain", "explain", "Say what would become of a call, and why."),
     "graph": ("graph", "graph", "Show who calls whom: rates, errors and latency."),
     "slo": ("slo", "slo", "Make Prometheus rules of service level objectives."),
+    "traces": ("trace", "traces", "Show recent traces."),
+    "trace": ("trace", "trace", "Show what became of one call."),
     "status": ("status", "status", "Show nodes, workloads, tenants and warnings."),
     "doctor": ("doctor", "doctor", "Find what is wrong, and the fix."),
     "logs": ("log", "logs", "Show the logs of what `up` runs."),

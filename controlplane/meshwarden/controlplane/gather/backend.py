@@ -19,6 +19,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from meshwarden.controlplane.gather.resource import framed
+
 TIMEOUT_S: Final = 10.0
 _ANSWER_BYTES: Final = 65_536
 _SERVICES: Final = {
@@ -109,7 +111,7 @@ class GrpcTransport:
         export: Any = self._channel.unary_unary(f"/{service}/Export", None, None)
         try:
             answer = await export(
-                b"".join(map(_framed, bodies)),
+                b"".join(map(framed, bodies)),
                 timeout=TIMEOUT_S,
                 metadata=self._metadata,
                 compression=grpc.Compression.Gzip,
@@ -155,7 +157,7 @@ class HttpTransport:
         self._session.close()
 
     def _post(self, url: str, bodies: Sequence[bytes]) -> tuple[int, bytes]:
-        data = gzip.compress(b"".join(map(_framed, bodies)), 1)
+        data = gzip.compress(b"".join(map(framed, bodies)), 1)
         try:
             # A redirect would take the authorization somewhere else.
             with self._session.post(url, data=data, timeout=TIMEOUT_S, allow_redirects=False, stream=True) as response:
@@ -175,16 +177,6 @@ def parse_endpoint(endpoint: str) -> tuple[str, bool]:
         raise ValueError(f"{endpoint!r} is no OTLP gRPC endpoint: write http://host:port or https://host:port")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{parts.port or 4317}", parts.scheme == "https"
-
-
-def _framed(body: bytes) -> bytes:
-    """A message as an element of field 1, which is what all three requests consist of."""
-    head, length = bytearray(b"\x0a"), len(body)
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + body
 
 
 def _rejected(kind: Any, answer: bytes) -> int:

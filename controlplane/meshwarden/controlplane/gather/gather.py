@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import anyio
 import apsw
 import structlog
 
+from meshwarden.controlplane.gather import trace_store
 from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.call import Call, Owns, Refused, check
 from meshwarden.controlplane.gather.durable import Durable
@@ -22,6 +23,7 @@ from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.resource import Checked, check_resource, own_spans
 from meshwarden.controlplane.gather.tally import INGEST, RECEIVE, SPOOL, Tally
+from meshwarden.controlplane.gather.trace_store import TraceStore
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
 SIGNALS = ("call", "span", "point", "log", "record")
@@ -60,6 +62,8 @@ class Gather:
         trust_domain: str,
         region: str,
         first_backoff_s: float = FIRST_BACKOFF_S,
+        traces_retention: timedelta = trace_store.RETENTION,
+        traces_max_bytes: int = trace_store.MAX_SIZE_BYTES,
     ) -> None:
         """Goes on where the file has stopped.
 
@@ -74,6 +78,8 @@ class Gather:
             trust_domain: ours.
             region: ours.
             first_backoff_s: the pause after a backend's first failure.
+            traces_retention: how long spans are kept here.
+            traces_max_bytes: how much of them.
         """
         self.ledger, self.graph = ledger, Graph(clock)
         self.graph.recall(ledger.totals())
@@ -81,6 +87,9 @@ class Gather:
         self.queue = Queue(self.tally, {backend.name: backend.max_queue_bytes for backend in backends})
         for part in (self.tally, self.marks, self.queue):
             durable.add(part)
+        self.traces = TraceStore(
+            durable, self.tally, clock, retention=traces_retention, max_size_bytes=traces_max_bytes
+        )
         metrics.registry.register(self.tally)
         self._durable, self._metrics, self._backends = durable, metrics, backends
         self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
@@ -200,14 +209,23 @@ class Gather:
             forwarder.wake()
 
     async def _prune(self) -> None:
-        queued = sum(self.queue.load(backend.name)[1] for backend in self._backends)
         try:
+            await self._forget_traces()
+            queued = sum(self.queue.load(backend.name)[1] for backend in self._backends)
+            queued += self.traces.size_bytes()
             forgotten = await self._durable.work(lambda db: self.ledger.prune(db, queued))
         except apsw.Error as error:
-            log.error("ledger not pruned", error=str(error))
+            log.error("nothing forgotten", error=str(error))
             return
         for tenant, rows in forgotten.items():
             log.warning("ledger full: the oldest of whoever has most was forgotten", tenant=tenant, rows=rows)
+
+    async def _forget_traces(self) -> None:
+        is_more = True
+        while is_more:  # a little at a time: who waits for a flush meanwhile gets it
+            too_much, is_more = await self._durable.work(self.traces.prune)
+            for tenant, size in too_much.items():
+                log.info("traces full: the oldest of whoever has most were forgotten", tenant=tenant, bytes=size)
 
     # -- what comes in
 
@@ -237,10 +255,11 @@ class Gather:
         self._hand_on(checked)
 
     def _hand_on(self, checked: Checked) -> None:
-        body = b""
+        body = checked.message.SerializeToString()
+        if checked.signal == "span":
+            self.traces.add(checked, body)
         for backend in self._backends:
             if checked.signal in backend.signals:
-                body = body or checked.message.SerializeToString()
                 self.queue.put(Lane(backend.name, checked.signal, checked.tenant), checked.items, body)
 
     def _arrived(self, signal: str, tenant: str, count: int) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 RECEIVE: Final = "agent.receive"
 SPOOL: Final = "agent.spool"
 INGEST: Final = "control.ingest"
+STORE: Final = "control.store"
 RECEIVED: Final = "received"
 PASSED: Final = "passed"
 DROPPED: Final = "dropped"

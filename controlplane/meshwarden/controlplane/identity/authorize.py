@@ -31,6 +31,8 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/Explain": _OPERATORS,
     "/meshwarden.v1.AdminService/ListCalls": _OPERATORS,
     "/meshwarden.v1.AdminService/GetGraph": _OPERATORS,
+    "/meshwarden.v1.AdminService/SearchTraces": _OPERATORS,
+    "/meshwarden.v1.AdminService/GetTrace": _OPERATORS,
     "/meshwarden.v1.ResourceService/Apply": _OPERATORS,
     "/meshwarden.v1.ResourceService/Get": _OPERATORS,
     "/meshwarden.v1.ResourceService/List": _OPERATORS,
@@ -48,7 +50,9 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _OPERATORS,
 }
 # Of these a tenant's operator need not name a tenant: the answer shows no other.
-FILTERED = frozenset({"/meshwarden.v1.AdminService/GetStatus", "/meshwarden.v1.AdminService/GetGraph"})
+FILTERED = frozenset(
+    f"/meshwarden.v1.AdminService/{method}" for method in ("GetStatus", "GetGraph", "SearchTraces", "GetTrace")
+)
 _TITLES = {
     None: "a caller without a certificate",
     Role.OPERATOR: "an operator of the mesh",

@@ -1,0 +1,168 @@
+"""`meshwarden traces` and `meshwarden trace`: which calls there were of late, and what became of one."""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import click
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.cli import client, render
+from meshwarden.v1.admin_service_pb2 import (
+    GetTraceRequest,
+    GetTraceResponse,
+    SearchTracesRequest,
+    TraceSpan,
+    TraceSummary,
+)
+
+_UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_BAR: Final = 32
+# Deeper ones stand under each other: a terminal has an end.
+_MAX_INDENT: Final = 16
+_PAGE: Final = 200
+
+
+class _Time(click.ParamType[float]):
+    """A span of time, "50ms", "1.5s" or "2h", in seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s|m|h|d)", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no span of time; write 50ms, 1.5s, 15m or 2h", param, ctx)
+        seconds = float(found[1]) * _UNITS[found[2]]
+        if seconds > 365 * 86_400:
+            self.fail(f"{value!r} is more than a year", param, ctx)
+        return seconds
+
+
+@click.command()
+@click.option("--tenant", default="", help="Only traces in which this tenant has spans, and those alone.")
+@click.option("--service", default="", help="Only traces in which this service has spans, NAME or TENANT/NAME.")
+@click.option("--status", type=click.Choice(["any", "error"]), default="any", show_default=True, help="How they ended.")
+@click.option("--min-duration", type=_Time(), default="0s", help="Only traces in which a span took so long, 50ms.")
+@click.option("--since", type=_Time(), default="1h", show_default=True, help="How far back.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many at most.")
+@render.output_option
+def traces(tenant: str, service: str, status: str, min_duration: float, since: float, limit: int, output: str) -> None:
+    """Show recent traces, the newest first."""
+    request = SearchTracesRequest(tenant=tenant, service=service, failed=status == "error")
+    request.min_duration.FromNanoseconds(int(min_duration * 1e9))
+    request.start.FromNanoseconds(int((utc_now().timestamp() - since) * 1e9))
+    found: list[TraceSummary] = []
+    with client.connect_current() as mesh:
+        while True:
+            request.page_size = min(_PAGE, limit - len(found))
+            answer = mesh.admin.SearchTraces(request, timeout=client.TIMEOUT_S)
+            found += answer.traces
+            request.page_token = answer.next_page_token
+            if not answer.next_page_token or len(found) >= limit:
+                break
+    if output != "table":
+        render.data([render.as_dict(trace) for trace in found], output)
+        return
+    rows = [
+        (
+            trace.trace_id,
+            trace.start.ToDatetime().isoformat(sep=" ", timespec="milliseconds"),
+            render.duration(trace.duration.ToNanoseconds() / 1e9),
+            trace.spans,
+            trace.errors,
+            trace.service,
+            trace.name,
+        )
+        for trace in found
+    ]
+    render.table(("TRACE", "BEGAN (UTC)", "TOOK", "SPANS", "FAILED", "SERVICE", "NAME"), rows)
+    if request.page_token:
+        click.echo("there are more: ask for a longer --limit or a shorter --since", err=True)
+
+
+@click.command()
+@click.argument("trace_id")
+@click.option("--tenant", default="", help="Only this tenant's spans.")
+@render.output_option
+def trace(trace_id: str, tenant: str, output: str) -> None:
+    """Show the spans of a trace, each below the one that caused it."""
+    wanted = trace_id.lower()
+    if re.fullmatch(r"[0-9a-f]{32}", wanted) is None:
+        raise click.BadParameter("a trace id has 32 hexadecimal digits; `meshwarden traces` lists some")
+    with client.connect_current() as mesh:
+        answer = mesh.admin.GetTrace(GetTraceRequest(trace_id=wanted, tenant=tenant), timeout=client.TIMEOUT_S)
+    if output != "table":
+        render.data(render.as_dict(answer), output)
+        return
+    _show(wanted, answer)
+
+
+def _show(trace_id: str, answer: GetTraceResponse) -> None:
+    first_ns = min(_ns(span.start) for span in answer.spans)
+    total_ns = max(_ns(span.start) + span.duration.ToNanoseconds() for span in answer.spans) - first_ns
+    columns = ("SPAN", "SERVICE", "NODE", "BEGAN", "TOOK", "STATUS")
+    rows: list[tuple[object, ...]] = []
+    for span, depth in tree(answer.spans):
+        begun_ns = _ns(span.start) - first_ns
+        row: tuple[object, ...] = (
+            "  " * min(depth, _MAX_INDENT) + span.name,
+            span.service,
+            span.node,
+            f"+{render.duration(begun_ns / 1e9)}" if begun_ns else "0",
+            render.duration(span.duration.ToNanoseconds() / 1e9),
+            _status(span),
+        )
+        rows.append((*row, _bar(begun_ns, span.duration.ToNanoseconds(), total_ns)) if sys.stdout.isatty() else row)
+    click.echo(f"trace {trace_id}, region {answer.region}, {render.duration(total_ns / 1e9)}", err=True)
+    render.table((*columns, "") if sys.stdout.isatty() else columns, rows)
+    for span in answer.spans:
+        for link in span.links:
+            said = "".join(f" {key}={value}" for key, value in sorted(link.attributes.items()))
+            click.echo(
+                f"link\t{render.plain(span.name)}\ttrace {link.trace_id} span {link.span_id}{render.plain(said)}"
+            )
+    if answer.omitted:
+        click.echo(f"incomplete: {answer.omitted} more spans than one answer holds", err=True)
+    elif answer.incomplete:
+        click.echo("incomplete: parents are missing: late, lost, forgotten, or not yours to see", err=True)
+
+
+def tree(spans: Sequence[TraceSpan]) -> Iterator[tuple[TraceSpan, int]]:
+    """Every span once, each below its parent, with its depth; ids may say anything, even go around in a circle."""
+    known = {span.span_id for span in spans}
+    children: dict[str, list[TraceSpan]] = {}
+    for span in spans:
+        children.setdefault(span.parent_span_id if span.parent_span_id in known else "", []).append(span)
+    told: set[int] = set()
+    # Those at a top first; what is in no tree then is in a circle, and begins somewhere.
+    for top in (*children.get("", ()), *spans):
+        waiting = [(top, 0)]
+        while waiting:
+            span, depth = waiting.pop()
+            if id(span) in told:
+                continue
+            told.add(id(span))
+            yield span, depth
+            waiting += [(child, depth + 1) for child in reversed(children.get(span.span_id, ()))]
+
+
+def _status(span: TraceSpan) -> str:
+    missing = ["parent missing"] if span.parent_missing else []
+    if span.status != TraceSpan.ERROR:
+        return ", ".join(["ok", *missing])
+    said = span.attributes.get("rpc.response.status_code") or span.attributes.get("http.response.status_code") or ""
+    return ", ".join([" ".join(filter(None, ("failed", said, span.status_message[:80]))), *missing])
+
+
+def _bar(begun_ns: int, took_ns: int, total_ns: int) -> str:
+    """Where in the trace's time a span lies."""
+    if total_ns <= 0:
+        return ""
+    before = min(_BAR - 1, begun_ns * _BAR // total_ns)
+    return " " * before + "█" * max(1, min(_BAR - before, round(took_ns * _BAR / total_ns)))
+
+
+def _ns(stamp: Timestamp) -> int:
+    return stamp.ToNanoseconds()

@@ -1,0 +1,406 @@
+"""Recent traces: what is kept and for how long, who may find what, and what hostile spans do."""
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import apsw
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
+
+from meshwarden.controlplane.gather import trace_part, trace_query
+from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.resource import Checked
+from meshwarden.controlplane.gather.tally import DROPPED, PASSED, RECEIVED, STORE, Tally
+from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
+from meshwarden.controlplane.gather.trace_store import TraceStore
+
+NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
+NOW_NS = nanoseconds(NOW)
+TRACE = bytes(range(1, 17))
+ALL = Question("", False, 0, 0, NOW_NS)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def durable(tmp_path: Path) -> Iterator[Durable]:
+    durable = Durable(tmp_path / "gather.sqlite")
+    yield durable
+    durable.close()
+
+
+@pytest.fixture
+def tally(durable: Durable) -> Tally:
+    tally = Tally()
+    durable.add(tally)
+    return tally
+
+
+@pytest.fixture
+def store(durable: Durable, tally: Tally, clock: Clock) -> TraceStore:
+    return TraceStore(durable, tally, clock, max_size_bytes=200_000)
+
+
+def span(
+    number: int, parent: int = 0, *, trace: bytes = TRACE, start_ms: int = 0, ms: int = 10, **more: object
+) -> Span:
+    start_ns = NOW_NS - 60 * 10**9 + start_ms * 10**6
+    values: dict[str, object] = {
+        "trace_id": trace,
+        "span_id": number.to_bytes(8, "big"),
+        "parent_span_id": parent.to_bytes(8, "big") if parent else b"",
+        "name": f"do {number}",
+        "start_time_unix_nano": start_ns,
+        "end_time_unix_nano": start_ns + ms * 10**6,
+        **more,
+    }
+    return Span(**values)  # type: ignore[arg-type]
+
+
+def put(store: TraceStore, owner: str, *spans: Span) -> None:
+    """Adds spans of "<tenant>/<service>" as `check_resource` leaves them; without a tenant the mesh's own."""
+    tenant, _, service = owner.rpartition("/")
+    said = {"mesh.tenant": tenant, "mesh.service": service} if tenant else {"service.name": service}
+    said["mesh.node"] = "node-1"
+    message = ResourceSpans(scope_spans=[ScopeSpans(spans=spans)])
+    for key, value in said.items():
+        message.resource.attributes.append(KeyValue(key=key, value=AnyValue(string_value=value)))
+    store.add(Checked("span", tenant, message, len(spans)), message.SerializeToString())
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+def only(tenant: str) -> Callable[[str], bool]:
+    return lambda other: other == tenant
+
+
+def counted(tally: Tally, kind: str, reason: str = "") -> int:
+    return sum(
+        n for (of, stage, _, _, why), n in tally.totals().items() if (of, stage) == (kind, STORE) and why == reason
+    )
+
+
+async def test_a_trace_crosses_tenants_and_each_sees_its_own(durable: Durable, store: TraceStore) -> None:
+    put(store, "acme/web", span(1), span(2, 1, start_ms=1))
+    put(store, "platform/orders", span(3, 2, start_ms=2, status=Status(code=Status.STATUS_CODE_ERROR, message="no")))
+    await durable.flush()
+    found = await store.find(TRACE, everything)
+    assert found is not None
+    assert [(item.service, item.name, item.parent_missing) for item in found.spans] == [
+        ("acme/web", "do 1", False),
+        ("acme/web", "do 2", False),
+        ("platform/orders", "do 3", False),
+    ]
+    assert not found.incomplete
+    assert (found.spans[2].status, found.spans[2].status_message, found.spans[2].node) == (2, "no", "node-1")
+    theirs = await store.find(TRACE, only("platform"))
+    assert theirs is not None
+    assert [item.service for item in theirs.spans] == ["platform/orders"]
+    assert theirs.incomplete
+    assert theirs.spans[0].parent_missing
+    assert await store.find(TRACE, only("globex")) is None
+    ((summary,), _) = await store.search(ALL, only("acme"), 20)
+    assert (summary.spans, summary.errors, list(summary.services)) == (2, 0, ["acme/web"])
+    ((summary,), _) = await store.search(ALL, everything, 20)
+    assert (summary.service, summary.name, summary.spans, summary.errors) == ("acme/web", "do 1", 3, 1)
+    assert summary.duration.ToMilliseconds() == 12
+    assert await store.search(ALL, only("globex"), 20) == ([], None)
+
+
+async def test_the_mesh_itself_has_no_tenant(durable: Durable, store: TraceStore) -> None:
+    put(store, "meshwarden-agent", span(1))
+    await durable.flush()
+    assert await store.find(TRACE, only("acme")) is None
+    found = await store.find(TRACE, only(""))
+    assert found is not None
+    assert found.spans[0].service == "meshwarden-agent"
+
+
+async def test_nobody_takes_the_id_of_anothers_span(durable: Durable, store: TraceStore, tally: Tally) -> None:
+    # The one who is called knows the ids of its caller.
+    put(store, "platform/orders", span(1, name="forged"))
+    put(store, "acme/web", span(1, name="true"))
+    put(store, "acme/other", span(1, name="forged by a neighbour"))
+    await durable.flush()
+    mine = await store.find(TRACE, only("acme"))
+    assert mine is not None
+    assert {(item.service, item.name) for item in mine.spans} == {
+        ("acme/web", "true"),
+        ("acme/other", "forged by a neighbour"),
+    }
+    assert counted(tally, DROPPED, "duplicate") == 0
+
+
+async def test_a_span_that_comes_again_is_kept_once_and_counted(
+    durable: Durable, store: TraceStore, tally: Tally
+) -> None:
+    put(store, "acme/web", span(1), span(1), span(2, 1))
+    put(store, "acme/web", span(2, 1))
+    await durable.flush()
+    put(store, "acme/web", span(1, name="again"), span(3, 1))
+    await durable.flush()
+    put(store, "acme/web", span(1), span(2), span(3))
+    await durable.flush()
+    found = await store.find(TRACE, everything)
+    assert found is not None
+    assert sorted(item.name for item in found.spans) == ["do 1", "do 2", "do 3"]
+    assert counted(tally, PASSED) == 3
+    assert counted(tally, DROPPED, "duplicate") == 6
+    assert counted(tally, RECEIVED) == 9
+
+
+async def test_spans_without_ids_are_dropped_and_counted(durable: Durable, store: TraceStore, tally: Tally) -> None:
+    put(
+        store,
+        "acme/web",
+        span(1, trace=b""),
+        span(1, trace=bytes(16)),
+        span(1, trace=TRACE + b"x"),
+        span(0),
+        span(1, span_id=b"short"),
+        span(7),
+    )
+    await durable.flush()
+    assert (counted(tally, PASSED), counted(tally, DROPPED, "malformed")) == (1, 5)
+
+
+async def test_hostile_times_and_values_are_bounded(durable: Durable, store: TraceStore) -> None:
+    deep = AnyValue(string_value="core")
+    for _ in range(20):
+        deep = AnyValue(array_value=ArrayValue(values=[deep]))
+    values = [
+        KeyValue(key="deep", value=deep),
+        KeyValue(key="map", value=AnyValue(kvlist_value=KeyValueList(values=[KeyValue(key="a")]))),
+        KeyValue(key="bytes", value=AnyValue(bytes_value=b"\xff")),
+        KeyValue(key="nan", value=AnyValue(double_value=float("nan"))),
+        KeyValue(key="", value=AnyValue(bool_value=True)),
+    ]
+    last = 2**64 - 1
+    put(
+        store,
+        "acme/web",
+        span(1, start_time_unix_nano=last, end_time_unix_nano=last, attributes=values, kind=77),  # type: ignore[arg-type]
+        span(2, 1, start_time_unix_nano=0, end_time_unix_nano=last),
+        span(3, 2, start_time_unix_nano=last, end_time_unix_nano=0, status=Status(code=9)),  # type: ignore[arg-type]
+        span(4, 4),
+        span(5, 4, links=[Span.Link(trace_id=b"x" * 40)], events=[Span.Event(name="e", time_unix_nano=last)]),
+    )
+    await durable.flush()
+    found = await store.find(TRACE, everything)
+    assert found is not None
+    assert len(found.spans) == 5
+    first = next(item for item in found.spans if item.name == "do 1")
+    assert (first.attributes["bytes"], first.attributes["map"], first.attributes[""]) == ("ff", '{"a": null}', "true")
+    ((summary,), _) = await store.search(ALL, everything, 20)
+    assert summary.spans == 5
+    # A clock that is ahead puts nobody before the others for ever.
+    other = bytes(15) + b"\x01"
+    put(store, "acme/web", span(1, trace=other, start_time_unix_nano=last, end_time_unix_nano=last))
+    await durable.flush()
+    (found_, _) = await store.search(Question("", False, 0, NOW_NS, NOW_NS), everything, 20)
+    assert [item.trace_id for item in found_] == [other.hex()]
+
+
+async def test_one_service_fills_no_trace_beyond_reading(
+    durable: Durable, store: TraceStore, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_part, "MAX_SPANS", 10)
+    monkeypatch.setattr(trace_part, "MAX_BLOCKS", 3)
+    put(store, "acme/web", *(span(number) for number in range(1, 20)))
+    for number in range(1, 6):
+        put(store, "acme/slow", span(number))
+        await durable.flush()
+    assert counted(tally, DROPPED, "trace_too_large") == 9 + 2
+    found = await store.find(TRACE, everything)
+    assert found is not None
+    assert len(found.spans) == 13
+
+
+async def test_an_answer_is_bounded_and_says_what_is_left_out(
+    durable: Durable, store: TraceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, "acme/web", *(span(number, start_ms=number) for number in range(1, 50)))
+    await durable.flush()
+    monkeypatch.setattr(trace_query, "MAX_ANSWER_BYTES", 1000)
+    found = await store.find(TRACE, everything)
+    assert found is not None
+    assert 0 < found.ByteSize() <= 1100
+    assert found.omitted == 49 - len(found.spans)
+    assert found.incomplete
+    monkeypatch.setattr(trace_query, "MAX_LOOKED_AT", 3)
+    put(store, "acme/web", *(span(1, trace=os.urandom(16)) for _ in range(5)))
+    await durable.flush()
+    page, after = await store.search(Question("", True, 0, 0, NOW_NS), everything, 20)
+    assert page == []
+    assert after is not None
+    # Three of six were looked at, and three are left.
+    page, after = await store.search(Question("", True, 0, 0, NOW_NS), everything, 20, after)
+    assert (page, after is None) == ([], False)
+    assert await store.search(Question("", True, 0, 0, NOW_NS), everything, 20, after) == ([], None)
+
+
+async def test_what_is_asked_is_asked_of_one_service(durable: Durable, store: TraceStore) -> None:
+    failed = Status(code=Status.STATUS_CODE_ERROR)
+    other, third = os.urandom(16), os.urandom(16)
+    put(store, "acme/web", span(1, ms=500), span(1, trace=other, ms=5, start_ms=1))
+    put(store, "platform/orders", span(2, 1, status=failed), span(2, trace=third, start_ms=2))
+
+    async def traces(service: str = "", failed: bool = False, ms: int = 0) -> list[str]:
+        found, _ = await store.search(Question(service, failed, ms * 10**6, 0, NOW_NS), everything, 20)
+        return [item.trace_id for item in found]
+
+    await durable.flush()
+    assert await traces() == [third.hex(), other.hex(), TRACE.hex()]
+    assert await traces("web") == await traces("acme/web") == [other.hex(), TRACE.hex()]
+    assert await traces("platform/web") == await traces("nobody") == []
+    assert await traces(failed=True) == [TRACE.hex()]
+    assert await traces("web", failed=True) == []
+    assert await traces(ms=100) == [TRACE.hex()]
+
+
+async def test_spans_are_forgotten_after_a_while(durable: Durable, store: TraceStore, clock: Clock) -> None:
+    put(store, "acme/web", span(1))
+    await durable.flush()
+    clock.now = NOW + timedelta(hours=20)
+    put(store, "acme/web", span(2, 1))
+    old = os.urandom(16)
+    put(store, "acme/web", span(1, trace=old))
+    await durable.flush()
+    size = store.size_bytes()
+    clock.now = NOW + timedelta(hours=25)
+    assert await durable.work(store.prune) == ({}, False)
+    assert 0 < store.size_bytes() < size
+    found = await store.find(TRACE, everything)
+    assert found is not None
+    assert [item.name for item in found.spans] == ["do 2"]
+    assert found.incomplete
+    clock.now = NOW + timedelta(hours=50)
+    await durable.work(store.prune)
+    assert await store.find(TRACE, everything) is None
+    assert store.size_bytes() == 0
+    rows = await durable.read(lambda db: db.execute("SELECT count(*) FROM trace_parts").get)
+    assert rows == 0
+
+
+async def test_a_flood_of_one_tenant_pushes_out_its_own_spans(durable: Durable, store: TraceStore) -> None:
+    put(store, "platform/orders", span(1))
+    await durable.flush()
+    lost = 0
+    for _ in range(40):
+        noise = KeyValue(key="noise", value=AnyValue(string_value=os.urandom(5000).hex()))
+        put(store, "acme/web", *(span(n, trace=os.urandom(16), attributes=[noise]) for n in range(1, 4)))
+        await durable.flush()
+        is_more = True
+        while is_more:
+            too_much, is_more = await durable.work(store.prune)
+            assert set(too_much) <= {"acme"}
+            lost += too_much["acme"]
+    assert lost > 0
+    assert store.size_bytes() <= 200_000
+    assert await store.find(TRACE, everything) is not None
+
+
+async def test_a_disk_that_refuses_loses_nothing_and_counts_the_rest(
+    durable: Durable, store: TraceStore, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, "acme/web", span(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(tally, "write", lambda *_: (_ for _ in ()).throw(apsw.FullError("full")))
+        with pytest.raises(apsw.FullError):
+            await durable.flush()
+    assert await store.find(TRACE, everything) is None
+    monkeypatch.setattr("meshwarden.controlplane.gather.trace_store.WAITING_BYTES", 1000)
+    for number in range(2, 30):
+        put(store, "acme/web", span(number, 1))
+    await durable.flush()
+    kept, lost = counted(tally, PASSED), counted(tally, DROPPED, "disk_full")
+    assert kept > 1
+    assert lost > 1
+    assert kept + lost == counted(tally, RECEIVED) == 29
+
+
+async def test_a_store_goes_on_where_it_stopped(tmp_path: Path, clock: Clock) -> None:
+    for number in (1, 2):
+        durable, tally = Durable(tmp_path / "again.sqlite"), Tally()
+        durable.add(tally)
+        store = TraceStore(durable, tally, clock)
+        put(store, "acme/web", span(1), span(number))
+        await durable.flush()
+        found = await store.find(TRACE, everything)
+        assert found is not None
+        assert len(found.spans) == number
+        size = store.size_bytes()
+        durable.close()
+    durable, tally = Durable(tmp_path / "again.sqlite"), Tally()
+    durable.add(tally)
+    assert TraceStore(durable, tally, clock).size_bytes() == size
+    assert counted(tally, RECEIVED) == counted(tally, PASSED) + counted(tally, DROPPED, "duplicate") == 4
+    durable.close()
+
+
+@given(
+    parts=st.lists(
+        st.tuples(st.integers(1, 6), st.sampled_from(["a/x", "a/y", "b/x"]), st.integers(0, 3), st.booleans()),
+        max_size=20,
+    ),
+    most=st.integers(1, 4),
+    failed=st.booleans(),
+    service=st.sampled_from(["", "x", "a/x", "b/x"]),
+)
+@settings(max_examples=60, deadline=None)
+async def test_pages_have_every_trace_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    parts: list[tuple[int, str, int, bool]],
+    most: int,
+    failed: bool,
+    service: str,
+) -> None:
+    durable, tally = Durable(tmp_path_factory.mktemp("pages") / "db.sqlite"), Tally()
+    durable.add(tally)
+    store = TraceStore(durable, tally, lambda: NOW)
+    wanted: set[str] = set()
+    failing: set[tuple[int, str]] = set()
+    for number, (trace, owner, start_ms, is_bad) in enumerate(parts, 1):
+        status = Status(code=Status.STATUS_CODE_ERROR if is_bad else 0)
+        put(store, owner, span(number, trace=trace.to_bytes(16, "big"), start_ms=start_ms, status=status))
+        if is_bad:
+            failing.add((trace, owner))
+    for trace, owner, _, _ in parts:
+        if service in ("", owner, owner[2:]) and (not failed or (trace, owner) in failing):
+            wanted.add(trace.to_bytes(16, "big").hex())
+    await durable.flush()
+    found: list[str] = []
+    after: Place | None = None
+    while True:
+        page, after = await store.search(Question(service, failed, 0, 0, NOW_NS), everything, most, after)
+        found += [item.trace_id for item in page]
+        if after is None:
+            break
+        after = Place.parse(str(after))
+    durable.close()
+    assert len(found) == len(set(found))
+    assert set(found) == wanted
+
+
+@pytest.mark.parametrize("token", ["1.2", f"{2**63}.1.{TRACE.hex()}", f"1.{2**63}.{TRACE.hex()}", "a.b.c", "1.1.zz"])
+def test_a_token_that_is_none_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match="page token"):
+        Place.parse(token)
