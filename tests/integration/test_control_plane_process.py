@@ -62,8 +62,9 @@ def test_its_audit_log_begins_with_the_issuing_certificate(short_dir: Path) -> N
     serve(short_dir, listen="192.0.2.1:1")
     events = [json.loads(line) for line in (short_dir / "state" / "audit.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["authority.issue", "controlplane.issue"]
-    assert events[0]["subject"].endswith("CN=issuing of mesh.test,O=Meshwarden")
-    assert len(events[0]["root"]) == 64
+    issuing = events[0]["fields"]
+    assert issuing["subject"].endswith("CN=issuing of mesh.test,O=Meshwarden")
+    assert len(issuing["root"]) == 64
 
 
 def test_a_traceback_in_the_log_shows_no_variables() -> None:

@@ -228,6 +228,11 @@ def authority_name(trust_domain: str, what: str, public_key: PublicKey) -> x509.
     )
 
 
+def name_text(name: x509.Name) -> str:
+    """Writes a name for people; RFC 4514 has no short name for the number that ours end in."""
+    return name.rfc4514_string({NameOID.SERIAL_NUMBER: "serialNumber"})
+
+
 def _issuer_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     try:
         identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value

@@ -23,7 +23,8 @@ from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call
 from meshwarden.sdk.limit import Limiter, retry_after
 from meshwarden.sdk.outgoing import DECISION_KEY
-from meshwarden.sdk.trace import Span, tracer
+from meshwarden.sdk.span import Span
+from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
 # Neither limited nor counted: the agent asks every second, and asking must not use up a tenant's calls.

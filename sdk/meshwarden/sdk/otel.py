@@ -12,7 +12,7 @@ import grpc
 from opentelemetry import context, propagate, trace
 
 from meshwarden.sdk.exemplar import TraceIds
-from meshwarden.sdk.trace import Headers, Metadata, Span
+from meshwarden.sdk.span import Headers, Metadata, Span
 
 _SCOPE: Final = "meshwarden.sdk"
 # A server's failures; the other codes say something of the request.

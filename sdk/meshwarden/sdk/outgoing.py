@@ -10,7 +10,8 @@ import grpc
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.count import Call
 from meshwarden.sdk.exemplar import TraceIds
-from meshwarden.sdk.trace import Headers, Span, tracer
+from meshwarden.sdk.span import Headers, Span
+from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
 DECISION_KEY: Final = "mesh-decision"

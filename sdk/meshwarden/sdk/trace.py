@@ -10,52 +10,19 @@ import contextvars
 import functools
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final
 
 import grpc
 
 from meshwarden.sdk.exemplar import TraceIds
-
-Headers = tuple[tuple[str, str], ...]
-Metadata = Iterable[tuple[str, str | bytes]]
+from meshwarden.sdk.span import Headers, Metadata, Span, Tracer
 
 _PARENT: Final = "traceparent"
 _STATE: Final = "tracestate"
 _MAX_STATE: Final = 512
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _incoming: contextvars.ContextVar[Headers] = contextvars.ContextVar("meshwarden_trace", default=())
-
-
-class Span(Protocol):
-    """One side of one call, from its beginning on."""
-
-    @property
-    def headers(self) -> Headers:
-        """What a client sends along."""
-
-    @property
-    def sampled(self) -> TraceIds | None:
-        """Where the call is recorded; None if it is not."""
-
-    def end(self, code: grpc.StatusCode, details: str) -> None:
-        """The call has ended. To be called once."""
-
-
-class Tracer(Protocol):
-    """Makes spans."""
-
-    def client(self, method: str, destination: str) -> Span:
-        """Begins a call to be made, below the one being served."""
-
-    def server(self, method: str, metadata: Metadata, source: str) -> Span:
-        """Begins a call to be served; in this context calls made from now on are below it.
-
-        Args:
-            method: "/package.Service/Method".
-            metadata: the caller's.
-            source: the caller's SPIFFE ID.
-        """
 
 
 class _Carried:

@@ -16,6 +16,7 @@ from meshwarden.certs.issue import (
     ROOT_TTL,
     IssueRefused,
     IssuerKey,
+    name_text,
     self_signed_root,
     sign_intermediate,
 )
@@ -41,7 +42,7 @@ class LocalAuthority(IssuingAuthority):
     @property
     def description(self) -> str:
         """Who signs, for people."""
-        return f"embedded: {self._root.root.subject.rfc4514_string()}"
+        return f"embedded: {name_text(self._root.root.subject)}"
 
     async def _sign_intermediate(
         self, key: ec.EllipticCurvePrivateKey, now: datetime

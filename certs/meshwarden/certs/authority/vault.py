@@ -20,7 +20,7 @@ from meshwarden.certs.authority.port import AuthorityError, OnIssued, Secret
 from meshwarden.certs.authority.vault_client import VaultClient
 from meshwarden.certs.bundle import is_authority
 from meshwarden.certs.error import UNREADABLE
-from meshwarden.certs.issue import INTERMEDIATE_TTL, authority_name
+from meshwarden.certs.issue import INTERMEDIATE_TTL, authority_name, name_text
 
 
 class VaultAuthority(IssuingAuthority):
@@ -136,7 +136,7 @@ class VaultAuthority(IssuingAuthority):
             ),
         )
         chain = self._chain(answer["data"], key)
-        self._subject = chain[-1].subject.rfc4514_string()
+        self._subject = name_text(chain[-1].subject)
         return chain, (chain[-1],)
 
     def _chain(self, data: dict[str, object], key: ec.EllipticCurvePrivateKey) -> tuple[x509.Certificate, ...]:
@@ -154,7 +154,7 @@ class VaultAuthority(IssuingAuthority):
             parent = next((issuer for issuer in issuers if issuer.subject == chain[-1].issuer), None)
             if parent is None or parent in chain:
                 raise AuthorityError(
-                    f"{self.description}: the chain ends at {chain[-1].issuer.rfc4514_string()!r}, which isn't a root; "
+                    f"{self.description}: the chain ends at {name_text(chain[-1].issuer)!r}, which isn't a root; "
                     "import the root's certificate into the PKI engine"
                 )
             chain.append(parent)

@@ -5,6 +5,7 @@ import urllib.request
 
 from cryptography import x509
 
+from meshwarden.certs.issue import name_text
 from meshwarden.controlplane.local.check.call import Probes
 from meshwarden.controlplane.local.check.mesh import Mesh, until
 from meshwarden.controlplane.local.check.result import CheckFailed, require
@@ -21,7 +22,7 @@ async def vault_root(mesh: Mesh, probes: Probes) -> str:
     shown = x509.load_pem_x509_certificate(await asyncio.to_thread(_root_pem, vault))
     ours = x509.load_pem_x509_certificates(mesh.roots_pem)
     require(ours == [shown], "the mesh's root is not that of OpenBao")
-    return f"root {shown.subject.rfc4514_string()} of OpenBao at {vault.address}"
+    return f"root {name_text(shown.subject)} of OpenBao at {vault.address}"
 
 
 async def vault_secret(mesh: Mesh, probes: Probes) -> str:
