@@ -19,7 +19,7 @@ from meshwarden.controlplane.resources.model import (
 from meshwarden.controlplane.resources.validate import FieldFault, rule_faults
 from meshwarden.v1.admin_service_pb2 import ExplainRequest
 from meshwarden.v1.node_service_pb2 import SyncRequest
-from meshwarden.v1.resource_service_pb2 import ApplyRequest, DeleteRequest, ResourceRef
+from meshwarden.v1.resource_service_pb2 import ApplyRequest, DeleteRequest, GetRequest, ListRequest, ResourceRef
 from meshwarden.v1.resources_pb2 import (
     AccessPolicy,
     AccessPolicySpec,
@@ -112,3 +112,10 @@ def test_messages_that_are_not_ours_have_no_rules() -> None:
     from google.protobuf.duration_pb2 import Duration
 
     assert rule_faults(Duration(seconds=1)) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_can_be_asked_for_and_deleted(kind: str) -> None:
+    ref = ResourceRef(kind=kind, tenant="a", name="b")
+    for request in (GetRequest(ref=ref), DeleteRequest(refs=[ref]), ListRequest(kind=kind)):
+        assert rule_faults(request) == []
