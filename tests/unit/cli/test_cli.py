@@ -1,5 +1,6 @@
 """Commands: what they write, print and exit with."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,13 @@ def test_a_server_that_is_told_wrong_says_which_setting(tmp_path: Path, text: st
     assert done.exit_code == 1
     assert said in done.output
     assert "fix: set each in the file of --config" in done.output
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["context", "list"], ["context", "list", "-o", "json"]])
+def test_output_that_cannot_be_written_is_one_line(arguments: list[str], unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "meshwarden.controlplane", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (1, "error: can't write: No space left on device\n")

@@ -262,3 +262,24 @@ def test_a_mesh_that_is_gone_exits_3(mesh: grpc.Server) -> None:
     code, _, err = run("status")
     assert code == 3
     assert "fix: " in err
+
+
+@pytest.mark.usefixtures("mesh")
+@pytest.mark.parametrize("spoilt", ["operator.key", "server.crt"])
+def test_a_file_of_the_context_that_is_garbage_is_named_before_grpc_sees_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], spoilt: str
+) -> None:
+    (tmp_path / spoilt).write_text("-----BEGIN NONSENSE-----")
+    code, _, err = run("status")
+    assert code == 1
+    first, second = err.splitlines()
+    assert first.startswith(f"error: {tmp_path / spoilt}: no ")
+    assert second.startswith("fix: ")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("mesh")
+def test_a_key_of_another_certificate_is_named(tmp_path: Path) -> None:
+    other, _ = certificate(tmp_path, "other", "spiffe://mesh.test/operator/me")
+    (tmp_path / "operator.key").write_bytes(other)
+    assert "operator.crt: SVID: the key is not that of the certificate" in run("status")[2]

@@ -1,7 +1,9 @@
 """`meshwarden`: the entry point. Commands are loaded when they are called, so that --help is quick."""
 
 import difflib
+import errno
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -33,6 +35,9 @@ COMMANDS = {
     "context": ("context_command", "context", "Choose the mesh to talk to."),
     "completion": ("completion", "completion", "Print shell completion."),
 }
+
+# Why a write fails, of whatever file; such errors name none.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Commands(click.Group):
@@ -68,6 +73,17 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Runs as a program; a disk that is full under the output, or under a file, is told in a line as well."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            _give_output_up()
+            click.echo(f"error: can't write: {error.strerror}", err=True)
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; a failed call to the mesh becomes a line that one can use."""
         try:
@@ -82,6 +98,15 @@ class Commands(click.Group):
             if isinstance(error, OSError) and error.filename:
                 raise Failure(f"{error.filename}: {error.strerror}") from None
             raise
+
+
+def _give_output_up() -> None:
+    """Lets what standard output has not taken go nowhere, else the interpreter complains of it once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 @click.command(cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,12 +10,15 @@ import grpc
 from cryptography import x509
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
+from meshwarden.certs.svid import InvalidSvid, X509Svid
 from meshwarden.controlplane.local.context import Context
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 
 TIMEOUT_S = 15.0
+READS = 3
+AGAIN = "the mesh writes it anew when it starts: `meshwarden up`"
 
 
 class Client:
@@ -48,23 +51,39 @@ def credentials_of(context: Context) -> tuple[Any, list[tuple[str, Any]]]:
     """Returns the channel credentials and the channel options that reach the context's control plane and no other.
 
     Raises:
-        LocalError: a file of the context can't be read.
+        LocalError: a file of the context can't be read, or is not what it should be.
     """
     _, spiffe_id = read_certificate(context)
     try:
-        credentials = grpc.ssl_channel_credentials(
-            Path(context.ca_file).read_bytes(),
-            Path(context.key_file).read_bytes(),
-            Path(context.cert_file).read_bytes(),
-        )
+        # gRPC says what is wrong with a file in lines of its own, and of the call only that it failed.
+        roots = Path(context.ca_file).read_bytes()
+        chain, key = _read_pair(context)
+        x509.load_pem_x509_certificates(roots)
     except OSError as error:
         raise LocalError(f"{error.filename}: {error.strerror}") from None
+    except ValueError:
+        raise LocalError(f"{context.ca_file}: no certificates, in PEM", AGAIN) from None
+    credentials = grpc.ssl_channel_credentials(roots, key, chain)
     return credentials, [
         # A DNS name that no CSR and no entry can obtain.
         ("grpc.ssl_target_name_override", f"controlplane.{spiffe_id.trust_domain}"),
         # A proxy of the environment has no business between an operator and the mesh.
         ("grpc.enable_http_proxy", 0),
     ]
+
+
+def _read_pair(context: Context) -> tuple[bytes, bytes]:
+    """Returns our certificates and their key, in PEM."""
+    for attempt in range(READS):
+        chain, key = Path(context.cert_file).read_bytes(), Path(context.key_file).read_bytes()
+        try:
+            X509Svid.load(chain, key)
+            break
+        except InvalidSvid as error:
+            # The mesh may have renewed them between the two.
+            if attempt == READS - 1:
+                raise LocalError(f"{context.key_file}: no key to {context.cert_file}: {error}", AGAIN) from None
+    return chain, key
 
 
 @contextlib.contextmanager
