@@ -28,6 +28,7 @@ from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.server import traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
+from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
@@ -71,6 +72,7 @@ class Gathered:
 
     def __init__(self) -> None:
         self.nodes: list[str] = []
+        self.marks = Marks()
 
     def ingest(self, node: str, _: object) -> None:
         self.nodes.append(node)
