@@ -192,6 +192,30 @@ async def test_a_graph_shows_each_operator_the_edges_of_its_tenant(
     assert answer.window.seconds == 300
 
 
+@pytest.mark.parametrize(
+    ("operator", "stages"),
+    [
+        ("operator/root", ["visibility", "access", "route", "limit", "endpoints"]),
+        ("tenant/platform/operator/paul", ["visibility", "access", "route", "limit", "endpoints"]),
+        ("tenant/acme/operator/anna", ["visibility", "access"]),
+    ],
+)
+async def test_operators_of_both_tenants_may_ask_why(world: World, operator: str, stages: list[str]) -> None:
+    answer = await world.stub(operator).Explain(explained("acme/web", "platform/orders"))
+    assert [step.stage for step in answer.steps] == stages
+    assert answer.decision == CallStat.DENIED
+
+
+async def test_an_operator_of_neither_tenant_may_not_ask_why(world: World) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.stub("tenant/acme/operator/anna").Explain(explained("globex/web", "platform/orders"))
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def explained(source: str, destination: str) -> v1.ExplainRequest:
+    return v1.ExplainRequest(**{"from": source, "to": destination, "method": "/o.Orders/Get"})
+
+
 async def test_an_operator_of_a_tenant_may_not_ask_for_anothers_graph(world: World) -> None:
     anna = world.stub("tenant/acme/operator/anna")
     with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -43,12 +43,13 @@ SPLIT = made(
 )
 
 
-def asked(*changes: Change, method: str = "/s.O/Get", caller: str = "acme/web", **headers: str) -> Any:
+def asked(*changes: Change, method: str = "/s.O/Get", caller: str = "acme/web", by: str = "", **headers: str) -> Any:
+    """The answer to an operator of tenant `by`, or of the mesh."""
     mesh = Mesh("mesh.test")
     mesh.apply(changes)
     request = admin_service_pb2.ExplainRequest(to="platform/orders", method=method, headers=headers)
     setattr(request, "from", caller)
-    return explain(mesh, request)
+    return explain(mesh, request, lambda tenant: by in ("", tenant))
 
 
 def step(answer: Any, stage: str) -> Any:
@@ -112,6 +113,43 @@ def test_the_limit_is_told_with_its_place() -> None:
     assert answer.limit == "600 calls in 60 s, 1 at once"
     assert step(answer, "limit").field == "spec.limits[1]"
     assert asked(ORDERS).limit == ""
+
+
+LIMIT = made("RatePolicy", "platform", "much", {"service": "orders", "limits": [{"tenant": "*", "requests": 7}]})
+HELD = (ORDERS, ALLOW, SPLIT, LIMIT, endpoint("a", "v1"))
+
+
+def test_who_does_not_see_the_callees_tenant_gets_the_decision_and_no_resource() -> None:
+    answer = asked(*HELD, by="acme")
+    assert (answer.visible, answer.decision) == (True, CallStat.ALLOWED)
+    assert [(item.stage, item.ok, item.resource, item.field) for item in answer.steps] == [
+        ("visibility", True, "", ""),
+        ("access", True, "", ""),
+    ]
+    assert (list(answer.routes), answer.limit, answer.endpoints) == ([], "", 0)
+    denied = asked(*HELD, by="acme", method="/s.O/Put")
+    assert denied.decision == CallStat.DENIED
+    said = "denied: no AccessPolicy of tenant platform lets acme/web call this"
+    assert step(denied, "access").text == said == step(asked(ORDERS, by="acme"), "access").text
+    for name in ("platform/who", "platform/way", "platform/much", "v1", "7 calls"):
+        assert name not in str(answer) + str(denied)
+
+
+def test_a_service_that_is_not_exported_is_to_the_callers_operator_as_if_it_were_not_there() -> None:
+    hidden = asked(*HELD, by="globex", caller="globex/web")
+    assert hidden == asked(by="globex", caller="globex/web")
+    assert [item.stage for item in hidden.steps] == ["visibility"]
+    assert hidden.decision == CallStat.DENIED
+
+
+def test_services_of_a_tenant_that_is_not_seen_are_not_named() -> None:
+    others = made("Service", "globex", "orders", {"protocol": "GRPC", "exportTo": ["acme"]})
+    for by in ("acme", "platform"):
+        text = step(asked(*HELD, others, by=by), "visibility").text
+        assert text.endswith("orders alone is ambiguous: platform/orders, another tenant's")
+    own = made("Service", "acme", "orders", {"protocol": "GRPC"})
+    assert step(asked(*HELD, own, by="acme"), "visibility").text.endswith("orders alone is acme/orders")
+    assert step(asked(*HELD, own, by="platform"), "visibility").text.endswith("orders alone is another tenant's")
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=30))

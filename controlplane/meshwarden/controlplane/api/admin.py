@@ -90,9 +90,12 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         return answer
 
     async def Explain(self, request: v1.ExplainRequest, context: Context) -> v1.ExplainResponse:
-        callee = request.to.partition("/")[0]
-        authorize(_caller(), "/meshwarden.v1.AdminService/Explain", callee)
-        answer = explain(self._publisher.mesh, request)
+        caller = _caller()
+        source, destination = (name.partition("/")[0] for name in (getattr(request, "from"), request.to))
+        # A denied caller is told to ask: its own operator may.
+        tenant = source if sees(caller, source) else destination
+        authorize(caller, "/meshwarden.v1.AdminService/Explain", tenant)
+        answer = explain(self._publisher.mesh, request, lambda tenant: sees(caller, tenant))
         answer.revision = self._publisher.revision
         return answer
 

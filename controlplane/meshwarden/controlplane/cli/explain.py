@@ -44,4 +44,8 @@ def explain(source: str, destination: str, method: str, headers: tuple[str, ...]
         render.table(("VERSION", "SHARE", "HEALTHY"), routes)
     if answer.limit:
         click.echo(f"limit: {render.plain(answer.limit)}")
+    if not any(step.stage == "endpoints" for step in answer.steps):
+        owner = destination.partition("/")[0]
+        click.echo(f"policies, routes, limits and endpoints are shown to the operators of tenant {owner}", err=True)
+        return
     click.echo(f"endpoints: {answer.healthy_endpoints} healthy of {answer.endpoints}")

@@ -1,4 +1,9 @@
-"""What would become of a call, and which resource decides: the same neutral values that the dialects are made of."""
+"""What would become of a call, and which resource decides: the same neutral values that the dialects are made of.
+
+Whoever does not see the callee's tenant is told what becomes of the call and why, without that tenant's resources.
+"""
+
+from collections.abc import Callable
 
 from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.endpoint import takes_calls
@@ -11,8 +16,10 @@ from meshwarden.v1.report_pb2 import CallStat
 class _Call:
     """The call asked about, and the answer as it grows."""
 
-    def __init__(self, mesh: Mesh, request: admin_service_pb2.ExplainRequest) -> None:
-        self.mesh = mesh
+    def __init__(
+        self, mesh: Mesh, request: admin_service_pb2.ExplainRequest, shown: Callable[[str], bool] = lambda tenant: True
+    ) -> None:
+        self.mesh, self.shown = mesh, shown
         self.caller = _name(getattr(request, "from"))
         self.callee = _name(request.to)
         self.service = mesh.find("Service", *self.callee)
@@ -28,15 +35,40 @@ class _Call:
         self.answer.steps.add(stage=stage, resource=resource, field=field, text=text, ok=ok)
 
 
-def explain(mesh: Mesh, request: admin_service_pb2.ExplainRequest) -> admin_service_pb2.ExplainResponse:
+def explain(
+    mesh: Mesh, request: admin_service_pb2.ExplainRequest, shown: Callable[[str], bool] = lambda tenant: True
+) -> admin_service_pb2.ExplainResponse:
     """Says what would become of a call. Every stage is answered, also those after a refusal.
 
     A method without a verb to an HTTP service fits only patterns without one.
+
+    Args:
+        mesh: what there is.
+        request: the call.
+        shown: whether who asks may be shown the resources of a tenant. Where they may not be shown the callee's, the
+            stages are visibility and, where the name resolves, access.
     """
-    call = _Call(mesh, request)
-    for stage in (_visibility, _access, _route, _limit, _endpoints):
+    call = _Call(mesh, request, shown)
+    stages = (_visibility, _access, _route, _limit, _endpoints) if shown(call.callee.tenant) else (_outside,)
+    for stage in stages:
         stage(call)
     return call.answer
+
+
+def _outside(call: _Call) -> None:
+    """What the caller's side would find out by calling."""
+    callee, tenant = call.callee, call.caller.tenant
+    call.answer.decision = CallStat.DENIED
+    call.answer.visible = call.service is not None and call.mesh.sees(tenant, callee)
+    if not call.answer.visible:
+        call.step("visibility", False, f"tenant {tenant} sees no service {callee}: its name does not resolve there")
+        return
+    call.step("visibility", True, _names(call))
+    if access.access(call.mesh, callee).find(call.caller, call.path, call.verb) is None:
+        call.step("access", False, f"denied: no AccessPolicy of tenant {callee.tenant} lets {call.caller} call this")
+        return
+    call.answer.decision = CallStat.ALLOWED
+    call.step("access", True, f"allowed: an AccessPolicy of tenant {callee.tenant} lets {call.caller} call this")
 
 
 def _visibility(call: _Call) -> None:
@@ -55,14 +87,22 @@ def _visibility(call: _Call) -> None:
             "spec.exportTo",
         )
         return
+    call.step("visibility", True, _names(call), title, "" if tenant == callee.tenant else "spec.exportTo")
+
+
+def _names(call: _Call) -> str:
+    """By which names the caller's tenant knows the callee; of other services it names those that may be shown."""
+    callee, tenant = call.callee, call.caller.tenant
     found = call.mesh.candidates(tenant, callee.name)
     names = [f"{callee.name}.{callee.tenant}"] + ([callee.name] if found == [callee] else [])
     text = f"tenant {tenant} sees it as {' and as '.join(names)}"
+    others = [str(name) for name in found if name == callee or call.shown(name.tenant)]
+    hidden = ["another tenant's"] if len(others) < len(found) else []
     if len(found) > 1:
-        text += f"; {callee.name} alone is ambiguous: {', '.join(map(str, found))}"
+        text += f"; {callee.name} alone is ambiguous: {', '.join(others + hidden)}"
     elif found != [callee]:
-        text += f"; {callee.name} alone is {found[0]}"
-    call.step("visibility", True, text, title, "" if tenant == callee.tenant else "spec.exportTo")
+        text += f"; {callee.name} alone is {(others + hidden)[0]}"
+    return text
 
 
 def _access(call: _Call) -> None:
