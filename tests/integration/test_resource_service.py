@@ -192,6 +192,30 @@ async def test_the_same_again_changes_nothing(world: World) -> None:
     assert len(world.events()) == 2
 
 
+async def test_a_dry_run_answers_with_every_fault_where_trailers_hold_but_the_first(world: World) -> None:
+    await apply(world.root, MESH)
+    names = [f"missing-{number}" for number in range(90)]
+    policies = [
+        f"kind: AccessPolicy\nmetadata: {{tenant: platform, name: p-{name}}}\n"
+        f"spec: {{service: orders, allow: [{{from: [{{tenant: {name}, service: '*'}}]}}]}}\n"
+        for name in names
+    ]
+    wanted = [f"resources[{number}].spec.allow[0].from[0].tenant" for number in range(90)]
+    cut = violations(await refused(apply(world.root, "---\n".join(policies))))
+    assert 20 < len(cut) < 90
+    assert cut[-1] == f": and {91 - len(cut)} more: mend these first"
+    answer = await apply(world.root, "---\n".join(policies), dry_run=True)
+    assert [fault.field for fault in answer.faults] == wanted
+    assert [name in fault.message for name, fault in zip(names, answer.faults, strict=True)] == [True] * 90
+    assert not answer.changes
+
+
+async def test_what_the_rules_of_a_kind_refuse_a_dry_run_answers_too(world: World) -> None:
+    batched = [*batch(MESH), Resource(tenant=Tenant(kind="Tenant", metadata=Metadata(tenant="x", name="acme")))]
+    answer = await world.root.Apply(v1.ApplyRequest(resources=batched, dry_run=True), timeout=20)
+    assert [fault.field for fault in answer.faults] == ["resources[7].metadata.tenant"]
+
+
 async def test_a_dry_run_says_and_changes_nothing(world: World) -> None:
     answer = await apply(world.root, MESH, dry_run=True)
     assert actions(answer) == ["CREATED"] * 7

@@ -13,5 +13,6 @@ def test_a_fault_of_the_server_gets_its_file_and_line() -> None:
 
 def test_a_path_that_fits_no_resource_is_shown_as_it_is() -> None:
     located = parse(TEXT, "web.yaml")
-    for path in ("resources[1].spec", "resources[x].spec", "page_size", ""):
+    for path in ("resources[1].spec", "resources[x].spec", "page_size"):
         assert _line(path, "\x1bno", located) == f"{path}: �no"
+    assert _line("", "and 3 more", located) == "and 3 more"

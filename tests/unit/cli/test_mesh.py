@@ -12,6 +12,9 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli.main import main
@@ -115,6 +118,16 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         ctx.abort(grpc.StatusCode.NOT_FOUND, f"no {request.ref.kind}")
 
     def Apply(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        if request.resources[0].tenant.spec.display_name == "wrong":
+            fields = [f"resources[{number}].metadata.labels" for number in range(len(request.resources))]
+            if request.dry_run:
+                return resource.ApplyResponse(faults=[resource.Fault(field=field, message="no") for field in fields])
+            bad = BadRequest()
+            bad.field_violations.add(field=fields[0], description="no")
+            bad.field_violations.add(description="and 2 more: mend these first")
+            status = Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message="no")
+            status.details.add().Pack(bad)
+            ctx.abort_with_status(rpc_status.to_status(status))
         ref = resource.ResourceRef(kind="Tenant", tenant="acme", name="acme")
         change = resource.Change(ref=ref, action=resource.Change.CREATED)
         return resource.ApplyResponse(revision=7, changes=[change])
@@ -243,6 +256,18 @@ def test_apply_says_what_it_did_to_people_and_to_programs(tmp_path: Path) -> Non
     assert run("apply", "-f", str(manifest))[:2] == (0, "created\tTenant acme\n")
     said = json.loads(run("apply", "-f", str(manifest), "-o", "json")[1])
     assert (said["revision"], said["changes"][0]["action"]) == ("7", "CREATED")
+
+
+@pytest.mark.usefixtures("mesh")
+def test_more_faults_than_a_refusal_holds_are_all_told_by_file_and_line(tmp_path: Path) -> None:
+    manifest = tmp_path / "tenants.yaml"
+    tenant = "kind: Tenant\nmetadata: {{name: t{}}}\nspec: {{displayName: wrong}}\n"
+    manifest.write_text("---\n".join(tenant.format(number) for number in range(3)))
+    wanted = [f"error: {manifest}:{line}: metadata.labels: no" for line in (2, 6, 10)]
+    for command in ("apply", "diff"):
+        code, _, err = run(command, "-f", str(manifest))
+        assert code == 1
+        assert err.splitlines()[1:] == [*wanted, "fix: correct the lines above; nothing was changed"]
 
 
 @pytest.mark.usefixtures("mesh")

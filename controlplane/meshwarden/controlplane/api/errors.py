@@ -35,6 +35,8 @@ log = structlog.get_logger()
 
 DETAIL_BYTES = 4500
 MESSAGE_CHARS = 600
+# What protobuf puts around two strings of a message in a list.
+FRAME_BYTES = 12
 
 
 class RequestError(Exception):
@@ -137,6 +139,19 @@ def refusal_in(error: BaseException) -> str | None:
     return found[1] if found is not None and found[0] in REFUSALS else None
 
 
+def fitting(faults: Sequence[FieldFault], most_bytes: int) -> list[FieldFault]:
+    """Returns the first faults, as many as fit; where some do not, the last one has no field and says how many."""
+    fits: list[FieldFault] = []
+    size_bytes = 0
+    for fault in faults:
+        clipped = FieldFault(_clipped(fault.field), _clipped(fault.message))
+        size_bytes += len((clipped.field + clipped.message).encode()) + FRAME_BYTES
+        if size_bytes > most_bytes:
+            return [*fits, FieldFault("", f"and {len(faults) - len(fits)} more: mend these first")]
+        fits.append(clipped)
+    return fits
+
+
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
@@ -152,13 +167,8 @@ def _clipped(text: str) -> str:
 def _details(error: BaseException) -> Any:
     if isinstance(error, InvalidRequest):
         request = error_details_pb2.BadRequest()
-        for number, fault in enumerate(error.faults):
-            field, text = _clipped(fault.field), _clipped(fault.message)
-            if request.ByteSize() + len((field + text).encode()) > DETAIL_BYTES:
-                left_out = len(error.faults) - number
-                request.field_violations.add(field="", description=f"and {left_out} more: mend these first")
-                break
-            request.field_violations.add(field=field, description=text)
+        for fault in fitting(error.faults, DETAIL_BYTES):
+            request.field_violations.add(field=fault.field, description=fault.message)
         return request
     if isinstance(error, StillUsed):
         failure = error_details_pb2.PreconditionFailure()

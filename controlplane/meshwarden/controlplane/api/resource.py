@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import grpc.aio
 
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.controlplane.api.errors import InvalidRequest, Moved, NotFound, StillUsed
+from meshwarden.controlplane.api.errors import InvalidRequest, Moved, NotFound, StillUsed, fitting
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.authorize import authorize
 from meshwarden.controlplane.resources.model import (
@@ -44,6 +44,8 @@ SERVICE = "/meshwarden.v1.ResourceService/"
 GUARD = "/guard/references"
 ATTEMPTS = 8
 PAGE = 500
+# Of the faults that a dry run tells.
+FAULT_BYTES = 1 << 20
 # The writer epoch of a region's own records; it grows when another region takes a tenant over.
 EPOCH = 1
 
@@ -61,7 +63,18 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         self._changing = asyncio.Lock()
 
     async def Apply(self, request: v1.ApplyRequest, context: Context) -> v1.ApplyResponse:
-        caller = _caller()
+        try:
+            return await self._checked_apply(request, _caller())
+        except InvalidRequest as refused:
+            if not request.dry_run:
+                raise
+            faults = fitting(refused.faults, FAULT_BYTES)
+            return v1.ApplyResponse(
+                revision=self._mirror.revision,
+                faults=[v1.Fault(field=fault.field, message=fault.message) for fault in faults],
+            )
+
+    async def _checked_apply(self, request: v1.ApplyRequest, caller: SpiffeId | None) -> v1.ApplyResponse:
         faults = [
             FieldFault(f"resources[{index}].{fault.field}", fault.message)
             for index, resource in enumerate(request.resources)

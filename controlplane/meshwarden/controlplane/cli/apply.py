@@ -53,29 +53,41 @@ def send(mesh: client.Client, located: list[Located], dry_run: bool) -> ApplyRes
     request = ApplyRequest(resources=[item.resource for item in located], dry_run=dry_run)
     try:
         answer: ApplyResponse = mesh.resource.Apply(request, timeout=client.TIMEOUT_S)
+        faults = [(fault.field, fault.message) for fault in answer.faults]
     except grpc.RpcError as error:
-        faults = located_faults(error, located)
+        faults = _all_faults(mesh, request, _faults_of(error))
         if not faults:
             raise
-        raise Failure(faults, "correct the lines above; nothing was changed") from None
+    if faults:
+        lines = "\n".join(_line(field, text, located) for field, text in faults)
+        raise Failure(lines, "correct the lines above; nothing was changed")
     return answer
 
 
-def located_faults(error: grpc.RpcError, located: list[Located]) -> str:
-    """Names each fault of a refused batch by file, line and field; empty if the refusal names no fields."""
+def _faults_of(error: grpc.RpcError) -> list[tuple[str, str]]:
+    """The faults that a refusal brings: [(field, why)]; empty if it is refused for something else."""
     status = rpc_status.from_call(error)
-    lines = []
+    found = []
     for detail in status.details if status is not None else ():
         bad = BadRequest()
         if detail.Unpack(bad):
-            lines += [_line(fault.field, fault.description, located) for fault in bad.field_violations]
-    return "\n".join(lines)
+            found += [(fault.field, fault.description) for fault in bad.field_violations]
+    return found
+
+
+def _all_faults(mesh: client.Client, request: ApplyRequest, told: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Asks for what a refusal had no room for: its trailers hold some thirty faults, the answer to a dry run all."""
+    if not told or told[-1][0]:
+        return told
+    again = ApplyRequest(resources=request.resources, dry_run=True)
+    answer: ApplyResponse = mesh.resource.Apply(again, timeout=client.TIMEOUT_S)
+    return [(fault.field, fault.message) for fault in answer.faults] or told
 
 
 def _line(path: str, text: str, located: list[Located]) -> str:
     head, _, field = path.partition("].")
     number = head.removeprefix("resources[").removesuffix("]")
     if not head.startswith("resources[") or not number.isdecimal() or int(number) >= len(located):
-        return f"{path}: {render.plain(text)}"
+        return f"{path}: {render.plain(text)}" if path else render.plain(text)
     item = located[int(number)]
     return f"{item.source}:{item.line_of(field)}: {field}: {render.plain(text)}"
