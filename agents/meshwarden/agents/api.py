@@ -59,6 +59,7 @@ class Parts:
     attendants: Attendants
     scopes: ScopeStore
     intake: Intake
+    otlp_environment: Callable[[Workload], dict[str, str]]
     status: Callable[[], pb.AgentStatusResponse]
     region: str
 
@@ -95,9 +96,8 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         except SidecarMissing as error:
             parts.registry.end(workload.id, "no sidecar")
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        return pb.RegisterResponse(
-            environment=parts.attendants.environment(workload), spiffe_id=str(workload.spiffe_id), id=workload.id
-        )
+        environment = {**parts.attendants.environment(workload), **parts.otlp_environment(workload)}
+        return pb.RegisterResponse(environment=environment, spiffe_id=str(workload.spiffe_id), id=workload.id)
 
     async def Watch(self, request: pb.WatchConfigRequest, context: _Context) -> AsyncIterator[pb.WorkloadConfig]:
         """Streams what the caller's SDK needs, all of it at each change."""

@@ -65,6 +65,9 @@ class AgentConfig(BaseSettings):
         state_dir: identity and cache, ours alone; one agent at a time.
         agent_socket: serves xDS, reports and OTLP; default `<state_dir>/run/agent.sock`.
         workload_api_socket: serves the SPIFFE Workload API; default `<state_dir>/run/workload-api.sock`.
+        otlp_http_socket: serves OTLP over HTTP; default `<state_dir>/run/otlp.sock`.
+        otlp_grpc_listen: serves OTLP over gRPC to programs with a token, `host:port` on loopback; left out, nowhere.
+        otlp_http_listen: serves OTLP over HTTP to programs with a token, `host:port` on loopback; left out, nowhere.
         advertise_address: the IP address where the mesh reaches this node's workloads.
         zone: where the node is, within its region.
         envoy_concurrency: worker threads of each Envoy.
@@ -88,6 +91,9 @@ class AgentConfig(BaseSettings):
     state_dir: Path
     agent_socket: Annotated[Path, AfterValidator(_socket)] = Path("/")
     workload_api_socket: Annotated[Path, AfterValidator(_socket)] = Path("/")
+    otlp_http_socket: Annotated[Path, AfterValidator(_socket)] = Path("/")
+    otlp_grpc_listen: Annotated[str, AfterValidator(_loopback)] | None = None
+    otlp_http_listen: Annotated[str, AfterValidator(_loopback)] | None = None
     advertise_address: Annotated[str, AfterValidator(_ip)] = "127.0.0.1"
     zone: str = Field(default="", max_length=63)
     envoy_concurrency: int = Field(default=1, ge=1, le=256)
@@ -106,12 +112,13 @@ class AgentConfig(BaseSettings):
             run = Path(values["state_dir"]).absolute() / "run"
             values.setdefault("agent_socket", run / "agent.sock")
             values.setdefault("workload_api_socket", run / "workload-api.sock")
+            values.setdefault("otlp_http_socket", run / "otlp.sock")
         return values
 
     @model_validator(mode="after")
-    def _two_sockets(self) -> Self:
-        if self.agent_socket == self.workload_api_socket:
-            raise ValueError("agent_socket and workload_api_socket are one path: say two")
+    def _three_sockets(self) -> Self:
+        if len({self.agent_socket, self.workload_api_socket, self.otlp_http_socket}) < 3:
+            raise ValueError("agent_socket, workload_api_socket and otlp_http_socket are three: two have one path")
         return self
 
     @model_validator(mode="after")

@@ -35,12 +35,14 @@ from meshwarden.agents.registry import Registry
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
+from meshwarden.agents.telemetry.door import Door
 from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.locality import Localities
 from meshwarden.agents.telemetry.name import Names
 from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.spool import Spool, SpoolLimits
+from meshwarden.agents.telemetry.token import Tokens
 from meshwarden.agents.upstream import Downstream, Upstream
 from meshwarden.agents.workload import sharers
 from meshwarden.agents.workload_api.service import WorkloadApi
@@ -121,6 +123,8 @@ class Agent:
         aggregator = Aggregator(clock, names.find, localities.region)
         rate = Rate(config.telemetry_bytes_per_s, config.telemetry_items_per_s)
         self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate)
+        tokens = Tokens.load(cache, self.registry, rng.randbytes(32))
+        self.door = Door(config, place.inner / "h", self.registry, self.executables, self.intake, tokens)
         self._ack = node_pb.ConfigAck()
 
     async def run(self) -> None:
@@ -134,6 +138,7 @@ class Agent:
                 anyio.create_task_group() as outer,
                 self._connected(outer),
                 self._serving(),
+                self.door.open(),
                 self._scraped(),
                 anyio.create_task_group() as group,
             ):
@@ -220,6 +225,7 @@ class Agent:
             self.attendants,
             self.scopes,
             self.intake,
+            self.door.environment,
             self.status,
             self._node_place.region,
         )

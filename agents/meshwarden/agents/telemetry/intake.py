@@ -79,6 +79,10 @@ _KINDS: Final = {
 }
 
 
+class Unreadable(Exception):
+    """The body of a request can't be read; the message says why."""
+
+
 class IntakeRefused(Exception):
     """A request is not taken; the message is for its sender, who may try again after `retry_s` if there is one."""
 
@@ -142,11 +146,23 @@ class Intake:
             self._aggregator.add(stat)
         self._put_calls(tenant)
 
-    def take(self, signal: str, body: bytes, workload: Workload) -> Any:
-        """Takes a serialised OTLP request, "span", "point" or "log"; returns OTLP's answer.
+    def take(
+        self,
+        signal: str,
+        body: bytes,
+        workload: Workload,
+        read: Callable[[Any, bytes], Any] = lambda kind, body: kind.FromString(body),
+    ) -> Any:
+        """Takes an OTLP request; returns OTLP's answer.
 
         What is malformed or too much in it is dropped, and the answer says how much. Records of Envoys' access logs
         become counts.
+
+        Args:
+            signal: "span", "point" or "log".
+            body: as it came.
+            workload: who has sent it.
+            read: makes a message of a class of it; raises DecodeError or Unreadable.
 
         Raises:
             IntakeRefused: nothing of it is taken.
@@ -154,7 +170,7 @@ class Intake:
         kind, tenant = _KINDS[signal], workload.spiffe_id.tenant or ""
         self._ration(signal, workload)
         with self._allowances[signal].spend(workload.id) as used_s:
-            request = self._parse(kind, body, signal, tenant)
+            request = self._parse(kind, body, signal, tenant, read)
             drops = Drops()
             pieces = self._pieces(signal, request, workload, drops, lambda: used_s() > _MAX_READING_S)
             self._put_calls(tenant)
@@ -289,12 +305,13 @@ class Intake:
                 wait_s,
             )
 
-    def _parse(self, kind: _Kind, body: bytes, signal: str, tenant: str) -> Any:
+    def _parse(self, kind: _Kind, body: bytes, signal: str, tenant: str, read: Callable[[Any, bytes], Any]) -> Any:
         try:
-            return kind.request.FromString(body)
-        except DecodeError:  # UnicodeDecodeError's kin too: protobuf wraps them
+            return read(kind.request, body)
+        except (DecodeError, Unreadable) as error:  # UnicodeDecodeError's kin too: protobuf wraps them
+            reason = str(error) if isinstance(error, Unreadable) else "the message can't be read"
             self._drop(signal, "malformed", tenant, 1)
-            raise IntakeRefused(grpc.StatusCode.INVALID_ARGUMENT, "the message can't be read") from None
+            raise IntakeRefused(grpc.StatusCode.INVALID_ARGUMENT, reason) from None
 
 
 def _payload(kind: _Kind, bodies: Sequence[bytes]) -> bytes:
