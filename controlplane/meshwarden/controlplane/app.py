@@ -199,8 +199,8 @@ async def _run(
         group.start_soon(authority.run)
         group.start_soon(serving.run)
         group.start_soon(gather.run)
-        group.start_soon(sessions.run)
         await group.start(publisher.run)
+        await group.start(sessions.run)
         if operator is not None:
             group.start_soon(operator.run)
         host, port = _address(config.listen)

@@ -154,6 +154,7 @@ class NodeState(_message.Message):
     ZONE_FIELD_NUMBER: _builtins.int
     DATA_PLANES_FIELD_NUMBER: _builtins.int
     METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
+    JOIN_TIME_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     connected: _builtins.bool
     acked_revision: _builtins.int
@@ -170,6 +171,8 @@ class NodeState(_message.Message):
     def clock_skew(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def data_planes(self) -> _containers.RepeatedCompositeFieldContainer[_node_service_pb2.DataPlaneRef]: ...
+    @_builtins.property
+    def join_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -184,10 +187,11 @@ class NodeState(_message.Message):
         zone: _builtins.str = ...,
         data_planes: _abc.Iterable[_node_service_pb2.DataPlaneRef] | None = ...,
         metrics_address: _builtins.str = ...,
+        join_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "last_seen", b"last_seen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "join_time", b"join_time", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "data_planes", b"data_planes", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "data_planes", b"data_planes", "join_time", b"join_time", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

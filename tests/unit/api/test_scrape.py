@@ -74,7 +74,12 @@ async def test_nodes_revisions_certificates_and_events(audit: CountedAuditLog, t
     await audit.record_all("workload.sign", [{"tenant": "acme"}, {"tenant": "acme"}, {"tenant": "globex"}])
     await audit.record("node.renew", node="a")
     audit.note("rpc.refused", caller="x", tenant="made-up")
-    found = shown(vitals(audit, tmp_path, node(), lost))
+    unseen = NodeState(node="c")
+    found = shown(vitals(audit, tmp_path, node(), lost, unseen))
+    assert {key for key in found if "c" in key[1:]} == {
+        ("meshwarden_node_connected", "c", ""),
+        ("meshwarden_nacks", "c", ""),
+    }
     wanted = {
         ("meshwarden_build_info", "eu", "1"): 1,
         ("meshwarden_store_revision",): 7,

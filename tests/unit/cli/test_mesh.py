@@ -66,7 +66,11 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         workload = WorkloadState(id="acme/web#1", tenant="acme", spiffe_id="spiffe://mesh.test/tenant/acme/service/web")
         workload.not_after.FromDatetime(utc_now() + datetime.timedelta(minutes=50, seconds=30))
         node = admin.NodeState(node="node-a", connected=False, acked_revision=3, workloads=[workload])
-        answer = admin.GetStatusResponse(trust_domain="mesh.test", revision=5, nodes=[node], warnings=["shares a uid"])
+        node.last_seen.FromDatetime(utc_now())
+        unseen = admin.NodeState(node="node-b")
+        unseen.join_time.FromJsonString("2026-01-02T03:04:05Z")
+        nodes = [node, unseen]
+        answer = admin.GetStatusResponse(trust_domain="mesh.test", revision=5, nodes=nodes, warnings=["shares a uid"])
         answer.now.FromDatetime(utc_now())
         return answer
 
@@ -162,6 +166,7 @@ def test_status_is_tabs_in_a_pipe_and_json_for_programs() -> None:
     code, out, err = run("status")
     assert code == 0
     assert "node-a\taway\t3 of 5\t0\t1\n" in out
+    assert "node-b\taway\tunknown\t0\t0\n" in out
     assert "acme/web#1\tnode-a\tspiffe://mesh.test/tenant/acme/service/web\t50m\n" in out
     assert "warning: shares a uid" in err
     assert json.loads(run("status", "-o", "json")[1])["trustDomain"] == "mesh.test"
@@ -211,9 +216,10 @@ def test_spans_in_a_circle_and_in_a_long_chain_are_all_shown_once() -> None:
 def test_doctor_names_each_problem_and_its_fix() -> None:
     code, out, err = run("doctor")
     assert code == 1
-    assert "node node-a is away" in out
+    assert "node node-a is away since 2" in out
     assert "meshwarden logs agent-node-a" in out
-    assert "error: 1 problem in context test" in err
+    assert "node node-b is away since the control plane started; it joined at 2026-01-02T03:04:05Z" in out
+    assert "error: 2 problems in context test" in err
 
 
 @pytest.mark.usefixtures("mesh")

@@ -12,6 +12,7 @@ import anyio
 import pytest
 from google.protobuf import json_format
 
+from meshwarden.controlplane.identity.record import NodeRecord, node_key
 from meshwarden.controlplane.policy.compile import compile_scope
 from meshwarden.controlplane.publish.feed import Feed
 from meshwarden.controlplane.publish.publisher import Publisher
@@ -81,6 +82,14 @@ class Rig:
             while not wanted(found := self.publisher.mesh.find("Endpoint", "platform", name)):
                 await self.publisher.wait_revision(self.publisher.revision + 1)
         return found
+
+    async def states(self, wanted: Callable[[list[str]], bool]) -> None:
+        """Returns once the names of the nodes are as wanted."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                if wanted([state.node for state in self.sessions.states()]):
+                    return
+                await asyncio.sleep(0.01)
 
     def session(self, node: str, *messages: v1.SyncRequest) -> Session:
         session = self.sessions.open(node, v1.NodeHello(agent_version="1", zone="a"))
@@ -322,6 +331,22 @@ async def test_a_node_that_leaves_without_goodbye_is_unhealthy_until_it_returns(
     assert not rig.sessions.states()[0].connected
     rig.session("n1", endpoints(orders_endpoint()))
     await rig.endpoint("n1-orders-1", healthy)
+
+
+async def test_a_node_that_joined_is_listed_though_it_has_not_come_back(tmp_path: Path) -> None:
+    joined = [NodeRecord(f"n{number}", NOW, "192.0.2.1", "1") for number in range(120)]
+    spoilt = Put(node_key("spoilt"), b"[]")
+    async with running(tmp_path, *(Put(node.key, node.encode()) for node in joined[:100]), spoilt) as rig:
+        await rig.store.commit([Put(node.key, node.encode()) for node in joined[100:]])
+        await rig.states(lambda states: len(states) == 120)
+        session = rig.session("n5")
+        state = {state.node: state for state in rig.sessions.states()}
+        assert (state["n5"].connected, state["n6"].connected) == (True, False)
+        assert not state["n6"].HasField("last_seen")
+        assert state["n5"].join_time.ToDatetime(UTC) == state["n6"].join_time.ToDatetime(UTC) == NOW
+        session.close()
+        await rig.store.commit([Delete(node_key("n7")), Put(node_key("new"), joined[0].encode())])
+        await rig.states(lambda states: "new" in states and "n7" not in states)
 
 
 async def test_a_newer_session_replaces_the_older_whose_end_means_nothing(rig: Rig) -> None:

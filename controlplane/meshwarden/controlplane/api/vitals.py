@@ -144,10 +144,11 @@ class Vitals(Collector):
 
 def _of_nodes(nodes: Sequence[NodeState], now: datetime) -> Iterable[Metric]:
     connected = [node for node in nodes if node.connected]
+    seen = [node for node in nodes if node.HasField("last_seen")]  # since the control plane started
     yield _gauge("meshwarden_nodes_connected", "Nodes with a session.", (), [((), len(connected))])
     yield _gauge(
         "meshwarden_node_connected",
-        "Whether a node that was seen has a session.",
+        "Whether a node that has joined has a session.",
         ("node", "zone"),
         [((node.node, node.zone), node.connected) for node in nodes],
     )
@@ -155,19 +156,19 @@ def _of_nodes(nodes: Sequence[NodeState], now: datetime) -> Iterable[Metric]:
         "meshwarden_node_acked_revision",
         "The revision that all data planes of a node have taken or refused.",
         ("node",),
-        [((node.node,), node.acked_revision) for node in nodes],
+        [((node.node,), node.acked_revision) for node in seen],
     )
     yield _gauge(
         "meshwarden_node_silence_seconds",
         "How long ago a node was last heard of.",
         ("node",),
-        [((node.node,), max(0.0, (now - _moment(node.last_seen)).total_seconds())) for node in nodes],
+        [((node.node,), max(0.0, (now - _moment(node.last_seen)).total_seconds())) for node in seen],
     )
     yield _gauge(
         "meshwarden_node_clock_skew_seconds",
         "How far a node's clock was ahead of ours when its session began.",
         ("node",),
-        [((node.node,), node.clock_skew.ToTimedelta().total_seconds()) for node in nodes],
+        [((node.node,), node.clock_skew.ToTimedelta().total_seconds()) for node in seen],
     )
     nacks = Counter((node.node, nack.type_url.rpartition(".")[2]) for node in nodes for nack in node.nacks)
     for node in nodes:

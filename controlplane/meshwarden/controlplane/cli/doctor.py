@@ -14,7 +14,7 @@ from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.cli.failure import Failure, from_rpc
 from meshwarden.controlplane.local import context
 from meshwarden.controlplane.local.error import LocalError
-from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse
+from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState
 
 MAX_SKEW_S = 30
 # What is wrong, and the fix.
@@ -66,7 +66,7 @@ def mesh_problems(answer: GetStatusResponse, now: datetime) -> Iterator[Problem]
     for node in answer.nodes:
         if not node.connected:
             fix = f"see the agent's log: meshwarden logs agent-{node.node}"
-            yield f"node {node.node} is away since {node.last_seen.ToJsonString()}", fix
+            yield f"node {node.node} is away {_since(node)}", fix
         elif node.acked_revision < answer.revision:
             behind = f"node {node.node} runs revision {node.acked_revision} of {answer.revision}"
             yield behind, "wait a moment; if it stays, see that agent's log"
@@ -78,3 +78,9 @@ def mesh_problems(answer: GetStatusResponse, now: datetime) -> Iterator[Problem]
         if tenant.denied_per_s > 0:
             fix = "ask why: meshwarden explain --from CALLER --to CALLEE --method METHOD"
             yield f"tenant {tenant.tenant}: {tenant.denied_per_s:.1f} calls a second are denied", fix
+
+
+def _since(node: NodeState) -> str:
+    if node.HasField("last_seen"):
+        return f"since {node.last_seen.ToJsonString()}"
+    return f"since the control plane started; it joined at {node.join_time.ToJsonString()}"

@@ -30,8 +30,11 @@ def status(tenant: str, output: str) -> None:
 
 
 def _node(node: NodeState, answer: GetStatusResponse) -> tuple[object, ...]:
+    revision: object
     behind = answer.revision - node.acked_revision
     revision = f"{node.acked_revision} of {answer.revision}" if behind > 0 else node.acked_revision
+    if not node.HasField("last_seen"):
+        revision = "unknown"
     return node.node, "connected" if node.connected else "away", revision, len(node.nacks), len(node.workloads)
 
 

@@ -96,6 +96,20 @@ class NodeRecord:
         value = {"v": 1, "join_time": self.join_time.isoformat(), "address": self.address, "serial": self.serial}
         return json.dumps(value).encode()
 
+    @classmethod
+    def decode(cls, key: str, value: bytes) -> "NodeRecord":
+        """Reads stored bytes.
+
+        Raises:
+            RecordError: they are no node's.
+        """
+        try:
+            words = json.loads(value)
+            join_time = datetime.fromisoformat(words["join_time"])
+            return cls(key.removeprefix(NODES), join_time, words["address"], words["serial"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise RecordError(f"store key {key}: not a node") from None
+
 
 def node_key(node: str) -> str:
     """Returns the store key of a node."""

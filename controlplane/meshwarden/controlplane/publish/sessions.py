@@ -10,9 +10,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
+import anyio
 import structlog
+from anyio.abc import TaskStatus
 
 from meshwarden.controlplane.publish.endpoints import Endpoints
+from meshwarden.controlplane.publish.joined import Joined
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.store.port import Store
 from meshwarden.v1 import admin_service_pb2
@@ -105,10 +108,20 @@ class Sessions:
         self._endpoints = Endpoints(publisher, store, region=region, clock=clock)
         self._open: dict[str, Session] = {}
         self._states: dict[str, admin_service_pb2.NodeState] = {}
+        self._joined = Joined(store)
         self._waiting: dict[str, asyncio.TimerHandle] = {}
 
-    async def run(self) -> None:
-        """Writes endpoints, and gives up nodes that do not come back, until it is cancelled."""
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Writes endpoints, and gives up nodes that do not come back, until it is cancelled.
+
+        It has started once it knows who has joined.
+        """
+        async with anyio.create_task_group() as group:
+            await group.start(self._joined.run)
+            task_status.started()
+            await self._run()
+
+    async def _run(self) -> None:
         await self._publisher.wait_loaded()
         for node in self._endpoints.nodes():
             self._await_return(node, self._start_grace_s)
@@ -148,10 +161,14 @@ class Sessions:
             self._await_return(session.node, self._grace_s)
 
     def states(self) -> list[admin_service_pb2.NodeState]:
-        """How each node does that was seen since the start, in the order of their names."""
+        """How each node does that has joined, in the order of their names."""
         for session in self._open.values():
             session.write_down()
-        return [self._states[node] for node in sorted(self._states)]
+        # One that was not seen since the start is away, and nothing else is known of it.
+        states = {node: admin_service_pb2.NodeState(node=node) for node in self._joined.nodes} | self._states
+        for node, record in self._joined.nodes.items():
+            states[node].join_time.FromDatetime(record.join_time)
+        return [states[node] for node in sorted(states)]
 
     def renew_all(self, reason: str) -> list[str]:
         """Asks all connected nodes for new certificates now; returns their names."""
