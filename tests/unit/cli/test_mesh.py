@@ -20,12 +20,13 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli.main import main
 from meshwarden.controlplane.cli.trace import tree
 from meshwarden.controlplane.local import context
+from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import admin_service_pb2_grpc, resource_service_pb2_grpc
 from meshwarden.v1 import resource_service_pb2 as resource
 from meshwarden.v1.node_service_pb2 import WorkloadState
 from meshwarden.v1.report_pb2 import CallStat
-from meshwarden.v1.resources_pb2 import Metadata, Resource, Service
+from meshwarden.v1.resources_pb2 import Metadata, Resource, Service, Tenant
 
 
 def certificate(
@@ -119,7 +120,9 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         return resource.ListResponse(resources=[Resource(service=service)], next_page_token=token)
 
     def Get(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
-        ctx.abort(grpc.StatusCode.NOT_FOUND, f"no {request.ref.kind}")
+        if (request.ref.kind, request.ref.name) != ("Tenant", "acme"):
+            ctx.abort(grpc.StatusCode.NOT_FOUND, f"no {request.ref.kind}")
+        return Resource(tenant=Tenant(kind="Tenant", metadata=Metadata(name="acme")))
 
     def Apply(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         if request.resources[0].tenant.spec.display_name == "wrong":
@@ -314,3 +317,21 @@ def test_a_key_of_another_certificate_is_named(tmp_path: Path) -> None:
     other, _ = certificate(tmp_path, "other", "spiffe://mesh.test/operator/me")
     (tmp_path / "operator.key").write_bytes(other)
     assert "operator.crt: SVID: the key is not that of the certificate" in run("status")[2]
+
+
+def kinds(directory: Path, tenant: str) -> list[str]:
+    """The kinds that `init` writes for a service of a tenant."""
+    arguments = ("--tenant", tenant, "--service", "shop", "--port", "8080", "--dir", str(directory), "--force")
+    code, out, err = run("init", *arguments)
+    assert code == 0, err
+    assert out.startswith("wrote ")
+    return [item.resource.WhichOneof("resource") for item in parse((directory / "shop.yaml").read_text(), "shop.yaml")]
+
+
+def test_init_leaves_out_a_tenant_that_the_mesh_has(mesh: grpc.Server, tmp_path: Path) -> None:
+    rest = ["service", "workload_entry", "access_policy"]
+    assert kinds(tmp_path, "acme") == rest
+    assert "# Tenant acme is in the mesh already" in (tmp_path / "shop.yaml").read_text()
+    assert kinds(tmp_path, "new") == ["tenant", *rest]
+    mesh.stop(None).wait()
+    assert kinds(tmp_path, "acme") == ["tenant", *rest]

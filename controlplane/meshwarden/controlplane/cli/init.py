@@ -7,16 +7,25 @@ from pathlib import Path
 import click
 
 from meshwarden.controlplane.cli.failure import Failure
+from meshwarden.controlplane.local.error import LocalError
 
-TEMPLATE = """\
-# The mesh's view of {tenant}/{service}. Store it with: meshwarden apply -f {file}
+ASK_S = 3.0
 
+TENANT = """\
 # A tenant is the boundary of names, permissions, limits and telemetry.
 kind: Tenant
 metadata:
   name: {tenant}
 ---
-# What clients call: {service} within the tenant, {service}.{tenant} from any other that sees it.
+"""
+KNOWN_TENANT = """\
+# Tenant {tenant} is in the mesh already and stays as it is. See it with: meshwarden get tenant {tenant} -o yaml
+
+"""
+TEMPLATE = """\
+# The mesh's view of {tenant}/{service}. Store it with: meshwarden apply -f {file}
+
+{tenant_part}# What clients call: {service} within the tenant, {service}.{tenant} from any other that sees it.
 kind: Service
 metadata:
   tenant: {tenant}
@@ -88,6 +97,22 @@ def _label(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def _is_known(tenant: str) -> bool:
+    """Whether the mesh of the context has the tenant; where nobody can be asked it is taken for new."""
+    import grpc  # slow to import
+
+    from meshwarden.controlplane.cli import client, render
+    from meshwarden.v1.resource_service_pb2 import GetRequest, ResourceRef
+
+    ref = ResourceRef(kind="Tenant", tenant=tenant, name=tenant)
+    try:
+        with client.connect_current() as mesh, render.progress("asking the mesh for the tenant"):
+            mesh.resource.Get(GetRequest(ref=ref), timeout=ASK_S)
+    except (LocalError, grpc.RpcError):
+        return False
+    return True
+
+
 def _scalar(name: str) -> str:
     """Quotes what YAML would take for a number, a date or a truth: "no" is a fine name."""
     import yaml  # slow to import
@@ -107,12 +132,17 @@ def _scalar(name: str) -> str:
 def init(
     tenant: str, service: str, port: int, protocol: str, node: str, program: str | None, directory: Path, force: bool
 ) -> None:
-    """Write commented manifests for a service, which `apply -f` takes as they are."""
+    """Write commented manifests for a service, which `apply -f` takes as they are.
+
+    A tenant that the mesh of the context has already is left out.
+    """
     file = directory / f"{service}.yaml"
     if file.exists() and not force:
         raise Failure(f"{file} is there already", "write over it with --force")
     path = f"    path: {json.dumps(str(Path(program).resolve()))}\n" if program else ""
+    tenant_part = KNOWN_TENANT if _is_known(tenant) else TENANT
     text = TEMPLATE.format(
+        tenant_part=tenant_part.format(tenant=_scalar(tenant)),
         tenant=_scalar(tenant),
         service=_scalar(service),
         port=port,
