@@ -28,10 +28,14 @@ from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.regions.inbox import Inbox
+from meshwarden.controlplane.regions.puller import Own, Peer, Puller
+from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.controlplane.store.port import Put
@@ -81,6 +85,7 @@ spec: {service: orders, nodes: [n1], selectors: {uid: 1001}, port: 7002}
 class World:
     gather: Gather
     durable: Durable
+    inbox: Inbox
     stub: Callable[[str], AdminServiceStub]
 
 
@@ -104,7 +109,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         stack.callback(durable.close)
         gather = Gather(
             durable,
-            Ledger(durable, DOMAIN, utc_now),
+            Ledger(durable, DOMAIN, utc_now, region="eu"),
             Metrics(),
             [],
             utc_now,
@@ -113,6 +118,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             trust_domain=DOMAIN,
             region="eu",
         )
+        remote = Remote(["us"], utc_now)
+        inbox = Inbox(gather.ledger, remote)
+        durable.add(inbox)
+        there = Peer("us", "us.example:7443")
+        own = Own(DOMAIN, lambda: None, lambda: {DOMAIN: bundle})
+        puller = Puller(there, own, inbox, gather.ledger, gather.tally, gather.settle, utc_now, random.Random())
         admin = AdminServicer(
             trust_domain=DOMAIN,
             region="eu",
@@ -122,6 +133,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             publisher=publisher,
             sessions=Sessions(publisher, store, region="eu", clock=utc_now),
             gather=gather,
+            remote=remote,
+            regions=Regions("eu", [puller], inbox, utc_now),
             audit=audit,
             clock=utc_now,
         )
@@ -133,8 +146,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await server.start()
         stack.push_async_callback(server.stop, None)
         await stack.enter_async_context(front)
-        own = await svid(SpiffeId.parse(f"spiffe://{DOMAIN}/region/eu/controlplane"), (SERVER_NAME,))
-        context = server_context(own.chain_pem(), own.key_pem(), bundle.pem())
+        served = await svid(SpiffeId.parse(f"spiffe://{DOMAIN}/region/eu/controlplane"), (SERVER_NAME,))
+        context = server_context(served.chain_pem(), served.key_pem(), bundle.pem())
         port = await front.serve_tls("127.0.0.1", 0, lambda: context)
         operators = {
             path: await svid(SpiffeId.parse(f"spiffe://{DOMAIN}/{path}"))
@@ -151,7 +164,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
-            yield World(gather, durable, stub)
+            yield World(gather, durable, inbox, stub)
             group.cancel_scope.cancel()
 
 
@@ -190,6 +203,33 @@ async def test_a_graph_shows_each_operator_the_edges_of_its_tenant(
     assert {node.service for node in answer.nodes} == services
     assert answer.region == "eu"
     assert answer.window.seconds == 300
+
+
+@pytest.mark.parametrize(
+    ("operator", "sources", "address"),
+    [
+        ("operator/root", {"acme", "globex"}, "us.example:7443"),
+        ("tenant/acme/operator/anna", {"acme"}, ""),
+    ],
+)
+async def test_what_another_region_has_counted_is_shown_as_its_own_is(
+    world: World, operator: str, sources: set[str], address: str
+) -> None:
+    world.gather.ledger.add([call("acme")])
+    world.inbox.put("us", "0a", 1, [call("acme"), call("globex")])
+    await world.durable.flush()
+    world.inbox.caught_up("us", utc_now() - timedelta(minutes=5))
+    operators = world.stub(operator)
+    graph = await operators.GetGraph(v1.GetGraphRequest())
+    assert {edge.source.partition("/")[0] for edge in graph.edges if edge.region == "us"} == sources
+    calls = await operators.ListCalls(v1.ListCallsRequest())
+    assert sorted(row.region for row in calls.calls) == sorted(["eu", *("us" for _ in sources)])
+    status = await operators.GetStatus(v1.GetStatusRequest())
+    for own, there in (graph.regions, calls.regions, status.regions):
+        assert (own.region, own.own, own.answers, own.age.seconds) == ("eu", True, True, 0)
+        assert (there.region, there.own, there.answers, there.address) == ("us", False, False, address)
+        assert 300 <= there.age.seconds < 400
+    assert any("region us does not answer" in warning for warning in status.warnings) == bool(address)
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,7 @@ HEALTHY = {
     f"meshwarden_disk_size_bytes{{{CP}}}": "100x15",
     f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="no_backend"}}': "0+100x15",
     f'meshwarden_denials_total{{{CP},event="node.attest_denied"}}': "0x15",
+    f'meshwarden_region_age_seconds{{{CP},region="us"}}': "2x15",
 }
 
 
@@ -274,6 +275,7 @@ HEALTHY = {
         ({f"meshwarden_disk_free_bytes{{{CP}}}": "4x15"}, "DiskFilling"),
         ({'meshwarden_agent_envoy_restarts_total{node="a",workload="w"}': "0+1x15"}, "EnvoyRestarting"),
         ({f'meshwarden_denials_total{{{CP},event="node.attest_denied"}}': "0+2x15"}, "IdentityRefused"),
+        ({f'meshwarden_region_age_seconds{{{CP},region="us"}}': "60+60x15"}, "RegionSilent"),
     ],
 )
 def test_a_mesh_that_is_well_is_quiet_and_each_fault_has_its_alert_alone(

@@ -74,6 +74,11 @@ def control_plane_dns_name(trust_domain: str) -> str:
     return f"controlplane.{trust_domain}"
 
 
+def region_dns_name(trust_domain: str, region: str) -> str:
+    """Returns the DNS name by which other regions know a region's control plane; no workload ever gets it."""
+    return f"{region}.{control_plane_dns_name(trust_domain)}"
+
+
 def is_reserved_dns_name(name: str, trust_domain: str) -> bool:
     """Says whether a DNS name is the control plane's, below it, or the trust domain itself."""
     name = name.lower().rstrip(".")

@@ -28,6 +28,7 @@ from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane import log
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.node import NodeServicer
+from meshwarden.controlplane.api.region import RegionServicer
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
 from meshwarden.controlplane.api.scrape import Scraped
@@ -43,6 +44,7 @@ from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.issuing import recorder
@@ -52,6 +54,9 @@ from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.regions.inbox import Inbox
+from meshwarden.controlplane.regions.puller import Own, Peer, Puller
+from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import Store
@@ -123,7 +128,7 @@ async def _compose(
     durable = Durable(config.state_dir / "gather.sqlite")
     gather = Gather(
         durable,
-        Ledger(durable, config.trust_domain, utc_now),
+        Ledger(durable, config.trust_domain, utc_now, region=config.region),
         metrics,
         [await _backend(backend, secrets) for backend in config.otlp],
         utc_now,
@@ -134,6 +139,7 @@ async def _compose(
         traces_retention=timedelta(seconds=config.traces_keep_s),
         traces_max_bytes=config.traces_max_bytes,
     )
+    regions, remote = _regions(config, durable, gather, metrics, serving, rng)
     tokens = JoinTokens(store, utc_now)
     nodes = NodeIdentity(
         authority, store, tokens, audit, utc_now, trust_domain=config.trust_domain, region=config.region
@@ -148,10 +154,13 @@ async def _compose(
             publisher=publisher,
             sessions=sessions,
             gather=gather,
+            remote=remote,
+            regions=regions,
             audit=audit,
             clock=utc_now,
         ),
         node=NodeServicer(nodes, publisher, sessions, authority),
+        region=RegionServicer(gather.ledger, config.trust_domain, config.region),
         report=ReportServicer(gather, nodes),
         resource=ResourceServicer(store, utc_now, config.region, audit),
     )
@@ -177,7 +186,7 @@ async def _compose(
         await api.start()
         # It is stopped by then, unless something went wrong.
         closing.push_async_callback(api.stop, 0.0)
-        await _run(config, store, front, api, serving, operator, publisher, sessions, gather, authority, url)
+        await _run(config, store, front, api, serving, operator, publisher, sessions, gather, regions, authority, url)
 
 
 async def _run(
@@ -190,6 +199,7 @@ async def _run(
     publisher: Publisher,
     sessions: Sessions,
     gather: Gather,
+    regions: Regions,
     authority: Authority,
     metrics_url: str,
 ) -> None:
@@ -199,6 +209,7 @@ async def _run(
         group.start_soon(authority.run)
         group.start_soon(serving.run)
         group.start_soon(gather.run)
+        group.start_soon(regions.run)
         await group.start(publisher.run)
         await group.start(sessions.run)
         if operator is not None:
@@ -287,6 +298,27 @@ def _scraped(
         clock=utc_now,
     )
     return Scraped(metrics.registry, vitals, sessions.states)
+
+
+def _regions(
+    config: Config, durable: Durable, gather: Gather, metrics: Metrics, serving: ServingIdentity, rng: random.Random
+) -> tuple[Regions, Remote]:
+    """What asks the other regions, and what they have told."""
+    remote = Remote((peer.region for peer in config.peer), utc_now, idle=timedelta(seconds=config.metrics_idle_s))
+    remote.recall(gather.ledger.totals_told())
+    metrics.registry.register(remote)
+    inbox = Inbox(gather.ledger, remote)
+    durable.add(inbox)
+    own = Own(config.trust_domain, serving.svid, serving.bundles)
+    pullers = [
+        Puller(Peer(peer.region, peer.address), own, inbox, gather.ledger, gather.tally, gather.settle, utc_now, rng)
+        for peer in config.peer
+    ]
+    regions = Regions(config.region, pullers, inbox, utc_now)
+    text = "How old what is known of another region is, in seconds; +Inf where nothing is."
+    metrics.gauge("meshwarden_region_age_seconds", text, ("region",), regions.ages)
+    metrics.gauge("meshwarden_region_answers", "Whether another region answers.", ("region",), regions.answering)
+    return regions, remote
 
 
 def _operator(config: Config, authority: Authority, audit: AuditLog, rng: random.Random) -> OperatorCredential | None:

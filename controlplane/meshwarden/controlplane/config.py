@@ -16,9 +16,9 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from meshwarden.sdk.front import MAX_INNER_BYTES
@@ -90,6 +90,24 @@ class OtlpConfig(_Frozen):
     max_queue_bytes: int = Field(default=256 << 20, ge=1 << 20)
 
 
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError('write HOST:PORT, "127.0.0.1:7443" for one')
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class PeerConfig(_Frozen):
+    """Another region, which is asked for what it has counted."""
+
+    region: str = Field(pattern=f"^{LABEL}$")
+    # Where its control plane listens, "HOST:PORT".
+    address: Address
+
+
 class Config(BaseSettings):
     """The settings of one control plane process."""
 
@@ -105,9 +123,9 @@ class Config(BaseSettings):
     region: str = Field(default="default", pattern=f"^{LABEL}$")
     state_dir: Path
     # Where agents and operators connect, mTLS only; port 0 takes a free one.
-    listen: str = "127.0.0.1:7443"
+    listen: Address = "127.0.0.1:7443"
     # Where Prometheus scrapes: loopback, in the clear.
-    metrics_listen: str = "127.0.0.1:7444"
+    metrics_listen: Address = "127.0.0.1:7444"
     # After so many seconds without a call a series of calls is forgotten.
     metrics_idle_s: float = Field(default=3600.0, ge=60.0)
     # How long spans are kept for `meshwarden traces`, and how much of them; beyond, the tenant that has most of them
@@ -119,6 +137,8 @@ class Config(BaseSettings):
     otlp: tuple[OtlpConfig, ...] = ()
     # Where `vault:` references are read; left out, the authority's Vault.
     vault: VaultConfig | None = None
+    # The other regions of the trust domain.
+    peer: tuple[PeerConfig, ...] = ()
     # Keeps a short-lived operator certificate in this directory, for whoever may read it.
     operator_directory: Path | None = None
 
@@ -135,14 +155,6 @@ class Config(BaseSettings):
         """Where the front and the gRPC server behind it meet."""
         return self.state_dir / INNER
 
-    @field_validator("listen", "metrics_listen")
-    @classmethod
-    def _host_and_port(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise ValueError('write HOST:PORT, "127.0.0.1:7443" for one')
-        return value
-
     @field_validator("metrics_listen")
     @classmethod
     def _loopback(cls, value: str) -> str:
@@ -157,6 +169,13 @@ class Config(BaseSettings):
         if len({backend.name for backend in value}) < len(value):
             raise ValueError("two backends have one name")
         return value
+
+    @model_validator(mode="after")
+    def _regions(self) -> Self:
+        regions = [self.region, *(peer.region for peer in self.peer)]
+        if len(set(regions)) < len(regions):
+            raise ValueError("peer: each names one other region, and none of them ours")
+        return self
 
     @classmethod
     def settings_customise_sources(

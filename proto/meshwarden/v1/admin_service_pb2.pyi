@@ -105,6 +105,7 @@ class GetStatusResponse(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     AUTHORITY_FIELD_NUMBER: _builtins.int
     NOW_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     region: _builtins.str
     revision: _builtins.int
@@ -118,6 +119,8 @@ class GetStatusResponse(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def now(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionState]: ...
     def __init__(
         self,
         *,
@@ -130,14 +133,50 @@ class GetStatusResponse(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         authority: _builtins.str = ...,
         now: _timestamp_pb2.Timestamp | None = ...,
+        regions: _abc.Iterable[Global___RegionState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "nodes", b"nodes", "now", b"now", "region", b"region", "revision", b"revision", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class RegionState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    own: _builtins.bool
+    answers: _builtins.bool
+    error: _builtins.str
+    address: _builtins.str
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        own: _builtins.bool = ...,
+        answers: _builtins.bool = ...,
+        age: _duration_pb2.Duration | None = ...,
+        error: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "age", b"age", "answers", b"answers", "error", b"error", "own", b"own", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionState: _TypeAlias = RegionState  # noqa: Y015
 
 @_typing.final
 class NodeState(_message.Message):
@@ -405,16 +444,20 @@ class ListCallsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALLS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.CallStat]: ...
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionState]: ...
     def __init__(
         self,
         *,
         calls: _abc.Iterable[_report_pb2.CallStat] | None = ...,
+        regions: _abc.Iterable[Global___RegionState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "regions", b"regions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -491,6 +534,7 @@ class GetGraphResponse(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     NOW_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
     region: _builtins.str
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphNode]: ...
@@ -500,6 +544,8 @@ class GetGraphResponse(_message.Message):
     def window(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def now(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionState]: ...
     def __init__(
         self,
         *,
@@ -508,10 +554,11 @@ class GetGraphResponse(_message.Message):
         window: _duration_pb2.Duration | None = ...,
         now: _timestamp_pb2.Timestamp | None = ...,
         region: _builtins.str = ...,
+        regions: _abc.Iterable[Global___RegionState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "nodes", b"nodes", "now", b"now", "region", b"region", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,6 +645,7 @@ class GraphEdge(_message.Message):
     OUTCOMES_FIELD_NUMBER: _builtins.int
     FIRST_SEEN_FIELD_NUMBER: _builtins.int
     LAST_SEEN_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     destination: _builtins.str
     calls_per_s: _builtins.float
@@ -610,6 +658,7 @@ class GraphEdge(_message.Message):
     source_reports: _builtins.bool
     destination_reports: _builtins.bool
     mutual_tls: Global___GraphEdge.MutualTls.ValueType
+    region: _builtins.str
     @_builtins.property
     def outcomes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
@@ -634,10 +683,11 @@ class GraphEdge(_message.Message):
         outcomes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         first_seen: _timestamp_pb2.Timestamp | None = ...,
         last_seen: _timestamp_pb2.Timestamp | None = ...,
+        region: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["first_seen", b"first_seen", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_per_s", b"calls_per_s", "denied_per_s", b"denied_per_s", "destination", b"destination", "destination_reports", b"destination_reports", "errors_per_s", b"errors_per_s", "first_seen", b"first_seen", "last_seen", b"last_seen", "limited_per_s", b"limited_per_s", "mutual_tls", b"mutual_tls", "outcomes", b"outcomes", "p50_s", b"p50_s", "p95_s", b"p95_s", "p99_s", b"p99_s", "source", b"source", "source_reports", b"source_reports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_per_s", b"calls_per_s", "denied_per_s", b"denied_per_s", "destination", b"destination", "destination_reports", b"destination_reports", "errors_per_s", b"errors_per_s", "first_seen", b"first_seen", "last_seen", b"last_seen", "limited_per_s", b"limited_per_s", "mutual_tls", b"mutual_tls", "outcomes", b"outcomes", "p50_s", b"p50_s", "p95_s", b"p95_s", "p99_s", b"p99_s", "region", b"region", "source", b"source", "source_reports", b"source_reports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

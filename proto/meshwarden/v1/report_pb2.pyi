@@ -164,6 +164,7 @@ class CallStat(_message.Message):
     DURATIONS_FIELD_NUMBER: _builtins.int
     DESTINATION_REGION_FIELD_NUMBER: _builtins.int
     EXEMPLARS_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     destination: _builtins.str
     method: _builtins.str
@@ -174,6 +175,7 @@ class CallStat(_message.Message):
     count: _builtins.int
     duration_sum_s: _builtins.float
     destination_region: _builtins.str
+    region: _builtins.str
     @_builtins.property
     def minute(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -196,10 +198,11 @@ class CallStat(_message.Message):
         durations: Global___Histogram | None = ...,
         destination_region: _builtins.str = ...,
         exemplars: _abc.Iterable[Global___Exemplar] | None = ...,
+        region: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["durations", b"durations", "minute", b"minute"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decision", b"decision", "destination", b"destination", "destination_region", b"destination_region", "duration_sum_s", b"duration_sum_s", "durations", b"durations", "exemplars", b"exemplars", "method", b"method", "minute", b"minute", "reporter", b"reporter", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decision", b"decision", "destination", b"destination", "destination_region", b"destination_region", "duration_sum_s", b"duration_sum_s", "durations", b"durations", "exemplars", b"exemplars", "method", b"method", "minute", b"minute", "region", b"region", "reporter", b"reporter", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

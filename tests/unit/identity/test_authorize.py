@@ -2,8 +2,14 @@ import grpc
 import pytest
 
 from meshwarden.certs.spiffe_id import Role, SpiffeId
-from meshwarden.controlplane.identity.authorize import TABLE, Denied, authorize, check_role, sees
-from meshwarden.v1 import admin_service_pb2, node_service_pb2, report_pb2, resource_service_pb2
+from meshwarden.controlplane.identity.authorize import TABLE, Denied, authorize, authorize_region, check_role, sees
+from meshwarden.v1 import (
+    admin_service_pb2,
+    node_service_pb2,
+    region_service_pb2,
+    report_pb2,
+    resource_service_pb2,
+)
 
 WHO = {
     Role.WORKLOAD: SpiffeId.workload("a.test", "acme", "web"),
@@ -17,7 +23,7 @@ HEALTH = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.
 
 
 def methods() -> set[str]:
-    files = (admin_service_pb2, node_service_pb2, report_pb2, resource_service_pb2)
+    files = (admin_service_pb2, node_service_pb2, region_service_pb2, report_pb2, resource_service_pb2)
     return {
         f"/{service.full_name}/{method.name}"
         for file in files
@@ -44,10 +50,11 @@ def test_every_method_of_the_control_plane_is_in_the_table() -> None:
 def test_who_may_what() -> None:
     assert may(None) == HEALTH | {"/meshwarden.v1.NodeService/Attest"}
     assert may(WHO[Role.WORKLOAD]) == may(WHO[Role.OTHER]) == set()
-    assert may(WHO[Role.CONTROL_PLANE]) == HEALTH
+    region = {"/meshwarden.v1.RegionService/Pull"}
+    assert may(WHO[Role.CONTROL_PLANE]) == HEALTH | region
     node = {method for method in TABLE if "NodeService" in method or "ReportService" in method}
     assert may(WHO[Role.NODE]) == HEALTH | node
-    rest = set(TABLE) - node
+    rest = set(TABLE) - node - region
     assert may(WHO[Role.OPERATOR]) == rest
     mesh_wide = {"/meshwarden.v1.AdminService/CreateJoinToken", "/meshwarden.v1.AdminService/RenewSvids"}
     assert may(WHO[Role.TENANT_OPERATOR]) == rest - mesh_wide
@@ -87,3 +94,22 @@ def test_sees() -> None:
     assert not sees(WHO[Role.TENANT_OPERATOR], "globex")
     assert not sees(WHO[Role.WORKLOAD], "acme")
     assert not sees(None, "acme")
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        None,
+        *(who for role, who in WHO.items() if role is not Role.CONTROL_PLANE),
+        SpiffeId.control_plane("a.test", "us"),  # ourselves
+        SpiffeId.control_plane("b.test", "eu"),
+    ],
+)
+def test_a_region_tells_no_other_than_another_of_its_trust_domain(peer: SpiffeId | None) -> None:
+    with pytest.raises(Denied):
+        authorize_region(peer, "/meshwarden.v1.RegionService/Pull", "a.test", "us")
+
+
+def test_a_region_tells_another() -> None:
+    peer = SpiffeId.control_plane("a.test", "eu")
+    assert authorize_region(peer, "/meshwarden.v1.RegionService/Pull", "a.test", "us") == "eu"

@@ -1,17 +1,18 @@
 """AdminService: joining nodes, looking at the mesh, asking why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import grpc
 
 from meshwarden.certs.authority.port import Authority
-from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.join_token import JoinTokens
@@ -20,6 +21,7 @@ from meshwarden.controlplane.policy.explain import explain
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.sdk import peer
 from meshwarden.v1 import admin_service_pb2 as v1
@@ -51,12 +53,15 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         publisher: Publisher,
         sessions: Sessions,
         gather: Gather,
+        remote: Remote,
+        regions: Regions,
         audit: AuditLog,
         clock: Callable[[], datetime],
     ) -> None:
         self._trust_domain, self._region, self._version = trust_domain, region, version
         self._authority, self._tokens = authority, tokens
         self._publisher, self._sessions, self._gather = publisher, sessions, gather
+        self._remote, self._regions = remote, regions
         self._audit, self._clock = audit, clock
 
     async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
@@ -85,7 +90,10 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             ],
             warnings=[text for node in nodes for text in _warnings(node, self._publisher.revision)],
             authority=self._authority.description,
+            regions=self._states(),
         )
+        if _is_operator():
+            answer.warnings.extend(self._regions.warnings())
         answer.now.FromDatetime(self._clock())
         return answer
 
@@ -106,15 +114,17 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         end = moment(request.end, "end") if request.HasField("end") else self._clock()
         start = moment(request.start, "start") if request.HasField("start") else end - LEDGER_SPAN
         rows = await self._gather.ledger.list(start, end, tenant, request.limit or LEDGER_ROWS)
-        return v1.ListCallsResponse(calls=rows)
+        return v1.ListCallsResponse(calls=rows, regions=self._states())
 
     async def GetGraph(self, request: v1.GetGraphRequest, context: Context) -> v1.GetGraphResponse:
         shown = _shown("GetGraph", request.tenant)
         window = request.window.ToTimedelta() if request.HasField("window") else GRAPH_WINDOW
+        graphs = {self._region: self._gather.graph, **self._remote.graphs()}
         answer = v1.GetGraphResponse(
             nodes=[self._service(name) for name in self._publisher.mesh.services() if shown(name.tenant)],
-            edges=self._gather.graph.edges(window, shown),
+            edges=[edge for region, graph in graphs.items() for edge in _of(region, graph.edges(window, shown))],
             region=self._region,
+            regions=self._states(),
         )
         answer.window.FromTimedelta(window)
         answer.now.FromDatetime(self._clock())
@@ -155,6 +165,9 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         await self._audit.record("svid.renew_all", reason=request.reason, nodes=nodes, by=str(caller))
         return v1.RenewSvidsResponse(nodes=nodes)
 
+    def _states(self) -> list[v1.RegionState]:
+        return self._regions.states(whole=_is_operator())
+
     def _service(self, name: Name) -> v1.GraphNode:
         endpoints = self._publisher.mesh.of_service("Endpoint", name).values()
         healthy = sum(takes_calls(item.spec) for item in endpoints)
@@ -190,6 +203,18 @@ def _shown(method: str, asked: str) -> Callable[[str], bool]:
 def _caller() -> SpiffeId | None:
     verified = peer.current()
     return verified.spiffe_id if verified is not None else None
+
+
+def _is_operator() -> bool:
+    caller = _caller()
+    return caller is not None and caller.role is Role.OPERATOR
+
+
+def _of(region: str, edges: Iterable[v1.GraphEdge]) -> Iterator[v1.GraphEdge]:
+    """The edges of a region's graph, under its name."""
+    for edge in edges:
+        edge.region = region
+        yield edge
 
 
 def _warnings(node: v1.NodeState, revision: int) -> list[str]:

@@ -17,6 +17,8 @@ from meshwarden.v1 import (
     admin_service_pb2_grpc,
     node_service_pb2,
     node_service_pb2_grpc,
+    region_service_pb2,
+    region_service_pb2_grpc,
     report_pb2,
     report_pb2_grpc,
     resource_service_pb2,
@@ -37,13 +39,14 @@ class Servicers:
 
     admin: admin_service_pb2_grpc.AdminServiceServicer
     node: node_service_pb2_grpc.NodeServiceServicer
+    region: region_service_pb2_grpc.RegionServiceServicer
     report: report_pb2_grpc.ReportServiceServicer
     resource: resource_service_pb2_grpc.ResourceServiceServicer
 
 
 def names() -> tuple[str, ...]:
     """The full names of our services."""
-    files = (admin_service_pb2, node_service_pb2, report_pb2, resource_service_pb2)
+    files = (admin_service_pb2, node_service_pb2, region_service_pb2, report_pb2, resource_service_pb2)
     return tuple(service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values())
 
 
@@ -83,6 +86,7 @@ class Api:
         )
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicers.node, self._server)
+        region_service_pb2_grpc.add_RegionServiceServicer_to_server(servicers.region, self._server)
         report_pb2_grpc.add_ReportServiceServicer_to_server(servicers.report, self._server)
         resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(servicers.resource, self._server)
         self._health = health.aio.HealthServicer()

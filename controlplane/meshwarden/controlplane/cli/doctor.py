@@ -74,6 +74,11 @@ def mesh_problems(answer: GetStatusResponse, now: datetime) -> Iterator[Problem]
             yield f"the clock of node {node.node} is {node.clock_skew.ToJsonString()} off", "set that node's clock"
         for nack in node.nacks:
             yield f"{nack.data_plane} refused {nack.type_url}: {nack.message}", "the policy applied last is the cause"
+    for region in answer.regions:
+        if not region.answers:
+            old = f"{region.age.ToTimedelta().total_seconds():.0f} s old" if region.HasField("age") else "unknown"
+            away = f"region {region.region} does not answer at {region.address}; what it has counted is {old}"
+            yield away, f"see that its control plane runs and can be reached from here: {region.error}"
     for tenant in answer.tenants:
         if tenant.denied_per_s > 0:
             fix = "ask why: meshwarden explain --from CALLER --to CALLEE --method METHOD"

@@ -7,7 +7,7 @@ from meshwarden.v1.admin_service_pb2 import GetGraphRequest, GraphEdge
 
 _TLS = {GraphEdge.PROVEN: "proven", GraphEdge.SAID: "said by the source", GraphEdge.NONE: "no certificate"}
 _RATES = ("CALLS/S", "ERRORS/S", "DENIED/S", "LIMITED/S")
-_COLUMNS = ("SOURCE", "DESTINATION", *_RATES, "P50", "P95", "P99", "MTLS", "TOLD BY")
+_COLUMNS = ("REGION", "SOURCE", "DESTINATION", *_RATES, "P50", "P95", "P99", "MTLS", "TOLD BY")
 
 
 @click.command()
@@ -41,7 +41,9 @@ def graph(tenant: str, window_s: int, output: str) -> None:
     elif output == "svg":
         click.echo(picture.svg(answer))
     else:
-        click.echo(f"region {answer.region}, the last {window_s} s", err=True)
+        for region in answer.regions:
+            old = "" if region.own else f", as of {render.age(region)} ago" if region.HasField("age") else ", unknown"
+            click.echo(f"region {region.region}, the last {window_s} s{old}", err=True)
         render.table(_COLUMNS, [_row(edge) for edge in answer.edges])
 
 
@@ -50,6 +52,7 @@ def _row(edge: GraphEdge) -> tuple[object, ...]:
     both = edge.source_reports and edge.destination_reports
     told_by = "both" if both else "source" if edge.source_reports else "destination"
     return (
+        edge.region,
         edge.source,
         edge.destination,
         *(f"{rate:.1f}" for rate in rates),

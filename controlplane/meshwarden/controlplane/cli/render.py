@@ -10,6 +10,8 @@ import click
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from meshwarden.v1.admin_service_pb2 import RegionState
+
 output_option = click.option(
     "-o",
     "--output",
@@ -78,6 +80,13 @@ def life(seconds: float) -> str:
         if left >= size * 2:
             return f"{sign}{int(left // size)}{unit}"
     return f"{sign}{int(left)}s"
+
+
+def age(state: RegionState) -> str:
+    """How old what is known of a region is: "now" of our own, "never" where nothing is."""
+    if state.own:
+        return "now"
+    return life(state.age.ToTimedelta().total_seconds()) if state.HasField("age") else "never"
 
 
 def duration(seconds: float) -> str:

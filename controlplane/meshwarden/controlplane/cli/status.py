@@ -3,7 +3,7 @@
 import click
 
 from meshwarden.controlplane.cli import client, render
-from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState
+from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState, RegionState
 from meshwarden.v1.node_service_pb2 import WorkloadState
 
 
@@ -11,7 +11,7 @@ from meshwarden.v1.node_service_pb2 import WorkloadState
 @click.option("--tenant", default="", help="Only this tenant's workloads and calls.")
 @render.output_option
 def status(tenant: str, output: str) -> None:
-    """Show nodes, workloads, tenants and warnings."""
+    """Show nodes, workloads, tenants, regions and warnings."""
     with client.connect_current() as mesh:
         answer = mesh.admin.GetStatus(GetStatusRequest(tenant=tenant), timeout=client.TIMEOUT_S)
     if output != "table":
@@ -25,6 +25,8 @@ def status(tenant: str, output: str) -> None:
         for tenant in answer.tenants
     ]
     render.table(("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S"), rates)
+    if len(answer.regions) > 1:
+        render.table(("REGION", "STATE", "AGE", "ADDRESS"), [_region(region) for region in answer.regions])
     for warning in answer.warnings:
         click.echo(f"warning: {render.plain(warning)}", err=True)
 
@@ -36,6 +38,11 @@ def _node(node: NodeState, answer: GetStatusResponse) -> tuple[object, ...]:
     if not node.HasField("last_seen"):
         revision = "unknown"
     return node.node, "connected" if node.connected else "away", revision, len(node.nacks), len(node.workloads)
+
+
+def _region(state: RegionState) -> tuple[object, ...]:
+    word = "this one" if state.own else "answers" if state.answers else "away"
+    return state.region, word, render.age(state), state.address
 
 
 def workload_rows(answer: GetStatusResponse) -> list[tuple[str, str, str, str]]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from meshwarden.controlplane.gather.call import UNKNOWN, Call
 from meshwarden.controlplane.gather.ledger import Total
-from meshwarden.controlplane.gather.metrics import overflown
+from meshwarden.controlplane.gather.metrics import lost, overflown
 from meshwarden.controlplane.gather.outcome import CLIENT_ERROR, DENIED, LIMITED, SERVER_ERROR, outcome
 from meshwarden.sdk.histogram import quantile
 from meshwarden.v1.admin_service_pb2 import GraphEdge
@@ -24,6 +24,7 @@ HORIZON: Final = timedelta(minutes=15)
 RETENTION: Final = timedelta(days=7)
 """How long an edge is kept that nobody uses."""
 EDGES_PER_TENANT: Final = 2000
+MAX_EDGES: Final = 100_000
 _SLOT_S: Final = 15
 _SLOTS: Final = int(HORIZON.total_seconds()) // _SLOT_S
 
@@ -47,13 +48,21 @@ class _Side:
     total: Counter[str] = field(default_factory=Counter)
     slots: deque[_Slot] = field(default_factory=lambda: deque(maxlen=_SLOTS))
 
-    def add(self, call: Call, now_s: int) -> None:
-        start_s = now_s - now_s % _SLOT_S
-        if not self.slots or self.slots[-1].start_s != start_s:
-            self.slots.append(_Slot(start_s))
-        self.slots[-1].outcomes[call.outcome] += call.count
-        self.slots[-1].durations.update(call.durations)
+    def add(self, call: Call, at_s: int) -> None:
+        slot = self._slot(at_s - at_s % _SLOT_S)
+        slot.outcomes[call.outcome] += call.count
+        slot.durations.update(call.durations)
         self.total[call.outcome] += call.count
+
+    def _slot(self, start_s: int) -> _Slot:
+        # What is told late may belong to one before the last.
+        for slot in reversed(self.slots):
+            if slot.start_s == start_s:
+                return slot
+            if slot.start_s < start_s:
+                break
+        self.slots.append(_Slot(start_s))
+        return self.slots[-1]
 
     def since(self, start_s: int) -> tuple[Counter[str], Counter[int]]:
         """Outcomes and durations of the slots that begin at `start_s` or later."""
@@ -80,9 +89,22 @@ class _Edge:
 class Graph:
     """The edges of the mesh, as one region's control plane hears of them."""
 
-    def __init__(self, clock: Callable[[], datetime], *, edges_per_tenant: int = EDGES_PER_TENANT) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], datetime],
+        *,
+        edges_per_tenant: int = EDGES_PER_TENANT,
+        max_edges: int = MAX_EDGES,
+    ) -> None:
+        """Starts empty.
+
+        Args:
+            clock: the present, aware; for another region's edges the time of its last word.
+            edges_per_tenant: how many a tenant has; the rest is one under `overflow`.
+            max_edges: how many there are in all; the rest is one under `overflow`, whosever they are.
+        """
         self._clock = clock
-        self._edges_per_tenant = edges_per_tenant
+        self._edges_per_tenant, self._max_edges = edges_per_tenant, max_edges
         self._edges: dict[_Key, _Edge] = {}
         self._of_owner: Counter[str] = Counter()
         self._started_s = self._now_s()
@@ -91,9 +113,18 @@ class Graph:
         """Takes calls as of now."""
         now_s = self._now_s()
         for call in calls:
-            edge = self._edge(call, now_s)
-            edge.last_s = now_s
-            edge.side(call.reporter).add(call, now_s)
+            self._add(call, now_s)
+
+    def add_late(self, calls: Iterable[Call]) -> None:
+        """Takes calls as of the end of their minute, or of now where that is not over."""
+        now_s = self._now_s()
+        for call in calls:
+            self._add(call, min(now_s, call.minute + 59))
+
+    def _add(self, call: Call, at_s: int) -> None:
+        edge = self._edge(call, at_s)
+        edge.first_s, edge.last_s = min(edge.first_s, at_s), max(edge.last_s, at_s)
+        edge.side(call.reporter).add(call, at_s)
 
     def recall(self, totals: Iterable[Total]) -> None:
         """Takes what was counted before this process began: it counts in all, but not in rates."""
@@ -101,6 +132,8 @@ class Graph:
             key = (total.source, total.destination)
             edge = self._edges.get(key)
             if edge is None:
+                if len(self._edges) >= self._max_edges:
+                    continue
                 edge = self._edges[key] = _Edge(total.owner, total.first_s, total.last_s)
                 self._of_owner[total.owner] += 1
             edge.first_s, edge.last_s = min(edge.first_s, total.first_s), max(edge.last_s, total.last_s)
@@ -130,6 +163,11 @@ class Graph:
             key = (call.source, call.destination)
         edge = self._edges.get(key)
         if edge is None:
+            if len(self._edges) >= self._max_edges:
+                call = lost(call)
+                key = (call.source, call.destination)
+                if key in self._edges:
+                    return self._edges[key]
             edge = self._edges[key] = _Edge(call.owner, now_s, now_s)
             self._of_owner[call.owner] += 1
         return edge

@@ -38,6 +38,7 @@ REQUEST_LABELS: Final = (
 )
 OVERFLOW: Final = "overflow"
 SERIES_PER_TENANT: Final = 5000
+MAX_SERIES: Final = 1_000_000
 IDLE: Final = timedelta(hours=1)
 
 DECISIONS: Final[dict[int, str]] = {number: name.lower() for name, number in CallStat.Decision.items()}
@@ -75,6 +76,7 @@ class Metrics(Collector):
         self,
         *,
         series_per_tenant: int = SERIES_PER_TENANT,
+        max_series: int = MAX_SERIES,
         idle: timedelta = IDLE,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,11 +84,12 @@ class Metrics(Collector):
 
         Args:
             series_per_tenant: how many series of calls each tenant has.
+            max_series: how many all of them have.
             idle: after how long without a call a series is forgotten.
             monotonic_s: a clock that never goes back.
         """
         self.registry = CollectorRegistry()
-        self._series_per_tenant = series_per_tenant
+        self._series_per_tenant, self._max_series = series_per_tenant, max_series
         self._idle_s = idle.total_seconds()
         self._monotonic_s = monotonic_s
         # Prometheus reads on another thread.
@@ -117,9 +120,10 @@ class Metrics(Collector):
             # The share is that of the reporting side's tenant: nobody can use up another's.
             owner: str | None = call.owner
             used = self._series.get(call.owner, 0)
-            if used >= self._series_per_tenant:
+            full = len(self._requests) >= self._max_series
+            if full or used >= self._series_per_tenant:
+                owner, call = None, lost(call) if full else overflown(call)
                 self._overflow[call.owner] = self._overflow.get(call.owner, 0) + call.count
-                owner, call = None, overflown(call)
                 key = _request_labels(call, result)
             else:
                 self._series[call.owner] = used + 1
@@ -221,6 +225,11 @@ def overflown(call: Call) -> Call:
         status=OVERFLOW,
         revision=0,
     )
+
+
+def lost(call: Call) -> Call:
+    """The same calls with both sides put under `overflow`."""
+    return replace(overflown(call), source_tenant=OVERFLOW, destination_tenant=OVERFLOW)
 
 
 def _counter(name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], int]) -> Metric:

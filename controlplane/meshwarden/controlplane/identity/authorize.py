@@ -21,6 +21,7 @@ class Denied(Refused):
 _ADMIN: frozenset[Role | None] = frozenset({Role.OPERATOR})
 _OPERATORS: frozenset[Role | None] = frozenset({Role.OPERATOR, Role.TENANT_OPERATOR})
 _NODE: frozenset[Role | None] = frozenset({Role.NODE})
+_REGION: frozenset[Role | None] = frozenset({Role.CONTROL_PLANE})
 _JOIN: frozenset[Role | None] = frozenset({None, Role.NODE})
 _HEALTH: frozenset[Role | None] = frozenset({None, Role.NODE, Role.OPERATOR, Role.TENANT_OPERATOR, Role.CONTROL_PLANE})
 
@@ -43,6 +44,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.NodeService/Sync": _NODE,
     "/meshwarden.v1.NodeService/SignWorkload": _NODE,
     "/meshwarden.v1.ReportService/Export": _NODE,
+    "/meshwarden.v1.RegionService/Pull": _REGION,
     "/grpc.health.v1.Health/Check": _HEALTH,
     "/grpc.health.v1.Health/List": _HEALTH,
     "/grpc.health.v1.Health/Watch": _HEALTH,
@@ -89,6 +91,24 @@ def authorize(peer: SpiffeId | None, method: str, tenant: str | None) -> None:
         return
     wanted = "every tenant" if tenant is None else f"tenant {tenant}"
     raise Denied(f"{peer} may not call {method} for {wanted}: it is an operator of tenant {peer.tenant} alone")
+
+
+def authorize_region(peer: SpiffeId | None, method: str, trust_domain: str, region: str) -> str:
+    """Checks that the caller is the control plane of another region of the same trust domain; returns that region.
+
+    Args:
+        peer: the caller; None is one without a certificate.
+        method: the full method.
+        trust_domain: ours.
+        region: ours.
+
+    Raises:
+        Denied: it is not.
+    """
+    check_role(peer, method)
+    if peer is None or peer.trust_domain != trust_domain or peer.region in (None, region):
+        raise Denied(f"{peer} may not call {method}: it takes a control plane of another region of {trust_domain}")
+    return str(peer.region)
 
 
 def sees(peer: SpiffeId | None, tenant: str) -> bool:

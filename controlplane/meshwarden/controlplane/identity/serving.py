@@ -10,7 +10,7 @@ import structlog
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.bundle import Bundle
-from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name
+from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name, region_dns_name
 from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
@@ -38,9 +38,8 @@ class ServingIdentity:
         rng: random.Random,
     ) -> None:
         self._authority, self._audit, self._clock, self._rng = authority, audit, clock, rng
-        self._template = LeafTemplate(
-            SpiffeId.control_plane(trust_domain, region), LIFE, dns_names=(control_plane_dns_name(trust_domain),)
-        )
+        names = (control_plane_dns_name(trust_domain), region_dns_name(trust_domain, region))
+        self._template = LeafTemplate(SpiffeId.control_plane(trust_domain, region), LIFE, dns_names=names)
         self._context: ssl.SSLContext | None = None
         self._svid: X509Svid | None = None
         self._due = clock()
