@@ -215,21 +215,7 @@ class Registry:
 
     def stored(self) -> list[Stored]:
         """All registrations, to be kept on disk."""
-        return [
-            Stored(
-                item.id,
-                item.entry_name,
-                item.pid,
-                item.start_time,
-                item.uid,
-                item.gid,
-                item.port,
-                item.number,
-                item.is_implicit,
-                item.id in self._admitted,
-            )
-            for item in self._workloads.values()
-        ]
+        return [item.stored(is_admitted=item.id in self._admitted) for item in self._workloads.values()]
 
     def restore(self, items: Iterable[Stored]) -> None:
         """Takes back the registrations of an earlier run whose processes still live."""

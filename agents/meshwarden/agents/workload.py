@@ -57,6 +57,21 @@ class Workload:
         """The directory with tls.crt, tls.key and ca.crt."""
         return self.directory / "credentials"
 
+    def stored(self, *, is_admitted: bool) -> "Stored":
+        """What of it is kept on disk."""
+        return Stored(
+            self.id,
+            self.entry_name,
+            self.pid,
+            self.start_time,
+            self.uid,
+            self.gid,
+            self.port,
+            self.number,
+            self.is_implicit,
+            is_admitted,
+        )
+
 
 @dataclass(frozen=True)
 class Stored:

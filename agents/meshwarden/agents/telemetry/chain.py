@@ -1,9 +1,9 @@
 """What one tenant's programs have reported and the control plane has not taken yet, on disk.
 
-Records are appended to segments, one file each, and read in order, a batch at a time. `cursor` holds how far the
-control plane has taken them and where the batch under way ends, in two slots that are written in turn: what is sent
-again after a crash is the same batch. What is dropped leaves a grave in its place: its segment is overwritten by one
-record that holds the accounts of what was there, so that dropping needs no room and cannot be counted twice.
+Records are appended to segments, one file each, and read in order, a batch at a time. The cursor holds how far the
+control plane has taken them and where the batch under way ends: what is sent again after a crash is the same batch.
+What is dropped leaves a grave in its place: its segment is overwritten by one record that holds the accounts of what
+was there, so that dropping needs no room and cannot be counted twice.
 
 A record outlives the process from `append` on. A machine that loses its power may lose the last seconds; each start
 leaves a gap in the numbers, so that none is given twice.
@@ -11,8 +11,6 @@ leaves a gap in the numbers, so that none is given twice.
 
 import contextlib
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Final
 import structlog
 
 from meshwarden.agents.telemetry import account
+from meshwarden.agents.telemetry.cursor import Cursor
 from meshwarden.agents.telemetry.segment import (
     HEADER_BYTES,
     SUFFIX,
@@ -37,9 +36,6 @@ from meshwarden.agents.telemetry.segment import (
 )
 
 _log = structlog.get_logger()
-_SLOT: Final = struct.Struct("<8s16sQQQI")
-_SLOT_MAGIC: Final = b"MWcursr1"
-_SLOT_AT: Final = (0, 512)
 _ASIDE: Final = ".aside"
 _KEPT_BYTES: Final = 64 << 10  # a segment of which all is taken is used on up to here
 _EPOCH_BITS: Final = 32
@@ -101,18 +97,15 @@ class Chain:
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory, self._tenant, self._segment_bytes = directory, tenant, segment_bytes
-        self._run_id = new_id
-        self._committed = self._pending = self._generation = 0
+        self._cursor = Cursor(directory / "cursor", tenant, new_id)
         self._segments: list[_Segment] = []
         self._size = 0
         self._active: int | None = None
         self._at = (0, HEADER_BYTES)  # where the next batch begins: a segment's first number, an offset
         self._batch: Batch | None = None
         self._lost = account.Drops()
-        self._cursor = os.open(directory / "cursor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._load_cursor()
         self._recover()
-        newest = max([self._committed, self._pending, *(segment.last for segment in self._segments)])
+        newest = max([self._cursor.committed, self._cursor.pending, *(segment.last for segment in self._segments)])
         self._next = (newest >> _EPOCH_BITS) + 1 << _EPOCH_BITS
         self._own_up()
 
@@ -168,18 +161,18 @@ class Chain:
         """
         if self._batch is None:
             self._batch = self._read_batch(limits)
-            if self._batch is not None and self._pending != self._batch.last:
-                self._pending = self._batch.last
-                self._save_cursor()
+            if self._batch is not None and self._cursor.pending != self._batch.last:
+                self._cursor.pending = self._batch.last
+                self._cursor.save()
         return self._batch
 
     def commit(self, until: int) -> None:
         """Lets go of all records up to a number: the control plane has them."""
         if self._batch is None or self._batch.last != until:
             self._at = (0, HEADER_BYTES)
-        self._committed = self._pending = max(self._committed, until)
+        self._cursor.committed = self._cursor.pending = max(self._cursor.committed, until)
         self._batch = None
-        self._save_cursor()
+        self._cursor.save()
         self._clear()
 
     def refuse(self, batch: Batch, reason: str) -> None:
@@ -212,24 +205,25 @@ class Chain:
 
     def renew(self, run_id: bytes) -> None:
         """Makes it another chain, whose records nobody has seen yet."""
-        self._run_id = run_id
+        self._cursor.run_id = run_id
         self._batch, self._at = None, (0, HEADER_BYTES)
-        self._pending = self._committed
-        self._save_cursor()
+        self._cursor.pending = self._cursor.committed
+        self._cursor.save()
 
     def close(self) -> None:
         """Lets go of the files."""
         self._leave()
-        os.close(self._cursor)
+        self._cursor.close()
 
     def _is_under_way(self, segment: _Segment) -> bool:
-        return segment.first <= self._pending and self._committed < min(segment.last, self._pending)
+        committed, pending = self._cursor.committed, self._cursor.pending
+        return segment.first <= pending and committed < min(segment.last, pending)
 
     # -- writing
 
     def _begin(self) -> None:
         path = path_of(self._directory, self._next)
-        content = Header(self._run_id, self._next).encode()
+        content = Header(self._cursor.run_id, self._next).encode()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             write_all(descriptor, content, 0)
@@ -251,7 +245,7 @@ class Chain:
         while self._segments:
             segment = self._segments[0]
             is_active = len(self._segments) == 1 and self._active is not None
-            if segment.last > self._committed or (is_active and segment.size < _KEPT_BYTES):
+            if segment.last > self._cursor.committed or (is_active and segment.size < _KEPT_BYTES):
                 return
             if is_active:
                 self._leave()
@@ -271,7 +265,7 @@ class Chain:
         for piece in self._pieces(segment, HEADER_BYTES):
             if isinstance(piece.found, Damage):
                 drops += account.damaged(piece.found, self._tenant)
-            elif piece.found.sequence > self._committed:
+            elif piece.found.sequence > self._cursor.committed:
                 items = items.plus(piece.found.items)
                 ledgers.append(piece.found.ledger)
             else:
@@ -294,13 +288,13 @@ class Chain:
     def _found(self, grave: _Segment | None) -> Iterator[Record]:
         """The grave's record, unless it went up already."""
         for piece in self._pieces(grave, HEADER_BYTES) if grave is not None else ():
-            if isinstance(piece.found, Record) and piece.found.sequence > self._committed:
+            if isinstance(piece.found, Record) and piece.found.sequence > self._cursor.committed:
                 yield piece.found
 
     # -- reading
 
     def _read_batch(self, limits: BatchLimits) -> Batch | None:
-        until = self._pending if self._pending > self._committed else None
+        until = self._cursor.pending if self._cursor.pending > self._cursor.committed else None
         taken: list[Record] = []
         drops, damage, size, entries = account.Drops(), account.Drops(), 0, 0
         for segment, piece in self._unread():
@@ -308,7 +302,7 @@ class Chain:
             if isinstance(found, Damage):
                 damage += account.damaged(found, self._tenant)
                 continue
-            if found.sequence <= self._committed:
+            if found.sequence <= self._cursor.committed:
                 damage.clear()  # it went up with the records that are taken
                 continue
             size += len(found.payload) + len(found.ledger)
@@ -327,12 +321,12 @@ class Chain:
             items = items.plus(record.items)
         ledger = account.merge((record.ledger for record in taken), drops)
         payload = b"".join(record.payload for record in taken)
-        return Batch(self._run_id.hex(), taken[0].sequence, taken[-1].sequence, ledger, payload, items)
+        return Batch(self._cursor.run_id.hex(), taken[0].sequence, taken[-1].sequence, ledger, payload, items)
 
     def _unread(self) -> Iterator[tuple[_Segment, Piece]]:
         first, offset = self._at
         for segment in list(self._segments):
-            if segment.first >= first and segment.last > self._committed:
+            if segment.first >= first and segment.last > self._cursor.committed:
                 for piece in self._pieces(segment, offset if segment.first == first else HEADER_BYTES):
                     yield segment, piece
 
@@ -359,7 +353,8 @@ class Chain:
                 path.rename(path.with_name(path.name + _ASIDE))
                 self._lost[account.SPOOL, "record", "corrupt", self._tenant] += 1
                 continue
-            self._run_id = self._run_id if self._generation else header.run_id
+            if self._cursor.is_new:
+                self._cursor.run_id = header.run_id
             self._take_up(path, header, content)
         self._clear()
 
@@ -379,8 +374,8 @@ class Chain:
             else:
                 segment.last = piece.found.sequence
                 if piece.found.kind is Kind.REFUSAL:
-                    self._committed = max(self._committed, piece.found.mark)
-                    self._pending = max(self._committed, self._pending)
+                    self._cursor.committed = max(self._cursor.committed, piece.found.mark)
+                    self._cursor.pending = max(self._cursor.committed, self._cursor.pending)
                 segment.is_grave = piece.found.kind is Kind.GRAVE
             segment.size = piece.end
             if segment.is_grave:
@@ -401,25 +396,3 @@ class Chain:
         grave = next(pieces(content, HEADER_BYTES)).found
         while self._segments and isinstance(grave, Record) and self._segments[-1].first >= grave.mark:
             self._remove(self._segments[-1])
-
-    # -- the cursor
-
-    def _save_cursor(self) -> None:
-        self._generation += 1
-        body = _SLOT.pack(_SLOT_MAGIC, self._run_id, self._generation, self._committed, self._pending, 0)[:-4]
-        try:
-            write_all(self._cursor, body + struct.pack("<I", zlib.crc32(body)), _SLOT_AT[self._generation % 2])
-        except OSError as error:
-            # What it holds is known to the control plane too: it will tell, and nothing counts twice.
-            _log.error("spool cursor not written", tenant=self._tenant, reason=str(error))
-
-    def _load_cursor(self) -> None:
-        content = os.pread(self._cursor, 1024, 0)
-        for at in _SLOT_AT:
-            slot = content[at : at + _SLOT.size]
-            if len(slot) < _SLOT.size or zlib.crc32(slot[:-4]) != struct.unpack("<I", slot[-4:])[0]:
-                continue
-            magic, run_id, generation, committed, pending, _ = _SLOT.unpack(slot)
-            if magic == _SLOT_MAGIC and generation > self._generation:
-                self._run_id, self._generation = run_id, generation
-                self._committed, self._pending = committed, pending
