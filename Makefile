@@ -47,6 +47,8 @@ check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 	@$(BIN)/python proto/generate.py --check
 	$(call step,reference pages as generated)
 	@$(BIN)/python docs/generate.py --check
+	$(call step,dashboards as generated)
+	@$(BIN)/python deploy/grafana/generate.py --check
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Run the benchmarks (NAME=push); each result is one JSON line
