@@ -10,8 +10,19 @@
 `meshwarden.sdk.telemetry.configure` sends the program's spans to its agent.
 """
 
+from meshwarden.sdk.aio_handler import aio_server_interceptor
 from meshwarden.sdk.channel import aio_channel, channel
 from meshwarden.sdk.error import AgentAway, NotStarted, SdkError
 from meshwarden.sdk.server import peer_identity, run, server
 
-__all__ = ["AgentAway", "NotStarted", "SdkError", "aio_channel", "channel", "peer_identity", "run", "server"]
+__all__ = [
+    "AgentAway",
+    "NotStarted",
+    "SdkError",
+    "aio_channel",
+    "aio_server_interceptor",
+    "channel",
+    "peer_identity",
+    "run",
+    "server",
+]

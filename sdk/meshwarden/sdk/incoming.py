@@ -21,6 +21,7 @@ from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call
+from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.limit import Limiter, retry_after
 from meshwarden.sdk.outgoing import DECISION_KEY
 from meshwarden.sdk.span import Span
@@ -28,7 +29,8 @@ from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
 # Neither limited nor counted: the agent asks every second, and asking must not use up a tenant's calls.
-_HEALTH: Final = "/grpc.health.v1.Health/"
+HEALTH: Final = "/grpc.health.v1.Health/"
+"""How the methods that are neither limited nor counted begin."""
 _MAX_CHAINS: Final = 1024
 _peer: contextvars.ContextVar[VerifiedPeer | None] = contextvars.ContextVar("meshwarden_sdk_peer", default=None)
 
@@ -83,7 +85,7 @@ class Incoming:
             raise AssertionError("abort raises") from None
         _peer.set(peer)
         call.identified(peer)
-        if not method.startswith(_HEALTH):
+        if not method.startswith(HEALTH):
             self._limit(call, peer, method)
         if stream:
             number = next(self._numbers)
@@ -145,6 +147,7 @@ class IncomingCall:
         self._source = ""
         self._decision: CallStat.Decision.ValueType = CallStat.ALLOWED
         self._begun_s = time.perf_counter()
+        self._deadline = Deadline(context.time_remaining())
         self._span: Span | None = None
         self._last: Callable[[], object] | None = None
         self._open = threading.Lock()
@@ -152,7 +155,7 @@ class IncomingCall:
     def identified(self, peer: VerifiedPeer) -> None:
         """The caller is known; the call's span begins, and ends even if the handler never hears that the call did."""
         self._source = str(peer.spiffe_id)
-        if not self._method.startswith(_HEALTH):
+        if not self._method.startswith(HEALTH):
             self._span = tracer().server(self._method, self.context.invocation_metadata(), self._source)
 
     def at_end(self, last: Callable[[], object]) -> None:
@@ -167,10 +170,7 @@ class IncomingCall:
 
     def gone(self) -> None:
         """The call is over, whatever its handler does yet."""
-        remaining = self.context.time_remaining()
-        late = remaining is not None and remaining <= 0
-        code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-        self.end(code, "the caller has gone")
+        self.end(self._deadline.code(self.context.time_remaining()), "the caller has gone")
 
     def returned(self) -> None:
         """The handler has come to its end."""
@@ -197,20 +197,34 @@ class IncomingCall:
             self._last()
         if self._span is not None:
             self._span.end(code, details)
-        if self._method.startswith(_HEALTH):
+        if self._method.startswith(HEALTH):
             return
-        config = self._link.config
-        counted = Call(
-            source=self._source,
-            destination=config.service,
-            method=self._method,
-            status=code.name,
-            decision=self._decision,
-            reporter=CallStat.DESTINATION,
-            revision=config.revision,
-        )
+        counted = served_call(self._link.config, self._source, self._method, code, self._decision)
         trace = self._span.sampled if self._span is not None else None
         self._link.counter.add(counted, time.perf_counter() - self._begun_s, trace)
+
+
+def served_call(
+    config: Config, source: str, method: str, code: grpc.StatusCode, decision: "CallStat.Decision.ValueType"
+) -> Call:
+    """What is counted of a call that was served.
+
+    Args:
+        config: who serves, and by which policies.
+        source: the caller's SPIFFE ID; empty if it has none.
+        method: "/package.Service/Method".
+        code: how it ended.
+        decision: the policies'.
+    """
+    return Call(
+        source=source,
+        destination=config.service,
+        method=method,
+        status=code.name,
+        decision=decision,
+        reporter=CallStat.DESTINATION,
+        revision=config.revision,
+    )
 
 
 def open_answer(context: Any) -> None:

@@ -20,6 +20,41 @@ class _Details(NamedTuple):
     compression: Any
 
 
+def _passed_on(name: str) -> Callable[..., Any]:
+    def passed_on(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.inner, name)(*args, **kwargs)
+
+    return passed_on
+
+
+_METHODS = {name: _passed_on(name) for made in (grpc.Call, grpc.Future) for name in made.__abstractmethods__}
+_Call: Any = type("_Call", (grpc.Call, grpc.Future), _METHODS)
+
+
+class _Held(_Call):  # type: ignore[misc]  # made above, of what mypy knows
+    """A call under way, in the hands of the program, which is cancelled when the program lets go of it.
+
+    grpc's own calls do that: a stream that was broken off ends with its last reference. But a call whose end someone
+    waits to hear of is referred to by itself, and goes on for ever.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def add_done_callback(self, fn: Callable[[Any], Any]) -> None:
+        """See grpc.Future. Who waits for the end in this way needs no other reference."""
+        self.inner.add_done_callback(lambda _: fn(self))
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.inner)
+
+    def __del__(self) -> None:
+        self.inner.cancel()  # nothing happens if it is over
+
+
 class CallInterceptor(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
@@ -47,7 +82,7 @@ class CallInterceptor(
             one.end(grpc.StatusCode.INTERNAL, str(error), ())
             raise
         call.add_done_callback(lambda done: one.end(done.code(), done.details(), done.trailing_metadata() or ()))
-        return call
+        return call if call.done() else _Held(call)
 
     intercept_unary_unary: Any = _intercept
     intercept_unary_stream: Any = _intercept

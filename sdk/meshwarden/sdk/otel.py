@@ -68,9 +68,13 @@ class OtelTracer:
 
     def server(self, method: str, metadata: Metadata, source: str) -> Span:
         """See `Tracer`."""
-        parent = propagate.extract({name: value for name, value in metadata if isinstance(value, str)})
+        carrier = {name: value for name, value in metadata if isinstance(value, str)}
+        # Below its caller or nothing: grpc.aio serves calls in the context in which the server was started.
+        parent = propagate.extract(carrier, context.Context())
         name = method.removeprefix("/")
-        attributes = {"rpc.system.name": "grpc", "rpc.method": name, "mesh.source": source}
+        attributes = {"rpc.system.name": "grpc", "rpc.method": name}
+        if source:
+            attributes["mesh.source"] = source
         span = self._tracer.start_span(name, parent, kind=trace.SpanKind.SERVER, attributes=attributes)
         # Never detached: grpc gives each call a context of its own.
         context.attach(trace.set_span_in_context(span, parent))

@@ -22,6 +22,7 @@ import grpc
 from meshwarden.certs.clock import Clock, utc_now
 from meshwarden.certs.files import read
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.sdk import peer
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.channel import Options, require_bootstrap
 from meshwarden.sdk.error import NotStarted
@@ -139,16 +140,16 @@ def server(
     return Server(inner, incoming, _credentials())
 
 
-def peer_identity(context: grpc.ServicerContext) -> SpiffeId:
-    """Returns who calls, as its certificate proves; inside a handler of a server of ours.
+def peer_identity(context: grpc.ServicerContext | grpc.aio.ServicerContext[Any, Any]) -> SpiffeId:
+    """Returns who calls, as its certificate proves; inside a handler, of a server of ours or behind `PeerInterceptor`.
 
     Raises:
         LookupError: not inside such a handler.
     """
-    peer = current_peer()
-    if peer is None:
+    caller = current_peer() or peer.current()
+    if caller is None:
         raise LookupError("no verified caller here: ask inside a handler of a meshwarden server")
-    return peer.spiffe_id
+    return caller.spiffe_id
 
 
 def run(running: Server, grace_s: float = 10.0, on_stop: Callable[[], None] = lambda: None) -> None:

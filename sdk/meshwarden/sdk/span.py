@@ -38,5 +38,5 @@ class Tracer(Protocol):
         Args:
             method: "/package.Service/Method".
             metadata: the caller's.
-            source: the caller's SPIFFE ID.
+            source: the caller's SPIFFE ID; empty if nobody has proved it.
         """

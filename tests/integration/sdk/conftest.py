@@ -63,20 +63,20 @@ def free_port() -> int:
 
 
 class Authority:
-    """A root and the intermediate that signs."""
+    """A root, and the `key` of the intermediate, which signs."""
 
     def __init__(self, domain: str = DOMAIN) -> None:
         self.domain = domain
         now, key, issuing = utc_now(), svid.new_key(), svid.new_key()
         root = issue.self_signed_root(domain, key, now)
         chain = issue.sign_intermediate(domain, issuing.public_key(), issue.IssuerKey(key, (root,)), now)
-        self._issuer = issue.IssuerKey(issuing, chain)
+        self.key = issue.IssuerKey(issuing, chain)
         self.bundle = Bundle.of(domain, [root])
 
     def issue(self, spiffe_id: SpiffeId, ttl: timedelta = HOUR) -> svid.X509Svid:
         key = svid.new_key()
         template = issue.LeafTemplate(spiffe_id, ttl)
-        return svid.X509Svid.of(issue.issue_leaf(template, key.public_key(), self._issuer, utc_now()), key)
+        return svid.X509Svid.of(issue.issue_leaf(template, key.public_key(), self.key, utc_now()), key)
 
 
 class AdsClient:

@@ -1,0 +1,147 @@
+"""Traces and counts the calls that a grpc.aio server serves, whatever their shape and their end.
+
+    server = grpc.aio.server(interceptors=[sdk.aio_server_interceptor()])
+
+Every call goes on: who may call, and how often, is enforced by `meshwarden.sdk.server` and by Envoy, not here. A caller
+is known where `meshwarden.sdk.peer.PeerInterceptor` stands before it; whom nobody has proved is traced and not counted.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+
+from meshwarden.sdk import peer
+from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.deadline import Deadline
+from meshwarden.sdk.incoming import HEALTH, served_call
+from meshwarden.sdk.trace import tracer
+from meshwarden.v1.report_pb2 import CallStat
+
+# Its class takes no parameters when the program runs.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+
+_log = logging.getLogger("meshwarden.sdk")
+
+
+class ServedInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps handlers, which must be async: coroutines or async generators. Others are left as they are, untraced."""
+
+    def __init__(self, link: AgentLink) -> None:
+        self._link = link
+        self._untraced: set[str] = set()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[MaybeHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> MaybeHandler:
+        """The handler with all that around it; None, as it comes, for a method that doesn't exist."""
+        handler = await continuation(handler_call_details)
+        method: str = handler_call_details.method
+        if handler is None or method.startswith(HEALTH):
+            return handler
+        inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        if not inspect.iscoroutinefunction(inner) and not inspect.isasyncgenfunction(inner):
+            self._say(method)
+            return handler
+        return _around(handler, inner, lambda context: ServedCall(self._link, method, context))
+
+    def _say(self, method: str) -> None:
+        if method not in self._untraced:  # of the program's own methods: there are only so many
+            self._untraced.add(method)
+            _log.warning("calls of %s are not traced: its handler is not async", method)
+
+
+def aio_server_interceptor() -> grpc.aio.ServerInterceptor:
+    """Makes an interceptor for a grpc.aio.server; put it behind those that check who calls.
+
+    Raises:
+        NotStarted: the program doesn't run under a node agent.
+    """
+    return ServedInterceptor(AgentLink.of_process())
+
+
+class ServedCall:
+    """One call, from the moment that its handler may run."""
+
+    def __init__(self, link: AgentLink, method: str, context: Any) -> None:
+        self._link = link
+        self._method = method
+        self._context = context
+        self._deadline = Deadline(context.time_remaining())
+        caller = peer.current()
+        self._source = str(caller.spiffe_id) if caller is not None else ""
+        self._span = tracer().server(method, context.invocation_metadata() or (), self._source)
+        self._begun_s = time.perf_counter()
+
+    def __enter__(self) -> "ServedCall":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        code, details = self._ended(error)
+        self._span.end(code, details)
+        config = self._link.find_config()
+        if self._source and config is not None:
+            counted = served_call(config, self._source, self._method, code, CallStat.ALLOWED)
+            self._link.counter.add(counted, time.perf_counter() - self._begun_s, self._span.sampled)
+
+    def _ended(self, error: BaseException | None) -> tuple[grpc.StatusCode, str]:
+        """What the caller is told, or would be if it were still there."""
+        said = self._context.code() or grpc.StatusCode.OK
+        task = asyncio.current_task()
+        # A handler may keep its task's cancellation to itself, and return.
+        if not isinstance(error, Exception | None) or (task is not None and task.cancelling()):
+            return self._deadline.code(self._context.time_remaining()), "the caller has gone"
+        if error is not None and said is grpc.StatusCode.OK:
+            return grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"[:500]
+        return said, _text(self._context.details())
+
+
+def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) -> Handler:
+    """A handler of the same shape.
+
+    One request is read, and one response written, by us: grpc would do so where we do not see it fail. A handler reads
+    and writes streams by its context too, which is grpc's.
+    """
+    read = None if handler.request_streaming else handler.request_deserializer
+    write = None if handler.response_streaming else handler.response_serializer
+
+    async def single(request_or_requests: Any, context: Any) -> Any:
+        with begin(context):
+            response = await inner(read(request_or_requests) if read else request_or_requests, context)
+            return write(response) if write else response
+
+    async def streaming(request_or_requests: Any, context: Any) -> None:
+        with begin(context):
+            answer = inner(read(request_or_requests) if read else request_or_requests, context)
+            if isinstance(answer, Awaitable):  # a handler that writes by itself
+                await answer
+                return
+            async with contextlib.aclosing(answer) as messages:
+                async for message in messages:
+                    await context.write(message)
+
+    made: Any = grpc  # the constructors' types know sync handlers only
+    make = {
+        (False, False): made.unary_unary_rpc_method_handler,
+        (False, True): made.unary_stream_rpc_method_handler,
+        (True, False): made.stream_unary_rpc_method_handler,
+        (True, True): made.stream_stream_rpc_method_handler,
+    }[bool(handler.request_streaming), bool(handler.response_streaming)]
+    traced: Handler = make(
+        streaming if handler.response_streaming else single,
+        handler.request_deserializer if handler.request_streaming else None,
+        handler.response_serializer if handler.response_streaming else None,
+    )
+    return traced
+
+
+def _text(details: bytes | str | None) -> str:
+    return details.decode(errors="replace") if isinstance(details, bytes) else details or ""
