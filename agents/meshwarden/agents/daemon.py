@@ -31,6 +31,7 @@ from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.planes import Planes
+from meshwarden.agents.progress import Progress
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
@@ -86,8 +87,9 @@ class Agent:
         self.executables = Executables()
         self.registry = Registry(config.trust_domain, place.workloads, self.executables)
         self.scopes = ScopeStore(cache)
-        downstream = Downstream(self._take_entries, self._take_bundle, self.scopes.apply, self._renew)
+        downstream = Downstream(self._take_entries, self._take_bundle, self._take_config, self._renew)
         self._provider = own_provider(OWN_NAME, lambda body, count: self.intake.take_own_spans(body, count))
+        self._progress = Progress(self._provider)
         self.upstream = Upstream(
             ControlPlane(
                 config.control_plane, config.trust_domain, (client_interceptor(self._provider, _TRACED_ABOVE),)
@@ -258,6 +260,10 @@ class Agent:
             return
         self._identity.set_bundle(bundle)
 
+    def _take_config(self, update: node_pb.ConfigUpdate) -> None:
+        self._progress.begin(update)
+        self.scopes.apply(update)
+
     def _renew(self, reason: str) -> None:
         self.credentials.renew_now(reason)
         self.upstream.renew_now()
@@ -275,6 +281,7 @@ class Agent:
 
     def _acknowledge(self, ack: node_pb.ConfigAck) -> None:
         self._ack = ack
+        self._progress.end(ack)
         self.upstream.ack(ack)
 
     def workload_states(self) -> list[node_pb.WorkloadState]:

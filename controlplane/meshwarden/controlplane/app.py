@@ -54,6 +54,7 @@ from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import Own, Peer, Puller
 from meshwarden.controlplane.regions.regions import Regions
@@ -122,7 +123,9 @@ async def _compose(
     operator = _operator(config, authority, audit, rng)
     if operator is not None:
         await operator.issue()
-    publisher = Publisher(store, trust_domain=config.trust_domain, audit=audit)
+    tracing = own_provider(OWN_NAME, lambda body, count: gather.take_own(body, count))
+    trails = Trails(tracing, utc_now)
+    publisher = Publisher(store, trust_domain=config.trust_domain, audit=audit, trails=trails)
     sessions = Sessions(publisher, store, region=config.region, clock=utc_now)
     metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
     durable = Durable(config.state_dir / "gather.sqlite")
@@ -162,7 +165,7 @@ async def _compose(
         node=NodeServicer(nodes, publisher, sessions, authority),
         region=RegionServicer(gather.ledger, config.trust_domain, config.region),
         report=ReportServicer(gather, nodes),
-        resource=ResourceServicer(store, utc_now, config.region, audit),
+        resource=ResourceServicer(store, utc_now, config.region, audit, trails),
     )
     scraped = _scraped(config, metrics, publisher, sessions, audit, serving)
     config.inner_dir.mkdir(mode=0o700, exist_ok=True)
@@ -180,7 +183,7 @@ async def _compose(
         with _listening("metrics_listen", config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
         url = url_of(host, port, "/metrics")
-        own_spans = server_interceptor(own_provider(OWN_NAME, gather.take_own), traced())
+        own_spans = server_interceptor(tracing, traced())
         interceptors = [peers, own_spans, ValidationInterceptor(audit)]
         api = Api(str(config.inner_dir / "api.sock"), servicers, interceptors)
         await api.start()

@@ -675,7 +675,9 @@ class ConfigUpdate(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     SCOPES_FIELD_NUMBER: _builtins.int
     DATA_PLANES_FIELD_NUMBER: _builtins.int
+    TRACE_PARENT_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    trace_parent: _builtins.str
     @_builtins.property
     def scopes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScopeUpdate]: ...
     @_builtins.property
@@ -686,10 +688,11 @@ class ConfigUpdate(_message.Message):
         revision: _builtins.int = ...,
         scopes: _abc.Iterable[Global___ScopeUpdate] | None = ...,
         data_planes: _abc.Iterable[Global___DataPlaneScopes] | None = ...,
+        trace_parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_planes", b"data_planes", "revision", b"revision", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_planes", b"data_planes", "revision", b"revision", "scopes", b"scopes", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import grpc
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
 from opentelemetry.sdk.resources import Resource
@@ -48,6 +49,12 @@ def own_provider(service: str, send: Send) -> Provider:
     provider = TracerProvider(resource=Resource({"service.name": service}), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(_Sender(send)))
     return provider
+
+
+def present_trace_id() -> str:
+    """The trace that is being recorded here, in hexadecimal; "" if none is."""
+    here = trace.get_current_span()
+    return format(here.get_span_context().trace_id, "032x") if here.is_recording() else ""
 
 
 def server_interceptor(provider: Provider, methods: Collection[str]) -> grpc.aio.ServerInterceptor:

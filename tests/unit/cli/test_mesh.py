@@ -137,7 +137,7 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
             ctx.abort_with_status(rpc_status.to_status(status))
         ref = resource.ResourceRef(kind="Tenant", tenant="acme", name="acme")
         change = resource.Change(ref=ref, action=resource.Change.CREATED)
-        return resource.ApplyResponse(revision=7, changes=[change])
+        return resource.ApplyResponse(revision=7, changes=[change], trace_id=TRACE)
 
     def Delete(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         ctx.abort(grpc.StatusCode.PERMISSION_DENIED, "not yours")

@@ -12,6 +12,7 @@ import anyio
 import grpc
 import grpc.aio
 from anyio.abc import TaskGroup
+from opentelemetry import trace
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.bundle import Bundle
@@ -27,6 +28,8 @@ from meshwarden.v1 import node_service_pb2_grpc
 
 SYNC: Final = "/meshwarden.v1.NodeService/Sync"
 HEARTBEAT_S: Final = 5.0
+# Of the entries that certificates are signed for a span names so many.
+ENTRIES_NAMED: Final = 32
 HEARTBEATS_MISSED: Final = 3
 """A session in which nothing is heard for so many intervals has ended."""
 
@@ -51,12 +54,16 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
     async def Attest(self, request: v1.AttestRequest, context: Context) -> v1.AttestResponse:
         connection = peer.current_connection()
         address = connection.remote if connection is not None else context.peer()
-        return await self._identity.attest(request.join_token, request.csr, address)
+        answer = await self._identity.attest(request.join_token, request.csr, address)
+        trace.get_current_span().set_attribute("mesh.node", answer.node)
+        return answer
 
     async def Renew(self, request: v1.RenewRequest, context: Context) -> v1.RenewResponse:
         return await self._identity.renew(peer.current(), request.csr)
 
     async def SignWorkload(self, request: v1.SignWorkloadRequest, context: Context) -> v1.SignWorkloadResponse:
+        entries = [f"{item.tenant}/{item.entry}" for item in request.requests[:ENTRIES_NAMED]]
+        trace.get_current_span().set_attribute("mesh.entries", entries)
         return await self._identity.sign_workloads(peer.current(), request.requests)
 
     async def Sync(  # type: ignore[override]  # it writes by itself, which the stubs don't know
@@ -123,6 +130,7 @@ class _Stream:
             while True:
                 for message in await self._session.feed.next():
                     await self._context.write(message)
+                    self._session.told(message)
         except grpc.aio.UsageError:  # the stream ended while we wrote
             group.cancel_scope.cancel()
 

@@ -15,6 +15,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.api.errors import InvalidRequest, Moved, NotFound, StillUsed, fitting
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.authorize import authorize
+from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources.model import (
     KINDS,
     decode,
@@ -34,7 +35,7 @@ from meshwarden.controlplane.resources.view import View
 from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES
 from meshwarden.controlplane.store.mirror import Mirror
 from meshwarden.controlplane.store.port import ABSENT, Batch, Conflict, Delete, Op, Put, Record, Store, StoreError
-from meshwarden.sdk import peer
+from meshwarden.sdk import own_span, peer
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1 import resource_service_pb2_grpc
 from meshwarden.v1.resources_pb2 import Resource
@@ -56,8 +57,12 @@ Answer = TypeVar("Answer")
 class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
     """Serves operators; an operator of a tenant sees and touches that tenant alone."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime], region: str, audit: AuditLog) -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], datetime], region: str, audit: AuditLog, trails: Trails | None = None
+    ) -> None:
+        """Serves what is in `store`; `trails` follow what becomes of changes."""
         self._store, self._clock, self._region, self._audit = store, clock, region, audit
+        self._trails = trails or Trails()
         self._mirror = Mirror(store)
         # One change at a time in this process; other processes are met by the guard.
         self._changing = asyncio.Lock()
@@ -124,7 +129,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
             authorize(caller, SERVICE + "Delete", tenant)
         refs = {key_of(ref): ref for ref in request.refs}
         revision = await self._guarded(lambda guard: self._delete(refs, guard, caller))
-        return v1.DeleteResponse(revision=revision)
+        return v1.DeleteResponse(revision=revision, trace_id=own_span.present_trace_id())
 
     async def Watch(self, request: v1.WatchRequest, context: Context) -> None:  # type: ignore[override]
         tenant = _scope("Watch", request.tenant)
@@ -222,6 +227,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
                 if change.action != v1.Change.UNCHANGED
             ]
             answer.revision = await self._commit("resource.apply", ops, guard, caller, changes)
+            answer.trace_id = own_span.present_trace_id()
         return answer
 
     async def _delete(self, refs: dict[str, v1.ResourceRef], guard: int, caller: SpiffeId | None) -> int:
@@ -243,10 +249,12 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         """Commits what the audit log has taken; a failure follows there as an event of its own."""
         await self._audit.record(event, by=str(caller), after=self._mirror.revision, changes=changes)
         try:
-            return await self._store.commit([*ops, Put(GUARD, b"", guard)])
+            revision = await self._store.commit([*ops, Put(GUARD, b"", guard)])
         except StoreError as error:
             self._audit.note(f"{event}.failed", by=str(caller), after=self._mirror.revision, reason=str(error))
             raise
+        self._trails.committed(revision, (caller.tenant if caller is not None else None) or "")
+        return revision
 
     def _stamped(self, resource: Resource) -> Resource:
         """The resource with the record that is stored beside it."""

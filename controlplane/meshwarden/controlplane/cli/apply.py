@@ -28,6 +28,8 @@ def apply(files: tuple[str, ...], dry_run: bool, output: str) -> None:
     for change in answer.changes:
         click.echo(f"{Change.Action.Name(change.action).lower()}\t{model.title(change.ref)}")
     click.echo("nothing was changed: a dry run" if dry_run else f"revision {answer.revision}", err=True)
+    if answer.trace_id:
+        click.echo(f"trace {answer.trace_id}", err=True)
 
 
 def read(files: tuple[str, ...]) -> list[Located]:

@@ -95,3 +95,5 @@ def delete(kind: str, names: tuple[str, ...], output: str) -> None:
     for ref in refs:
         click.echo(f"deleted\t{model.title(ref)}")
     click.echo(f"revision {answer.revision}", err=True)
+    if answer.trace_id:
+        click.echo(f"trace {answer.trace_id}", err=True)

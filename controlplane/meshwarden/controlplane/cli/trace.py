@@ -109,7 +109,7 @@ def _show(trace_id: str, answer: GetTraceResponse) -> None:
         row: tuple[object, ...] = (
             "  " * min(depth, _MAX_INDENT) + span.name,
             span.service,
-            span.node,
+            span.node or span.attributes.get("mesh.node", ""),
             f"+{render.duration(begun_ns / 1e9)}" if begun_ns else "0",
             render.duration(span.duration.ToNanoseconds() / 1e9),
             _status(span),

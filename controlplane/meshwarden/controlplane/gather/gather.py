@@ -21,7 +21,7 @@ from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
-from meshwarden.controlplane.gather.resource import Checked, check_resource, own_spans
+from meshwarden.controlplane.gather.resource import Checked, check_resource, own_span
 from meshwarden.controlplane.gather.tally import INGEST, RECEIVE, SPOOL, Tally
 from meshwarden.controlplane.gather.trace_store import TraceStore
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
@@ -124,8 +124,8 @@ class Gather:
         return True
 
     def take_own(self, body: bytes, count: int) -> None:
-        """Takes spans of the control plane itself."""
-        self._hand_on(own_spans(body, self._region))
+        """Takes a span of the control plane itself."""
+        self._hand_on(own_span(body, self._region))
         self._wanted.set()
 
     def rates(self) -> dict[str, tuple[float, float, float]]:

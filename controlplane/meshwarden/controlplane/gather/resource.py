@@ -85,11 +85,13 @@ def check_resource(signal: str, body: bytes, node: str, region: str, owns: Owns)
     return Checked(signal, tenant, message, items)
 
 
-def own_spans(body: bytes, region: str) -> Checked:
-    """Reads spans of the control plane itself."""
-    spans = ResourceSpans.FromString(body)
-    _stamp(spans, {"mesh.region": region})
-    return Checked("span", "", spans, _spans(spans))
+def own_span(body: bytes, region: str) -> Checked:
+    """Reads a span of the control plane itself; it may say which tenant it is to be shown to."""
+    message = ResourceSpans.FromString(body)
+    said = [pair for scope in message.scope_spans for span in scope.spans for pair in span.attributes]
+    tenant = next((pair.value.string_value for pair in said if pair.key == "mesh.tenant"), "")
+    _stamp(message, {"mesh.region": region, "mesh.tenant": tenant, "mesh.service": OWN_NAME if tenant else ""})
+    return Checked("span", tenant, message, _spans(message))
 
 
 def framed(body: bytes) -> bytes:

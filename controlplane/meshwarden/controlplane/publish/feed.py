@@ -11,6 +11,7 @@ from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.scope import scopes_of
 from meshwarden.controlplane.publish.compiled import Compiled, Scopes
+from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.v1 import node_service_pb2 as v1
 
 Refuse = Callable[[str, v1.DataPlaneRef, str], None]
@@ -24,14 +25,16 @@ class Shared:
         self._revision = 0
         self._made: dict[tuple[int, ...], tuple[list[v1.ScopeUpdate], v1.SyncResponse]] = {}
 
-    def config(self, revision: int, updates: list[v1.ScopeUpdate]) -> v1.SyncResponse:
+    def config(self, revision: int, updates: list[v1.ScopeUpdate], trace_parent: str) -> v1.SyncResponse:
         """A message of these updates; `updates` are told apart by identity."""
         if revision != self._revision:
             self._revision, self._made = revision, {}
         key = tuple(map(id, updates))
         known = self._made.get(key)
         if known is None:
-            message = v1.SyncResponse(config=v1.ConfigUpdate(revision=revision, scopes=updates))
+            message = v1.SyncResponse(
+                config=v1.ConfigUpdate(revision=revision, scopes=updates, trace_parent=trace_parent)
+            )
             known = self._made[key] = (updates, message)  # the list keeps the identities taken
         return known[1]
 
@@ -40,9 +43,16 @@ class Feed:
     """The messages for one session of a node."""
 
     def __init__(
-        self, node: str, mesh: Mesh, scopes: Scopes, shared: Shared, revision: Callable[[], int], refuse: Refuse
+        self,
+        node: str,
+        mesh: Mesh,
+        scopes: Scopes,
+        shared: Shared,
+        revision: Callable[[], int],
+        refuse: Refuse,
+        trails: Trails,
     ) -> None:
-        self.node = node
+        self.node, self._trails = node, trails
         self._mesh, self._scopes, self._shared, self._revision, self._refuse = mesh, scopes, shared, revision, refuse
         self._refs: dict[str, v1.DataPlaneRef] | None = None
         self._remap = True
@@ -117,10 +127,13 @@ class Feed:
         if not updates and planes == self._sent_planes and revision == self._sent_revision:
             return []
         self._sent_revision = revision
+        self._trails.compiled(self.node, revision)
+        parent = self._trails.parent(revision)
         if planes == self._sent_planes:
-            return [self._shared.config(revision, updates)]
+            return [self._shared.config(revision, updates, parent)]
         self._sent_planes = planes
-        return [v1.SyncResponse(config=v1.ConfigUpdate(revision=revision, scopes=updates, data_planes=planes))]
+        config = v1.ConfigUpdate(revision=revision, scopes=updates, data_planes=planes, trace_parent=parent)
+        return [v1.SyncResponse(config=config)]
 
     def _map(self) -> None:
         """Which scopes make up each data plane; from the entries as they are now, never from the agent's word."""

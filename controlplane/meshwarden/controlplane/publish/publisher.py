@@ -18,6 +18,7 @@ from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Scopes
 from meshwarden.controlplane.publish.feed import Feed, Shared
+from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Batch, Compacted, Future, Store, StoreError
 from meshwarden.v1 import node_service_pb2 as v1
@@ -32,8 +33,10 @@ log = structlog.get_logger()
 class Publisher:
     """Keeps every node's session told of the newest revision."""
 
-    def __init__(self, store: Store, *, trust_domain: str, audit: AuditLog) -> None:
+    def __init__(self, store: Store, *, trust_domain: str, audit: AuditLog, trails: Trails | None = None) -> None:
         self._store, self._audit = store, audit
+        self.trails: Final = trails or Trails()
+        """What is told of the way of each change."""
         self.mesh: Final = Mesh(trust_domain)
         """The resources as of `revision`."""
         self.revision = 0
@@ -74,7 +77,7 @@ class Publisher:
 
     def open(self, node: str) -> Feed:
         """A feed for a session of `node`; give it to `close` at the end."""
-        feed = Feed(node, self.mesh, self._scopes, self._shared, lambda: self.revision, self._refused)
+        feed = Feed(node, self.mesh, self._scopes, self._shared, lambda: self.revision, self._refused, self.trails)
         self._feeds.add(feed)
         return feed
 
@@ -113,6 +116,7 @@ class Publisher:
         impact = self.mesh.apply(changes)
         self._scopes.touch(impact)
         self.revision = revision
+        self.trails.published(revision, {feed.node for feed in self._feeds})
         for feed in self._feeds:
             feed.touch(impact)
         moved, self._moved = self._moved, asyncio.Event()

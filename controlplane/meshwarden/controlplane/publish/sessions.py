@@ -64,11 +64,17 @@ class Session:
         elif kind == "ack":
             self.state.acked_revision = message.ack.revision
             self._replace(self.state.nacks, message.ack.nacks)
+            self._publisher.trails.acknowledged(self.node, message.ack.revision, message.ack.nacks)
         elif kind == "workloads":
             self._replace(self.state.workloads, message.workloads.workloads)
         elif kind == "endpoints":
             self._endpoints = len(message.endpoints.endpoints)
             self._sessions.report(self.node, self._zone, message.endpoints)
+
+    def told(self, message: v1.SyncResponse) -> None:
+        """Takes note of a message that went to the agent."""
+        if message.HasField("config"):
+            self._publisher.trails.pushed(self.node, message.config.revision)
 
     def write_down(self) -> None:
         """Puts into `state` what changes too often to be kept there all the time."""
@@ -156,6 +162,7 @@ class Sessions:
         del self._open[session.node]
         session.state.connected = False
         session.write_down()
+        self._publisher.trails.left(session.node)
         log.info("node.disconnected", node=session.node, goodbye=session.goodbye)
         if not session.goodbye:
             self._await_return(session.node, self._grace_s)

@@ -1,0 +1,154 @@
+"""The way of a change through the mesh, as spans below that of the call which made it.
+
+For each node: `compile`, until what it is to be told is known; `push`, until it was told; `acknowledge`, until its data
+planes have taken or refused it. A change is known by its revision; what is told of one that nobody traces is forgotten.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.v1 import node_service_pb2 as v1
+
+TENANT: Final = "mesh.tenant"
+# Changes that are under way at once; a node that stays behind by more of them is not waited for.
+MAX_OPEN: Final = 256
+_SCOPE: Final = "meshwarden.controlplane"
+_STAGES: Final = ("compile", "push", "acknowledge")
+_MAX_NAMED: Final = 16
+
+
+@dataclass
+class _Stage:
+    """What a node is at: one of _STAGES, and since when."""
+
+    number: int
+    begun: datetime
+
+
+@dataclass
+class _Trail:
+    context: Context
+    tenant: str
+    nodes: dict[str, _Stage]
+
+
+class Trails:
+    """The changes that are under way."""
+
+    def __init__(self, provider: trace.TracerProvider | None = None, clock: Callable[[], datetime] = utc_now) -> None:
+        """Spans go to `provider`, None for nowhere."""
+        self._tracer, self._clock = (provider or trace.NoOpTracerProvider()).get_tracer(_SCOPE), clock
+        self._open: OrderedDict[int, _Trail] = OrderedDict()
+        # What was published before its committer has heard of it: who it is for, and when.
+        self._early: OrderedDict[int, tuple[frozenset[str], datetime]] = OrderedDict()
+
+    def committed(self, revision: int, tenant: str) -> None:
+        """A change was committed within the present span, which is to be shown to `tenant`; "" is the mesh's own."""
+        here = trace.get_current_span()
+        if not here.is_recording():
+            return
+        here.set_attribute("mesh.revision", revision)
+        if tenant:
+            here.set_attribute(TENANT, tenant)
+        self._open[revision] = trail = _Trail(trace.set_span_in_context(here, Context()), tenant, {})
+        if len(self._open) > MAX_OPEN:
+            self._give_up(next(iter(self._open)))
+        if (early := self._early.pop(revision, None)) is not None:
+            self._publish(revision, trail, *early)
+
+    def published(self, revision: int, nodes: Collection[str]) -> None:
+        """A revision is to be told to these nodes."""
+        trail = self._open.get(revision)
+        if trail is not None:
+            self._publish(revision, trail, nodes, self._clock())
+            return
+        self._early[revision] = frozenset(nodes), self._clock()
+        if len(self._early) > MAX_OPEN:
+            self._early.popitem(last=False)
+
+    def compiled(self, node: str, revision: int) -> None:
+        """What a node is to be told, up to a revision, is known."""
+        self._step(node, revision, 0)
+
+    def pushed(self, node: str, revision: int) -> None:
+        """A node was told of everything up to a revision."""
+        self._step(node, revision, 1)
+
+    def acknowledged(self, node: str, revision: int, nacks: Sequence[v1.Nack]) -> None:
+        """A node's data planes have taken or refused everything up to a revision."""
+        for number, trail in self._waiting_for(node, revision):
+            names = [nack.data_plane for nack in nacks if not trail.tenant or _is_of(nack.data_plane, trail.tenant)]
+            self._end(number, trail, node, f"refused by {', '.join(names[:_MAX_NAMED])}" if names else "")
+
+    def left(self, node: str) -> None:
+        """A node's session has ended: what it has not acknowledged it may never."""
+        for number, trail in self._waiting_for(node):
+            self._end(number, trail, node, "the node left")
+
+    def parent(self, revision: int) -> str:
+        """The W3C traceparent of a change that is under way; "" for any other revision."""
+        trail = self._open.get(revision)
+        headers: dict[str, str] = {}
+        if trail is not None:
+            TraceContextTextMapPropagator().inject(headers, trail.context)
+        return headers.get("traceparent", "")
+
+    def _waiting_for(self, node: str, revision: int | None = None) -> list[tuple[int, _Trail]]:
+        return [
+            (number, trail)
+            for number, trail in self._open.items()
+            if node in trail.nodes and (revision is None or number <= revision)
+        ]
+
+    def _publish(self, revision: int, trail: _Trail, nodes: Collection[str], now: datetime) -> None:
+        trail.nodes = {node: _Stage(0, now) for node in nodes}
+        if not nodes:
+            del self._open[revision]
+
+    def _step(self, node: str, revision: int, stage: int) -> None:
+        for number, trail in self._waiting_for(node, revision):
+            if trail.nodes[node].number == stage:
+                now = self._clock()
+                self._span(number, trail, node, now)
+                trail.nodes[node] = _Stage(stage + 1, now)
+
+    def _end(self, revision: int, trail: _Trail, node: str, fault: str) -> None:
+        self._span(revision, trail, node, self._clock(), fault)
+        del trail.nodes[node]
+        if not trail.nodes:
+            del self._open[revision]
+
+    def _give_up(self, revision: int) -> None:
+        trail = self._open[revision]
+        for node in list(trail.nodes):
+            self._end(revision, trail, node, "given up: other changes are waited for")
+        self._open.pop(revision, None)
+
+    def _span(self, revision: int, trail: _Trail, node: str, now: datetime, fault: str = "") -> None:
+        stage = trail.nodes[node]
+        about: dict[str, str | int] = {"mesh.node": node, "mesh.revision": revision}
+        if trail.tenant:
+            about[TENANT] = trail.tenant
+        span = self._tracer.start_span(
+            _STAGES[stage.number], trail.context, attributes=about, start_time=_nanoseconds(stage.begun)
+        )
+        if fault:
+            span.set_status(trace.Status(trace.StatusCode.ERROR, fault))
+        span.end(_nanoseconds(now))
+
+
+def _is_of(data_plane: str, tenant: str) -> bool:
+    """Whether a data plane, "acme/web#1", is a tenant's."""
+    return data_plane.partition("/")[0] == tenant
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return int(moment.timestamp()) * 10**9 + moment.microsecond * 1000
