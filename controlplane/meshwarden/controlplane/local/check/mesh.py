@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import ssl
@@ -76,6 +77,17 @@ class Mesh:
             answer = await AdminServiceStub(channel).GetGraph(admin_service_pb2.GetGraphRequest(), timeout=RPC_S)
         return {(edge.source, edge.destination): edge for edge in answer.edges}
 
+    async def trace(self, trace_id: str) -> list[admin_service_pb2.TraceSpan]:
+        """The spans that `meshwarden trace` shows; none if it knows no such trace."""
+        async with self.channel() as channel:
+            request = admin_service_pb2.GetTraceRequest(trace_id=trace_id)
+            try:
+                return list((await AdminServiceStub(channel).GetTrace(request, timeout=RPC_S)).spans)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    return []
+                raise
+
     async def renew_svids(self) -> list[str]:
         """Asks every agent for new certificates; returns the nodes that were told."""
         async with self.channel() as channel:
@@ -89,6 +101,12 @@ class Mesh:
             answer = await ResourceServiceStub(channel).List(request, timeout=RPC_S)
         specs = [resource.endpoint.spec for resource in answer.resources]
         return [spec for spec in specs if spec.service == service]
+
+    async def apply_traced(self, manifest: str) -> str:
+        """Runs `meshwarden apply -f`; returns the trace that it names."""
+        said = await self._command("apply", "-f", "-", "-o", "json", stdin=manifest)
+        # What is under way is told on stderr, before the answer.
+        return str(json.loads(said[said.index("{") :]).get("traceId", ""))
 
     async def apply(self, manifest: str) -> int:
         """Runs `meshwarden apply -f` and waits until every node runs the revision; returns it."""

@@ -27,6 +27,7 @@ CHECKS: dict[str, Check] = {
     "rotation": identity.rotation,
     "control-plane-down": resilience.control_plane_down,
     "trace": telemetry.trace,
+    "change-trace": telemetry.change_trace,
     "metrics": telemetry.metrics,
     "graph": telemetry.graph,
 }

@@ -12,6 +12,7 @@ from meshwarden.controlplane.local.check.result import CheckFailed, require
 
 ARRIVE_S = 20.0
 CALLS = 50
+CHANGE = "kind: Tenant\nmetadata: {name: check}\n"
 # Reports come every second; a look takes a tenth of one.
 STILL_LOOKS = 30
 # (service, whether an Envoy says it): both programs and the Envoys beside them.
@@ -26,10 +27,31 @@ async def trace(mesh: Mesh, probes: Probes) -> str:
         seen = _hops(mesh, trace_id)
         if not seen >= HOPS:
             raise CheckFailed(f"only {sorted(seen)} of trace {trace_id} arrived")
+        kept = {span.service for span in await mesh.trace(trace_id)}
+        require({"acme/web", "platform/billing"} <= kept, f"the control plane has only {sorted(kept)} of it")
         return seen
 
     await until(arrived, ARRIVE_S, "the trace is not complete")
     return f"trace {trace_id}: spans of web.acme, its Envoy, billing's Envoy and billing.platform"
+
+
+async def change_trace(mesh: Mesh, probes: Probes) -> str:
+    """A change leaves a trace, from the call that made it to every node's acknowledgement."""
+    trace_id = await mesh.apply_traced(CHANGE)
+    nodes = {node.node for node in (await mesh.status()).nodes if node.connected}
+    wanted = {(stage, node) for node in nodes for stage in ("compile", "push", "acknowledge", "configure")}
+
+    async def arrived() -> set[tuple[str, str]] | None:
+        spans = await mesh.trace(trace_id)
+        seen = {(span.name, span.node or span.attributes.get("mesh.node", "")) for span in spans}
+        if not seen >= wanted:
+            raise CheckFailed(f"trace {trace_id} lacks {sorted(wanted - seen)}")
+        require(not any(span.parent_missing for span in spans), f"trace {trace_id} is not whole")
+        return seen
+
+    await until(arrived, ARRIVE_S, "the trace is not complete")
+    await mesh.delete("tenant", "check")
+    return f"trace {trace_id}: compiled for, pushed to, and acknowledged by {', '.join(sorted(nodes))}"
 
 
 async def metrics(mesh: Mesh, probes: Probes) -> str:
