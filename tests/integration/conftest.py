@@ -334,6 +334,20 @@ async def control_plane(short_dir: Path) -> AsyncIterator[ControlPlane]:
 
 
 @pytest.fixture
+def agent_of(short_dir: Path) -> Iterator[Callable[[Any], Agent]]:
+    """Makes the agent of a control plane: of whatever has a `port` and a `bundle`."""
+    made: list[Agent] = []
+
+    def make(control_plane: Any) -> Agent:
+        made.append(Agent(short_dir, control_plane))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.close()
+
+
+@pytest.fixture
 async def agent(short_dir: Path, control_plane: ControlPlane) -> AsyncIterator[Agent]:
     running = Agent(short_dir, control_plane)
     yield running

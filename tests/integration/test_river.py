@@ -1,0 +1,300 @@
+"""The whole way up, to the span: programs, an agent, a control plane and an OTLP backend, killed and cut off amid it.
+
+What was sent and what came is counted by the two ends, not by the mesh; its own counts must say the same.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from meshwarden.v1 import admin_service_pb2 as admin_pb
+from meshwarden.v1 import resource_service_pb2 as resource_pb
+from meshwarden.v1 import resources_pb2 as resources
+from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
+from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
+
+pytestmark = pytest.mark.timeout(240)
+TENANTS = ("acme", "globex")
+# Sends twenty good spans and a bad one a request, with ids of its own, until it is told to end; says what was answered.
+SENDER = """
+import grpc, os, secrets, sys, threading
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
+going = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), going.set()), daemon=True).start()
+options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
+stub = TraceServiceStub(grpc.insecure_channel("unix:" + os.environ["MESHWARDEN_AGENT_SOCKET"], options))
+while not going.is_set():
+    trace_id, request = secrets.token_bytes(16), ExportTraceServiceRequest()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for number in range(20):
+        spans.add(trace_id=trace_id, span_id=(number + 1).to_bytes(8, "big"), name="work")
+    spans.add(trace_id=trace_id, span_id=b"bad")
+    try:
+        answer = stub.Export(request, timeout=10)
+        assert answer.partial_success.rejected_spans == 1
+        print("answered", trace_id.hex(), flush=True)
+    except grpc.RpcError as error:
+        print(error.code().name, trace_id.hex(), flush=True)
+    going.wait(0.02)
+print("end", flush=True)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Backend(TraceServiceServicer):
+    """An OTLP backend that counts for itself."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.seen: dict[str, Counter[str]] = {tenant: Counter() for tenant in TENANTS}
+        self._server: Any = None
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        add_TraceServiceServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for spans in request.resource_spans:
+            said = {pair.key: pair.value.string_value for pair in spans.resource.attributes}
+            for scope in spans.scope_spans if said.get("mesh.tenant") in TENANTS else ():
+                for span in scope.spans:
+                    self.seen[said["mesh.tenant"]][f"{span.trace_id.hex()} {span.span_id.hex()}"] += 1
+        return otlp.ExportTraceServiceResponse()
+
+
+class Server:
+    """A control plane's process."""
+
+    def __init__(self, directory: Path, backend: Backend) -> None:
+        self.directory, self.port = directory, free_port()
+        (directory / "passphrase").write_text("a passphrase of the tests")
+        (directory / "passphrase").chmod(0o600)
+        settings = {
+            "trust_domain": "mesh.test",
+            "region": "eu",
+            "state_dir": str(directory / "server"),
+            "listen": f"127.0.0.1:{self.port}",
+            "metrics_listen": f"127.0.0.1:{free_port()}",
+            "operator_directory": str(directory / "operator"),
+        }
+        authority = f'kind = "disk"\npassphrase = "file:{directory}/passphrase"\ncreate = true\n'
+        otlp_to = f'name = "one"\nendpoint = "http://127.0.0.1:{backend.port}"\n'
+        text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        (directory / "server.toml").write_text(f"{text}[authority]\n{authority}[[otlp]]\n{otlp_to}")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def said(self) -> dict[str, str]:
+        found: dict[str, str] = json.loads((self.directory / "server" / "server.json").read_text())
+        return found
+
+    async def start(self, until: Any) -> None:
+        (self.directory / "server" / "server.json").unlink(missing_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "meshwarden.controlplane",
+            "server",
+            "--config",
+            str(self.directory / "server.toml"),
+        ]
+        self._process = await asyncio.to_thread(self._spawn, command)
+        await until(self._serves, "the control plane serves", 60)
+
+    def _spawn(self, command: list[str]) -> "subprocess.Popen[bytes]":
+        with open(self.directory / "server.log", "ab") as log:
+            return subprocess.Popen(command, stderr=log)
+
+    def _serves(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.directory / "server.log").read_text()
+        return (self.directory / "server" / "server.json").exists()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def channel(self) -> grpc.aio.Channel:
+        operator = self.directory / "operator"
+        chain, key = (operator / "tls.crt").read_bytes(), (operator / "tls.key").read_bytes()
+        credentials = grpc.ssl_channel_credentials((operator / "ca.crt").read_bytes(), key, chain)
+        options = [("grpc.ssl_target_name_override", "controlplane.mesh.test")]
+        return grpc.aio.secure_channel(f"127.0.0.1:{self.port}", credentials, options=options)
+
+    def counts(self) -> dict[tuple[str, ...], int]:
+        """{(kind, stage, tenant, reason): spans}, of the tenants."""
+        with urllib.request.urlopen(self.said["metrics_url"], timeout=10) as response:  # noqa: S310 - our own server
+            families = list(text_string_to_metric_families(response.read().decode()))
+        found: dict[tuple[str, ...], int] = {}
+        for sample in (sample for family in families for sample in family.samples):
+            kind = sample.name.removeprefix("meshwarden_telemetry_").removesuffix("_total")
+            labels = sample.labels
+            if kind in ("received", "passed", "dropped") and labels["signal"] == "span" and labels["tenant"] in TENANTS:
+                found[kind, labels["stage"], labels["tenant"], labels.get("reason", "")] = int(sample.value)
+        return found
+
+
+class Sender:
+    """A program of a tenant, and what it was told of what it sent."""
+
+    def __init__(self, agent: Any, tenant: str) -> None:
+        self.answered: list[str] = []
+        self.attempted: list[str] = []
+        self._program = agent.exec(f"{tenant}/web", sys.executable, "-c", SENDER)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._program.stdout:
+            word, _, trace_id = line.strip().partition(" ")
+            if word == "end":
+                return
+            self.attempted.append(trace_id)
+            if word == "answered":
+                self.answered.append(trace_id)
+
+    def end(self) -> None:
+        self._program.stdin.write("\n")
+        self._program.stdin.flush()
+        self._reader.join(30)
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[Backend]:
+    found = Backend()
+    await found.start()
+    yield found
+    await found.stop()
+
+
+@pytest.fixture
+def server(short_dir: Path, backend: Backend) -> Iterator[Server]:
+    found = Server(short_dir, backend)
+    yield found
+    found.kill()
+
+
+async def found_mesh(server: Server, entry: Any) -> str:
+    """Applies what the mesh needs; returns a join token."""
+    items = []
+    for tenant in TENANTS:
+        metadata = resources.Metadata(tenant=tenant, name="web")
+        spec = resources.ServiceSpec(protocol=resources.ServiceSpec.GRPC)
+        of_tenant = entry.of(tenant, "web", data_plane=resources.WorkloadEntrySpec.PROXYLESS)
+        items += [
+            resources.Resource(tenant=resources.Tenant(kind="Tenant", metadata=resources.Metadata(name=tenant))),
+            resources.Resource(service=resources.Service(kind="Service", metadata=metadata, spec=spec)),
+            resources.Resource(workload_entry=of_tenant),
+        ]
+    async with server.channel() as channel:
+        await ResourceServiceStub(channel).Apply(resource_pb.ApplyRequest(resources=items), timeout=20)
+        answer = await AdminServiceStub(channel).CreateJoinToken(
+            admin_pb.CreateJoinTokenRequest(node="node-a"), timeout=20
+        )
+    return str(answer.token)
+
+
+async def test_every_span_is_accounted_for_at_every_stage(
+    short_dir: Path, server: Server, backend: Backend, entry: Any, until: Any, agent_of: Any
+) -> None:
+    await server.start(until)
+    token = await found_mesh(server, entry)
+    roots = (short_dir / "server" / "ca.pem").read_bytes()
+    agent = agent_of(SimpleNamespace(port=server.port, bundle=SimpleNamespace(pem=lambda: roots)))
+    (short_dir / "token").write_text(token)
+    await agent.ready()
+    senders = {tenant: Sender(agent, tenant) for tenant in TENANTS}
+
+    async def more(count: int = 10) -> None:
+        """Waits until each has been answered so many times more."""
+        for sender in senders.values():
+            before = len(sender.answered)
+            await until(lambda sender=sender, before=before: len(sender.answered) >= before + count, "answered", 60)
+
+    try:
+        await more()
+        await until(lambda: all(backend.seen.values()), "the backend has spans of both", 60)
+        for _ in range(3):  # the control plane dies amid batches
+            server.kill()
+            await more()
+            await server.start(until)
+            await more()
+        await backend.stop()
+        await more()
+        server.kill()
+        await asyncio.to_thread(agent.stop, signal.SIGKILL)
+        await agent.ready()
+        await more()
+        await server.start(until)
+        for _ in range(3):  # the agent dies amid everything
+            await asyncio.to_thread(agent.stop, signal.SIGKILL)
+            await agent.ready()
+            await more()
+        await backend.start()
+        await more()
+    finally:
+        for sender in senders.values():
+            await asyncio.to_thread(sender.end)
+
+    def settled() -> bool:
+        counts = server.counts()
+        return all(
+            backend_has(backend, tenant, senders[tenant].answered)
+            and counts.get(("received", "backend.one", tenant, "")) == counts.get(("passed", "backend.one", tenant, ""))
+            for tenant in TENANTS
+        )
+
+    await until(lambda: asyncio.to_thread(settled), "all that was answered has come to the backend", 90)
+    counts = server.counts()
+    for tenant, sender in senders.items():
+        distinct = len(backend.seen[tenant])
+        assert set(backend.seen[tenant]) <= spans_of(sender.attempted)
+        # What a dying agent has kept but could not answer any more is there beyond what was answered.
+        assert 20 * len(sender.answered) <= distinct <= 20 * len(sender.attempted)
+        bad = counts["dropped", "agent.receive", tenant, "malformed"]
+        assert (bad, counts["received", "agent.receive", tenant, ""]) == (distinct // 20, distinct + distinct // 20)
+        for stage in ("agent.receive", "agent.spool", "control.ingest", "backend.one"):
+            assert counts["passed", stage, tenant, ""] == distinct, stage
+            dropped = sum(count for key, count in counts.items() if key[:3] == ("dropped", stage, tenant))
+            assert counts["received", stage, tenant, ""] == distinct + dropped, stage
+    assert os.listdir(short_dir / "state" / "spool")
+
+
+def backend_has(backend: Backend, tenant: str, trace_ids: list[str]) -> bool:
+    return spans_of(trace_ids) <= set(backend.seen[tenant])
+
+
+def spans_of(trace_ids: list[str]) -> set[str]:
+    return {f"{trace_id} {number + 1:016x}" for trace_id in trace_ids for number in range(20)}
