@@ -92,17 +92,15 @@ class Up:
         kernel.sweep(str(self.state_dir.resolve()))
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A directory whose path is short enough for sockets."""
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="mw-", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.fixture
-def start(directory: Path) -> Iterator[Callable[..., Up]]:
-    """Starts meshes; ends those that still run."""
+@contextlib.contextmanager
+def _start(directory: Path) -> Iterator[Callable[..., Up]]:
     running: list[Up] = []
 
     def starting(name: str, *arguments: str) -> Up:
@@ -112,3 +110,31 @@ def start(directory: Path) -> Iterator[Callable[..., Up]]:
     yield starting
     for up in running:
         up.end()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory whose path is short enough for sockets."""
+    with _directory() as path:
+        yield path
+
+
+@pytest.fixture
+def start(directory: Path) -> Iterator[Callable[..., Up]]:
+    """Starts meshes; ends those that still run."""
+    with _start(directory) as starting:
+        yield starting
+
+
+@pytest.fixture(scope="module")
+def shared_directory() -> Iterator[Path]:
+    """The same for all tests of a module."""
+    with _directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def start_shared(shared_directory: Path) -> Iterator[Callable[..., Up]]:
+    """Starts meshes that last for all tests of a module."""
+    with _start(shared_directory) as starting:
+        yield starting

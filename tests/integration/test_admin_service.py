@@ -21,7 +21,9 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api.admin import AdminServicer
+from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.validation import ValidationInterceptor
+from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
@@ -44,6 +46,7 @@ from meshwarden.sdk.front import Front
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import admin_service_pb2 as v1
+from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub, add_AdminServiceServicer_to_server
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
@@ -86,6 +89,7 @@ class World:
     gather: Gather
     durable: Durable
     inbox: Inbox
+    sessions: Sessions
     stub: Callable[[str], AdminServiceStub]
 
 
@@ -124,6 +128,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         there = Peer("us", "us.example:7443")
         own = Own(DOMAIN, lambda: None, lambda: {DOMAIN: bundle})
         puller = Puller(there, own, inbox, gather.ledger, gather.tally, gather.settle, utc_now, random.Random())
+        sessions = Sessions(publisher, store, region="eu", clock=utc_now)
         admin = AdminServicer(
             trust_domain=DOMAIN,
             region="eu",
@@ -131,11 +136,19 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             authority=authority,
             tokens=JoinTokens(store, utc_now),
             publisher=publisher,
-            sessions=Sessions(publisher, store, region="eu", clock=utc_now),
+            sessions=sessions,
             gather=gather,
             remote=remote,
             regions=Regions("eu", [puller], inbox, utc_now),
             audit=audit,
+            health=Health(
+                state_dir=tmp_path,
+                authority=authority,
+                audit=CountedAuditLog(audit),
+                gather=gather,
+                svid=lambda: None,
+                bundles=lambda: {DOMAIN: bundle},
+            ),
             clock=utc_now,
         )
         front = Front(tmp_path / "in.sock")
@@ -164,7 +177,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
-            yield World(gather, durable, inbox, stub)
+            yield World(gather, durable, inbox, sessions, stub)
             group.cancel_scope.cancel()
 
 
@@ -254,6 +267,29 @@ async def test_an_operator_of_neither_tenant_may_not_ask_why(world: World) -> No
 
 def explained(source: str, destination: str) -> v1.ExplainRequest:
     return v1.ExplainRequest(**{"from": source, "to": destination, "method": "/o.Orders/Get"})
+
+
+async def test_an_operator_of_a_tenant_is_told_of_its_own_troubles_alone(world: World) -> None:
+    session = world.sessions.open("n1", node_pb.NodeHello())
+    planes = [
+        node_pb.DataPlaneRef(id=f"{tenant}/web#1/grpc", tenant=tenant, entry="web", dialect="GRPC")
+        for tenant in ("acme", "globex")
+    ]
+    session.take(node_pb.SyncRequest(interest=node_pb.Interest(data_planes=planes)))
+    health = node_pb.AgentHealth(
+        disk_error="/var/lib/m: No space left on device",
+        renewal_error="banned",
+        waiting=[plane.id for plane in planes],
+        spools=[node_pb.SpoolState(tenant=tenant, size_mib=2, limit_mib=64) for tenant in ("acme", "globex")],
+    )
+    session.take(node_pb.SyncRequest(health=health))
+    whole = await world.stub("operator/root").GetStatus(v1.GetStatusRequest())
+    assert whole.nodes[0].health == health
+    assert whole.health.disk_free_bytes > 0
+    mine = await world.stub("tenant/acme/operator/anna").GetStatus(v1.GetStatusRequest())
+    assert not mine.HasField("health")
+    kept = node_pb.AgentHealth(waiting=["acme/web#1/grpc"], spools=health.spools[:1])
+    assert mine.nodes[0].health == kept
 
 
 async def test_an_operator_of_a_tenant_may_not_ask_for_anothers_graph(world: World) -> None:

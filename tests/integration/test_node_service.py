@@ -237,6 +237,47 @@ async def test_a_clock_that_says_no_time_is_refused_by_its_field(world: World, n
     assert world.sessions.states() == []
 
 
+async def test_heartbeats_tell_of_a_clock_that_goes_wrong(world: World) -> None:
+    stream = await opened(world)
+    assert abs(world.sessions.states()[0].clock_skew.ToTimedelta()) < timedelta(seconds=5)
+    heartbeat = v1.Heartbeat()
+    heartbeat.now.FromDatetime(utc_now() + timedelta(minutes=5))
+    await stream.write(v1.SyncRequest(heartbeat=heartbeat))
+    health = v1.AgentHealth(disk_error="No space left on device", waiting=["acme/web#1/grpc"])
+    await stream.write(v1.SyncRequest(health=health))
+
+    async with asyncio.timeout(30):
+        while not world.sessions.states()[0].health.disk_error:  # noqa: ASYNC110 - nothing signals it
+            await anyio.sleep(0.01)
+    state = world.sessions.states()[0]
+    assert abs(state.clock_skew.ToTimedelta() - timedelta(minutes=5)) < timedelta(seconds=5)
+    assert state.health == health
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"heartbeat": {"now": {"seconds": 1 << 60}}}, "heartbeat.now"),
+        ({"health": {"not_after": {"nanos": -1}}}, "health.notAfter"),
+        (
+            {
+                "workloads": {
+                    "workloads": [{"id": "a", "tenant": "acme", "entry": "web", "not_after": {"seconds": 1 << 60}}]
+                }
+            },
+            "workloads.workloads[0].notAfter",
+        ),
+        ({"health": {"waiting": ["x"] * 65}}, "health.waiting"),
+        ({"health": {"disk_error": "x" * 1025}}, "health.diskError"),
+    ],
+)
+async def test_what_an_agent_says_of_itself_is_bounded(world: World, message: dict[str, Any], field: str) -> None:
+    stream = await opened(world)
+    await stream.write(v1.SyncRequest(**message))
+    assert await code(stream) is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in await stream.details()
+
+
 async def test_a_message_that_breaks_the_schema_ends_the_session_with_the_field(world: World) -> None:
     stream = await opened(world)
     await stream.write(v1.SyncRequest(interest=v1.Interest(data_planes=[v1.DataPlaneRef(id="x", tenant="acme")])))

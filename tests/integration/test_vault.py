@@ -1,5 +1,6 @@
 """Authority and secrets against a real OpenBao, under the policy that we ship."""
 
+import asyncio
 import logging
 import random
 import sys
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 
 from openbao_server import OpenBao, root, serve
 
+from meshwarden.certs.authority import vault
 from meshwarden.certs.authority.port import AuthorityError, AuthorityUnavailable
 from meshwarden.certs.authority.vault import VaultAuthority
 from meshwarden.certs.authority.vault_client import VaultClient, VaultDenied
@@ -160,6 +162,28 @@ async def test_the_token_is_renewed(bao: OpenBao) -> None:
             await anyio.sleep(0.02)
         group.cancel_scope.cancel()
     await authority.close()
+
+
+async def test_a_vault_that_is_sealed_or_gone_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault, "LOOK", timedelta(seconds=1))
+    with serve(tmp_path) as bao:
+        authority = await connect(bao)
+        async with anyio.create_task_group() as group:
+            group.start_soon(authority.run)
+
+            async def says(words: str) -> None:
+                async with asyncio.timeout(60):
+                    while words not in authority.fault:  # noqa: ASYNC110 - nothing signals it
+                        await anyio.sleep(0.02)
+
+            assert authority.fault == ""
+            await anyio.to_thread.run_sync(bao.admin.sys.seal)
+            await says("Vault is sealed")
+            bao.stop()
+            await says("sys/seal-status: ConnectionError")
+            assert await authority.sign(WEB, new_key().public_key(), utc_now())
+            group.cancel_scope.cancel()
+        await authority.close()
 
 
 async def test_tokens_that_never_end_need_no_renewal(bao: OpenBao) -> None:

@@ -126,6 +126,14 @@ class Attendants:
             if item.envoy is not None
         ]
 
+    def errors(self) -> dict[str, str]:
+        """What is wrong with workloads: `{workload id: reason}`."""
+        found = {name: item.error for name, item in self._by_id.items() if item.error}
+        for name, item in self._by_id.items():
+            if item.envoy is not None and item.envoy.fault:
+                found[name] = f"its Envoy does not stay up: {item.envoy.fault}"
+        return found
+
     async def ready(self, workload: Workload, timeout_s: float) -> None:
         """Returns when a workload's program can start: its files are there, and its Envoy is ready or `timeout_s` over.
 

@@ -46,6 +46,8 @@ class Cache:
         """Takes `directory`, which is made 0700 if it isn't there."""
         self._directory = directory
         self._unsaved: dict[str, bytes] = {}
+        self.refusal = ""
+        """Why the disk takes not all there is to keep; empty if it does."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
         for draft in directory.glob(_DRAFTS):  # what a crash has left
@@ -91,8 +93,11 @@ class Cache:
             if name not in self._unsaved:
                 _log.error("not cached", item=name, reason=str(error))
             self._unsaved[name] = body
+            self.refusal = str(error)
         else:
             self._unsaved.pop(name, None)
+            if not self._unsaved:
+                self.refusal = ""
 
     def save_rest(self) -> None:
         """Tries again to save what the disk has refused."""
@@ -186,6 +191,8 @@ class ScopeStore:
         self._work = asyncio.Event()
         self.revision = 0
         """The store revision of what is here."""
+        self.refusal = ""
+        """Why the disk takes none of this; empty if it does."""
         self._load()
 
     def snapshot(self, data_plane_id: str) -> Snapshot | None:
@@ -230,7 +237,6 @@ class ScopeStore:
 
     async def run(self) -> None:
         """Writes changes to disk, several at a time, until it is cancelled."""
-        refused = ""
         while True:
             await self._work.wait()
             self._work.clear()
@@ -239,13 +245,13 @@ class ScopeStore:
                 await asyncio.to_thread(self._save, {name: self._scopes.get(name) for name in dirty}, self._summary())
             except OSError as error:
                 self._dirty |= dirty
-                if str(error) != refused:
+                if str(error) != self.refusal:
                     _log.error("configuration not cached", reason=str(error))
-                refused = str(error)
+                self.refusal = str(error)
                 await asyncio.sleep(_RETRY_S)
                 self._work.set()
             else:
-                refused = ""
+                self.refusal = ""
 
     def flush(self) -> None:
         """Writes what is still to be written, at the end.

@@ -28,6 +28,7 @@ from meshwarden.agents.caller import Executables
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.config import AgentConfig, ConfigError
 from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.health import Health
 from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.planes import Planes
@@ -69,6 +70,7 @@ _GRACE_S: Final = 0.5
 _REVIEW_S: Final = 0.1
 _LAST_REPORT_S: Final = 2.0
 _SAVE_S: Final = 5.0
+_LOOK_S: Final = 1.0
 # Calls of which there are few, and which somebody waits for.
 _TRACED_ABOVE: Final = frozenset({"/meshwarden.v1.NodeService/SignWorkload", "/meshwarden.v1.NodeService/Renew"})
 _TRACED_BELOW: Final = frozenset({"/meshwarden.v1.WorkloadService/Register"})
@@ -127,6 +129,17 @@ class Agent:
         self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate)
         tokens = Tokens.load(cache, self.registry, rng.randbytes(32))
         self.door = Door(config, place.inner / "h", self.registry, self.executables, self.intake, tokens)
+        self.health = Health(
+            config.state_dir,
+            self.registry,
+            identity,
+            self.upstream,
+            self.credentials,
+            self.scopes,
+            self.attendants,
+            cache,
+            self.spool,
+        )
         self._ack = node_pb.ConfigAck()
 
     async def run(self) -> None:
@@ -149,6 +162,7 @@ class Agent:
                 group.start_soon(self.attendants.run)
                 group.start_soon(self.outbox.run)
                 group.start_soon(self._review)
+                group.start_soon(self._look)
                 group.start_soon(self._save_rest)
                 _log.info(
                     "agent ready",
@@ -242,6 +256,7 @@ class Agent:
             self._acknowledge,
             self.planes.refs,
         )
+        self.health.watch(planes)
         add_ads(server, planes)
         Receiver(lambda context: attestor.find(context.peer()), self.intake).add_to(server)
 
@@ -287,9 +302,12 @@ class Agent:
     def workload_states(self) -> list[node_pb.WorkloadState]:
         """What runs, and what it holds."""
         shared = set(sharers(self.registry.workloads.values()))
-        return [self._workload_state(name, name in shared) for name in sorted(self.registry.workloads)]
+        errors = self.health.errors()
+        return [
+            self._workload_state(name, name in shared, errors.get(name, "")) for name in sorted(self.registry.workloads)
+        ]
 
-    def _workload_state(self, name: str, is_shared: bool) -> node_pb.WorkloadState:
+    def _workload_state(self, name: str, is_shared: bool, error: str) -> node_pb.WorkloadState:
         workload, svid = self.registry.workloads[name], self.credentials.svid(name)
         state = node_pb.WorkloadState(
             id=name,
@@ -298,6 +316,7 @@ class Agent:
             pid=workload.pid,
             spiffe_id=str(workload.spiffe_id),
             shares_user=is_shared,
+            error=error,
         )
         if svid is not None:
             state.serial = svid.serial
@@ -320,6 +339,7 @@ class Agent:
             workloads=self.workload_states(),
             envoys=self.attendants.envoys(),
             nacks=self._ack.nacks,
+            health=self.health.read(),
         )
 
     async def _review(self) -> None:
@@ -329,6 +349,13 @@ class Agent:
             for pid in list(self.registry.unread()):
                 await self.executables.read(pid)
             self.registry.review()
+
+    async def _look(self) -> None:
+        """Tells the control plane of what goes wrong by itself."""
+        while True:
+            self._tell_workloads()
+            self.upstream.set_health(self.health.read())
+            await asyncio.sleep(_LOOK_S)
 
     async def _save_rest(self) -> None:
         """Saves what a full disk has refused, when there is room again."""

@@ -99,7 +99,8 @@ class NodeIdentity:
         self._roots, self._clock, self._rng = roots, clock, rng
         self._pending: ec.EllipticCurvePrivateKey | None = None
         self._listeners: list[Callable[[], None]] = []
-        self._is_saved = True
+        self.refusal = ""
+        """Why the disk does not take the identity; empty if it does."""
         self._present = self._load()
 
     @property
@@ -223,7 +224,7 @@ class NodeIdentity:
 
     def save_rest(self) -> None:
         """Tries again to save what the disk has refused."""
-        if self._present is not None and not self._is_saved:
+        if self._present is not None and self.refusal:
             self._save(self._present)
 
     def _take(self, identity: Identity) -> None:
@@ -242,11 +243,11 @@ class NodeIdentity:
         }
         try:
             files.publish(self._directory, content)
-            self._is_saved = True
+            self.refusal = ""
         except OSError as error:
-            if self._is_saved:
+            if not self.refusal:
                 _log.error("node identity not saved; an agent that starts again may need a token", reason=str(error))
-            self._is_saved = False
+            self.refusal = str(error)
 
     def _load(self) -> Identity | None:
         try:

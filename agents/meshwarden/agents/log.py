@@ -6,10 +6,13 @@ from typing import Final
 
 import structlog
 
+from meshwarden.sdk.own_span import add_trace
+
 _SHARED: Final = (
     structlog.contextvars.merge_contextvars,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
+    add_trace,
 )
 
 

@@ -83,6 +83,8 @@ class Upstream:
         self._rotate = asyncio.Event()
         self._renew = asyncio.Event()
         self._connected = asyncio.Event()
+        self.renewal_error = ""
+        """Why the node's certificate was not renewed at the last try; empty if it was."""
         self.last_error = "not tried yet"
         """Why there is no session; empty while there is one."""
         identity.listen(self._rotate.set)
@@ -103,6 +105,10 @@ class Upstream:
     def set_workloads(self, workloads: Sequence[node_pb.WorkloadState]) -> None:
         """Says which workloads run: the whole set."""
         self._say("workloads", node_pb.SyncRequest(workloads=node_pb.WorkloadReport(workloads=workloads)))
+
+    def set_health(self, health: node_pb.AgentHealth) -> None:
+        """Says how the agent does: all of it."""
+        self._say("health", node_pb.SyncRequest(health=health))
 
     def ack(self, ack: node_pb.ConfigAck) -> None:
         """Says what became of the configuration."""
@@ -210,7 +216,7 @@ class Upstream:
             )
             return None
         generation = Generation(open_channel(self._control_plane, present.bundle, present.svid))
-        session = _Session(generation, self._downstream, self._hello())
+        session = _Session(generation, self._downstream, self._hello(), self._clock)
         group.start_soon(session.run)
         try:
             async with asyncio.timeout(_WELCOME_S):
@@ -285,9 +291,10 @@ class Upstream:
             try:
                 async with self._channel() as channel:
                     await self._identity.renew(channel)
-                due = self._identity.renewal()
+                due, self.renewal_error = self._identity.renewal(), ""
             except (OSError, grpc.RpcError, IdentityError) as error:
                 reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+                self.renewal_error = str(reason)
                 _log.warning("node certificate not renewed", reason=reason)
                 await asyncio.sleep(_RENEW_RETRY_S * self._rng.uniform(0.5, 1.0))
 
@@ -295,8 +302,14 @@ class Upstream:
 class _Session:
     """One Sync stream: reads until it ends, writes the newest of each kind of message."""
 
-    def __init__(self, generation: Generation, downstream: Downstream, hello: node_pb.SyncRequest) -> None:
-        self._generation, self._downstream, self._hello = generation, downstream, hello
+    def __init__(
+        self,
+        generation: Generation,
+        downstream: Downstream,
+        hello: node_pb.SyncRequest,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._generation, self._downstream, self._hello, self._clock = generation, downstream, hello, clock
         self._pending: dict[str, node_pb.SyncRequest] = {}
         self._work = asyncio.Event()
         self._progress = asyncio.Event()
@@ -365,6 +378,8 @@ class _Session:
             call.cancel()
 
     async def _write(self, call: "grpc.aio.StreamStreamCall[node_pb.SyncRequest, node_pb.SyncResponse]") -> None:
+        loop = asyncio.get_running_loop()
+        beat_s = loop.time()
         # A write to a call that has just ended fails in one of these ways; why it ended is the reader's to see.
         with contextlib.suppress(asyncio.InvalidStateError, grpc.RpcError):
             while not self._leaving:
@@ -372,12 +387,20 @@ class _Session:
                 while self._pending and self.welcomed:
                     name = next(iter(self._pending))
                     await call.write(self._pending.pop(name))
-                try:
-                    async with asyncio.timeout(self._heartbeat_s):
+                # Also where there is always something else to say: it tells our clock.
+                if loop.time() - beat_s >= self._heartbeat_s:
+                    beat_s = loop.time()
+                    await call.write(node_pb.SyncRequest(heartbeat=self._heartbeat()))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(beat_s + self._heartbeat_s):
                         await self._work.wait()
-                except TimeoutError:
-                    await call.write(node_pb.SyncRequest(heartbeat=node_pb.Heartbeat()))
             await call.done_writing()
+
+    def _heartbeat(self) -> node_pb.Heartbeat:
+        # To the second: so a thousand agents' heartbeats are alike, and are checked once.
+        heartbeat = node_pb.Heartbeat()
+        heartbeat.now.FromSeconds(int(self._clock().timestamp()))
+        return heartbeat
 
     def _take(self, message: node_pb.SyncResponse) -> None:
         kind = message.WhichOneof("message")

@@ -129,6 +129,10 @@ class DataPlanes:
                 _log.warning("config withheld", data_plane=data_plane, reason="it is for other addresses")
         return known[2]
 
+    def waiting(self) -> set[str]:
+        """The ids of the data planes whose answer is outstanding."""
+        return {client.data_plane for client in self._clients if client.pending()}
+
     async def wait(self) -> None:
         """Returns after the next change of anything."""
         await self._changed.wait()

@@ -27,6 +27,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane import log
 from meshwarden.controlplane.api.admin import AdminServicer
+from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.region import RegionServicer
 from meshwarden.controlplane.api.report import ReportServicer
@@ -160,6 +161,14 @@ async def _compose(
             remote=remote,
             regions=regions,
             audit=audit,
+            health=Health(
+                state_dir=config.state_dir,
+                authority=authority,
+                audit=audit,
+                gather=gather,
+                svid=serving.svid,
+                bundles=serving.bundles,
+            ),
             clock=utc_now,
         ),
         node=NodeServicer(nodes, publisher, sessions, authority),

@@ -106,6 +106,8 @@ class GetStatusResponse(_message.Message):
     AUTHORITY_FIELD_NUMBER: _builtins.int
     NOW_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    AMBIGUOUS_NAMES_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     region: _builtins.str
     revision: _builtins.int
@@ -121,6 +123,10 @@ class GetStatusResponse(_message.Message):
     def now(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionState]: ...
+    @_builtins.property
+    def health(self) -> Global___ControlPlaneHealth: ...
+    @_builtins.property
+    def ambiguous_names(self) -> _containers.RepeatedCompositeFieldContainer[Global___AmbiguousName]: ...
     def __init__(
         self,
         *,
@@ -134,10 +140,12 @@ class GetStatusResponse(_message.Message):
         authority: _builtins.str = ...,
         now: _timestamp_pb2.Timestamp | None = ...,
         regions: _abc.Iterable[Global___RegionState] | None = ...,
+        health: Global___ControlPlaneHealth | None = ...,
+        ambiguous_names: _abc.Iterable[Global___AmbiguousName] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,6 +187,103 @@ class RegionState(_message.Message):
 Global___RegionState: _TypeAlias = RegionState  # noqa: Y015
 
 @_typing.final
+class ControlPlaneHealth(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    ROOT_NOT_AFTER_FIELD_NUMBER: _builtins.int
+    AUTHORITY_ERROR_FIELD_NUMBER: _builtins.int
+    AUDIT_ERROR_FIELD_NUMBER: _builtins.int
+    REPORT_ERROR_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    STATE_DIR_FIELD_NUMBER: _builtins.int
+    BACKENDS_FIELD_NUMBER: _builtins.int
+    authority_error: _builtins.str
+    audit_error: _builtins.str
+    report_error: _builtins.str
+    disk_free_bytes: _builtins.int
+    state_dir: _builtins.str
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def root_not_after(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackendState]: ...
+    def __init__(
+        self,
+        *,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
+        root_not_after: _timestamp_pb2.Timestamp | None = ...,
+        authority_error: _builtins.str = ...,
+        audit_error: _builtins.str = ...,
+        report_error: _builtins.str = ...,
+        disk_free_bytes: _builtins.int = ...,
+        state_dir: _builtins.str = ...,
+        backends: _abc.Iterable[Global___BackendState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "root_not_after", b"root_not_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_error", b"audit_error", "authority_error", b"authority_error", "backends", b"backends", "disk_free_bytes", b"disk_free_bytes", "not_after", b"not_after", "report_error", b"report_error", "root_not_after", b"root_not_after", "state_dir", b"state_dir"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlPlaneHealth: _TypeAlias = ControlPlaneHealth  # noqa: Y015
+
+@_typing.final
+class BackendState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAITING_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    error: _builtins.str
+    waiting: _builtins.int
+    waiting_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        error: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        waiting_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "name", b"name", "waiting", b"waiting", "waiting_bytes", b"waiting_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackendState: _TypeAlias = BackendState  # noqa: Y015
+
+@_typing.final
+class AmbiguousName(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    name: _builtins.str
+    @_builtins.property
+    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        name: _builtins.str = ...,
+        services: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "services", b"services", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AmbiguousName: _TypeAlias = AmbiguousName  # noqa: Y015
+
+@_typing.final
 class NodeState(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -194,6 +299,7 @@ class NodeState(_message.Message):
     DATA_PLANES_FIELD_NUMBER: _builtins.int
     METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     JOIN_TIME_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     connected: _builtins.bool
     acked_revision: _builtins.int
@@ -212,6 +318,8 @@ class NodeState(_message.Message):
     def data_planes(self) -> _containers.RepeatedCompositeFieldContainer[_node_service_pb2.DataPlaneRef]: ...
     @_builtins.property
     def join_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def health(self) -> _node_service_pb2.AgentHealth: ...
     def __init__(
         self,
         *,
@@ -227,10 +335,11 @@ class NodeState(_message.Message):
         data_planes: _abc.Iterable[_node_service_pb2.DataPlaneRef] | None = ...,
         metrics_address: _builtins.str = ...,
         join_time: _timestamp_pb2.Timestamp | None = ...,
+        health: _node_service_pb2.AgentHealth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "join_time", b"join_time", "last_seen", b"last_seen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "health", b"health", "join_time", b"join_time", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "data_planes", b"data_planes", "join_time", b"join_time", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "data_planes", b"data_planes", "health", b"health", "join_time", b"join_time", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

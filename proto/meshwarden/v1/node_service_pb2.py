@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from meshwarden.v1 import resources_pb2 as meshwarden_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshwarden/v1/node_service.proto\x12\rmeshwarden.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dmeshwarden/v1/resources.proto\"D\n\rAttestRequest\x12\x1f\n\njoin_token\x18\x01 \x01(\tB\x00R\tjoinToken\x12\x12\n\x03\x63sr\x18\x02 \x01(\x0c\x42\x00R\x03\x63sr\"\x81\x01\n\x0e\x41ttestResponse\x12\x14\n\x05\x63hain\x18\x01 \x03(\x0cR\x05\x63hain\x12-\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x15.meshwarden.v1.BundleR\x06\x62undle\x12\x12\n\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n\x06region\x18\x04 \x01(\tR\x06region\"\"\n\x0cRenewRequest\x12\x12\n\x03\x63sr\x18\x01 \x01(\x0c\x42\x00R\x03\x63sr\"%\n\rRenewResponse\x12\x14\n\x05\x63hain\x18\x01 \x03(\x0cR\x05\x63hain\"]\n\x06\x42undle\x12!\n\x0ctrust_domain\x18\x01 \x01(\tR\x0btrustDomain\x12\x14\n\x05roots\x18\x02 \x03(\x0cR\x05roots\x12\x1a\n\x08revision\x18\x03 \x01(\x04R\x08revision\"O\n\x13SignWorkloadRequest\x12\x38\n\x08requests\x18\x01 \x03(\x0b\x32\x1a.meshwarden.v1.WorkloadCsrB\x00R\x08requests\"S\n\x0bWorkloadCsr\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\x16\n\x05\x65ntry\x18\x02 \x01(\tB\x00R\x05\x65ntry\x12\x12\n\x03\x63sr\x18\x03 \x01(\x0c\x42\x00R\x03\x63sr\"O\n\x14SignWorkloadResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32\x1d.meshwarden.v1.SignedWorkloadR\x07results\"T\n\x0eSignedWorkload\x12\x14\n\x05\x63hain\x18\x01 \x03(\x0cR\x05\x63hain\x12\x12\n\x04\x63ode\x18\x02 \x01(\rR\x04\x63ode\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"\xe9\x02\n\x0bSyncRequest\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x18.meshwarden.v1.NodeHelloH\x00R\x05hello\x12\x35\n\x08interest\x18\x02 \x01(\x0b\x32\x17.meshwarden.v1.InterestH\x00R\x08interest\x12,\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x18.meshwarden.v1.ConfigAckH\x00R\x03\x61\x63k\x12=\n\tendpoints\x18\x04 \x01(\x0b\x32\x1d.meshwarden.v1.EndpointReportH\x00R\tendpoints\x12=\n\tworkloads\x18\x05 \x01(\x0b\x32\x1d.meshwarden.v1.WorkloadReportH\x00R\tworkloads\x12\x38\n\theartbeat\x18\x06 \x01(\x0b\x32\x18.meshwarden.v1.HeartbeatH\x00R\theartbeatB\x0b\n\x07message\x12\x00\"\xa1\x01\n\tNodeHello\x12%\n\ragent_version\x18\x01 \x01(\tB\x00R\x0c\x61gentVersion\x12\x14\n\x04zone\x18\x02 \x01(\tB\x00R\x04zone\x12,\n\x03now\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x03now\x12)\n\x0fmetrics_address\x18\x04 \x01(\tB\x00R\x0emetricsAddress\"\x0b\n\tHeartbeat\"J\n\x08Interest\x12>\n\x0b\x64\x61ta_planes\x18\x01 \x03(\x0b\x32\x1b.meshwarden.v1.DataPlaneRefB\x00R\ndataPlanes\"\xd9\x02\n\x0c\x44\x61taPlaneRef\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x16\n\x05\x65ntry\x18\x03 \x01(\tB\x00R\x05\x65ntry\x12?\n\x07\x64ialect\x18\x04 \x01(\x0e\x32#.meshwarden.v1.DataPlaneRef.DialectB\x00R\x07\x64ialect\x12\'\n\x0elisten_address\x18\x05 \x01(\tB\x00R\rlistenAddress\x12!\n\x0b\x61pp_address\x18\x06 \x01(\tB\x00R\nappAddress\x12%\n\routbound_path\x18\x07 \x01(\tB\x00R\x0coutboundPath\x12\x18\n\x06\x63lient\x18\x08 \x01(\tB\x00R\x06\x63lient\"7\n\x07\x44ialect\x12\x17\n\x13\x44IALECT_UNSPECIFIED\x10\x00\x12\x08\n\x04GRPC\x10\x01\x12\t\n\x05\x45NVOY\x10\x02\"T\n\tConfigAck\x12\x1a\n\x08revision\x18\x01 \x01(\x04R\x08revision\x12+\n\x05nacks\x18\x02 \x03(\x0b\x32\x13.meshwarden.v1.NackB\x00R\x05nacks\"|\n\x04Nack\x12\x1f\n\ndata_plane\x18\x01 \x01(\tB\x00R\tdataPlane\x12\x1b\n\x08type_url\x18\x02 \x01(\tB\x00R\x07typeUrl\x12\x1a\n\x07version\x18\x03 \x01(\tB\x00R\x07version\x12\x1a\n\x07message\x18\x04 \x01(\tB\x00R\x07message\"M\n\x0e\x45ndpointReport\x12;\n\tendpoints\x18\x01 \x03(\x0b\x32\x1b.meshwarden.v1.NodeEndpointB\x00R\tendpoints\"\xc2\x01\n\x0cNodeEndpoint\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x16\n\x05\x65ntry\x18\x03 \x01(\tB\x00R\x05\x65ntry\x12\x1a\n\x07\x61\x64\x64ress\x18\x04 \x01(\tB\x00R\x07\x61\x64\x64ress\x12\x14\n\x04port\x18\x05 \x01(\rB\x00R\x04port\x12<\n\x06health\x18\x06 \x01(\x0e\x32\".meshwarden.v1.EndpointSpec.HealthB\x00R\x06health\"N\n\x0eWorkloadReport\x12<\n\tworkloads\x18\x01 \x03(\x0b\x32\x1c.meshwarden.v1.WorkloadStateB\x00R\tworkloads\"\xb3\x02\n\rWorkloadState\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x16\n\x05\x65ntry\x18\x03 \x01(\tB\x00R\x05\x65ntry\x12\x10\n\x03pid\x18\x04 \x01(\rR\x03pid\x12\x1d\n\tspiffe_id\x18\x05 \x01(\tB\x00R\x08spiffeId\x12\x18\n\x06serial\x18\x06 \x01(\tB\x00R\x06serial\x12\x39\n\nnot_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tnotBefore\x12\x37\n\tnot_after\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08notAfter\x12\x1f\n\x0bshares_user\x18\t \x01(\x08R\nsharesUser\"\xa2\x02\n\x0cSyncResponse\x12\x32\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.meshwarden.v1.WelcomeH\x00R\x07welcome\x12\x33\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x17.meshwarden.v1.EntrySetH\x00R\x07\x65ntries\x12/\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x15.meshwarden.v1.BundleH\x00R\x06\x62undle\x12\x35\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1b.meshwarden.v1.ConfigUpdateH\x00R\x06\x63onfig\x12\x36\n\trenew_now\x18\x05 \x01(\x0b\x32\x17.meshwarden.v1.RenewNowH\x00R\x08renewNowB\t\n\x07message\"z\n\x07Welcome\x12H\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x11heartbeatInterval\x12%\n\x0eserver_version\x18\x02 \x01(\tR\rserverVersion\"\x92\x01\n\x08\x45ntrySet\x12\x36\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.meshwarden.v1.WorkloadEntryR\x07\x65ntries\x12\x32\n\x08services\x18\x02 \x03(\x0b\x32\x16.meshwarden.v1.ServiceR\x08services\x12\x1a\n\x08revision\x18\x03 \x01(\x04R\x08revision\"\"\n\x08RenewNow\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\"\xc2\x01\n\x0c\x43onfigUpdate\x12\x1a\n\x08revision\x18\x01 \x01(\x04R\x08revision\x12\x32\n\x06scopes\x18\x02 \x03(\x0b\x32\x1a.meshwarden.v1.ScopeUpdateR\x06scopes\x12?\n\x0b\x64\x61ta_planes\x18\x03 \x03(\x0b\x32\x1e.meshwarden.v1.DataPlaneScopesR\ndataPlanes\x12!\n\x0ctrace_parent\x18\x04 \x01(\tR\x0btraceParent\"S\n\x0f\x44\x61taPlaneScopes\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06scopes\x18\x02 \x03(\tR\x06scopes\x12\x18\n\x07refused\x18\x03 \x01(\tR\x07refused\"\xe0\x01\n\x0bScopeUpdate\x12\x14\n\x05scope\x18\x01 \x01(\tR\x05scope\x12\x12\n\x04\x66ull\x18\x02 \x01(\x08R\x04\x66ull\x12\x38\n\tresources\x18\x03 \x03(\x0b\x32\x1a.meshwarden.v1.XdsResourceR\tresources\x12\x38\n\x07removed\x18\x04 \x03(\x0b\x32\x1e.meshwarden.v1.XdsResourceNameR\x07removed\x12\x33\n\x06limits\x18\x05 \x01(\x0b\x32\x1b.meshwarden.v1.ServerLimitsR\x06limits\"@\n\x0fXdsResourceName\x12\x19\n\x08type_url\x18\x01 \x01(\tR\x07typeUrl\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\"j\n\x0bXdsResource\x12\x19\n\x08type_url\x18\x01 \x01(\tR\x07typeUrl\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x12\n\x04\x62ody\x18\x04 \x01(\x0cR\x04\x62ody\"X\n\x0cServerLimits\x12\x16\n\x06policy\x18\x01 \x01(\tR\x06policy\x12\x30\n\x06limits\x18\x02 \x03(\x0b\x32\x18.meshwarden.v1.RateLimitR\x06limits2\xb6\x02\n\x0bNodeService\x12\x45\n\x06\x41ttest\x12\x1c.meshwarden.v1.AttestRequest\x1a\x1d.meshwarden.v1.AttestResponse\x12\x42\n\x05Renew\x12\x1b.meshwarden.v1.RenewRequest\x1a\x1c.meshwarden.v1.RenewResponse\x12\x43\n\x04Sync\x12\x1a.meshwarden.v1.SyncRequest\x1a\x1b.meshwarden.v1.SyncResponse(\x01\x30\x01\x12W\n\x0cSignWorkload\x12\".meshwarden.v1.SignWorkloadRequest\x1a#.meshwarden.v1.SignWorkloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n meshwarden/v1/node_service.proto\x12\rmeshwarden.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dmeshwarden/v1/resources.proto\"D\n\rAttestRequest\x12\x1f\n\njoin_token\x18\x01 \x01(\tB\x00R\tjoinToken\x12\x12\n\x03\x63sr\x18\x02 \x01(\x0c\x42\x00R\x03\x63sr\"\x81\x01\n\x0e\x41ttestResponse\x12\x14\n\x05\x63hain\x18\x01 \x03(\x0cR\x05\x63hain\x12-\n\x06\x62undle\x18\x02 \x01(\x0b\x32\x15.meshwarden.v1.BundleR\x06\x62undle\x12\x12\n\x04node\x18\x03 \x01(\tR\x04node\x12\x16\n\x06region\x18\x04 \x01(\tR\x06region\"\"\n\x0cRenewRequest\x12\x12\n\x03\x63sr\x18\x01 \x01(\x0c\x42\x00R\x03\x63sr\"%\n\rRenewResponse\x12\x14\n\x05\x63hain\x18\x01 \x03(\x0cR\x05\x63hain\"]\n\x06\x42undle\x12!\n\x0ctrust_domain\x18\x01 \x01(\tR\x0btrustDomain\x12\x14\n\x05roots\x18\x02 \x03(\x0cR\x05roots\x12\x1a\n\x08revision\x18\x03 \x01(\x04R\x08revision\"O\n\x13SignWorkloadRequest\x12\x38\n\x08requests\x18\x01 \x03(\x0b\x32\x1a.meshwarden.v1.WorkloadCsrB\x00R\x08requests\"S\n\x0bWorkloadCsr\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\x16\n\x05\x65ntry\x18\x02 \x01(\tB\x00R\x05\x65ntry\x12\x12\n\x03\x63sr\x18\x03 \x01(\x0c\x42\x00R\x03\x63sr\"O\n\x14SignWorkloadResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32\x1d.meshwarden.v1.SignedWorkloadR\x07results\"T\n\x0eSignedWorkload\x12\x14\n\x05\x63hain\x18\x01 \x03(\x0cR\x05\x63hain\x12\x12\n\x04\x63ode\x18\x02 \x01(\rR\x04\x63ode\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"\x9f\x03\n\x0bSyncRequest\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x18.meshwarden.v1.NodeHelloH\x00R\x05hello\x12\x35\n\x08interest\x18\x02 \x01(\x0b\x32\x17.meshwarden.v1.InterestH\x00R\x08interest\x12,\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x18.meshwarden.v1.ConfigAckH\x00R\x03\x61\x63k\x12=\n\tendpoints\x18\x04 \x01(\x0b\x32\x1d.meshwarden.v1.EndpointReportH\x00R\tendpoints\x12=\n\tworkloads\x18\x05 \x01(\x0b\x32\x1d.meshwarden.v1.WorkloadReportH\x00R\tworkloads\x12\x38\n\theartbeat\x18\x06 \x01(\x0b\x32\x18.meshwarden.v1.HeartbeatH\x00R\theartbeat\x12\x34\n\x06health\x18\x07 \x01(\x0b\x32\x1a.meshwarden.v1.AgentHealthH\x00R\x06healthB\x0b\n\x07message\x12\x00\"\xa1\x01\n\tNodeHello\x12%\n\ragent_version\x18\x01 \x01(\tB\x00R\x0c\x61gentVersion\x12\x14\n\x04zone\x18\x02 \x01(\tB\x00R\x04zone\x12,\n\x03now\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x03now\x12)\n\x0fmetrics_address\x18\x04 \x01(\tB\x00R\x0emetricsAddress\"9\n\tHeartbeat\x12,\n\x03now\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x03now\"\xdf\x01\n\x0b\x41gentHealth\x12\x37\n\tnot_after\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08notAfter\x12%\n\rrenewal_error\x18\x02 \x01(\tB\x00R\x0crenewalError\x12\x1f\n\ndisk_error\x18\x03 \x01(\tB\x00R\tdiskError\x12\x33\n\x06spools\x18\x04 \x03(\x0b\x32\x19.meshwarden.v1.SpoolStateB\x00R\x06spools\x12\x1a\n\x07waiting\x18\x05 \x03(\tB\x00R\x07waiting\"^\n\nSpoolState\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\x19\n\x08size_mib\x18\x02 \x01(\x04R\x07sizeMib\x12\x1b\n\tlimit_mib\x18\x03 \x01(\x04R\x08limitMib\"J\n\x08Interest\x12>\n\x0b\x64\x61ta_planes\x18\x01 \x03(\x0b\x32\x1b.meshwarden.v1.DataPlaneRefB\x00R\ndataPlanes\"\xd9\x02\n\x0c\x44\x61taPlaneRef\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x16\n\x05\x65ntry\x18\x03 \x01(\tB\x00R\x05\x65ntry\x12?\n\x07\x64ialect\x18\x04 \x01(\x0e\x32#.meshwarden.v1.DataPlaneRef.DialectB\x00R\x07\x64ialect\x12\'\n\x0elisten_address\x18\x05 \x01(\tB\x00R\rlistenAddress\x12!\n\x0b\x61pp_address\x18\x06 \x01(\tB\x00R\nappAddress\x12%\n\routbound_path\x18\x07 \x01(\tB\x00R\x0coutboundPath\x12\x18\n\x06\x63lient\x18\x08 \x01(\tB\x00R\x06\x63lient\"7\n\x07\x44ialect\x12\x17\n\x13\x44IALECT_UNSPECIFIED\x10\x00\x12\x08\n\x04GRPC\x10\x01\x12\t\n\x05\x45NVOY\x10\x02\"T\n\tConfigAck\x12\x1a\n\x08revision\x18\x01 \x01(\x04R\x08revision\x12+\n\x05nacks\x18\x02 \x03(\x0b\x32\x13.meshwarden.v1.NackB\x00R\x05nacks\"|\n\x04Nack\x12\x1f\n\ndata_plane\x18\x01 \x01(\tB\x00R\tdataPlane\x12\x1b\n\x08type_url\x18\x02 \x01(\tB\x00R\x07typeUrl\x12\x1a\n\x07version\x18\x03 \x01(\tB\x00R\x07version\x12\x1a\n\x07message\x18\x04 \x01(\tB\x00R\x07message\"M\n\x0e\x45ndpointReport\x12;\n\tendpoints\x18\x01 \x03(\x0b\x32\x1b.meshwarden.v1.NodeEndpointB\x00R\tendpoints\"\xc2\x01\n\x0cNodeEndpoint\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x16\n\x05\x65ntry\x18\x03 \x01(\tB\x00R\x05\x65ntry\x12\x1a\n\x07\x61\x64\x64ress\x18\x04 \x01(\tB\x00R\x07\x61\x64\x64ress\x12\x14\n\x04port\x18\x05 \x01(\rB\x00R\x04port\x12<\n\x06health\x18\x06 \x01(\x0e\x32\".meshwarden.v1.EndpointSpec.HealthB\x00R\x06health\"N\n\x0eWorkloadReport\x12<\n\tworkloads\x18\x01 \x03(\x0b\x32\x1c.meshwarden.v1.WorkloadStateB\x00R\tworkloads\"\xcb\x02\n\rWorkloadState\x12\x10\n\x02id\x18\x01 \x01(\tB\x00R\x02id\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x16\n\x05\x65ntry\x18\x03 \x01(\tB\x00R\x05\x65ntry\x12\x10\n\x03pid\x18\x04 \x01(\rR\x03pid\x12\x1d\n\tspiffe_id\x18\x05 \x01(\tB\x00R\x08spiffeId\x12\x18\n\x06serial\x18\x06 \x01(\tB\x00R\x06serial\x12\x39\n\nnot_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tnotBefore\x12\x37\n\tnot_after\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08notAfter\x12\x1f\n\x0bshares_user\x18\t \x01(\x08R\nsharesUser\x12\x16\n\x05\x65rror\x18\n \x01(\tB\x00R\x05\x65rror\"\xa2\x02\n\x0cSyncResponse\x12\x32\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.meshwarden.v1.WelcomeH\x00R\x07welcome\x12\x33\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x17.meshwarden.v1.EntrySetH\x00R\x07\x65ntries\x12/\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x15.meshwarden.v1.BundleH\x00R\x06\x62undle\x12\x35\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1b.meshwarden.v1.ConfigUpdateH\x00R\x06\x63onfig\x12\x36\n\trenew_now\x18\x05 \x01(\x0b\x32\x17.meshwarden.v1.RenewNowH\x00R\x08renewNowB\t\n\x07message\"z\n\x07Welcome\x12H\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x11heartbeatInterval\x12%\n\x0eserver_version\x18\x02 \x01(\tR\rserverVersion\"\x92\x01\n\x08\x45ntrySet\x12\x36\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.meshwarden.v1.WorkloadEntryR\x07\x65ntries\x12\x32\n\x08services\x18\x02 \x03(\x0b\x32\x16.meshwarden.v1.ServiceR\x08services\x12\x1a\n\x08revision\x18\x03 \x01(\x04R\x08revision\"\"\n\x08RenewNow\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\"\xc2\x01\n\x0c\x43onfigUpdate\x12\x1a\n\x08revision\x18\x01 \x01(\x04R\x08revision\x12\x32\n\x06scopes\x18\x02 \x03(\x0b\x32\x1a.meshwarden.v1.ScopeUpdateR\x06scopes\x12?\n\x0b\x64\x61ta_planes\x18\x03 \x03(\x0b\x32\x1e.meshwarden.v1.DataPlaneScopesR\ndataPlanes\x12!\n\x0ctrace_parent\x18\x04 \x01(\tR\x0btraceParent\"S\n\x0f\x44\x61taPlaneScopes\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06scopes\x18\x02 \x03(\tR\x06scopes\x12\x18\n\x07refused\x18\x03 \x01(\tR\x07refused\"\xe0\x01\n\x0bScopeUpdate\x12\x14\n\x05scope\x18\x01 \x01(\tR\x05scope\x12\x12\n\x04\x66ull\x18\x02 \x01(\x08R\x04\x66ull\x12\x38\n\tresources\x18\x03 \x03(\x0b\x32\x1a.meshwarden.v1.XdsResourceR\tresources\x12\x38\n\x07removed\x18\x04 \x03(\x0b\x32\x1e.meshwarden.v1.XdsResourceNameR\x07removed\x12\x33\n\x06limits\x18\x05 \x01(\x0b\x32\x1b.meshwarden.v1.ServerLimitsR\x06limits\"@\n\x0fXdsResourceName\x12\x19\n\x08type_url\x18\x01 \x01(\tR\x07typeUrl\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\"j\n\x0bXdsResource\x12\x19\n\x08type_url\x18\x01 \x01(\tR\x07typeUrl\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n\x07version\x18\x03 \x01(\tR\x07version\x12\x12\n\x04\x62ody\x18\x04 \x01(\x0cR\x04\x62ody\"X\n\x0cServerLimits\x12\x16\n\x06policy\x18\x01 \x01(\tR\x06policy\x12\x30\n\x06limits\x18\x02 \x03(\x0b\x32\x18.meshwarden.v1.RateLimitR\x06limits2\xb6\x02\n\x0bNodeService\x12\x45\n\x06\x41ttest\x12\x1c.meshwarden.v1.AttestRequest\x1a\x1d.meshwarden.v1.AttestResponse\x12\x42\n\x05Renew\x12\x1b.meshwarden.v1.RenewRequest\x1a\x1c.meshwarden.v1.RenewResponse\x12\x43\n\x04Sync\x12\x1a.meshwarden.v1.SyncRequest\x1a\x1b.meshwarden.v1.SyncResponse(\x01\x30\x01\x12W\n\x0cSignWorkload\x12\".meshwarden.v1.SignWorkloadRequest\x1a#.meshwarden.v1.SignWorkloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,49 +53,53 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNEDWORKLOAD']._serialized_start=766
   _globals['_SIGNEDWORKLOAD']._serialized_end=850
   _globals['_SYNCREQUEST']._serialized_start=853
-  _globals['_SYNCREQUEST']._serialized_end=1214
-  _globals['_NODEHELLO']._serialized_start=1217
-  _globals['_NODEHELLO']._serialized_end=1378
-  _globals['_HEARTBEAT']._serialized_start=1380
-  _globals['_HEARTBEAT']._serialized_end=1391
-  _globals['_INTEREST']._serialized_start=1393
-  _globals['_INTEREST']._serialized_end=1467
-  _globals['_DATAPLANEREF']._serialized_start=1470
-  _globals['_DATAPLANEREF']._serialized_end=1815
-  _globals['_DATAPLANEREF_DIALECT']._serialized_start=1760
-  _globals['_DATAPLANEREF_DIALECT']._serialized_end=1815
-  _globals['_CONFIGACK']._serialized_start=1817
-  _globals['_CONFIGACK']._serialized_end=1901
-  _globals['_NACK']._serialized_start=1903
-  _globals['_NACK']._serialized_end=2027
-  _globals['_ENDPOINTREPORT']._serialized_start=2029
-  _globals['_ENDPOINTREPORT']._serialized_end=2106
-  _globals['_NODEENDPOINT']._serialized_start=2109
-  _globals['_NODEENDPOINT']._serialized_end=2303
-  _globals['_WORKLOADREPORT']._serialized_start=2305
-  _globals['_WORKLOADREPORT']._serialized_end=2383
-  _globals['_WORKLOADSTATE']._serialized_start=2386
-  _globals['_WORKLOADSTATE']._serialized_end=2693
-  _globals['_SYNCRESPONSE']._serialized_start=2696
-  _globals['_SYNCRESPONSE']._serialized_end=2986
-  _globals['_WELCOME']._serialized_start=2988
-  _globals['_WELCOME']._serialized_end=3110
-  _globals['_ENTRYSET']._serialized_start=3113
-  _globals['_ENTRYSET']._serialized_end=3259
-  _globals['_RENEWNOW']._serialized_start=3261
-  _globals['_RENEWNOW']._serialized_end=3295
-  _globals['_CONFIGUPDATE']._serialized_start=3298
-  _globals['_CONFIGUPDATE']._serialized_end=3492
-  _globals['_DATAPLANESCOPES']._serialized_start=3494
-  _globals['_DATAPLANESCOPES']._serialized_end=3577
-  _globals['_SCOPEUPDATE']._serialized_start=3580
-  _globals['_SCOPEUPDATE']._serialized_end=3804
-  _globals['_XDSRESOURCENAME']._serialized_start=3806
-  _globals['_XDSRESOURCENAME']._serialized_end=3870
-  _globals['_XDSRESOURCE']._serialized_start=3872
-  _globals['_XDSRESOURCE']._serialized_end=3978
-  _globals['_SERVERLIMITS']._serialized_start=3980
-  _globals['_SERVERLIMITS']._serialized_end=4068
-  _globals['_NODESERVICE']._serialized_start=4071
-  _globals['_NODESERVICE']._serialized_end=4381
+  _globals['_SYNCREQUEST']._serialized_end=1268
+  _globals['_NODEHELLO']._serialized_start=1271
+  _globals['_NODEHELLO']._serialized_end=1432
+  _globals['_HEARTBEAT']._serialized_start=1434
+  _globals['_HEARTBEAT']._serialized_end=1491
+  _globals['_AGENTHEALTH']._serialized_start=1494
+  _globals['_AGENTHEALTH']._serialized_end=1717
+  _globals['_SPOOLSTATE']._serialized_start=1719
+  _globals['_SPOOLSTATE']._serialized_end=1813
+  _globals['_INTEREST']._serialized_start=1815
+  _globals['_INTEREST']._serialized_end=1889
+  _globals['_DATAPLANEREF']._serialized_start=1892
+  _globals['_DATAPLANEREF']._serialized_end=2237
+  _globals['_DATAPLANEREF_DIALECT']._serialized_start=2182
+  _globals['_DATAPLANEREF_DIALECT']._serialized_end=2237
+  _globals['_CONFIGACK']._serialized_start=2239
+  _globals['_CONFIGACK']._serialized_end=2323
+  _globals['_NACK']._serialized_start=2325
+  _globals['_NACK']._serialized_end=2449
+  _globals['_ENDPOINTREPORT']._serialized_start=2451
+  _globals['_ENDPOINTREPORT']._serialized_end=2528
+  _globals['_NODEENDPOINT']._serialized_start=2531
+  _globals['_NODEENDPOINT']._serialized_end=2725
+  _globals['_WORKLOADREPORT']._serialized_start=2727
+  _globals['_WORKLOADREPORT']._serialized_end=2805
+  _globals['_WORKLOADSTATE']._serialized_start=2808
+  _globals['_WORKLOADSTATE']._serialized_end=3139
+  _globals['_SYNCRESPONSE']._serialized_start=3142
+  _globals['_SYNCRESPONSE']._serialized_end=3432
+  _globals['_WELCOME']._serialized_start=3434
+  _globals['_WELCOME']._serialized_end=3556
+  _globals['_ENTRYSET']._serialized_start=3559
+  _globals['_ENTRYSET']._serialized_end=3705
+  _globals['_RENEWNOW']._serialized_start=3707
+  _globals['_RENEWNOW']._serialized_end=3741
+  _globals['_CONFIGUPDATE']._serialized_start=3744
+  _globals['_CONFIGUPDATE']._serialized_end=3938
+  _globals['_DATAPLANESCOPES']._serialized_start=3940
+  _globals['_DATAPLANESCOPES']._serialized_end=4023
+  _globals['_SCOPEUPDATE']._serialized_start=4026
+  _globals['_SCOPEUPDATE']._serialized_end=4250
+  _globals['_XDSRESOURCENAME']._serialized_start=4252
+  _globals['_XDSRESOURCENAME']._serialized_end=4316
+  _globals['_XDSRESOURCE']._serialized_start=4318
+  _globals['_XDSRESOURCE']._serialized_end=4424
+  _globals['_SERVERLIMITS']._serialized_start=4426
+  _globals['_SERVERLIMITS']._serialized_end=4514
+  _globals['_NODESERVICE']._serialized_start=4517
+  _globals['_NODESERVICE']._serialized_end=4827
 # @@protoc_insertion_point(module_scope)

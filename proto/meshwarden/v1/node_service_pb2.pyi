@@ -240,6 +240,7 @@ class SyncRequest(_message.Message):
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     WORKLOADS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___NodeHello: ...
     @_builtins.property
@@ -252,6 +253,8 @@ class SyncRequest(_message.Message):
     def workloads(self) -> Global___WorkloadReport: ...
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
+    @_builtins.property
+    def health(self) -> Global___AgentHealth: ...
     def __init__(
         self,
         *,
@@ -261,12 +264,13 @@ class SyncRequest(_message.Message):
         endpoints: Global___EndpointReport | None = ...,
         workloads: Global___WorkloadReport | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        health: Global___AgentHealth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "endpoints", b"endpoints", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "endpoints", b"endpoints", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "interest", "ack", "endpoints", "workloads", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "interest", "ack", "endpoints", "workloads", "heartbeat", "health"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -305,16 +309,80 @@ Global___NodeHello: _TypeAlias = NodeHello  # noqa: Y015
 class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NOW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def now(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
+        *,
+        now: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class AgentHealth(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    RENEWAL_ERROR_FIELD_NUMBER: _builtins.int
+    DISK_ERROR_FIELD_NUMBER: _builtins.int
+    SPOOLS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    renewal_error: _builtins.str
+    disk_error: _builtins.str
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def spools(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpoolState]: ...
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
+        renewal_error: _builtins.str = ...,
+        disk_error: _builtins.str = ...,
+        spools: _abc.Iterable[Global___SpoolState] | None = ...,
+        waiting: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_error", b"disk_error", "not_after", b"not_after", "renewal_error", b"renewal_error", "spools", b"spools", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentHealth: _TypeAlias = AgentHealth  # noqa: Y015
+
+@_typing.final
+class SpoolState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    SIZE_MIB_FIELD_NUMBER: _builtins.int
+    LIMIT_MIB_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    size_mib: _builtins.int
+    limit_mib: _builtins.int
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        size_mib: _builtins.int = ...,
+        limit_mib: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_mib", b"limit_mib", "size_mib", b"size_mib", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpoolState: _TypeAlias = SpoolState  # noqa: Y015
 
 @_typing.final
 class Interest(_message.Message):
@@ -529,6 +597,7 @@ class WorkloadState(_message.Message):
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
     SHARES_USER_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     tenant: _builtins.str
     entry: _builtins.str
@@ -536,6 +605,7 @@ class WorkloadState(_message.Message):
     spiffe_id: _builtins.str
     serial: _builtins.str
     shares_user: _builtins.bool
+    error: _builtins.str
     @_builtins.property
     def not_before(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -552,10 +622,11 @@ class WorkloadState(_message.Message):
         not_before: _timestamp_pb2.Timestamp | None = ...,
         not_after: _timestamp_pb2.Timestamp | None = ...,
         shares_user: _builtins.bool = ...,
+        error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "not_before", b"not_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "id", b"id", "not_after", b"not_after", "not_before", b"not_before", "pid", b"pid", "serial", b"serial", "shares_user", b"shares_user", "spiffe_id", b"spiffe_id", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "error", b"error", "id", b"id", "not_after", b"not_after", "not_before", b"not_before", "pid", b"pid", "serial", b"serial", "shares_user", b"shares_user", "spiffe_id", b"spiffe_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -228,6 +228,7 @@ class AgentStatusResponse(_message.Message):
     WORKLOADS_FIELD_NUMBER: _builtins.int
     ENVOYS_FIELD_NUMBER: _builtins.int
     NACKS_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     version: _builtins.str
     connected: _builtins.bool
@@ -239,6 +240,8 @@ class AgentStatusResponse(_message.Message):
     def envoys(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnvoyState]: ...
     @_builtins.property
     def nacks(self) -> _containers.RepeatedCompositeFieldContainer[_node_service_pb2.Nack]: ...
+    @_builtins.property
+    def health(self) -> _node_service_pb2.AgentHealth: ...
     def __init__(
         self,
         *,
@@ -250,10 +253,11 @@ class AgentStatusResponse(_message.Message):
         workloads: _abc.Iterable[_node_service_pb2.WorkloadState] | None = ...,
         envoys: _abc.Iterable[Global___EnvoyState] | None = ...,
         nacks: _abc.Iterable[_node_service_pb2.Nack] | None = ...,
+        health: _node_service_pb2.AgentHealth | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "envoys", b"envoys", "last_error", b"last_error", "nacks", b"nacks", "node", b"node", "revision", b"revision", "version", b"version", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "envoys", b"envoys", "health", b"health", "last_error", b"last_error", "nacks", b"nacks", "node", b"node", "revision", b"revision", "version", b"version", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,8 @@ import threading
 import time
 from typing import Final
 
+from meshwarden.sdk.exemplar import TraceIds
+
 SAY_AGAIN_S: Final = 60.0
 _MAX_SAID: Final = 1024
 _log = logging.getLogger("meshwarden.sdk")
@@ -17,7 +19,7 @@ class Denials:
         self._lock = threading.Lock()
         self._said: dict[tuple[str, str], float] = {}
 
-    def say(self, caller: str, name: str, destination: str, method: str) -> None:
+    def say(self, caller: str, name: str, destination: str, method: str, trace: TraceIds | None = None) -> None:
         """Warns of a denied call, once a minute for each callee and method.
 
         Args:
@@ -25,6 +27,7 @@ class Denials:
             name: what was dialled.
             destination: "<tenant>/<service>"; empty where nobody has said what the name stands for.
             method: "/package.Service/Method".
+            trace: where the call is recorded.
         """
         callee = destination or name
         now = time.monotonic()
@@ -35,11 +38,12 @@ class Denials:
                 self._said.clear()
             self._said[callee, method] = now
         _log.warning(
-            "%s may not call %s of %s; why: meshwarden explain --from %s --to %s --method %s",
+            "%s may not call %s of %s; why: meshwarden explain --from %s --to %s --method %s%s",
             caller,
             method,
             callee,
             caller,
             destination or f"TENANT/{name}",
             method,
+            f" (trace {trace[0].hex()})" if trace is not None else "",
         )

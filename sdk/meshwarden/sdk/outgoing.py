@@ -57,7 +57,7 @@ class Outgoing:
         self._link.counter.add(call, duration_s, trace)
         if decision == CallStat.DENIED:
             caller = config.service if config else "TENANT/SERVICE"
-            self._link.denials.say(caller, self._name, destination, method)
+            self._link.denials.say(caller, self._name, destination, method, trace)
 
     def _destination(self) -> str:
         config = self._link.find_config()

@@ -7,7 +7,7 @@ opentelemetry-instrumentation-grpc makes them. It is right for unary calls of gr
 context it breaks, spans of streams it may never end, and one span as long as a session says nothing.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +17,7 @@ from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_serv
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import format_trace_id, get_current_span
 
 Provider: TypeAlias = TracerProvider
 Send = Callable[[bytes, int], None]
@@ -42,6 +43,14 @@ class _Sender(SpanExporter):
     def force_flush(self, timeout_millis: int = 0) -> bool:
         """Nothing is kept."""
         return True
+
+
+def add_trace(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Puts the trace id of the current span into a line of a log; a processor of structlog."""
+    context = get_current_span().get_span_context()
+    if context.is_valid:
+        event.setdefault("trace_id", format_trace_id(context.trace_id))
+    return event
 
 
 def own_provider(service: str, send: Send) -> Provider:

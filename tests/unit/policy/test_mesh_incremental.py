@@ -133,3 +133,5 @@ def test_step_by_step_is_as_at_once_and_no_touched_scope_is_missed(batches: list
     for tenant in TENANTS:
         for short in SERVICES:
             assert mesh.short_names(tenant).get(short) == mesh.resolve(tenant, short)
+            found = mesh.candidates(tenant, short)
+            assert mesh.ambiguous_names(tenant).get(short, []) == (found if len(found) > 1 else [])

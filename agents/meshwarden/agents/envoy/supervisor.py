@@ -26,6 +26,7 @@ _log = structlog.get_logger()
 _FIRST_BACKOFF_S: Final = 0.1
 _LAST_BACKOFF_S: Final = 10.0
 _STEADY_S: Final = 30.0
+_OFTEN: Final = 3
 _POLL_S: Final = 0.05
 _LOG: Final = "envoy.log"
 _MAX_LOG_BYTES: Final = 8 * 1024 * 1024
@@ -103,6 +104,7 @@ class Supervisor:
         """How often it had to be started again."""
         self.last_end = ""
         """Why it last ended; empty if it never did."""
+        self._began_s, self._quick_ends = 0.0, 0
 
     @property
     def pid(self) -> int:
@@ -113,6 +115,12 @@ class Supervisor:
     def plan(self) -> EnvoyPlan:
         """How it is started."""
         return self._plan
+
+    @property
+    def fault(self) -> str:
+        """Why it does not stay up; empty if it does."""
+        is_steady = asyncio.get_running_loop().time() - self._began_s > _STEADY_S
+        return "" if self.pid and (is_steady or self._quick_ends < _OFTEN) else self.last_end
 
     async def ready(self) -> bool:
         """Whether its clusters and listeners have all they need."""
@@ -133,12 +141,14 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         try:
             while not self._stopping.is_set():
-                began = loop.time()
+                self._began_s = loop.time()
                 reason = self.last_end = await self._run_once()
                 if self._stopping.is_set():
                     return
                 self.restarts += 1
-                backoff_s = _FIRST_BACKOFF_S if loop.time() - began > _STEADY_S else backoff_s
+                if loop.time() - self._began_s > _STEADY_S:
+                    backoff_s, self._quick_ends = _FIRST_BACKOFF_S, 0
+                self._quick_ends += 1
                 _log.warning("envoy ended", envoy=self._plan.name, reason=reason, again_in_s=round(backoff_s, 2))
                 await self._pause(backoff_s * self._rng.uniform(0.75, 1.25))
                 backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)

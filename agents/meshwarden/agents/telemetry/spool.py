@@ -63,7 +63,8 @@ class Spool:
         directory.chmod(0o700)
         self._chains: dict[str, Chain] = {}
         self._owed: dict[str, Drops] = {}
-        self._refused_disk = False
+        self.refusal = ""
+        """Why the disk took nothing at the last try; empty if it did."""
         for path in sorted(directory.iterdir()):
             if path.is_dir():
                 try:
@@ -75,6 +76,11 @@ class Spool:
     def chains(self) -> Mapping[str, Chain]:
         """The chains: `{tenant: chain}`; the empty tenant's is the node's own."""
         return self._chains
+
+    @property
+    def tenant_bytes(self) -> int:
+        """What one tenant's chain may take before the oldest is dropped."""
+        return self._limits.tenant_bytes
 
     def sizes(self) -> dict[str, int]:
         """What each tenant's chain takes on disk: `{tenant: bytes}`."""
@@ -127,13 +133,13 @@ class Spool:
                 self._chain(tenant).append(ledger, payload, entries, items)
             except OSError as error:
                 reason = str(error)
-                if not self._refused_disk:
+                if not self.refusal:
                     _log.error("spool not written: making room", tenant=tenant, reason=reason)
-                self._refused_disk = True
+                self.refusal = reason
                 if attempt == _TRIES - 1 or not self._bury("disk_full"):
                     raise SpoolFull(reason) from None
             else:
-                self._refused_disk = False
+                self.refusal = ""
                 return
 
     def _keep_to_limits(self, tenant: str) -> None:

@@ -61,6 +61,11 @@ class IssuingAuthority(Authority):
     def description(self) -> str:
         """Who signs, for people."""
 
+    @property
+    def fault(self) -> str:
+        """Why the issuing certificate was not renewed at the last try; empty if it was."""
+        return str(self._failure[1]) if self._failure is not None else ""
+
     @abstractmethod
     async def _sign_intermediate(
         self, key: ec.EllipticCurvePrivateKey, now: datetime
@@ -159,7 +164,7 @@ class IssuingAuthority(Authority):
         bundle = Bundle.of(self.trust_domain, roots, revision)
         if self._bundle is None or bundle.roots != self._bundle.roots:
             self._bundle = bundle
-        self._issuer = issuer
+        self._issuer, self._failure = issuer, None
         certificate = issuer.certificate
         self._due = renew_at(certificate.not_valid_before_utc, issuer.not_after, self._rng)
         LOG.info("issuing certificate %x until %s", certificate.serial_number, issuer.not_after)

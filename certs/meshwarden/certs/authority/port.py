@@ -47,6 +47,11 @@ class Authority(Protocol):
         """Who signs, for people: the kind of engine and the subject of the root."""
         ...
 
+    @property
+    def fault(self) -> str:
+        """Why it could not go on for ever as it is: its upstream is away, a renewal failed; empty if it could."""
+        ...
+
     async def bundle(self) -> Bundle:
         """Returns the trust domain's roots. The same object until they change.
 

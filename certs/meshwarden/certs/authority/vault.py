@@ -15,12 +15,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshwarden.certs.authority.issuing import LOG, RETRY, TICK, IssuingAuthority
+from meshwarden.certs.authority.issuing import LOG, RETRY, IssuingAuthority
 from meshwarden.certs.authority.port import AuthorityError, OnIssued, Secret
 from meshwarden.certs.authority.vault_client import VaultClient
 from meshwarden.certs.bundle import is_authority
 from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.issue import INTERMEDIATE_TTL, authority_name, name_text
+
+# How often it is seen whether Vault is there; a clock that jumps (a suspended machine) is noticed as soon.
+LOOK = timedelta(seconds=10)
 
 
 class VaultAuthority(IssuingAuthority):
@@ -41,6 +44,7 @@ class VaultAuthority(IssuingAuthority):
         self._mount = mount
         self._intermediate_ttl = intermediate_ttl
         self._subject = ""
+        self._away = self._token_fault = ""
 
     @classmethod
     async def open(
@@ -88,22 +92,38 @@ class VaultAuthority(IssuingAuthority):
         """Who signs, for people."""
         return f"vault: {self._subject or self._client.address} ({self._mount})"
 
+    @property
+    def fault(self) -> str:
+        """What is wrong with Vault, or with our token; empty if nothing is."""
+        return self._away or self._token_fault or super().fault
+
     async def run(self) -> None:
-        """Keeps the issuing certificate and the token fresh until it is cancelled."""
+        """Keeps the issuing certificate and the token fresh until it is cancelled, and sees whether Vault is there."""
         token_due: datetime | None = self._clock()
         while True:
             await self._refresh()
+            self._away = await self._look()
             now = self._clock()
             if token_due is not None and now >= token_due:
                 try:
                     life = await self._client.renew_token()
                     # A third of its life leaves time for Vault to come back.
                     token_due = None if life is None else now + life / 3
+                    self._token_fault = ""
                 except AuthorityError as error:
+                    self._token_fault = str(error)
                     LOG.error("Vault token not renewed: %s", error)
                     token_due = now + RETRY
-            wait = TICK if token_due is None else max(timedelta(seconds=1), min(TICK, token_due - now))
+            wait = LOOK if token_due is None else max(timedelta(seconds=1), min(LOOK, token_due - now))
             await asyncio.sleep(wait.total_seconds())
+
+    async def _look(self) -> str:
+        """Why Vault could sign nothing now; empty if it could. What is signed already holds meanwhile."""
+        try:
+            said = await self._client.call("sys/seal-status", lambda client: client.sys.read_seal_status())
+        except AuthorityError as error:
+            return str(error)
+        return f"{self._client.address}: Vault is sealed" if said["sealed"] else ""
 
     async def close(self) -> None:
         """Forgets the issuing key and ends the connection; the token stays as it is."""

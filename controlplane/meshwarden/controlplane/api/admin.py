@@ -9,6 +9,7 @@ import grpc
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
+from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather.gather import Gather
@@ -56,13 +57,14 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         remote: Remote,
         regions: Regions,
         audit: AuditLog,
+        health: Health,
         clock: Callable[[], datetime],
     ) -> None:
         self._trust_domain, self._region, self._version = trust_domain, region, version
         self._authority, self._tokens = authority, tokens
         self._publisher, self._sessions, self._gather = publisher, sessions, gather
         self._remote, self._regions = remote, regions
-        self._audit, self._clock = audit, clock
+        self._audit, self._health, self._clock = audit, health, clock
 
     async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
         caller = _caller()
@@ -76,7 +78,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def GetStatus(self, request: v1.GetStatusRequest, context: Context) -> v1.GetStatusResponse:
         shown = _shown("GetStatus", request.tenant)
-        nodes = [self._node(state, shown) for state in self._sessions.states()]
+        nodes = [self._node(state, shown, is_whole=_is_operator()) for state in self._sessions.states()]
         answer = v1.GetStatusResponse(
             trust_domain=self._trust_domain,
             region=self._region,
@@ -91,6 +93,8 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             warnings=[text for node in nodes for text in _warnings(node, self._publisher.revision)],
             authority=self._authority.description,
             regions=self._states(),
+            ambiguous_names=self._ambiguous(shown),
+            health=self._health.read() if _is_operator() else None,
         )
         if _is_operator():
             answer.warnings.extend(self._regions.warnings())
@@ -173,9 +177,15 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         healthy = sum(takes_calls(item.spec) for item in endpoints)
         return v1.GraphNode(service=str(name), healthy_endpoints=healthy, endpoints=len(endpoints))
 
+    def _ambiguous(self, shown: Callable[[str], bool]) -> Iterator[v1.AmbiguousName]:
+        mesh = self._publisher.mesh
+        for tenant in sorted({key.tenant for key in mesh.all() if key.kind == "WorkloadEntry" and shown(key.tenant)}):
+            for short, services in mesh.ambiguous_names(tenant).items():
+                yield v1.AmbiguousName(tenant=tenant, name=short, services=map(str, services))
+
     @staticmethod
-    def _node(state: v1.NodeState, shown: Callable[[str], bool]) -> v1.NodeState:
-        """The node without what the caller may not see."""
+    def _node(state: v1.NodeState, shown: Callable[[str], bool], *, is_whole: bool) -> v1.NodeState:
+        """The node without what the caller may not see; what concerns the node itself only where all of it is seen."""
         copy = v1.NodeState()
         copy.CopyFrom(state)
         for field in (copy.workloads, copy.data_planes):
@@ -186,6 +196,14 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         nacks = [nack for nack in copy.nacks if nack.data_plane in ids]
         del copy.nacks[:]
         copy.nacks.extend(nacks)
+        spools = [spool for spool in copy.health.spools if shown(spool.tenant)]
+        waiting = [name for name in copy.health.waiting if name in ids]
+        if not is_whole:
+            copy.ClearField("health")
+        copy.health.ClearField("spools")
+        copy.health.ClearField("waiting")
+        copy.health.spools.extend(spools)
+        copy.health.waiting.extend(waiting)
         return copy
 
 

@@ -114,6 +114,7 @@ class _Stream:
     async def _take(self, request: v1.SyncRequest) -> None:
         if request.HasField("hello"):
             raise InvalidRequest([FieldFault("hello", "the session is open already")])
+        _check_times(request)
         self._heard_s = asyncio.get_running_loop().time()
         self._session.take(request)
         await self._tell_bundle()
@@ -144,6 +145,19 @@ class _Stream:
     async def _end_when_replaced(self, group: TaskGroup) -> None:
         await self._session.replaced.wait()
         group.cancel_scope.cancel()
+
+
+def _check_times(request: v1.SyncRequest) -> None:
+    """Sees that each time is one, for whoever reads it later.
+
+    Raises:
+        InvalidRequest: one is none.
+    """
+    moment(request.heartbeat.now, "heartbeat.now")
+    moment(request.health.not_after, "health.notAfter")
+    for number, state in enumerate(request.workloads.workloads):
+        moment(state.not_before, f"workloads.workloads[{number}].notBefore")
+        moment(state.not_after, f"workloads.workloads[{number}].notAfter")
 
 
 async def _hello(requests: AsyncIterator[v1.SyncRequest]) -> v1.NodeHello:

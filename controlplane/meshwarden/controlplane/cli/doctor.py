@@ -1,91 +1,102 @@
-"""`meshwarden doctor`: what is wrong, and the fix for each."""
+"""`meshwarden doctor`: what is wrong, the gravest first, and the fix for each."""
 
-import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any, Final
 
 import click
 import grpc
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli import client, diagnose, render, traffic
 from meshwarden.controlplane.cli.failure import Failure, from_rpc
-from meshwarden.controlplane.local import context
+from meshwarden.controlplane.cli.finding import Cause, Finding, Severity, ordered, show
+from meshwarden.controlplane.local import context, look
 from meshwarden.controlplane.local.error import LocalError
-from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState
+from meshwarden.v1.admin_service_pb2 import GetStatusRequest
 
-MAX_SKEW_S = 30
-# What is wrong, and the fix.
-Problem = tuple[str, str]
+_TIMEOUT_S: Final = 6.0
+_SERVER: Final = "server"
 
 
 @click.command()
 @render.output_option
 def doctor(output: str) -> None:
-    """Find what is wrong, and the fix. Exits 1 if there is anything."""
+    """Find what is wrong, the gravest first, and the fix. Exits 1 if there is anything."""
     name, current = context.get(click.get_current_context().find_root().obj)
-    problems = list(local_problems(current))
-    try:
-        with client.connect(current, utc_now()) as mesh:
-            answer = mesh.admin.GetStatus(GetStatusRequest(), timeout=client.TIMEOUT_S)
-        problems.extend(mesh_problems(answer, utc_now()))
-    except grpc.RpcError as error:
-        failure = from_rpc(error)
-        problems.append((failure.message, failure.fix))
-    except LocalError as failure:
-        problems.append((failure.message, failure.fix))
-    if output == "table":
-        render.table(("PROBLEM", "FIX"), problems)
-    else:
-        render.data([{"problem": problem, "fix": fix} for problem, fix in problems], output)
-    if problems:
-        raise Failure(f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'} in context {name}")
+    findings = ordered(_examine(current, utc_now()))
+    show(findings, output)
+    if findings:
+        raise Failure(f"{len(findings)} {'problem' if len(findings) == 1 else 'problems'} in context {name}")
     click.echo(f"context {name}: all is well", err=True)
 
 
-def local_problems(current: context.Context) -> Iterator[Problem]:
-    """What is wrong with the context's key and sockets; connecting says what is wrong with its certificate."""
+def _examine(current: context.Context, now: datetime) -> Iterator[Finding]:
+    """All findings: those of this machine, and the control plane's, or why it tells none."""
+    yield from _key(current)
+    seen = list(look.agents(current))
+    away = {agent.node: agent.fault for agent in seen if agent.fault}
+    told: set[str] = set()
+    try:
+        with client.connect(current, now) as mesh:
+            answer = mesh.admin.GetStatus(GetStatusRequest(), timeout=_TIMEOUT_S)
+            told = {node.node for node in answer.nodes if not node.connected}
+            yield from diagnose.of_mesh(answer, now, away)
+            yield from traffic.of_calls(mesh, traffic.clock_of(answer), told)
+    except grpc.RpcError as error:
+        yield _unanswered(current, error, seen)
+        yield from _on_this_machine(seen, now)
+    except LocalError as error:
+        cause = Cause.OPERATOR_EXPIRED if "certificate ended" in error.message else Cause.OPERATOR_REFUSED
+        yield Finding(Severity.CRITICAL, "operator", cause, error.message, error.fix)
+        yield from _on_this_machine(seen, now)
+    for agent in seen:
+        if agent.fault and agent.node not in told:
+            cause = Cause.AGENT_SILENT if agent.is_silent else Cause.AGENT_UNREACHABLE
+            fix = f"start the agent of that node again; its log: meshwarden logs --node {agent.node}"
+            yield Finding(Severity.CRITICAL, f"node {agent.node}", cause, agent.fault, fix)
+
+
+def _key(current: context.Context) -> Iterator[Finding]:
     key = Path(current.key_file)
     if key.exists() and stat.S_IMODE(key.stat().st_mode) & 0o077:
-        yield f"{key} is readable by others", f"chmod 600 {key}"
-    for path in current.agent_sockets:
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(path)
-            except OSError as error:
-                yield f"agent socket {path}: {error.strerror or error}", "start the agent of that node again"
+        evidence = f"{key} is mode {stat.S_IMODE(key.stat().st_mode):04o}"
+        yield Finding(Severity.WARNING, "operator", Cause.KEY_EXPOSED, evidence, f"chmod 600 {key}")
 
 
-def mesh_problems(answer: GetStatusResponse, now: datetime) -> Iterator[Problem]:
-    """What the control plane knows to be wrong."""
-    skew_s = now.timestamp() - answer.now.seconds
-    if abs(skew_s) > MAX_SKEW_S:
-        yield f"this clock is {skew_s:+.0f} s off the control plane's", "set the clock, by NTP for one"
-    for node in answer.nodes:
-        if not node.connected:
-            fix = f"see the agent's log: meshwarden logs agent-{node.node}"
-            yield f"node {node.node} is away {_since(node)}", fix
-        elif node.acked_revision < answer.revision:
-            behind = f"node {node.node} runs revision {node.acked_revision} of {answer.revision}"
-            yield behind, "wait a moment; if it stays, see that agent's log"
-        if abs(node.clock_skew.ToTimedelta().total_seconds()) > MAX_SKEW_S:
-            yield f"the clock of node {node.node} is {node.clock_skew.ToJsonString()} off", "set that node's clock"
-        for nack in node.nacks:
-            yield f"{nack.data_plane} refused {nack.type_url}: {nack.message}", "the policy applied last is the cause"
-    for region in answer.regions:
-        if not region.answers:
-            old = f"{region.age.ToTimedelta().total_seconds():.0f} s old" if region.HasField("age") else "unknown"
-            away = f"region {region.region} does not answer at {region.address}; what it has counted is {old}"
-            yield away, f"see that its control plane runs and can be reached from here: {region.error}"
-    for tenant in answer.tenants:
-        if tenant.denied_per_s > 0:
-            fix = "ask why: meshwarden explain --from CALLER --to CALLEE --method METHOD"
-            yield f"tenant {tenant.tenant}: {tenant.denied_per_s:.1f} calls a second are denied", fix
+def _on_this_machine(seen: Sequence[look.AgentSeen], now: datetime) -> Iterator[Finding]:
+    """What agents say themselves, where the control plane doesn't."""
+    for agent in seen:
+        if agent.status is not None:
+            yield from diagnose.of_node(agent.as_node(), now)
 
 
-def _since(node: NodeState) -> str:
-    if node.HasField("last_seen"):
-        return f"since {node.last_seen.ToJsonString()}"
-    return f"since the control plane started; it joined at {node.join_time.ToJsonString()}"
+def _unanswered(current: context.Context, error: Any, seen: Sequence[look.AgentSeen]) -> Finding:
+    """Why the control plane told nothing."""
+    subject, code = f"control plane {current.address}", error.code()
+    if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        failure = from_rpc(error)
+        fix = failure.fix or "see `meshwarden context show` for who you are to the mesh"
+        return Finding(Severity.CRITICAL, subject, Cause.OPERATOR_REFUSED, failure.message, fix)
+    here = [look.process(current, _SERVER)] if current.state_dir else []
+    alone = [agent.node for agent in seen if agent.status is not None and not agent.status.connected]
+    if alone:
+        here.append(f"{len(alone)} agents go on without it, and keep telemetry on disk")
+    if refusal := look.connects(current.address):
+        said = look.last_error(current, _SERVER)
+        evidence = [f"no connection: {refusal}", *here, f"its log ends with: {said}" if said else ""]
+        fix = "start it: `meshwarden up` where this is a mesh of `up`; else see `meshwarden context list`"
+        return Finding(Severity.CRITICAL, subject, Cause.CONTROL_PLANE_UNREACHABLE, _joined(evidence), fix)
+    details = error.details() or ""
+    if "CERTIFICATE_VERIFY_FAILED" in details or "SSL" in details:
+        fix = "is this the right context? Its ca_file must be of the mesh that listens there"
+        return Finding(Severity.CRITICAL, subject, Cause.CONTROL_PLANE_UNTRUSTED, details, fix)
+    evidence = [f"it takes connections and does not answer: {details}", *here]
+    fix = "see its log, and start it again: meshwarden logs server"
+    return Finding(Severity.CRITICAL, subject, Cause.CONTROL_PLANE_SILENT, _joined(evidence), fix)
+
+
+def _joined(evidence: Sequence[str]) -> str:
+    return "; ".join(part for part in evidence if part)

@@ -1,41 +1,81 @@
-"""`meshwarden logs`."""
+"""`meshwarden logs`: one log as it is, or several merged by time with the source of each line."""
 
-import os
+import contextlib
+import re
 import time
-from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from meshwarden.controlplane.cli import render
 from meshwarden.controlplane.cli.failure import NotFound
 from meshwarden.controlplane.local import context
+from meshwarden.controlplane.local.logs import Line, Tail, merged
 
 POLL_S = 0.25
+_TRACE_ID = re.compile(r"[0-9a-fA-F]{32}")
+
+
+def _trace_id(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not _TRACE_ID.fullmatch(value):
+        raise click.BadParameter("a trace id is 32 hexadecimal digits")
+    return value.lower() if value is not None else None
 
 
 @click.command()
 @click.argument("name", required=False)
+@click.option("--node", multiple=True, help="The log of this node's agent.")
+@click.option("--workload", multiple=True, help="The log of this workload: its id, or its instance's name.")
+@click.option(
+    "--trace", metavar="ID", callback=_trace_id, help="Only lines of this trace; of all logs if none is named."
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="How many last lines.")
-def logs(name: str | None, follow: bool, lines: int) -> None:
-    """Show the last lines of NAME's log; without NAME, list the logs there are."""
+def logs(
+    name: str | None, node: tuple[str, ...], workload: tuple[str, ...], trace: str | None, follow: bool, lines: int
+) -> None:
+    """Show the last lines of NAME's log, or of several; without a name, list the logs there are.
+
+    Lines of several logs are merged by time, each after the name of its log.
+    """
     _, current = context.get(click.get_current_context().find_root().obj)
     directory = Path(current.state_dir) / "logs"
     known = sorted(path.stem for path in directory.glob("*.log")) if current.state_dir else []
-    if name is None:
+    wanted = [*([name] if name else []), *(f"agent-{item}" for item in node), *map(_instance, workload)]
+    # Looked up in the list, so that a name can't lead out of the directory.
+    for stem in wanted:
+        if stem not in known:
+            raise NotFound(f"no log {stem!r}", f"known: {', '.join(known) or 'none'}")
+    if not wanted and trace is None:
         for stem in known:
             click.echo(stem)
         return
-    # Looked up in the list, so that a name can't lead out of the directory.
-    if name not in known:
-        raise NotFound(f"no log {name!r}", f"known: {', '.join(known) or 'none'}")
-    with open(directory / f"{name}.log", errors="replace") as file:
-        for line in deque(file, maxlen=lines):
-            click.echo(line, nl=False)
-        while follow:
-            if chunk := file.read(65536):
-                click.echo(chunk, nl=False)
-            elif os.fstat(file.fileno()).st_nlink == 0:
-                return
-            else:
-                time.sleep(POLL_S)
+    with contextlib.ExitStack() as stack:
+        tails = [Tail(directory / f"{stem}.log", trace) for stem in dict.fromkeys(wanted or known)]
+        for tail in tails:
+            stack.callback(tail.close)
+        _print(tails, follow, lines)
+
+
+def _instance(workload: str) -> str:
+    """The name of the log of "<tenant>/<instance>"."""
+    return workload.rpartition("/")[2]
+
+
+def _print(tails: Sequence[Tail], follow: bool, lines: int) -> None:
+    width = max((len(tail.name) for tail in tails), default=0) if len(tails) > 1 else 0
+    found = merged(tails)
+    for line in found[len(found) - lines :] if lines else ():
+        _echo(line, width)
+    while follow:
+        for line in merged(tails):
+            _echo(line, width)
+        if all(tail.is_gone() for tail in tails):
+            return
+        time.sleep(POLL_S)
+
+
+def _echo(line: Line, width: int) -> None:
+    source = f"{line.source:<{width}}  " if width else ""
+    click.echo(f"{source}{render.plain(line.text)}")

@@ -59,6 +59,11 @@ class Forwarder:
         self.fault = ""
         """Why the backend takes nothing; empty if it does."""
 
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        return self._backend.name
+
     def wake(self) -> None:
         """Says that something was written."""
         self._idle.clear()

@@ -24,6 +24,7 @@ from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.resource import Checked, check_resource, own_span
 from meshwarden.controlplane.gather.tally import INGEST, RECEIVE, SPOOL, Tally
 from meshwarden.controlplane.gather.trace_store import TraceStore
+from meshwarden.v1.admin_service_pb2 import BackendState
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
 SIGNALS = ("call", "span", "point", "log", "record")
@@ -131,6 +132,19 @@ class Gather:
     def rates(self) -> dict[str, tuple[float, float, float]]:
         """Calls per second over the last few seconds, {calling tenant: (allowed, limited, denied)}."""
         return self._rates.read()
+
+    @property
+    def fault(self) -> str:
+        """Why what was taken can't be written; empty if it can."""
+        return self._fault
+
+    def backends(self) -> list[BackendState]:
+        """How each backend does."""
+        loads = [(forwarder, self.queue.load(forwarder.backend)) for forwarder in self._forwarders]
+        return [
+            BackendState(name=forwarder.backend, error=forwarder.fault, waiting=items, waiting_bytes=size)
+            for forwarder, (items, size) in loads
+        ]
 
     async def settle(self) -> None:
         """Returns once all that was taken is on disk; `run` must be running.

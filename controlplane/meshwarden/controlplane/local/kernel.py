@@ -24,6 +24,15 @@ def start_time(pid: int) -> int | None:
     return None if fields[_STATE] in (b"Z", b"X") else int(fields[_START_TIME])
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[_STATE] in (b"T", b"t")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def send(pid: int, started: int, number: signal.Signals) -> bool:
     """Sends a signal to the process that started then; False if it is gone, whoever has its number now."""
     try:

@@ -151,12 +151,20 @@ class Mesh:
 
     def short_names(self, tenant: str) -> dict[str, Name]:
         """What each short name means for a tenant: `{short name: service}`, in order, without the ambiguous."""
+        found = self._meanings(tenant)
+        return {short: names[0] for short, names in sorted(found.items()) if len(names) == 1}
+
+    def ambiguous_names(self, tenant: str) -> dict[str, list[Name]]:
+        """The short names that mean nothing to a tenant, since several services could be meant, in order."""
+        return {short: names for short, names in sorted(self._meanings(tenant).items()) if len(names) > 1}
+
+    def _meanings(self, tenant: str) -> dict[str, list[Name]]:
+        """What each short name may mean for a tenant, as `candidates` says."""
         found: dict[str, list[Name]] = {}
         for service in self.visible(tenant):
             found.setdefault(service.name, []).append(service)
-        own = {short: Name(tenant, short) for short, names in found.items() if Name(tenant, short) in names}
-        single = {short: names[0] for short, names in found.items() if len(names) == 1}
-        return dict(sorted((single | own).items()))
+        own = {short: [Name(tenant, short)] for short, names in found.items() if Name(tenant, short) in names}
+        return found | own
 
     def versions(self, service: Name) -> list[str]:
         """The versions that a service's entries, endpoints and routes name, in order."""

@@ -7,7 +7,7 @@ a control plane all nodes that have endpoints.
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import anyio
@@ -23,6 +23,7 @@ from meshwarden.v1 import node_service_pb2 as v1
 
 GRACE_S: Final = 10.0
 START_GRACE_S: Final = 30.0
+HEARTBEAT_PRECISION: Final = timedelta(seconds=2)
 
 log = structlog.get_logger()
 
@@ -67,6 +68,10 @@ class Session:
             self._publisher.trails.acknowledged(self.node, message.ack.revision, message.ack.nacks)
         elif kind == "workloads":
             self._replace(self.state.workloads, message.workloads.workloads)
+        elif kind == "health":
+            self.state.health.CopyFrom(message.health)
+        elif kind == "heartbeat" and message.heartbeat.HasField("now"):
+            self._compare_clocks(message.heartbeat.now.ToDatetime(tzinfo=UTC))
         elif kind == "endpoints":
             self._endpoints = len(message.endpoints.endpoints)
             self._sessions.report(self.node, self._zone, message.endpoints)
@@ -89,6 +94,12 @@ class Session:
         """The session has ended."""
         self._publisher.close(self.feed)
         self._sessions.ended(self)
+
+    def _compare_clocks(self, theirs: datetime) -> None:
+        """Takes the node's clock; heartbeats tell it to the second, and what `hello` said is finer if it holds."""
+        skew = theirs - self._heard
+        if abs(skew - self.state.clock_skew.ToTimedelta()) > HEARTBEAT_PRECISION:
+            self.state.clock_skew.FromTimedelta(skew)
 
     @staticmethod
     def _replace(field: object, items: object) -> None:

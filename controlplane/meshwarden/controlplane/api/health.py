@@ -1,0 +1,58 @@
+"""How the control plane itself does, for `status` and `doctor`: gathered from all who notice what is wrong."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.svid import X509Svid
+from meshwarden.controlplane.audit.count import CountedAuditLog
+from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.v1.admin_service_pb2 import ControlPlaneHealth
+
+
+class Health:
+    """Reads how the parts of a control plane do."""
+
+    def __init__(
+        self,
+        *,
+        state_dir: Path,
+        authority: Authority,
+        audit: CountedAuditLog,
+        gather: Gather,
+        svid: Callable[[], X509Svid | None],
+        bundles: Callable[[], Mapping[str, Bundle]],
+    ) -> None:
+        """Keeps whom to ask.
+
+        Args:
+            state_dir: holds the store.
+            authority: signs.
+            audit: may be refused by the disk.
+            gather: may be refused by the disk, and by its backends.
+            svid: the control plane's own certificate.
+            bundles: the roots.
+        """
+        self._state_dir, self._authority, self._audit, self._gather = state_dir, authority, audit, gather
+        self._svid, self._bundles = svid, bundles
+
+    def read(self) -> ControlPlaneHealth:
+        """How the control plane does."""
+        disk = os.statvfs(self._state_dir)
+        health = ControlPlaneHealth(
+            authority_error=self._authority.fault,
+            audit_error=self._audit.fault,
+            report_error=self._gather.fault,
+            disk_free_bytes=disk.f_bavail * disk.f_frsize,
+            state_dir=str(self._state_dir),
+            backends=self._gather.backends(),
+        )
+        svid = self._svid()
+        if svid is not None:
+            health.not_after.FromDatetime(svid.not_after)
+        ends = [root.not_valid_after_utc for bundle in self._bundles().values() for root in bundle.roots]
+        if ends:
+            health.root_not_after.FromDatetime(min(ends))
+        return health

@@ -1,0 +1,409 @@
+"""`meshwarden doctor` before real faults: one mesh, into which each is put and taken out again.
+
+docs/operations.md has the table of them.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.local import kernel, record
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("mesh")]
+
+# An agent whose clock is ten minutes ahead: the clock is passed in, as DESIGN §8 has it.
+SKEWED_AGENT = """\
+import random, sys
+from datetime import timedelta
+from pathlib import Path
+import anyio
+from meshwarden.agents import config, daemon
+from meshwarden.certs.clock import utc_now
+anyio.run(daemon.run, config.load(Path(sys.argv[1])), lambda: utc_now() + timedelta(minutes=10), random.SystemRandom())
+"""
+
+
+@dataclass
+class Patient:
+    """A mesh that faults are put into.
+
+    Attributes:
+        up: `meshwarden up`; tests/e2e/conftest.py: Up.
+        backend: the port at which telemetry's backend is expected.
+        disks: the parts of the mesh that have a small disk of their own: {part: directory}.
+    """
+
+    up: Any
+    backend: int
+    disks: dict[str, Path]
+
+    def doctor(self, *arguments: str) -> list[dict[str, str]]:
+        """What doctor finds."""
+        said = self.up.run(*arguments, "doctor", "-o", "json")
+        assert said.returncode in (0, 1), said.stderr
+        found: list[dict[str, str]] = json.loads(said.stdout)
+        assert bool(found) == bool(said.returncode)
+        return found
+
+    def finds(self, cause: str, subject: str, *arguments: str) -> dict[str, str] | None:
+        """The finding of this cause and subject, if doctor has it now."""
+        for finding in self.doctor(*arguments):
+            if finding["cause"] == cause and subject in finding["subject"]:
+                assert finding["evidence"]
+                assert finding["fix"]
+                return finding
+        return None
+
+    def until_found(self, cause: str, subject: str, *arguments: str) -> dict[str, str]:
+        """Waits for a finding."""
+        found: list[dict[str, str]] = []
+
+        def has() -> bool:
+            finding = self.finds(cause, subject, *arguments)
+            found.extend([finding] if finding else [])
+            return bool(found)
+
+        self.up.until(has)
+        return found[0]
+
+    def until_healed(self, cause: str, subject: str) -> None:
+        """Waits until doctor has a finding no more."""
+        self.up.until(lambda: self.finds(cause, subject) is None)
+
+    def apply(self, manifest: str) -> None:
+        """Applies manifests."""
+        path = self.up.state_dir.with_suffix(".yaml")
+        path.write_text(manifest)
+        said = self.up.run("apply", "-f", str(path))
+        assert said.returncode == 0, said.stderr
+
+    def manifest(self, kind: str, name: str, **changed: str) -> str:
+        """A resource as one would write it, with fields of its spec changed."""
+        found: dict[str, Any] = yaml.safe_load(self.up.run("get", kind, name, "-o", "yaml").stdout)
+        metadata = {key: found["metadata"][key] for key in ("tenant", "name")}
+        return str(yaml.safe_dump({"kind": kind, "metadata": metadata, "spec": {**found["spec"], **changed}}))
+
+    def envoy(self, name: str, node: str) -> dict[str, Any]:
+        """An Envoy, as its agent tells of it."""
+        sockets = {agent["node"]: agent["agent_socket"] for agent in self.up.up_json["agents"]}
+        command = [sys.executable, "-m", "meshwarden.agents", "status", "--socket", sockets[node], "-o", "json"]
+        said = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+        return next(envoy for envoy in said["envoys"] if envoy["name"] == name)
+
+    def process(self, name: str) -> record.Process:
+        """A process of the mesh."""
+        return next(item for item in record.load(self.up.state_dir) if item.name == name)
+
+    def kill(self, name: str) -> None:
+        """Ends a process with SIGKILL."""
+        process = self.process(name)
+        os.kill(process.pid, signal.SIGKILL)
+        assert kernel.wait_gone(process.pid, process.start_time, 30)
+
+    @contextlib.contextmanager
+    def unattended(self) -> Iterator[None]:
+        """Keeps `up` from starting anything again."""
+        with stopped(self.up.process.pid):
+            yield
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Stops a process, and lets it go on at the end."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def small_disks(state_dir: Path, *parts: str) -> Iterator[dict[str, Path]]:
+    """Gives parts of a mesh that is yet to be started a disk each; none where this user may not mount."""
+    state_dir.mkdir(mode=0o700)
+    (state_dir / "up.lock").touch(mode=0o600)  # else `up` takes it for somebody's
+    mounted: dict[str, Path] = {}
+    for part in parts:
+        (state_dir / part).mkdir(mode=0o711)
+        command = ["mount", "-t", "tmpfs", "-o", "size=48m,mode=711", "tmpfs", str(state_dir / part)]
+        if os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            mounted[part] = state_dir / part
+    try:
+        yield mounted
+    finally:
+        for path in mounted.values():
+            subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@contextlib.contextmanager
+def full(directory: Path) -> Iterator[None]:
+    """Fills a disk, and empties it at the end."""
+    filler = directory / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@pytest.fixture(scope="module")
+def patient(shared_directory: Path, start_shared: Callable[..., Any]) -> Iterator[Patient]:
+    with socket.socket() as taken, small_disks(shared_directory / "a", "node-b", "server") as disks:
+        # Bound and not listened on: nobody is there, and nobody comes but who shares it.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        up = start_shared("a", "--otlp-endpoint", f"http://127.0.0.1:{port}")
+        up.wait_until_up()
+        yield Patient(up, port, disks)
+        up.end()
+
+
+def test_a_backend_that_is_away(patient: Patient) -> None:
+    found = patient.until_found("backend away", "backend check")
+    assert "Connection refused" in found["evidence"]
+    assert "wait for it" in found["evidence"]
+
+
+def test_calls_that_no_policy_allows(patient: Patient) -> None:
+    policy = patient.manifest("AccessPolicy", "platform/orders")
+    assert patient.up.run("delete", "AccessPolicy", "platform/orders").returncode == 0
+    found = patient.until_found("calls denied", "acme/web → platform/orders")
+    assert "/meshwarden.examples.v1.Orders/Get: denied: no AccessPolicy is about platform/orders" in found["evidence"]
+    patient.apply(policy)
+
+
+def test_a_tenant_that_calls_too_much(patient: Patient) -> None:
+    limit = "{tenant: acme, requests: 1, per: 1s}"
+    patient.apply(
+        "kind: RatePolicy\nmetadata: {tenant: platform, name: orders}\n"
+        f"spec:\n  service: orders\n  limits: [{limit}]\n"
+    )
+    found = patient.until_found("calls limited", "acme/web → platform/orders")
+    assert "RatePolicy platform/orders" in found["evidence"]
+    assert patient.up.run("delete", "RatePolicy", "platform/orders").returncode == 0
+
+
+def test_a_name_that_means_two_services(patient: Patient) -> None:
+    text = "kind: Service\nmetadata: {{tenant: {}, name: ledger}}\nspec: {{protocol: GRPC, exportTo: [globex]}}\n"
+    patient.apply("---\n".join(text.format(tenant) for tenant in ("acme", "platform")))
+    found = patient.until_found("name ambiguous", "tenant globex")
+    assert "ledger could mean acme/ledger, platform/ledger" in found["evidence"]
+    assert "ledger.acme" in found["fix"]
+    for tenant in ("acme", "platform"):
+        assert patient.up.run("delete", "Service", f"{tenant}/ledger").returncode == 0
+    patient.until_healed("name ambiguous", "tenant globex")
+
+
+def test_a_service_whose_program_hangs(patient: Patient) -> None:
+    pid = next(item["pid"] for item in patient.up.up_json["workloads"] if item["name"] == "billing")
+    with stopped(pid):
+        found = patient.until_found("no healthy endpoint", "service platform/billing")
+        assert "none of its 1 endpoints takes calls, on node-b" in found["evidence"]
+    patient.until_healed("no healthy endpoint", "service platform/billing")
+
+
+def test_a_data_plane_that_does_not_answer(patient: Patient) -> None:
+    with stopped(patient.envoy("acme/acme-web", "node-a")["pid"]):
+        patient.apply(
+            "kind: Service\nmetadata: {tenant: platform, name: extra}\nspec: {protocol: HTTP, exportTo: [acme]}\n"
+        )
+        found = patient.until_found("configuration not taken", "acme/acme-web/envoy")
+        assert "node node-a stays at" in found["evidence"]
+    patient.until_healed("configuration not taken", "acme/acme-web/envoy")
+
+
+def test_a_port_that_is_taken_from_an_envoy(patient: Patient) -> None:
+    envoy = patient.envoy("platform/billing", "node-b")
+    host, _, port = envoy["inbound"].rpartition(":")
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        started = kernel.start_time(envoy["pid"])
+        assert started is not None
+        os.kill(envoy["pid"], signal.SIGKILL)
+        assert kernel.wait_gone(envoy["pid"], started, 30)
+        taken.bind((host, int(port)))
+        taken.listen()
+        found = patient.until_found("configuration refused", "platform/billing/envoy")
+        assert "refused a Listener" in found["evidence"]
+        assert "Address already in use" in found["evidence"]
+    os.kill(patient.envoy("platform/billing", "node-b")["pid"], signal.SIGKILL)
+    patient.until_healed("configuration refused", "platform/billing/envoy")
+
+
+def test_an_envoy_that_does_not_stay_up(patient: Patient) -> None:
+    def ends_and_is_found() -> bool:
+        pid = patient.envoy("acme/intruder", "node-a")["pid"]
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+        return patient.finds("workload faulty", "acme/intruder") is not None
+
+    patient.up.until(ends_and_is_found)
+
+
+def test_an_agent_that_hangs(patient: Patient) -> None:
+    with stopped(patient.process("agent-node-a").pid):
+        found = patient.until_found("agent silent", "node node-a")
+        assert "is stopped by a signal" in found["evidence"]
+    patient.until_healed("agent silent", "node node-a")
+
+
+def test_an_agent_that_is_killed(patient: Patient) -> None:
+    with patient.unattended():
+        patient.kill("agent-node-a")
+        found = patient.until_found("agent unreachable", "node node-a")
+        assert "no session since" in found["evidence"]
+        assert "has ended" in found["evidence"]
+        # Its workloads are not findings of their own.
+        assert not [item for item in patient.doctor() if "acme/acme-web" in item["subject"]]
+    patient.until_healed("agent unreachable", "node node-a")
+
+
+def test_an_agent_whose_disk_is_full(patient: Patient) -> None:
+    if "node-b" not in patient.disks:
+        pytest.skip("this user may not mount a small disk")
+    with full(patient.disks["node-b"]):
+        found = patient.until_found("disk full", "node node-b")
+        assert "node-b" in found["evidence"]
+    patient.until_healed("disk full", "node node-b")
+
+
+def test_a_control_plane_whose_disk_is_full(patient: Patient) -> None:
+    if "server" not in patient.disks:
+        pytest.skip("this user may not mount a small disk")
+    with full(patient.disks["server"]):
+        found = patient.until_found("disk full", "control plane")
+        assert "0 KiB are left" in found["evidence"]
+    patient.until_healed("disk full", "control plane")
+
+
+def test_an_operator_whose_certificate_has_ended(patient: Patient) -> None:
+    leaf = patient.up.state_dir.with_suffix(".crt")
+    leaf.write_bytes(_ended("spiffe://mesh.test/operator/late"))
+    _put_context(patient, "late", cert_file=str(leaf))
+    found = patient.until_found("operator certificate expired", "operator", "--context", "late")
+    assert str(leaf) in found["evidence"]
+
+
+def test_a_context_of_another_mesh(patient: Patient) -> None:
+    root = patient.up.state_dir.with_suffix(".pem")
+    root.write_bytes(_ended("spiffe://other.test"))
+    _put_context(patient, "other", ca_file=str(root))
+    patient.until_found("control plane untrusted", "control plane", "--context", "other")
+
+
+def test_a_key_that_others_can_read(patient: Patient) -> None:
+    key = Path(patient.up.up_json["admin"]["key_file"])
+    key.chmod(0o644)
+    assert "0644" in patient.until_found("key readable by others", "operator")["evidence"]
+    key.chmod(0o600)
+    patient.until_healed("key readable by others", "operator")
+
+
+def test_a_node_whose_clock_is_wrong(patient: Patient, shared_directory: Path) -> None:
+    state_dir = shared_directory / "c"
+    state_dir.mkdir()
+    token = state_dir / "token"
+    token.write_text(patient.up.run("token", "create", "--node", "node-c").stdout)
+    about = {
+        "node": "node-c",
+        "trust_domain": "mesh.test",
+        "control_plane": patient.up.up_json["control_plane"]["address"],
+        "ca_file": patient.up.up_json["control_plane"]["ca_file"],
+        "join_token_file": str(token),
+        "state_dir": str(state_dir),
+    }
+    config = state_dir / "agent.toml"
+    config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in about.items()))
+    agent = subprocess.Popen([sys.executable, "-c", SKEWED_AGENT, str(config)], stderr=subprocess.DEVNULL)
+    try:
+        found = patient.until_found("clock skewed", "node node-c")
+        assert "+600 s" in found["evidence"] or "+599 s" in found["evidence"]
+    finally:
+        agent.terminate()
+        agent.wait(60)
+
+
+def test_a_control_plane_that_hangs_until_a_certificate_ends(patient: Patient) -> None:
+    patient.apply(patient.manifest("WorkloadEntry", "platform/billing", svidTtl="60s"))
+    assert patient.up.run("svid", "renew").returncode == 0
+
+    def is_short() -> bool:
+        status = json.loads(patient.up.run("status", "-o", "json").stdout)
+        workloads = [item for node in status["nodes"] for item in node.get("workloads", [])]
+        billing = next(item for item in workloads if item["id"] == "platform/billing")
+        return bool(billing.get("notAfter", "9") < (utc_now() + timedelta(seconds=90)).isoformat())
+
+    patient.up.until(is_short)
+    with stopped(patient.process("server").pid):
+        found = patient.until_found("control plane silent", "control plane")
+        assert "is stopped by a signal" in found["evidence"]
+        found = patient.until_found("certificate expired", "workload platform/billing")
+        assert "the control plane could not be asked" in found["evidence"]
+    patient.until_healed("certificate expired", "workload platform/billing")
+
+
+def test_a_control_plane_that_is_killed(patient: Patient) -> None:
+    with patient.unattended():
+        patient.kill("server")
+        found = patient.until_found("control plane unreachable", "control plane")
+        assert "Connection refused" in found["evidence"]
+        assert "has ended" in found["evidence"]
+    patient.until_healed("control plane unreachable", "control plane")
+
+
+def test_a_backend_that_is_back_is_no_finding(patient: Patient) -> None:
+    def taken(request: bytes, context: Any) -> bytes:
+        return b""
+
+    export = {"Export": grpc.unary_unary_rpc_method_handler(taken)}
+    service = "opentelemetry.proto.collector.trace.v1.TraceService"
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, export)])
+    server.add_insecure_port(f"127.0.0.1:{patient.backend}")
+    server.start()
+    try:
+        patient.until_healed("backend away", "backend check")
+    finally:
+        server.stop(None).wait()
+
+
+def _ended(uri: str) -> bytes:
+    """A certificate that has ended, its own root, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "late")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(utc_now() - timedelta(hours=2))
+    builder = builder.not_valid_after(utc_now() - timedelta(hours=1))
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+    leaf = builder.add_extension(names, critical=False).sign(key, SHA256())
+    return leaf.public_bytes(Encoding.PEM)
+
+
+def _put_context(patient: Patient, name: str, **changed: str) -> None:
+    """Adds a context that is the mesh's but for what is changed."""
+    path = Path(patient.up.environment["XDG_CONFIG_HOME"]) / "meshwarden" / "contexts.json"
+    said = json.loads(path.read_text())
+    said["contexts"][name] = {**said["contexts"][said["current"]], **changed}
+    path.write_text(json.dumps(said))
