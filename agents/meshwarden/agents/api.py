@@ -165,6 +165,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             revision=parts.scopes.revision,
             credential_directory=str(workload.credentials),
             names=names(parts.scopes.snapshot(f"{workload.id}/grpc")),
+            trace_ratio=parts.registry.trace_ratio(workload),
         )
 
     def _notify(self) -> None:

@@ -95,6 +95,12 @@ class Registry:
         self.review()
         self._changed()
 
+    def trace_ratio(self, workload: Workload) -> float:
+        """How many of the traces that begin in a workload are to be recorded, as its service says now."""
+        entry = self._entries.get(workload.entry_name)
+        spec = (entry.service if entry is not None else workload.service).spec
+        return spec.trace_sampling.ratio if spec.HasField("trace_sampling") else 1.0
+
     def find(self, connection: Connection) -> Workload | None:
         """The workload that a caller belongs to; None for a dead one and one that is no workload's."""
         program = program_of(connection)

@@ -245,25 +245,48 @@ class ServiceSpec(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     EXPORT_TO_FIELD_NUMBER: _builtins.int
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
+    TRACE_SAMPLING_FIELD_NUMBER: _builtins.int
     protocol: Global___ServiceSpec.Protocol.ValueType
     @_builtins.property
     def export_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def health_check(self) -> Global___HealthCheck: ...
+    @_builtins.property
+    def trace_sampling(self) -> Global___TraceSampling: ...
     def __init__(
         self,
         *,
         protocol: Global___ServiceSpec.Protocol.ValueType = ...,
         export_to: _abc.Iterable[_builtins.str] | None = ...,
         health_check: Global___HealthCheck | None = ...,
+        trace_sampling: Global___TraceSampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health_check", b"health_check"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health_check", b"health_check", "trace_sampling", b"trace_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_to", b"export_to", "health_check", b"health_check", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_to", b"export_to", "health_check", b"health_check", "protocol", b"protocol", "trace_sampling", b"trace_sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceSpec: _TypeAlias = ServiceSpec  # noqa: Y015
+
+@_typing.final
+class TraceSampling(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RATIO_FIELD_NUMBER: _builtins.int
+    ratio: _builtins.float
+    def __init__(
+        self,
+        *,
+        ratio: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ratio", b"ratio"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceSampling: _TypeAlias = TraceSampling  # noqa: Y015
 
 @_typing.final
 class HealthCheck(_message.Message):

@@ -137,10 +137,12 @@ class WorkloadConfig(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CREDENTIAL_DIRECTORY_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
+    TRACE_RATIO_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     region: _builtins.str
     revision: _builtins.int
     credential_directory: _builtins.str
+    trace_ratio: _builtins.float
     @_builtins.property
     def bundle(self) -> _node_service_pb2.Bundle: ...
     @_builtins.property
@@ -157,12 +159,15 @@ class WorkloadConfig(_message.Message):
         revision: _builtins.int = ...,
         credential_directory: _builtins.str = ...,
         names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        trace_ratio: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio", "bundle", b"bundle", "limits", b"limits", "trace_ratio", b"trace_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "credential_directory", b"credential_directory", "limits", b"limits", "names", b"names", "region", b"region", "revision", b"revision", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio", "bundle", b"bundle", "credential_directory", b"credential_directory", "limits", b"limits", "names", b"names", "region", b"region", "revision", b"revision", "spiffe_id", b"spiffe_id", "trace_ratio", b"trace_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__trace_ratio: _TypeAlias = _typing.Literal["trace_ratio"]  # noqa: Y015
+    _WhichOneofArgType__trace_ratio: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__trace_ratio) -> _WhichOneofReturnType__trace_ratio | None: ...
 
 Global___WorkloadConfig: _TypeAlias = WorkloadConfig  # noqa: Y015
 

@@ -63,6 +63,7 @@ class Config:
         revision: of the store, that all this is of.
         credentials: the directory with tls.crt, tls.key and ca.crt.
         names: {name that may be dialled: "<tenant>/<service>"}.
+        trace_ratio: how many of the traces that begin here are to be recorded, from 0 to 1.
     """
 
     spiffe_id: SpiffeId
@@ -71,6 +72,7 @@ class Config:
     revision: int
     credentials: Path
     names: Mapping[str, str]
+    trace_ratio: float = 1.0
 
     @property
     def service(self) -> str:
@@ -268,7 +270,8 @@ def _read(message: workload_service_pb2.WorkloadConfig, before: Config | None) -
     limits = node_service_pb2.ServerLimits()
     limits.CopyFrom(message.limits)
     names = MappingProxyType(dict(message.names))
-    return Config(spiffe_id, bundles, limits, message.revision, Path(message.credential_directory), names)
+    ratio = min(max(message.trace_ratio, 0.0), 1.0) if message.HasField("trace_ratio") else 1.0
+    return Config(spiffe_id, bundles, limits, message.revision, Path(message.credential_directory), names, ratio)
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode | None:

@@ -4,15 +4,28 @@ import importlib.util
 import os
 from typing import Final
 
+from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.error import NotStarted
+
 ENDPOINT_VARIABLE: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TIMEOUT_S: Final = 2
+
+
+def _ratio() -> float:
+    """How many of the traces that begin here are to be recorded; all, as long as the agent has not said."""
+    try:
+        config = AgentLink.of_process().find_config()
+    except NotStarted:
+        return 1.0
+    return config.trace_ratio if config is not None else 1.0
 
 
 def configure() -> bool:
     """Installs a tracer provider that exports by OTLP to the endpoint of the environment, the agent's socket.
 
-    Call it once, before the first channel or server. A program with a provider of its own doesn't need it: the SDK's
-    spans go to whichever provider is installed.
+    Call it once, before the first channel or server. Traces that begin here are recorded as its service's
+    `traceSampling` says. A program with a provider of its own doesn't need it: the SDK's spans go to whichever provider
+    is installed.
 
     Returns:
         Whether spans are exported: False without an endpoint in the environment or without the packages
@@ -26,11 +39,14 @@ def configure() -> bool:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ParentBased
+
+        from meshwarden.sdk.sampling import PolicySampler
     except ImportError:
         return False
     # Plain text: the socket is local and the kernel says who calls. The provider flushes at exit.
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"), timeout=_TIMEOUT_S)
-    provider = TracerProvider()
+    provider = TracerProvider(sampler=ParentBased(PolicySampler(_ratio)))
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
     trace.set_tracer_provider(provider)
     return True

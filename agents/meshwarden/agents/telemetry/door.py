@@ -88,7 +88,7 @@ class Door:
         def caller(writer: asyncio.StreamWriter, _: Request) -> Workload | None:
             return attestor.find(f"unix:{writer.get_extra_info('peername')}")
 
-        receiver = HttpReceiver(caller, self._intake)
+        receiver = HttpReceiver(caller, self._intake, self._registry.trace_ratio)
         server = await asyncio.start_unix_server(receiver.serve, self._inner)
         try:
             await front.serve_unix(self._config.otlp_http_socket, 0o666)
@@ -103,7 +103,7 @@ class Door:
         def caller(_: asyncio.StreamWriter, request: Request) -> Workload | None:
             return self._tokens.find(request.headers.get(b"authorization", b"").decode("latin-1"))
 
-        receiver = HttpReceiver(caller, self._intake)
+        receiver = HttpReceiver(caller, self._intake, self._registry.trace_ratio)
         host, _, port = listen.rpartition(":")
         server = await asyncio.start_server(receiver.serve, host.strip("[]"), int(port))
         try:

@@ -1,4 +1,4 @@
-"""OTLP over HTTP/1.1: protobuf and JSON, plain or gzip.
+"""OTLP over HTTP/1.1: protobuf and JSON, plain or gzip; and the Jaeger remote-sampling API.
 
 Requests are bounded in size (before and after they are unpacked), in time and in number at a time.
 
@@ -20,6 +20,7 @@ import grpc
 import h11
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from google.rpc import status_pb2
 
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused, Unreadable
@@ -35,6 +36,8 @@ _CHUNK_BYTES: Final = 64 << 10
 _IDLE_S: Final = 120.0
 _REQUEST_S: Final = 30.0
 _SIGNALS: Final = {b"/v1/traces": "span", b"/v1/metrics": "point", b"/v1/logs": "log"}
+# Source: Jaeger, "Remote sampling" (sampling.proto in JSON): GET /sampling?service=NAME.
+_SAMPLING: Final = b"/sampling"
 _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 _STATUSES: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
@@ -71,9 +74,9 @@ class _Refused(Exception):
 class HttpReceiver:
     """Serves connections that somebody else accepts: `serve` is a callback of asyncio's servers."""
 
-    def __init__(self, caller: CallerOf, intake: Intake) -> None:
-        """Puts together who tells the callers and who takes what they send."""
-        self._caller, self._intake = caller, intake
+    def __init__(self, caller: CallerOf, intake: Intake, trace_ratio: Callable[[Workload], float]) -> None:
+        """Puts together who tells the callers, who takes what they send, and how many traces each is to record."""
+        self._caller, self._intake, self._trace_ratio = caller, intake, trace_ratio
         self._open: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,9 +117,12 @@ class HttpReceiver:
             connection.start_next_cycle()
 
     def _take(self, request: Request, writer: asyncio.StreamWriter) -> Message:
-        signal = _SIGNALS.get(request.path.partition(b"?")[0])
+        path = request.path.partition(b"?")[0]
+        if path == _SAMPLING:
+            return self._sampling(request, writer)
+        signal = _SIGNALS.get(path)
         if signal is None:
-            raise _Refused(HTTPStatus.NOT_FOUND, "this is for /v1/traces, /v1/metrics and /v1/logs")
+            raise _Refused(HTTPStatus.NOT_FOUND, "this is for /v1/traces, /v1/metrics, /v1/logs and /sampling")
         if request.method != b"POST":
             raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED)
         read = _reader(request)
@@ -128,6 +134,18 @@ class HttpReceiver:
         except IntakeRefused as refusal:
             raise _Refused(_STATUSES[refusal.code], str(refusal), refusal.retry_s) from None
         return answer
+
+    def _sampling(self, request: Request, writer: asyncio.StreamWriter) -> Message:
+        """The caller's own policy: which service it names is its word, and of no weight."""
+        if request.method != b"GET":
+            raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED)
+        workload = self._caller(writer, request)
+        if workload is None:
+            raise _Refused(HTTPStatus.UNAUTHORIZED, "no workload of this node")
+        policy = Struct()
+        policy["strategyType"] = "PROBABILISTIC"
+        policy.get_or_create_struct("probabilisticSampling")["samplingRate"] = self._trace_ratio(workload)
+        return policy
 
 
 async def _read(
@@ -169,7 +187,7 @@ async def _answer(
     message: Message,
     headers: list[tuple[str, str]] | None = None,
 ) -> None:
-    is_json = request is not None and request.is_json
+    is_json = (request is not None and request.is_json) or isinstance(message, Struct)
     body = json_format.MessageToJson(message, indent=None).encode() if is_json else message.SerializeToString()
     said = [
         ("content-type", "application/json" if is_json else "application/x-protobuf"),

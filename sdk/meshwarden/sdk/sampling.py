@@ -1,0 +1,51 @@
+"""Which traces that begin in this program are recorded: as many as its service's policy says, by the trace id.
+
+A trace that is recorded bears in `tracestate` how likely that was, so that whoever counts its spans can count what was
+not recorded as well. Counts of calls are taken of all calls, recorded or not.
+
+Source: OpenTelemetry specification 1.50, "TraceState: Probability Sampling" (`ot=th:…`, 56 bits of randomness).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import TraceState
+
+_BITS: Final = 56
+_KEY: Final = "ot"
+
+
+class PolicySampler(Sampler):
+    """Decides on traces that begin here; put a `ParentBased` around it, which follows those who have decided before."""
+
+    def __init__(self, ratio: Callable[[], float]) -> None:
+        """`ratio` tells, from 0 to 1, how many of all traces are to be recorded now."""
+        self._ratio = ratio
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: trace.SpanKind | None = None,
+        attributes: Any = None,
+        links: Sequence[trace.Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """See `Sampler`."""
+        ratio = self._ratio()
+        threshold = round((1 - ratio) * (1 << _BITS))
+        if trace_id & ((1 << _BITS) - 1) < threshold:
+            return SamplingResult(Decision.DROP)
+        if not threshold:
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, trace_state)
+        said = f"th:{threshold:014x}".rstrip("0")
+        state = (trace_state or TraceState()).add(_KEY, said)
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, state)
+
+    def get_description(self) -> str:
+        """See `Sampler`."""
+        return f"PolicySampler{{{self._ratio()}}}"

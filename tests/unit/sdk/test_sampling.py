@@ -1,0 +1,89 @@
+"""Which traces are recorded, what is said of them, and that calls are counted in any case."""
+
+from collections import Counter
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased
+from opentelemetry.trace import TraceState
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.sdk import outgoing
+from meshwarden.sdk.count import Counter as CallCounter
+from meshwarden.sdk.denial import Denials
+from meshwarden.sdk.otel import OtelTracer
+from meshwarden.sdk.outgoing import Outgoing
+from meshwarden.sdk.sampling import PolicySampler
+
+CALLS = 400
+
+
+def decided(ratio: float, trace_id: int, state: TraceState | None = None) -> str | None:
+    """What is said of a trace in `tracestate`; None if it is not recorded, "" if nothing is."""
+    result = PolicySampler(lambda: ratio).should_sample(None, trace_id, "x", trace_state=state)
+    if result.decision is Decision.DROP:
+        return None
+    return (result.trace_state or {}).get("ot", "")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "randomness", "said"),
+    [
+        (1.0, 0, ""),
+        (0.0, 2**56 - 1, None),
+        (0.5, 2**55, "th:8"),
+        (0.5, 2**55 - 1, None),
+        (0.25, 2**56 - 1, "th:c"),
+        (0.1, 2**56 - 1, "th:e6666666666668"),
+    ],
+)
+def test_the_threshold_is_that_of_the_specification(ratio: float, randomness: int, said: str | None) -> None:
+    assert decided(ratio, (0xABCD << 64) | randomness) == said
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 2**128 - 1))
+def test_what_is_recorded_at_a_ratio_is_recorded_at_each_higher_one(one: float, other: float, trace_id: int) -> None:
+    low, high = sorted((one, other))
+    assert decided(low, trace_id) is None or decided(high, trace_id) is not None
+
+
+def test_what_others_say_in_the_state_stays() -> None:
+    result = PolicySampler(lambda: 0.5).should_sample(None, 2**56 - 1, "x", trace_state=TraceState([("a", "b")]))
+    assert dict(result.trace_state or {}) == {"a": "b", "ot": "th:8"}
+
+
+class Link:
+    def __init__(self) -> None:
+        self.counter, self.denials = CallCounter(utc_now), Denials()
+
+    def find_config(self) -> None:
+        return None
+
+
+def test_calls_are_counted_whether_they_are_recorded_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ParentBased(PolicySampler(lambda: 0.25)), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = OtelTracer()
+    monkeypatch.setattr(tracer, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(outgoing, "tracer", lambda: tracer)
+    link = Link()
+    for _ in range(CALLS):
+        Outgoing(link, "orders").begin("/o.Orders/Get").end(grpc.StatusCode.OK, "", ())  # type: ignore[arg-type]
+    assert sum(stat.count for stat in link.counter.take()) == CALLS
+    spans = exporter.get_finished_spans()
+    assert 0 < len(spans) < CALLS
+    assert Counter(span.context.trace_state.get("ot") for span in spans) == {"th:c": len(spans)}
+
+
+def test_a_decision_of_others_stands() -> None:
+    sampler = ParentBased(PolicySampler(lambda: 0.0))
+    context = trace.SpanContext(2**100, 7, is_remote=True, trace_flags=trace.TraceFlags(1))
+    above = trace.set_span_in_context(trace.NonRecordingSpan(context))
+    assert sampler.should_sample(above, 2**100, "x").decision is Decision.RECORD_AND_SAMPLE
