@@ -76,9 +76,23 @@ def _wait(address: str, directory: Path, process: "subprocess.Popen[bytes]", ca_
 def _prepare(admin: hvac.Client) -> None:
     admin.sys.create_or_update_policy("meshwarden", POLICY.read_text())
     admin.sys.enable_secrets_engine("kv", path="kv", options={"version": "2"})
-    admin.secrets.kv.v2.create_or_update_secret("meshwarden", {"otlp": "hunter2", "number": 1}, mount_point="kv")
-    admin.secrets.kv.v2.create_or_update_secret("other", {"otlp": "hunter3"}, mount_point="kv")
+    _put(admin, "meshwarden", {"otlp": "hunter2", "number": 1})
+    _put(admin, "other", {"otlp": "hunter3"})
     root(admin, "pki")
+
+
+def _put(admin: hvac.Client, path: str, secret: dict[str, object]) -> None:
+    """Writes a secret; an engine that has just been mounted refuses for a while: it is "upgrading"."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            admin.secrets.kv.v2.create_or_update_secret(path, secret, mount_point="kv")
+        except hvac.exceptions.InvalidRequest as error:
+            if "Upgrading" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def root(admin: hvac.Client, mount: str, key_type: str = "ec", key_bits: int = 256) -> None:
