@@ -1,7 +1,8 @@
-"""Which traces that begin in this program are recorded: as many as its service's policy says, by the trace id.
+"""Which traces that begin in this program are recorded, and under which policies its spans were made.
 
-A trace that is recorded bears in `tracestate` how likely that was, so that whoever counts its spans can count what was
-not recorded as well. Counts of calls are taken of all calls, recorded or not.
+As many are recorded as its service's policy says, by the trace id. A trace that is recorded bears in `tracestate` how
+likely that was, so that whoever counts its spans can count what was not recorded as well. Counts of calls are taken of
+all calls, recorded or not.
 
 Source: OpenTelemetry specification 1.50, "TraceState: Probability Sampling" (`ot=th:…`, 56 bits of randomness).
 """
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import TraceState
 
@@ -49,3 +51,16 @@ class PolicySampler(Sampler):
     def get_description(self) -> str:
         """See `Sampler`."""
         return f"PolicySampler{{{self._ratio()}}}"
+
+
+class RevisionStamp(SpanProcessor):
+    """Writes into each span the store revision of the policies in force, which the trace of a change bears too."""
+
+    def __init__(self, revision: Callable[[], int]) -> None:
+        """`revision` is the one now; 0 is none."""
+        self._revision = revision
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """See `SpanProcessor`."""
+        if revision := self._revision():
+            span.set_attribute("mesh.revision", revision)

@@ -4,20 +4,31 @@ import importlib.util
 import os
 from typing import Final
 
-from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.error import NotStarted
 
 ENDPOINT_VARIABLE: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TIMEOUT_S: Final = 2
 
 
+def _config() -> Config | None:
+    """What the agent has said; None as long as it has not."""
+    try:
+        return AgentLink.of_process().find_config()
+    except NotStarted:
+        return None
+
+
 def _ratio() -> float:
     """How many of the traces that begin here are to be recorded; all, as long as the agent has not said."""
-    try:
-        config = AgentLink.of_process().find_config()
-    except NotStarted:
-        return 1.0
+    config = _config()
     return config.trace_ratio if config is not None else 1.0
+
+
+def _revision() -> int:
+    """The store revision of the policies that this program runs under; 0 as long as the agent has not said."""
+    config = _config()
+    return config.revision if config is not None else 0
 
 
 def configure() -> bool:
@@ -41,12 +52,13 @@ def configure() -> bool:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ParentBased
 
-        from meshwarden.sdk.sampling import PolicySampler
+        from meshwarden.sdk.sampling import PolicySampler, RevisionStamp
     except ImportError:
         return False
     # Plain text: the socket is local and the kernel says who calls. The provider flushes at exit.
     exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"), timeout=_TIMEOUT_S)
     provider = TracerProvider(sampler=ParentBased(PolicySampler(_ratio)))
+    provider.add_span_processor(RevisionStamp(_revision))
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
     trace.set_tracer_provider(provider)
     return True

@@ -19,7 +19,7 @@ from meshwarden.sdk.count import Counter as CallCounter
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.otel import OtelTracer
 from meshwarden.sdk.outgoing import Outgoing
-from meshwarden.sdk.sampling import PolicySampler
+from meshwarden.sdk.sampling import PolicySampler, RevisionStamp
 
 CALLS = 400
 
@@ -87,3 +87,17 @@ def test_a_decision_of_others_stands() -> None:
     context = trace.SpanContext(2**100, 7, is_remote=True, trace_flags=trace.TraceFlags(1))
     above = trace.set_span_in_context(trace.NonRecordingSpan(context))
     assert sampler.should_sample(above, 2**100, "x").decision is Decision.RECORD_AND_SAMPLE
+
+
+def test_spans_bear_the_revision_of_the_policies_in_force() -> None:
+    exporter, revision = InMemorySpanExporter(), iter((0, 7, 8))
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(RevisionStamp(lambda: next(revision)))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for _ in range(3):
+        provider.get_tracer("test").start_span("x").end()
+    assert [dict(span.attributes or {}) for span in exporter.get_finished_spans()] == [
+        {},
+        {"mesh.revision": 7},
+        {"mesh.revision": 8},
+    ]
