@@ -1,0 +1,201 @@
+"""Telemetry on its way up, in one process: the agent's intake, spool and outbox, then the control plane's gather.
+
+What is left out is the way between them: gRPC and TLS. What is sent is compressed and read again, as gRPC does it.
+"""
+
+import gzip
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from benchmarks.process import Broken
+from meshwarden.agents.bootstrap import NodePlace
+from meshwarden.agents.telemetry.aggregate import Aggregator
+from meshwarden.agents.telemetry.budget import Rate
+from meshwarden.agents.telemetry.intake import Intake
+from meshwarden.agents.telemetry.outbox import Outbox
+from meshwarden.agents.telemetry.spool import Spool
+from meshwarden.agents.workload import Workload
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.sdk.histogram import bucket_of, to_proto
+from meshwarden.v1 import report_pb2, resources_pb2
+
+DOMAIN, NODE, REGION = "bench.test", "node-a", "eu"
+SPANS = 512
+REQUESTS = 16
+CALLEES = 8
+METHODS = 4
+_GZIP_LEVEL = 6  # zlib's own default, and so gRPC's
+
+
+@dataclass
+class River:
+    """Both ends, of one node."""
+
+    intake: Intake
+    spool: Spool
+    outbox: Outbox
+    gather: Gather
+    durable: Durable
+    path: Path
+    workload: Workload
+
+    async def take(self, bodies: list[bytes]) -> float:
+        """Takes requests, each with the counts of its calls, as far as the disk of the control plane.
+
+        Returns:
+            The CPU time of this process, in seconds.
+        """
+        stats = [calls_of(number) for number in range(len(bodies))]
+        begun_s = time.process_time()
+        for body, calls in zip(bodies, stats, strict=True):
+            self.intake.take("span", body, self.workload)
+            self.intake.take_calls(calls, "acme")
+        if not await self.outbox.flush():
+            raise Broken("the control plane took not all of it")
+        if lost := self.gather.tally.drops():
+            raise Broken(f"some of it was dropped: {lost}")
+        return time.process_time() - begun_s
+
+
+@asynccontextmanager
+async def river(directory: Path) -> AsyncIterator[River]:
+    """Opens both ends in a directory."""
+    place = NodePlace(NODE, REGION, "z", directory / "a.sock", directory / "w.sock")
+    spool = Spool(directory / "spool", lambda: os.urandom(16))
+    path = directory / "gather.sqlite"
+    durable = Durable(path)
+    ledger = Ledger(durable, DOMAIN, utc_now, region=REGION)
+    gather = Gather(
+        durable, ledger, Metrics(), [], utc_now, random.Random(1), owns=_owns, trust_domain=DOMAIN, region=REGION
+    )
+
+    async def export(batch: bytes, timeout_s: float) -> report_pb2.ExportResponse:
+        sent = gzip.decompress(gzip.compress(batch, _GZIP_LEVEL))
+        request = report_pb2.ExportRequest.FromString(sent)
+        gather.ingest(NODE, request)
+        await gather.settle()
+        return report_pb2.ExportResponse(sequence=request.sequence)
+
+    intake = Intake(place, Aggregator(utc_now), spool, lambda: 1, Rate(1 << 40, 1 << 40))
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(gather.run)
+            yield River(intake, spool, Outbox(spool, export), gather, durable, path, _workload(directory))
+            group.cancel_scope.cancel()
+    finally:
+        spool.close()
+        durable.close()
+
+
+def edges_of(bodies: list[bytes]) -> tuple[float, Counter[tuple[str, str]]]:
+    """The bare loop: reads requests and counts the edges of their client spans.
+
+    Returns:
+        The CPU time of this process in seconds, and the edges.
+    """
+    edges: Counter[tuple[str, str]] = Counter()
+    begun_s = time.process_time()
+    for body in bodies:
+        for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
+            source = resource_spans.resource.attributes[0].value.string_value
+            for scope in resource_spans.scope_spans:
+                for span in scope.spans:
+                    if span.kind == Span.SPAN_KIND_CLIENT:
+                        for attribute in span.attributes:
+                            if attribute.key == "server.address":
+                                edges[source, attribute.value.string_value] += 1
+    return time.process_time() - begun_s, edges
+
+
+def bodies_of(rng: random.Random, requests: int = REQUESTS) -> list[bytes]:
+    """OTLP requests of SPANS spans each, half of them of clients, with eight attributes; no id comes twice."""
+    return [_body(rng) for _ in range(requests)]
+
+
+def _body(rng: random.Random) -> bytes:
+    request = ExportTraceServiceRequest()
+    resource_spans = request.resource_spans.add()
+    resource_spans.resource.attributes.add(key="service.name").value.string_value = "web.acme"
+    scope = resource_spans.scope_spans.add()
+    now_ns = time.time_ns()
+    for number in range(SPANS // 2):
+        trace_id, parent = rng.randbytes(16), b""
+        for kind in (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CLIENT):
+            span_id, callee = rng.randbytes(8), number % CALLEES
+            method = f"bench.Service{callee}/Method{number % METHODS}"
+            begun_ns = now_ns - rng.randrange(1_000_000, 50_000_000)
+            span = scope.spans.add(trace_id=trace_id, span_id=span_id, parent_span_id=parent, name=method, kind=kind)
+            span.start_time_unix_nano, span.end_time_unix_nano = begun_ns, now_ns
+            texts = {
+                "rpc.system.name": "grpc",
+                "rpc.method": method,
+                "server.address": f"service-{callee}",
+                "rpc.response.status_code": "OK",
+                "user.tier": "gold",
+                "order.id": f"{rng.getrandbits(48):x}",
+                "deployment": "blue",
+            }
+            for key, text in texts.items():
+                span.attributes.add(key=key).value.string_value = text
+            span.attributes.add(key="order.items").value.int_value = number
+            parent = span_id
+    return request.SerializeToString()
+
+
+def calls_of(minute: int) -> list[report_pb2.CallStat]:
+    """What the SDK reports of the client spans of a request: counts by callee and method."""
+    return [_stat(callee, method) for callee in range(CALLEES) for method in range(METHODS)]
+
+
+def _stat(callee: int, method: int) -> report_pb2.CallStat:
+    count = SPANS // 2 // (CALLEES * METHODS)
+    stat = report_pb2.CallStat(
+        source=str(SpiffeId.workload(DOMAIN, "acme", "web")),
+        destination=f"platform/service-{callee}",
+        method=f"/bench.Service{callee}/Method{method}",
+        status="OK",
+        decision=report_pb2.CallStat.ALLOWED,
+        reporter=report_pb2.CallStat.SOURCE,
+        revision=1,
+        count=count,
+        duration_sum_s=count * 0.01,
+        durations=to_proto({bucket_of(0.01): count}),
+    )
+    stat.minute.FromSeconds(int(utc_now().timestamp()) // 60 * 60)
+    return stat
+
+
+def _owns(node: str, tenant: str, service: str) -> bool:
+    return (node, tenant, service) == (NODE, "acme", "web")
+
+
+def _workload(directory: Path) -> Workload:
+    return Workload(
+        id="acme/web#1",
+        entry=resources_pb2.WorkloadEntry(metadata=resources_pb2.Metadata(tenant="acme", name="web")),
+        service=resources_pb2.Service(),
+        spiffe_id=SpiffeId.workload(DOMAIN, "acme", "web"),
+        pid=os.getpid(),
+        start_time=0,
+        pidfd=-1,
+        uid=os.getuid(),
+        gid=os.getgid(),
+        port=0,
+        directory=directory,
+        number=1,
+    )
