@@ -9,9 +9,9 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
 from meshwarden.controlplane.api.server import traced
-from meshwarden.sdk.own_span import client_interceptor, own_provider, server_interceptor
+from meshwarden.sdk.own_span import add_trace, client_interceptor, own_provider, server_interceptor
 
-METHODS = {"/t.T/Fine", "/t.T/Abort"}
+METHODS = {"/t.T/Fine", "/t.T/Abort", "/t.T/Log"}
 
 
 class Sink:
@@ -33,6 +33,10 @@ async def fine(request: bytes, context: Any) -> bytes:
     return request
 
 
+async def logged(request: bytes, context: Any) -> bytes:
+    return str(add_trace(None, "info", {"event": "e"})["trace_id"]).encode()
+
+
 async def abort(request: bytes, context: Any) -> bytes:
     await context.abort(grpc.StatusCode.INTERNAL, "no")
     raise AssertionError
@@ -50,6 +54,7 @@ async def traced_by(tmp_path: Path) -> AsyncIterator[tuple[grpc.aio.Channel, Sin
     handlers = {
         "Fine": grpc.unary_unary_rpc_method_handler(fine),
         "Abort": grpc.unary_unary_rpc_method_handler(abort),
+        "Log": grpc.unary_unary_rpc_method_handler(logged),
         "Other": grpc.unary_unary_rpc_method_handler(fine),
         "Write": grpc.unary_stream_rpc_method_handler(write),
     }
@@ -72,6 +77,12 @@ async def test_a_call_is_one_trace_with_the_status_of_its_end(traced_by: tuple[g
     assert [span.status.code for span in served] == [Status.STATUS_CODE_UNSET, Status.STATUS_CODE_ERROR]
     assert [called[span.parent_span_id].trace_id for span in served] == [span.trace_id for span in served]
     assert [span.status.code for span in called.values()] == [Status.STATUS_CODE_UNSET, Status.STATUS_CODE_ERROR]
+
+
+async def test_lines_of_the_log_within_a_call_carry_its_trace_id(traced_by: tuple[grpc.aio.Channel, Sink]) -> None:
+    channel, sink = traced_by
+    assert await channel.unary_unary("/t.T/Log")(b"x", timeout=10) == sink.spans[0].trace_id.hex().encode()
+    assert add_trace(None, "", {"event": "e"}) == {"event": "e"}
 
 
 async def test_other_calls_pass_untouched(traced_by: tuple[grpc.aio.Channel, Sink]) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc.aio
+import structlog
 
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.api.errors import InvalidRequest, Moved, NotFound, StillUsed, fitting
@@ -51,6 +52,7 @@ FAULT_BYTES = 1 << 20
 EPOCH = 1
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+log = structlog.get_logger()
 Answer = TypeVar("Answer")
 
 
@@ -91,7 +93,10 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         for tenant in sorted({ref_of(resource).tenant for resource in batch}):
             authorize(caller, SERVICE + "Apply", tenant)
         seen = [unwrap(resource).metadata.record.revision for resource in request.resources]
-        return await self._guarded(lambda guard: self._apply(batch, seen, guard, caller, dry_run=request.dry_run))
+        answer = await self._guarded(lambda guard: self._apply(batch, seen, guard, caller, dry_run=request.dry_run))
+        if not request.dry_run:
+            log.info("resources applied", revision=answer.revision, changes=len(answer.changes), by=str(caller))
+        return answer
 
     async def Get(self, request: v1.GetRequest, context: Context) -> Resource:
         authorize(_caller(), SERVICE + "Get", request.ref.tenant)
