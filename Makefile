@@ -32,6 +32,10 @@ test: $(VENV)/.dev tests/e2e/node/node_modules ## Run the tests (ARGS="-k store"
 	$(call step,whole meshes one after the other)
 	@$(BIN)/python -m pytest -m e2e $(ARGS) || [ $$? -eq 5 ]
 
+.PHONY: soak
+soak: $(VENV)/.dev ## Run what takes its time: a region that is cut off for ten minutes
+	@MESHWARDEN_CUT_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_regions.py $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 	$(call step,ruff)

@@ -138,6 +138,13 @@ def test_what_is_written_wrong_is_said_before_anybody_is_asked() -> None:
         (["get", "gateway"], "no kind 'gateway'; known: Tenant"),
         (["explain", "--from", "acme", "--to", "a/b", "--method", "/m"], "--from: write TENANT/SERVICE"),
         (["up", "--listen", "7443"], "write HOST:PORT"),
+        (["up", "--regions", "eu"], "two or more"),
+        (["up", "--regions", "eu,eu"], "two or more"),
+        (["up", "--regions", "eu,../us"], "write names"),
+        (["up", "--regions", "eu,us", "--check"], "--check"),
+        (["up", "--regions", "eu,us", "--listen", "127.0.0.1:7443"], "a port"),
+        (["up", "--regions", "eu,us", "--reach", "asia=127.0.0.1:1"], "no such region"),
+        (["up", "--regions", "eu,us", "--reach", "us"], "write HOST:PORT"),
     ):
         done = CliRunner().invoke(main, arguments)
         assert done.exit_code == 2

@@ -69,3 +69,18 @@ def test_a_service_without_healthy_endpoints_is_marked() -> None:
     graph.nodes.extend([GraphNode(service="p/orders", endpoints=2), GraphNode(service="a/web")])
     drawn = ElementTree.fromstring(picture.svg(graph))  # noqa: S314
     assert len([element for element in drawn.iter(f"{SVG}g") if element.get("class") == "node down"]) == 1
+
+
+def test_edges_of_several_regions_are_named_and_their_labels_lie_below_each_other() -> None:
+    graph = a_graph(("a/web", "p/orders"), ("a/web", "p/orders"), calls_per_s=2.0)
+    for edge, region in zip(graph.edges, ("eu", "us"), strict=True):
+        edge.region = region
+        graph.regions.add(region=region, own=region == "eu")
+    labels = [
+        label
+        for label in ElementTree.fromstring(picture.svg(graph)).iter(f"{SVG}text")  # noqa: S314 - our own picture
+        if label.get("class") == "label"
+    ]
+    assert [str(label.text).partition(":")[0] for label in labels] == ["eu", "us"]
+    assert float(labels[0].get("y", 0)) + 10 < float(labels[1].get("y", 0))
+    assert '"eu: 2.0/s' in picture.dot(graph)

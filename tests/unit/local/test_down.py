@@ -8,7 +8,7 @@ import pytest
 from meshwarden.controlplane.local import context, lock
 from meshwarden.controlplane.local.down import down
 from meshwarden.controlplane.local.error import LocalError
-from meshwarden.controlplane.local.plan import Plan
+from meshwarden.controlplane.local.plan import Options, Plan
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,20 @@ def test_a_directory_of_ours_is_taken_again_and_tidied_up(tmp_path: Path) -> Non
     context.put("mesh", context.Context("127.0.0.1:1", "ca", "cert", "key", str(plan.state_dir)))
     assert not down(plan.state_dir, print)
     assert content(plan.state_dir) == {"up.lock"}
+    assert context.load() == ("", {})
+
+
+def test_what_pointed_to_each_region_is_taken_away(tmp_path: Path) -> None:
+    plans = Options(tmp_path / "mesh", regions=("eu", "us")).plans()
+    lock.make_ours(plans[0])
+    with lock.alone(plans[0]):
+        for plan in plans:
+            plan.operator.mkdir(parents=True)
+            plan.server.mkdir()
+            plan.server_json.write_text("{}")
+            context.put(f"mesh-{plan.region}", context.Context("127.0.0.1:1", "ca", "c", "k", str(plan.state_dir)))
+    assert not down(plans[0].state_dir, print)
+    assert not any(plan.operator.exists() or plan.server_json.exists() for plan in plans)
     assert context.load() == ("", {})
 
 

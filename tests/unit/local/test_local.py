@@ -18,7 +18,7 @@ from meshwarden.controlplane.config import DiskAuthorityConfig, VaultAuthorityCo
 from meshwarden.controlplane.config import load as load_config
 from meshwarden.controlplane.local import context, plan, port, sample, table
 from meshwarden.controlplane.local.error import LocalError
-from meshwarden.controlplane.local.mesh import environment, rank
+from meshwarden.controlplane.local.mesh import LocalMesh, environment, rank
 from meshwarden.controlplane.local.state import State
 from meshwarden.controlplane.local.voice import Voice
 from meshwarden.controlplane.resources import model
@@ -56,6 +56,57 @@ def test_the_control_plane_takes_what_we_write(tmp_path: Path) -> None:
     config = load_config(file)
     assert config.authority == VaultAuthorityConfig(kind="vault", **vault)  # type: ignore[arg-type]
     assert config.otlp[0].authorization == "vault:kv/meshwarden#otlp_authorization"
+
+
+def test_one_region_lies_where_it_always_did_and_several_lie_beside_each_other(tmp_path: Path) -> None:
+    (only,) = plan.Options(tmp_path).plans()
+    assert (only.region, only.directory, only.named("server")) == ("local", tmp_path, "server")
+    assert [agent.name for agent in only.agents] == ["agent-node-a", "agent-node-b"]
+    eu, us = plan.Options(tmp_path, regions=("eu", "us")).plans()
+    assert eu.server == tmp_path / "region-eu" / "server"
+    assert us.agent("node-a").directory == tmp_path / "region-us" / "node-a"
+    assert us.agent("node-a").name == "agent-node-a-us"
+    shared = ("up_json", "logs", "passphrase", "vault", "lock")
+    assert all(getattr(one, name) == getattr(only, name) for one in (eu, us) for name in shared)
+    names = ["vault", *(one.named(name) for one in (eu, us) for name in ("server", "agent-node-a", "billing"))]
+    assert [rank(name) for name in names] == [0, 1, 2, 3, 1, 2, 3]
+
+
+def test_a_region_is_told_its_name_and_where_the_others_are(tmp_path: Path) -> None:
+    eu, _ = plan.Options(Path("/tmp/x"), regions=("eu", "us")).plans()
+    file = tmp_path / "server.toml"
+    file.write_text(plan.server_toml(eu, "mesh.test", LISTEN, None, None, {"us": "127.0.0.1:5"}))
+    config = load_config(file)
+    assert (config.region, [(peer.region, peer.address) for peer in config.peer]) == ("eu", [("us", "127.0.0.1:5")])
+
+
+def test_a_region_that_comes_later_takes_the_root_that_is_there(tmp_path: Path) -> None:
+    first = plan.Options(tmp_path, regions=("us", "eu")).plans()[0]
+    (first.server / "ca").mkdir(parents=True, mode=0o700)
+    (first.server / "ca" / "root.key").write_text("encrypted")
+    (first.server / "ca" / "root.key").chmod(0o600)
+    options = plan.Options(tmp_path, regions=("asia", "us"))
+    for one in options.plans():
+        one.server.mkdir(parents=True, exist_ok=True)
+        LocalMesh(one, options, None, random.Random(1)).take_root()  # type: ignore[arg-type]
+    key = options.plans()[0].server / "ca" / "root.key"
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("encrypted", 0o600)
+    (alone,) = plan.Options(tmp_path).plans()
+    LocalMesh(alone, plan.Options(tmp_path), None, random.Random(1)).take_root()  # type: ignore[arg-type]
+    assert not (alone.server / "ca").exists()
+
+
+def test_the_tables_of_several_regions_stand_under_their_names() -> None:
+    states = [state(), state()]
+    for one, name in zip(states, ("eu", "us"), strict=True):
+        one.up_json = {"region": name}
+    out = io.StringIO()
+    Console(file=out, width=160).print(table.tables(states, NOW))
+    assert [line.strip() for line in out.getvalue().splitlines() if line.startswith("region")] == [
+        *("region eu", "region us"),
+    ]
+    assert [text.partition(":")[0] for text in table.lines(states, NOW)] == ["eu", "us"]
+    assert list(table.lines([states[0]], NOW)) == [table.line(states[0], NOW)]
 
 
 def test_a_path_too_long_for_sockets_is_refused() -> None:
@@ -143,7 +194,7 @@ def state() -> State:
 
 def test_the_tables_show_nodes_workloads_and_tenants() -> None:
     out = io.StringIO()
-    Console(file=out, width=160).print(table.tables(state(), NOW))
+    Console(file=out, width=160).print(table.tables([state()], NOW))
     said = out.getvalue()
     for part in ("3 of 4", "59m59s", "none yet", "1.2", "web[red]�"):
         assert part in said
@@ -156,7 +207,7 @@ def test_a_node_that_is_not_listed_or_does_not_answer_is_shown_as_down() -> None
     seen.up_json = {"agents": [{"node": "node-a"}, {"node": "node-b"}]}
     seen.away = {"node-a"}
     out = io.StringIO()
-    Console(file=out, width=80).print(table.tables(seen, NOW))
+    Console(file=out, width=80).print(table.tables([seen], NOW))
     rows = [line.split() for line in out.getvalue().splitlines() if line.startswith("node-")]
     assert rows == [["node-a", "a", "3", "of", "4", "down"], ["node-b", "none", "yet", "down"]]
 
@@ -165,7 +216,7 @@ def test_a_narrow_terminal_cuts_the_identities_and_nothing_else() -> None:
     seen = state()
     seen.agents["node-a"].workloads[1].id = "platform/orders-v1-a"
     out = io.StringIO()
-    Console(file=out, width=60).print(table.tables(seen, NOW))
+    Console(file=out, width=60).print(table.tables([seen], NOW))
     said = out.getvalue()
     for part in ("platform/orders-v1-a", "59m59s", "none yet", "LIFE LEFT", "spiffe:"):
         assert part in said
@@ -180,7 +231,7 @@ def test_the_tables_of_a_whole_mesh_fit_a_terminal_of_24_lines() -> None:
     seen.status.nodes.add(node="node-b")
     seen.status.tenants.add(tenant="globex")
     out = io.StringIO()
-    Console(file=out, width=80).print(table.tables(seen, NOW))
+    Console(file=out, width=80).print(table.tables([seen], NOW))
     assert len(out.getvalue().splitlines()) < 24
 
 

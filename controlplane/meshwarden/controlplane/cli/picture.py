@@ -5,7 +5,8 @@ below. Names come from tenants, so all of them are escaped.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -17,6 +18,7 @@ _HEIGHT: Final = 46
 _GAP_X: Final = 240
 _GAP_Y: Final = 34
 _MARGIN: Final = 24
+_LINE: Final = 13
 # Apart for those who do not see red and green, too (Okabe and Ito, "Color Universal Design").
 _STYLE: Final = """
 svg{font:12px system-ui,sans-serif}
@@ -52,8 +54,8 @@ def dot(graph: GetGraphResponse) -> str:
         lines += [f"    {_quoted(service)} [label={_quoted(service.partition('/')[2])}];" for service in services]
         lines.append("  }")
     lines += [
-        f"  {_quoted(edge.source)} -> {_quoted(edge.destination)} [label={_quoted(_label(edge))}];"
-        for edge in graph.edges
+        f"  {_quoted(edge.source)} -> {_quoted(edge.destination)} [label={_quoted(label)}];"
+        for edge, label, _ in _labelled(graph)
     ]
     return "\n".join([*lines, "}"])
 
@@ -71,7 +73,10 @@ def svg(graph: GetGraphResponse) -> str:
             f'aria-label="Who calls whom in region {escape(graph.region, {chr(34): "&quot;"})}">',
             f"<style>{_STYLE}</style>",
             _TIP,
-            *(_drawn_edge(edge, places[edge.source], places[edge.destination]) for edge in graph.edges),
+            *(
+                _drawn_edge(edge, places[edge.source], places[edge.destination], label, number)
+                for edge, label, number in _labelled(graph)
+            ),
             *(_drawn_node(service, place, service in down) for service, place in places.items()),
             "</svg>",
         ]
@@ -126,7 +131,16 @@ def _drawn_node(service: str, place: Place, down: bool) -> str:
     )
 
 
-def _drawn_edge(edge: GraphEdge, source: Place, destination: Place) -> str:
+def _labelled(graph: GetGraphResponse) -> Iterator[tuple[GraphEdge, str, int]]:
+    """Each edge with its label, and how many of the same two services go before it: those of other regions."""
+    seen = Counter[tuple[str, str]]()
+    for edge in graph.edges:
+        label = f"{edge.region}: {_label(edge)}" if len(graph.regions) > 1 else _label(edge)
+        yield edge, label, seen[edge.source, edge.destination]
+        seen[edge.source, edge.destination] += 1
+
+
+def _drawn_edge(edge: GraphEdge, source: Place, destination: Place, label: str, number: int) -> str:
     x1, y1, x2, y2 = source.x + _WIDTH, source.y + _HEIGHT / 2, destination.x, destination.y + _HEIGHT / 2
     if x2 > x1:
         bend = (x2 - x1) / 2
@@ -139,11 +153,12 @@ def _drawn_edge(edge: GraphEdge, source: Place, destination: Place) -> str:
         way = f"M{x1:g},{y1:g} C{x1:g},{low:g} {x2 + 30:g},{low:g} {x2:g},{y2:g}"
         at_x, at_y = (x1 + x2) / 2, low - 8
     thick = 1 + min(4.0, math.log10(1 + edge.calls_per_s) * 1.5)
-    title = f"{edge.source} → {edge.destination}: {_label(edge)}"
+    at_y += _LINE * number
+    title = f"{edge.source} → {edge.destination}: {label}"
     return (
         f'<g class="edge {_state(edge)}"><title>{escape(title)}</title>'
         f'<path d="{way}" stroke-width="{thick:.2g}" marker-end="url(#tip)"/>'
-        f'<text class="label" x="{at_x:g}" y="{at_y:g}" text-anchor="middle">{escape(_label(edge))}</text></g>'
+        f'<text class="label" x="{at_x:g}" y="{at_y:g}" text-anchor="middle">{escape(label)}</text></g>'
     )
 
 

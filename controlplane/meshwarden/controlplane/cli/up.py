@@ -1,6 +1,7 @@
 """`meshwarden up`."""
 
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -8,12 +9,33 @@ import click
 
 from meshwarden.certs.clock import utc_now
 
+_NAME = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+
 
 def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise click.BadParameter("write HOST:PORT; port 0 takes a free one")
     return value
+
+
+def _regions(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    regions = tuple(value.split(","))
+    if any(re.fullmatch(_NAME, region) is None for region in regions):
+        raise click.BadParameter("write names of a-z, 0-9 and inner '-', with commas between them: eu,us")
+    if len(regions) < 2 or len(set(regions)) < len(regions):
+        raise click.BadParameter("write two or more different names: eu,us")
+    return regions
+
+
+def _reach(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for value in values:
+        region, _, address = value.partition("=")
+        found[region] = _address(ctx, param, address)
+    return found
 
 
 @click.command()
@@ -42,6 +64,19 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--metrics-listen", default="127.0.0.1:0", show_default=True, callback=_address, help="Where it serves metrics."
 )
 @click.option("--otlp-endpoint", metavar="URL", help="Send traces on to an OTLP/gRPC backend.")
+@click.option(
+    "--regions",
+    metavar="NAME,NAME,…",
+    callback=_regions,
+    help="Start a region for each name, with a control plane, a store and two node agents of its own.",
+)
+@click.option(
+    "--reach",
+    metavar="REGION=HOST:PORT",
+    multiple=True,
+    callback=_reach,
+    help="Where the other regions reach one: a relay, for one, which can be cut. May be given again.",
+)
 @click.option("--trust-domain", default="mesh.test", show_default=True, help="The trust domain.")
 def up(
     state_dir: Path | None,
@@ -54,17 +89,23 @@ def up(
     listen: str,
     metrics_listen: str,
     otlp_endpoint: str | None,
+    regions: tuple[str, ...],
+    reach: dict[str, str],
     trust_domain: str,
 ) -> None:
     """Start a mesh on this machine and show it, until Ctrl-C or `meshwarden down`."""
     from meshwarden.controlplane.local import up as local
-    from meshwarden.controlplane.local.plan import Options, default_state_dir
+    from meshwarden.controlplane.local.plan import REGION, Options, default_state_dir
 
     chosen = () if no_samples else tuple(dict.fromkeys(samples))
     if check and "shop" not in chosen:
         raise click.UsageError("--check calls the samples of the shop: leave out --no-samples, or add --samples shop")
     if check and otlp_endpoint is not None:
         raise click.UsageError("--check has traces sent to itself: leave out --otlp-endpoint")
+    if regions and (check or not listen.endswith(":0") or not metrics_listen.endswith(":0")):
+        raise click.UsageError("--regions goes with neither --check nor a port: each region takes a free one")
+    if strange := sorted(set(reach) - set(regions)):
+        raise click.UsageError(f"--reach {strange[0]}=…: --regions names no such region")
     options = Options(
         state_dir=local.resolve(state_dir or default_state_dir(vault)),
         trust_domain=trust_domain,
@@ -76,6 +117,8 @@ def up(
         listen=listen,
         metrics_listen=metrics_listen,
         otlp_endpoint=otlp_endpoint,
+        regions=regions or (REGION,),
+        reach=reach,
     )
     if not local.up(options, local.default_voice(options), utc_now, random.SystemRandom()):
         sys.exit(1)

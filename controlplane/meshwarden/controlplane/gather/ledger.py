@@ -397,4 +397,8 @@ def _unpacked(packed: bytes) -> Counter[int]:
 def _added(one: Any, other: Any) -> Any:
     if not one or not other:
         return one or other
-    return _packed(_unpacked(one) + _unpacked(other))
+    counts, more = Histogram.FromString(one), Histogram.FromString(other)
+    total = dict(zip(counts.buckets, counts.counts, strict=True))
+    for bucket, count in zip(more.buckets, more.counts, strict=True):
+        total[bucket] = total.get(bucket, 0) + count
+    return _packed(total)

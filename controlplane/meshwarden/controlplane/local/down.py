@@ -9,7 +9,7 @@ from meshwarden.controlplane.local import context as contexts
 from meshwarden.controlplane.local import kernel, lock, record
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.controlplane.local.mesh import rank
-from meshwarden.controlplane.local.plan import Plan
+from meshwarden.controlplane.local.plan import REGIONS, Plan
 from meshwarden.controlplane.local.record import UP, Process
 
 # The graces of all ranks and a bit, for an `up` that stops its children itself.
@@ -65,8 +65,10 @@ def forget(state_dir: Path) -> None:
     """Takes away what pointed to a mesh that is no more: its context and up.json."""
     plan = Plan(state_dir)
     plan.up_json.unlink(missing_ok=True)
-    plan.server_json.unlink(missing_ok=True)
-    shutil.rmtree(plan.operator, ignore_errors=True)
+    regions = [path.name.removeprefix(REGIONS) for path in state_dir.glob(f"{REGIONS}*")]
+    for one in (plan, *(Plan(state_dir, region, is_only=False) for region in regions)):
+        one.server_json.unlink(missing_ok=True)
+        shutil.rmtree(one.operator, ignore_errors=True)
     _, known = contexts.load()
     for name, context in known.items():
         if context.state_dir == str(state_dir):

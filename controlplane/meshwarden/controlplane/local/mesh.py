@@ -1,13 +1,14 @@
-"""A mesh on this machine: starts its parts in order, and stops and starts them again for whoever asks."""
+"""One region of a mesh on this machine: starts its parts, and stops and starts them again for whoever asks."""
 
 import asyncio
 import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from meshwarden.controlplane.local.handle import MeshHandle, VaultInfo
 from meshwarden.controlplane.local.kernel import MARK
 from meshwarden.controlplane.local.operator import AgentLink, Operator, wait_for
 from meshwarden.controlplane.local.otlp import OtlpReceiver
-from meshwarden.controlplane.local.plan import AgentPlan, Options, Plan, agent_toml, server_toml
+from meshwarden.controlplane.local.plan import REGIONS, AgentPlan, Options, Plan, agent_toml, server_toml
 from meshwarden.controlplane.local.port import HOST, choose
 from meshwarden.controlplane.local.process import Children, Program, tail
 from meshwarden.controlplane.local.record import write_private
@@ -56,20 +57,20 @@ def rank(name: str) -> int:
     """The order of stopping: samples, agents, control plane, Vault."""
     if name == VAULT:
         return 0
-    if name == SERVER:
+    if name == SERVER or name.startswith(f"{SERVER}-"):
         return 1
     return 2 if name.startswith("agent-") else 3
 
 
 class LocalMesh:
-    """The parts of a mesh that run here.
+    """The parts of one region that run here.
 
     Attributes:
         plan: where its files are.
         options: what the user asked for.
         operator: asks the control plane; there once the control plane is.
         agents: {node: connection to its agent}.
-        vault: the OpenBao beside it, with `--vault`.
+        vault: the OpenBao beside it, with `--vault`; all regions have one.
     """
 
     def __init__(self, plan: Plan, options: Options, children: Children, rng: random.Random) -> None:
@@ -78,6 +79,7 @@ class LocalMesh:
         self.vault: VaultInfo | None = None
         self.agents: dict[str, AgentLink] = {}
         self._children = children
+        self._name = plan.named(SERVER)
         self._rng = rng
         self._ports: dict[str, int] = {}
         self._operator: Operator | None = None
@@ -122,12 +124,31 @@ class LocalMesh:
         """
         for directory in (self.plan.logs, self.plan.server, *(agent.directory for agent in self.plan.agents)):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        names = ["server", "metrics", *(agent.name for agent in self.plan.agents)]
-        names += [sample.name for sample in self.samples if sample.serves]
+        names = [self._name, self.plan.named("metrics"), *(agent.name for agent in self.plan.agents)]
+        names += [self.plan.named(sample.name) for sample in self.samples if sample.serves]
         names += ["vault", "vault-cluster"] if self.options.vault else []
         self._ports = choose(self.plan.state_dir / "ports.json", names, self._rng)
         if not self.options.vault and not self.plan.passphrase.exists():
             write_private(self.plan.passphrase, secrets.token_urlsafe(32))
+
+    @property
+    def address(self) -> str:
+        """Where the control plane will listen."""
+        return _with_port(self.options.listen, self._ports[self._name])
+
+    def take_root(self) -> None:
+        """Takes the root of the trust domain from a region that has it, unless it is here or nowhere.
+
+        `up` owns all of them, so it may copy the key, which stays encrypted under the passphrase that they share.
+        """
+        root = self.plan.server / "ca"
+        found = sorted(self.plan.state_dir.glob(f"{REGIONS}*/server/ca"))
+        if self.plan.is_only or root.exists() or not found:
+            return
+        draft = self.plan.server / ".ca.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(found[0], draft)
+        draft.rename(root)
 
     async def start_vault(self) -> None:
         """Starts OpenBao and sets it up.
@@ -153,8 +174,12 @@ class LocalMesh:
                     await self._bao.unseal()
             await asyncio.sleep(SEAL_S)
 
-    async def start_control_plane(self, otlp: OtlpReceiver | None) -> None:
+    async def start_control_plane(self, otlp: OtlpReceiver | None, peers: Mapping[str, str]) -> None:
         """Writes the control plane's configuration, starts it and waits until it listens.
+
+        Args:
+            otlp: where its traces go, for the checks.
+            peers: where the other regions are reached, {region: address}.
 
         Raises:
             LocalError: it ends, or it doesn't within the time.
@@ -164,16 +189,15 @@ class LocalMesh:
             token = self.plan.vault / "token"
             vault = {"address": self.vault.address, "token": f"file:{token}", "mount": self.vault.mount}
         listen = {
-            "listen": _with_port(self.options.listen, self._ports["server"]),
-            "metrics_listen": _with_port(self.options.metrics_listen, self._ports["metrics"]),
+            "listen": self.address,
+            "metrics_listen": _with_port(self.options.metrics_listen, self._ports[self.plan.named("metrics")]),
         }
-        text = server_toml(
-            self.plan, self.options.trust_domain, listen, otlp.endpoint if otlp else self.options.otlp_endpoint, vault
-        )
+        endpoint = otlp.endpoint if otlp else self.options.otlp_endpoint
+        text = server_toml(self.plan, self.options.trust_domain, listen, endpoint, vault, peers)
         write_private(self.plan.server_config, text)
         argv = (*_python(), "-m", "meshwarden.controlplane", "server", "--config", str(self.plan.server_config))
         self.plan.server_json.unlink(missing_ok=True)
-        child = await self._children.start(self._program(SERVER, argv, GRACE_S[SERVER]))
+        child = await self._children.start(self._program(self._name, argv, GRACE_S[SERVER]))
         await self._server_listens()
         child.settle()
         self._operator = Operator(self.context())
@@ -188,7 +212,7 @@ class LocalMesh:
             f"a join token for {agent.node}",
             lambda: self.operator.join_token(agent.node),
             SERVER_S,
-            self._tails(SERVER),
+            self._tails(self._name),
         )
         write_private(agent.token, token)
         address, ca_file = self.server.address, self.server.ca_file
@@ -226,11 +250,11 @@ class LocalMesh:
         argv = [*agent_command(), "exec", "--socket", str(agent.agent_socket)]
         argv += ["--entry", sample.entry, "--instance", sample.name]
         if sample.serves:
-            argv += ["--port", str(self._ports[sample.name])]
+            argv += ["--port", str(self._ports[self.plan.named(sample.name)])]
         argv += ["--", *_python(), "-m", f"meshwarden.examples.{sample.module}", *sample.arguments]
         if sample.keeps:
-            argv += ["--directory", str(self.plan.state_dir / "samples" / sample.name)]
-        child = await self._children.start(self._program(sample.name, argv, SAMPLE_GRACE_S))
+            argv += ["--directory", str(self.plan.directory / "samples" / sample.name)]
+        child = await self._children.start(self._program(self.plan.named(sample.name), argv, SAMPLE_GRACE_S))
         child.settle()
 
     async def wait_for_samples(self, note: Callable[[str], None]) -> None:
@@ -239,7 +263,8 @@ class LocalMesh:
         Raises:
             LocalError: one ends again and again, or isn't ready within the time.
         """
-        ports = {self._ports[sample.name] for sample in self.samples if sample.serves}
+        named = self.plan.named
+        ports = {self._ports[named(sample.name)] for sample in self.samples if sample.serves}
         identified: set[str] = set()
 
         async def ready() -> bool | None:
@@ -252,11 +277,12 @@ class LocalMesh:
             return True if everyone and healthy >= len(ports) else None
 
         def tails() -> Iterable[str]:
-            missing = [sample.name for sample in self.samples if sample.name not in identified]
-            return self._tails(*(missing or [sample.name for sample in self.samples if sample.serves]))()
+            missing = [named(sample.name) for sample in self.samples if sample.name not in identified]
+            return self._tails(*(missing or [named(sample.name) for sample in self.samples if sample.serves]))()
 
         def failure() -> str | None:
-            ended = [sample.name for sample in self.samples if self._children[sample.name].restarts > MAX_RESTARTS]
+            names = [named(sample.name) for sample in self.samples]
+            ended = [name for name in names if self._children[name].restarts > MAX_RESTARTS]
             return "\n".join([f"ended again and again: {', '.join(ended)}", *self._tails(*ended)()]) if ended else None
 
         await wait_for("samples take part", ready, READY_S, tails, failure)
@@ -287,23 +313,24 @@ class LocalMesh:
 
     async def stop_server(self) -> None:
         """Kills the control plane (SIGKILL) and leaves it down."""
-        await self._children[SERVER].stop(signal.SIGKILL)
+        await self._children[self._name].stop(signal.SIGKILL)
 
     async def start_server(self) -> None:
         """Starts the control plane and waits until it listens."""
         self.plan.server_json.unlink(missing_ok=True)
-        await self._children[SERVER].start()
+        await self._children[self._name].start()
         await self._server_listens()
 
     async def restart_server(self) -> None:
         """Stops the control plane (SIGTERM), starts it and waits until it listens."""
-        await self._children[SERVER].stop()
+        await self._children[self._name].stop()
         await self.start_server()
 
     async def restart_sample(self, name: str) -> int:
         """Stops a sample, starts it anew and returns its new pid; it may not be healthy yet."""
-        await self._children[name].stop()
-        return await self._children[name].start()
+        child = self._children[self.plan.named(name)]
+        await child.stop()
+        return await child.start()
 
     async def close(self) -> None:
         """Ends the connections; the processes are ended by whoever keeps them."""
@@ -316,10 +343,10 @@ class LocalMesh:
         async def listens() -> ServerAddress | None:
             said = _read_server_json(self.plan.server_json)
             # What an earlier process left is not what we wait for.
-            return said[0] if said is not None and said[1] == self.pid(SERVER) else None
+            return said[0] if said is not None and said[1] == self.pid(self._name) else None
 
         self._server = await wait_for(
-            "the control plane listens", listens, SERVER_S, self._tails(SERVER), self._failure(SERVER)
+            "the control plane listens", listens, SERVER_S, self._tails(self._name), self._failure(self._name)
         )
 
     def _failure(self, *names: str) -> Callable[[], str | None]:

@@ -4,13 +4,16 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshwarden.controlplane.local.context import xdg_directory
 from meshwarden.controlplane.local.error import LocalError
 
+# What a region's own directory is called, where there are several.
+REGIONS = "region-"
 NODES = {"node-a": "a", "node-b": "b"}
+# The name of the one region where none is given.
 REGION = "local"
 # sun_path holds 108 bytes with its NUL; the rest is room for what agents add in later versions.
 SOCKET_BYTES = 100
@@ -33,6 +36,8 @@ class Options:
         listen: where the control plane listens, "HOST:PORT".
         metrics_listen: where it serves metrics, "HOST:PORT".
         otlp_endpoint: where traces go on to, "http://HOST:PORT"; None for nowhere.
+        regions: their names.
+        reach: where the other regions reach one, {region: "HOST:PORT"}; else where it listens.
     """
 
     state_dir: Path
@@ -45,15 +50,29 @@ class Options:
     listen: str = "127.0.0.1:0"
     metrics_listen: str = "127.0.0.1:0"
     otlp_endpoint: str | None = None
+    regions: tuple[str, ...] = (REGION,)
+    reach: Mapping[str, str] = field(default_factory=dict)
+
+    def plans(self) -> list["Plan"]:
+        """The files of each region."""
+        return [Plan(self.state_dir, region, is_only=len(self.regions) == 1) for region in self.regions]
 
 
 @dataclass(frozen=True)
 class AgentPlan:
-    """One agent's files."""
+    """One agent's files.
+
+    Attributes:
+        node: its node.
+        zone: where that is.
+        directory: holds its files.
+        name: of its process and its log.
+    """
 
     node: str
     zone: str
     directory: Path
+    name: str
 
     @property
     def agent_socket(self) -> Path:
@@ -75,17 +94,29 @@ class AgentPlan:
         """Its join token."""
         return self.directory / "join-token"
 
-    @property
-    def name(self) -> str:
-        """Of its process and its log."""
-        return f"agent-{self.node}"
-
 
 @dataclass(frozen=True)
 class Plan:
-    """The files of one mesh, all below its state directory."""
+    """The files of one region, all below the mesh's state directory.
+
+    Attributes:
+        state_dir: the mesh's.
+        region: the region's name.
+        is_only: whether the mesh has no other. Else what is its own lies one directory further down.
+    """
 
     state_dir: Path
+    region: str = REGION
+    is_only: bool = True
+
+    @property
+    def directory(self) -> Path:
+        """Holds what is the region's own."""
+        return self.state_dir if self.is_only else self.state_dir / f"{REGIONS}{self.region}"
+
+    def named(self, name: str) -> str:
+        """The name of a process of this region, and of its log and its port."""
+        return name if self.is_only else f"{name}-{self.region}"
 
     @property
     def up_json(self) -> Path:
@@ -100,12 +131,12 @@ class Plan:
     @property
     def server(self) -> Path:
         """The control plane's state directory."""
-        return self.state_dir / "server"
+        return self.directory / "server"
 
     @property
     def server_config(self) -> Path:
         """The control plane's configuration."""
-        return self.state_dir / "server.toml"
+        return self.directory / "server.toml"
 
     @property
     def server_json(self) -> Path:
@@ -115,7 +146,7 @@ class Plan:
     @property
     def operator(self) -> Path:
         """Holds the operator's certificate: tls.crt, tls.key, ca.crt."""
-        return self.state_dir / "operator"
+        return self.directory / "operator"
 
     @property
     def passphrase(self) -> Path:
@@ -135,11 +166,11 @@ class Plan:
     @property
     def agents(self) -> tuple[AgentPlan, ...]:
         """The agents, one a node."""
-        return tuple(AgentPlan(node, zone, self.state_dir / node) for node, zone in NODES.items())
+        return tuple(self.agent(node) for node in NODES)
 
     def agent(self, node: str) -> AgentPlan:
         """The agent of a node."""
-        return AgentPlan(node, NODES[node], self.state_dir / node)
+        return AgentPlan(node, NODES[node], self.directory / node, self.named(f"agent-{node}"))
 
 
 def default_state_dir(vault: bool) -> Path:
@@ -166,7 +197,7 @@ def refuse_unfit(options: Options) -> None:
         raise LocalError(
             f"Meshwarden needs Python 3.11 or newer; this is {sys.version.split()[0]}", "make the venv with a newer one"
         )
-    longest = len(os.fsencode(options.state_dir / LONGEST_SOCKET))
+    longest = max(len(os.fsencode(plan.directory / LONGEST_SOCKET)) for plan in options.plans())
     if longest > SOCKET_BYTES:
         raise LocalError(
             f"{options.state_dir}: too long by {longest - SOCKET_BYTES} bytes: Unix sockets below it would have "
@@ -198,7 +229,12 @@ def refuse_another(plan: Plan, options: Options) -> None:
 
 
 def server_toml(
-    plan: Plan, trust_domain: str, listen: Mapping[str, str], otlp_endpoint: str | None, vault: Mapping[str, str] | None
+    plan: Plan,
+    trust_domain: str,
+    listen: Mapping[str, str],
+    otlp_endpoint: str | None,
+    vault: Mapping[str, str] | None,
+    peers: Mapping[str, str] | None = None,
 ) -> str:
     """Returns the control plane's configuration as TOML.
 
@@ -208,10 +244,11 @@ def server_toml(
         listen: `listen` and `metrics_listen`.
         otlp_endpoint: where traces go on to.
         vault: address, token (a reference) and mount; None for the embedded authority.
+        peers: where the other regions are reached, {region: "HOST:PORT"}.
     """
     settings = {
         "trust_domain": trust_domain,
-        "region": REGION,
+        "region": plan.region,
         "state_dir": str(plan.server),
         "operator_directory": str(plan.operator),
         **listen,
@@ -225,6 +262,8 @@ def server_toml(
         if vault is not None:
             backend["authorization"] = "vault:kv/meshwarden#otlp_authorization"
         text += "\n[[otlp]]\n" + toml(backend)
+    for region, address in (peers or {}).items():
+        text += "\n[[peer]]\n" + toml({"region": region, "address": address})
     return text
 
 

@@ -2,16 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import grpc.aio
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.controlplane.local.mesh import LocalMesh, instance_of
-from meshwarden.controlplane.local.plan import REGION
 from meshwarden.controlplane.local.record import write_private
 from meshwarden.v1.admin_service_pb2 import GetStatusResponse
 from meshwarden.v1.node_service_pb2 import WorkloadState
@@ -29,7 +29,7 @@ class State:
         is_server_up: whether the last question was answered.
         agents: {node: its agent's last word}.
         away: the nodes whose agent didn't answer the last question.
-        up_json: the content of up.json.
+        up_json: what up.json says of the region; of the first, all that it says.
     """
 
     status: GetStatusResponse | None = None
@@ -43,40 +43,39 @@ class Keeper:
     """Keeps the state current.
 
     Attributes:
-        state: what was last heard.
+        states: what was last heard of each region.
     """
 
-    def __init__(self, mesh: LocalMesh, report: Callable[[str], None]) -> None:
-        self.state = State()
-        self._mesh = mesh
+    def __init__(self, meshes: Sequence[LocalMesh], report: Callable[[str], None]) -> None:
+        self.states = [State() for _ in meshes]
+        self._meshes = meshes
         self._report = report
         self._is_written = True
 
-    async def refresh(self) -> State:
+    @property
+    def state(self) -> State:
+        """What was last heard of the first region."""
+        return self.states[0]
+
+    async def refresh(self) -> None:
         """Asks everyone once; who doesn't answer keeps their last word."""
-        try:
-            self.state.status = await self._mesh.operator.status()
-            self.state.is_server_up = True
-        except (grpc.aio.AioRpcError, LocalError):
-            self.state.is_server_up = False
-        for node, link in self._mesh.agents.items():
-            try:
-                self.state.agents[node] = await link.status()
-                self.state.away.discard(node)
-            except grpc.aio.AioRpcError:
-                self.state.away.add(node)
-        now = up_json(self._mesh, self.state)
-        if now != self.state.up_json or not self._is_written:
-            self.state.up_json.clear()
-            self.state.up_json.update(now)
+        async with anyio.create_task_group() as group:
+            for mesh, state in zip(self._meshes, self.states, strict=True):
+                group.start_soon(_ask, mesh, state)
+        now = [up_json(mesh, state) for mesh, state in zip(self._meshes, self.states, strict=True)]
+        if len(now) > 1:
+            now[0] = {**now[0], "regions": list(now)}
+        if now[0] != self.state.up_json or not self._is_written:
+            for state, said in zip(self.states, now, strict=True):
+                state.up_json.clear()
+                state.up_json.update(said)
             self._write()
-        return self.state
 
     def _write(self) -> None:
         """Writes up.json; where that fails, on a full disk for one, the mesh goes on and the next round tries again."""
         was_written = self._is_written
         try:
-            write_private(self._mesh.plan.up_json, json.dumps(self.state.up_json, indent=2) + "\n")
+            write_private(self._meshes[0].plan.up_json, json.dumps(self.state.up_json, indent=2) + "\n")
             self._is_written = True
         except OSError as error:
             self._is_written = False
@@ -90,12 +89,26 @@ class Keeper:
             await self.refresh()
 
 
+async def _ask(mesh: LocalMesh, state: State) -> None:
+    try:
+        state.status = await mesh.operator.status()
+        state.is_server_up = True
+    except (grpc.aio.AioRpcError, LocalError):
+        state.is_server_up = False
+    for node, link in mesh.agents.items():
+        try:
+            state.agents[node] = await link.status()
+            state.away.discard(node)
+        except grpc.aio.AioRpcError:
+            state.away.add(node)
+
+
 def up_json(mesh: LocalMesh, state: State) -> dict[str, Any]:
-    """Where everything of the running mesh is, as up.json states it."""
+    """Where everything of a running region is, as up.json states it."""
     context = mesh.context()
     return {
         "trust_domain": mesh.options.trust_domain,
-        "region": REGION,
+        "region": mesh.plan.region,
         "control_plane": {"address": context.address, "ca_file": context.ca_file},
         "admin": {"cert_file": context.cert_file, "key_file": context.key_file},
         "metrics_url": mesh.server.metrics_url,

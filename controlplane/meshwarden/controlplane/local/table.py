@@ -1,6 +1,6 @@
 """The state of the mesh for people: tables on a terminal, one line elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from rich import box
@@ -15,7 +15,17 @@ from meshwarden.v1.node_service_pb2 import WorkloadState
 NO_LIFE = "none yet"
 
 
-def tables(state: State, now: datetime) -> RenderableType:
+def tables(states: Sequence[State], now: datetime) -> RenderableType:
+    """The tables of each region, under its name where there are several."""
+    if len(states) == 1:
+        return _region(states[0], now)
+    headed = (
+        (Text(f"region {state.up_json.get('region', '')}", style="bold"), _region(state, now)) for state in states
+    )
+    return Group(*(part for each in headed for part in (Text(), *each)))
+
+
+def _region(state: State, now: datetime) -> RenderableType:
     """Nodes, tenants and workloads, each in a table; the longest last, for what a low terminal cuts off is the end."""
     parts = [_nodes(state), _tenants(state), _workload_table(state, now)]
     if not state.is_server_up:
@@ -74,8 +84,14 @@ def line(state: State, now: datetime) -> str:
     return plain("; ".join(parts))
 
 
+def lines(states: Sequence[State], now: datetime) -> Iterator[str]:
+    """The same in one line for each region."""
+    for state in states:
+        yield line(state, now) if len(states) == 1 else f"{state.up_json.get('region', '')}: {line(state, now)}"
+
+
 def summary(state: State, logs: str, context: str) -> Iterator[str]:
-    """What was started and how to look at it, line by line."""
+    """What was started of a region and how to look at it, line by line."""
     said = state.up_json
     yield f"control plane  {said['control_plane']['address']}  (region {said['region']}, {said['trust_domain']})"
     if state.status is not None:

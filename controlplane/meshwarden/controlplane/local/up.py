@@ -6,9 +6,10 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -47,7 +48,8 @@ def up(options: Options, voice: Voice, clock: Callable[[], datetime], rng: rando
     plan = Plan(options.state_dir)
     make_ours(plan)
     with alone(plan):
-        refuse_another(plan, options)
+        for region in options.plans():
+            refuse_another(region, options)
         running = _Up(plan, options, voice, clock, rng)
         try:
             anyio.run(running.run)
@@ -140,58 +142,75 @@ class _Up:
         self._voice.warn(text)
 
     async def _work(self, kept: Children) -> None:
-        mesh = LocalMesh(self._plan, self._options, kept, self._rng)
+        meshes = [LocalMesh(plan, self._options, kept, self._rng) for plan in self._options.plans()]
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(_shielded, mesh.close)
+            for mesh in meshes:
+                stack.push_async_callback(_shielded, mesh.close)
             otlp = await stack.enter_async_context(receiver()) if self._options.check else None
-            await self._start(mesh, otlp)
-            name = _write_context(mesh)
-            async with self._kept(mesh) as keeper:
-                state = keeper.state
+            await self._start(meshes, otlp)
+            # The first one last: it is to be the current one.
+            names = [_write_context(mesh) for mesh in reversed(meshes)][::-1]
+            async with self._kept(meshes) as keeper:
                 if self._options.check:
-                    await self._check(mesh.handle(name, state.up_json, otlp))
+                    await self._check(meshes[0].handle(names[0], keeper.state.up_json, otlp))
                     return
                 if self._options.json:
-                    print(json.dumps(state.up_json), flush=True)
-                for text in table.summary(state, str(self._plan.logs), name):
-                    self._voice.say(text)
+                    print(json.dumps(keeper.state.up_json), flush=True)
+                for state, name in zip(keeper.states, names, strict=True):
+                    for text in table.summary(state, str(self._plan.logs), name):
+                        self._voice.say(text)
                 self._voice.say("Ctrl-C or `meshwarden down` stops it.")
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._options.for_s):
                         await self._show(keeper)
 
-    async def _start(self, mesh: LocalMesh, otlp: OtlpReceiver | None) -> None:
+    async def _start(self, meshes: Sequence[LocalMesh], otlp: OtlpReceiver | None) -> None:
         """Starts the parts in order."""
         voice = self._voice
-        await asyncio.to_thread(mesh.prepare)
+        for mesh in meshes:
+            await asyncio.to_thread(mesh.prepare)
         if self._options.vault:
             with voice.step("OpenBao"):
-                await mesh.start_vault()
+                await meshes[0].start_vault()
+        reach = {mesh.plan.region: self._options.reach.get(mesh.plan.region, mesh.address) for mesh in meshes}
         with voice.step("control plane"):
-            await mesh.start_control_plane(otlp)
+            for mesh in meshes:
+                mesh.vault = meshes[0].vault
+                await asyncio.to_thread(mesh.take_root)
+                own = mesh.plan.region
+                await mesh.start_control_plane(otlp, {region: reach[region] for region in reach if region != own})
         with voice.step("node agents"):
-            for agent in self._plan.agents:
-                await mesh.start_agent(agent)
-            await mesh.wait_for_agents()
-        if not mesh.samples:
+            for mesh in meshes:
+                for agent in mesh.plan.agents:
+                    await mesh.start_agent(agent)
+            for mesh in meshes:
+                await mesh.wait_for_agents()
+        await self._start_samples(meshes)
+
+    async def _start_samples(self, meshes: Sequence[LocalMesh]) -> None:
+        """Gives each region the same manifests, and runs the same samples there."""
+        if not meshes[0].samples:
             return
-        with voice.step("manifests of the samples"):
+        with self._voice.step("manifests of the samples"):
             located = sample.manifests(self._options.samples, os.getuid(), *NODES)
             resources = [item.resource for item in located]
-            await wait_for("the manifests are taken", lambda: _apply(mesh, resources), APPLY_S)
-        with voice.step("sample workloads") as note:
-            for item in mesh.samples:
-                await mesh.start_sample(item)
-            await mesh.wait_for_samples(note)
+            for mesh in meshes:
+                await wait_for("the manifests are taken", partial(_apply, mesh, resources), APPLY_S)
+        with self._voice.step("sample workloads") as note:
+            for mesh in meshes:
+                for item in mesh.samples:
+                    await mesh.start_sample(item)
+            for mesh in meshes:
+                await mesh.wait_for_samples(note)
 
     @asynccontextmanager
-    async def _kept(self, mesh: LocalMesh) -> AsyncIterator[Keeper]:
+    async def _kept(self, meshes: Sequence[LocalMesh]) -> AsyncIterator[Keeper]:
         """Writes up.json and keeps it current while the body runs."""
-        keeper = Keeper(mesh, self._trouble)
+        keeper = Keeper(meshes, self._trouble)
         await keeper.refresh()
         async with anyio.create_task_group() as group:
             group.start_soon(keeper.run)
-            group.start_soon(mesh.keep_vault_open)
+            group.start_soon(meshes[0].keep_vault_open)
             try:
                 yield keeper
             finally:
@@ -202,10 +221,11 @@ class _Up:
         if self._voice.is_live:
             with self._voice.table() as show:
                 while True:
-                    show(table.tables(keeper.state, self._clock()))
+                    show(table.tables(keeper.states, self._clock()))
                     await asyncio.sleep(1)
         while True:
-            self._voice.say(table.line(keeper.state, self._clock()))
+            for text in table.lines(keeper.states, self._clock()):
+                self._voice.say(text)
             await asyncio.sleep(LINE_S)
 
     async def _check(self, handle: MeshHandle) -> None:
@@ -239,7 +259,7 @@ def _write_context(mesh: LocalMesh) -> str:
     """Writes the mesh's context and makes it the current one; returns its name."""
     context = mesh.context()
     _, known = contexts.load()
-    name = stem = mesh.plan.state_dir.name
+    name = stem = mesh.plan.named(mesh.plan.state_dir.name)
     number = 1
     while name in known and known[name].state_dir != context.state_dir:
         number += 1

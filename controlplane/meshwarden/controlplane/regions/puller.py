@@ -29,6 +29,8 @@ INTERVAL_S: Final = 1.0
 PULL_S: Final = 10.0
 _LAST_BACKOFF_S: Final = 5.0
 _MESSAGE_BYTES: Final = 4 << 20
+_KEEPALIVE_MS: Final = 20_000
+_KEEPALIVE_TIMEOUT_MS: Final = 10_000
 MAX_ROWS: Final = 4096
 # More calls than all of a region's nodes make in a minute, and few enough that SQLite can add up a ledger full of them.
 MAX_COUNT: Final = 2**40
@@ -187,6 +189,9 @@ class Puller:
                     ("grpc.ssl_target_name_override", region_dns_name(self._own.trust_domain, self.peer.region)),
                     ("grpc.use_local_subchannel_pool", 1),
                     ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+                    # A connection whose other end has vanished without a word is given up after these.
+                    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
                     ("grpc.initial_reconnect_backoff_ms", 200),
                     ("grpc.max_reconnect_backoff_ms", 2_000),
                     ("grpc.enable_http_proxy", 0),

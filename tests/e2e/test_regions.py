@@ -1,0 +1,319 @@
+"""Two regions, each with a mesh of its own; one is cut off from the other for a while, and then both know all of both.
+
+`make test` cuts for a minute, `make soak` for ten (MESHWARDEN_CUT_S).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.local.check.call import ORDERS, grpc_calls, only
+from meshwarden.controlplane.local.check.probe import Probe, probe
+from meshwarden.controlplane.local.client import connect
+from meshwarden.controlplane.local.context import Context
+from meshwarden.controlplane.local.kernel import MARK
+from meshwarden.v1.admin_service_pb2 import GetGraphRequest, GetStatusRequest, ListCallsRequest, RegionState
+from meshwarden.v1.report_pb2 import CallStat
+
+CUT_S = float(os.environ.get("MESHWARDEN_CUT_S", "60"))
+# Ten calls a second are within what globex may do.
+RATE = 10
+DEADLINE_S = 90.0
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(CUT_S + 500), pytest.mark.xdist_group("mesh")]
+# tests/e2e/conftest.py: Up
+Start = Callable[..., Any]
+WEB = "spiffe://mesh.test/tenant/globex/service/web"
+TENANT = "kind: Tenant\nmetadata:\n  name: {name}\n"
+
+
+class Relay:
+    """The way to a region's control plane. Cut, it takes what comes and passes nothing on, as a broken network does."""
+
+    def __init__(self, target: Callable[[], str]) -> None:
+        self._target = target
+        self._whole = threading.Event()
+        self._whole.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._sockets: list[socket.socket] = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._whole.clear()
+
+    def heal(self) -> None:
+        self._whole.set()
+
+    def close(self) -> None:
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                one, _ = self._listener.accept()
+                threading.Thread(target=self._join, args=(one,), daemon=True).start()
+
+    def _join(self, one: socket.socket) -> None:
+        self._sockets.append(one)
+        try:
+            host, _, port = self._target().rpartition(":")
+            other = socket.create_connection((host, int(port)))
+        except (OSError, ValueError, KeyError):  # it does not listen yet
+            one.close()
+            return
+        self._sockets.append(other)
+        for way in ((one, other), (other, one)):
+            threading.Thread(target=self._pass, args=way, daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if self._whole.is_set():
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+class Region:
+    """One region as its operator sees it."""
+
+    def __init__(self, up: Any, name: str) -> None:
+        self.up, self.name = up, name
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What up.json says of it."""
+        found: dict[str, Any] = next(item for item in self.up.up_json["regions"] if item["region"] == self.name)
+        return found
+
+    def context(self) -> Context:
+        said = self.said
+        control_plane, admin = said["control_plane"], said["admin"]
+        return Context(control_plane["address"], control_plane["ca_file"], admin["cert_file"], admin["key_file"])
+
+    def status(self) -> Any:
+        with connect(self.context(), utc_now()) as client:
+            return client.admin.GetStatus(GetStatusRequest(), timeout=20)
+
+    def runs_the_newest(self) -> bool:
+        status = self.status()
+        return all(node.acked_revision == status.revision for node in status.nodes)
+
+    def other(self) -> RegionState:
+        """What it says of the other region."""
+        found: RegionState = self.status().regions[1]
+        return found
+
+    def edges(self) -> dict[tuple[str, str, str], int]:
+        """Calls, {(region, source, destination): count}."""
+        with connect(self.context(), utc_now()) as client:
+            edges = client.admin.GetGraph(GetGraphRequest(), timeout=20).edges
+        return {(edge.region, edge.source, edge.destination): sum(edge.outcomes.values()) for edge in edges}
+
+    def rows(self, region: str, start: datetime, end: datetime) -> dict[bytes, int]:
+        """What its ledger holds of a region, {row without its count: count}."""
+        request = ListCallsRequest(limit=50_000)
+        request.start.FromDatetime(start)
+        request.end.FromDatetime(end)
+        with connect(self.context(), utc_now()) as client:
+            calls = client.admin.ListCalls(request, timeout=20).calls
+        found = Counter[bytes]()
+        for row in calls:
+            if row.region == region:
+                count = row.count
+                row.count = 0
+                row.duration_sum_s = round(row.duration_sum_s, 6)
+                found[row.SerializeToString(deterministic=True)] += count
+        return dict(found)
+
+    def calls(self, region: str, start: datetime) -> int:
+        """How many calls of globex' web its ledger counts of a region, as the caller has told."""
+        rows = self.rows(region, start, utc_now() + timedelta(minutes=5))
+        stats = [(CallStat.FromString(row), count) for row, count in rows.items()]
+        return sum(
+            count
+            for stat, count in stats
+            if (stat.source, stat.destination, stat.reporter) == (WEB, "platform/orders", CallStat.SOURCE)
+        )
+
+    def metric(self, name: str, **labels: str) -> float:
+        with urllib.request.urlopen(self.said["metrics_url"], timeout=20) as answer:  # noqa: S310 - loopback
+            text = answer.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def apply(self, directory: Path, name: str) -> None:
+        """Applies a tenant, and waits until every node runs it."""
+        manifest = directory / f"{name}.yaml"
+        manifest.write_text(TENANT.format(name=name))
+        done = self.up.run("--context", f"{self.up.state_dir.name}-{self.name}", "apply", "-f", str(manifest))
+        assert done.returncode == 0, done.stderr
+
+    @contextlib.contextmanager
+    def paused(self, workload: str) -> Iterator[None]:
+        """Stops a sample, so that its calls don't count."""
+        pid = next(int(item["pid"]) for item in self.said["workloads"] if item["name"] == workload)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def probe(self) -> Any:
+        """A program of globex in this region."""
+        agent = next(Path(item["agent_socket"]) for item in self.said["agents"] if item["node"] == "node-b")
+        command = (sys.executable, "-m", "meshwarden.agents")
+        environment = {MARK: str(self.up.state_dir.resolve())}
+        return probe(f"probe-{self.name}", command, agent, "globex/web", self.up.state_dir, environment)
+
+
+async def until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Waits for a condition that is looked at on a thread; what it returned."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            while True:
+                if found := await asyncio.to_thread(condition):
+                    return found
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise AssertionError(f"did not come true: {what}") from None
+
+
+async def at_rest(look: Callable[[], int]) -> int:
+    """A count, once it grows no more: reports come every second."""
+    last, looks = -1, 0
+    while looks < 15:
+        now = await asyncio.to_thread(look)
+        looks = looks + 1 if now == last else 0
+        last = now
+        await asyncio.sleep(0.2)
+    return last
+
+
+@pytest.fixture
+def relays(directory: Path) -> Iterator[dict[str, Relay]]:
+    """The way to each region."""
+
+    def to(region: str) -> Callable[[], str]:
+        file = directory / "r" / f"region-{region}" / "server" / "server.json"
+        return lambda: str(json.loads(file.read_text())["address"])
+
+    made = {region: Relay(to(region)) for region in ("eu", "us")}
+    yield made
+    for relay in made.values():
+        relay.close()
+
+
+async def test_a_region_that_was_cut_off_is_known_to_the_call(
+    start: Start, directory: Path, relays: dict[str, Relay]
+) -> None:
+    reach = [text for region, relay in relays.items() for text in ("--reach", f"{region}={relay.address}")]
+    up = start("r", "--regions", "eu,us", *reach)
+    await until(lambda: (up.state_dir / "up.json").exists() or up.process.poll() is not None, "it is up", 300)
+    assert up.process.poll() is None, up.said()
+    eu, us = Region(up, "eu"), Region(up, "us")
+    began = utc_now() - timedelta(minutes=10)
+    for region, other in ((eu, us), (us, eu)):
+        await until(lambda region=region: region.other().answers, f"{region.name} hears of {other.name}")
+        assert [item["node"] for item in region.said["agents"]] == ["node-a", "node-b"]
+        assert (region.status().region, region.other().region) == (region.name, other.name)
+
+    async with AsyncExitStack() as stack:
+        made: dict[str, int] = {}
+        probes: dict[str, Probe] = {}
+        for region in (eu, us):
+            stack.enter_context(region.paused("globex-web"))
+            made[region.name] = await at_rest(lambda region=region: region.calls(region.name, began))
+            probes[region.name] = await stack.enter_async_context(region.probe())
+            made[region.name] += only(await grpc_calls(probes[region.name], 50, rate=50), "OK", region.name)
+        for region in (eu, us):
+            for of in (eu, us):
+                await until(
+                    lambda region=region, of=of: region.calls(of.name, began) == made[of.name],
+                    f"{region.name} counts {made[of.name]} calls of {of.name}",
+                )
+
+        # -- cut
+        for relay in relays.values():
+            relay.cut()
+        for each in probes.values():
+            await each.ask("steady_start", id="cut", call={"op": "grpc", "rate": RATE, **ORDERS})
+        for region in (eu, us):
+            await until(lambda region=region: not region.other().answers, f"{region.name} hears nothing")
+            await asyncio.to_thread(region.apply, directory, f"cut-{region.name}")
+        for region, other in ((eu, us), (us, eu)):
+            await until(
+                lambda region=region, other=other: (
+                    region.metric("meshwarden_region_age_seconds", region=other.name) >= CUT_S
+                ),
+                f"what {region.name} knows of {other.name} is {CUT_S:g} s old",
+                CUT_S + DEADLINE_S,
+            )
+            status = region.status()
+            assert all(node.connected for node in status.nodes)
+            await until(region.runs_the_newest, f"what was applied in {region.name} runs there")
+            assert status.regions[1].age.seconds >= CUT_S - 1
+            assert any(f"region {other.name} does not answer" in warning for warning in status.warnings)
+            assert region.calls(other.name, began) == made[other.name]
+            assert region.calls(region.name, began) > made[region.name]
+        healed = utc_now()
+
+        # -- healed
+        for relay in relays.values():
+            relay.heal()
+        for region in (eu, us):
+            made[region.name] += only(await probes[region.name].ask("steady_stop", id="cut"), "OK", region.name)
+        for region in (eu, us):
+            for of in (eu, us):
+                await until(
+                    lambda region=region, of=of: region.calls(of.name, began) == made[of.name],
+                    f"{region.name} counts {made[of.name]} calls of {of.name}",
+                )
+        # All minutes that had begun, of all samples, both sides, row by row.
+        end = healed.replace(second=0, microsecond=0)
+        for of, other in ((eu, us), (us, eu)):
+            await until(
+                lambda of=of, other=other: of.rows(of.name, began, end) == other.rows(of.name, began, end),
+                f"both have the same rows of {of.name}",
+            )
+            assert of.rows(of.name, began, end)
+        edge = ("us", "globex/web", "platform/orders")
+        # A call that was under way when the sample was stopped is known to its destination alone.
+        await until(lambda: eu.edges()[edge] == us.edges()[edge] >= made["us"], "the graph of us in eu is that of us")
+        labels = {"source_tenant": "globex", "source_service": "web", "destination_service": "orders"}
+        labels |= {"reporter": "source", "tenant": "globex"}
+        own = us.metric("meshwarden_requests_total", **labels)
+        assert own == made["us"]
+        assert eu.metric("meshwarden_remote_requests_total", region="us", **labels) == own
+        await until(
+            lambda: eu.other().answers and eu.metric("meshwarden_region_age_seconds", region="us") < 30, "young"
+        )
+    table = up.run("--context", "r-us", "graph").stdout.splitlines()
+    assert {line.partition("\t")[0] for line in table[1:]} == {"eu", "us"}
+    assert up.run("--context", "r-eu", "status").stdout.count("answers") == 1
+    assert up.run("down").returncode == 0
+    assert up.wait_until_ended() == 0, up.said()
+    assert up.left() == []

@@ -1,0 +1,114 @@
+"""Two control planes as `up --regions` starts them, without nodes: they believe each other, and outlast each other."""
+
+import asyncio
+import random
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from meshwarden.controlplane.local.mesh import LocalMesh, rank
+from meshwarden.controlplane.local.plan import Options
+from meshwarden.controlplane.local.process import children
+from meshwarden.controlplane.local.record import Record
+from meshwarden.v1.admin_service_pb2 import RegionState
+
+pytestmark = pytest.mark.timeout(200)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One whose path is short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="mw-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@asynccontextmanager
+async def running(state_dir: Path, *regions: str, vault: bool = False) -> AsyncIterator[list[LocalMesh]]:
+    """The control planes of regions."""
+    rng = random.Random(1)
+    options = Options(state_dir, samples=(), regions=regions, vault=vault)
+    async with children(Record(state_dir), print, rng, rank) as kept:
+        meshes = [LocalMesh(plan, options, kept, rng) for plan in options.plans()]
+        try:
+            for mesh in meshes:
+                mesh.prepare()
+            if vault:
+                await meshes[0].start_vault()
+            for mesh in meshes:
+                mesh.vault = meshes[0].vault
+                mesh.take_root()
+                peers = {other.plan.region: other.address for other in meshes if other is not mesh}
+                await mesh.start_control_plane(None, peers)
+            yield meshes
+        finally:
+            for mesh in meshes:
+                await mesh.close()
+
+
+async def until(condition: Callable[[], Awaitable[object]], deadline_s: float = 60.0) -> None:
+    async with asyncio.timeout(deadline_s):
+        while True:
+            try:
+                if await condition():
+                    return
+            except grpc.aio.AioRpcError:
+                pass
+            await asyncio.sleep(0.1)
+
+
+async def other(mesh: LocalMesh) -> RegionState:
+    return (await mesh.operator.status()).regions[1]
+
+
+async def test_each_answers_the_other_and_goes_on_without(directory: Path) -> None:
+    async with running(directory, "eu", "us") as (eu, us):
+
+        async def both() -> bool:
+            return (await other(eu)).answers and (await other(us)).answers
+
+        await until(both)
+        assert (eu.plan.server / "ca" / "root.crt").read_bytes() == (us.plan.server / "ca" / "root.crt").read_bytes()
+        own, there = (await eu.operator.status()).regions
+        assert (own.region, own.own) == ("eu", True)
+        assert (there.region, there.address, there.own, there.error) == ("us", us.address, False, "")
+        await us.stop_server()  # SIGKILL
+
+        async def alone() -> bool:
+            return not (await other(eu)).answers
+
+        await until(alone)
+        status = await eu.operator.status()
+        assert status.regions[1].HasField("age")
+        assert "UNAVAILABLE" in status.regions[1].error
+        assert "region us does not answer" in status.warnings[-1]
+        await us.start_server()
+        await until(both)
+
+
+async def test_a_region_that_comes_later_is_of_the_same_root(directory: Path) -> None:
+    async with running(directory, "eu", "us"):
+        pass
+    async with running(directory, "asia", "us") as (asia, us):
+
+        async def both() -> bool:
+            return (await other(asia)).answers and (await other(us)).answers
+
+        await until(both)
+
+
+async def test_two_regions_under_one_vault_believe_each_other(directory: Path) -> None:
+    async with running(directory, "eu", "us", vault=True) as (eu, us):
+
+        async def both() -> bool:
+            return (await other(eu)).answers and (await other(us)).answers
+
+        await until(both)
+        for mesh in (eu, us):
+            assert (await mesh.operator.status()).authority.startswith("vault: ")
+            assert not (mesh.plan.server / "ca").exists()
