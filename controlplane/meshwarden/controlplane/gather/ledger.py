@@ -19,8 +19,9 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from meshwarden.controlplane.gather.call import UNKNOWN, Call
-from meshwarden.controlplane.gather.durable import Durable, size_bytes, transaction
+from meshwarden.controlplane.gather.durable import Durable, transaction
 from meshwarden.controlplane.gather.metrics import overflown
+from meshwarden.controlplane.gather.trim import trim
 from meshwarden.sdk import histogram
 from meshwarden.v1.report_pb2 import CallStat, Histogram
 
@@ -72,8 +73,6 @@ _TOTALS: Final = """
 SELECT region, owner, source, destination, reporter, status, decision, sum(count), min(minute), max(minute) FROM ledger
 WHERE (incarnation = ?) = ? GROUP BY region, owner, source, destination, reporter, status, decision
 """
-_FULLEST: Final = "SELECT region, count(*) FROM ledger GROUP BY region ORDER BY count(*) DESC LIMIT 1"
-_GREEDIEST: Final = "SELECT owner FROM ledger WHERE region = ? GROUP BY owner ORDER BY count(*) DESC LIMIT 1"
 # (minute, region, incarnation, owner, source, destination, destination_region, method, tenant, decision, revision,
 # reporter, status)
 _Key = tuple[int, str, str, str, str, str, str, str, str, int, int, int, str]
@@ -268,9 +267,6 @@ class Ledger:
     def prune(self, db: apsw.Connection, others_bytes: int) -> Counter[str]:
         """Forgets what is too old or too much, on a thread; returns how much of the latter: {tenant: rows}.
 
-        Of the region that has most the tenant that has most loses its oldest; so another region, whatever it tells,
-        pushes out none of ours.
-
         Args:
             db: the file.
             others_bytes: how much of it is not the ledger.
@@ -278,28 +274,7 @@ class Ledger:
         Raises:
             apsw.Error: the file can't be written.
         """
-        forgotten: Counter[str] = Counter()
-        with transaction(db):
-            db.execute("DELETE FROM ledger WHERE minute < ?", (self.oldest_s(),))
-            while size_bytes(db) - others_bytes > self._max_size_bytes:
-                region, count = db.execute(_FULLEST).fetchone() or ("", 0)
-                rows = self._prune_most(db, region) if region == self._region else _prune_told(db, region, count)
-                if not rows:
-                    break
-                forgotten.update(rows)
-        db.execute("PRAGMA incremental_vacuum").fetchall()
-        return forgotten
-
-    def _prune_most(self, db: apsw.Connection, region: str) -> Counter[str]:
-        """The oldest tenth of the minutes of the tenant that has most; its newest stays in any case."""
-        owner = db.execute(_GREEDIEST, (region,)).get
-        select = "SELECT DISTINCT minute FROM ledger WHERE region = ? AND owner = ? ORDER BY minute"
-        minutes = db.execute(select, (region, owner)).fetchall()
-        if len(minutes) < 2:
-            return Counter()
-        until = minutes[max(1, len(minutes) // 10)][0]
-        db.execute("DELETE FROM ledger WHERE region = ? AND owner = ? AND minute < ?", (region, owner, until))
-        return Counter({owner: db.changes()})
+        return trim(db, self._region, self.oldest_s(), self._max_size_bytes + others_bytes)
 
     async def list(self, start: datetime, end: datetime, tenant: str = "", limit: int = 1000) -> list[CallStat]:
         """Returns flushed rows of minutes in [start, end), the oldest first, of all regions.
@@ -372,18 +347,6 @@ def _key(call: Call, region: str, incarnation: str) -> _Key:
         call.reporter,
         call.status,
     )
-
-
-def _prune_told(db: apsw.Connection, region: str, count: int) -> Counter[str]:
-    """The oldest tenth of what another region has told, and the rest of the last minute of that."""
-    until = db.execute(
-        "SELECT minute FROM ledger WHERE region = ? ORDER BY minute LIMIT 1 OFFSET ?", (region, count // 10)
-    ).get
-    values = (region, until)
-    select = "SELECT owner, count(*) FROM ledger WHERE region = ? AND minute <= ? GROUP BY owner"
-    rows: Iterable[Any] = db.execute(select, values).fetchall()
-    db.execute("DELETE FROM ledger WHERE region = ? AND minute <= ?", values)
-    return Counter(dict(rows))
 
 
 def _packed(durations: Any) -> bytes:
