@@ -1,6 +1,8 @@
 """The front with a real grpc.aio server behind it and real, and hostile, clients before it."""
 
 import asyncio
+import contextlib
+import gc
 import os
 import random
 import socket
@@ -265,3 +267,19 @@ def gets_a_ticket(port: int) -> bool:
         sock.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
         sock.recv(1)  # tickets come before the first data
         return sock.session is not None and sock.session.has_ticket
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+async def test_a_connection_that_came_as_the_front_closed_is_closed_with_it(tmp_path: Path, turns: int) -> None:
+    context = server_context(SERVER.chain_pem(), SERVER.key_pem(), AUTHORITY.bundle.pem())
+    for number in range(20):
+        front = Front(tmp_path / f"{number}.sock")
+        port = await front.serve_tls("127.0.0.1", 0, lambda: context)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await front.aclose()
+            client.settimeout(5)
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+    gc.collect()  # what is still open would be complained of here

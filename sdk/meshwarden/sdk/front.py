@@ -211,7 +211,7 @@ class Front:
             oldest = next(iter(self._handshakes))
             del self._handshakes[oldest]
             oldest.cancel()
-        task = self._start(self._handshake(sock, local, context))
+        task = self._start(self._handshake(sock, local, context), sock)
         self._handshakes[task] = None
         task.add_done_callback(lambda done: self._handshakes.pop(done, None))
 
@@ -267,7 +267,7 @@ class Front:
             sock.close()
             return
         asyncio.get_running_loop().add_reader(process.pidfd, self._drop, live)
-        self._start(self._adopt(sock, live))
+        self._start(self._adopt(sock, live), sock)
 
     def _count(self, live: _Live, owner: str) -> None:
         """Takes a connection among the live ones, in the place of another if need be.
@@ -372,10 +372,13 @@ class Front:
             asyncio.get_running_loop().remove_reader(live.connection.pidfd)
             os.close(live.connection.pidfd)
 
-    def _start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[object, object, None], sock: socket.socket | None = None) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        if sock is not None:
+            # Work that is cancelled before its first step can't close what it was to take over.
+            task.add_done_callback(lambda done: sock.close() if done.cancelled() else None)
         return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
