@@ -11,11 +11,13 @@ import random
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 import anyio
+import grpc
 import structlog
 from prometheus_client import GCCollector, ProcessCollector
 
@@ -96,8 +98,18 @@ def run_server(config: Config) -> None:
     anyio.run(serve, config)
 
 
+@dataclass(frozen=True)
+class Engines:
+    """What the configuration has picked."""
+
+    store: Store
+    audit: CountedAuditLog
+    authority: Authority
+    backends: tuple[Backend, ...]
+
+
 async def serve(config: Config) -> None:
-    """Puts a control plane together and serves until it is told to stop.
+    """Picks the engines, puts a control plane together and serves until it is told to stop.
 
     Raises:
         AlreadyRunning: another process has this state directory.
@@ -112,131 +124,157 @@ async def serve(config: Config) -> None:
         )
         secrets = Secrets(vault=config.vault or _vault_of(config))
         authority = await stack.enter_async_context(_authority(config, secrets, recorder(audit)))
-        await _compose(config, store, audit, secrets, authority)
+        backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
+        await ControlPlane(config, Engines(store, audit, authority, backends)).run()
 
 
-async def _compose(
-    config: Config, store: Store, audit: CountedAuditLog, secrets: Secrets, authority: Authority
-) -> None:
-    rng = random.SystemRandom()
-    serving = ServingIdentity(authority, config.trust_domain, config.region, audit=audit, clock=utc_now, rng=rng)
-    await serving.issue()
-    operator = _operator(config, authority, audit, rng)
-    if operator is not None:
-        await operator.issue()
-    tracing = own_provider(OWN_NAME, lambda body, count: gather.take_own(body, count))
-    trails = Trails(tracing, utc_now)
-    publisher = Publisher(store, trust_domain=config.trust_domain, audit=audit, trails=trails)
-    sessions = Sessions(publisher, store, region=config.region, clock=utc_now)
-    metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
-    durable = Durable(config.state_dir / "gather.sqlite")
-    gather = Gather(
-        durable,
-        Ledger(durable, config.trust_domain, utc_now, region=config.region),
-        metrics,
-        [await _backend(backend, secrets) for backend in config.otlp],
-        utc_now,
-        rng,
-        owns=publisher.mesh.owns,
-        trust_domain=config.trust_domain,
-        region=config.region,
-        traces_retention=timedelta(seconds=config.traces_keep_s),
-        traces_max_bytes=config.traces_max_bytes,
-    )
-    regions, remote = _regions(config, durable, gather, metrics, serving, rng)
-    tokens = JoinTokens(store, utc_now)
-    nodes = NodeIdentity(
-        authority, store, tokens, audit, utc_now, trust_domain=config.trust_domain, region=config.region
-    )
-    servicers = Servicers(
-        admin=AdminServicer(
+class ControlPlane:
+    """All parts of one control plane. `run` serves until it is told to stop."""
+
+    def __init__(self, config: Config, engines: Engines) -> None:
+        """Puts the parts together; nothing runs yet."""
+        self._config, self._engines = config, engines
+        store, audit, authority = engines.store, engines.audit, engines.authority
+        domain, region, rng = config.trust_domain, config.region, random.SystemRandom()
+        self._serving = ServingIdentity(authority, domain, region, audit=audit, clock=utc_now, rng=rng)
+        self._operator = _operator(config, authority, audit, rng)
+        self._tracing = own_provider(OWN_NAME, lambda body, count: self._gather.take_own(body, count))
+        self._trails = Trails(self._tracing, utc_now)
+        self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails)
+        self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
+        self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
+        self._durable = Durable(config.state_dir / "gather.sqlite")
+        self._gather = Gather(
+            self._durable,
+            Ledger(self._durable, domain, utc_now, region=region),
+            self._metrics,
+            engines.backends,
+            utc_now,
+            rng,
+            owns=self._publisher.mesh.owns,
+            trust_domain=domain,
+            region=region,
+            traces_retention=timedelta(seconds=config.traces_keep_s),
+            traces_max_bytes=config.traces_max_bytes,
+        )
+        self._regions, self._remote = _regions(config, self._durable, self._gather, self._metrics, self._serving, rng)
+
+    async def run(self) -> None:
+        """Opens the doors once there is something to say, and closes them at SIGTERM or SIGINT.
+
+        Raises:
+            CannotListen: an address can't be listened on.
+        """
+        inner = self._config.inner_dir
+        inner.mkdir(mode=0o700, exist_ok=True)
+        async with AsyncExitStack() as closing:
+            closing.callback(self._durable.close)
+            await self._serving.issue()
+            if self._operator is not None:
+                await self._operator.issue()
+            front = await closing.enter_async_context(Front(inner / "api.sock", on_refused=self._no_handshake))
+            metrics_url = await self._show_metrics(closing)
+            api = Api(str(inner / "api.sock"), self._servicers(), self._interceptors(front))
+            await api.start()
+            # It is stopped by then, unless something went wrong.
+            closing.push_async_callback(api.stop, 0.0)
+            await self._serve(front, api, metrics_url)
+
+    async def _serve(self, front: Front, api: Api, metrics_url: str) -> None:
+        """Runs all that goes on by itself, opens the door, and closes it when told to."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(compact_old, self._engines.store)
+            for part in (self._engines.authority, self._serving, self._gather, self._regions, self._operator):
+                if part is not None:
+                    group.start_soon(part.run)
+            await group.start(self._publisher.run)
+            await group.start(self._sessions.run)
+            host, port = _address(self._config.listen)
+            with _listening("listen", self._config.listen):
+                port = await front.serve_tls(host, port, self._serving.context)
+            roots_pem = (await self._engines.authority.bundle()).pem()
+            _announce(self._config.state_dir, f"{host}:{port}", metrics_url, roots_pem)
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async for number in signals:
+                    _log.info("stopping", signal=signal.Signals(number).name)
+                    break
+            (self._config.state_dir / "server.json").unlink(missing_ok=True)
+            await api.stop(STOP_GRACE_S)
+            group.cancel_scope.cancel()
+
+    def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
+        peers = PeerInterceptor(front, PeerVerifier(self._serving.bundles, utc_now), admit, self._no_call)
+        return [peers, server_interceptor(self._tracing, traced()), ValidationInterceptor(self._engines.audit)]
+
+    def _no_handshake(self, caller: str, reason: str) -> None:
+        self._engines.audit.note("tls.refused", caller=caller, reason=reason)
+
+    def _no_call(self, caller: str, method: str, reason: str) -> None:
+        self._engines.audit.note("rpc.refused", caller=caller, method=method, reason=reason)
+
+    def _servicers(self) -> Servicers:
+        config, engines = self._config, self._engines
+        tokens = JoinTokens(engines.store, utc_now)
+        nodes = NodeIdentity(
+            engines.authority,
+            engines.store,
+            tokens,
+            engines.audit,
+            utc_now,
+            trust_domain=config.trust_domain,
+            region=config.region,
+        )
+        admin = AdminServicer(
             trust_domain=config.trust_domain,
             region=config.region,
             version=version_of("meshwarden"),
-            authority=authority,
+            authority=engines.authority,
             tokens=tokens,
-            publisher=publisher,
-            sessions=sessions,
-            gather=gather,
-            remote=remote,
-            regions=regions,
-            audit=audit,
+            publisher=self._publisher,
+            sessions=self._sessions,
+            gather=self._gather,
+            remote=self._remote,
+            regions=self._regions,
+            audit=engines.audit,
             health=Health(
                 state_dir=config.state_dir,
-                authority=authority,
-                audit=audit,
-                gather=gather,
-                svid=serving.svid,
-                bundles=serving.bundles,
+                authority=engines.authority,
+                audit=engines.audit,
+                gather=self._gather,
+                svid=self._serving.svid,
+                bundles=self._serving.bundles,
             ),
             clock=utc_now,
-        ),
-        node=NodeServicer(nodes, publisher, sessions, authority),
-        region=RegionServicer(gather.ledger, config.trust_domain, config.region),
-        report=ReportServicer(gather, nodes),
-        resource=ResourceServicer(store, utc_now, config.region, audit, trails),
-    )
-    scraped = _scraped(config, metrics, publisher, sessions, audit, serving)
-    config.inner_dir.mkdir(mode=0o700, exist_ok=True)
+        )
+        return Servicers(
+            admin=admin,
+            node=NodeServicer(nodes, self._publisher, self._sessions, engines.authority),
+            region=RegionServicer(self._gather.ledger, config.trust_domain, config.region),
+            report=ReportServicer(self._gather, nodes),
+            resource=ResourceServicer(engines.store, utc_now, config.region, engines.audit, self._trails),
+        )
 
-    def no_handshake(caller: str, reason: str) -> None:
-        audit.note("tls.refused", caller=caller, reason=reason)
-
-    def no_call(caller: str, method: str, reason: str) -> None:
-        audit.note("rpc.refused", caller=caller, method=method, reason=reason)
-
-    async with Front(config.inner_dir / "api.sock", on_refused=no_handshake) as front, AsyncExitStack() as closing:
-        closing.callback(durable.close)
-        peers = PeerInterceptor(front, PeerVerifier(serving.bundles, utc_now), admit, no_call)
-        host, port = _address(config.metrics_listen)
-        with _listening("metrics_listen", config.metrics_listen):
+    async def _show_metrics(self, closing: AsyncExitStack) -> str:
+        """Serves metrics and where else to scrape, until `closing` ends; returns the URL."""
+        registry = self._metrics.registry
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        vitals = Vitals(
+            region=self._config.region,
+            version=version_of("meshwarden"),
+            state_dir=self._config.state_dir,
+            publisher=self._publisher,
+            sessions=self._sessions,
+            audit=self._engines.audit,
+            svid=self._serving.svid,
+            bundles=self._serving.bundles,
+            clock=utc_now,
+        )
+        scraped = Scraped(registry, vitals, self._sessions.states)
+        host, port = _address(self._config.metrics_listen)
+        with _listening("metrics_listen", self._config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
-        url = url_of(host, port, "/metrics")
-        own_spans = server_interceptor(tracing, traced())
-        interceptors = [peers, own_spans, ValidationInterceptor(audit)]
-        api = Api(str(config.inner_dir / "api.sock"), servicers, interceptors)
-        await api.start()
-        # It is stopped by then, unless something went wrong.
-        closing.push_async_callback(api.stop, 0.0)
-        await _run(config, store, front, api, serving, operator, publisher, sessions, gather, regions, authority, url)
-
-
-async def _run(
-    config: Config,
-    store: Store,
-    front: Front,
-    api: Api,
-    serving: ServingIdentity,
-    operator: OperatorCredential | None,
-    publisher: Publisher,
-    sessions: Sessions,
-    gather: Gather,
-    regions: Regions,
-    authority: Authority,
-    metrics_url: str,
-) -> None:
-    """Runs all that goes on by itself, opens the door, and closes it when told to."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(compact_old, store)
-        group.start_soon(authority.run)
-        group.start_soon(serving.run)
-        group.start_soon(gather.run)
-        group.start_soon(regions.run)
-        await group.start(publisher.run)
-        await group.start(sessions.run)
-        if operator is not None:
-            group.start_soon(operator.run)
-        host, port = _address(config.listen)
-        with _listening("listen", config.listen):
-            port = await front.serve_tls(host, port, serving.context)
-        _announce(config.state_dir, f"{host}:{port}", metrics_url, (await authority.bundle()).pem())
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                _log.info("stopping", signal=signal.Signals(number).name)
-                break
-        (config.state_dir / "server.json").unlink(missing_ok=True)
-        await api.stop(STOP_GRACE_S)
-        group.cancel_scope.cancel()
+        return url_of(host, port, "/metrics")
 
 
 def _vault_of(config: Config) -> VaultConfig | None:
@@ -286,30 +324,6 @@ async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
         frozenset(SIGNALS[signal] for signal in config.signals),
         config.max_queue_bytes,
     )
-
-
-def _scraped(
-    config: Config,
-    metrics: Metrics,
-    publisher: Publisher,
-    sessions: Sessions,
-    audit: CountedAuditLog,
-    serving: ServingIdentity,
-) -> Scraped:
-    ProcessCollector(registry=metrics.registry)
-    GCCollector(registry=metrics.registry)
-    vitals = Vitals(
-        region=config.region,
-        version=version_of("meshwarden"),
-        state_dir=config.state_dir,
-        publisher=publisher,
-        sessions=sessions,
-        audit=audit,
-        svid=serving.svid,
-        bundles=serving.bundles,
-        clock=utc_now,
-    )
-    return Scraped(metrics.registry, vitals, sessions.states)
 
 
 def _regions(
