@@ -31,7 +31,7 @@ def directory() -> Iterator[Path]:
 @asynccontextmanager
 async def running(state_dir: Path, *regions: str, vault: bool = False) -> AsyncIterator[list[LocalMesh]]:
     """The control planes of regions."""
-    rng = random.Random(1)
+    rng = random.Random()  # ports that no other test has chosen
     options = Options(state_dir, samples=(), regions=regions, vault=vault)
     async with children(Record(state_dir), print, rng, rank) as kept:
         meshes = [LocalMesh(plan, options, kept, rng) for plan in options.plans()]
