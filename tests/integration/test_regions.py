@@ -77,8 +77,9 @@ class Link:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         onward_reader, onward = await asyncio.open_connection("127.0.0.1", self.target)
-        self._writers += [writer, onward]
+        self._writers.append(onward)
         async with anyio.create_task_group() as group:
             group.start_soon(self._pass, reader, onward)
             group.start_soon(self._pass, onward_reader, writer)
@@ -96,7 +97,7 @@ class Link:
     async def close(self) -> None:
         self._server.close()
         for writer in self._writers:
-            writer.close()
+            writer.transport.abort()  # what it holds back may never be read
 
 
 class Region:

@@ -25,6 +25,7 @@ import secrets
 import socket
 import ssl
 import tempfile
+import weakref
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,8 @@ class Front:
         self._paths: list[Path] = []
         # The front owns these: a finished one leaves, aclose ends and awaits the rest.
         self._tasks: set[asyncio.Task[None]] = set()
+        # An end may still be writing what is left when its connection is forgotten.
+        self._ends: weakref.WeakSet[End] = weakref.WeakSet()
         self._handshakes: dict[asyncio.Task[None], None] = {}
         if len(bytes(self._inner.parent)) > MAX_INNER_BYTES:
             raise ValueError(f"{self._inner.parent} is too long a path for Unix sockets")
@@ -195,6 +198,8 @@ class Front:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for live in list(self._live.values()):
             self._drop(live)
+        for end in list(self._ends):
+            end.abort()
 
     async def __aenter__(self) -> Self:
         return self
@@ -293,7 +298,9 @@ class Front:
         self._admit(live, end)
 
     def _end(self, live: _Live) -> End:
-        return End(lambda: self._first_byte(live), lambda: self._forget(live), self._limits.flush_s)
+        end = End(lambda: self._first_byte(live), lambda: self._forget(live), self._limits.flush_s)
+        self._ends.add(end)
+        return end
 
     def _admit(self, live: _Live, end: End) -> None:
         live.outer = end
