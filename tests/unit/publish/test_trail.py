@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from meshwarden.controlplane.publish import trail
-from meshwarden.controlplane.publish.trail import Trails
+from meshwarden.controlplane.publish.trail import MAX_NODES, Trails
 from meshwarden.v1.node_service_pb2 import Nack
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
@@ -66,11 +66,11 @@ def test_each_node_has_its_own_way_below_the_apply(world: World) -> None:
     assert apply.attributes["mesh.revision"] == 7
     assert acked.parent is not None
     assert acked.parent.span_id == apply.context.span_id
-    assert world.trails.parent(7).startswith(f"00-{trace_id}-{apply.context.span_id:016x}-")
+    assert world.trails.parent("b", 7).startswith(f"00-{trace_id}-{apply.context.span_id:016x}-")
     world.trails.compiled("b", 7)
     world.trails.pushed("b", 7)
     world.trails.acknowledged("b", 7, [])
-    assert world.trails.parent(7) == ""
+    assert world.trails.parent("b", 7) == ""
 
 
 def test_a_newer_revision_ends_the_older_ones(world: World) -> None:
@@ -136,10 +136,25 @@ def test_nothing_is_kept_of_what_nobody_traces() -> None:
     trails.compiled("a", 1)
     trails.pushed("a", 1)
     trails.acknowledged("a", 1, [])
-    assert trails.parent(1) == ""
+    assert trails.parent("a", 1) == ""
+
+
+def test_of_many_nodes_some_are_followed_all_over_the_mesh(world: World) -> None:
+    nodes = [f"n{number:04}" for number in range(1000)]
+    world.apply(1)
+    world.trails.published(1, nodes)
+    followed = [node for node in nodes if world.trails.parent(node, 1)]
+    assert MAX_NODES // 2 < len(followed) <= MAX_NODES
+    assert followed[0] < "n0100"
+    assert followed[-1] > "n0900"
+    for node in nodes:
+        world.trails.compiled(node, 1)
+        world.trails.acknowledged(node, 1, [])
+    assert len(world.spans("compile")) == len(followed)
+    assert world.trails.parent(followed[0], 1) == "", "nobody is waited for any more"
 
 
 def test_a_mesh_without_nodes_has_nobody_to_wait_for(world: World) -> None:
     world.apply(1)
     world.trails.published(1, set())
-    assert world.trails.parent(1) == ""
+    assert world.trails.parent("a", 1) == ""

@@ -128,7 +128,7 @@ class Feed:
             return []
         self._sent_revision = revision
         self._trails.compiled(self.node, revision)
-        parent = self._trails.parent(revision)
+        parent = self._trails.parent(self.node, revision)
         if planes == self._sent_planes:
             return [self._shared.config(revision, updates, parent)]
         self._sent_planes = planes

@@ -2,6 +2,7 @@
 
 For each node: `compile`, until what it is to be told is known; `push`, until it was told; `acknowledge`, until its data
 planes have taken or refused it. A change is known by its revision; what is told of one that nobody traces is forgotten.
+Of many nodes some are followed, or spans would cost more than the change: `status` tells who of all is behind.
 """
 
 from collections import OrderedDict
@@ -20,6 +21,8 @@ from meshwarden.v1 import node_service_pb2 as v1
 TENANT: Final = "mesh.tenant"
 # Changes that are under way at once; a node that stays behind by more of them is not waited for.
 MAX_OPEN: Final = 256
+# Nodes that a change is followed to; of more, so many spread over all by name.
+MAX_NODES: Final = 32
 _SCOPE: Final = "meshwarden.controlplane"
 _STAGES: Final = ("compile", "push", "acknowledge")
 _MAX_NAMED: Final = 16
@@ -36,6 +39,7 @@ class _Stage:
 @dataclass
 class _Trail:
     context: Context
+    parent: str
     tenant: str
     nodes: dict[str, _Stage]
 
@@ -58,7 +62,9 @@ class Trails:
         here.set_attribute("mesh.revision", revision)
         if tenant:
             here.set_attribute(TENANT, tenant)
-        self._open[revision] = trail = _Trail(trace.set_span_in_context(here, Context()), tenant, {})
+        context, headers = trace.set_span_in_context(here, Context()), dict[str, str]()
+        TraceContextTextMapPropagator().inject(headers, context)
+        self._open[revision] = trail = _Trail(context, headers.get("traceparent", ""), tenant, {})
         if len(self._open) > MAX_OPEN:
             self._give_up(next(iter(self._open)))
         if (early := self._early.pop(revision, None)) is not None:
@@ -93,13 +99,10 @@ class Trails:
         for number, trail in self._waiting_for(node):
             self._end(number, trail, node, "the node left")
 
-    def parent(self, revision: int) -> str:
-        """The W3C traceparent of a change that is under way; "" for any other revision."""
+    def parent(self, node: str, revision: int) -> str:
+        """The W3C traceparent of a change that is under way and followed to a node; "" otherwise."""
         trail = self._open.get(revision)
-        headers: dict[str, str] = {}
-        if trail is not None:
-            TraceContextTextMapPropagator().inject(headers, trail.context)
-        return headers.get("traceparent", "")
+        return trail.parent if trail is not None and node in trail.nodes else ""
 
     def _waiting_for(self, node: str, revision: int | None = None) -> list[tuple[int, _Trail]]:
         return [
@@ -109,7 +112,8 @@ class Trails:
         ]
 
     def _publish(self, revision: int, trail: _Trail, nodes: Collection[str], now: datetime) -> None:
-        trail.nodes = {node: _Stage(0, now) for node in nodes}
+        step = -(-len(nodes) // MAX_NODES) or 1
+        trail.nodes = {node: _Stage(0, now) for node in sorted(nodes)[::step]}
         if not nodes:
             del self._open[revision]
 
