@@ -109,6 +109,17 @@ class Patient:
         said = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
         return next(envoy for envoy in said["envoys"] if envoy["name"] == name)
 
+    def running_envoy(self, name: str, node: str) -> dict[str, Any]:
+        """The same, once it has a process: between two it has none."""
+        found: list[dict[str, Any]] = []
+
+        def is_running() -> bool:
+            found[:] = [self.envoy(name, node)]
+            return bool(found[0]["pid"])
+
+        self.up.until(is_running)
+        return found[0]
+
     def process(self, name: str) -> record.Process:
         """A process of the mesh."""
         return next(item for item in record.load(self.up.state_dir) if item.name == name)
@@ -225,7 +236,7 @@ def test_a_service_whose_program_hangs(patient: Patient) -> None:
 
 
 def test_a_data_plane_that_does_not_answer(patient: Patient) -> None:
-    with stopped(patient.envoy("acme/acme-web", "node-a")["pid"]):
+    with stopped(patient.running_envoy("acme/acme-web", "node-a")["pid"]):
         patient.apply(
             "kind: Service\nmetadata: {tenant: platform, name: extra}\nspec: {protocol: HTTP, exportTo: [acme]}\n"
         )
@@ -235,20 +246,22 @@ def test_a_data_plane_that_does_not_answer(patient: Patient) -> None:
 
 
 def test_a_port_that_is_taken_from_an_envoy(patient: Patient) -> None:
-    envoy = patient.envoy("platform/billing", "node-b")
+    envoy = patient.running_envoy("platform/billing", "node-b")
     host, _, port = envoy["inbound"].rpartition(":")
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        started = kernel.start_time(envoy["pid"])
-        assert started is not None
-        os.kill(envoy["pid"], signal.SIGKILL)
-        assert kernel.wait_gone(envoy["pid"], started, 30)
-        taken.bind((host, int(port)))
-        taken.listen()
+        # Its agent, which would start it again at once, must wait until the port is ours.
+        with stopped(patient.process("agent-node-b").pid):
+            started = kernel.start_time(envoy["pid"])
+            assert started is not None
+            os.kill(envoy["pid"], signal.SIGKILL)
+            assert kernel.wait_gone(envoy["pid"], started, 30)
+            taken.bind((host, int(port)))
+            taken.listen()
         found = patient.until_found("configuration refused", "platform/billing/envoy")
         assert "refused a Listener" in found["evidence"]
         assert "Address already in use" in found["evidence"]
-    os.kill(patient.envoy("platform/billing", "node-b")["pid"], signal.SIGKILL)
+    os.kill(patient.running_envoy("platform/billing", "node-b")["pid"], signal.SIGKILL)
     patient.until_healed("configuration refused", "platform/billing/envoy")
 
 

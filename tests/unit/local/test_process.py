@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -165,6 +166,27 @@ def test_a_signal_reaches_only_who_was_meant() -> None:
         assert kernel.send(process.pid, started, signal.SIGKILL)
         assert kernel.wait_gone(process.pid, started, DEADLINE_S)
     assert not kernel.send(process.pid, started, signal.SIGKILL)
+
+
+def test_a_process_is_gone_when_its_last_thread_is() -> None:
+    """Its first thread may end long before, and the others still hold its files and ports."""
+    code = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=[600]).start(); "
+    code += "input(); ctypes.CDLL(None).pthread_exit(None)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        started = kernel.start_time(process.pid)
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        try:
+            deadline = time.monotonic() + DEADLINE_S
+            while kernel.start_time(process.pid) is not None:  # until the first thread is a zombie
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert started is not None
+            assert not kernel.wait_gone(process.pid, started, 0)
+        finally:
+            process.kill()
+        assert kernel.wait_gone(process.pid, started, DEADLINE_S)
 
 
 def test_the_mark_finds_grandchildren(tmp_path: Path) -> None:

@@ -15,22 +15,14 @@ _STATE = 0
 
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if it is gone or a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name may hold anything, also spaces and parentheses.
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[_STATE] in (b"Z", b"X") else int(fields[_START_TIME])
+    fields = _stat(pid)
+    return None if not fields or fields[_STATE] in (b"Z", b"X") else int(fields[_START_TIME])
 
 
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped by a signal."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[_STATE] in (b"T", b"t")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    fields = _stat(pid)
+    return bool(fields) and fields[_STATE] in (b"T", b"t")
 
 
 def send(pid: int, started: int, number: signal.Signals) -> bool:
@@ -50,13 +42,18 @@ def send(pid: int, started: int, number: signal.Signals) -> bool:
 
 
 def wait_gone(pid: int, started: int, timeout_s: float) -> bool:
-    """Waits until the process that started then is gone; False if it is still there after the time."""
+    """Waits until the process that started then is gone; False if it is still there after the time.
+
+    Gone is one whose threads have all ended, and so let go of its files and ports; its parent need not have reaped it.
+    """
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        if start_time(pid) != started:
+        # Not `start_time`: the first thread of a process is a zombie before the others have ended.
+        fields = _stat(pid)
+        if not fields or int(fields[_START_TIME]) != started:
             return True
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
@@ -97,3 +94,13 @@ def sweep(mark: str) -> int:
         for pid, started in alive:
             wait_gone(pid, started, 2.0)
     return len(killed)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """What /proc/PID/stat says after the command's name; nothing if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name may hold anything, also spaces and parentheses.
+            return file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
