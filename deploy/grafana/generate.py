@@ -7,10 +7,11 @@ python deploy/grafana/generate.py --check    say whether they are as they would 
 import sys
 from pathlib import Path
 
+from nbmf import MEMORY
 from parts import IDENTITY, LIMITS, NODE, OBJECTIVES
 from traffic import OVERVIEW, SERVICE, TENANTS
 
-BOARDS = (OVERVIEW, TENANTS, SERVICE, NODE, IDENTITY, LIMITS, OBJECTIVES)
+BOARDS = (OVERVIEW, TENANTS, SERVICE, NODE, IDENTITY, LIMITS, OBJECTIVES, MEMORY)
 DIRECTORY = Path(__file__).with_name("dashboards")
 
 

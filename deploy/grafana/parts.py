@@ -71,6 +71,11 @@ NODE: Final = Board(
             "Control plane",
             (
                 Panel("Revision", (Query("meshwarden_store_revision", "{{instance}}"),)),
+                Panel(
+                    "Other regions, last heard of",
+                    (Query("meshwarden_region_age_seconds or on () vector(0)", "{{region}}"),),
+                    "s",
+                ),
                 Panel("Resources", (Query("sum by (kind) (meshwarden_resources)", "{{kind}}"),)),
                 Panel("Databases", (Query("meshwarden_database_size_bytes", "{{database}}"),), "bytes"),
                 Panel(
@@ -147,9 +152,18 @@ IDENTITY: Final = Board(
                 ),
                 Panel("Refused", (Query("sum by (event) (meshwarden_denials_total)", "{{event}}"),)),
                 Panel(
+                    "Rotated, an hour",
+                    (
+                        Query(
+                            'sum by (node) (resets((-meshwarden_svid_expiry_seconds{kind="workload"})[1h:30s]))',
+                            "{{node}}",
+                        ),
+                    ),
+                    about="How often a certificate in use was replaced by a newer one. One of an hour is, twice.",
+                ),
+                Panel(
                     "Events of the audit log",
                     (Query("sum by (event) (meshwarden_audit_events_total)", "{{event}}"),),
-                    width=12,
                 ),
                 Panel(
                     "Calls denied, by caller",
@@ -160,7 +174,6 @@ IDENTITY: Final = Board(
                         ),
                     ),
                     "reqps",
-                    width=12,
                 ),
             ),
         ),
@@ -227,26 +240,35 @@ LIMITS: Final = Board(
                     ),
                     width=12,
                 ),
-                Panel("Series of calls", (Query("meshwarden_series", "{{tenant}}"),)),
+                Panel("Series of calls", (Query("meshwarden_series", "{{tenant}}"),), width=12),
+                Panel(
+                    "Samples of workloads' own metrics",
+                    (Query("meshwarden_workload_samples or on () vector(0)", "{{tenant}}"),),
+                    width=12,
+                    about="A tenant has 5000; a point that would need more is dropped by the stage control.metrics.",
+                ),
                 Panel(
                     "Telemetry dropped",
                     (
                         Query(
                             "sum by (stage, signal, reason) "
-                            "(rate(meshwarden_telemetry_dropped_total[$__rate_interval])) or vector(0)",
+                            "(rate(meshwarden_telemetry_dropped_total[$__rate_interval])) or on () vector(0)",
                             "{{stage}} {{signal}} {{reason}}",
                         ),
                     ),
+                    width=12,
                 ),
                 Panel(
                     "Calls counted under overflow",
                     (
                         Query(
-                            "sum by (tenant) (rate(meshwarden_series_overflow_total[$__rate_interval])) or vector(0)",
+                            "sum by (tenant) (rate(meshwarden_series_overflow_total[$__rate_interval])) "
+                            "or on () vector(0)",
                             "{{tenant}}",
                         ),
                     ),
                     "reqps",
+                    width=12,
                 ),
             ),
         ),
@@ -272,7 +294,7 @@ OBJECTIVES: Final = Board(
                     "Alerts",
                     (
                         Query(
-                            'count by (alertname, slo) (ALERTS{slo=~"$slo", alertstate="firing"}) or vector(0)',
+                            'count by (alertname, slo) (ALERTS{slo=~"$slo", alertstate="firing"}) or on () vector(0)',
                             "{{alertname}} {{slo}}",
                         ),
                     ),

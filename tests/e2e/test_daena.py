@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import anyio.from_thread
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client.parser import text_string_to_metric_families
 
 from meshwarden.controlplane.local.otlp import KeptSpan, OtlpReceiver, receiver
 
@@ -20,6 +22,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group
 ROUNDS = 4
 STEPS = {"round": 1, "scout": 1, "debate": 1, "commit": 1, "nbmf write": 1, "publish decisions": 1}
 AGENTS = {"analyst.acme", "sceptic.globex", "scholar.daena"}
+COUNTERS = {
+    "agent_findings_total",
+    "agent_votes_total",
+    "bus_published_total",
+    "council_rounds_total",
+    "nbmf_hits_total",
+    "nbmf_write_duration_seconds_count",
+    "model_tokens_total",
+}
 INPUT, OUTPUT = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
 
 
@@ -94,6 +105,7 @@ def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver)
     stats = assert_every_token_is_counted(up, backend, convene)
     assert of(stats["bus.daena"], "bus.queue.dropped") == [0] * len(AGENTS)
     up.until(lambda: all_have_heard(backend, held))
+    up.until(lambda: shown(up) == told(convene.stats()))
 
     # Nobody may call what the policies don't say: an agent of the council's tenant sees it, one of another does not.
     (denied,) = convene("--rounds", "1", entry="daena/scholar")
@@ -143,6 +155,30 @@ def assert_every_token_is_counted(up: Any, backend: OtlpReceiver, convene: Conve
         used.update(summed(stats[agent], "gen_ai.client.token.usage"))
     assert used == counted
     return stats
+
+
+def shown(up: Any) -> Counter[tuple[str, str]]:
+    """What the control plane shows of the services' own counters: {(service, name): sum}."""
+    with urllib.request.urlopen(up.up_json["metrics_url"], timeout=5) as response:  # noqa: S310 - our own, on loopback
+        families = list(text_string_to_metric_families(response.read().decode()))
+    found = Counter[tuple[str, str]]()
+    for one in [sample for family in families for sample in family.samples]:
+        if one.name in COUNTERS:
+            found[f"{one.labels['mesh_service']}.{one.labels['mesh_tenant']}", one.name] += int(one.value)
+    return found
+
+
+def told(stats: dict[str, list[dict[str, Any]]]) -> Counter[tuple[str, str]]:
+    """What the services themselves say of them."""
+    found = Counter[tuple[str, str]]()
+    for service, points in stats.items():
+        for point in points:
+            name = point["name"].replace(".", "_")
+            if f"{name}_total" in COUNTERS:
+                found[service, f"{name}_total"] += int(point["value"])
+            elif f"{name}_seconds_count" in COUNTERS:
+                found[service, f"{name}_seconds_count"] += point["count"]
+    return found
 
 
 def all_have_heard(backend: OtlpReceiver, held: list[dict[str, Any]]) -> bool:

@@ -238,6 +238,7 @@ class Intake:
             _NAME: f"{identity.service}.{identity.tenant}",
             "mesh.tenant": identity.tenant or "",
             "mesh.service": identity.service or "",
+            "mesh.workload": workload.id,
             "mesh.node": self._place.node,
             "mesh.region": self._place.region,
         }

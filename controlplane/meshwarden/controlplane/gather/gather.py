@@ -24,6 +24,7 @@ from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.resource import Checked, check_resource, own_span
 from meshwarden.controlplane.gather.tally import INGEST, RECEIVE, SPOOL, Tally
 from meshwarden.controlplane.gather.trace_store import TraceStore
+from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
 from meshwarden.v1.admin_service_pb2 import BackendState
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
@@ -91,7 +92,9 @@ class Gather:
         self.traces = TraceStore(
             durable, self.tally, clock, retention=traces_retention, max_size_bytes=traces_max_bytes
         )
-        metrics.registry.register(self.tally)
+        self._workload_metrics = WorkloadMetrics(self.tally)
+        for collector in (self.tally, self._workload_metrics):
+            metrics.registry.register(collector)
         self._durable, self._metrics, self._backends = durable, metrics, backends
         self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
         self._rates = Rates(clock)
@@ -272,6 +275,8 @@ class Gather:
         body = checked.message.SerializeToString()
         if checked.signal == "span":
             self.traces.add(checked, body)
+        elif checked.signal == "point" and checked.tenant:
+            self._workload_metrics.add(checked)
         for backend in self._backends:
             if checked.signal in backend.signals:
                 self.queue.put(Lane(backend.name, checked.signal, checked.tenant), checked.items, body)

@@ -1,15 +1,22 @@
-"""What the services measure, until the mesh gathers metrics by OTLP.
+"""What the services measure: the `Stats` RPC of each shows it as of now, OpenTelemetry sends it to the node's agent.
 
-The instruments are made and told as those of OpenTelemetry's API are, so that this module alone will change then; till
-then the `Stats` RPC of each service shows them.
+Where OpenTelemetry is not installed, `Stats` alone shows it.
 """
 
 import bisect
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from meshwarden.examples.daena.daena_pb2 import Point, StatsResponse
+from meshwarden.examples.daena.error import DaenaError
+
+try:
+    from opentelemetry import metrics
+except ImportError:
+    HAS_METRICS = False
+else:
+    HAS_METRICS = True
 
 Attributes = Mapping[str, str]
 Series = tuple[tuple[str, str], ...]
@@ -25,9 +32,10 @@ TOKENS: Final = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0)
 class Counter:
     """A sum that only grows, by series."""
 
-    def __init__(self, name: str, unit: str, lock: threading.Lock) -> None:
+    def __init__(self, name: str, unit: str) -> None:
         self.name, self.unit = name, unit
-        self._lock = lock
+        self._lock = threading.Lock()
+        self._told = _meter().create_counter(name, unit) if HAS_METRICS else None
         self._sums: dict[Series, float] = {}
 
     def add(self, amount: float, attributes: Attributes | None = None) -> None:
@@ -35,6 +43,8 @@ class Counter:
         with self._lock:
             series = _series(self._sums, attributes)
             self._sums[series] = self._sums.get(series, 0.0) + amount
+        if self._told is not None:
+            self._told.add(amount, attributes)
 
     def points(self) -> list[Point]:
         """The series."""
@@ -46,10 +56,12 @@ class Counter:
 class Histogram:
     """How often values of which size came, by series."""
 
-    def __init__(self, name: str, unit: str, bounds: tuple[float, ...], lock: threading.Lock) -> None:
+    def __init__(self, name: str, unit: str, bounds: tuple[float, ...]) -> None:
         self.name, self.unit = name, unit
         self._bounds = bounds
-        self._lock = lock
+        self._lock = threading.Lock()
+        make = _meter().create_histogram if HAS_METRICS else None
+        self._told = make(name, unit, explicit_bucket_boundaries_advisory=bounds) if make else None
         self._series: dict[Series, tuple[list[int], list[float]]] = {}
 
     def record(self, value: float, attributes: Attributes | None = None) -> None:
@@ -59,6 +71,8 @@ class Histogram:
             buckets, total = self._series.setdefault(key, ([0] * (len(self._bounds) + 1), [0.0]))
             buckets[bisect.bisect_left(self._bounds, value)] += 1
             total[0] += value
+        if self._told is not None:
+            self._told.record(value, attributes)
 
     def points(self) -> list[Point]:
         """The series."""
@@ -84,6 +98,14 @@ class Gauge:
     def __init__(self, name: str, unit: str, read: Callable[[], Iterable[tuple[float, Attributes]]]) -> None:
         self.name, self.unit = name, unit
         self._read = read
+        if HAS_METRICS:
+            _meter().create_observable_gauge(name, [self._observe], unit)
+
+    def _observe(self, _: Any) -> Iterable[Any]:
+        try:
+            return [metrics.Observation(value, attributes) for value, attributes in self._read()]
+        except DaenaError:  # its program ends, or can't read it now
+            return []
 
     def points(self) -> list[Point]:
         """The series."""
@@ -101,13 +123,13 @@ class Meter:
 
     def counter(self, name: str, unit: str) -> Counter:
         """A sum that only grows."""
-        made = Counter(name, unit, threading.Lock())
+        made = Counter(name, unit)
         self._instruments.append(made)
         return made
 
     def histogram(self, name: str, unit: str, bounds: tuple[float, ...]) -> Histogram:
         """A distribution; `bounds` are the upper ones of its buckets."""
-        made = Histogram(name, unit, bounds, threading.Lock())
+        made = Histogram(name, unit, bounds)
         self._instruments.append(made)
         return made
 
@@ -118,6 +140,10 @@ class Meter:
     def stats(self) -> StatsResponse:
         """All series."""
         return StatsResponse(points=[point for instrument in self._instruments for point in instrument.points()])
+
+
+def _meter() -> Any:
+    return metrics.get_meter("meshwarden.examples.daena")
 
 
 def _series(known: Mapping[Series, object], attributes: Attributes | None) -> Series:

@@ -1,9 +1,27 @@
 """Instruments: sums, buckets, and a bound on series."""
 
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from meshwarden.examples.daena.error import Away
 from meshwarden.examples.daena.metric import MAX_SERIES, Meter
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
+    """What OpenTelemetry has been told; a process has one provider, so the test has one of its own."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr(metrics, "get_meter", provider.get_meter)
+    yield reader
+    provider.shutdown()
 
 
 def test_series_are_told_apart_by_their_attributes_whatever_the_order() -> None:
@@ -45,3 +63,28 @@ def test_a_gauge_is_read_when_it_is_asked_for() -> None:
     assert meter.stats().points[0].value == 1
     now[0] = 2
     assert meter.stats().points[0].value == 2
+
+
+def test_what_stats_shows_is_told_to_opentelemetry(told: InMemoryMetricReader) -> None:
+    meter = Meter()
+    meter.counter("c", "{record}").add(2, {"tier": "hot"})
+    histogram = meter.histogram("h", "s", (1.0, 10.0))
+    for value in (0.5, 5, 50):
+        histogram.record(value)
+    meter.gauge("g", "By", lambda: [(7, {"tier": "hot"})])
+    stats = {point.name: point for point in meter.stats().points}
+    meter.gauge("ended", "By", ended)
+    found = told.get_metrics_data()
+    assert found is not None
+    sent = {metric.name: metric for one in found.resource_metrics[0].scope_metrics for metric in one.metrics}
+    points: dict[str, Any] = {name: metric.data.data_points[0] for name, metric in sent.items()}
+    assert {name: metric.unit for name, metric in sent.items()} == {"c": "{record}", "h": "s", "g": "By"}
+    assert (points["c"].value, points["c"].attributes) == (stats["c"].value, stats["c"].attributes)
+    assert (points["g"].value, points["g"].attributes) == (stats["g"].value, stats["g"].attributes)
+    assert (list(points["h"].bucket_counts), list(points["h"].explicit_bounds)) == ([1, 1, 1], [1, 10])
+
+
+def ended() -> Iterator[tuple[float, dict[str, str]]]:
+    """A gauge of something that is closed."""
+    yield from ()
+    raise Away("the memory is closed")

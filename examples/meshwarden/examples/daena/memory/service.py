@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Final
 
 import grpc
@@ -26,6 +27,10 @@ SWEEP_S: Final = 1.0
 def move_counter(meter: Meter) -> Moved:
     """Counts moves between tiers for a store."""
     up, down = meter.counter("nbmf.promotions", "{record}"), meter.counter("nbmf.demotions", "{record}")
+    # A series that is there from the beginning shows its first event too.
+    for source, target in pairwise((HOT, WARM, COLD)):
+        up.add(0, {"nbmf.tier.from": target, "nbmf.tier.to": source})
+        down.add(0, {"nbmf.tier.from": source, "nbmf.tier.to": target})
 
     def moved(source: str, target: str, count: int) -> None:
         counter = up if _RANK[target] < _RANK[source] else down
@@ -53,6 +58,8 @@ class Memory(daena_pb2_grpc.MemoryServicer):
         self._hits = meter.counter("nbmf.hits", "{read}")
         self._misses = meter.counter("nbmf.misses", "{read}")
         self._corrupt = meter.counter("nbmf.corrupt", "{read}")
+        for counter in (self._misses, self._corrupt):
+            counter.add(0)
         meter.gauge("nbmf.tier.size", "By", lambda: self._holdings("stored_bytes"))
         meter.gauge("nbmf.tier.raw_size", "By", lambda: self._holdings("raw_bytes"))
         meter.gauge("nbmf.tier.records", "{record}", lambda: self._holdings("records"))
