@@ -119,9 +119,13 @@ def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver)
     up.until(lambda: records(convene, held) == [True] * ROUNDS)
 
     os.kill(asking, signal.SIGCONT)
+    seen = calls_of_page(up)
     up.process.send_signal(signal.SIGTERM)
     assert up.wait_until_ended() == 0, up.said()
     assert up.left() == []
+    # The control plane's last word to the backend has all that its page had, and nothing else is left of it.
+    assert seen
+    assert calls_sent(backend) >= seen
     for name in ("bus", "model", "memory", "analyst", "sceptic", "scholar", "council"):
         assert f"{name} stopped" in (up.state_dir / "logs" / f"{name}.log").read_text(), name
 
@@ -178,6 +182,32 @@ def told(stats: dict[str, list[dict[str, Any]]]) -> Counter[tuple[str, str]]:
                 found[service, f"{name}_total"] += int(point["value"])
             elif f"{name}_seconds_count" in COUNTERS:
                 found[service, f"{name}_seconds_count"] += point["count"]
+    return found
+
+
+def calls_of_page(up: Any) -> Counter[tuple[str, str]]:
+    """The calls that the control plane's page counts: {(service called, method): calls}."""
+    with urllib.request.urlopen(up.up_json["metrics_url"], timeout=5) as response:  # noqa: S310 - our own, on loopback
+        families = list(text_string_to_metric_families(response.read().decode()))
+    found = Counter[tuple[str, str]]()
+    for one in [sample for family in families for sample in family.samples]:
+        if one.name == "meshwarden_requests_total" and one.labels["reporter"] == "source":
+            found[one.labels["destination_service"], one.labels["method"]] += int(one.value)
+    return found
+
+
+def calls_sent(backend: OtlpReceiver) -> Counter[tuple[str, str]]:
+    """The same, as the backend was told last."""
+    newest: dict[tuple[tuple[str, str], ...], int] = {}
+    for item in list(backend.metrics):
+        for metric in [metric for scope in item.scope_metrics for metric in scope.metrics]:
+            if metric.name == "meshwarden.requests":
+                for point in metric.sum.data_points:
+                    newest[tuple((pair.key, pair.value.string_value) for pair in point.attributes)] = point.as_int
+    found = Counter[tuple[str, str]]()
+    for said, count in [(dict(key), count) for key, count in newest.items()]:
+        if said["mesh.reporter"] == "source":
+            found[said["mesh.destination.service"], said["mesh.method"]] += count
     return found
 
 

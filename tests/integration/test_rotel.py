@@ -7,7 +7,7 @@ import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,30 @@ import anyio
 import grpc
 import pytest
 import rotel
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from prometheus_client import CollectorRegistry
 
 from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.v1.report_pb2 import ExportRequest
+from meshwarden.controlplane.gather.own_metrics import OwnMetrics
+from meshwarden.sdk.histogram import bucket_of, to_proto
+from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
 BINARY = Path(rotel.__file__).parent / "rotel-agent"
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -42,11 +51,27 @@ class Sink(TraceServiceServicer):
 
     def __init__(self) -> None:
         self.taken: list[ResourceSpans] = []
+        self.measured: list[ResourceMetrics] = []
         self.endpoint = ""
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.taken.extend(request.resource_spans)
         return otlp.ExportTraceServiceResponse()
+
+    async def metrics(self, request: Any, context: Any) -> Any:
+        self.measured.extend(request.resource_metrics)
+        return metrics_service_pb2.ExportMetricsServiceResponse()
+
+    def points(self, name: str) -> dict[tuple[str, ...], Any]:
+        """The newest point of each series of a metric, by its attributes and whose it is."""
+        found: dict[tuple[str, ...], Any] = {}
+        for item in self.measured:
+            owner = next((one.value.string_value for one in item.resource.attributes if one.key == "mesh.tenant"), "")
+            for metric in [metric for scope in item.scope_metrics for metric in scope.metrics if metric.name == name]:
+                for point in getattr(metric, str(metric.WhichOneof("data"))).data_points:
+                    said = sorted(f"{pair.key}={pair.value.string_value}" for pair in point.attributes)
+                    found[owner, *said] = point
+        return found
 
     def spans(self) -> list[tuple[str, Span]]:
         """(whose, span) of all that has come."""
@@ -62,6 +87,9 @@ class Sink(TraceServiceServicer):
 async def sink() -> AsyncIterator[Sink]:
     sink, server = Sink(), grpc.aio.server()
     add_TraceServiceServicer_to_server(sink, server)
+    other = MetricsServiceServicer()
+    other.Export = sink.metrics
+    add_MetricsServiceServicer_to_server(other, server)
     sink.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     yield sink
@@ -144,3 +172,85 @@ async def test_a_collector_gets_every_span_once_it_is_there(protocol: str, sink:
         ("received", "backend.rotel", "span", "acme", ""): BATCHES * SPANS,
         ("passed", "backend.rotel", "span", "acme", ""): BATCHES * SPANS,
     }
+
+
+def counted(number: int) -> ExportRequest:
+    """Calls of three methods, some of which fail."""
+    calls = [
+        CallStat(
+            source="spiffe://mesh.test/tenant/acme/service/web",
+            destination="platform/orders",
+            method=f"/shop.Orders/Get{number % 3}",
+            status=status,
+            decision=CallStat.ALLOWED,
+            reporter=CallStat.SOURCE,
+            count=number,
+            duration_sum_s=0.02 * number,
+            durations=to_proto({bucket_of(0.02): number}),
+        )
+        for status in ("OK", "UNAVAILABLE")
+    ]
+    for call in calls:
+        call.minute.FromDatetime(NOW)
+    return ExportRequest(first_sequence=number, sequence=number, run_id="r", calls=calls)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_a_collector_has_the_counts_that_the_page_has(protocol: str, sink: Sink, tmp_path: Path) -> None:
+    ports = {"grpc": free_port(), "http": free_port()}
+    transport = (GrpcTransport if protocol == "grpc" else HttpTransport)(f"http://127.0.0.1:{ports[protocol]}")
+    durable, metrics = Durable(tmp_path / "gather.sqlite"), Metrics(clock=lambda: NOW)
+    mesh: dict[str, Any] = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
+    ledger = Ledger(durable, "mesh.test", lambda: NOW)
+    backends = [Backend("rotel", transport, frozenset({"point"}), 1 << 24)]
+    gather = Gather(durable, ledger, metrics, backends, lambda: NOW, random.Random(1), first_backoff_s=0.05, **mesh)
+    own = OwnMetrics(
+        metrics,
+        gather.tally,
+        (),
+        CollectorRegistry(),
+        gather.take_own_points,
+        lambda: NOW,
+        region="eu",
+        interval=timedelta(hours=1),
+    )
+    async with anyio.create_task_group() as group:
+        group.start_soon(gather.run)
+        for number in range(1, 5):
+            gather.ingest("n1", counted(number))
+            await own.tell()
+            await gather.settle()
+        with running(ports["grpc"], ports["http"], sink, tmp_path):
+            for number in range(5, 9):
+                gather.ingest("n1", counted(number))
+                await own.tell()
+                await gather.settle()
+            page = {
+                (one.labels["method"], one.labels["status"]): one.value
+                for family in metrics.collect()
+                for one in family.samples
+                if one.name == "meshwarden_requests_total"
+            }
+            async with asyncio.timeout(DEADLINE_S):
+                while taken(sink) != page:  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+            group.cancel_scope.cancel()
+    durable.close()
+    durations = sink.points("rpc.client.call.duration")
+    assert sum(point.count for point in durations.values()) == sum(page.values())
+    assert {key[0] for key in durations} == {"acme"}
+    assert {point.start_time_unix_nano for point in durations.values()} == {int(NOW.timestamp()) * 10**9}
+    of_backend = {key: count for key, count in gather.tally.totals().items() if key[1] == "backend.rotel"}
+    assert {key[0] for key in of_backend} == {"received", "passed"}
+    assert sum(count for key, count in of_backend.items() if key[0] == "passed") == sum(
+        count for key, count in of_backend.items() if key[0] == "received"
+    )
+
+
+def taken(sink: Sink) -> dict[tuple[str, str], float]:
+    """The counts that have come: {(method, status): calls}."""
+    found = {}
+    for key, point in sink.points("meshwarden.requests").items():
+        said = dict(pair.split("=", 1) for pair in key[1:])
+        found[said["mesh.method"], said["mesh.status"]] = float(point.as_int)
+    return found

@@ -9,7 +9,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +20,7 @@ import anyio
 import grpc
 import structlog
 from prometheus_client import GCCollector, ProcessCollector
+from prometheus_client.registry import Collector
 
 from meshwarden.certs.authority.disk import DiskAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
@@ -47,6 +48,7 @@ from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.identity.authorize import admit
@@ -158,6 +160,33 @@ class ControlPlane:
             traces_max_bytes=config.traces_max_bytes,
         )
         self._regions, self._remote = _regions(config, self._durable, self._gather, self._metrics, self._serving, rng)
+        self._vitals = Vitals(
+            region=region,
+            version=version_of("meshwarden"),
+            state_dir=config.state_dir,
+            publisher=self._publisher,
+            sessions=self._sessions,
+            audit=audit,
+            svid=self._serving.svid,
+            bundles=self._serving.bundles,
+            clock=utc_now,
+        )
+        registry = self._metrics.registry
+        process = (ProcessCollector(registry=registry), GCCollector(registry=registry))
+        self._own_metrics = self._told(process) if any("point" in one.signals for one in engines.backends) else None
+
+    def _told(self, process: Sequence[Collector]) -> OwnMetrics:
+        """What tells backends our own metrics."""
+        return OwnMetrics(
+            self._metrics,
+            self._gather.tally,
+            process,
+            self._vitals,
+            self._gather.take_own_points,
+            utc_now,
+            region=self._config.region,
+            interval=timedelta(seconds=self._config.otlp_metrics_interval_s),
+        )
 
     async def run(self) -> None:
         """Opens the doors once there is something to say, and closes them at SIGTERM or SIGINT.
@@ -184,7 +213,15 @@ class ControlPlane:
         """Runs all that goes on by itself, opens the door, and closes it when told to."""
         async with anyio.create_task_group() as group:
             group.start_soon(compact_old, self._engines.store)
-            for part in (self._engines.authority, self._serving, self._gather, self._regions, self._operator):
+            parts = (
+                self._engines.authority,
+                self._serving,
+                self._gather,
+                self._own_metrics,
+                self._regions,
+                self._operator,
+            )
+            for part in parts:
                 if part is not None:
                     group.start_soon(part.run)
             await group.start(self._publisher.run)
@@ -200,6 +237,8 @@ class ControlPlane:
                     break
             (self._config.state_dir / "server.json").unlink(missing_ok=True)
             await api.stop(STOP_GRACE_S)
+            if self._own_metrics is not None:
+                await self._own_metrics.tell()  # what was counted since the last time
             group.cancel_scope.cancel()
 
     def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
@@ -256,21 +295,7 @@ class ControlPlane:
 
     async def _show_metrics(self, closing: AsyncExitStack) -> str:
         """Serves metrics and where else to scrape, until `closing` ends; returns the URL."""
-        registry = self._metrics.registry
-        ProcessCollector(registry=registry)
-        GCCollector(registry=registry)
-        vitals = Vitals(
-            region=self._config.region,
-            version=version_of("meshwarden"),
-            state_dir=self._config.state_dir,
-            publisher=self._publisher,
-            sessions=self._sessions,
-            audit=self._engines.audit,
-            svid=self._serving.svid,
-            bundles=self._serving.bundles,
-            clock=utc_now,
-        )
-        scraped = Scraped(registry, vitals, self._sessions.states)
+        scraped = Scraped(self._metrics.registry, self._vitals, self._sessions.states)
         host, port = _address(self._config.metrics_listen)
         with _listening("metrics_listen", self._config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))

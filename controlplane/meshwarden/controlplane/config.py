@@ -135,6 +135,8 @@ class Config(BaseSettings):
     authority: AuthorityConfig
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()
+    # How often the control plane's own metrics go there.
+    otlp_metrics_interval_s: float = Field(default=60.0, ge=1.0, le=3600.0)
     # Where `vault:` references are read; left out, the authority's Vault.
     vault: VaultConfig | None = None
     # The other regions of the trust domain.

@@ -85,7 +85,7 @@ class Gather:
         """
         self.ledger, self.graph = ledger, Graph(clock)
         self.graph.recall(ledger.totals())
-        self.tally, self.marks = Tally(), Marks()
+        self.tally, self.marks = Tally(clock), Marks()
         self.queue = Queue(self.tally, {backend.name: backend.max_queue_bytes for backend in backends})
         for part in (self.tally, self.marks, self.queue):
             durable.add(part)
@@ -130,6 +130,13 @@ class Gather:
     def take_own(self, body: bytes, count: int) -> None:
         """Takes a span of the control plane itself."""
         self._hand_on(own_span(body, self._region))
+        self._wanted.set()
+
+    def take_own_points(self, tenant: str, count: int, body: bytes) -> None:
+        """Takes a serialised `ResourceMetrics` of the control plane itself, of what concerns a tenant or none."""
+        for backend in self._backends:
+            if "point" in backend.signals:
+                self.queue.put(Lane(backend.name, "point", tenant), count, body)
         self._wanted.set()
 
     def rates(self) -> dict[str, tuple[float, float, float]]:

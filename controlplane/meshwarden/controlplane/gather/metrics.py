@@ -9,15 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.gather import duration
 from meshwarden.controlplane.gather.call import Call
+from meshwarden.controlplane.gather.resource import nanos
 from meshwarden.sdk.histogram import BOUNDS_S, bound_of, folded
 from meshwarden.v1 import report_pb2
 from meshwarden.v1.report_pb2 import CallStat
@@ -49,24 +51,46 @@ Sample = tuple[Sequence[str], float]
 Labels = tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The calls of one series: the values of REQUEST_LABELS, how many since when, in nanoseconds since 1970."""
+
+    labels: Labels
+    count: int
+    began_ns: int
+
+
+@dataclass(slots=True)
+class Timed:
+    """The durations of one series.
+
+    Attributes:
+        labels: values of its family's.
+        began_ns: since when it counts, in nanoseconds since 1970.
+        buckets: how many fell into each bucket of BOUNDS_S, and into a last one.
+        sum_s: all of them together.
+        heard_s: when the last one came.
+        exemplars: {number of a bucket: its newest}.
+    """
+
+    labels: Labels
+    began_ns: int
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    sum_s: float = 0.0
+    heard_s: float = 0.0
+    exemplars: dict[int, report_pb2.Exemplar] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class _Requests:
     # Whose share it takes; None for one that all of a tenant's calls beyond its share are put into.
     owner: str | None
+    began_ns: int
     count: int = 0
     heard_s: float = 0.0
 
 
-@dataclass(slots=True)
-class _Durations:
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
-    sum_s: float = 0.0
-    heard_s: float = 0.0
-    # {number of a bucket: its newest}
-    exemplars: dict[int, report_pb2.Exemplar] = field(default_factory=dict)
-
-
-_Series = TypeVar("_Series", _Requests, _Durations)
+_Series = TypeVar("_Series", _Requests, Timed)
 
 
 class Metrics(Collector):
@@ -79,6 +103,7 @@ class Metrics(Collector):
         max_series: int = MAX_SERIES,
         idle: timedelta = IDLE,
         monotonic_s: Callable[[], float] = time.monotonic,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         """Starts empty.
 
@@ -87,15 +112,16 @@ class Metrics(Collector):
             max_series: how many all of them have.
             idle: after how long without a call a series is forgotten.
             monotonic_s: a clock that never goes back.
+            clock: the present, aware.
         """
         self.registry = CollectorRegistry()
         self._series_per_tenant, self._max_series = series_per_tenant, max_series
         self._idle_s = idle.total_seconds()
-        self._monotonic_s = monotonic_s
+        self._monotonic_s, self._clock = monotonic_s, clock
         # Prometheus reads on another thread.
         self._lock = threading.Lock()
         self._requests: dict[Labels, _Requests] = {}
-        self._durations: dict[str, dict[Labels, _Durations]] = {name: {} for name in duration.FAMILIES}
+        self._durations: dict[str, dict[Labels, Timed]] = {name: {} for name in duration.FAMILIES}
         self._series: dict[str, int] = {}
         self._overflow: dict[str, int] = {}
         self._gauges: list[tuple[str, str, Sequence[str], Callable[[], Iterable[Sample]]]] = []
@@ -127,11 +153,16 @@ class Metrics(Collector):
                 key = _request_labels(call, result)
             else:
                 self._series[call.owner] = used + 1
-            series = self._requests.setdefault(key, _Requests(owner))
+            series = self._requests.get(key)
+            if series is None:
+                series = self._requests[key] = _Requests(owner, nanos(self._clock()))
         series.count += call.count
         series.heard_s = now_s
         if call.durations:
-            found = self._durations[family].setdefault(duration.labels(call, family, result), _Durations())
+            labels = duration.labels(call, family, result)
+            found = self._durations[family].get(labels)
+            if found is None:
+                found = self._durations[family][labels] = Timed(labels, nanos(self._clock()))
             found.heard_s = now_s
             found.sum_s += call.sum_s
             for index, count in enumerate(folded(call.durations)):
@@ -151,21 +182,34 @@ class Metrics(Collector):
         for durations in self._durations.values():
             _removed(durations, since_s)
 
-    def collect(self) -> Iterable[Metric]:
-        """Shows all there is, to Prometheus."""
+    def calls(self) -> tuple[list[Counted], dict[str, list[Timed]]]:
+        """The counts of calls as they are now, and their durations by the name of their family."""
         with self._lock:
             self._forget_idle()
-            requests = {key: series.count for key, series in self._requests.items()}
-            overflow, used = dict(self._overflow), dict(self._series)
+            counted = [Counted(key, series.count, series.began_ns) for key, series in self._requests.items()]
             durations = {
-                name: {key: replace(one, buckets=list(one.buckets)) for key, one in found.items()}
+                name: [replace(one, buckets=list(one.buckets), exemplars=dict(one.exemplars)) for one in found.values()]
                 for name, found in self._durations.items()
             }
+        return counted, durations
+
+    def collect(self) -> Iterable[Metric]:
+        """Shows all there is, to Prometheus."""
+        counted, durations = self.calls()
         yield _counter(
-            "meshwarden_requests", "Calls by source, destination, method and outcome.", REQUEST_LABELS, requests
+            "meshwarden_requests",
+            "Calls by source, destination, method and outcome.",
+            REQUEST_LABELS,
+            {one.labels: one.count for one in counted},
         )
         for name, found in durations.items():
             yield _histogram(name, found)
+        yield from self.rest()
+
+    def rest(self) -> Iterable[Metric]:
+        """Shows all but the calls."""
+        with self._lock:
+            overflow, used = dict(self._overflow), dict(self._series)
         yield _counter(
             "meshwarden_series_overflow",
             "Calls counted under 'overflow' because their tenant has used up its series.",
@@ -246,18 +290,18 @@ def _gauge(name: str, text: str, labels: Sequence[str], samples: Iterable[Sample
     return family
 
 
-def _histogram(name: str, found: Mapping[Labels, _Durations]) -> Metric:
+def _histogram(name: str, found: Iterable[Timed]) -> Metric:
     text, names = duration.FAMILIES[name]
     family = HistogramMetricFamily(name, text, labels=list(names))
     bounds = [*(str(bound) for bound in BOUNDS_S), "+Inf"]
-    for labels, one in found.items():
+    for one in found:
         total = 0
         rows: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
         for index, (bound, count) in enumerate(zip(bounds, one.buckets, strict=True)):
             total += count
             exemplar = one.exemplars.get(index)
             rows.append((bound, float(total)) if exemplar is None else (bound, float(total), _exemplar(exemplar)))
-        family.add_metric(list(labels), rows, sum_value=one.sum_s)
+        family.add_metric(list(one.labels), rows, sum_value=one.sum_s)
     return family
 
 

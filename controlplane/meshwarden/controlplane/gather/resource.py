@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -92,6 +93,11 @@ def own_span(body: bytes, region: str) -> Checked:
     tenant = next((pair.value.string_value for pair in said if pair.key == "mesh.tenant"), "")
     _stamp(message, {"mesh.region": region, "mesh.tenant": tenant, "mesh.service": OWN_NAME if tenant else ""})
     return Checked("span", tenant, message, _spans(message))
+
+
+def nanos(moment: datetime) -> int:
+    """A moment as OTLP has it, in nanoseconds since 1970."""
+    return int(moment.timestamp() * 1_000_000) * 1000
 
 
 def framed(body: bytes) -> bytes:

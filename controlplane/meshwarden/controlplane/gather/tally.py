@@ -5,12 +5,16 @@ At every stage received = passed + dropped, but for what is in it at the moment.
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import Any, Final
 
 import apsw
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.gather.resource import nanos
 
 RECEIVE: Final = "agent.receive"
 SPOOL: Final = "agent.spool"
@@ -23,6 +27,7 @@ DROPPED: Final = "dropped"
 OVERFLOW: Final = "overflow"
 MAX_SERIES: Final = 20_000
 _SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS tally_began (at_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS tally (
   kind TEXT NOT NULL, stage TEXT NOT NULL, signal TEXT NOT NULL, tenant TEXT NOT NULL, reason TEXT NOT NULL,
   count INTEGER NOT NULL, PRIMARY KEY (kind, stage, signal, tenant, reason)
@@ -38,7 +43,14 @@ _Key = tuple[str, str, str, str, str]
 class Tally(Collector):
     """The counts. A part of `Durable`, and shown to Prometheus."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
+        """Starts empty.
+
+        Args:
+            clock: the present, aware.
+        """
+        self.began_ns = nanos(clock())
+        """When all counts were 0, in nanoseconds since 1970."""
         # Prometheus reads on another thread.
         self._lock = threading.Lock()
         self._totals: Counter[_Key] = Counter()
@@ -102,6 +114,11 @@ class Tally(Collector):
     def create(self, db: apsw.Connection) -> None:
         """See `Part`."""
         db.execute(_SCHEMA)
+        known = db.execute("SELECT at_ns FROM tally_began").get
+        if known is None:
+            db.execute("INSERT INTO tally_began VALUES (?)", (self.began_ns,))
+        else:
+            self.began_ns = int(known)
         for *key, count in db.execute("SELECT kind, stage, signal, tenant, reason, count FROM tally"):
             self._totals[tuple(key)] = count
 

@@ -1,4 +1,4 @@
-"""A small OTLP receiver (gRPC, loopback): the backend that a mesh under check forwards its traces to."""
+"""A small OTLP receiver (gRPC, loopback): the backend that a mesh under check forwards its traces and metrics to."""
 
 from collections import deque
 from collections.abc import AsyncIterator
@@ -8,6 +8,14 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -16,9 +24,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
 )
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 MAX_SPANS = 50_000
+MAX_METRICS = 2000
 MAX_MESSAGE_BYTES = 16 << 20
 
 
@@ -42,10 +52,12 @@ class OtlpReceiver(TraceServiceServicer):
         spans: the newest spans, oldest first.
         authorizations: the values of the `authorization` header seen so far; "" for a call without.
         endpoint: "http://127.0.0.1:PORT".
+        metrics: the newest metrics, oldest first.
     """
 
     def __init__(self, max_spans: int = MAX_SPANS) -> None:
         self.spans: deque[KeptSpan] = deque(maxlen=max_spans)
+        self.metrics: deque[ResourceMetrics] = deque(maxlen=MAX_METRICS)
         self.authorizations: set[str] = set()
         self.endpoint = ""
 
@@ -61,6 +73,20 @@ class OtlpReceiver(TraceServiceServicer):
         return ExportTraceServiceResponse()
 
 
+class _Metrics(MetricsServiceServicer):
+    """The same receiver's other door."""
+
+    def __init__(self, kept: OtlpReceiver) -> None:
+        self._kept = kept
+
+    async def Export(  # noqa: N802 - the schema's name
+        self, request: ExportMetricsServiceRequest, context: Any
+    ) -> ExportMetricsServiceResponse:
+        """Takes metrics."""
+        self._kept.metrics.extend(request.resource_metrics)
+        return ExportMetricsServiceResponse()
+
+
 @asynccontextmanager
 async def receiver() -> AsyncIterator[OtlpReceiver]:
     """Serves a receiver on a free loopback port."""
@@ -68,6 +94,8 @@ async def receiver() -> AsyncIterator[OtlpReceiver]:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)])
     add: Any = add_TraceServiceServicer_to_server  # generated without types
     add(kept, server)
+    add_metrics: Any = add_MetricsServiceServicer_to_server
+    add_metrics(_Metrics(kept), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     kept.endpoint = f"http://127.0.0.1:{port}"
