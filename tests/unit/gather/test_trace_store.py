@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-from meshwarden.controlplane.gather import trace_part, trace_query
+from meshwarden.controlplane.gather import trace_query, trace_store
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tally import DROPPED, PASSED, RECEIVED, STORE, Tally
@@ -81,7 +81,7 @@ def put(store: TraceStore, owner: str, *spans: Span) -> None:
     message = ResourceSpans(scope_spans=[ScopeSpans(spans=spans)])
     for key, value in said.items():
         message.resource.attributes.append(KeyValue(key=key, value=AnyValue(string_value=value)))
-    store.add(Checked("span", tenant, message, len(spans)), message.SerializeToString())
+    store.add(Checked("span", tenant, message, len(spans), message.SerializeToString()))
 
 
 def everything(_: str) -> bool:
@@ -222,8 +222,8 @@ async def test_hostile_times_and_values_are_bounded(durable: Durable, store: Tra
 async def test_one_service_fills_no_trace_beyond_reading(
     durable: Durable, store: TraceStore, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace_part, "MAX_SPANS", 10)
-    monkeypatch.setattr(trace_part, "MAX_BLOCKS", 3)
+    monkeypatch.setattr(trace_store, "MAX_SPANS", 10)
+    monkeypatch.setattr(trace_store, "MAX_BLOCKS", 3)
     put(store, "acme/web", *(span(number) for number in range(1, 20)))
     for number in range(1, 6):
         put(store, "acme/slow", span(number))
@@ -296,7 +296,7 @@ async def test_spans_are_forgotten_after_a_while(durable: Durable, store: TraceS
     await durable.work(store.prune)
     assert await store.find(TRACE, everything) is None
     assert store.size_bytes() == 0
-    rows = await durable.read(lambda db: db.execute("SELECT count(*) FROM trace_parts").get)
+    rows = await durable.read(lambda db: db.execute("SELECT count(*) FROM trace_ids").get)
     assert rows == 0
 
 
@@ -354,6 +354,101 @@ async def test_a_store_goes_on_where_it_stopped(tmp_path: Path, clock: Clock) ->
     assert TraceStore(durable, tally, clock).size_bytes() == size
     assert counted(tally, RECEIVED) == counted(tally, PASSED) + counted(tally, DROPPED, "duplicate") == 4
     durable.close()
+
+
+async def test_what_it_takes_is_what_the_file_grows_by(tmp_path: Path, clock: Clock) -> None:
+    durable = Durable(tmp_path / "sized.sqlite")
+    durable.add(tally := Tally())
+    store = TraceStore(durable, tally, clock)
+
+    async def used() -> int:
+        return await durable.read(lambda db: (db.pragma("page_count") - db.pragma("freelist_count")) * 4096)
+
+    before = await used()
+    for number in range(40):
+        for _ in range(200):
+            trace = os.urandom(16)
+            spans = [span(at, trace=trace, start_ms=number, trace_state=os.urandom(60).hex()) for at in range(1, 4)]
+            put(store, "acme/web", *spans)
+        await durable.flush()
+    grown = await used() - before
+    assert store.size_bytes() == pytest.approx(grown, rel=0.1)
+    durable.close()
+
+
+async def test_a_file_of_another_version_loses_its_traces_alone(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "older.sqlite"
+    older = apsw.Connection(str(path))
+    older.execute("CREATE TABLE trace_blocks (id INTEGER PRIMARY KEY, body BLOB); CREATE TABLE trace_parts (x)")
+    older.execute("INSERT INTO trace_blocks (body) VALUES (x'00')")
+    older.close()
+    for life in (1, 2):
+        durable, tally = Durable(path), Tally()
+        durable.add(tally)
+        store = TraceStore(durable, tally, clock)
+        put(store, "acme/web", span(life))
+        await durable.flush()
+        found = await store.find(TRACE, everything)
+        assert found is not None
+        assert len(found.spans) == life
+        durable.close()
+
+
+async def test_ids_that_are_looked_up_alike_are_told_apart(durable: Durable, store: TraceStore, tally: Tally) -> None:
+    # Whoever makes such ids up has one of two spans, and harms nobody else.
+    ids = [bytes(8) + bytes([n] * 8) for n in range(1, 9)] + [bytes([n] * 8) + bytes(8) for n in range(1, 9)]
+    for trace in ids:
+        put(store, "acme/web", span(1, trace=trace, name=trace.hex()))
+        put(store, "acme/other", span(1, trace=trace, name="other"))
+    await durable.flush()
+    for trace in ids:
+        found = await store.find(trace, everything)
+        assert found is not None
+        assert [item.name for item in found.spans] == [trace.hex(), "other"]
+        assert not found.omitted
+    (page, _) = await store.search(ALL, everything, 20)
+    assert {item.trace_id for item in page} == {trace.hex() for trace in ids}
+    put(store, "acme/web", *(span(1, trace=trace) for trace in ids), span(2, trace=ids[0]))
+    await durable.flush()
+    assert (counted(tally, PASSED), counted(tally, DROPPED, "duplicate")) == (33, 16)
+
+
+@given(
+    spans=st.lists(
+        st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(0, 9), st.integers(0, 5), st.integers(0, 50)),
+        max_size=20,
+    ),
+    cuts=st.sets(st.integers(0, 20)),
+)
+@settings(max_examples=60, deadline=None)
+async def test_a_trace_says_the_same_however_its_spans_came(
+    tmp_path_factory: pytest.TempPathFactory,
+    spans: list[tuple[int, int, int, int, int]],
+    cuts: set[int],
+) -> None:
+    told = []
+    for flushed in (set[int](), cuts):
+        durable, tally = Durable(tmp_path_factory.mktemp("cut") / "db.sqlite"), Tally()
+        durable.add(tally)
+        store = TraceStore(durable, tally, lambda: NOW)
+        for at, (trace, number, parent, start_ms, ms) in enumerate(spans):
+            code = Status.STATUS_CODE_ERROR if ms > 40 else Status.STATUS_CODE_UNSET
+            name = f"{number} of {at}"
+            more = {"trace": trace.to_bytes(16, "big"), "start_ms": start_ms, "ms": ms, "name": name}
+            put(store, "acme/web", span(number, parent, status=Status(code=code), **more))  # type: ignore[arg-type]
+            if at in flushed:
+                await durable.flush()
+        await durable.flush()
+        page, _ = await store.search(ALL, everything, 20)
+        shown = []
+        for summary in page:
+            found = await store.find(bytes.fromhex(summary.trace_id), everything)
+            assert found is not None
+            shown.append(sorted((item.span_id, item.name) for item in found.spans))
+            summary.name = ""  # of two that began at once either may name it
+        told.append((page, shown, counted(tally, PASSED), counted(tally, DROPPED, "duplicate")))
+        durable.close()
+    assert told[0] == told[1]
 
 
 @given(

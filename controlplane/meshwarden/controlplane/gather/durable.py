@@ -16,6 +16,8 @@ import anyio
 import anyio.to_thread
 import apsw
 
+# What leads to traces is in no order, so that each flush changes pages everywhere: those in memory are not read again.
+_CACHE_KIB = 16 << 10
 _Found = TypeVar("_Found")
 
 
@@ -53,7 +55,13 @@ class Durable:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         self._db = apsw.Connection(str(path))
         self._db.set_busy_timeout(5000)
-        for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL"):
+        pragmas = (
+            "auto_vacuum = INCREMENTAL",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            f"cache_size = -{_CACHE_KIB}",
+        )
+        for pragma in pragmas:
             self._db.execute(f"PRAGMA {pragma}").fetchall()
 
     def add(self, part: Part) -> None:

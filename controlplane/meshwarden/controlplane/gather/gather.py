@@ -279,14 +279,13 @@ class Gather:
         self._hand_on(checked)
 
     def _hand_on(self, checked: Checked) -> None:
-        body = checked.message.SerializeToString()
         if checked.signal == "span":
-            self.traces.add(checked, body)
+            self.traces.add(checked)
         elif checked.signal == "point" and checked.tenant:
             self._workload_metrics.add(checked)
         for backend in self._backends:
             if checked.signal in backend.signals:
-                self.queue.put(Lane(backend.name, checked.signal, checked.tenant), checked.items, body)
+                self.queue.put(Lane(backend.name, checked.signal, checked.tenant), checked.items, checked.body)
 
     def _arrived(self, signal: str, tenant: str, count: int) -> None:
         """Counts what has come through all stages of an agent."""

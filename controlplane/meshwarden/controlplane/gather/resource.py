@@ -27,12 +27,14 @@ class Checked:
         tenant: whose it is; empty: the agent's own.
         message: the stamped message.
         items: how many things are in it.
+        body: the message, serialised.
     """
 
     signal: str
     tenant: str
     message: Any
     items: int
+    body: bytes
 
 
 def _spans(message: Any) -> int:
@@ -82,8 +84,8 @@ def check_resource(signal: str, body: bytes, node: str, region: str, owns: Owns)
     elif not service or not owns(node, tenant, service):
         raise Refused("not_owned", items)
     place = {"mesh.node": node, "mesh.region": region}
-    _stamp(message, {**place, "mesh.tenant": tenant, "mesh.service": service if tenant else ""})
-    return Checked(signal, tenant, message, items)
+    is_changed = _stamp(message, {**place, "mesh.tenant": tenant, "mesh.service": service if tenant else ""})
+    return Checked(signal, tenant, message, items, message.SerializeToString() if is_changed else body)
 
 
 def own_span(body: bytes, region: str) -> Checked:
@@ -92,7 +94,7 @@ def own_span(body: bytes, region: str) -> Checked:
     said = [pair for scope in message.scope_spans for span in scope.spans for pair in span.attributes]
     tenant = next((pair.value.string_value for pair in said if pair.key == "mesh.tenant"), "")
     _stamp(message, {"mesh.region": region, "mesh.tenant": tenant, "mesh.service": OWN_NAME if tenant else ""})
-    return Checked("span", tenant, message, _spans(message))
+    return Checked("span", tenant, message, _spans(message), message.SerializeToString())
 
 
 def nanos(moment: datetime) -> int:
@@ -110,12 +112,17 @@ def framed(body: bytes) -> bytes:
     return bytes(head) + body
 
 
-def _stamp(message: Any, ours: Mapping[str, str]) -> None:
+def _stamp(message: Any, ours: Mapping[str, str]) -> bool:
+    """Writes what we know into a message; whether that has changed it. An agent writes the same if it is right."""
+    known = {key: text for key, text in ours.items() if text}
+    said = [pair for pair in message.resource.attributes if pair.key in ours]
+    if len(said) == len(known) and {pair.key: pair.value.string_value for pair in said} == known:
+        return False
     kept = [pair for pair in message.resource.attributes if pair.key not in ours]
     del message.resource.attributes[:]
     message.resource.attributes.extend(kept)
-    for key, text in ours.items():
-        if text:
-            pair = KeyValue(key=key)
-            pair.value.string_value = text
-            message.resource.attributes.append(pair)
+    for key, text in known.items():
+        pair = KeyValue(key=key)
+        pair.value.string_value = text
+        message.resource.attributes.append(pair)
+    return True

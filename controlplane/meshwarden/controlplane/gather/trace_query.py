@@ -4,6 +4,7 @@ What one answer reads and holds is bounded; it says where to go on, or how much 
 """
 
 import heapq
+import itertools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -15,16 +16,8 @@ import apsw
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
-from meshwarden.controlplane.gather.trace_part import (
-    ID_BYTES,
-    MAX_NS,
-    Owner,
-    Part,
-    block_numbers,
-    owner_of,
-    read_block,
-    span_ids,
-)
+from meshwarden.controlplane.gather.trace_block import Row, ids_in, keys_of, read_rows, read_spans
+from meshwarden.controlplane.gather.trace_part import MAX_NS, TRACE_ID_BYTES, Owner, Part, merged, owner_of
 from meshwarden.v1 import admin_service_pb2 as v1
 
 # Rows that one page looks at, bytes of blocks that are read for a trace, and of spans that are answered.
@@ -40,12 +33,14 @@ _KINDS: Final = {
 }
 _TOKEN: Final = re.compile(r"(\d{1,19})\.(\d{1,19})\.([0-9a-f]{32})")
 _OWNERS: Final = "SELECT id, tenant, service FROM trace_owners"
-_NEWEST: Final = """
-SELECT start_ns, owner, trace_id, errors, longest_ns FROM trace_parts
-WHERE owner = ? AND start_ns >= ? AND (start_ns, trace_id) < (?, ?) ORDER BY start_ns DESC, trace_id DESC
+_BLOCKS: Final = """
+SELECT id, newest_ns, parts FROM trace_blocks
+WHERE newest_ns >= ? AND oldest_ns <= ? AND tenant IN (SELECT value FROM json_each(?)) ORDER BY newest_ns DESC
 """
-_PARTS: Final = "SELECT * FROM trace_parts WHERE trace_id = ?"
+_IDS: Final = "SELECT owner, block, ids FROM trace_ids WHERE trace = ?"
+_ROWS: Final = "SELECT parts FROM trace_blocks WHERE id = ?"
 _BODY: Final = "SELECT body FROM trace_blocks WHERE id = ?"
+_ROWS_KEPT: Final = 64
 
 Sees = Callable[[str], bool]
 """Whether the asker may see the spans of a tenant; the mesh's own have none: ""."""
@@ -120,20 +115,20 @@ def search(db: apsw.Connection, question: Question, sees: Sees, most: int, after
     """Returns traces, the newest first, and where to go on."""
     owners = _owners(db, sees)
     meant = {number for number, owner in owners.items() if question.is_of(owner)}
+    blocks = _Blocks(db)
     found: list[v1.TraceSummary] = []
-    newest = enumerate(_newest(db, meant, question, after), 1)
-    for looked_at, (start_ns, number, trace_id, errors, longest_ns) in newest:
-        place = Place(start_ns, number, trace_id)
-        if question.takes(start_ns, errors, longest_ns):
-            parts = _parts(db, trace_id, owners)
-            # A trace stands where the newest of what was asked for does.
-            places = [
-                (part.start_ns, of)
-                for of, part in parts.items()
-                if of in meant and question.takes(part.start_ns, part.errors, part.longest_ns)
-            ]
-            if (start_ns, number) == max(places, default=None):
-                found.append(_summary(trace_id, parts, owners))
+    tenants = {owners[number][0] for number in meant}
+    newest = _newest(db, blocks, tenants, meant, question, after)
+    for looked_at, place in enumerate(newest, 1):
+        parts = blocks.parts(place.trace_id, owners)
+        # A trace stands where the newest of what was asked for does.
+        places = [
+            (part.start_ns, of)
+            for of, part in parts.items()
+            if of in meant and question.takes(part.start_ns, part.errors, part.longest_ns)
+        ]
+        if (place.start_ns, place.owner) == max(places, default=None):
+            found.append(_summary(place.trace_id, parts, owners))
         if len(found) == most or looked_at == MAX_LOOKED_AT:
             return found, place
     return found, None
@@ -142,11 +137,16 @@ def search(db: apsw.Connection, question: Question, sees: Sees, most: int, after
 def find(db: apsw.Connection, trace_id: bytes, sees: Sees) -> v1.GetTraceResponse | None:
     """Returns what the asker sees of a trace; None if that is nothing."""
     owners = _owners(db, sees)
-    parts = {owners[number]: part for number, part in _parts(db, trace_id, owners).items()}
-    if not parts:
+    missing: dict[int, dict[Owner, set[bytes]]] = {}
+    rows: list[Any] = db.execute(_IDS, tuple(keys_of([trace_id]))).fetchall()
+    for number, block, ids in rows:
+        if number in owners:
+            missing.setdefault(block, {})[owners[number]] = set(ids_in(ids))
+    if not missing:
         return None
-    known = frozenset[bytes]().union(*map(span_ids, parts.values()))
-    found = sorted(_spans(db, trace_id, parts), key=lambda item: item[1].start_time_unix_nano)
+    known = frozenset[bytes]().union(*(ids for of_block in missing.values() for ids in of_block.values()))
+    count = sum(len(ids) for of_block in missing.values() for ids in of_block.values())
+    found = sorted(_spans(db, trace_id, missing), key=lambda item: item[1].start_time_unix_nano)
     answer = v1.GetTraceResponse()
     size = 0
     for resource, span in found:
@@ -155,9 +155,40 @@ def find(db: apsw.Connection, trace_id: bytes, sees: Sees) -> v1.GetTraceRespons
         if size > MAX_ANSWER_BYTES:
             break
         answer.spans.append(shown)
-    answer.omitted = sum(len(part.ids) for part in parts.values()) // ID_BYTES - len(answer.spans)
+    answer.omitted = count - len(answer.spans)
     answer.incomplete = answer.omitted > 0 or any(span.parent_missing for span in answer.spans)
     return answer
+
+
+class _Blocks:
+    """The parts in blocks, of which some are kept in memory while a question is answered."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+        self._kept: dict[int, list[Row]] = {}
+
+    def keep(self, block: int, packed: bytes) -> list[Row]:
+        """Reads a block's parts."""
+        while len(self._kept) >= _ROWS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        rows = self._kept[block] = read_rows(packed)
+        return rows
+
+    def parts(self, trace_id: bytes, owners: Collection[int]) -> dict[int, Part]:
+        """The parts of a trace that some have in it, `{owner: part}`."""
+        found: dict[int, list[Part]] = {}
+        ids: list[Any] = self._db.execute(_IDS, tuple(keys_of([trace_id]))).fetchall()
+        for block in sorted({block for number, block, _ in ids if number in owners}):
+            for row in self._rows(block):
+                if row.trace_id == trace_id and row.owner in owners:
+                    found.setdefault(row.owner, []).append(row.part)
+        return {number: merged(parts) for number, parts in found.items()}
+
+    def _rows(self, block: int) -> list[Row]:
+        if block in self._kept:
+            return self._kept[block]
+        packed: Any = self._db.execute(_ROWS, (block,)).fetchone()
+        return self.keep(block, packed[0]) if packed is not None else []
 
 
 def _owners(db: apsw.Connection, sees: Sees) -> dict[int, Owner]:
@@ -166,22 +197,40 @@ def _owners(db: apsw.Connection, sees: Sees) -> dict[int, Owner]:
 
 
 def _newest(
-    db: apsw.Connection, owners: Iterable[int], question: Question, after: Place | None
-) -> Iterator[tuple[int, int, bytes, int, int]]:
-    streams = []
-    for number in owners:
-        before = (question.end_ns + 1, b"")
-        if after is not None and after.start_ns <= question.end_ns:
-            before = (after.start_ns, after.trace_id if number == after.owner else b"")
-            if number < after.owner:
-                before = (after.start_ns + 1, b"")
-        streams.append(db.execute(_NEWEST, (number, question.start_ns, *before)))
-    return heapq.merge(*streams, key=lambda row: row[:3], reverse=True)
+    db: apsw.Connection,
+    blocks: _Blocks,
+    tenants: Collection[str],
+    owners: Collection[int],
+    question: Question,
+    after: Place | None,
+) -> Iterator[Place]:
+    """The parts of owners, the newest first; one that lies in several blocks comes where each of them has it."""
+    end = Place(question.end_ns + 1, 0, b"")
+    before = min(after, end) if after is not None else end
+    waiting: list[tuple[int, int, int]] = []
+    last: Place | None = None
+    rows = db.execute(_BLOCKS, (question.start_ns, before.start_ns, json.dumps(sorted(tenants))))
+    for block, newest_ns, packed in itertools.chain(rows, [(0, -1, b"")]):
+        # What is newer than all that is to come.
+        while waiting and -waiting[0][0] > newest_ns:
+            place = _place(heapq.heappop(waiting))
+            if place != last:
+                yield place
+            last = place
+        for row in blocks.keep(block, packed) if packed else ():
+            place = Place(row.part.start_ns, row.owner, row.trace_id)
+            if row.owner in owners and place < before and row.part.start_ns >= question.start_ns:
+                heapq.heappush(waiting, _turned(place))
 
 
-def _parts(db: apsw.Connection, trace_id: bytes, owners: Collection[int]) -> dict[int, Part]:
-    rows: list[Any] = db.execute(_PARTS, (trace_id,)).fetchall()
-    return {number: Part._make(rest) for _, number, *rest in rows if number in owners}
+def _turned(place: Place) -> tuple[int, int, int]:
+    """In the other order."""
+    return -place.start_ns, -place.owner, -int.from_bytes(place.trace_id, "big")
+
+
+def _place(turned: tuple[int, int, int]) -> Place:
+    start, owner, trace_id = turned
+    return Place(-start, -owner, (-trace_id).to_bytes(TRACE_ID_BYTES, "big"))
 
 
 def _summary(trace_id: bytes, parts: Mapping[int, Part], owners: Mapping[int, Owner]) -> v1.TraceSummary:
@@ -191,7 +240,7 @@ def _summary(trace_id: bytes, parts: Mapping[int, Part], owners: Mapping[int, Ow
         trace_id=trace_id.hex(),
         service=titled(owners[number]),
         name=first.name,
-        spans=sum(len(part.ids) for part in parts.values()) // ID_BYTES,
+        spans=sum(part.spans for part in parts.values()),
         errors=sum(part.errors for part in parts.values()),
         services=sorted(titled(owners[of]) for of in parts),
     )
@@ -200,16 +249,17 @@ def _summary(trace_id: bytes, parts: Mapping[int, Part], owners: Mapping[int, Ow
     return summary
 
 
-def _spans(db: apsw.Connection, trace_id: bytes, parts: Mapping[Owner, Part]) -> Iterator[tuple[ResourceSpans, Span]]:
-    """The spans of a trace's parts, each once."""
-    missing = {owner: set(span_ids(part)) for owner, part in parts.items()}
+def _spans(
+    db: apsw.Connection, trace_id: bytes, missing: Mapping[int, Mapping[Owner, set[bytes]]]
+) -> Iterator[tuple[ResourceSpans, Span]]:
+    """The spans of a trace that are wanted of each block, each once."""
     left_bytes = MAX_READ_BYTES
-    for block in sorted({block for part in parts.values() for block in block_numbers(part)}):
+    for block, of_block in sorted(missing.items()):
         row: Any = db.execute(_BODY, (block,)).fetchone()
         if row is None:  # forgotten
             continue
-        for resource in read_block(row[0]):
-            ids = missing.get(owner_of(resource), set())
+        for resource in read_spans(row[0]):
+            ids = of_block.get(owner_of(resource), set())
             for span in (span for scope in resource.scope_spans for span in scope.spans):
                 if span.trace_id == trace_id and span.span_id in ids:
                     ids.remove(span.span_id)

@@ -1,33 +1,29 @@
 """Recent traces: spans on disk, compressed, found by trace or by time.
 
-Spans of a tenant that are written together lie in one compressed block; a row for each part of a trace says in which
-blocks it lies, and what one searches for. Blocks are forgotten whole, the oldest first, and by tenant: where all are
-too much, the one that has most loses its oldest.
+Spans of a tenant that are written together lie in one compressed block, with what one searches for; an entry for each
+part of a trace in a block says which spans of it are there. Entries are few bytes in the order of their traces, so that
+as few pages as possible change with each flush. Blocks are forgotten whole, the oldest first, and by tenant: where all
+are too much, the one that has most loses its oldest.
 """
 
-import zlib
+import itertools
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+import structlog
 
 from meshwarden.controlplane.gather import trace_query
 from meshwarden.controlplane.gather.durable import Durable, transaction
+from meshwarden.controlplane.gather.pack import pack
 from meshwarden.controlplane.gather.resource import Checked, framed
 from meshwarden.controlplane.gather.tally import DROPPED, PASSED, STORE, Tally
-from meshwarden.controlplane.gather.trace_part import (
-    ID_BYTES,
-    Owner,
-    Part,
-    block_numbers,
-    by_part,
-    grown,
-    read_block,
-)
+from meshwarden.controlplane.gather.trace_block import Row, ids_in, keys_of, pack_rows, read_rows
+from meshwarden.controlplane.gather.trace_part import ID_BYTES, Owner, Spans, by_part, summed
 from meshwarden.controlplane.gather.trace_query import Page, Place, Question, Sees
 from meshwarden.v1 import admin_service_pb2 as v1
 
@@ -35,41 +31,57 @@ RETENTION: Final = timedelta(hours=24)
 MAX_SIZE_BYTES: Final = 512 << 20
 # What may wait while the disk is full.
 WAITING_BYTES: Final = 64 << 20
+# One service's share of one trace; more would make the trace unreadable.
+MAX_SPANS: Final = 10_000
+MAX_BLOCKS: Final = 512
 _BLOCK_BYTES: Final = 128 << 10
 _FORGOTTEN_AT_ONCE: Final = 32
-# What a part takes in the file beside its spans' ids, about, and a block beside its body.
-_PART_BYTES: Final = 256
+# What a block takes beside what it holds.
+_BLOCK_MORE_BYTES: Final = 1024
+# What an entry takes beside its ids, where entries come in no order: a page is full by two thirds then.
+_ENTRY_BYTES: Final = 22
+_FILL: Final = 0.69
+_FORMAT: Final = 2
+_TABLES: Final = ("trace_owners", "trace_blocks", "trace_parts", "trace_ids", "trace_format")
 _SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS trace_format (format INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS trace_owners (
   id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, service TEXT NOT NULL, UNIQUE (tenant, service)
 );
 CREATE TABLE IF NOT EXISTS trace_blocks (
   id INTEGER PRIMARY KEY AUTOINCREMENT, tenant TEXT NOT NULL, stored_s INTEGER NOT NULL, size INTEGER NOT NULL,
-  body BLOB NOT NULL
+  oldest_ns INTEGER NOT NULL, newest_ns INTEGER NOT NULL, parts BLOB NOT NULL, body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS trace_blocks_of ON trace_blocks (tenant, id, size, stored_s);
-CREATE TABLE IF NOT EXISTS trace_parts (
-  trace_id BLOB NOT NULL, owner INTEGER NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
-  longest_ns INTEGER NOT NULL, errors INTEGER NOT NULL, is_root INTEGER NOT NULL, name TEXT NOT NULL, ids BLOB NOT NULL,
-  blocks BLOB NOT NULL, PRIMARY KEY (trace_id, owner)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS trace_parts_of ON trace_parts (owner, start_ns)
+CREATE INDEX IF NOT EXISTS trace_blocks_when ON trace_blocks (newest_ns, oldest_ns, tenant);
+CREATE TABLE IF NOT EXISTS trace_ids (
+  trace INTEGER NOT NULL, owner INTEGER NOT NULL, block INTEGER NOT NULL, ids BLOB NOT NULL,
+  PRIMARY KEY (trace, owner, block)
+) WITHOUT ROWID
 """
-_FIND: Final = "SELECT * FROM trace_parts WHERE trace_id = ? AND owner = ?"
-_PUT: Final = "REPLACE INTO trace_parts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_KNOWN: Final = "SELECT trace, owner, ids FROM trace_ids WHERE trace IN (SELECT value FROM carray(?))"
+_PUT: Final = """
+INSERT INTO trace_ids VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET ids = CAST(ids || excluded.ids AS BLOB)
+"""
 _OWN: Final = "INSERT INTO trace_owners (tenant, service) VALUES (?, ?) RETURNING id"
-_BLOCK: Final = "INSERT INTO trace_blocks (tenant, stored_s, size, body) VALUES (?, ?, 0, ?) RETURNING id"
+_BLOCK: Final = """
+INSERT INTO trace_blocks (tenant, stored_s, size, oldest_ns, newest_ns, parts, body) VALUES (?, ?, ?, ?, ?, ?, ?)
+RETURNING id
+"""
+_HAS: Final = "SELECT count(*) FROM sqlite_schema WHERE name = ?"
 _SIZES: Final = "SELECT tenant, sum(size) FROM trace_blocks GROUP BY tenant"
-_OLDEST: Final = "SELECT id, size, body FROM trace_blocks WHERE tenant = ? ORDER BY id LIMIT ?"
-_EXPIRED: Final = "SELECT id, size, body FROM trace_blocks WHERE tenant = ? AND stored_s < ? ORDER BY id LIMIT ?"
+_OLDEST: Final = "SELECT id, size, parts FROM trace_blocks WHERE tenant = ? ORDER BY id LIMIT ?"
+_EXPIRED: Final = "SELECT id, size, parts FROM trace_blocks WHERE tenant = ? AND stored_s < ? ORDER BY id LIMIT ?"
+
+log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    tenant: str
-    spans: ResourceSpans
-    items: int
-    body: bytes
+class _Entry(NamedTuple):
+    """A part of a trace in the block that is being written."""
+
+    trace_id: bytes
+    owner: int
+    spans: Spans
 
 
 @dataclass
@@ -107,21 +119,21 @@ class TraceStore:
         """
         self._durable, self._tally, self._clock = durable, tally, clock
         self._retention, self._max_size_bytes = retention, max_size_bytes
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Checked] = []
         self._waiting_bytes = 0
         self._owners: dict[Owner, int] = {}
         self._sizes: Counter[str] = Counter()
         self._changes = _Changes()
         durable.add(self)
 
-    def add(self, checked: Checked, body: bytes) -> None:
-        """Takes spans, to be written by the next flush; `body` is them serialised."""
+    def add(self, checked: Checked) -> None:
+        """Takes spans, to be written by the next flush."""
         self._tally.received(STORE, "span", checked.tenant, checked.items)
-        if self._waiting_bytes + len(body) > WAITING_BYTES:
+        if self._waiting_bytes + len(checked.body) > WAITING_BYTES:
             self._tally.drop(STORE, "span", "disk_full", checked.tenant, checked.items)
             return
-        self._waiting_bytes += len(body)
-        self._waiting.append(_Waiting(checked.tenant, checked.message, checked.items, body))
+        self._waiting_bytes += len(checked.body)
+        self._waiting.append(checked)
 
     def size_bytes(self) -> int:
         """How much of the file is spans, about."""
@@ -146,7 +158,14 @@ class TraceStore:
 
     def create(self, db: apsw.Connection) -> None:
         """See `durable.Part`."""
-        db.execute(_SCHEMA)
+        with transaction(db):
+            if db.execute(_HAS, (_TABLES[1],)).get and _format(db) != _FORMAT:
+                log.warning("recent traces forgotten: they are of another version")
+                for table in _TABLES:
+                    db.execute(f"DROP TABLE IF EXISTS {table}")
+            db.execute(_SCHEMA)
+            if _format(db) != _FORMAT:
+                db.execute("INSERT INTO trace_format VALUES (?)", (_FORMAT,))
         owners: list[Any] = db.execute("SELECT tenant, service, id FROM trace_owners").fetchall()
         self._owners = {(tenant, service): number for tenant, service, number in owners}
         sizes: list[Any] = db.execute(_SIZES).fetchall()
@@ -160,7 +179,7 @@ class TraceStore:
     def write(self, db: apsw.Connection, waiting: Any) -> None:
         """See `durable.Part`."""
         self._changes = _Changes()
-        by_tenant: dict[str, list[_Waiting]] = {}
+        by_tenant: dict[str, list[Checked]] = {}
         for item in waiting:
             by_tenant.setdefault(item.tenant, []).append(item)
         for tenant, items in by_tenant.items():
@@ -181,38 +200,39 @@ class TraceStore:
         self._waiting[:0] = waiting
         self._waiting_bytes += sum(len(item.body) for item in waiting)
 
-    def _write_block(self, db: apsw.Connection, tenant: str, items: Sequence[_Waiting]) -> None:
+    def _write_block(self, db: apsw.Connection, tenant: str, items: Sequence[Checked]) -> None:
         now = self._clock()
-        body = zlib.compress(b"".join(framed(item.body) for item in items), 1)
-        block = int(db.execute(_BLOCK, (tenant, int(now.timestamp()), body)).get)
-        parts = by_part(item.spans for item in items)
-        kept = repeated = too_many = size = 0
-        for (trace_id, owner), spans in parts.items():
-            again, over = self._write_part(db, trace_id, owner, spans, block, now)
-            repeated, too_many = repeated + again, too_many + over
-            kept += len(spans) - again - over
-            size += _PART_BYTES + ID_BYTES * len(spans)
-        malformed = sum(item.items for item in items) - kept - repeated - too_many
+        parts, repeated = by_part(item.message for item in items)
+        entries = [
+            _Entry(trace_id, self._owner(db, owner), spans)
+            for owner, traces in parts.items()
+            for trace_id, spans in traces.items()
+        ]
+        sound = sum(len(entry.spans) for entry in entries) + repeated
+        self._count(DROPPED, tenant, "malformed", sum(item.items for item in items) - sound)
+        keys = keys_of([entry.trace_id for entry in entries])
+        again, too_many = _without_known(db, keys, entries)
+        self._count(DROPPED, tenant, "duplicate", repeated + again)
+        self._count(DROPPED, tenant, "trace_too_large", too_many)
+        kept = sound - repeated - again - too_many
+        if not kept:
+            return
         self._count(PASSED, tenant, "", kept)
-        for reason, count in (("malformed", malformed), ("duplicate", repeated), ("trace_too_large", too_many)):
-            self._count(DROPPED, tenant, reason, count)
-        if kept:
-            size += _PART_BYTES + len(body)
-            db.execute("UPDATE trace_blocks SET size = ? WHERE id = ?", (size, block))
-            self._changes.sizes[tenant] += size
-        else:
-            db.execute("DELETE FROM trace_blocks WHERE id = ?", (block,))
-
-    def _write_part(
-        self, db: apsw.Connection, trace_id: bytes, owner: Owner, spans: Sequence[Span], block: int, now: datetime
-    ) -> tuple[int, int]:
-        number = self._owner(db, owner)
-        row: Any = db.execute(_FIND, (trace_id, number)).fetchone()
-        old = Part._make(row[2:]) if row is not None else None
-        part, repeated, too_many = grown(old, spans, block, int(now.timestamp() * 1e9))
-        if part is not None and part is not old:
-            db.execute(_PUT, (trace_id, number, *part))
-        return repeated, too_many
+        now_ns = int(now.timestamp() * 1e9)
+        rows = [Row(item.trace_id, item.owner, summed(item.spans.values(), now_ns)) for item in entries if item.spans]
+        starts = [row.part.start_ns for row in rows]
+        body, packed = pack(b"".join(framed(item.body) for item in items)), pack_rows(rows)
+        size = _size_of(len(body) + len(packed), len(rows), kept)
+        values = (tenant, int(now.timestamp()), size, min(starts), max(starts), packed, body)
+        block = int(db.execute(_BLOCK, values).get)
+        written = [
+            (key, item.owner, block, b"".join(item.spans))
+            for key, item in zip(keys, entries, strict=True)
+            if item.spans
+        ]
+        written.sort()
+        db.executemany(_PUT, written)
+        self._changes.sizes[tenant] += size
 
     def _owner(self, db: apsw.Connection, owner: Owner) -> int:
         number = self._owners.get(owner) or self._changes.owners.get(owner)
@@ -243,36 +263,21 @@ class TraceStore:
             sizes: list[Any] = db.execute(_SIZES).fetchall()
             left = Counter(dict(sizes))
             for tenant in list(left):
-                count, size = self._forget(db, db.execute(_EXPIRED, (tenant, oldest_s, _FORGOTTEN_AT_ONCE)).fetchall())
+                count, size = _forget(db, db.execute(_EXPIRED, (tenant, oldest_s, _FORGOTTEN_AT_ONCE)).fetchall())
                 left[tenant] -= size
                 is_more = is_more or count == _FORGOTTEN_AT_ONCE
             if left.total() > self._max_size_bytes:
                 tenant = max(left, key=left.__getitem__)
-                _, size = self._forget(db, db.execute(_OLDEST, (tenant, _FORGOTTEN_AT_ONCE)).fetchall())
+                _, size = _forget(db, db.execute(_OLDEST, (tenant, _FORGOTTEN_AT_ONCE)).fetchall())
                 left[tenant] -= size
                 too_much[tenant] = size
                 is_more = is_more or (size > 0 and left.total() > self._max_size_bytes)
         self._sizes = left
         return too_much, is_more
 
-    def _forget(self, db: apsw.Connection, blocks: Sequence[Any]) -> tuple[int, int]:
-        """Deletes blocks, and the parts that have no others; returns how many, and how many bytes."""
-        if not blocks:
-            return 0, 0
-        newest = max(block for block, _, _ in blocks)
-        for _, _, body in blocks:
-            for trace_id, owner in by_part(read_block(body)):
-                key = (trace_id, self._owners.get(owner, 0))
-                row: Any = db.execute(_FIND, key).fetchone()
-                # Blocks of a tenant are forgotten in their order.
-                if row is not None and block_numbers(Part._make(row[2:]))[-1] <= newest:
-                    db.execute("DELETE FROM trace_parts WHERE trace_id = ? AND owner = ?", key)
-        db.executemany("DELETE FROM trace_blocks WHERE id = ?", ((block,) for block, _, _ in blocks))
-        return len(blocks), sum(size for _, size, _ in blocks)
 
-
-def _blocks(items: Sequence[_Waiting]) -> Iterator[Sequence[_Waiting]]:
-    some: list[_Waiting] = []
+def _blocks(items: Sequence[Checked]) -> Iterator[Sequence[Checked]]:
+    some: list[Checked] = []
     size = 0
     for item in items:
         if some and size + len(item.body) > _BLOCK_BYTES:
@@ -282,3 +287,46 @@ def _blocks(items: Sequence[_Waiting]) -> Iterator[Sequence[_Waiting]]:
         size += len(item.body)
     if some:
         yield some
+
+
+def _without_known(db: apsw.Connection, keys: Sequence[int], entries: Sequence[_Entry]) -> tuple[int, int]:
+    """Removes spans that are in the file, or that their part has no room for; returns how many of each."""
+    known: dict[tuple[int, int], list[bytes]] = {}
+    rows: list[Any] = db.execute(_KNOWN, (apsw.carray(array("q", keys)),)).fetchall() if keys else []
+    for key, owner, ids in rows:
+        known.setdefault((key, owner), []).append(ids)
+    again = too_many = 0
+    for key, (_, owner, spans) in zip(keys, entries, strict=True):
+        blocks = known.get((key, owner), ())
+        taken = 0
+        for ids in blocks:
+            taken += len(ids) // ID_BYTES
+            for span_id in ids_in(ids):
+                again += spans.pop(span_id, None) is not None
+        room = MAX_SPANS - taken if len(blocks) < MAX_BLOCKS else 0
+        for span_id in list(itertools.islice(spans, max(room, 0), None)) if len(spans) > room else ():
+            del spans[span_id]
+            too_many += 1
+    return again, too_many
+
+
+def _size_of(blob_bytes: int, entries: int, spans: int) -> int:
+    """What a block takes in the file, about."""
+    return blob_bytes + _BLOCK_MORE_BYTES + int((entries * _ENTRY_BYTES + spans * ID_BYTES) / _FILL)
+
+
+def _forget(db: apsw.Connection, blocks: Sequence[Any]) -> tuple[int, int]:
+    """Deletes blocks and what leads to them; returns how many, and how many bytes."""
+    for block, _, parts in blocks:
+        rows = read_rows(parts)
+        keys = keys_of([row.trace_id for row in rows])
+        gone = sorted((key, row.owner, block) for key, row in zip(keys, rows, strict=True))
+        db.executemany("DELETE FROM trace_ids WHERE trace = ? AND owner = ? AND block = ?", gone)
+    db.executemany("DELETE FROM trace_blocks WHERE id = ?", ((block,) for block, _, _ in blocks))
+    return len(blocks), sum(size for _, size, _ in blocks)
+
+
+def _format(db: apsw.Connection) -> int:
+    if not db.execute(_HAS, ("trace_format",)).get:
+        return 0
+    return int(db.execute("SELECT max(format) FROM trace_format").get or 0)
