@@ -7,8 +7,6 @@ measured; the other has none. Ours check the caller's certificate and its tenant
 import random
 import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -17,7 +15,7 @@ from pathlib import Path
 import anyio.to_thread
 import grpc
 
-from benchmarks import ingest, instrumented, series
+from benchmarks import graph_query, ingest, instrumented
 from benchmarks.process import Broken, Child, child, cpu_s, python, say
 from benchmarks.result import Case
 from meshwarden.certs.bundle import Bundle
@@ -26,13 +24,10 @@ from meshwarden.certs.files import publish
 from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, self_signed_root
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
-from meshwarden.controlplane.gather.graph import Graph
 
 CONTRIB = "opentelemetry-instrumentation-grpc"
 CALLS, WARM = 1000, 200
-EDGES = 5000
 SERIES = 100_000
-WINDOW = timedelta(minutes=5)
 HOUR = timedelta(hours=1)
 
 
@@ -44,7 +39,8 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
             yield case
         async for case in _ingest(directory, rounds):
             yield case
-        yield _graph_query(rounds)
+        for case in graph_query.cases(rounds):
+            yield case
         yield await _memory(directory)
 
 
@@ -131,33 +127,6 @@ async def _ingest(directory: Path, rounds: int) -> AsyncIterator[Case]:
     on_disk.add(stored / spans, sent_bytes / spans)
     yield on_cpu
     yield on_disk
-
-
-# -- in the graph
-
-
-def _graph_query(rounds: int) -> Case:
-    say("gather: graph")
-    case = Case("gather", "graph query", f"a walk of a dict of {EDGES:,} counters of outcomes", "ms")
-    graph = Graph(utc_now, edges_per_tenant=EDGES)
-    counters: dict[tuple[str, str], Counter[str]] = {}
-    # Twenty series an edge, as `calls` goes through its methods first.
-    calls = list(series.calls(EDGES * series.METHODS))
-    graph.add(calls)
-    for call in calls:
-        key = (f"{call.source_tenant}/{call.source_service}", f"{call.destination_tenant}/{call.destination_service}")
-        counters.setdefault(key, Counter())[call.outcome] += call.count
-    for _ in range(rounds):
-        begun_s = time.process_time()
-        told = graph.edges(WINDOW, lambda tenant: True)
-        ours_s = time.process_time() - begun_s
-        begun_s = time.process_time()
-        walked = [(*key, counter.total(), dict(counter)) for key, counter in sorted(counters.items())]
-        case.add(ours_s * 1e3, (time.process_time() - begun_s) * 1e3)
-        if len(told) != len(walked):
-            raise Broken(f"the graph has {len(told)} edges and not {len(walked)}")
-    say(f"  {case.ours[-1]:.1f} / {case.theirs[-1]:.1f} ms for {len(walked):,} edges")
-    return case
 
 
 # -- in memory

@@ -3,7 +3,7 @@
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -298,6 +298,24 @@ async def test_an_operator_of_a_tenant_may_not_ask_for_anothers_graph(world: Wor
         await anna.GetGraph(v1.GetGraphRequest(tenant="globex"))
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert (await anna.GetGraph(v1.GetGraphRequest(tenant="acme"))).nodes
+
+
+async def test_a_graph_can_be_of_one_service_and_says_what_it_leaves_out(world: World) -> None:
+    root = world.stub("operator/root")
+    world.gather.graph.add([call("acme"), call("globex"), replace(call("globex"), destination_service="billing")])
+    answer = await root.GetGraph(v1.GetGraphRequest(service="billing"))
+    assert [edge.destination for edge in answer.edges] == ["platform/billing"]
+    assert {node.service for node in answer.nodes} == {"globex/web"}
+    answer = await root.GetGraph(v1.GetGraphRequest(service="acme/web", limit=1))
+    assert ([edge.source for edge in answer.edges], answer.omitted) == (["acme/web"], 0)
+    answer = await root.GetGraph(v1.GetGraphRequest(limit=1))
+    assert (len(answer.edges), answer.omitted) == (1, 2)
+    anna = await world.stub("tenant/acme/operator/anna").GetGraph(v1.GetGraphRequest(service="billing"))
+    assert (list(anna.edges), list(anna.nodes)) == ([], [])
+    for wrong in (v1.GetGraphRequest(limit=10_001), v1.GetGraphRequest(service="x" * 128)):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await root.GetGraph(wrong)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("seconds", [0, 59, 901])

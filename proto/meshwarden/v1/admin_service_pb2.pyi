@@ -617,7 +617,11 @@ class GetGraphRequest(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
+    service: _builtins.str
+    limit: _builtins.int
     @_builtins.property
     def window(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -625,10 +629,12 @@ class GetGraphRequest(_message.Message):
         *,
         tenant: _builtins.str = ...,
         window: _duration_pb2.Duration | None = ...,
+        service: _builtins.str = ...,
+        limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "service", b"service", "tenant", b"tenant", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -644,7 +650,9 @@ class GetGraphResponse(_message.Message):
     NOW_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     REGIONS_FIELD_NUMBER: _builtins.int
+    OMITTED_FIELD_NUMBER: _builtins.int
     region: _builtins.str
+    omitted: _builtins.int
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraphNode]: ...
     @_builtins.property
@@ -664,10 +672,11 @@ class GetGraphResponse(_message.Message):
         now: _timestamp_pb2.Timestamp | None = ...,
         region: _builtins.str = ...,
         regions: _abc.Iterable[Global___RegionState] | None = ...,
+        omitted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "nodes", b"nodes", "now", b"now", "omitted", b"omitted", "region", b"region", "regions", b"regions", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,7 +2,7 @@
 
     counts = Counter()
     counts[bucket_of(0.0123)] += 1
-    quantile(counts, 0.99)              # 0.0123, give or take 1 %
+    quantiles(counts, [0.5, 0.99])      # [0.0123, 0.0123], give or take 1 %
     folded(counts)                      # [0, 0, 1, …]: by BOUNDS_S, exactly
 
 The limits of the buckets include the bounds that OpenTelemetry recommends. What takes 0.1 ms or less shares a bucket,
@@ -15,8 +15,8 @@ Source: OpenTelemetry semantic conventions 1.44, `rpc.server.call.duration`, for
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Final
 
 from meshwarden.v1 import report_pb2
@@ -38,6 +38,12 @@ def _limits() -> tuple[float, ...]:
 
 LIMITS_S: Final = _limits()
 """The upper limit of each bucket, itself included; a last bucket has none."""
+# The duration whose relative distance to both limits of a bucket is the same.
+_MIDDLES_S: Final = (
+    LIMITS_S[0] / 2,
+    *(2 * low * high / (low + high) for low, high in pairwise(LIMITS_S)),
+    LIMITS_S[-1],
+)
 _FOLDS: Final = (*(bisect_left(BOUNDS_S, limit) for limit in LIMITS_S), len(BOUNDS_S))
 
 
@@ -59,14 +65,13 @@ def folded(counts: Mapping[int, int]) -> list[int]:
     return found
 
 
-def quantile(counts: Mapping[int, int], share: float) -> float:
-    """Returns the duration in seconds that a share of the calls, 0 to 1, does not exceed; 0.0 where there are none."""
-    left = max(1, math.ceil(sum(counts.values()) * share))
-    for bucket in sorted(counts):
-        left -= counts[bucket]
-        if left <= 0:
-            return _middle_s(bucket)
-    return 0.0
+def quantiles(counts: Mapping[int, int], shares: Sequence[float]) -> list[float]:
+    """Returns durations in seconds that shares of the calls, 0 to 1 each, do not exceed; 0.0 where there are none."""
+    if not counts:
+        return [0.0] * len(shares)
+    buckets = sorted(counts)
+    running = list(accumulate(map(counts.__getitem__, buckets)))
+    return [_MIDDLES_S[buckets[bisect_left(running, max(1, math.ceil(running[-1] * share)))]] for share in shares]
 
 
 def to_proto(counts: Mapping[int, int]) -> report_pb2.Histogram:
@@ -89,13 +94,3 @@ def from_proto(message: report_pb2.Histogram) -> Counter[int]:
     if found and (max(found) > len(LIMITS_S) or min(found.values()) < 1):
         raise ValueError(f"buckets are numbered 0 to {len(LIMITS_S)} and counts are positive")
     return found
-
-
-def _middle_s(bucket: int) -> float:
-    """The duration whose relative distance to both limits is the same."""
-    if bucket == 0:
-        return LIMITS_S[0] / 2
-    if bucket == len(LIMITS_S):
-        return LIMITS_S[-1]
-    low, high = LIMITS_S[bucket - 1], LIMITS_S[bucket]
-    return 2 * low * high / (low + high)

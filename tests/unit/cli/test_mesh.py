@@ -85,7 +85,7 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         assert (request.tenant, request.window.seconds) in (("acme", 60), ("", 60))
         edge = admin.GraphEdge(source="acme/web", destination="platform/orders", calls_per_s=7.25, p50_s=0.00085)
         edge.p99_s, edge.source_reports, edge.mutual_tls = 1.25, True, admin.GraphEdge.SAID
-        return admin.GetGraphResponse(edges=[edge], region="eu")
+        return admin.GetGraphResponse(edges=[edge], region="eu", omitted=4900 if request.service == "orders" else 0)
 
     def SearchTraces(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         assert (request.service, request.failed, request.min_duration.ToMilliseconds()) == ("web", True, 50)
@@ -237,6 +237,9 @@ def test_graph_is_a_table_a_picture_or_data() -> None:
     assert '"acme/web" -> "platform/orders"' in run(*arguments, "-o", "dot")[1]
     assert run(*arguments, "-o", "svg")[1].startswith("<svg ")
     assert run("graph", "--window", "5")[0] == 2
+    assert "left out" not in run(*arguments)[2]
+    assert "4900 more edges are left out" in run(*arguments, "--service", "orders", "--limit", "60")[2]
+    assert run("graph", "--limit", "10001")[0] == run("graph", "--limit", "0")[0] == 2
 
 
 @pytest.mark.usefixtures("mesh")

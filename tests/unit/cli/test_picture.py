@@ -84,3 +84,33 @@ def test_edges_of_several_regions_are_named_and_their_labels_lie_below_each_othe
     assert [str(label.text).partition(":")[0] for label in labels] == ["eu", "us"]
     assert float(labels[0].get("y", 0)) + 10 < float(labels[1].get("y", 0))
     assert '"eu: 2.0/s' in picture.dot(graph)
+
+
+def test_a_large_mesh_is_drawn_in_part_and_the_rest_is_counted() -> None:
+    graph = a_graph(*((f"a/s{number}", "p/orders") for number in range(60)), calls_per_s=2.0)
+    graph.edges[0].errors_per_s = 1.0
+    graph.omitted = 4_940
+    graph.nodes.extend(GraphNode(service=f"b/s{number}", endpoints=1, healthy_endpoints=1) for number in range(900))
+    graph.nodes.add(service="b/down", endpoints=3)
+    drawn = ElementTree.fromstring(picture.svg(graph))  # noqa: S314 - our own picture
+    names = {str(element.text) for element in drawn.iter(f"{SVG}text")}
+    assert len(list(drawn.iter(f"{SVG}rect"))) == 62
+    assert "down" in names, "what is down is never left out for what is well"
+    rest = "not drawn: 4,940 edges that are well and used less and 900 services that no edge here leads to"
+    assert rest in names
+    assert f'label="{rest}"' in picture.dot(graph)
+    labels = [element.text for element in drawn.iter(f"{SVG}text") if element.get("class") == "label"]
+    assert labels == ["2.0/s, p99 -, 50% errors"], "labels that nobody could read are tooltips"
+    assert len(list(drawn.iter(f"{SVG}title"))) == 60
+
+
+def test_services_that_nothing_joins_stand_below_the_others() -> None:
+    places = picture.arrange(["a/alone", "a/web", "p/orders"], [("a/web", "p/orders")])
+    assert places["a/alone"].y > max(places["a/web"].y, places["p/orders"].y)
+
+
+def test_edges_of_a_tree_do_not_cross() -> None:
+    edges = [(f"a/{caller}", f"p/{callee}") for callee, caller in enumerate("badc")]
+    places = picture.arrange(sorted({end for edge in edges for end in edge}), edges)
+    assert sorted(places[caller].y for caller, _ in edges) == sorted(places[callee].y for _, callee in edges)
+    assert all(places[caller].y == places[callee].y for caller, callee in edges)

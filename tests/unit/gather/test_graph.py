@@ -1,19 +1,24 @@
 """The service graph: what edges add up to, who sees them, what is bounded."""
 
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshwarden.controlplane.gather import graph_query
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
-from meshwarden.controlplane.gather.graph import HORIZON, RETENTION, Graph
+from meshwarden.controlplane.gather.edge import HORIZON
+from meshwarden.controlplane.gather.graph import RETENTION, Graph
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.sdk.histogram import bucket_of
-from meshwarden.v1.admin_service_pb2 import GraphEdge
+from meshwarden.sdk.histogram import bucket_of, quantiles
+from meshwarden.v1.admin_service_pb2 import GetGraphResponse, GraphEdge
 from meshwarden.v1.report_pb2 import CallStat
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
@@ -140,16 +145,16 @@ def test_no_call_is_lost_or_counted_twice_within_the_window(arrivals: list[tuple
 
 def test_a_tenant_sees_the_edges_that_it_has_an_end_of(graph: Graph) -> None:
     graph.add([call(), call(source_tenant="globex"), call(destination_tenant="acme", destination_service="web")])
-    seen = graph.edges(FIVE, lambda tenant: tenant == "globex")
+    seen = list(graph.edges(FIVE, lambda tenant: tenant == "globex"))
     assert [edge.source for edge in seen] == ["globex/web"]
-    assert len(graph.edges(FIVE, lambda tenant: tenant == "acme")) == 2
+    assert len(list(graph.edges(FIVE, lambda tenant: tenant == "acme"))) == 2
 
 
 def test_one_tenant_cannot_fill_the_graph(graph: Graph) -> None:
     for number in range(50):
         graph.add([call(destination_service=f"made-up-{number}")])
     graph.add([call(source_tenant="globex")])
-    edges = graph.edges(FIVE, everything)
+    edges = list(graph.edges(FIVE, everything))
     assert len(edges) == 5
     assert sum(edge.outcomes["ok"] for edge in edges) == 51, "what has no room is counted together"
     assert ("globex/web", "platform/orders") in {(edge.source, edge.destination) for edge in edges}
@@ -158,7 +163,7 @@ def test_one_tenant_cannot_fill_the_graph(graph: Graph) -> None:
 def test_an_edge_that_nobody_uses_ends(graph: Graph, clock: Clock) -> None:
     graph.add([call()])
     clock.now += RETENTION + timedelta(seconds=1)
-    assert graph.edges(FIVE, everything) == []
+    assert list(graph.edges(FIVE, everything)) == []
     graph.add([call(destination_service=f"s{number}") for number in range(3)])
     assert "overflow/overflow" not in {edge.destination for edge in graph.edges(FIVE, everything)}
 
@@ -180,3 +185,93 @@ async def test_a_graph_begins_with_what_the_ledger_holds(tmp_path: Path, clock: 
     assert edge.first_seen.seconds == int(NOW.timestamp()) - 90
     graph.add([call()])
     assert only_edge(graph).outcomes["ok"] == 4
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 400),  # seconds that pass
+            st.integers(0, 1200),  # how late it is told of
+            st.sampled_from(list(CallStat.Reporter.values())[1:]),
+            st.sampled_from([0.001, 0.02, 0.5, 4.0]),
+            st.sampled_from(["OK", "INTERNAL"]),
+            st.sampled_from([None, 60, 300, 900]),  # what is asked then
+        ),
+        max_size=40,
+    )
+)
+def test_what_is_kept_up_to_date_is_what_a_count_from_the_start_would_give(
+    events: list[tuple[int, int, int, float, str, int | None]],
+) -> None:
+    clock = Clock()
+    graph = Graph(clock)
+    start_s = int(clock.now.timestamp())
+    told: list[tuple[int, Call]] = []
+    for passed_s, late_s, reporter, duration_s, status, asked_s in events:
+        clock.now += timedelta(seconds=passed_s)
+        now_s = int(clock.now.timestamp())
+        made = call(reporter=reporter, duration_s=duration_s, status=status, minute=now_s - late_s)
+        graph.add_late([made])
+        told.append((min(now_s, made.minute + 59), made))
+        if asked_s is None:
+            continue
+        from_s = max(now_s - now_s % 15 - asked_s + 15, start_s - start_s % 15)
+        sides = [
+            [one for at_s, one in told if at_s - at_s % 15 >= from_s and one.reporter == side]
+            for side in dict.fromkeys(one.reporter for _, one in told)
+        ]
+        most = max(sides, key=len)
+        edge = only_edge(graph, timedelta(seconds=asked_s))
+        span_s = max(1, now_s - from_s)
+        assert edge.calls_per_s == pytest.approx(len(most) / span_s)
+        assert edge.errors_per_s == pytest.approx(sum(one.status == "INTERNAL" for one in most) / span_s)
+        durations = Counter(bucket for one in most for bucket in one.durations)
+        assert [edge.p50_s, edge.p95_s, edge.p99_s] == quantiles(durations, [0.5, 0.95, 0.99])
+
+
+async def test_an_answer_holds_those_edges_that_matter_most_and_counts_the_rest(clock: Clock) -> None:
+    graph = Graph(clock)
+    graph.add([call(count=number + 1, destination_service=f"s{number:03}") for number in range(700)])
+    graph.add([call(destination_service="s005", status="INTERNAL")])
+    graph.add([call(destination_service="s009", status="403", decision=CallStat.DENIED)])
+    other = Graph(clock, region="us")
+    other.add([call(count=5000)])
+    answer = GetGraphResponse()
+    await graph_query.fill(answer, [graph, other], graph_query.Question(FIVE, limit=4), everything)
+    assert [edge.destination for edge in answer.edges] == [
+        "platform/s005",
+        "platform/s009",
+        "platform/s699",
+        "platform/orders",
+    ]
+    assert answer.omitted == 697
+    assert answer.edges[3].region == "us"
+    answer.edges[0].calls_per_s = 0
+    assert next(graph.edges(FIVE, everything, "platform/s005")).calls_per_s > 0, "an answer is a copy"
+
+
+async def test_an_answer_passes_through_grpc_however_long_names_are(clock: Clock) -> None:
+    graph = Graph(clock, edges_per_tenant=20_000)
+    graph.add([call(destination_service=f"{'s' * 600}{number}") for number in range(10_000)])
+    answer = GetGraphResponse()
+    await graph_query.fill(answer, [graph], graph_query.Question(FIVE), everything)
+    assert answer.ByteSize() < 4 << 20
+    assert len(answer.edges) + answer.omitted == 10_000
+
+
+async def test_others_have_their_turn_while_a_large_graph_is_gone_through(clock: Clock) -> None:
+    graph = Graph(clock, edges_per_tenant=20_000)
+    graph.add([call(destination_service=f"s{number}") for number in range(5_000)])
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(count)
+        await graph_query.fill(GetGraphResponse(), [graph], graph_query.Question(FIVE), everything)
+        group.cancel_scope.cancel()
+    assert turns >= 10

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.histogram import BOUNDS_S, LIMITS_S, bucket_of, folded, from_proto, quantile, to_proto
+from meshwarden.sdk.histogram import BOUNDS_S, LIMITS_S, bucket_of, folded, from_proto, quantiles, to_proto
 from meshwarden.v1.report_pb2 import Histogram
 
 DURATIONS_S = st.lists(st.floats(min_value=0.00011, max_value=1000.0), min_size=1, max_size=200)
@@ -35,7 +35,7 @@ def test_a_quantile_is_off_by_one_percent_at_most(durations_s: list[float], shar
     ordered = sorted(durations_s)
     # The smallest duration that `share` of them do not exceed.
     rank = next(i for i in range(len(ordered)) if i + 1 >= len(ordered) * share)
-    assert quantile(counts_of(durations_s), share) == pytest.approx(ordered[rank], rel=0.01)
+    assert quantiles(counts_of(durations_s), [share]) == [pytest.approx(ordered[rank], rel=0.01)]
 
 
 @given(DURATIONS_S, DURATIONS_S)
@@ -46,8 +46,8 @@ def test_histograms_add_up_as_their_durations_do(some_s: list[float], more_s: li
 
 def test_the_ends_hold_whatever_is_beyond_them() -> None:
     assert folded(counts_of([0.0, 1e-9, 1e9])) == [2, *[0] * (len(BOUNDS_S) - 1), 1]
-    assert quantile(counts_of([1e9]), 0.5) == 1000.0
-    assert quantile(Counter(), 0.5) == 0.0
+    assert quantiles(counts_of([1e9]), [0.5, 1.0]) == [1000.0, 1000.0]
+    assert quantiles(Counter(), [0.5, 1.0]) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(

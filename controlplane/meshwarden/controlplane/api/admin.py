@@ -12,6 +12,7 @@ from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.gather import graph_query
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
@@ -122,15 +123,15 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def GetGraph(self, request: v1.GetGraphRequest, context: Context) -> v1.GetGraphResponse:
         shown = _shown("GetGraph", request.tenant)
-        window = request.window.ToTimedelta() if request.HasField("window") else GRAPH_WINDOW
-        graphs = {self._region: self._gather.graph, **self._remote.graphs()}
-        answer = v1.GetGraphResponse(
-            nodes=[self._service(name) for name in self._publisher.mesh.services() if shown(name.tenant)],
-            edges=[edge for region, graph in graphs.items() for edge in _of(region, graph.edges(window, shown))],
-            region=self._region,
-            regions=self._states(),
+        question = graph_query.Question(
+            window=request.window.ToTimedelta() if request.HasField("window") else GRAPH_WINDOW,
+            service=request.service,
+            limit=request.limit or graph_query.MAX_EDGES,
         )
-        answer.window.FromTimedelta(window)
+        answer = v1.GetGraphResponse(region=self._region, regions=self._states())
+        await graph_query.fill(answer, [self._gather.graph, *self._remote.graphs().values()], question, shown)
+        answer.nodes.extend(self._nodes(request.service, answer.edges, shown))
+        answer.window.FromTimedelta(question.window)
         answer.now.FromDatetime(self._clock())
         return answer
 
@@ -171,6 +172,15 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     def _states(self) -> list[v1.RegionState]:
         return self._regions.states(whole=_is_operator())
+
+    def _nodes(
+        self, service: str, edges: Iterable[v1.GraphEdge], shown: Callable[[str], bool]
+    ) -> Iterator[v1.GraphNode]:
+        names = (name for name in self._publisher.mesh.services() if shown(name.tenant))
+        if service:
+            ends = {service, *(end for edge in edges for end in (edge.source, edge.destination))}
+            names = (name for name in names if str(name) in ends or name.name == service)
+        return map(self._service, names)
 
     def _service(self, name: Name) -> v1.GraphNode:
         endpoints = self._publisher.mesh.of_service("Endpoint", name).values()
@@ -226,13 +236,6 @@ def _caller() -> SpiffeId | None:
 def _is_operator() -> bool:
     caller = _caller()
     return caller is not None and caller.role is Role.OPERATOR
-
-
-def _of(region: str, edges: Iterable[v1.GraphEdge]) -> Iterator[v1.GraphEdge]:
-    """The edges of a region's graph, under its name."""
-    for edge in edges:
-        edge.region = region
-        yield edge
 
 
 def _warnings(node: v1.NodeState, revision: int) -> list[str]:

@@ -1,12 +1,12 @@
 """The service graph as a picture: SVG by itself, or DOT for Graphviz.
 
 Services stand in columns, each to the right of those that call it; what goes back against that order is drawn as an arc
-below. Names come from tenants, so all of them are escaped.
+below. Names come from tenants, so all of them are escaped. What is left out of a large mesh is said below it.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -19,6 +19,13 @@ _GAP_X: Final = 240
 _GAP_Y: Final = 34
 _MARGIN: Final = 24
 _LINE: Final = 13
+_FOOT: Final = 30
+# Services that are drawn, but for those at the ends of edges, which all are.
+_MAX_SERVICES: Final = 100
+# With more edges than that only those that are not well have a label; the others have a tooltip.
+_LABELLED: Final = 40
+# How often columns are put in order by their neighbours.
+_SWEEPS: Final = 6
 # Apart for those who do not see red and green, too (Okabe and Ito, "Color Universal Design").
 _STYLE: Final = """
 svg{font:12px system-ui,sans-serif}
@@ -46,8 +53,11 @@ class Place(NamedTuple):
 def dot(graph: GetGraphResponse) -> str:
     """Returns the graph in Graphviz' language, a cluster for each tenant."""
     lines = ["digraph mesh {", "  rankdir=LR; node [shape=box, style=rounded];"]
+    services, rest = _services(graph)
+    if rest:
+        lines.append(f"  label={_quoted(rest)};")
     by_tenant: dict[str, list[str]] = {}
-    for service in _services(graph):
+    for service in services:
         by_tenant.setdefault(service.partition("/")[0], []).append(service)
     for number, (tenant, services) in enumerate(sorted(by_tenant.items())):
         lines.append(f"  subgraph cluster_{number} {{ label={_quoted(tenant)};")
@@ -62,11 +72,15 @@ def dot(graph: GetGraphResponse) -> str:
 
 def svg(graph: GetGraphResponse) -> str:
     """Returns the graph as an SVG document."""
-    places = arrange(_services(graph), [(edge.source, edge.destination) for edge in graph.edges])
+    services, rest = _services(graph)
+    places = arrange(services, [(edge.source, edge.destination) for edge in graph.edges])
     width = max((place.x for place in places.values()), default=0) + _WIDTH + _MARGIN
     backward = any(places[edge.source].x >= places[edge.destination].x for edge in graph.edges)
     height = max((place.y for place in places.values()), default=0) + _HEIGHT + _MARGIN + (60 if backward else 0)
-    down = {node.service for node in graph.nodes if node.endpoints and not node.healthy_endpoints}
+    foot = [f'<text class="rest" x="{_MARGIN}" y="{height + _FOOT / 2:g}">{escape(rest)}</text>'] if rest else []
+    height += _FOOT * len(foot)
+    down = _down(graph)
+    is_labelled = len(graph.edges) <= _LABELLED
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
@@ -74,29 +88,68 @@ def svg(graph: GetGraphResponse) -> str:
             f"<style>{_STYLE}</style>",
             _TIP,
             *(
-                _drawn_edge(edge, places[edge.source], places[edge.destination], label, number)
+                _drawn_edge(edge, places[edge.source], places[edge.destination], label, number, is_labelled)
                 for edge, label, number in _labelled(graph)
             ),
             *(_drawn_node(service, place, service in down) for service, place in places.items()),
+            *foot,
             "</svg>",
         ]
     )
 
 
 def arrange(services: Sequence[str], edges: Iterable[tuple[str, str]]) -> dict[str, Place]:
-    """Returns where each service stands: callers left of whom they call, near those that they are joined to."""
+    """Returns where each service stands: callers left of whom they call, near those that they are joined to.
+
+    Those that nothing joins to others stand below.
+    """
     callers: dict[str, list[str]] = {service: [] for service in services}
+    called: dict[str, list[str]] = {service: [] for service in services}
     for source, destination in edges:
         if source != destination and source in callers and destination in callers:
             callers[destination].append(source)
-    columns = _columns(services, callers)
-    places: dict[str, Place] = {}
-    for column in range(max(columns.values(), default=-1) + 1):
-        here = [service for service in services if columns[service] == column]
-        here.sort(key=lambda service: _mean([places[caller].y for caller in callers[service] if caller in places]))
-        for row, service in enumerate(here):
-            places[service] = Place(_MARGIN + column * (_WIDTH + _GAP_X), _MARGIN + row * (_HEIGHT + _GAP_Y))
+            called[source].append(destination)
+    joined = [service for service in services if callers[service] or called[service]]
+    columns = _columns(joined, callers)
+    for service in joined:
+        if not callers[service]:  # as near as can be
+            columns[service] = max(0, min(columns[other] for other in called[service]) - 1)
+    by_column: dict[int, list[str]] = {}
+    for service in joined:
+        by_column.setdefault(columns[service], []).append(service)
+    rows = _rows([by_column[column] for column in sorted(by_column)], callers, called)
+    tallest = max(map(len, by_column.values()), default=0)
+    places = {service: _place(columns[service], rows[service] + (tallest - 1) / 2) for service in joined}
+    across = max(by_column, default=7) + 1
+    for number, service in enumerate(service for service in services if service not in places):
+        places[service] = _place(number % across, tallest + number // across)
     return places
+
+
+def _place(column: float, row: float) -> Place:
+    return Place(_MARGIN + column * (_WIDTH + _GAP_X), _MARGIN + row * (_HEIGHT + _GAP_Y))
+
+
+def _rows(
+    columns: Sequence[list[str]], callers: Mapping[str, Sequence[str]], called: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Which row each service stands in, from the middle on: near those that it is joined to, so that few edges cross.
+
+    Source: Sugiyama, Tagawa and Toda, "Methods for visual understanding of hierarchical system structures" (1981).
+    """
+    rows: dict[str, float] = {}
+    for column in columns:
+        rows.update(_centred(column))
+    for sweep in range(_SWEEPS):
+        neighbours = called if sweep % 2 else callers
+        for column in reversed(columns) if sweep % 2 else columns:
+            column.sort(key=lambda service: _mean([rows[other] for other in neighbours[service]] or [rows[service]]))
+            rows.update(_centred(column))
+    return rows
+
+
+def _centred(column: Sequence[str]) -> dict[str, float]:
+    return {service: number - (len(column) - 1) / 2 for number, service in enumerate(column)}
 
 
 def _columns(services: Sequence[str], callers: dict[str, list[str]]) -> dict[str, int]:
@@ -113,12 +166,28 @@ def _columns(services: Sequence[str], callers: dict[str, list[str]]) -> dict[str
 
 
 def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.inf
+    return sum(values) / len(values)
 
 
-def _services(graph: GetGraphResponse) -> list[str]:
+def _services(graph: GetGraphResponse) -> tuple[list[str], str]:
+    """The services that are drawn, and what is said of what is not."""
     ends = {end for edge in graph.edges for end in (edge.source, edge.destination)}
-    return sorted(ends | {node.service for node in graph.nodes})
+    others = {node.service for node in graph.nodes} - ends
+    room = max(0, _MAX_SERVICES - len(ends))
+    # Of too many those alone without a healthy endpoint: they are why one looks.
+    drawn = others if not graph.omitted and len(others) <= room else others & _down(graph)
+    drawn = set(sorted(drawn)[:room])
+    left = len(others) - len(drawn)
+    said = [
+        f"{graph.omitted:,} edges that are well and used less" if graph.omitted else "",
+        f"{left:,} services that no edge here leads to" if left else "",
+    ]
+    rest = " and ".join(filter(None, said))
+    return sorted(ends.union(drawn)), f"not drawn: {rest}" if rest else ""
+
+
+def _down(graph: GetGraphResponse) -> frozenset[str]:
+    return frozenset(node.service for node in graph.nodes if node.endpoints and not node.healthy_endpoints)
 
 
 def _drawn_node(service: str, place: Place, down: bool) -> str:
@@ -140,7 +209,7 @@ def _labelled(graph: GetGraphResponse) -> Iterator[tuple[GraphEdge, str, int]]:
         seen[edge.source, edge.destination] += 1
 
 
-def _drawn_edge(edge: GraphEdge, source: Place, destination: Place, label: str, number: int) -> str:
+def _drawn_edge(edge: GraphEdge, source: Place, destination: Place, label: str, number: int, is_labelled: bool) -> str:
     x1, y1, x2, y2 = source.x + _WIDTH, source.y + _HEIGHT / 2, destination.x, destination.y + _HEIGHT / 2
     if x2 > x1:
         bend = (x2 - x1) / 2
@@ -154,11 +223,14 @@ def _drawn_edge(edge: GraphEdge, source: Place, destination: Place, label: str, 
         at_x, at_y = (x1 + x2) / 2, low - 8
     thick = 1 + min(4.0, math.log10(1 + edge.calls_per_s) * 1.5)
     at_y += _LINE * number
+    text = f'<text class="label" x="{at_x:g}" y="{at_y:g}" text-anchor="middle">{escape(label)}</text>'
+    if not is_labelled and _state(edge) in ("fine", "idle"):
+        text = ""
     title = f"{edge.source} → {edge.destination}: {label}"
     return (
         f'<g class="edge {_state(edge)}"><title>{escape(title)}</title>'
         f'<path d="{way}" stroke-width="{thick:.2g}" marker-end="url(#tip)"/>'
-        f'<text class="label" x="{at_x:g}" y="{at_y:g}" text-anchor="middle">{escape(label)}</text></g>'
+        f"{text}</g>"
     )
 
 

@@ -83,7 +83,7 @@ class Gather:
             traces_retention: how long spans are kept here.
             traces_max_bytes: how much of them.
         """
-        self.ledger, self.graph = ledger, Graph(clock)
+        self.ledger, self.graph = ledger, Graph(clock, region=region)
         self.graph.recall(ledger.totals())
         self.tally, self.marks = Tally(clock), Marks()
         self.queue = Queue(self.tally, {backend.name: backend.max_queue_bytes for backend in backends})

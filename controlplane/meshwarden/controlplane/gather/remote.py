@@ -32,9 +32,9 @@ _SHOWN: Final = (
 class _Region:
     """What one region has told."""
 
-    def __init__(self, at: datetime, idle: timedelta) -> None:
+    def __init__(self, name: str, at: datetime, idle: timedelta) -> None:
         self.at = at
-        self.graph = Graph(lambda: self.at, max_edges=EDGES_PER_REGION)
+        self.graph = Graph(lambda: self.at, region=name, max_edges=EDGES_PER_REGION)
         self.metrics = Metrics(max_series=SERIES_PER_REGION, idle=idle)
 
 
@@ -50,7 +50,7 @@ class Remote(Collector):
             idle: after how long without a call a series is forgotten.
         """
         self._clock = clock
-        self._regions = {region: _Region(clock(), idle) for region in regions}
+        self._regions = {region: _Region(region, clock(), idle) for region in regions}
 
     def recall(self, totals: Iterable[Total]) -> None:
         """Takes what was told before this process began: it counts in the graph's totals alone."""

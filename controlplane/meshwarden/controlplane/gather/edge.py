@@ -1,0 +1,276 @@
+"""An edge of the service graph: what has come in, and what there is to tell of it.
+
+Calls are kept by slots of time, and so is the sum of the slots that are over: as time goes on it takes in some and
+gives up others, so that no question adds up a whole window again. What an edge tells is worked out anew if it changed.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from meshwarden.controlplane.gather.call import UNKNOWN, Call
+from meshwarden.controlplane.gather.ledger import Total
+from meshwarden.controlplane.gather.outcome import CLIENT_ERROR, DENIED, LIMITED, SERVER_ERROR, outcome
+from meshwarden.sdk.histogram import quantiles
+from meshwarden.v1.admin_service_pb2 import GraphEdge
+from meshwarden.v1.report_pb2 import CallStat
+
+HORIZON: Final = timedelta(minutes=15)
+"""How far back rates and quantiles go."""
+SLOT_S: Final = 15
+_SLOTS: Final = int(HORIZON.total_seconds()) // SLOT_S
+_SHARES: Final = (0.50, 0.95, 0.99)
+
+_Key = TypeVar("_Key", str, int)
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Calls by what they came to, and by how long they took."""
+
+    outcomes: dict[str, int] = field(default_factory=dict)
+    durations: dict[int, int] = field(default_factory=dict)
+
+    def add(self, other: "_Counts") -> None:
+        _add(self.outcomes, other.outcomes)
+        _add(self.durations, other.durations)
+
+    def take(self, other: "_Counts") -> None:
+        _take(self.outcomes, other.outcomes)
+        _take(self.durations, other.durations)
+
+
+@dataclass(slots=True)
+class _Slot(_Counts):
+    """What came in within a quarter of a minute."""
+
+    start_s: int = 0
+
+
+def _start(slot: _Slot) -> int:
+    return slot.start_s
+
+
+class _Side:
+    """What one side of an edge has told."""
+
+    __slots__ = ("_is_stale", "_since_s", "_slots", "_sum", "_until_s", "total")
+
+    def __init__(self) -> None:
+        self.total: dict[str, int] = {}
+        # By when they begin, none twice.
+        self._slots: list[_Slot] = []
+        # Of the slots that begin from `_since_s` on and before `_until_s`.
+        self._sum, self._since_s, self._until_s = _Counts(), 0, 0
+        self._is_stale = False
+
+    def add(self, result: str, call: Call, at_s: int) -> None:
+        slot = self._slot(at_s - at_s % SLOT_S)
+        slot.outcomes[result] = slot.outcomes.get(result, 0) + call.count
+        _add(slot.durations, call.durations)
+        self.total[result] = self.total.get(result, 0) + call.count
+
+    def _slot(self, start_s: int) -> _Slot:
+        slots = self._slots
+        if slots and slots[-1].start_s == start_s:
+            return slots[-1]
+        at = bisect_left(slots, start_s, key=_start)
+        # What is told late changes what was summed.
+        self._is_stale = self._is_stale or at < len(slots)
+        if at < len(slots) and slots[at].start_s == start_s:
+            return slots[at]
+        slot = _Slot(start_s=start_s)
+        slots.insert(at, slot)
+        if len(slots) > _SLOTS:
+            self._is_stale = slots.pop(0).start_s >= self._since_s or self._is_stale
+        return slot
+
+    def recent(self, start_s: int) -> Sequence[_Counts]:
+        """What came in in the slots that begin at `start_s` or later, in parts that add up to it."""
+        if self._is_stale or start_s < self._since_s:
+            self._sum, self._since_s, self._until_s, self._is_stale = _Counts(), start_s, start_s, False
+        if not self._slots:
+            return ()
+        last = self._slots[-1]
+        if (start_s, last.start_s) != (self._since_s, self._until_s):
+            self._move(start_s, last.start_s)
+        if last.start_s < start_s:
+            return ()
+        return (self._sum, last) if self._sum.outcomes else (last,)
+
+    def first_s(self, start_s: int) -> float:
+        """When the first of those slots begins; infinity where there is none."""
+        at = bisect_left(self._slots, start_s, key=_start)
+        return self._slots[at].start_s if at < len(self._slots) else math.inf
+
+    def _move(self, since_s: int, until_s: int) -> None:
+        """Makes the sum that of other slots, later ones."""
+        for slot in self._slots:
+            if self._since_s <= slot.start_s < min(since_s, self._until_s):
+                self._sum.take(slot)
+            elif max(since_s, self._until_s) <= slot.start_s < until_s:
+                self._sum.add(slot)
+        self._since_s, self._until_s = since_s, until_s
+
+
+class Edge:
+    """Calls from one identity to another."""
+
+    __slots__ = (
+        "_is_changed",
+        "_recent",
+        "_sides",
+        "_told",
+        "_valid_s",
+        "destination",
+        "first_s",
+        "last_s",
+        "owner",
+        "source",
+    )
+
+    def __init__(self, source: str, destination: str, owner: str, at_s: int, region: str) -> None:
+        """Begins without calls.
+
+        Args:
+            source: the caller, `<tenant>/<service>`.
+            destination: the service called, likewise.
+            owner: the tenant whose share of edges it uses.
+            at_s: when it was first seen.
+            region: whose control plane counts it.
+        """
+        self.source, self.destination, self.owner = source, destination, owner
+        self.first_s = self.last_s = at_s
+        self._sides: dict[int, _Side] = {}
+        self._told = GraphEdge(source=source, destination=destination, region=region)
+        self._is_changed = True
+        # For windows that begin within these seconds, both included, what is told stays as it is.
+        self._valid_s: tuple[float, float] = (0, 0)
+        self._recent: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def add(self, call: Call, at_s: int) -> None:
+        """Takes calls as of `at_s`."""
+        self._seen(at_s, at_s)
+        self._side(call.reporter).add(call.outcome, call, at_s)
+
+    def recall(self, total: Total) -> None:
+        """Takes what was counted before this process began."""
+        self._seen(total.first_s, total.last_s)
+        known, result = self._side(total.reporter).total, outcome(total.status, total.decision)
+        known[result] = known.get(result, 0) + total.calls
+
+    def _seen(self, first_s: int, last_s: int) -> None:
+        self.first_s, self.last_s = min(self.first_s, first_s), max(self.last_s, last_s)
+        self._is_changed = True
+
+    def _side(self, reporter: int) -> _Side:
+        side = self._sides.get(reporter)
+        if side is None:
+            side = self._sides[reporter] = _Side()
+            self._told.source_reports = CallStat.SOURCE in self._sides
+            self._told.destination_reports = CallStat.DESTINATION in self._sides
+            self._told.mutual_tls = self._mutual_tls()
+        return side
+
+    def tell(self, start_s: int, span_s: int) -> GraphEdge:
+        """Says what there is to say. The message is the edge's own, and another question changes it.
+
+        Args:
+            start_s: when the window of rates and quantiles begins, with a slot.
+            span_s: how long it is.
+        """
+        if self._is_changed or not self._valid_s[0] <= start_s <= self._valid_s[1]:
+            self._work_out(start_s)
+        told = self._told
+        calls, errors, denied, limited = self._recent
+        if calls:
+            told.calls_per_s = calls / span_s
+        if errors:
+            told.errors_per_s = errors / span_s
+        if denied:
+            told.denied_per_s = denied / span_s
+        if limited:
+            told.limited_per_s = limited / span_s
+        return told
+
+    def _work_out(self, start_s: int) -> None:
+        sides = self._sides.values()
+        parts = [side.recent(start_s) for side in sides]
+        outcomes = [_summed([part.outcomes for part in of_side]) for of_side in parts]
+        known = _merged(outcomes)
+        self._recent = (_calls(known), known.get(SERVER_ERROR, 0), known.get(DENIED, 0), known.get(LIMITED, 0))
+        told = self._told
+        told.calls_per_s = told.errors_per_s = told.denied_per_s = told.limited_per_s = 0.0
+        # Those of the side that saw more.
+        most = max(range(len(parts)), key=lambda number: _calls(outcomes[number]))
+        durations = _summed([part.durations for part in parts[most]])
+        told.p50_s, told.p95_s, told.p99_s = quantiles(durations, _SHARES)
+        self._work_out_totals()
+        self._is_changed = False
+        self._valid_s = (start_s, min(side.first_s(start_s) for side in sides))
+
+    def _work_out_totals(self) -> None:
+        told = self._told
+        known = told.outcomes
+        for result, count in _merged([side.total for side in self._sides.values()]).items():
+            if count:
+                known[result] = count
+            else:
+                known.pop(result, None)
+        told.first_seen.seconds, told.last_seen.seconds = self.first_s, self.last_s
+
+    def _mutual_tls(self) -> GraphEdge.MutualTls.ValueType:
+        if CallStat.DESTINATION not in self._sides:
+            return GraphEdge.SAID
+        return GraphEdge.NONE if self.source == f"{UNKNOWN}/{UNKNOWN}" else GraphEdge.PROVEN
+
+
+def _calls(outcomes: Mapping[str, int]) -> int:
+    return sum(outcomes.values())
+
+
+def _summed(parts: Sequence[Mapping[_Key, int]]) -> Mapping[_Key, int]:
+    if len(parts) == 1:
+        return parts[0]
+    found: dict[_Key, int] = {}
+    for part in parts:
+        if found:
+            _add(found, part)
+        else:
+            found.update(part)
+    return found
+
+
+def _merged(sides: Sequence[Mapping[str, int]]) -> Mapping[str, int]:
+    """What the calls of an edge came to, each call once: as the side says that saw more.
+
+    Whoever refused a call knows why; to the other side it was an error of the caller's.
+    """
+    if len(sides) == 1:
+        return sides[0]
+    most = max(sides, key=_calls)
+    merged = dict(most)
+    for refusal in (DENIED, LIMITED):
+        known = max(side.get(refusal, 0) for side in sides)
+        moved = min(known - merged.get(refusal, 0), merged.get(CLIENT_ERROR, 0))
+        if moved:
+            merged[refusal] = merged.get(refusal, 0) + moved
+            merged[CLIENT_ERROR] -= moved
+    return merged
+
+
+def _add(into: dict[_Key, int], counts: Mapping[_Key, int]) -> None:
+    for key, count in counts.items():
+        into[key] = into.get(key, 0) + count
+
+
+def _take(out_of: dict[_Key, int], counts: Mapping[_Key, int]) -> None:
+    for key, count in counts.items():
+        left = out_of[key] - count
+        if left:
+            out_of[key] = left
+        else:
+            del out_of[key]
