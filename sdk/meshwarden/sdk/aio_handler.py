@@ -12,14 +12,15 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 
 from meshwarden.sdk import peer
-from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.count import Known
 from meshwarden.sdk.deadline import Deadline
-from meshwarden.sdk.incoming import HEALTH, served_call
+from meshwarden.sdk.incoming import HEALTH, Key, served_call
 from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -27,6 +28,7 @@ from meshwarden.v1.report_pb2 import CallStat
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
+_MAX_METHODS: Final = 1024
 _log = logging.getLogger("meshwarden.sdk")
 
 
@@ -35,7 +37,9 @@ class ServedInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, link: AgentLink) -> None:
         self._link = link
-        self._untraced: set[str] = set()
+        self._known = Known(served_call)
+        # {method: a handler, and what is served in its place}; a generic handler may make a new one each time
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
         self,
@@ -47,16 +51,20 @@ class ServedInterceptor(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         if handler is None or method.startswith(HEALTH):
             return handler
-        inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        if not inspect.iscoroutinefunction(inner) and not inspect.isasyncgenfunction(inner):
-            self._say(method)
-            return handler
-        return _around(handler, inner, lambda context: ServedCall(self._link, method, context))
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = (handler, self._around(method, handler, is_new=known is None))
+            if len(self._wrapped) < _MAX_METHODS:
+                self._wrapped[method] = known
+        return known[1]
 
-    def _say(self, method: str) -> None:
-        if method not in self._untraced:  # of the program's own methods: there are only so many
-            self._untraced.add(method)
+    def _around(self, method: str, handler: Handler, is_new: bool) -> Handler:
+        inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
+            return _around(handler, inner, lambda context: ServedCall(self._link, self._known, method, context))
+        if is_new:  # said once
             _log.warning("calls of %s are not traced: its handler is not async", method)
+        return handler
 
 
 def aio_server_interceptor() -> grpc.aio.ServerInterceptor:
@@ -71,11 +79,11 @@ def aio_server_interceptor() -> grpc.aio.ServerInterceptor:
 class ServedCall:
     """One call, from the moment that its handler may run."""
 
-    def __init__(self, link: AgentLink, method: str, context: Any) -> None:
+    def __init__(self, link: AgentLink, known: Known[Config, Key], method: str, context: Any) -> None:
         self._link = link
+        self._known = known
         self._method = method
         self._context = context
-        self._deadline = Deadline(context.time_remaining())
         caller = peer.current()
         self._source = str(caller.spiffe_id) if caller is not None else ""
         self._span = tracer().server(method, context.invocation_metadata() or (), self._source)
@@ -89,7 +97,7 @@ class ServedCall:
         self._span.end(code, details)
         config = self._link.find_config()
         if self._source and config is not None:
-            counted = served_call(config, self._source, self._method, code, CallStat.ALLOWED)
+            counted = self._known.get(config, (self._source, self._method, code.name, CallStat.ALLOWED))
             self._link.counter.add(counted, time.perf_counter() - self._begun_s, self._span.sampled)
 
     def _ended(self, error: BaseException | None) -> tuple[grpc.StatusCode, str]:
@@ -98,7 +106,9 @@ class ServedCall:
         task = asyncio.current_task()
         # A handler may keep its task's cancellation to itself, and return.
         if not isinstance(error, Exception | None) or (task is not None and task.cancelling()):
-            return self._deadline.code(self._context.time_remaining()), "the caller has gone"
+            left_s = self._context.time_remaining()
+            given_s = None if left_s is None else left_s + time.perf_counter() - self._begun_s
+            return Deadline(given_s).code(left_s), "the caller has gone"
         if error is not None and said is grpc.StatusCode.OK:
             return grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"[:500]
         return said, _text(self._context.details())

@@ -7,8 +7,9 @@ from typing import Any, Final
 import grpc
 
 from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.aio_counted import CountedAioChannel
+from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.error import NotStarted
-from meshwarden.sdk.interceptors import CallInterceptor, aio_interceptors
 from meshwarden.sdk.outgoing import Outgoing
 
 Options = Sequence[tuple[str, Any]]
@@ -33,7 +34,7 @@ def channel(target: str, *, options: Options = ()) -> grpc.Channel:
     name, link = _dial(target)
     link.wait()
     made = grpc.secure_channel(target, _credentials(), options=list(options))
-    return grpc.intercept_channel(made, CallInterceptor(Outgoing(link, name)))
+    return CountedChannel(made, Outgoing(link, name))
 
 
 def aio_channel(target: str, *, options: Options = ()) -> grpc.aio.Channel:
@@ -44,8 +45,8 @@ def aio_channel(target: str, *, options: Options = ()) -> grpc.aio.Channel:
         NotStarted: the program doesn't run under a node agent.
     """
     name, link = _dial(target)
-    interceptors = aio_interceptors(Outgoing(link, name))
-    return grpc.aio.secure_channel(target, _credentials(), options=list(options), interceptors=interceptors)
+    made = grpc.aio.secure_channel(target, _credentials(), options=list(options))
+    return CountedAioChannel(made, Outgoing(link, name))
 
 
 def _dial(target: str) -> tuple[str, AgentLink]:

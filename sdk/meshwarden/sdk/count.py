@@ -2,10 +2,10 @@
 
 import collections
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from meshwarden.sdk import histogram
 from meshwarden.sdk.exemplar import Exemplars, TraceIds
@@ -16,6 +16,10 @@ MAX_STATS: Final = 4096
 MAX_METHODS: Final = 200
 OTHER: Final = "_OTHER"
 _MAX_NAME: Final = 512
+_FOLD: Final = 512
+_MAX_KNOWN: Final = 1024
+C = TypeVar("C")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +53,61 @@ class _Sum:
     exemplars: Exemplars = field(default_factory=Exemplars)
 
 
+class Known(Generic[C, K]):
+    """The `Call`s that were made before, which are the same as long as the configuration is. Safe between threads."""
+
+    def __init__(self, make: Callable[[C, K], Call]) -> None:
+        """`make` makes a call of a configuration and of what else makes up its key."""
+        self._make = make
+        # Both together, so that no call of one configuration is remembered for another.
+        self._known: tuple[C | None, dict[K, Call]] = (None, {})
+
+    def get(self, config: C, key: K) -> Call:
+        """Returns the call of a key."""
+        of, calls = self._known
+        if of is not config or len(calls) >= _MAX_KNOWN:
+            calls = {}
+            self._known = (config, calls)
+        call = calls.get(key)
+        if call is None:
+            call = calls[key] = self._make(config, key)
+        return call
+
+
 class Counter:
-    """Adds calls up until they are taken. Safe to share between threads."""
+    """Adds calls up until they are taken. Safe to share between threads.
+
+    A call that ends is put in a row, and rows are added up at once: that is cheaper than each by itself, and it is done
+    for the most part by the thread that takes the counts.
+    """
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        # {call, duration in seconds, when it ended, where it is recorded}; appended to without the lock
+        self._row: collections.deque[tuple[Call, float, datetime, TraceIds | None]] = collections.deque()
         self._sums: dict[tuple[Call, int], _Sum] = {}
         self._methods: set[str] = set()
-        self.dropped = 0
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
         """Calls that no report holds: there was no room, or the agent refused the report."""
+        with self._lock:
+            self._fold()
+            return self._dropped
 
     def add(self, call: Call, duration_s: float, trace: TraceIds | None = None) -> None:
         """Counts one call that has just ended; `trace` is where it is recorded, if it is."""
-        now_s = self._clock().timestamp()
-        minute = int(now_s) // 60 * 60
-        with self._lock:
-            if call.method not in self._methods:
-                call = self._bounded(call)
-            total = self._find((call, minute), 1)
-            if total is not None:
-                total.count += 1
-                total.duration_s += duration_s
-                total.durations[histogram.bucket_of(duration_s)] += 1
-                if trace is not None:
-                    total.exemplars.add(trace, duration_s, now_s)
+        self._row.append((call, duration_s, self._clock(), trace))
+        if len(self._row) >= _FOLD:
+            with self._lock:
+                self._fold()
 
     def take(self) -> list[report_pb2.CallStat]:
         """Removes and returns all counts."""
         with self._lock:
+            self._fold()
             sums, self._sums = self._sums, {}
         return [_stat(call, minute, total) for (call, minute), total in sums.items()]
 
@@ -98,7 +128,26 @@ class Counter:
     def drop(self, stats: Iterable[report_pb2.CallStat]) -> None:
         """Gives up on counts."""
         with self._lock:
-            self.dropped += sum(stat.count for stat in stats)
+            self._dropped += sum(stat.count for stat in stats)
+
+    def _fold(self) -> None:
+        """Adds up the calls of the row; the lock is held."""
+        before: tuple[Call | None, int] = (None, 0)
+        total: _Sum | None = None
+        for _ in range(len(self._row)):  # others append meanwhile
+            call, duration_s, ended, trace = self._row.popleft()
+            ended_s = ended.timestamp()
+            minute = int(ended_s) // 60 * 60
+            if call is not before[0] or minute != before[1] or total is None:
+                before = (call, minute)
+                total = self._find((call if call.method in self._methods else self._bounded(call), minute), 1)
+                if total is None:
+                    continue
+            total.count += 1
+            total.duration_s += duration_s
+            total.durations[histogram.bucket_of(duration_s)] += 1
+            if trace is not None:
+                total.exemplars.add(trace, duration_s, ended_s)
 
     def _bounded(self, call: Call) -> Call:
         if len(self._methods) < MAX_METHODS and len(call.method) <= _MAX_NAME:
@@ -110,7 +159,7 @@ class Counter:
         total = self._sums.get(key)
         if total is None:
             if len(self._sums) >= MAX_STATS:
-                self.dropped += count
+                self._dropped += count
                 return None
             total = self._sums[key] = _Sum()
         return total

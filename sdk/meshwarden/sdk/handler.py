@@ -17,6 +17,7 @@ from meshwarden.sdk.incoming import Incoming, IncomingCall, open_answer
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Behaviour = Callable[[Any, Any], Any]
+Write: TypeAlias = Callable[[Any], bytes] | None
 
 _MAX_METHODS: Final = 1024
 _log = logging.getLogger("meshwarden.sdk")
@@ -61,16 +62,17 @@ class _Wrap:
     def around(self, handler: Handler) -> Handler:
         inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         read, write = handler.request_deserializer, handler.response_serializer
-        reading: Behaviour = _read_all(inner, read) if handler.request_streaming else _read_one(inner, read)
         made: Any = grpc
+        if not handler.request_streaming and not handler.response_streaming:
+            plain: Handler = made.unary_unary_rpc_method_handler(self._unary(inner, read, write))
+            return plain
+        reading: Behaviour = _read_all(inner, read) if handler.request_streaming else _read_one(inner, read)
         if handler.response_streaming:
             make = made.stream_stream_rpc_method_handler
             make = make if handler.request_streaming else made.unary_stream_rpc_method_handler
             wrapped: Handler = make(self._streaming(reading, write))
         else:
-            make = made.stream_unary_rpc_method_handler
-            make = make if handler.request_streaming else made.unary_unary_rpc_method_handler
-            wrapped = make(self._single(reading, write, bool(handler.request_streaming)))
+            wrapped = made.stream_unary_rpc_method_handler(self._gathering(reading, write))
         return wrapped
 
     def refusal(self, code: grpc.StatusCode, message: str) -> Handler:
@@ -84,11 +86,16 @@ class _Wrap:
         refusing: Handler = made.stream_stream_rpc_method_handler(self._streaming(refuse, None))
         return refusing
 
-    def _single(self, inner: Behaviour, write: Callable[[Any], bytes] | None, stream: bool) -> Behaviour:
-        def checked(request_or_requests: Any, context: Any) -> Any:
-            call = self._incoming.begin(self._method, context, stream)
+    def _unary(self, inner: Behaviour, read: Callable[[bytes], Any] | None, write: Write) -> Behaviour:
+        begin, method = self._incoming.begin, self._method
+
+        # What most calls go through: as few steps as there can be.
+        def checked(request: bytes, context: Any) -> Any:
+            call = begin(method, context, False)
             try:
-                response = _written(inner(request_or_requests, context), write, context)
+                response = inner(request if read is None else _read(request, read, context), context)
+                if response is None or write is not None:
+                    response = _written(response, write, context)
             except BaseException as error:
                 _raised(call, error)
                 raise
@@ -97,7 +104,20 @@ class _Wrap:
 
         return checked
 
-    def _streaming(self, inner: Behaviour, write: Callable[[Any], bytes] | None) -> Behaviour:
+    def _gathering(self, inner: Behaviour, write: Write) -> Behaviour:
+        def checked(requests: Any, context: Any) -> Any:
+            call = self._incoming.begin(self._method, context, stream=True)
+            try:
+                response = _written(inner(requests, context), write, context)
+            except BaseException as error:
+                _raised(call, error)
+                raise
+            call.returned()
+            return response
+
+        return checked
+
+    def _streaming(self, inner: Behaviour, write: Write) -> Behaviour:
         def checked(request_or_requests: Any, context: Any) -> Iterator[Any]:
             call = self._incoming.begin(self._method, context, stream=True)
             try:
@@ -142,7 +162,7 @@ def _read(request: bytes, read: Callable[[bytes], Any] | None, context: Any) -> 
         context.abort(grpc.StatusCode.INTERNAL, "the request could not be read")
 
 
-def _written(response: Any, write: Callable[[Any], bytes] | None, context: Any) -> Any:
+def _written(response: Any, write: Write, context: Any) -> Any:
     if response is None:
         # grpc answers with the code that was set, and with INTERNAL if none was; here that would go uncounted.
         open_answer(context)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 from cryptography import x509
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
 from meshwarden.sdk.agent import AgentLink, Config
-from meshwarden.sdk.count import Call
+from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.limit import Limiter, retry_after
 from meshwarden.sdk.outgoing import DECISION_KEY
@@ -32,6 +32,11 @@ from meshwarden.v1.report_pb2 import CallStat
 HEALTH: Final = "/grpc.health.v1.Health/"
 """How the methods that are neither limited nor counted begin."""
 _MAX_CHAINS: Final = 1024
+Key: TypeAlias = "tuple[str, str, str, CallStat.Decision.ValueType]"
+"""The caller's SPIFFE ID, the method, the name of the status, and the decision of the policies."""
+# Looked up once: what hangs on an enumeration or a message is found by way of its class.
+_OK: Final = grpc.StatusCode.OK
+_ALLOWED: Final = CallStat.ALLOWED
 _peer: contextvars.ContextVar[VerifiedPeer | None] = contextvars.ContextVar("meshwarden_sdk_peer", default=None)
 
 
@@ -50,7 +55,8 @@ class Incoming:
         self._monotonic_s = monotonic_s
         self._limiter = Limiter()
         self._verifier = PeerVerifier(lambda: link.config.bundles, clock)
-        self._chains: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
+        self._known = Known(served_call)
+        self._chains: dict[tuple[bytes, ...], _Shown] = {}
         self._open: dict[int, tuple[tuple[bytes, ...], Any]] = {}
         self._numbers = itertools.count()
         link.listen(self._configured)
@@ -76,20 +82,23 @@ class Incoming:
         Raises:
             Exception: that of `context.abort`.
         """
-        call = IncomingCall(self._link, method, context)
+        call = IncomingCall(self._link, self._known, method, context)
         try:
-            chain = self._chain(context)
-            peer = self._verifier.check(chain)
+            shown = self._shown(context)
+            peer = self._verifier.check(shown.chain)
         except PeerRefused as refusal:
             self._refuse(call, grpc.StatusCode.UNAUTHENTICATED, f"your certificate was refused: {refusal}", "denied")
             raise AssertionError("abort raises") from None
         _peer.set(peer)
-        call.identified(peer)
-        if not method.startswith(HEALTH):
+        if shown.peer is not peer:
+            shown.name(peer)
+        call.source = shown.source
+        if not call.is_health:
+            call.span = tracer().server(method, context.invocation_metadata(), shown.source)
             self._limit(call, peer, method)
         if stream:
             number = next(self._numbers)
-            self._open[number] = (chain, context)
+            self._open[number] = (shown.chain, context)
             call.at_end(lambda: self._open.pop(number, None))
         return call
 
@@ -110,19 +119,19 @@ class Incoming:
         open_answer(call.context)
         call.context.abort(code, message)
 
-    def _chain(self, context: Any) -> tuple[bytes, ...]:
-        """The certificates of a connection in DER, leaf first; empty where it has shown none.
+    def _shown(self, context: Any) -> "_Shown":
+        """What the certificates of a connection are, kept by what they are in PEM.
 
         Raises:
             PeerRefused: they can't be read.
         """
-        shown = context.auth_context()
+        said = context.auth_context()
         # "x509_pem_cert" is the leaf, and "x509_pem_cert_chain" what came with it: on a server without the leaf
         # (BoringSSL, SSL_get_peer_cert_chain).
-        leaf, rest = tuple(shown.get("x509_pem_cert") or ()), tuple(shown.get("x509_pem_cert_chain") or ())
+        leaf, rest = tuple(said.get("x509_pem_cert") or ()), tuple(said.get("x509_pem_cert_chain") or ())
         pem = rest if rest[:1] == leaf else leaf + rest
-        chain = self._chains.get(pem)
-        if chain is None:
+        shown = self._chains.get(pem)
+        if shown is None:
             try:
                 certificates = x509.load_pem_x509_certificates(b"".join(pem)) if pem else []
             except UNREADABLE:
@@ -130,33 +139,66 @@ class Incoming:
             chain = tuple(dict.fromkeys(certificate.public_bytes(Encoding.DER) for certificate in certificates))
             if len(self._chains) >= _MAX_CHAINS:
                 self._chains.clear()
-            self._chains[pem] = chain
-        return chain
+            shown = self._chains[pem] = _Shown(chain)
+        return shown
 
     def _configured(self, config: Config) -> None:
         self._limiter.update(config.limits, self._monotonic_s())
 
 
-class IncomingCall:
-    """One call; `end` may be told more than once, and the first time counts."""
+class _Shown:
+    """The certificates that callers show, and who that is as text, as long as the check says so at each call."""
 
-    def __init__(self, link: AgentLink, method: str, context: Any) -> None:
+    __slots__ = ("chain", "peer", "source")
+
+    def __init__(self, chain: tuple[bytes, ...]) -> None:
+        """`chain` in DER, leaf first; empty where none is shown."""
+        self.chain = chain
+        self.peer: VerifiedPeer | None = None
+        self.source = ""
+
+    def name(self, peer: VerifiedPeer) -> None:
+        """The check says anew who it is."""
+        self.source = str(peer.spiffe_id)
+        self.peer = peer  # last: whoever sees it sees the text of it
+
+
+class IncomingCall:
+    """One call; `end` may be told more than once, and the first time counts.
+
+    Attributes:
+        context: its own, of grpc.
+        source: the caller's SPIFFE ID, as soon as it is known.
+        span: its own, from then on; ended even if the handler never hears that the call was.
+        is_health: whether it is neither limited nor counted.
+    """
+
+    __slots__ = (
+        "_begun_s",
+        "_decision",
+        "_known",
+        "_last",
+        "_link",
+        "_method",
+        "_open",
+        "context",
+        "is_health",
+        "source",
+        "span",
+    )
+
+    def __init__(self, link: AgentLink, known: "Known[Config, Key]", method: str, context: Any) -> None:
         self.context = context
+        self.source = ""
+        self.span: Span | None = None
+        self.is_health = method.startswith(HEALTH)
         self._link = link
+        self._known = known
         self._method = method
-        self._source = ""
-        self._decision: CallStat.Decision.ValueType = CallStat.ALLOWED
+        self._decision: CallStat.Decision.ValueType = _ALLOWED
         self._begun_s = time.perf_counter()
-        self._deadline = Deadline(context.time_remaining())
-        self._span: Span | None = None
         self._last: Callable[[], object] | None = None
         self._open = threading.Lock()
-
-    def identified(self, peer: VerifiedPeer) -> None:
-        """The caller is known; the call's span begins, and ends even if the handler never hears that the call did."""
-        self._source = str(peer.spiffe_id)
-        if not self._method.startswith(HEALTH):
-            self._span = tracer().server(self._method, self.context.invocation_metadata(), self._source)
 
     def at_end(self, last: Callable[[], object]) -> None:
         """Has `last` called at the end of the call, which is watched for from now on."""
@@ -170,21 +212,27 @@ class IncomingCall:
 
     def gone(self) -> None:
         """The call is over, whatever its handler does yet."""
-        self.end(self._deadline.code(self.context.time_remaining()), "the caller has gone")
+        left_s = self.context.time_remaining()
+        given_s = None if left_s is None else left_s + time.perf_counter() - self._begun_s
+        self.end(Deadline(given_s).code(left_s), "the caller has gone")
 
     def returned(self) -> None:
         """The handler has come to its end."""
-        if not self.context.is_active():
+        context = self.context
+        if not context.is_active():
             self.gone()
-        code = self.context.code() or grpc.StatusCode.OK
-        self.end(code, _text(self.context.details()))
+        code = context.code()
+        if code is None or code is _OK:
+            self.end(_OK, "")
+        else:
+            self.end(code, _text(context.details()))
 
     def raised(self, error: BaseException) -> None:
         """The handler has raised: by `abort`, or by a fault of its own."""
         code = self.context.code()
         if isinstance(error, GeneratorExit) or (code is None and not self.context.is_active()):
             self.gone()
-        elif code is None or code is grpc.StatusCode.OK:
+        elif code is None or code is _OK:
             self.end(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"[:500])
         else:
             self.end(code, _text(self.context.details()))
@@ -195,32 +243,30 @@ class IncomingCall:
             return
         if self._last is not None:
             self._last()
-        if self._span is not None:
-            self._span.end(code, details)
-        if self._method.startswith(HEALTH):
+        span = self.span
+        if span is not None:
+            span.end(code, details)
+        if self.is_health:
             return
-        counted = served_call(self._link.config, self._source, self._method, code, self._decision)
-        trace = self._span.sampled if self._span is not None else None
+        status = "OK" if code is _OK else code.name
+        counted = self._known.get(self._link.config, (self.source, self._method, status, self._decision))
+        trace = span.sampled if span is not None else None
         self._link.counter.add(counted, time.perf_counter() - self._begun_s, trace)
 
 
-def served_call(
-    config: Config, source: str, method: str, code: grpc.StatusCode, decision: "CallStat.Decision.ValueType"
-) -> Call:
+def served_call(config: Config, key: Key) -> Call:
     """What is counted of a call that was served.
 
     Args:
         config: who serves, and by which policies.
-        source: the caller's SPIFFE ID; empty if it has none.
-        method: "/package.Service/Method".
-        code: how it ended.
-        decision: the policies'.
+        key: of the call; the caller is empty if nobody has proved who it is.
     """
+    source, method, status, decision = key
     return Call(
         source=source,
         destination=config.service,
         method=method,
-        status=code.name,
+        status=status,
         decision=decision,
         reporter=CallStat.DESTINATION,
         revision=config.revision,

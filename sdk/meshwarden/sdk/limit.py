@@ -65,6 +65,8 @@ class Limiter:
 
     def take(self, tenant: str, now_s: float) -> Decision:
         """Takes one call of `tenant` out of its bucket; a tenant that no limit names is not limited."""
+        if not self._rates:
+            return _ALLOWED
         with self._lock:
             rate = self._rates.get(tenant) or self._rates.get(ANY_TENANT)
             if rate is None:

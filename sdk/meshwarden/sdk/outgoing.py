@@ -3,19 +3,23 @@
 import threading
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk.agent import AgentLink
-from meshwarden.sdk.count import Call
-from meshwarden.sdk.exemplar import TraceIds
+from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.span import Headers, Span
 from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
 DECISION_KEY: Final = "mesh-decision"
 """Trailing metadata by which a server of ours says that a policy refused the call: "denied" or "limited"."""
+_Decision: TypeAlias = "CallStat.Decision.ValueType"
+_Key: TypeAlias = "tuple[str, str, CallStat.Decision.ValueType]"
+# Looked up once: what hangs on an enumeration or a message is found by way of its class.
+_OK: Final = grpc.StatusCode.OK
+_ALLOWED: Final = CallStat.ALLOWED
 # What C-core's RBAC filter answers, before any of our code runs.
 _RBAC_DETAILS: Final = "Unauthorized RPC rejected"
 
@@ -27,40 +31,59 @@ class Outgoing:
         """`name` is what was dialled, "orders" or "orders.platform"."""
         self._link = link
         self._name = name
+        self._known = Known(self._call)
+
+    def span(self, method: str) -> Span:
+        """A call begins; `ended` is to be told when it ends, or `begin` to be used instead."""
+        return tracer().client(method, self._name)
 
     def begin(self, method: str) -> "OutgoingCall":
-        """A call begins."""
-        return OutgoingCall(self, method, tracer().client(method, self._name))
+        """A call begins, whose end may be heard of from more than one side."""
+        return OutgoingCall(self, method, self.span(method))
 
     def ended(
         self,
         method: str,
+        span: Span,
         duration_s: float,
         code: grpc.StatusCode,
         details: str,
         trailing: Iterable[tuple[str, object]],
-        trace: TraceIds | None = None,
     ) -> None:
-        """A call has ended; `trace` is where it is recorded."""
+        """A call has ended."""
+        span.end(code, details)
         config = self._link.find_config()
-        destination = self._destination()
+        trace = span.sampled
+        if code is _OK:
+            self._link.counter.add(self._known.get(config, (method, "OK", _ALLOWED)), duration_s, trace)
+            return
         decision = _decision(code, details, trailing)
-        call = Call(
+        self._link.counter.add(self._known.get(config, (method, code.name, decision)), duration_s, trace)
+        if decision == CallStat.DENIED:
+            caller = config.service if config else "TENANT/SERVICE"
+            self._link.denials.say(caller, self._name, self._destination(config), method, trace)
+
+    def failed(self, method: str, span: Span, duration_s: float, error: BaseException) -> None:
+        """A call has ended with an error: the answer's, or one that kept it from being made."""
+        if isinstance(error, grpc.Call):
+            code, details = error.code() or grpc.StatusCode.UNKNOWN, error.details() or ""
+            self.ended(method, span, duration_s, code, details, error.trailing_metadata() or ())
+        else:
+            self.ended(method, span, duration_s, grpc.StatusCode.INTERNAL, str(error), ())
+
+    def _call(self, config: Config | None, key: _Key) -> Call:
+        method, status, decision = key
+        return Call(
             source=str(config.spiffe_id) if config else "",
-            destination=destination or self._name,
+            destination=self._destination(config) or self._name,
             method=method,
-            status=code.name,
+            status=status,
             decision=decision,
             reporter=CallStat.SOURCE,
             revision=config.revision if config else 0,
         )
-        self._link.counter.add(call, duration_s, trace)
-        if decision == CallStat.DENIED:
-            caller = config.service if config else "TENANT/SERVICE"
-            self._link.denials.say(caller, self._name, destination, method, trace)
 
-    def _destination(self) -> str:
-        config = self._link.find_config()
+    def _destination(self, config: Config | None) -> str:
         found = config.names.get(self._name) if config else None
         if found is None and self._name.count(".") == 1:
             service, _, tenant = self._name.partition(".")
@@ -70,6 +93,8 @@ class Outgoing:
 
 class OutgoingCall:
     """One call; `end` may be told more than once, and the first time counts."""
+
+    __slots__ = ("_begun_s", "_method", "_open", "_outgoing", "_span")
 
     def __init__(self, outgoing: Outgoing, method: str, span: Span) -> None:
         self._outgoing = outgoing
@@ -89,15 +114,10 @@ class OutgoingCall:
             return
         duration_s = time.perf_counter() - self._begun_s
         code = code or grpc.StatusCode.UNKNOWN
-        self._span.end(code, details or "")
-        self._outgoing.ended(self._method, duration_s, code, details or "", trailing, self._span.sampled)
+        self._outgoing.ended(self._method, self._span, duration_s, code, details or "", trailing)
 
 
-def _decision(
-    code: grpc.StatusCode, details: str, trailing: Iterable[tuple[str, object]]
-) -> CallStat.Decision.ValueType:
-    if code is grpc.StatusCode.OK:
-        return CallStat.ALLOWED
+def _decision(code: grpc.StatusCode, details: str, trailing: Iterable[tuple[str, object]]) -> _Decision:
     if code is grpc.StatusCode.PERMISSION_DENIED and details == _RBAC_DETAILS:
         return CallStat.DENIED
     said = next((value for name, value in trailing if name == DECISION_KEY), None)

@@ -16,8 +16,20 @@ from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import TraceState
 
-_BITS: Final = 56
-_KEY: Final = "ot"
+BITS: Final = 56
+"""How many bits of a trace id, its last, are compared with the threshold."""
+KEY: Final = "ot"
+"""Under which a `tracestate` says how likely it was that the trace is recorded."""
+
+
+def threshold_of(ratio: float) -> int:
+    """Returns below which number the last bits of the trace ids are that are not recorded."""
+    return round((1 - ratio) * (1 << BITS))
+
+
+def word_of(threshold: int) -> str:
+    """Returns what is said of a recorded trace under `KEY`; empty where all are recorded."""
+    return f"th:{threshold:014x}".rstrip("0") if threshold else ""
 
 
 class PolicySampler(Sampler):
@@ -38,14 +50,12 @@ class PolicySampler(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         """See `Sampler`."""
-        ratio = self._ratio()
-        threshold = round((1 - ratio) * (1 << _BITS))
-        if trace_id & ((1 << _BITS) - 1) < threshold:
+        threshold = threshold_of(self._ratio())
+        if trace_id & ((1 << BITS) - 1) < threshold:
             return SamplingResult(Decision.DROP)
         if not threshold:
             return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, trace_state)
-        said = f"th:{threshold:014x}".rstrip("0")
-        state = (trace_state or TraceState()).add(_KEY, said)
+        state = (trace_state or TraceState()).add(KEY, word_of(threshold))
         return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, state)
 
     def get_description(self) -> str:

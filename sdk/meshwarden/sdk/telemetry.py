@@ -54,19 +54,13 @@ def configure() -> bool:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.sdk.trace.sampling import ParentBased
 
-        from meshwarden.sdk.sampling import PolicySampler, RevisionStamp
+        from meshwarden.sdk.provider import Provider
     except ImportError:
         return False
     # Plain text: the socket is local and the kernel says who calls. The providers flush at exit.
     way: dict[str, Any] = {"endpoint": endpoint, "insecure": not endpoint.startswith("https://"), "timeout": _TIMEOUT_S}
-    provider = TracerProvider(sampler=ParentBased(PolicySampler(_ratio)))
-    provider.add_span_processor(RevisionStamp(_revision))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(**way), schedule_delay_millis=1000))
-    trace.set_tracer_provider(provider)
+    trace.set_tracer_provider(Provider(OTLPSpanExporter(**way), _ratio, _revision))
     interval_ms = None if os.environ.get(INTERVAL_VARIABLE) else _INTERVAL_MS
     metrics.set_meter_provider(
         MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter(**way), export_interval_millis=interval_ms)])

@@ -11,17 +11,18 @@ import functools
 import importlib.util
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
 from meshwarden.sdk.exemplar import TraceIds
 from meshwarden.sdk.span import Headers, Metadata, Span, Tracer
 
-_PARENT: Final = "traceparent"
-_STATE: Final = "tracestate"
-_MAX_STATE: Final = 512
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+PARENT: Final = "traceparent"
+STATE: Final = "tracestate"
+MAX_STATE: Final = 512
+_METADATA_PLACE: Final = 2
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _incoming: contextvars.ContextVar[Headers] = contextvars.ContextVar("meshwarden_trace", default=())
 
 
@@ -32,7 +33,7 @@ class _Carried:
     @property
     def sampled(self) -> TraceIds | None:
         """See `Span`."""
-        return sampled_ids(dict(self.headers).get(_PARENT, ""))
+        return sampled_ids(dict(self.headers).get(PARENT, ""))
 
     def end(self, code: grpc.StatusCode, details: str) -> None:
         """Nothing to keep."""
@@ -67,24 +68,41 @@ def tracer() -> Tracer:
 def with_headers(metadata: Sequence[tuple[str, str | bytes]] | None, headers: Headers) -> list[tuple[str, str | bytes]]:
     """Returns a call's metadata with the trace's headers; a traceparent that the program has set itself stands."""
     given = list(metadata or ())
-    if any(name == _PARENT for name, _ in given):
+    if any(name == PARENT for name, _ in given):
         return given
     return [*given, *headers]
 
 
+def add_headers(args: tuple[Any, ...], kwargs: dict[str, Any], headers: Headers) -> tuple[Any, ...]:
+    """Puts the trace's headers into the arguments of a call: a request, timeout, metadata and so on, as grpc has them.
+
+    Returns:
+        The arguments by place; those by name are changed where they are.
+    """
+    if len(args) > _METADATA_PLACE:
+        before, metadata, after = args[:_METADATA_PLACE], args[_METADATA_PLACE], args[_METADATA_PLACE + 1 :]
+        return (*before, with_headers(metadata, headers), *after)
+    metadata = kwargs.get("metadata")
+    if metadata:
+        kwargs["metadata"] = with_headers(metadata, headers)
+    elif headers:
+        kwargs["metadata"] = headers
+    return args
+
+
 def sampled_ids(traceparent: str) -> TraceIds | None:
     """Returns the ids in a traceparent whose caller says that it records the trace; None in any other."""
-    if _TRACEPARENT.fullmatch(traceparent) is None:
+    if TRACEPARENT.fullmatch(traceparent) is None:
         return None
     _, trace_id, span_id, flags = traceparent.split("-")
     return (bytes.fromhex(trace_id), bytes.fromhex(span_id)) if int(flags, 16) & 1 else None
 
 
 def _headers(metadata: Metadata) -> Headers:
-    found = {name: value for name, value in metadata if name in (_PARENT, _STATE)}
-    parent, state = found.get(_PARENT), found.get(_STATE)
-    if not isinstance(parent, str) or _TRACEPARENT.fullmatch(parent) is None:
+    found = {name: value for name, value in metadata if name in (PARENT, STATE)}
+    parent, state = found.get(PARENT), found.get(STATE)
+    if not isinstance(parent, str) or TRACEPARENT.fullmatch(parent) is None:
         return ()
-    if isinstance(state, str) and len(state) <= _MAX_STATE:
-        return ((_PARENT, parent), (_STATE, state))
-    return ((_PARENT, parent),)
+    if isinstance(state, str) and len(state) <= MAX_STATE:
+        return ((PARENT, parent), (STATE, state))
+    return ((PARENT, parent),)

@@ -22,12 +22,13 @@ from meshwarden.certs.issue import LeafTemplate, issue_leaf
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.sdk.agent import Config
+from meshwarden.sdk.aio_counted import CountedAioChannel
 from meshwarden.sdk.aio_handler import ServedInterceptor
 from meshwarden.sdk.count import Counter
+from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
-from meshwarden.sdk.interceptors import CallInterceptor, aio_interceptors
 from meshwarden.sdk.outgoing import Outgoing
 from meshwarden.v1.node_service_pb2 import ServerLimits
 
@@ -75,14 +76,14 @@ class Kit:
     is_ours: bool
     link: Any
 
-    def aio_client(self) -> list[Any]:
+    def aio_client(self, target: str) -> grpc.aio.Channel:
         if self.is_ours:
-            return aio_interceptors(Outgoing(self.link, "orders"))
-        return contrib.aio_client_interceptors(self.provider)
+            return CountedAioChannel(grpc.aio.insecure_channel(target), Outgoing(self.link, "orders"))
+        return grpc.aio.insecure_channel(target, interceptors=contrib.aio_client_interceptors(self.provider))
 
     def client(self, channel: grpc.Channel) -> grpc.Channel:
         if self.is_ours:
-            return grpc.intercept_channel(channel, CallInterceptor(Outgoing(self.link, "orders")))
+            return CountedChannel(channel, Outgoing(self.link, "orders"))
         made: grpc.Channel = intercept_channel(channel, contrib.client_interceptor(self.provider))
         return made
 
@@ -96,6 +97,7 @@ class Kit:
 
     @property
     def spans(self) -> list[ReadableSpan]:
+        self.provider.force_flush()
         return list(self.exporter.get_finished_spans())
 
     @property
@@ -213,12 +215,12 @@ def shown(issuer: Any, svid: Any) -> tuple[grpc.ChannelCredentials, list[tuple[s
 class Aio:
     """A grpc.aio server and a channel to it."""
 
-    def __init__(self, directory: Path, server: list[Any], client: list[Any]) -> None:
+    def __init__(self, directory: Path, server: list[Any], client: Any = grpc.aio.insecure_channel) -> None:
         self.handlers = Handlers()
         self.server = grpc.aio.server(interceptors=server)
         self.server.add_generic_rpc_handlers((self.handlers.generic(),))
         self.server.add_insecure_port(f"unix:{directory}/s")
-        self.channel = grpc.aio.insecure_channel(f"unix:{directory}/s", interceptors=client)
+        self.channel = client(f"unix:{directory}/s")
 
     async def __aenter__(self) -> "Aio":
         await self.server.start()

@@ -21,6 +21,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.peer import PeerInterceptor
+from meshwarden.sdk.provider import Provider
 from meshwarden.sdk.tls import server_context
 from meshwarden.sdk.trace import tracer
 
@@ -28,31 +29,34 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from instrumented import DEADLINE_S, SHORT_S, Aio, Kit, Link, Sync, Told, certified, shown, soon, told
 
-CONTRIB, OURS = "contrib", "ours"
+# Ours with a provider of the program's own, and with the one that `telemetry` installs.
+CONTRIB, OURS, INSTALLED = "contrib", "ours", "installed"
 
 
-@pytest.fixture
+@pytest.fixture(params=[OURS, INSTALLED])
 def kit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kit]:
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    if request.param == INSTALLED:
+        provider = Provider(exporter, lambda: 1.0, shutdown_on_exit=False)
+        monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     monkeypatch.setattr(trace, "get_tracer", lambda name, *_, **__: provider.get_tracer(name))
     tracer.cache_clear()
-    yield Kit(provider, exporter, getattr(request, "param", OURS) == OURS, Link())
+    yield Kit(provider, exporter, request.param != CONTRIB, Link())
     tracer.cache_clear()
     provider.shutdown()
 
 
 def by(contrib_says: Any, ours_says: Any) -> Any:
     """Runs a test for both, each with what it is to say."""
-    return pytest.mark.parametrize(
-        ("kit", "said"), [(CONTRIB, contrib_says), (OURS, ours_says)], indirect=["kit"], ids=[CONTRIB, OURS]
-    )
+    cases = [(CONTRIB, contrib_says), (OURS, ours_says), (INSTALLED, ours_says)]
+    return pytest.mark.parametrize(("kit", "said"), cases, indirect=["kit"], ids=[kit for kit, _ in cases])
 
 
 class TestAioClient:
     @by([], [("ERROR", "CANCELLED")])
     async def test_a_task_that_is_cancelled(self, kit: Kit, said: list[Told], tmp_path: Path) -> None:
-        async with Aio(tmp_path, [], kit.aio_client()) as aio:
+        async with Aio(tmp_path, [], kit.aio_client) as aio:
             await aio.give_up("Wait")
             if kit.is_ours:  # the package's call goes on, and nobody waits for its end
                 await soon(lambda: aio.handlers.gone)
@@ -62,7 +66,7 @@ class TestAioClient:
 
     @by([], [("ERROR", "DEADLINE_EXCEEDED")])
     async def test_a_stream_that_is_never_read(self, kit: Kit, said: list[Told], tmp_path: Path) -> None:
-        async with Aio(tmp_path, [], kit.aio_client()) as aio:
+        async with Aio(tmp_path, [], kit.aio_client) as aio:
             call = aio.channel.unary_stream("/t.T/Fan")(b"1000000", timeout=SHORT_S)
             assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             del call
@@ -72,7 +76,7 @@ class TestAioClient:
 
     @by([], [("ERROR", "CANCELLED")])
     async def test_a_stream_that_is_broken_off(self, kit: Kit, said: list[Told], tmp_path: Path) -> None:
-        async with Aio(tmp_path, [], kit.aio_client()) as aio:
+        async with Aio(tmp_path, [], kit.aio_client) as aio:
             call = aio.channel.unary_stream("/t.T/Fan")(b"1000000")
             async for _ in call:
                 break
@@ -86,7 +90,7 @@ class TestAioClient:
         {"rpc.system.name": "grpc", "rpc.method": "t.T/Echo", "rpc.response.status_code": "OK"},
     )
     async def test_its_words(self, kit: Kit, said: dict[str, Any], tmp_path: Path) -> None:
-        async with Aio(tmp_path, [], kit.aio_client()) as aio:
+        async with Aio(tmp_path, [], kit.aio_client) as aio:
             await aio.code("Echo")
         (span,) = kit.spans
         assert {key: span.attributes.get(key) for key in said} == said  # type: ignore[union-attr]
@@ -98,7 +102,7 @@ class TestAioServer:
     async def test_a_handler_that_raises(
         self, kit: Kit, said: tuple[str, Any, int], tmp_path: Path, method: str
     ) -> None:
-        async with Aio(tmp_path, [kit.aio_server()], []) as aio:
+        async with Aio(tmp_path, [kit.aio_server()]) as aio:
             code, _, _ = await aio.read(method)
             assert code is grpc.StatusCode.UNKNOWN
         (span,) = kit.spans
@@ -108,14 +112,14 @@ class TestAioServer:
 
     @by(("UNSET", 0), ("ERROR", "DEADLINE_EXCEEDED"))
     async def test_a_deadline_that_runs_out(self, kit: Kit, said: Told, tmp_path: Path) -> None:
-        async with Aio(tmp_path, [kit.aio_server()], []) as aio:
+        async with Aio(tmp_path, [kit.aio_server()]) as aio:
             assert await aio.code("Wait", timeout_s=SHORT_S) is grpc.StatusCode.DEADLINE_EXCEEDED
             await soon(lambda: kit.spans)
         assert kit.told == [said]
 
     @by(("UNSET", 0), ("UNSET", "CANCELLED"))
     async def test_a_caller_that_goes(self, kit: Kit, said: Told, tmp_path: Path) -> None:
-        async with Aio(tmp_path, [kit.aio_server()], []) as aio:
+        async with Aio(tmp_path, [kit.aio_server()]) as aio:
             await aio.give_up("Wait")
             await soon(lambda: kit.spans)
         assert kit.told == [said]
@@ -123,7 +127,7 @@ class TestAioServer:
     @by((grpc.StatusCode.UNKNOWN, 0), (grpc.StatusCode.OK, 3))
     @pytest.mark.filterwarnings("ignore:coroutine 'Handlers.write' was never awaited:RuntimeWarning")
     async def test_a_handler_that_writes(self, kit: Kit, said: tuple[Any, int], tmp_path: Path) -> None:
-        async with Aio(tmp_path, [kit.aio_server()], []) as aio:
+        async with Aio(tmp_path, [kit.aio_server()]) as aio:
             code, details, messages = await aio.read("Write")
         assert (code, len(messages)) == said
         assert ("requires an object with __aiter__ method, got coroutine" in details) == (not kit.is_ours)
@@ -138,7 +142,7 @@ class TestAioServer:
             "None": code.UNKNOWN,
             "Bad": code.UNKNOWN,
         }
-        async with Aio(tmp_path, [kit.aio_server()], []) as aio:
+        async with Aio(tmp_path, [kit.aio_server()]) as aio:
             for method, expected in ends.items():
                 assert await aio.code(method, b"a") is expected
             for shape, sent in ((aio.channel.stream_stream, [b"a", b"b"]), (aio.channel.stream_unary, b"ab")):
@@ -153,7 +157,7 @@ class TestAioServer:
         assert all("mesh.source" not in (span.attributes or {}) for span in kit.spans)
 
     async def test_a_handler_that_goes_on_after_its_caller(self, kit: Kit, tmp_path: Path) -> None:
-        async with Aio(tmp_path, [kit.aio_server()], []) as aio:
+        async with Aio(tmp_path, [kit.aio_server()]) as aio:
             assert await aio.code("Stubborn", timeout_s=SHORT_S) is grpc.StatusCode.DEADLINE_EXCEEDED
             await soon(lambda: kit.spans)
         assert kit.told == [("ERROR", "DEADLINE_EXCEEDED")]
@@ -163,7 +167,7 @@ class TestAioServer:
     ) -> None:
         parent = f"00-{'a' * 32}-{'b' * 16}-01"
         with kit.provider.get_tracer("t").start_as_current_span("boot"):
-            async with Aio(tmp_path, [kit.aio_server()], []) as aio:
+            async with Aio(tmp_path, [kit.aio_server()]) as aio:
                 ask = aio.channel.unary_unary("/t.T/Echo")
                 await ask(b"")
                 await ask(b"", metadata=(("traceparent", parent),))

@@ -1,0 +1,114 @@
+"""A grpc.aio.Channel whose calls, of all four shapes, are counted and traced.
+
+It stands around a channel's calls itself, not in grpc.aio's interceptors, each of which makes a task for every call.
+"""
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import grpc
+
+from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
+from meshwarden.sdk.trace import add_headers
+
+T = TypeVar("T")
+
+
+class CountedAioChannel(grpc.aio.Channel):
+    """The calls of another channel, counted and traced."""
+
+    def __init__(self, inner: grpc.aio.Channel, outgoing: Outgoing) -> None:
+        self._inner: Any = inner
+        self._outgoing = outgoing
+
+    async def __aenter__(self) -> "CountedAioChannel":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self, grace: float | None = None) -> None:
+        """See grpc.aio.Channel."""
+        await self._inner.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """See grpc.aio.Channel."""
+        state: grpc.ChannelConnectivity = self._inner.get_state(try_to_connect)
+        return state
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """See grpc.aio.Channel."""
+        await self._inner.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """See grpc.aio.Channel."""
+        await self._inner.channel_ready()
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return _UnaryUnary(self._inner.unary_unary(method, *args, **kwargs), self._outgoing, method)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return _UnaryStream(self._inner.unary_stream(method, *args, **kwargs), self._outgoing, method)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return _StreamUnary(self._inner.stream_unary(method, *args, **kwargs), self._outgoing, method)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.Channel."""
+        return _StreamStream(self._inner.stream_stream(method, *args, **kwargs), self._outgoing, method)
+
+
+class _Method:
+    """A method of a channel. Its calls take what those of grpc.aio take, by place or by name."""
+
+    def __init__(self, inner: Any, outgoing: Outgoing, method: str) -> None:
+        self._inner = inner
+        self._outgoing = outgoing
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.UnaryUnaryMultiCallable."""
+        one = self._outgoing.begin(self._method)
+        args = add_headers(args, kwargs, one.headers)
+        try:
+            call = self._inner(*args, **kwargs)
+        except BaseException as error:
+            one.end(grpc.StatusCode.INTERNAL, str(error), ())
+            raise
+        call.add_done_callback(lambda done: _ended(one, done))
+        return call
+
+
+class _UnaryUnary(_Method, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[type-arg]  # no parameters when it runs
+    pass
+
+
+class _UnaryStream(_Method, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]
+    pass
+
+
+class _StreamUnary(_Method, grpc.aio.StreamUnaryMultiCallable):  # type: ignore[type-arg]
+    pass
+
+
+class _StreamStream(_Method, grpc.aio.StreamStreamMultiCallable):  # type: ignore[type-arg]
+    pass
+
+
+def _ended(one: OutgoingCall, call: Any) -> None:
+    one.end(_settled(call.code()), _settled(call.details()), tuple(_settled(call.trailing_metadata()) or ()))
+
+
+def _settled(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of a coroutine that has nothing to wait for: the call is over, its status is there."""
+    try:
+        coroutine.send(None)
+    except StopIteration as returned:
+        result: T = returned.value
+        return result
+    finally:
+        coroutine.close()
+    raise AssertionError("a finished call waits for nothing")

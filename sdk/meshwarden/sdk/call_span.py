@@ -1,0 +1,263 @@
+"""Spans of calls that cost little, for a provider of ours (`meshwarden.sdk.recorder`).
+
+OpenTelemetry's SDK takes most of what it costs to trace a call to make a span that anybody may write to. Of most calls
+nobody does: their spans are their ids, two times and a status until they are exported. One that is written to becomes
+a span of the SDK, with the same ids.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import grpc
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, TraceState
+
+from meshwarden.sdk.exemplar import TraceIds
+from meshwarden.sdk.span import Headers
+from meshwarden.sdk.status import ERROR, STATUS, failure_of, write_end
+
+
+class Place(NamedTuple):
+    """Where in a trace something is, as the headers of W3C Trace Context say it.
+
+    Attributes:
+        trace_id: 32 digits.
+        span_id: 16 digits.
+        flags: of `TraceFlags`.
+        state: what `tracestate` says; empty where it says nothing.
+        is_remote: whether another process has said so.
+    """
+
+    trace_id: str
+    span_id: str
+    flags: int
+    state: str
+    is_remote: bool
+
+    @property
+    def headers(self) -> Headers:
+        """What says so to the next."""
+        parent = ("traceparent", f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}")
+        return (parent, ("tracestate", self.state)) if self.state else (parent,)
+
+    @property
+    def span_context(self) -> SpanContext:
+        """The same in OpenTelemetry's words."""
+        flags, state = TraceFlags(self.flags), trace_state(self.state)
+        return SpanContext(int(self.trace_id, 16), int(self.span_id, 16), self.is_remote, flags, state)
+
+    @classmethod
+    def of(cls, known: SpanContext) -> "Place":
+        """Reads OpenTelemetry's words."""
+        state = known.trace_state.to_header() if known.trace_state else ""
+        return cls(f"{known.trace_id:032x}", f"{known.span_id:016x}", known.trace_flags, state, known.is_remote)
+
+
+@functools.lru_cache(256)
+def trace_state(header: str) -> TraceState | None:
+    """Reads a `tracestate`; what is none is left out."""
+    return TraceState.from_header([header]) if header else None
+
+
+class CallSpan:
+    """One side of a call that is recorded."""
+
+    __slots__ = (
+        "_context",
+        "_ended",
+        "_headers",
+        "_keep",
+        "_real",
+        "_start",
+        "attributes",
+        "begun_ns",
+        "kind",
+        "parent",
+        "place",
+    )
+
+    def __init__(
+        self,
+        place: Place,
+        parent: Place | None,
+        kind: SpanKind,
+        attributes: dict[str, Any],
+        start: "Callable[[CallSpan], trace.Span]",
+        keep: "Callable[[CallSpan], None]",
+    ) -> None:
+        """Begins.
+
+        Args:
+            place: its own.
+            parent: whose it is below.
+            kind: which side.
+            attributes: those that are known now, not to be changed; "rpc.method" is its name too.
+            start: makes a span of the SDK of it.
+            keep: takes it when it has ended.
+        """
+        self.place = place
+        self.parent = parent
+        self.kind = kind
+        self.attributes = attributes
+        self.begun_ns = time.time_ns()
+        self._start = start
+        self._keep = keep
+        self._real: trace.Span | None = None
+        self._ended: tuple[grpc.StatusCode, str, int] | None = None
+        self._context: SpanContext | None = None
+        self._headers: Headers | None = None
+
+    @property
+    def headers(self) -> Headers:
+        """See `Span`."""
+        return self.place.headers if self._headers is None else self._headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self._headers = headers
+
+    @property
+    def sampled(self) -> TraceIds | None:
+        """See `Span`."""
+        return bytes.fromhex(self.place.trace_id), bytes.fromhex(self.place.span_id)
+
+    @property
+    def context(self) -> SpanContext:
+        """Its place, in OpenTelemetry's words."""
+        if self._context is None:
+            self._context = self.place.span_context
+        return self._context
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call has ended."""
+        return self._ended is not None
+
+    def end(self, code: grpc.StatusCode, details: str) -> None:
+        """See `Span`."""
+        self._ended = (code, details, time.time_ns())
+        if self._real is None:
+            self._keep(self)
+        else:
+            write_end(self._real, code, details, self.kind)
+
+    def real(self) -> trace.Span:
+        """Returns it as a span of the SDK, which anybody may write to; one that takes nothing if the call is over."""
+        if self._real is None:
+            if self._ended is not None:
+                return trace.INVALID_SPAN
+            self._real = self._start(self)
+        return self._real
+
+    def readable(self, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
+        """Returns it as exporters want it; to be called when it has ended."""
+        assert self._ended is not None  # noqa: S101  # `keep` takes those that have
+        code, details, ended_ns = self._ended
+        attributes = {**self.attributes, STATUS: code.name}
+        failure = failure_of(code, details, self.kind)
+        if failure is not None:
+            attributes[ERROR] = code.name
+        return ReadableSpan(
+            name=self.attributes["rpc.method"],
+            context=self.context,
+            parent=self.parent.span_context if self.parent is not None else None,
+            resource=resource,
+            attributes=attributes,
+            kind=self.kind,
+            status=failure or trace.Status(trace.StatusCode.UNSET),
+            start_time=self.begun_ns,
+            end_time=ended_ns,
+            instrumentation_scope=scope,
+        )
+
+
+class Shown(trace.Span):
+    """The span of a call being served, as its handler sees it."""
+
+    def __init__(self, call: CallSpan) -> None:
+        self.call = call
+
+    def get_span_context(self) -> SpanContext:
+        """See opentelemetry.trace.Span, as for the others."""
+        return self.call.context
+
+    def is_recording(self) -> bool:
+        """Until the call is over."""
+        return not self.call.is_over
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Makes a span of the SDK of it, as do the others."""
+        self.call.real().set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """See above."""
+        self.call.real().set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
+        """See above."""
+        self.call.real().add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Any = None) -> None:
+        """See above."""
+        self.call.real().add_link(context, attributes)
+
+    def update_name(self, name: str) -> None:
+        """See above."""
+        self.call.real().update_name(name)
+
+    def set_status(self, status: Any, description: str | None = None) -> None:
+        """See above."""
+        self.call.real().set_status(status, description)
+
+    def record_exception(
+        self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False
+    ) -> None:
+        """See above."""
+        self.call.real().record_exception(exception, attributes, timestamp, escaped)
+
+    def end(self, end_time: int | None = None) -> None:
+        """See above."""
+        self.call.real().end(end_time)
+
+
+class Passed(trace.Span):
+    """A call that is not recorded: where it is in a trace goes on as it came."""
+
+    sampled: Final = None
+
+    def __init__(self, place: Place, headers: Headers | None = None) -> None:
+        """`headers` go along with calls below it, in place of those that tell its place."""
+        self.place = place
+        self._headers = headers
+
+    @property
+    def headers(self) -> Headers:
+        """See `Span`."""
+        if self._headers is None:
+            self._headers = self.place.headers
+        return self._headers
+
+    def get_span_context(self) -> SpanContext:
+        """See opentelemetry.trace.Span."""
+        return self.place.span_context
+
+    def is_recording(self) -> bool:
+        """Never."""
+        return False
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """Takes what there is no place for."""
+
+    end: Any = _nothing
+    set_attributes: Any = _nothing
+    set_attribute: Any = _nothing
+    add_event: Any = _nothing
+    add_link: Any = _nothing
+    update_name: Any = _nothing
+    set_status: Any = _nothing
+    record_exception: Any = _nothing
