@@ -232,8 +232,27 @@ def test_an_exponential_histogram_never_has_too_many_buckets(scale: int, offset:
         assert counted[DROPPED, "acme", "malformed"] == 1
 
 
+EXPONENTIAL = st.tuples(
+    st.integers(-10, 20), st.integers(-(2**31), 2**31 - 1), st.lists(st.integers(0, 9), max_size=9), st.floats(0, 1e9)
+)
+
+
+@given(st.lists(EXPONENTIAL, max_size=5))
+def test_whatever_is_added_up_can_be_shown(points: list[tuple[int, int, list[int], float]]) -> None:
+    world = World()
+    world.metrics._samples_per_tenant = 1000
+    for scale, offset, counts, threshold in points:
+        world.send(exponential(offset, counts, DELTA, scale=scale, zero_count=1, zero_threshold=threshold))
+    found = world.samples("took_seconds_bucket")
+    bounds, values = [float(one.labels["le"]) for one in found], [one.value for one in found]
+    assert bounds == sorted(set(bounds))
+    assert values == sorted(values)
+    assert values[-1:] == world.values("took_seconds_count")
+
+
 def test_a_summary_is_shown_with_its_quantiles(world: World) -> None:
-    values = [pb.SummaryDataPoint.ValueAtQuantile(quantile=0.5, value=3)]
+    said = ((0.5, 1), (0.5, 3), (float("nan"), 7), (2, 9))
+    values = [pb.SummaryDataPoint.ValueAtQuantile(quantile=quantile, value=value) for quantile, value in said]
     points = [pb.SummaryDataPoint(count=2, sum=6, quantile_values=values)]
     world.send(pb.Metric(name="took", summary=pb.Summary(data_points=points)))
     assert [(one.name, one.labels.get("quantile")) for one in world.samples()] == [
@@ -260,7 +279,7 @@ def test_a_summary_is_shown_with_its_quantiles(world: World) -> None:
         exponential(0, [1], count=2),
         exponential(0, [1], scale=21),
         exponential(0, [1], scale=-11),
-        exponential(2000, [1]),
+        exponential(0, [1], zero_count=1, zero_threshold=float("inf")),
         exponential(0, [0] * 2049),
     ],
     ids=lambda metric: f"{metric.name[:9]}-{metric.WhichOneof('data')}",

@@ -8,7 +8,7 @@ gives its room back. Where two tenants call different things by one name, both a
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tally import METRICS, Tally
-from meshwarden.controlplane.gather.workload_name import Labels, labels_of, name_of
+from meshwarden.controlplane.gather.workload_name import Labels, labels_of, name_of, place_of
 from meshwarden.controlplane.gather.workload_point import Sample, Value, is_delta, kind_of, new_value
 
 SAMPLES_PER_TENANT: Final = 5000
@@ -92,14 +92,15 @@ class WorkloadMetrics(Collector):
         shown, dropped = 0, Counter[str]()
         with self._lock:
             for scope in checked.message.scope_metrics:
+                place = place_of(checked.message.resource.attributes, scope.scope)
                 for metric in scope.metrics:
-                    shown += self._add(checked, scope.scope, metric, dropped)
+                    shown += self._add(checked.tenant, place, metric, dropped)
         self._tally.received(METRICS, "point", checked.tenant, checked.items)
         self._tally.passed(METRICS, "point", checked.tenant, shown)
         for reason, count in dropped.items():
             self._tally.drop(METRICS, "point", reason, checked.tenant, count)
 
-    def _add(self, checked: Checked, scope: Any, metric: Any, dropped: Counter[str]) -> int:
+    def _add(self, tenant: str, place: Mapping[str, str], metric: Any, dropped: Counter[str]) -> int:
         shown, kind = 0, kind_of(metric)
         if not kind:
             return 0
@@ -107,8 +108,8 @@ class WorkloadMetrics(Collector):
         for point in data.data_points:
             try:
                 name = name_of(metric.name, metric.unit, kind)
-                key = (name, kind, labels_of(point.attributes, scope, checked.message.resource.attributes))
-                self._take(key, checked.tenant, point, is_delta(data))
+                key = (name, kind, labels_of(point.attributes, place))
+                self._take(key, tenant, point, is_delta(data))
                 shown += 1
             except ValueError:
                 dropped["malformed"] += 1

@@ -8,6 +8,7 @@ Errors: ValueError, for a name or labels that can't be shown.
 Source: OpenTelemetry specification, "Prometheus and OpenMetrics Compatibility", OTLP to Prometheus.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -56,6 +57,7 @@ _EACH: Final = {"s": "second", "min": "minute", "h": "hour", "d": "day"}
 Labels = tuple[tuple[str, str], ...]
 
 
+@functools.lru_cache(maxsize=4096)
 def name_of(name: str, unit: str, kind: str) -> str:
     """What a metric is called.
 
@@ -77,29 +79,36 @@ def name_of(name: str, unit: str, kind: str) -> str:
     return f"{_NOT_OURS}{words}" if words[0].isdecimal() or _OURS.match(words) else words
 
 
-def labels_of(point: Iterable[KeyValue], scope: Any, resource: Iterable[KeyValue]) -> Labels:
+def place_of(resource: Iterable[KeyValue], scope: Any) -> dict[str, str]:
+    """The labels of who sends: {name: value}."""
+    said = {pair.key: pair.value.string_value for pair in resource if pair.key in _PLACE}
+    found = {key.replace(".", "_"): value for key, value in said.items() if value}
+    if scope.name:
+        found["otel_scope_name"] = scope.name
+    return found
+
+
+def labels_of(point: Iterable[KeyValue], place: Mapping[str, str]) -> Labels:
     """Who sends, and what the point says, in order.
 
     Raises:
         ValueError: they are too long.
     """
-    found = {key.replace(".", "_"): value for key, value in _place(resource).items()}
-    if scope.name:
-        found["otel_scope_name"] = scope.name
-    said: dict[str, list[str]] = {}
-    for pair in sorted(point, key=lambda pair: pair.key):
-        said.setdefault(_label(pair.key), []).append(_text(pair.value))
-    found |= {name: ";".join(values) for name, values in said.items()}
-    labels = tuple(sorted((name, value) for name, value in found.items() if value))
+    found = dict(place)
+    for pair in sorted(point, key=_key):
+        name, value = _label(pair.key), _text(pair.value)
+        found[name] = f"{found[name]};{value}" if name in found else value
+    labels = tuple(sorted(pair for pair in found.items() if pair[1]))
     if sum(len(name) + len(value.encode()) for name, value in labels) > MAX_LABELS_BYTES:
         raise ValueError(f"labels of more than {MAX_LABELS_BYTES} bytes")
     return labels
 
 
-def _place(resource: Iterable[KeyValue]) -> Mapping[str, str]:
-    return {pair.key: pair.value.string_value for pair in resource if pair.key in _PLACE}
+def _key(pair: KeyValue) -> str:
+    return str(pair.key)
 
 
+@functools.lru_cache(maxsize=4096)
 def _label(key: str) -> str:
     name = _OUT.sub("_", key).strip("_") or "_"
     if name[0].isdecimal():
@@ -118,6 +127,8 @@ def _unit(unit: str) -> str:
 
 
 def _text(value: AnyValue) -> str:
+    if value.HasField("string_value"):
+        return value.string_value
     plain = _plain(value)
     return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
 

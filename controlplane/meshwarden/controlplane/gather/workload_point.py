@@ -26,6 +26,7 @@ from prometheus_client.core import Exemplar
 _MAX_SCALE: Final = 2
 _MIN_SCALE: Final = -10
 MAX_BUCKETS: Final = 160
+_MAX_EXPONENT: Final = 1024  # of a float
 _ID_BYTES: Final = ((16, "trace_id"), (8, "span_id"))
 # (what is added to a metric's name, further labels, value, exemplar)
 Sample = tuple[str, dict[str, str], float, Exemplar | None]
@@ -130,12 +131,19 @@ class Buckets:
             for index, bound in enumerate((*self.bounds, math.inf)):
                 yield bound, self.counts[index]
             return
+        last, shown = (self.low_to if self.low else -1.0), self.low
         if self.low:
-            yield self.low_to, self.low
-        if self.counts:
-            for index in range(min(self.counts), max(self.counts) + 1):
-                yield 2.0 ** ((index + 1) * 2.0**-self.scale), self.counts[index]
-        yield math.inf, self.count - self.low - self.counts.total()
+            yield last, self.low
+        waiting = 0
+        for index in range(min(self.counts, default=0), max(self.counts, default=-1) + 1):
+            waiting += self.counts[index]
+            exponent = (index + 1) * 2.0**-self.scale
+            bound = 2.0**exponent if exponent < _MAX_EXPONENT else math.inf
+            # What a number can't tell apart, or what lies among the zeros, counts with what is above it.
+            if last < bound < math.inf:
+                yield bound, waiting
+                last, shown, waiting = bound, shown + waiting, 0
+        yield math.inf, self.count - shown
 
     def size(self) -> int:
         """How many samples that is."""
@@ -148,18 +156,18 @@ class Buckets:
 class Quantiles:
     """A summary, which older programs send."""
 
-    values: tuple[tuple[float, float], ...] = ()
+    values: dict[float, float] = field(default_factory=dict)
     count: int = 0
     total: float = 0.0
 
     def take(self, point: Any, _: bool) -> None:
-        """Takes a point."""
-        self.values = tuple((one.quantile, one.value) for one in point.quantile_values)
+        """Takes a point; what is no quantile is left out."""
+        self.values = {one.quantile: one.value for one in point.quantile_values if 0 <= one.quantile <= 1}
         self.count, self.total = point.count, point.sum
 
     def samples(self, _: str) -> Iterator[Sample]:
         """What is shown of it."""
-        for quantile, value in self.values:
+        for quantile, value in self.values.items():
             yield "", {"quantile": _bound(quantile)}, value, None
         yield "_count", {}, self.count, None
         yield "_sum", {}, self.total, None
@@ -223,9 +231,9 @@ def _exponential(point: Any) -> Buckets:
     scale = min(point.scale, _MAX_SCALE)
     made = Buckets(None, _scaled(counts, point.scale - scale), scale, count=point.count, total=point.sum)
     made.low, made.low_to = point.zero_count + negative, max(0.0, point.zero_threshold)
+    if not math.isfinite(made.low_to):
+        raise ValueError("zeros without a bound")
     made._fit()
-    if made.counts and not -1022 <= (max(made.counts) + 1) * 2.0**-made.scale <= 1023:
-        raise ValueError("buckets beyond what is a number")
     return made
 
 
