@@ -14,7 +14,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from benchmarks import graph_query, ingest, instrumented
+from benchmarks import graph_query, ingest, instrumented, trace_query
 from benchmarks.process import Broken, Child, child, cpu_s, python, say
 from benchmarks.result import Case
 from meshwarden.certs.bundle import Bundle
@@ -39,6 +39,8 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
         async for case in _ingest(directory, rounds):
             yield case
         for case in graph_query.cases(rounds):
+            yield case
+        async for case in trace_query.cases(directory, rounds):
             yield case
         yield await _memory(directory)
 

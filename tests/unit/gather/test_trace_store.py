@@ -245,16 +245,51 @@ async def test_an_answer_is_bounded_and_says_what_is_left_out(
     assert 0 < found.ByteSize() <= 1100
     assert found.omitted == 49 - len(found.spans)
     assert found.incomplete
-    monkeypatch.setattr(trace_query, "MAX_LOOKED_AT", 3)
-    put(store, "acme/web", *(span(1, trace=os.urandom(16)) for _ in range(5)))
-    await durable.flush()
-    page, after = await store.search(Question("", True, 0, 0, NOW_NS), everything, 20)
-    assert page == []
-    assert after is not None
-    # Three of six were looked at, and three are left.
-    page, after = await store.search(Question("", True, 0, 0, NOW_NS), everything, 20, after)
-    assert (page, after is None) == ([], False)
-    assert await store.search(Question("", True, 0, 0, NOW_NS), everything, 20, after) == ([], None)
+
+
+@pytest.mark.parametrize(("bound", "most"), [("MAX_LOOKED_AT", 3), ("MAX_BLOCKS", 2)])
+async def test_a_page_looks_at_so_much_and_says_where_to_go_on(
+    durable: Durable, store: TraceStore, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
+) -> None:
+    monkeypatch.setattr(trace_query, bound, most)
+    failed = Status(code=Status.STATUS_CODE_ERROR)
+    # Of each trace one service has failed, and another took long: no service has done both.
+    for number in range(6):
+        trace = os.urandom(16)
+        put(store, "acme/web", span(1, trace=trace, ms=500, start_ms=number))
+        put(store, "acme/orders", span(2, trace=trace, status=failed, ms=1, start_ms=number))
+        await durable.flush()
+    question, after, pages = Question("", True, 100 * 10**6, 0, NOW_NS), None, 0
+    while pages == 0 or after is not None:
+        page, after = await store.search(question, everything, 20, after)
+        assert page == []
+        after, pages = after and Place.parse(str(after)), pages + 1
+    assert pages > 2
+    found: list[str] = []
+    while not found or after is not None:
+        page, after = await store.search(Question("web", False, 0, 0, NOW_NS), everything, 20, after)
+        assert len(page) <= most
+        found += [item.trace_id for item in page]
+    assert len(set(found)) == len(found) == 6
+
+
+@pytest.mark.parametrize("is_root_last", [True, False])
+async def test_what_is_asked_of_a_part_may_lie_in_different_blocks(
+    durable: Durable, store: TraceStore, is_root_last: bool
+) -> None:
+    failed = Status(code=Status.STATUS_CODE_ERROR)
+    for number in range(8):
+        trace = bytes(15) + bytes([number + 1])
+        spans = [span(1, trace=trace, ms=500, start_ms=number), span(2, 1, trace=trace, status=failed, start_ms=90)]
+        for one in reversed(spans) if is_root_last else spans:
+            put(store, "acme/web", one)
+            await durable.flush()
+    found: list[int] = []
+    after: Place | None = None
+    while not found or after is not None:
+        page, after = await store.search(Question("web", True, 400 * 10**6, 0, NOW_NS), everything, 3, after)
+        found += [int(item.trace_id, 16) for item in page]
+    assert found == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 async def test_what_is_asked_is_asked_of_one_service(durable: Durable, store: TraceStore) -> None:

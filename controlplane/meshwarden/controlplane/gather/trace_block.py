@@ -6,8 +6,8 @@ about need not be read.
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
 
@@ -17,6 +17,7 @@ from meshwarden.controlplane.gather.trace_part import TRACE_ID_BYTES, Part
 _COUNT: Final = struct.Struct("<I")
 # Of the columns behind the trace ids and before the names: what each number of them takes.
 _COLUMNS: Final = ("I", "q", "q", "q", "I", "I", "?")
+_OWNER, _START, _LONGEST, _ERRORS = 0, 1, 3, 5
 
 
 class Row(NamedTuple):
@@ -42,21 +43,66 @@ def pack_rows(rows: Sequence[Row]) -> bytes:
     return pack(b"".join((_COUNT.pack(len(rows)), *trace_ids, *numbered, said)))
 
 
-def read_rows(packed: bytes) -> list[Row]:
-    """The parts in a block."""
-    content = unpack(packed)
-    (count,) = _COUNT.unpack_from(content)
-    at = _COUNT.size
-    trace_ids = [content[start : start + TRACE_ID_BYTES] for start in range(at, at + count * TRACE_ID_BYTES, 16)]
-    at += count * TRACE_ID_BYTES
-    columns = []
-    for kind in _COLUMNS:
-        column = struct.Struct(f"<{count}{kind}")
-        columns.append(column.unpack_from(content, at))
-        at += column.size
-    owners, *numbers = columns
-    parts = map(Part, *numbers, json.loads(content[at:]))
-    return list(map(Row, trace_ids, owners, parts))
+class Rows:
+    """The parts in a block, as they lie in the file: a column is read when it is asked for."""
+
+    def __init__(self, packed: bytes) -> None:
+        """Takes what `pack_rows` has made."""
+        self._content = unpack(packed)
+        self._count: int = _COUNT.unpack_from(self._content)[0]
+        self._ids_end: int = _COUNT.size + self._count * TRACE_ID_BYTES
+        self._columns: dict[int, tuple[Any, ...]] = {}
+        self._names: list[str] | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.row, range(self._count))
+
+    def row(self, number: int) -> Row:
+        """One of them."""
+        owner, *numbers = [self._column(at)[number] for at in range(len(_COLUMNS))]
+        if self._names is None:
+            self._names = json.loads(self._content[self._start(len(_COLUMNS)) :])
+        return Row(self._trace_id(number), owner, Part._make([*numbers, self._names[number]]))
+
+    def of(self, trace_id: bytes) -> Iterator[Row]:
+        """Those of a trace."""
+        at = self._content.find(trace_id, _COUNT.size, self._ids_end)
+        while at >= 0:
+            number, rest = divmod(at - _COUNT.size, TRACE_ID_BYTES)
+            if not rest:
+                yield self.row(number)
+            at = self._content.find(trace_id, at + 1, self._ids_end)
+
+    def places(self, failed: bool, longest_ns: int) -> Iterator[tuple[int, int, bytes]]:
+        """When and whose they are, and of which trace: those that have one of what is asked for, or all.
+
+        Args:
+            failed: with a span that failed.
+            longest_ns: with a span that took so long.
+        """
+        numbers: Iterable[int] = range(self._count)
+        if failed or longest_ns:
+            errors, longest = self._column(_ERRORS), self._column(_LONGEST)
+            numbers = [
+                number
+                for number in numbers
+                if (failed and errors[number]) or (longest_ns and longest[number] >= longest_ns)
+            ]
+        owners, starts = self._column(_OWNER), self._column(_START)
+        return ((starts[number], owners[number], self._trace_id(number)) for number in numbers)
+
+    def _trace_id(self, number: int) -> bytes:
+        at = _COUNT.size + number * TRACE_ID_BYTES
+        return self._content[at : at + TRACE_ID_BYTES]
+
+    def _column(self, at: int) -> tuple[Any, ...]:
+        if at not in self._columns:
+            self._columns[at] = struct.unpack_from(f"<{self._count}{_COLUMNS[at]}", self._content, self._start(at))
+        return self._columns[at]
+
+    def _start(self, column: int) -> int:
+        width = struct.calcsize(f"<{''.join(_COLUMNS[:column])}")
+        return self._ids_end + self._count * width
 
 
 def keys_of(trace_ids: Sequence[bytes]) -> list[int]:

@@ -16,12 +16,14 @@ import apsw
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
-from meshwarden.controlplane.gather.trace_block import Row, ids_in, keys_of, read_rows, read_spans
+from meshwarden.controlplane.gather.trace_block import Rows, ids_in, keys_of, read_spans
 from meshwarden.controlplane.gather.trace_part import MAX_NS, TRACE_ID_BYTES, Owner, Part, merged, owner_of
 from meshwarden.v1 import admin_service_pb2 as v1
 
-# Rows that one page looks at, bytes of blocks that are read for a trace, and of spans that are answered.
-MAX_LOOKED_AT: Final = 100_000
+# Blocks that one page reads and traces that it looks at, bytes of blocks that are read for a trace, and of spans that
+# are answered.
+MAX_BLOCKS: Final = 5_000
+MAX_LOOKED_AT: Final = 20_000
 MAX_READ_BYTES: Final = 64 << 20
 MAX_ANSWER_BYTES: Final = 3 << 20
 _KINDS: Final = {
@@ -41,6 +43,8 @@ _IDS: Final = "SELECT owner, block, ids FROM trace_ids WHERE trace = ?"
 _ROWS: Final = "SELECT parts FROM trace_blocks WHERE id = ?"
 _BODY: Final = "SELECT body FROM trace_blocks WHERE id = ?"
 _ROWS_KEPT: Final = 64
+# How much later than the beginning of a service's part in a trace a block may begin that tells what was asked for.
+_SPREAD_NS: Final = 600 * 10**9
 
 Sees = Callable[[str], bool]
 """Whether the asker may see the spans of a tenant; the mesh's own have none: ""."""
@@ -91,6 +95,11 @@ class Question:
     start_ns: int
     end_ns: int
 
+    @property
+    def is_picky(self) -> bool:
+        """Whether it asks more of a part than when it began."""
+        return self.failed or self.longest_ns > 0
+
     def is_of(self, owner: Owner) -> bool:
         """Whether a service's parts can be meant."""
         return self.service in ("", owner[1], titled(owner))
@@ -113,25 +122,7 @@ def titled(owner: Owner) -> str:
 
 def search(db: apsw.Connection, question: Question, sees: Sees, most: int, after: Place | None) -> Page:
     """Returns traces, the newest first, and where to go on."""
-    owners = _owners(db, sees)
-    meant = {number for number, owner in owners.items() if question.is_of(owner)}
-    blocks = _Blocks(db)
-    found: list[v1.TraceSummary] = []
-    tenants = {owners[number][0] for number in meant}
-    newest = _newest(db, blocks, tenants, meant, question, after)
-    for looked_at, place in enumerate(newest, 1):
-        parts = blocks.parts(place.trace_id, owners)
-        # A trace stands where the newest of what was asked for does.
-        places = [
-            (part.start_ns, of)
-            for of, part in parts.items()
-            if of in meant and question.takes(part.start_ns, part.errors, part.longest_ns)
-        ]
-        if (place.start_ns, place.owner) == max(places, default=None):
-            found.append(_summary(place.trace_id, parts, owners))
-        if len(found) == most or looked_at == MAX_LOOKED_AT:
-            return found, place
-    return found, None
+    return _Search(db, question, sees, after).page(most)
 
 
 def find(db: apsw.Connection, trace_id: bytes, sees: Sees) -> v1.GetTraceResponse | None:
@@ -160,67 +151,115 @@ def find(db: apsw.Connection, trace_id: bytes, sees: Sees) -> v1.GetTraceRespons
     return answer
 
 
-class _Blocks:
-    """The parts in blocks, of which some are kept in memory while a question is answered."""
+class _Search:
+    """The traces that a question is about, from the newest on.
 
-    def __init__(self, db: apsw.Connection) -> None:
-        self._db = db
-        self._kept: dict[int, list[Row]] = {}
+    A trace stands where the newest of what is asked for does: a service's part, with all that blocks have of it. What a
+    block says of its own tells which parts may be meant; of others no more is read.
+    """
 
-    def keep(self, block: int, packed: bytes) -> list[Row]:
-        """Reads a block's parts."""
-        while len(self._kept) >= _ROWS_KEPT:
-            del self._kept[next(iter(self._kept))]
-        rows = self._kept[block] = read_rows(packed)
-        return rows
+    def __init__(self, db: apsw.Connection, question: Question, sees: Sees, after: Place | None) -> None:
+        self._db, self._question = db, question
+        self._owners = _owners(db, sees)
+        self._meant = {number for number, owner in self._owners.items() if question.is_of(owner)}
+        end = Place(question.end_ns + 1, 0, b"")
+        self._before = min(after, end) if after is not None else end
+        self._kept: dict[int, Rows] = {}
+        # Where a trace may stand or, if so, does; the newest first.
+        self._waiting: list[tuple[tuple[int, int, int], bool]] = []
+        self._looked_at: set[bytes] = set()
+        self._found: dict[bytes, dict[int, Part]] = {}
 
-    def parts(self, trace_id: bytes, owners: Collection[int]) -> dict[int, Part]:
-        """The parts of a trace that some have in it, `{owner: part}`."""
+    def page(self, most: int) -> Page:
+        """Returns traces, the newest first, and where to go on."""
+        found: list[v1.TraceSummary] = []
+        read = looked_at = 0
+        last = self._before
+        for block, newest_ns, packed in itertools.chain(self._blocks(), [(0, -1, b"")]):
+            # What is newer than all that is to come.
+            while self._waiting and -self._waiting[0][0][0] > newest_ns:
+                turned, stands = heapq.heappop(self._waiting)
+                place = _place(turned)
+                if stands:
+                    found.append(_summary(place.trace_id, self._found.pop(place.trace_id), self._owners))
+                    if len(found) == most:
+                        return found, place
+                elif looked_at == MAX_LOOKED_AT:
+                    return found, last
+                elif place < self._before:
+                    looked_at, last = looked_at + 1, place
+                    self._look_at(place.trace_id)
+                elif self._is_split(place):
+                    self._look_at(place.trace_id)
+            read += newest_ns < self._before.start_ns
+            if read > MAX_BLOCKS:
+                return found, Place(newest_ns + 1, 0, bytes(TRACE_ID_BYTES))
+            if packed:
+                self._take(self._keep(block, packed))
+        return found, None
+
+    def _blocks(self) -> Iterator[tuple[int, int, bytes]]:
+        tenants = sorted({self._owners[number][0] for number in self._meant})
+        until_ns = min(self._before.start_ns + (_SPREAD_NS if self._question.is_picky else 0), MAX_NS)
+        rows: Any = self._db.execute(_BLOCKS, (self._question.start_ns, until_ns, json.dumps(tenants)))
+        yield from rows
+
+    def _take(self, rows: Rows) -> None:
+        """Keeps in mind which traces a block knows of."""
+        question = self._question
+        for place in map(Place._make, rows.places(question.failed, question.longest_ns)):
+            # What has been asked for may be newer than the rest of its part, which stands further back.
+            is_open = place < self._before or question.is_picky
+            if place.owner in self._meant and is_open and place.start_ns >= question.start_ns:
+                heapq.heappush(self._waiting, (_turned(place), False))
+
+    def _is_split(self, place: Place) -> bool:
+        """Whether other blocks have more of a part."""
+        rows: list[Any] = self._db.execute(_IDS, tuple(keys_of([place.trace_id]))).fetchall()
+        return [owner for owner, _, _ in rows].count(place.owner) > 1
+
+    def _look_at(self, trace_id: bytes) -> None:
+        """Keeps in mind where a trace stands, if it is on this page or a later one."""
+        if trace_id in self._looked_at:
+            return
+        self._looked_at.add(trace_id)
+        parts = self._parts(trace_id)
+        places = [
+            Place(part.start_ns, of, trace_id)
+            for of, part in parts.items()
+            if of in self._meant and self._question.takes(part.start_ns, part.errors, part.longest_ns)
+        ]
+        if places and max(places) < self._before:
+            self._found[trace_id] = parts
+            heapq.heappush(self._waiting, (_turned(max(places)), True))
+
+    def _parts(self, trace_id: bytes) -> dict[int, Part]:
+        """The parts of a trace that the asker may see, `{owner: part}`."""
         found: dict[int, list[Part]] = {}
         ids: list[Any] = self._db.execute(_IDS, tuple(keys_of([trace_id]))).fetchall()
-        for block in sorted({block for number, block, _ in ids if number in owners}):
-            for row in self._rows(block):
-                if row.trace_id == trace_id and row.owner in owners:
+        for block in sorted({block for number, block, _ in ids if number in self._owners}):
+            rows = self._rows(block)
+            for row in rows.of(trace_id) if rows is not None else ():
+                if row.owner in self._owners:
                     found.setdefault(row.owner, []).append(row.part)
         return {number: merged(parts) for number, parts in found.items()}
 
-    def _rows(self, block: int) -> list[Row]:
+    def _rows(self, block: int) -> Rows | None:
         if block in self._kept:
             return self._kept[block]
         packed: Any = self._db.execute(_ROWS, (block,)).fetchone()
-        return self.keep(block, packed[0]) if packed is not None else []
+        return self._keep(block, packed[0]) if packed is not None else None
+
+    def _keep(self, block: int, packed: bytes) -> Rows:
+        while len(self._kept) >= _ROWS_KEPT:
+            del self._kept[next(iter(self._kept))]
+        rows = self._kept[block] = Rows(packed)
+        return rows
 
 
 def _owners(db: apsw.Connection, sees: Sees) -> dict[int, Owner]:
     rows: list[Any] = db.execute(_OWNERS).fetchall()
     return {number: (tenant, service) for number, tenant, service in rows if sees(tenant)}
-
-
-def _newest(
-    db: apsw.Connection,
-    blocks: _Blocks,
-    tenants: Collection[str],
-    owners: Collection[int],
-    question: Question,
-    after: Place | None,
-) -> Iterator[Place]:
-    """The parts of owners, the newest first; one that lies in several blocks comes where each of them has it."""
-    end = Place(question.end_ns + 1, 0, b"")
-    before = min(after, end) if after is not None else end
-    waiting: list[tuple[int, int, int]] = []
-    last: Place | None = None
-    rows = db.execute(_BLOCKS, (question.start_ns, before.start_ns, json.dumps(sorted(tenants))))
-    for block, newest_ns, packed in itertools.chain(rows, [(0, -1, b"")]):
-        # What is newer than all that is to come.
-        while waiting and -waiting[0][0] > newest_ns:
-            place = _place(heapq.heappop(waiting))
-            if place != last:
-                yield place
-            last = place
-        for row in blocks.keep(block, packed) if packed else ():
-            place = Place(row.part.start_ns, row.owner, row.trace_id)
-            if row.owner in owners and place < before and row.part.start_ns >= question.start_ns:
-                heapq.heappush(waiting, _turned(place))
 
 
 def _turned(place: Place) -> tuple[int, int, int]:

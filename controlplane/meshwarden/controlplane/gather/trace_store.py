@@ -22,7 +22,7 @@ from meshwarden.controlplane.gather.durable import Durable, transaction
 from meshwarden.controlplane.gather.pack import pack
 from meshwarden.controlplane.gather.resource import Checked, framed
 from meshwarden.controlplane.gather.tally import DROPPED, PASSED, STORE, Tally
-from meshwarden.controlplane.gather.trace_block import Row, ids_in, keys_of, pack_rows, read_rows
+from meshwarden.controlplane.gather.trace_block import Row, Rows, ids_in, keys_of, pack_rows
 from meshwarden.controlplane.gather.trace_part import ID_BYTES, Owner, Spans, by_part, summed
 from meshwarden.controlplane.gather.trace_query import Page, Place, Question, Sees
 from meshwarden.v1 import admin_service_pb2 as v1
@@ -318,7 +318,7 @@ def _size_of(blob_bytes: int, entries: int, spans: int) -> int:
 def _forget(db: apsw.Connection, blocks: Sequence[Any]) -> tuple[int, int]:
     """Deletes blocks and what leads to them; returns how many, and how many bytes."""
     for block, _, parts in blocks:
-        rows = read_rows(parts)
+        rows = list(Rows(parts))
         keys = keys_of([row.trace_id for row in rows])
         gone = sorted((key, row.owner, block) for key, row in zip(keys, rows, strict=True))
         db.executemany("DELETE FROM trace_ids WHERE trace = ? AND owner = ? AND block = ?", gone)
