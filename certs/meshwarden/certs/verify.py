@@ -5,7 +5,6 @@ trust domain signed by another's authority, and calls after the leaf's end on an
 ours asks here, on each call.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,6 +203,7 @@ class PeerVerifier:
         self._clock = clock
         self._denied = denied
         self._capacity = capacity
+        # {leaf in DER: whose it is, and the bundle that says so}
         self._cache: OrderedDict[bytes, tuple[VerifiedPeer, Bundle]] = OrderedDict()
 
     def check(self, chain_der: Sequence[bytes]) -> VerifiedPeer:
@@ -216,12 +216,12 @@ class PeerVerifier:
         bundles = self._bundles()
         # The leaf alone is the key: TLS has proved that the peer holds its key, and that a path from it leads to a root
         # of this bundle stays true whatever else the peer sends along.
-        digest = hashlib.sha256(chain_der[0]).digest() if chain_der else b""
-        peer = self._find(digest, bundles, now)
+        leaf = chain_der[0] if chain_der else b""
+        peer = self._find(leaf, bundles, now)
         if peer is None:
-            self._cache.pop(digest, None)
+            self._cache.pop(leaf, None)
             peer = verify_chain(chain_der, bundles, now)
-            self._cache[digest] = (peer, bundles[peer.spiffe_id.trust_domain])
+            self._cache[leaf] = (peer, bundles[peer.spiffe_id.trust_domain])
             while len(self._cache) > self._capacity:
                 self._cache.popitem(last=False)
         reason = self._denied(peer)
@@ -229,8 +229,8 @@ class PeerVerifier:
             raise PeerRefused(f"{peer.spiffe_id}: {reason}")
         return peer
 
-    def _find(self, digest: bytes, bundles: Mapping[str, Bundle], now: datetime) -> VerifiedPeer | None:
-        found = self._cache.get(digest)
+    def _find(self, leaf: bytes, bundles: Mapping[str, Bundle], now: datetime) -> VerifiedPeer | None:
+        found = self._cache.get(leaf)
         if found is None:
             return None
         peer, bundle = found

@@ -52,6 +52,12 @@ class Place(NamedTuple):
         return SpanContext(int(self.trace_id, 16), int(self.span_id, 16), self.is_remote, flags, state)
 
     @classmethod
+    def parse(cls, headers: Mapping[str, str], is_remote: bool) -> "Place":
+        """Reads well-formed headers."""
+        parent = headers["traceparent"]
+        return cls(parent[3:35], parent[36:52], int(parent[53:], 16), headers.get("tracestate", ""), is_remote)
+
+    @classmethod
     def of(cls, known: SpanContext) -> "Place":
         """Reads OpenTelemetry's words."""
         state = known.trace_state.to_header() if known.trace_state else ""
@@ -230,17 +236,15 @@ class Passed(trace.Span):
 
     sampled: Final = None
 
-    def __init__(self, place: Place, headers: Headers | None = None) -> None:
-        """`headers` go along with calls below it, in place of those that tell its place."""
-        self.place = place
-        self._headers = headers
+    def __init__(self, headers: Headers, is_remote: bool) -> None:
+        """`headers` go along with calls below it; the first tells its place, which another process may have said."""
+        self.headers = headers
+        self._is_remote = is_remote
 
     @property
-    def headers(self) -> Headers:
-        """See `Span`."""
-        if self._headers is None:
-            self._headers = self.place.headers
-        return self._headers
+    def place(self) -> Place:
+        """Where it is."""
+        return Place.parse(dict(self.headers), self._is_remote)
 
     def get_span_context(self) -> SpanContext:
         """See opentelemetry.trace.Span."""

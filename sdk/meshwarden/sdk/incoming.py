@@ -9,13 +9,14 @@ import contextvars
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
@@ -125,10 +126,10 @@ class Incoming:
         Raises:
             PeerRefused: they can't be read.
         """
-        said = context.auth_context()
+        said = _auth_context(context)
         # "x509_pem_cert" is the leaf, and "x509_pem_cert_chain" what came with it: on a server without the leaf
         # (BoringSSL, SSL_get_peer_cert_chain).
-        leaf, rest = tuple(said.get("x509_pem_cert") or ()), tuple(said.get("x509_pem_cert_chain") or ())
+        leaf, rest = tuple(said.get(b"x509_pem_cert") or ()), tuple(said.get(b"x509_pem_cert_chain") or ())
         pem = rest if rest[:1] == leaf else leaf + rest
         shown = self._chains.get(pem)
         if shown is None:
@@ -271,6 +272,15 @@ def served_call(config: Config, key: Key) -> Call:
         reporter=CallStat.DESTINATION,
         revision=config.revision,
     )
+
+
+def _auth_context(context: Any) -> Mapping[bytes, Sequence[bytes]]:
+    """What `context.auth_context()` says, with its names as they are."""
+    # To make text of all of them, at each call, is more than half of what it takes.
+    try:
+        return cygrpc.auth_context(context._rpc_event.call) or {}
+    except AttributeError:  # a grpcio in which this is elsewhere, or a context of another kind
+        return {name.encode(): values for name, values in context.auth_context().items()}
 
 
 def open_answer(context: Any) -> None:

@@ -93,13 +93,20 @@ class Recorder:
                 is_plain = False
         below = _NOWHERE
         parent: Place | None = None
+        made: Passed | CallSpan
         if not is_plain or (said and TRACEPARENT.fullmatch(said) is None):
             carrier = {name: value for name, value in metadata if isinstance(value, str)}
             below = propagate.extract(carrier, _NOWHERE)
             parent = _place_of(trace.get_current_span(below))
         elif said:
-            known = trace_state(state) if len(state) <= MAX_STATE else None
-            parent = Place(said[3:35], said[36:52], int(said[53:], 16), known.to_header() if known else "", True)
+            known = trace_state(state) if state and len(state) <= MAX_STATE else None
+            clean = known.to_header() if known else ""
+            if not int(said[53:], 16) & _SAMPLED:
+                ours = (PARENT, f"00{said[2:]}")
+                made = Passed((ours, (STATE, clean)) if clean else (ours,), is_remote=True)
+                context.attach(trace.set_span_in_context(made, _NOWHERE))
+                return made
+            parent = Place(said[3:35], said[36:52], int(said[53:], 16), clean, True)
         made = self._made(parent, SpanKind.SERVER, method, source)
         shown = made if type(made) is Passed else Shown(made)  # type: ignore[arg-type]  # it is one of the two
         # Never detached: grpc gives each call a context of its own.
@@ -117,13 +124,14 @@ class Recorder:
                 said = f"{KEY}={word}" if word else ""
                 self._sampling = (now, threshold, said)
             if trace_id & _MASK < threshold:
-                return Passed(Place(f"{trace_id:032x}", self._span_id(), _RANDOM, "", False))
+                said_of_it = f"00-{trace_id:032x}-{self._span_id()}-{_RANDOM:02x}"
+                return Passed(((PARENT, said_of_it),), is_remote=False)
             place = Place(f"{trace_id:032x}", self._span_id(), _RANDOM | _SAMPLED, said, False)
         elif parent.flags & _SAMPLED:
             flags = _SAMPLED | (parent.flags & _RANDOM)
             place = Place(parent.trace_id, self._span_id(), flags, parent.state, False)
         else:
-            return Passed(parent)
+            return Passed(parent.headers, parent.is_remote)
         made = CallSpan(place, parent, kind, self._written(kind, method, other), self._start, self._keep)
         if self._is_watched():
             made.real()
@@ -162,7 +170,7 @@ class Recorder:
         propagate.inject(carrier, context=trace.set_span_in_context(shown, here))
         headers: Headers = tuple(carrier.items())
         if isinstance(made, Passed):
-            return Passed(made.place, headers)
+            return Passed(headers, is_remote=False)
         made.headers = headers
         return made
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -108,17 +109,28 @@ def test_a_request_that_cannot_be_written_is_an_answer_and_counts(link: Link) ->
 
 
 def test_a_channel_is_grpcs(link: Link, tmp_path: Path) -> None:
-    seen: list[grpc.ChannelConnectivity] = []
     with counted(link, grpc.insecure_channel(f"unix:{tmp_path}/s")) as channel:
         assert isinstance(channel, grpc.Channel)
         assert isinstance(channel.unary_unary(GET), grpc.UnaryUnaryMultiCallable)
         assert isinstance(channel.stream_stream(GET), grpc.StreamStreamMultiCallable)
-        channel.subscribe(seen.append)
-        channel.unsubscribe(seen.append)
         with pytest.raises(grpc.RpcError) as raised:
             channel.unary_unary(GET)(b"", timeout=5)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
     assert link.statuses() == {"UNAVAILABLE": 1}
+
+
+def test_who_watches_a_channel_is_handed_on(link: Link) -> None:
+    # No real channel: one that is closed as long as somebody watches it ends grpc's thread with an exception.
+    said: list[Any] = []
+    inner = SimpleNamespace(
+        subscribe=lambda callback, try_to_connect: said.append((callback, try_to_connect)),
+        unsubscribe=said.append,
+        close=lambda: said.append("closed"),
+    )
+    with counted(link, inner) as channel:
+        channel.subscribe(print, try_to_connect=True)
+        channel.unsubscribe(print)
+    assert said == [(print, True), print, "closed"]
 
 
 async def test_a_channel_of_aio_is_grpcs(link: Any, tmp_path: Path) -> None:
