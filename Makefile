@@ -62,6 +62,10 @@ bench: $(VENV)/.dev ## Run the benchmarks (NAME=push); each result is one JSON l
 proto: $(VENV)/.dev ## Generate what is derived from the schema
 	@$(BIN)/python proto/generate.py
 
+.PHONY: dashboards
+dashboards: $(VENV)/.dev ## Draw docs/dashboards from a mesh that is made for it and watched for some minutes (ARGS="--minutes 4")
+	@$(BIN)/python deploy/grafana/show.py $(ARGS)
+
 .PHONY: lock
 lock: ## Pin the newest dependencies that pyproject.toml allows (needs uv)
 	$(call pin) -o requirements/mesh.txt

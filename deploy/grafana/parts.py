@@ -27,17 +27,21 @@ NODE: Final = Board(
                 Panel("Last heard of", (Query("meshwarden_node_silence_seconds", "{{node}}"),), "s"),
                 Panel("Clock ahead of ours", (Query("meshwarden_node_clock_skew_seconds", "{{node}}"),), "s"),
                 Panel("Workloads", (Query("sum by (node) (meshwarden_workloads)", "{{node}}"),)),
-                Panel("Data planes", (Query("sum by (dialect) (meshwarden_data_planes)", "{{dialect}}"),)),
-                Panel("Waits to go up", (Query("sum by (node) (meshwarden_spool_bytes)", "{{node}}"),), "bytes"),
+                Panel("Data planes", (Query("sum by (dialect) (meshwarden_data_planes)", "{{dialect}}"),), width=6),
+                Panel(
+                    "Waits to go up", (Query("sum by (node) (meshwarden_spool_bytes)", "{{node}}"),), "bytes", width=6
+                ),
                 Panel(
                     "Agents' processors",
                     (Query('rate(process_cpu_seconds_total{component="agent"}[$__rate_interval])', "{{node}}"),),
                     "percentunit",
+                    width=6,
                 ),
                 Panel(
                     "Agents' memory",
                     (Query('process_resident_memory_bytes{component="agent"}', "{{node}}"),),
                     "bytes",
+                    width=6,
                 ),
             ),
         ),
@@ -77,18 +81,25 @@ NODE: Final = Board(
                     "s",
                 ),
                 Panel("Resources", (Query("sum by (kind) (meshwarden_resources)", "{{kind}}"),)),
-                Panel("Databases", (Query("meshwarden_database_size_bytes", "{{database}}"),), "bytes"),
+                Panel("Databases", (Query("meshwarden_database_size_bytes", "{{database}}"),), "bytes", width=6),
                 Panel(
                     "Disk free",
                     (Query("meshwarden_disk_free_bytes / meshwarden_disk_size_bytes", "{{instance}}"),),
                     "percentunit",
+                    width=6,
                 ),
                 Panel(
                     "Processor",
                     (Query('rate(process_cpu_seconds_total{job="meshwarden"}[$__rate_interval])', "{{instance}}"),),
                     "percentunit",
+                    width=6,
                 ),
-                Panel("Memory", (Query('process_resident_memory_bytes{job="meshwarden"}', "{{instance}}"),), "bytes"),
+                Panel(
+                    "Memory",
+                    (Query('process_resident_memory_bytes{job="meshwarden"}', "{{instance}}"),),
+                    "bytes",
+                    width=6,
+                ),
             ),
         ),
     ),
@@ -148,7 +159,11 @@ IDENTITY: Final = Board(
                 ),
                 Panel(
                     "Issued to tenants",
-                    (Query('sum by (tenant) (meshwarden_svids_issued_total{kind="workload"})', "{{tenant}}"),),
+                    (
+                        Query(
+                            'sum by (tenant) (meshwarden_svids_issued_total{kind="workload", tenant!=""})', "{{tenant}}"
+                        ),
+                    ),
                 ),
                 Panel("Refused", (Query("sum by (event) (meshwarden_denials_total)", "{{event}}"),)),
                 Panel(
@@ -284,12 +299,15 @@ OBJECTIVES: Final = Board(
             "Budgets",
             (
                 Panel(
+                    "Objectives", (Query('slo:objective:ratio{slo=~"$slo"}', "{{slo}}"),), "percentunit", "number", 24
+                ),
+                Panel(
                     "Left of the budget",
                     (Query('slo:budget_left:ratio{slo=~"$slo"}', "{{slo}}"),),
                     "percentunit",
+                    width=12,
                     about="Of the whole window; below 0 it is overspent.",
                 ),
-                Panel("Objective", (Query('slo:objective:ratio{slo=~"$slo"}', "{{slo}}"),), "percentunit", "number"),
                 Panel(
                     "Alerts",
                     (
@@ -298,6 +316,7 @@ OBJECTIVES: Final = Board(
                             "{{alertname}} {{slo}}",
                         ),
                     ),
+                    width=12,
                 ),
             ),
         ),
