@@ -367,6 +367,36 @@ async def test_a_trace_shows_each_operator_the_spans_of_its_tenant(
     assert answer.spans[0].node == "n1"
     (found,) = (await stub.SearchTraces(v1.SearchTracesRequest(tenant=tenant))).traces
     assert (found.trace_id, found.spans, list(found.services)) == (TRACE.hex(), len(services), sorted(services))
+    assert found.incomplete is answer.incomplete
+
+
+def own_spans(revision: int, tenant: str = "") -> bytes:
+    """A span of the control plane, of a change that a tenant's operator made."""
+    about = [KeyValue(key="mesh.revision", value=AnyValue(int_value=revision))]
+    if tenant:
+        about.append(KeyValue(key="mesh.tenant", value=AnyValue(string_value=tenant)))
+    span = Span(trace_id=revision.to_bytes(16, "big"), span_id=b"12345678", name="Apply", attributes=about)
+    return ResourceSpans(scope_spans=[ScopeSpans(spans=[span])]).SerializeToString()
+
+
+async def test_the_trace_of_a_change_is_found_by_its_revision(world: World) -> None:
+    world.gather.take_own(own_spans(7), 1)
+    world.gather.take_own(own_spans(8, "acme"), 1)
+    await world.durable.flush()
+    root, anna = world.stub("operator/root"), world.stub("tenant/acme/operator/anna")
+    for stub, revision in ((root, 7), (root, 8), (anna, 8)):
+        answer = await stub.GetTrace(v1.GetTraceRequest(revision=revision))
+        assert (answer.trace_id, [span.name for span in answer.spans]) == (f"{revision:032x}", ["Apply"])
+    paul = world.stub("tenant/platform/operator/paul")
+    for stub, revision in ((anna, 7), (paul, 8), (root, 9), (root, 2**64 - 1)):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.GetTrace(v1.GetTraceRequest(revision=revision))
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+        assert f"a change that made revision {revision}" in str(refused.value.details())
+    for wrong in (v1.GetTraceRequest(), v1.GetTraceRequest(revision=7, trace_id=TRACE.hex())):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await root.GetTrace(wrong)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_an_operator_of_a_tenant_may_not_ask_for_anothers_traces(world: World) -> None:

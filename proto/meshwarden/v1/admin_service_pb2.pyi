@@ -892,11 +892,13 @@ class TraceSummary(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.str
     service: _builtins.str
     name: _builtins.str
     spans: _builtins.int
     errors: _builtins.int
+    incomplete: _builtins.bool
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -914,10 +916,11 @@ class TraceSummary(_message.Message):
         spans: _builtins.int = ...,
         errors: _builtins.int = ...,
         services: _abc.Iterable[_builtins.str] | None = ...,
+        incomplete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "errors", b"errors", "name", b"name", "service", b"service", "services", b"services", "spans", b"spans", "start", b"start", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "errors", b"errors", "incomplete", b"incomplete", "name", b"name", "service", b"service", "services", b"services", "spans", b"spans", "start", b"start", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -929,17 +932,20 @@ class GetTraceRequest(_message.Message):
 
     TRACE_ID_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     trace_id: _builtins.str
     tenant: _builtins.str
+    revision: _builtins.int
     def __init__(
         self,
         *,
         trace_id: _builtins.str = ...,
         tenant: _builtins.str = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -953,9 +959,11 @@ class GetTraceResponse(_message.Message):
     OMITTED_FIELD_NUMBER: _builtins.int
     INCOMPLETE_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     omitted: _builtins.int
     incomplete: _builtins.bool
     region: _builtins.str
+    trace_id: _builtins.str
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceSpan]: ...
     def __init__(
@@ -965,10 +973,11 @@ class GetTraceResponse(_message.Message):
         omitted: _builtins.int = ...,
         incomplete: _builtins.bool = ...,
         region: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incomplete", b"incomplete", "omitted", b"omitted", "region", b"region", "spans", b"spans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incomplete", b"incomplete", "omitted", b"omitted", "region", b"region", "spans", b"spans", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

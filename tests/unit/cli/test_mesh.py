@@ -59,7 +59,26 @@ def certificate(
     return key_pem, pem
 
 
-TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACE, SKEWED = "4bf92f3577b34da6a3ce929d0e0e4736", "5" * 32
+
+
+def change() -> admin.GetTraceResponse:
+    """What became of revision 10."""
+    span = admin.TraceSpan(span_id="01", name="Apply", service="meshwarden-controlplane")
+    span.attributes["mesh.revision"], span.attributes["mesh.by"] = "10", "spiffe://mesh.test/operator/root"
+    span.attributes["mesh.changes"] = json.dumps(["UPDATED Service a/b\x1b[2J", "and 3 more"])
+    return admin.GetTraceResponse(spans=[span], region="eu", trace_id=TRACE)
+
+
+def skewed() -> admin.GetTraceResponse:
+    """A call of 30 ms to a node whose clock is an hour behind."""
+    caller = admin.TraceSpan(span_id="01", name="Get", kind="client", node="node-a")
+    served = admin.TraceSpan(span_id="02", parent_span_id="01", name="Get", kind="server", node="node-b")
+    caller.start.FromSeconds(7200)
+    served.start.FromSeconds(3600)
+    caller.duration.FromMilliseconds(30)
+    served.duration.FromMilliseconds(10)
+    return admin.GetTraceResponse(spans=[served, caller], region="eu", trace_id=SKEWED)
 
 
 class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_grpc.ResourceServiceServicer):
@@ -91,13 +110,23 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         assert (request.service, request.failed, request.min_duration.ToMilliseconds()) == ("web", True, 50)
         page = int(request.page_token.partition(".")[0] or 0)
         found = [
-            admin.TraceSummary(trace_id=f"{page}{number}" * 16, service="acme/web", name="GET /\x1b[2J", spans=3)
+            admin.TraceSummary(
+                trace_id=f"{page}{number}" * 16,
+                service="acme/web",
+                name="GET /\x1b[2J",
+                spans=3,
+                incomplete=number == 1,
+            )
             for number in range(min(2, request.page_size))
         ]
         token = f"{page + 1}.1.{'0' * 32}" if page < 2 else ""
         return admin.SearchTracesResponse(traces=found, next_page_token=token)
 
     def GetTrace(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        if request.revision == 10:
+            return change()
+        if request.trace_id == SKEWED:
+            return skewed()
         if request.trace_id != TRACE:
             ctx.abort(grpc.StatusCode.NOT_FOUND, "no span of it is here")
         root = admin.TraceSpan(span_id="01", name="GET /\x1b[2J", service="acme/web", node="n")
@@ -108,7 +137,7 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         for number, span in enumerate((root, child, lost)):
             span.start.FromMilliseconds(1000 + number)
             span.duration.FromMilliseconds(10)
-        return admin.GetTraceResponse(spans=[root, child, lost], incomplete=True, region="eu")
+        return admin.GetTraceResponse(spans=[root, child, lost], incomplete=True, region="eu", trace_id=TRACE)
 
     def ListCalls(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         return admin.ListCallsResponse()
@@ -185,6 +214,7 @@ def test_traces_are_listed_page_by_page() -> None:
     lines = out.splitlines()
     assert (code, len(lines), err) == (0, 7, "")
     assert lines[1].endswith("\tacme/web\tGET /\N{REPLACEMENT CHARACTER}[2J")
+    assert lines[2].endswith("[2J (incomplete)")
     code, out, err = run(*arguments, "--limit", "3")
     assert (len(out.splitlines()), "there are more" in err) == (4, True)
     assert len(json.loads(run(*arguments, "-o", "json")[1])) == 6
@@ -202,11 +232,36 @@ def test_a_trace_is_a_tree_of_spans() -> None:
         "lost\t\t\t+2 ms\t10 ms\tok, parent missing",
         f"link\tlost\ttrace {'ab' * 16} span {'cd' * 8} why=asked",
     ]
-    assert f"trace {TRACE}, region eu, 12 ms" in err
+    assert f"trace {TRACE}, region eu, 1970-01-01 00:00:01.000+00:00, 12 ms, 3 spans, INCOMPLETE" in err
+    assert "skewed" not in err
     assert "incomplete: parents are missing" in err
     assert json.loads(run("trace", TRACE, "-o", "json")[1])["spans"][1]["parentSpanId"] == "01"
     assert run("trace", "ab" * 16)[0] != 0
     assert run("trace", "../../etc")[0] == 2
+
+
+@pytest.mark.usefixtures("mesh")
+def test_the_trace_of_a_change_is_found_by_its_revision() -> None:
+    code, out, err = run("trace", "--revision", "10")
+    assert code == 0
+    assert out.splitlines()[2:] == [
+        "change\trevision 10\tUPDATED Service a/b\N{REPLACEMENT CHARACTER}[2J\tby spiffe://mesh.test/operator/root",
+        "change\trevision 10\tand 3 more\tby spiffe://mesh.test/operator/root",
+    ]
+    assert f"trace {TRACE}" in err
+    assert "INCOMPLETE" not in err
+    for wrong in (("trace",), ("trace", TRACE, "--revision", "10"), ("trace", "--revision", "0")):
+        assert run(*wrong)[0] == 2
+
+
+@pytest.mark.usefixtures("mesh")
+def test_clocks_that_are_off_are_named_and_moved_only_if_asked() -> None:
+    _, out, err = run("trace", SKEWED)
+    assert out.splitlines()[1:] == ["Get\t\tnode-a\t+3600 s\t30 ms\tok", "  Get\t\tnode-b\t0\t10 ms\tok"]
+    assert "skewed: by this trace the clock of node node-b is about 60m behind; --clock adjusted" in err
+    _, out, err = run("trace", SKEWED, "--clock", "adjusted")
+    assert out.splitlines()[1:] == ["Get\t\tnode-a\t0\t30 ms\tok", "  Get\t\tnode-b\t+10 ms\t10 ms\tok"]
+    assert "its times are moved here" in err
 
 
 def test_spans_in_a_circle_and_in_a_long_chain_are_all_shown_once() -> None:

@@ -27,7 +27,8 @@ class World:
         """Commits a change; returns its trace id."""
         with self.provider.get_tracer("test").start_as_current_span("Apply") as span:
             early()
-            self.trails.committed(revision, tenant)
+            changes = [f"UPDATED Service a/s{number}" for number in range(20)]
+            self.trails.committed(revision, tenant, "spiffe://m/operator/root", changes)
         return format(span.get_span_context().trace_id, "032x")
 
     def spans(self, name: str) -> list[ReadableSpan]:
@@ -64,6 +65,10 @@ def test_each_node_has_its_own_way_below_the_apply(world: World) -> None:
     (apply,) = world.spans("Apply")
     assert apply.attributes is not None
     assert apply.attributes["mesh.revision"] == 7
+    assert apply.attributes["mesh.by"] == "spiffe://m/operator/root"
+    changes = apply.attributes["mesh.changes"]
+    assert isinstance(changes, tuple)
+    assert (len(changes), changes[0], changes[-1]) == (17, "UPDATED Service a/s0", "and 4 more")
     assert acked.parent is not None
     assert acked.parent.span_id == apply.context.span_id
     assert world.trails.parent("b", 7).startswith(f"00-{trace_id}-{apply.context.span_id:016x}-")

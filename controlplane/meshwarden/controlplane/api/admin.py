@@ -157,9 +157,13 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def GetTrace(self, request: v1.GetTraceRequest, context: Context) -> v1.GetTraceResponse:
         shown = _shown("GetTrace", request.tenant)
-        found = await self._gather.traces.find(bytes.fromhex(request.trace_id), shown)
+        what, trace_id = f"trace {request.trace_id}", bytes.fromhex(request.trace_id) or None
+        if request.revision:
+            what = f"a change that made revision {request.revision}"
+            trace_id = await self._gather.changes.find(request.revision)
+        found = await self._gather.traces.find(trace_id, shown) if trace_id is not None else None
         if found is None:
-            raise NotFound(f"no span of trace {request.trace_id} is here: not yet, not any more, or not for you to see")
+            raise NotFound(f"no span of {what} is here: not yet, not any more, or not for you to see")
         found.region = self._region
         return found
 

@@ -252,13 +252,15 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         self, event: str, ops: Sequence[Op], guard: int, caller: SpiffeId | None, changes: Sequence[str]
     ) -> int:
         """Commits what the audit log has taken; a failure follows there as an event of its own."""
-        await self._audit.record(event, by=str(caller), after=self._mirror.revision, changes=changes)
+        about = {"by": str(caller), "after": self._mirror.revision, "trace_id": own_span.present_trace_id()}
+        await self._audit.record(event, **about, changes=changes)
         try:
             revision = await self._store.commit([*ops, Put(GUARD, b"", guard)])
         except StoreError as error:
             self._audit.note(f"{event}.failed", by=str(caller), after=self._mirror.revision, reason=str(error))
             raise
-        self._trails.committed(revision, (caller.tenant if caller is not None else None) or "")
+        tenant = (caller.tenant if caller is not None else None) or ""
+        self._trails.committed(revision, tenant, str(caller), changes)
         return revision
 
     def _stamped(self, resource: Resource) -> Resource:

@@ -93,6 +93,8 @@ def duration(seconds: float) -> str:
     """A duration for people: "850 µs", "12 ms", "1.4 s"; "-" for none."""
     if seconds <= 0:
         return "-"
+    if seconds >= 1000:
+        return f"{seconds:.0f} s"
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -1,15 +1,17 @@
 """`meshwarden traces` and `meshwarden trace`: which calls there were of late, and what became of one."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli import client, render, skew
 from meshwarden.v1.admin_service_pb2 import (
     GetTraceRequest,
     GetTraceResponse,
@@ -73,7 +75,7 @@ def traces(tenant: str, service: str, status: str, min_duration: float, since: f
             trace.spans,
             trace.errors,
             trace.service,
-            trace.name,
+            f"{trace.name} (incomplete)" if trace.incomplete else trace.name,
         )
         for trace in found
     ]
@@ -83,23 +85,49 @@ def traces(tenant: str, service: str, status: str, min_duration: float, since: f
 
 
 @click.command()
-@click.argument("trace_id")
+@click.argument("trace_id", default="")
+@click.option("--revision", type=click.IntRange(1, 2**63 - 1), help="The trace of the change that made this revision.")
 @click.option("--tenant", default="", help="Only this tenant's spans.")
+@click.option(
+    "--clock",
+    type=click.Choice(["raw", "adjusted"]),
+    default="raw",
+    show_default=True,
+    help="Whether times are those that programs gave, or those of nodes whose clocks are off are moved.",
+)
 @render.output_option
-def trace(trace_id: str, tenant: str, output: str) -> None:
-    """Show the spans of a trace, each below the one that caused it."""
+def trace(trace_id: str, revision: int | None, tenant: str, clock: str, output: str) -> None:
+    """Show the spans of a trace, each below the one that caused it; or how a change came to each node."""
     wanted = trace_id.lower()
-    if re.fullmatch(r"[0-9a-f]{32}", wanted) is None:
+    if bool(wanted) == (revision is not None):
+        raise click.UsageError("give a trace id, or --revision of a change; `meshwarden traces` lists recent traces")
+    if wanted and re.fullmatch(r"[0-9a-f]{32}", wanted) is None:
         raise click.BadParameter("a trace id has 32 hexadecimal digits; `meshwarden traces` lists some")
+    request = GetTraceRequest(trace_id=wanted, tenant=tenant, revision=revision or 0)
     with client.connect_current() as mesh:
-        answer = mesh.admin.GetTrace(GetTraceRequest(trace_id=wanted, tenant=tenant), timeout=client.TIMEOUT_S)
-    if output != "table":
+        answer = mesh.admin.GetTrace(request, timeout=client.TIMEOUT_S)
+    offsets = skew.offsets_ns(answer.spans)
+    if clock == "adjusted":
+        for span in answer.spans:
+            span.start.FromNanoseconds(_ns(span.start) + offsets.get(span.node, 0))
+    if output == "table":
+        _show(answer)
+    else:
         render.data(render.as_dict(answer), output)
-        return
-    _show(wanted, answer)
+    for node, offset_ns in offsets.items():
+        click.echo(_told(node, offset_ns, clock == "adjusted"), err=True)
 
 
-def _show(trace_id: str, answer: GetTraceResponse) -> None:
+def _told(node: str, offset_ns: int, is_adjusted: bool) -> str:
+    name = f"node {render.plain(node)}" if node else "the control plane"
+    way = "behind" if offset_ns > 0 else "ahead"
+    off_s = abs(offset_ns) / 1e9
+    off = render.life(off_s) if off_s >= 120 else render.duration(off_s)
+    more = "its times are moved here" if is_adjusted else "--clock adjusted moves its times"
+    return f"skewed: by this trace the clock of {name} is about {off} {way}; {more}"
+
+
+def _show(answer: GetTraceResponse) -> None:
     first_ns = min(_ns(span.start) for span in answer.spans)
     total_ns = max(_ns(span.start) + span.duration.ToNanoseconds() for span in answer.spans) - first_ns
     columns = ("SPAN", "SERVICE", "NODE", "BEGAN", "TOOK", "STATUS")
@@ -115,18 +143,41 @@ def _show(trace_id: str, answer: GetTraceResponse) -> None:
             _status(span),
         )
         rows.append((*row, _bar(begun_ns, span.duration.ToNanoseconds(), total_ns)) if sys.stdout.isatty() else row)
-    click.echo(f"trace {trace_id}, region {answer.region}, {render.duration(total_ns / 1e9)}", err=True)
+    badge = ", INCOMPLETE" if answer.incomplete else ""
+    began = datetime.fromtimestamp(first_ns / 1e9, UTC).isoformat(sep=" ", timespec="milliseconds")
+    spans = f"{len(answer.spans)} span{'s' if len(answer.spans) > 1 else ''}"
+    click.echo(
+        f"trace {answer.trace_id}, region {answer.region}, {began}, {render.duration(total_ns / 1e9)}, {spans}{badge}",
+        err=True,
+    )
     render.table((*columns, "") if sys.stdout.isatty() else columns, rows)
     for span in answer.spans:
-        for link in span.links:
-            said = "".join(f" {key}={value}" for key, value in sorted(link.attributes.items()))
-            click.echo(
-                f"link\t{render.plain(span.name)}\ttrace {link.trace_id} span {link.span_id}{render.plain(said)}"
-            )
+        for line in _more(span):
+            click.echo(line)
     if answer.omitted:
         click.echo(f"incomplete: {answer.omitted} more spans than one answer holds", err=True)
     elif answer.incomplete:
         click.echo("incomplete: parents are missing: late, lost, forgotten, or not yours to see", err=True)
+
+
+def _more(span: TraceSpan) -> Iterator[str]:
+    """What else there is to say of a span, a line each: what it changed, and what it has to do with."""
+    if changes := span.attributes.get("mesh.changes"):
+        revision, by = span.attributes.get("mesh.revision", ""), span.attributes.get("mesh.by", "")
+        for change in _listed(changes):
+            yield f"change\trevision {render.plain(revision)}\t{render.plain(change)}\tby {render.plain(by)}"
+    for link in span.links:
+        said = "".join(f" {key}={value}" for key, value in sorted(link.attributes.items()))
+        yield f"link\t{render.plain(span.name)}\ttrace {link.trace_id} span {link.span_id}{render.plain(said)}"
+
+
+def _listed(text: str) -> list[str]:
+    """What an attribute lists, as JSON; or the text, if it is none: programs write what they like."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return [text]
+    return [str(item) for item in found] if isinstance(found, list) else [text]
 
 
 def tree(spans: Sequence[TraceSpan]) -> Iterator[tuple[TraceSpan, int]]:

@@ -13,6 +13,7 @@ import structlog
 from meshwarden.controlplane.gather import trace_store
 from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.call import Call, Owns, Refused, check
+from meshwarden.controlplane.gather.change import Changes
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.forward import FIRST_BACKOFF_S, Forwarder
 from meshwarden.controlplane.gather.graph import Graph
@@ -95,6 +96,7 @@ class Gather:
         self._workload_metrics = WorkloadMetrics(self.tally)
         for collector in (self.tally, self._workload_metrics):
             metrics.registry.register(collector)
+        self.changes = Changes(durable)
         self._durable, self._metrics, self._backends = durable, metrics, backends
         self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
         self._rates = Rates(clock)
@@ -129,7 +131,9 @@ class Gather:
 
     def take_own(self, body: bytes, count: int) -> None:
         """Takes a span of the control plane itself."""
-        self._hand_on(own_span(body, self._region))
+        checked = own_span(body, self._region)
+        self.changes.add(checked.message)
+        self._hand_on(checked)
         self._wanted.set()
 
     def take_own_points(self, tenant: str, count: int, body: bytes) -> None:

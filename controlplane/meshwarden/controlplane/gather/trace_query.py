@@ -138,7 +138,7 @@ def find(db: apsw.Connection, trace_id: bytes, sees: Sees) -> v1.GetTraceRespons
     known = frozenset[bytes]().union(*(ids for of_block in missing.values() for ids in of_block.values()))
     count = sum(len(ids) for of_block in missing.values() for ids in of_block.values())
     found = sorted(_spans(db, trace_id, missing), key=lambda item: item[1].start_time_unix_nano)
-    answer = v1.GetTraceResponse()
+    answer = v1.GetTraceResponse(trace_id=trace_id.hex())
     size = 0
     for resource, span in found:
         shown = _shown(resource, span, known)
@@ -282,6 +282,7 @@ def _summary(trace_id: bytes, parts: Mapping[int, Part], owners: Mapping[int, Ow
         spans=sum(part.spans for part in parts.values()),
         errors=sum(part.errors for part in parts.values()),
         services=sorted(titled(owners[of]) for of in parts),
+        incomplete=not any(part.is_root for part in parts.values()),
     )
     summary.start.FromNanoseconds(start_ns)
     summary.duration.FromNanoseconds(max(part.end_ns for part in parts.values()) - start_ns)

@@ -54,12 +54,24 @@ class Trails:
         # What was published before its committer has heard of it: who it is for, and when.
         self._early: OrderedDict[int, tuple[frozenset[str], datetime]] = OrderedDict()
 
-    def committed(self, revision: int, tenant: str) -> None:
-        """A change was committed within the present span, which is to be shown to `tenant`; "" is the mesh's own."""
+    def committed(self, revision: int, tenant: str, by: str = "", changes: Sequence[str] = ()) -> None:
+        """A change was committed within the present span.
+
+        Args:
+            revision: what it has made.
+            tenant: whom the span is to be shown to; "" is the mesh's own.
+            by: who made it.
+            changes: what was changed, "UPDATED AccessPolicy platform/orders".
+        """
         here = trace.get_current_span()
         if not here.is_recording():
             return
         here.set_attribute("mesh.revision", revision)
+        if by:
+            here.set_attribute("mesh.by", by)
+        if changes:
+            more = [f"and {len(changes) - _MAX_NAMED} more"] if len(changes) > _MAX_NAMED else []
+            here.set_attribute("mesh.changes", [*changes[:_MAX_NAMED], *more])
         if tenant:
             here.set_attribute(TENANT, tenant)
         context, headers = trace.set_span_in_context(here, Context()), dict[str, str]()

@@ -116,7 +116,8 @@ def _unknown(message: Any, path: str) -> Iterator[FieldFault]:
 def _faults(descriptor: Any, data: bytes) -> tuple[FieldFault, ...]:
     found: dict[str, FieldFault] = {}
     for violation in schema().violations(descriptor.full_name, data):
-        path = _path(descriptor, violation.proto.field.elements)
+        field = violation.proto.field  # None: it is about the message as a whole
+        path = _path(descriptor, field.elements) if field is not None else ""
         found.setdefault(path, FieldFault(path, _text(violation)))
     return tuple(found.values())
 
