@@ -234,6 +234,16 @@ async def test_a_series_that_was_forgotten_begins_anew(world: World) -> None:
     assert {point.start_time_unix_nano for _, point in found} == {world.clock.ns()}
 
 
+async def test_what_cannot_be_read_ends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> Iterable[Metric]:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(world.own._vitals, "collect", fails)
+        assert await world.tell() == []
+    assert await world.tell()
+
+
 async def test_what_outlives_a_restart_began_before_it(tmp_path: Path) -> None:
     clock = Clock()
     for _ in range(2):

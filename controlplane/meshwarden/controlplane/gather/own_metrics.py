@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import anyio
 import anyio.to_thread
+import structlog
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -15,6 +16,8 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.own_point import Batch
 from meshwarden.controlplane.gather.resource import nanos
 from meshwarden.controlplane.gather.tally import Tally
+
+log = structlog.get_logger()
 
 Put = Callable[[str, int, bytes], None]
 """Takes whose it is, how many points, and a serialised `ResourceMetrics`."""
@@ -59,10 +62,15 @@ class OwnMetrics:
             await self.tell()
 
     async def tell(self) -> None:
-        """Tells all there is now."""
-        vitals, now_ns = list(self._vitals.collect()), nanos(self._clock())
-        # There may be much of it: the writing goes to a thread.
-        for tenant, count, body in await anyio.to_thread.run_sync(self._bodies, vitals, now_ns):
+        """Tells all there is now; what can't be read is told another time."""
+        try:
+            vitals, now_ns = list(self._vitals.collect()), nanos(self._clock())
+            # There may be much of it: the writing goes to a thread.
+            bodies = await anyio.to_thread.run_sync(self._bodies, vitals, now_ns)
+        except Exception as error:  # of a disk, or a defect of ours: neither may end the server
+            log.error("own metrics not told", error=f"{type(error).__name__}: {error}")
+            return
+        for tenant, count, body in bodies:
             self._put(tenant, count, body)
 
     def _bodies(self, vitals: Iterable[Metric], now_ns: int) -> list[tuple[str, int, bytes]]:
