@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from meshwarden.controlplane.gather.call import Refused
 from meshwarden.controlplane.gather.resource import Checked, check_resource
 from meshwarden.controlplane.gather.tally import DROPPED, METRICS, PASSED, RECEIVED, Tally
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
@@ -199,6 +200,13 @@ def test_a_histogram_of_what_came_since_is_added_while_its_bounds_stay(world: Wo
     assert world.values("took_seconds_bucket") == [4]
 
 
+def test_a_histogram_of_what_may_be_below_zero_has_buckets_alone(world: World) -> None:
+    world.send(histogram(1, 2, 3, explicit_bounds=[-1, 1]))
+    assert {one.name for one in world.samples()} == {"took_seconds_bucket"}
+    world.send(histogram(1, 2, 3, sum=-4), tenant="globex")
+    assert {one.name for one in world.samples()} == {"took_seconds_bucket"}
+
+
 def test_an_exemplar_leads_to_its_trace(world: World) -> None:
     made = pb.Exemplar(as_double=3, time_unix_nano=5 * 10**9, trace_id=b"\x01" * 16, span_id=b"\x02" * 8)
     world.send(histogram(0, 1, 0, exemplars=[made, pb.Exemplar(as_double=3, trace_id=b"short")]))
@@ -266,6 +274,8 @@ def test_a_summary_is_shown_with_its_quantiles(world: World) -> None:
     "metric",
     [
         counter(1, temporality=0),
+        counter(-1),
+        counter(float("nan")),
         counter(1, name="!"),
         gauge(1, name="x" * 256),
         gauge(1, long="x" * 2048),
@@ -276,6 +286,7 @@ def test_a_summary_is_shown_with_its_quantiles(world: World) -> None:
         histogram(1, 2, 3, explicit_bounds=[1, float("nan")]),
         histogram(1, 2, 3, explicit_bounds=[1, float("inf")]),
         histogram(*[0] * 500, explicit_bounds=range(499)),
+        pb.Metric(name="below", summary=pb.Summary(data_points=[pb.SummaryDataPoint(count=1, sum=-1)])),
         exponential(0, [1], count=2),
         exponential(0, [1], scale=21),
         exponential(0, [1], scale=-11),
@@ -358,3 +369,34 @@ def test_a_node_says_of_its_own_workloads_alone() -> None:
     checked = check_resource("point", body, "node-a", "eu", lambda *_: True)
     assert isinstance(checked, Checked)
     assert checked.tenant == "acme"
+
+
+def seed() -> bytes:
+    metrics = [
+        counter(5),
+        counter(5, "done", DELTA),
+        gauge(1),
+        histogram(1, 2, 3),
+        exponential(-5, [1, 2], zero_count=2),
+    ]
+    resource = Resource(attributes=[text("service.name", "web.acme")])
+    return pb.ResourceMetrics(resource=resource, scope_metrics=[pb.ScopeMetrics(metrics=metrics)]).SerializeToString()
+
+
+SEED = seed()
+
+
+@given(st.lists(st.tuples(st.integers(0, len(SEED) - 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_whatever_comes_the_page_can_be_read(changes: list[tuple[int, int]]) -> None:
+    world, body = World(), bytearray(SEED)
+    for at, byte in changes:
+        body[at] = byte
+    try:
+        checked = check_resource("point", bytes(body), "node-a", "eu", lambda *_: True)
+    except Refused:
+        return
+    world.metrics.add(checked)
+    world.samples()
+    totals = world.tally.totals()
+    received = sum(count for key, count in totals.items() if key[:2] == (RECEIVED, METRICS))
+    assert received == sum(count for key, count in totals.items() if key[0] != RECEIVED and key[1] == METRICS)

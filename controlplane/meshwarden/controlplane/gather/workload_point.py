@@ -42,20 +42,23 @@ def kind_of(metric: Metric) -> str:
 
 @dataclass(slots=True)
 class Number:
-    """A sum or a gauge."""
+    """A sum or a gauge; a counter's never falls."""
 
+    is_counter: bool = False
     value: float = 0.0
 
     def take(self, point: Any, is_delta: bool) -> None:
         """Takes a point.
 
         Raises:
-            ValueError: it has no value.
+            ValueError: it has no value, or a counter's is less than 0.
         """
         kind = point.WhichOneof("value")
         if kind is None:
             raise ValueError("a point without a value")
         value = float(getattr(point, kind))
+        if self.is_counter and not value >= 0:
+            raise ValueError("a counter below 0")
         self.value = self.value + value if is_delta else value
 
     def samples(self, suffix: str) -> Iterator[Sample]:
@@ -120,8 +123,10 @@ class Buckets:
         for bound, count in self._rows():
             total += count
             yield "_bucket", {"le": _bound(bound)}, total, self._exemplar(bound)
-        yield "_count", {}, self.count, None
-        yield "_sum", {}, self.total, None
+        # A sum of what may be below 0 is no counter. Source: OpenMetrics 1.0, "Histogram".
+        if self.total >= 0 and not (self.bounds and self.bounds[0] < 0):
+            yield "_count", {}, self.count, None
+            yield "_sum", {}, self.total, None
 
     def _exemplar(self, bound: float) -> Exemplar | None:
         return self.exemplars.get(bound) if self.bounds is not None else None
@@ -161,7 +166,13 @@ class Quantiles:
     total: float = 0.0
 
     def take(self, point: Any, _: bool) -> None:
-        """Takes a point; what is no quantile is left out."""
+        """Takes a point; what is no quantile is left out.
+
+        Raises:
+            ValueError: something in it is below 0.
+        """
+        if not point.sum >= 0 or any(one.value < 0 for one in point.quantile_values):
+            raise ValueError("a summary of what is below 0")
         self.values = {one.quantile: one.value for one in point.quantile_values if 0 <= one.quantile <= 1}
         self.count, self.total = point.count, point.sum
 
@@ -184,7 +195,7 @@ def new_value(kind: str) -> Value:
     """What takes points of a kind."""
     if kind == "histogram":
         return Buckets()
-    return Quantiles() if kind == "summary" else Number()
+    return Quantiles() if kind == "summary" else Number(kind == "counter")
 
 
 def is_delta(data: Any) -> bool:
