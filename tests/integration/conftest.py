@@ -254,7 +254,8 @@ class Agent:
 
     async def ready(self) -> "Agent":
         self.start()
-        await until(self.answers, f"the agent is ready: {self.log.read_text()}")
+        # To start takes a process long where many others do.
+        await until(self.answers, f"the agent is ready: {self.log.read_text()}", 60)
         return self
 
     async def answers(self) -> bool:

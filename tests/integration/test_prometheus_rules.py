@@ -232,6 +232,7 @@ HEALTHY = {
     f"meshwarden_disk_free_bytes{{{CP}}}": "50x15",
     f"meshwarden_disk_size_bytes{{{CP}}}": "100x15",
     f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="no_backend"}}': "0+100x15",
+    f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="sampled"}}': "0+100x15",
     f'meshwarden_denials_total{{{CP},event="node.attest_denied"}}': "0x15",
     f'meshwarden_region_age_seconds{{{CP},region="us"}}': "2x15",
 }

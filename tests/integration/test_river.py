@@ -1,5 +1,7 @@
 """The whole way up, to the span: programs, an agent, a control plane and an OTLP backend, killed and cut off amid it.
 
+Tail sampling takes half of one tenant's traces, so that some of them wait whenever the control plane dies.
+
 What was sent and what came is counted by the two ends, not by the mesh; its own counts must say the same.
 """
 
@@ -111,7 +113,10 @@ class Server:
         authority = f'kind = "disk"\npassphrase = "file:{directory}/passphrase"\ncreate = true\n'
         otlp_to = f'name = "one"\nendpoint = "http://127.0.0.1:{backend.port}"\n'
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-        (directory / "server.toml").write_text(f"{text}[authority]\n{authority}[[otlp]]\n{otlp_to}")
+        tail = "ratio = 1.0\ntenants = {globex = 0.5}\n"
+        (directory / "server.toml").write_text(
+            f"{text}[authority]\n{authority}[[otlp]]\n{otlp_to}[tail_sampling]\n{tail}"
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -271,30 +276,38 @@ async def test_every_span_is_accounted_for_at_every_stage(
     def settled() -> bool:
         counts = server.counts()
         return all(
-            backend_has(backend, tenant, senders[tenant].answered)
-            and counts.get(("received", "backend.one", tenant, "")) == counts.get(("passed", "backend.one", tenant, ""))
+            spans_of(senders[tenant].answered, tenant) <= set(backend.seen[tenant])
+            and all(through(counts, stage, tenant) for stage in ("control.sample", "backend.one"))
             for tenant in TENANTS
         )
 
     await until(lambda: asyncio.to_thread(settled), "all that was answered has come to the backend", 90)
     counts = server.counts()
     for tenant, sender in senders.items():
-        distinct = len(backend.seen[tenant])
-        assert set(backend.seen[tenant]) <= spans_of(sender.attempted)
+        came, seen = counts["passed", "control.ingest", tenant, ""], len(backend.seen[tenant])
+        assert set(backend.seen[tenant]) <= spans_of(sender.attempted, tenant)
         # What a dying agent has kept but could not answer any more is there beyond what was answered.
-        assert 20 * len(sender.answered) <= distinct <= 20 * len(sender.attempted)
+        assert 20 * len(sender.answered) <= came <= 20 * len(sender.attempted)
         bad = counts["dropped", "agent.receive", tenant, "malformed"]
-        assert (bad, counts["received", "agent.receive", tenant, ""]) == (distinct // 20, distinct + distinct // 20)
-        for stage in ("agent.receive", "agent.spool", "control.ingest", "backend.one"):
-            assert counts["passed", stage, tenant, ""] == distinct, stage
-            dropped = sum(count for key, count in counts.items() if key[:3] == ("dropped", stage, tenant))
-            assert counts["received", stage, tenant, ""] == distinct + dropped, stage
+        assert (bad, counts["received", "agent.receive", tenant, ""]) == (came // 20, came + came // 20)
+        for stage in ("agent.receive", "agent.spool", "control.ingest"):
+            assert counts["passed", stage, tenant, ""] == came, stage
+        assert counts.get(("dropped", "control.sample", tenant, "sampled"), 0) == came - seen
+        assert (came == seen) == (tenant == "acme")
+        for stage in ("control.sample", "backend.one"):
+            assert counts["passed", stage, tenant, ""] == seen, stage
+        for stage in ("agent.receive", "agent.spool", "control.ingest", "control.sample", "backend.one"):
+            assert through(counts, stage, tenant), stage
     assert os.listdir(short_dir / "state" / "spool")
 
 
-def backend_has(backend: Backend, tenant: str, trace_ids: list[str]) -> bool:
-    return spans_of(trace_ids) <= set(backend.seen[tenant])
+def through(counts: dict[tuple[str, ...], int], stage: str, tenant: str) -> bool:
+    """Whether nothing of a tenant is in a stage: what came was passed on or dropped."""
+    gone = sum(count for key, count in counts.items() if key[1:3] == (stage, tenant) and key[0] != "received")
+    return counts.get(("received", stage, tenant, "")) == gone
 
 
-def spans_of(trace_ids: list[str]) -> set[str]:
-    return {f"{trace_id} {number + 1:016x}" for trace_id in trace_ids for number in range(20)}
+def spans_of(trace_ids: list[str], tenant: str) -> set[str]:
+    """The spans of traces that are to reach the backend: of globex those with the greater half of randomness."""
+    found = [trace_id for trace_id in trace_ids if tenant == "acme" or int(trace_id[-14:], 16) >= 1 << 55]
+    return {f"{trace_id} {number + 1:016x}" for trace_id in found for number in range(20)}

@@ -1,4 +1,4 @@
-"""Forwarding to a real OTLP collector, Rotel: over both protocols, over its absence, and to the span."""
+"""Forwarding to a real OTLP collector, Rotel: over both protocols, over its absence, sampled, and to the span."""
 
 import asyncio
 import random
@@ -28,7 +28,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 from prometheus_client import CollectorRegistry
 
 from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
@@ -37,6 +37,7 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
+from meshwarden.controlplane.gather.tail_policy import TailPolicy
 from meshwarden.sdk.histogram import bucket_of, to_proto
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
@@ -254,3 +255,41 @@ def taken(sink: Sink) -> dict[tuple[str, str], float]:
         said = dict(pair.split("=", 1) for pair in key[1:])
         found[said["mesh.method"], said["mesh.status"]] = float(point.as_int)
     return found
+
+
+async def test_a_collector_gets_what_tail_sampling_keeps(sink: Sink, tmp_path: Path) -> None:
+    """Every tenth trace has failed; of the others three quarters are kept, by the last 56 bits of the trace id."""
+    port = free_port()
+    durable = Durable(tmp_path / "gather.sqlite")
+    mesh: dict[str, Any] = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
+    ledger = Ledger(durable, "mesh.test", lambda: NOW)
+    backends = [Backend("rotel", GrpcTransport(f"http://127.0.0.1:{port}"), frozenset({"span"}), 1 << 24)]
+    tail = TailPolicy(ratio=0.75, grace_s=0.2)
+    gather = Gather(durable, ledger, Metrics(), backends, lambda: NOW, random.Random(1), tail=tail, **mesh)
+    expected = {}
+    async with anyio.create_task_group() as group:
+        group.start_soon(gather.run)
+        with running(port, free_port(), sink, tmp_path):
+            for number in range(1, BATCHES + 1):
+                request = batch(number)
+                message = ResourceSpans.FromString(request.resource_spans[0])
+                for at, span in enumerate(message.scope_spans[0].spans, 1):
+                    has_failed = at % 10 == 0
+                    if has_failed:
+                        span.status.code = Status.STATUS_CODE_ERROR
+                    if has_failed or span.trace_id[9] >= 0x40:
+                        expected[span.trace_id] = "ot=th:0,a=b" if has_failed else "ot=th:4,a=b"
+                request.resource_spans[0] = message.SerializeToString()
+                gather.ingest("n1", request)
+                await gather.settle()
+            async with asyncio.timeout(DEADLINE_S):
+                while gather.tail.load()[0] or len(sink.spans()) < len(expected):  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+            group.cancel_scope.cancel()
+    durable.close()
+    assert {span.trace_id: span.trace_state for _, span in sink.spans()} == expected
+    assert len(sink.spans()) == len(expected)
+    totals = gather.tally.totals()
+    dropped = totals["dropped", "control.sample", "span", "acme", "sampled"]
+    assert totals["passed", "backend.rotel", "span", "acme", ""] == len(expected) == BATCHES * SPANS - dropped
+    assert totals["passed", "control.store", "span", "acme", ""] == BATCHES * SPANS

@@ -51,12 +51,15 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.resource import OWN_NAME
+from meshwarden.controlplane.gather.tail_policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.serving import ServingIdentity
+from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trail import Trails
@@ -158,6 +161,7 @@ class ControlPlane:
             region=region,
             traces_retention=timedelta(seconds=config.traces_keep_s),
             traces_max_bytes=config.traces_max_bytes,
+            tail=_tail(config, self._publisher.mesh),
         )
         self._regions, self._remote = _regions(config, self._durable, self._gather, self._metrics, self._serving, rng)
         self._vitals = Vitals(
@@ -180,7 +184,7 @@ class ControlPlane:
         return OwnMetrics(
             self._metrics,
             self._gather.tally,
-            process,
+            (*process, self._gather.tail),
             self._vitals,
             self._gather.take_own_points,
             utc_now,
@@ -349,6 +353,18 @@ async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
         frozenset(SIGNALS[signal] for signal in config.signals),
         config.max_queue_bytes,
     )
+
+
+def _tail(config: Config, mesh: Mesh) -> TailPolicy | None:
+    if config.tail_sampling is None:
+        return None
+
+    def slow_after(tenant: str, service: str) -> float | None:
+        slos = mesh.of_service("SLO", Name(tenant, service)).values()
+        found = [slo.spec.latency.threshold for slo in slos if slo.spec.HasField("latency")]
+        return min((threshold.ToNanoseconds() / 1e9 for threshold in found), default=None)
+
+    return TailPolicy(**dict(config.tail_sampling), slow_after=slow_after)
 
 
 def _regions(

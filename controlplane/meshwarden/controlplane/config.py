@@ -90,6 +90,22 @@ class OtlpConfig(_Frozen):
     max_queue_bytes: int = Field(default=256 << 20, ge=1 << 20)
 
 
+class TailSamplingConfig(_Frozen):
+    """Which traces go on to backends; without it all do."""
+
+    # The share of those that nothing asks for; whatever failed, was refused or slow goes on in any case.
+    ratio: float = Field(ge=0.0, le=1.0)
+    # The same for the spans of some tenants.
+    tenants: dict[Annotated[str, Field(pattern=f"^{LABEL}$")], Annotated[float, Field(ge=0.0, le=1.0)]] = {}
+    # A span that takes longer is slow, and so is a call that takes longer than its service's SLO says.
+    slow_s: float | None = Field(default=None, gt=0.0, le=86_400.0)
+    # How long is waited for a trace that does not become complete, and how long for what comes late to one that has.
+    wait_s: float = Field(default=10.0, ge=0.1, le=600.0)
+    grace_s: float = Field(default=1.0, ge=0.0, le=60.0)
+    # What may wait, in memory and on disk; beyond, the oldest of the tenant that has most of it is decided on.
+    max_waiting_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
+
+
 def _address(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
@@ -135,6 +151,7 @@ class Config(BaseSettings):
     authority: AuthorityConfig
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()
+    tail_sampling: TailSamplingConfig | None = None
     # How often the control plane's own metrics go there.
     otlp_metrics_interval_s: float = Field(default=60.0, ge=1.0, le=3600.0)
     # Where `vault:` references are read; left out, the authority's Vault.

@@ -198,6 +198,7 @@ class ControlPlaneHealth(_message.Message):
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     STATE_DIR_FIELD_NUMBER: _builtins.int
     BACKENDS_FIELD_NUMBER: _builtins.int
+    TAIL_SAMPLING_FIELD_NUMBER: _builtins.int
     authority_error: _builtins.str
     audit_error: _builtins.str
     report_error: _builtins.str
@@ -209,6 +210,8 @@ class ControlPlaneHealth(_message.Message):
     def root_not_after(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackendState]: ...
+    @_builtins.property
+    def tail_sampling(self) -> Global___TailSamplingState: ...
     def __init__(
         self,
         *,
@@ -220,14 +223,70 @@ class ControlPlaneHealth(_message.Message):
         disk_free_bytes: _builtins.int = ...,
         state_dir: _builtins.str = ...,
         backends: _abc.Iterable[Global___BackendState] | None = ...,
+        tail_sampling: Global___TailSamplingState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "root_not_after", b"root_not_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "root_not_after", b"root_not_after", "tail_sampling", b"tail_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_error", b"audit_error", "authority_error", b"authority_error", "backends", b"backends", "disk_free_bytes", b"disk_free_bytes", "not_after", b"not_after", "report_error", b"report_error", "root_not_after", b"root_not_after", "state_dir", b"state_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_error", b"audit_error", "authority_error", b"authority_error", "backends", b"backends", "disk_free_bytes", b"disk_free_bytes", "not_after", b"not_after", "report_error", b"report_error", "root_not_after", b"root_not_after", "state_dir", b"state_dir", "tail_sampling", b"tail_sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ControlPlaneHealth: _TypeAlias = ControlPlaneHealth  # noqa: Y015
+
+@_typing.final
+class TailSamplingState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DecidedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RATIO_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAITING_BYTES_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
+    ratio: _builtins.float
+    waiting: _builtins.int
+    waiting_bytes: _builtins.int
+    passed: _builtins.int
+    dropped: _builtins.int
+    @_builtins.property
+    def decided(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        ratio: _builtins.float = ...,
+        waiting: _builtins.int = ...,
+        waiting_bytes: _builtins.int = ...,
+        passed: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        decided: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided", b"decided", "dropped", b"dropped", "passed", b"passed", "ratio", b"ratio", "waiting", b"waiting", "waiting_bytes", b"waiting_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailSamplingState: _TypeAlias = TailSamplingState  # noqa: Y015
 
 @_typing.final
 class BackendState(_message.Message):

@@ -1,9 +1,11 @@
 """Commands: what they write, print and exit with."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -11,11 +13,13 @@ import yaml
 from click.testing import CliRunner
 from google.protobuf.json_format import ParseDict
 
+from meshwarden.controlplane.cli import client
 from meshwarden.controlplane.cli.main import COMMANDS, main
 from meshwarden.controlplane.cli.render import life, plain
 from meshwarden.controlplane.cli.resource import parse_kind, parse_ref
 from meshwarden.controlplane.local import context
 from meshwarden.controlplane.resources import model
+from meshwarden.v1 import admin_service_pb2 as admin
 
 
 @pytest.fixture(autouse=True)
@@ -167,10 +171,36 @@ def test_down_by_the_context_of_a_mesh_elsewhere_touches_nothing(
     assert "not started by `up`" in done.output
 
 
+def test_status_shows_tail_sampling_where_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = admin.TailSamplingState(ratio=0.1, waiting=2, passed=30, dropped=70, decided={"slow": 1, "error": 3})
+    answer = admin.GetStatusResponse(trust_domain="mesh.test", health=admin.ControlPlaneHealth(tail_sampling=sampling))
+    mesh = SimpleNamespace(admin=SimpleNamespace(GetStatus=lambda request, timeout: answer))
+    monkeypatch.setattr(client, "connect_current", lambda: contextlib.nullcontext(mesh))
+    shown = CliRunner().invoke(main, ["status"]).output
+    assert shown.splitlines()[-2:] == [
+        "TAIL SAMPLING\tSPANS WAIT\tPASSED\tDROPPED\tTRACES DECIDED ON",
+        "0.1\t2\t30\t70\t3 error, 1 slow",
+    ]
+    answer.health.ClearField("tail_sampling")
+    assert "TAIL SAMPLING" not in CliRunner().invoke(main, ["status"]).output
+
+
+MEMORY = 'trust_domain = "a"\nstate_dir = "/x"\nauthority = {kind = "memory"}\n[tail_sampling]\n'
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ('trust_domain = "a"', "state_dir: Field required"),
+        (MEMORY, "tail_sampling.ratio: Field required"),
+        (f"{MEMORY}ratio = 1.5", "tail_sampling.ratio: Input should be less than or equal to 1"),
+        (f"{MEMORY}ratio = nan", "tail_sampling.ratio: Input should be"),
+        (f"{MEMORY}ratio = 0.1\ntenants = {{acme = -0.1}}", "tail_sampling.tenants.acme: Input should be greater"),
+        (f"{MEMORY}ratio = 0.1\ntenants = {{'a/b' = 0.1}}", "tail_sampling.tenants.a/b.[key]: String should match"),
+        (f"{MEMORY}ratio = 0.1\nslow_s = 0", "tail_sampling.slow_s: Input should be greater than 0"),
+        (f"{MEMORY}ratio = 0.1\nwait_s = inf", "tail_sampling.wait_s: Input should be less"),
+        (f"{MEMORY}ratio = 0.1\nmax_waiting_bytes = 1", "tail_sampling.max_waiting_bytes: Input should be greater"),
+        (f"{MEMORY}ratio = 0.1\nrate = 1", "tail_sampling.rate: Extra inputs are not permitted"),
         ('trust_domain = "a"\nstate_dir = "/x"\nlisten = "7443"\n[authority]\nkind = "memory"\n', "write HOST:PORT"),
     ],
 )

@@ -48,6 +48,7 @@ class Health:
             disk_free_bytes=disk.f_bavail * disk.f_frsize,
             state_dir=str(self._state_dir),
             backends=self._gather.backends(),
+            tail_sampling=self._gather.tail_sampling(),
         )
         svid = self._svid()
         if svid is not None:

@@ -27,6 +27,11 @@ def status(tenant: str, output: str) -> None:
     render.table(("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S"), rates)
     if len(answer.regions) > 1:
         render.table(("REGION", "STATE", "AGE", "ADDRESS"), [_region(region) for region in answer.regions])
+    if answer.health.HasField("tail_sampling"):
+        sampling = answer.health.tail_sampling
+        decided = ", ".join(f"{count} {why}" for why, count in sorted(sampling.decided.items()))
+        row = (f"{sampling.ratio:g}", sampling.waiting, sampling.passed, sampling.dropped, decided)
+        render.table(("TAIL SAMPLING", "SPANS WAIT", "PASSED", "DROPPED", "TRACES DECIDED ON"), [row])
     for warning in answer.warnings:
         click.echo(f"warning: {render.plain(warning)}", err=True)
 

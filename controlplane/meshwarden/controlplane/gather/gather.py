@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import anyio
@@ -23,16 +24,19 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.resource import Checked, check_resource, own_span
-from meshwarden.controlplane.gather.tally import INGEST, RECEIVE, SPOOL, Tally
+from meshwarden.controlplane.gather.tail import TailSampler
+from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
+from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, RECEIVE, SAMPLE, SPOOL, Tally
 from meshwarden.controlplane.gather.trace_store import TraceStore
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
-from meshwarden.v1.admin_service_pb2 import BackendState
+from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
 SIGNALS = ("call", "span", "point", "log", "record")
 AGENT_STAGES = (RECEIVE, SPOOL)
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
+_REFUSED: Mapping[int, str] = {CallStat.DENIED: DENIED, CallStat.LIMITED: LIMITED}
 
 log = structlog.get_logger()
 
@@ -67,6 +71,7 @@ class Gather:
         first_backoff_s: float = FIRST_BACKOFF_S,
         traces_retention: timedelta = trace_store.RETENTION,
         traces_max_bytes: int = trace_store.MAX_SIZE_BYTES,
+        tail: TailPolicy | None = None,
     ) -> None:
         """Goes on where the file has stopped.
 
@@ -83,10 +88,12 @@ class Gather:
             first_backoff_s: the pause after a backend's first failure.
             traces_retention: how long spans are kept here.
             traces_max_bytes: how much of them.
+            tail: which of them go on; None: all.
         """
         self.ledger, self.graph = ledger, Graph(clock, region=region)
         self.graph.recall(ledger.totals())
         self.tally, self.marks = Tally(clock), Marks()
+        self._backends = backends
         self.queue = Queue(self.tally, {backend.name: backend.max_queue_bytes for backend in backends})
         for part in (self.tally, self.marks, self.queue):
             durable.add(part)
@@ -94,10 +101,12 @@ class Gather:
             durable, self.tally, clock, retention=traces_retention, max_size_bytes=traces_max_bytes
         )
         self._workload_metrics = WorkloadMetrics(self.tally)
-        for collector in (self.tally, self._workload_metrics):
+        self.tail = TailSampler(tail, self.tally, self._send_spans_on)
+        durable.add(self.tail)
+        for collector in (self.tally, self._workload_metrics, self.tail):
             metrics.registry.register(collector)
         self.changes = Changes(durable)
-        self._durable, self._metrics, self._backends = durable, metrics, backends
+        self._durable, self._metrics = durable, metrics
         self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
         self._rates = Rates(clock)
         self._fault = ""
@@ -119,7 +128,7 @@ class Gather:
         calls = [call for stat in request.calls if (call := self._check(node, stat)) is not None]
         self._metrics.add(calls)
         self._rates.add(calls)
-        self.graph.add(calls)
+        self._keep_traces(calls, self.graph.add(calls))
         self.ledger.add(calls)
         bodies = {"span": request.resource_spans, "point": request.resource_metrics, "log": request.resource_logs}
         for signal, of_signal in bodies.items():
@@ -133,14 +142,12 @@ class Gather:
         """Takes a span of the control plane itself."""
         checked = own_span(body, self._region)
         self.changes.add(checked.message)
-        self._hand_on(checked)
+        self._hand_on(checked, is_mesh=True)
         self._wanted.set()
 
     def take_own_points(self, tenant: str, count: int, body: bytes) -> None:
         """Takes a serialised `ResourceMetrics` of the control plane itself, of what concerns a tenant or none."""
-        for backend in self._backends:
-            if "point" in backend.signals:
-                self.queue.put(Lane(backend.name, "point", tenant), count, body)
+        self._send_on("point", tenant, count, body)
         self._wanted.set()
 
     def rates(self) -> dict[str, tuple[float, float, float]]:
@@ -159,6 +166,24 @@ class Gather:
             BackendState(name=forwarder.backend, error=forwarder.fault, waiting=items, waiting_bytes=size)
             for forwarder, (items, size) in loads
         ]
+
+    def tail_sampling(self) -> TailSamplingState | None:
+        """How tail sampling does; None if it is off."""
+        if not self.tail.is_on:
+            return None
+        spans, size = self.tail.load()
+        counts: Counter[str] = Counter()
+        for (kind, stage, *_), count in self.tally.totals().items():
+            if stage == SAMPLE:
+                counts[kind] += count
+        return TailSamplingState(
+            ratio=self.tail.policy.ratio,
+            waiting=spans,
+            waiting_bytes=size,
+            passed=counts[PASSED],
+            dropped=counts[DROPPED],
+            decided=self.tail.decided(),
+        )
 
     async def settle(self) -> None:
         """Returns once all that was taken is on disk; `run` must be running.
@@ -211,7 +236,7 @@ class Gather:
             if anyio.current_time() >= prune_at:
                 await self._prune()
                 prune_at = anyio.current_time() + PRUNE_INTERVAL_S
-            await self._write_when_wanted(PRUNE_INTERVAL_S)
+            await self._write_when_wanted(min(PRUNE_INTERVAL_S, self.tail.next_s()))
 
     async def _write_when_wanted(self, most_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -222,6 +247,7 @@ class Gather:
     async def _write(self) -> None:
         # Who comes while this is being written waits for the next time.
         flush, self._flush, self._wanted = self._flush, _Flush(), anyio.Event()
+        self.tail.decide()
         try:
             with anyio.CancelScope(shield=True):
                 await self._durable.flush()
@@ -282,14 +308,31 @@ class Gather:
         self.tally.passed(INGEST, signal, checked.tenant, checked.items)
         self._hand_on(checked)
 
-    def _hand_on(self, checked: Checked) -> None:
-        if checked.signal == "span":
-            self.traces.add(checked)
-        elif checked.signal == "point" and checked.tenant:
-            self._workload_metrics.add(checked)
+    def _hand_on(self, checked: Checked, *, is_mesh: bool = False) -> None:
+        if checked.signal != "span":
+            if checked.signal == "point" and checked.tenant:
+                self._workload_metrics.add(checked)
+            self._send_on(checked.signal, checked.tenant, checked.items, checked.body)
+            return
+        self.traces.add(checked)
+        if any("span" in backend.signals for backend in self._backends):
+            self.tail.add(checked, is_mesh=is_mesh or not checked.tenant)
+
+    def _keep_traces(self, calls: Sequence[Call], first: Sequence[Call]) -> None:
+        """Has the traces kept of calls that spans alone tell nothing of."""
+        if self.tail.is_on:
+            refused = [(call, _REFUSED[call.decision]) for call in calls if call.decision in _REFUSED]
+            for call, why in [*refused, *((call, NEW_EDGE) for call in first)]:
+                for exemplar in call.exemplars:
+                    self.tail.keep(exemplar.trace_id, why)
+
+    def _send_spans_on(self, tenant: str, items: int, body: bytes) -> None:
+        self._send_on("span", tenant, items, body)
+
+    def _send_on(self, signal: str, tenant: str, items: int, body: bytes) -> None:
         for backend in self._backends:
-            if checked.signal in backend.signals:
-                self.queue.put(Lane(backend.name, checked.signal, checked.tenant), checked.items, checked.body)
+            if signal in backend.signals:
+                self.queue.put(Lane(backend.name, signal, tenant), items, body)
 
     def _arrived(self, signal: str, tenant: str, count: int) -> None:
         """Counts what has come through all stages of an agent."""

@@ -53,11 +53,15 @@ class Graph:
         self._of_owner: Counter[str] = Counter()
         self._started_s = self._now_s()
 
-    def add(self, calls: Iterable[Call]) -> None:
-        """Takes calls as of now."""
-        now_s = self._now_s()
+    def add(self, calls: Iterable[Call]) -> list[Call]:
+        """Takes calls as of now; returns those that nobody was known to make before."""
+        now_s, first = self._now_s(), []
         for call in calls:
+            known = len(self._edges)
             self._edge(call, now_s).add(call, now_s)
+            if len(self._edges) > known:
+                first.append(call)
+        return first
 
     def add_late(self, calls: Iterable[Call]) -> None:
         """Takes calls as of the end of their minute, or of now where that is not over."""
