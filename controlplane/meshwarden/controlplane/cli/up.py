@@ -63,7 +63,7 @@ def _reach(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 @click.option(
     "--metrics-listen", default="127.0.0.1:0", show_default=True, callback=_address, help="Where it serves metrics."
 )
-@click.option("--otlp-endpoint", metavar="URL", help="Send traces on to an OTLP/gRPC backend.")
+@click.option("--otlp-endpoint", metavar="URL", help="Send traces, metrics and logs on to an OTLP/gRPC backend.")
 @click.option(
     "--regions",
     metavar="NAME,NAME,…",
@@ -101,7 +101,7 @@ def up(
     if check and "shop" not in chosen:
         raise click.UsageError("--check calls the samples of the shop: leave out --no-samples, or add --samples shop")
     if check and otlp_endpoint is not None:
-        raise click.UsageError("--check has traces sent to itself: leave out --otlp-endpoint")
+        raise click.UsageError("--check has telemetry sent to itself: leave out --otlp-endpoint")
     if regions and (check or not listen.endswith(":0") or not metrics_listen.endswith(":0")):
         raise click.UsageError("--regions goes with neither --check nor a port: each region takes a free one")
     if strange := sorted(set(reach) - set(regions)):
