@@ -13,7 +13,7 @@ from meshwarden.controlplane.policy.envoy.dialect import Envoy
 from meshwarden.controlplane.policy.grpc.dialect import Grpc
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
-from meshwarden.v1 import node_service_pb2, resources_pb2
+from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
 
 
@@ -110,10 +110,8 @@ def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
     """The limits of a service, for the SDK's servers."""
     said = rate.limits(mesh, service)
     answer = node_service_pb2.ServerLimits(policy=str(said.policy or ""))
-    for limit in said.limits:
-        item = resources_pb2.RateLimit(tenant=limit.tenant, requests=limit.requests, burst=limit.burst)
-        item.per.FromNanoseconds(round(limit.per_s * 1e9))
-        answer.limits.append(item)
+    if said.policy is not None:
+        answer.spec.CopyFrom(rate.to_spec(said))
     return answer
 
 

@@ -1,0 +1,274 @@
+"""How much each calling tenant may use of one server as its share of limits that hold across the mesh.
+
+A share is leased: so many calls a second, until a moment. `Leases` decides with it at each call, keeps the usage for
+the next report, and takes what the answers say. Time is passed in, in seconds of any clock that never goes back;
+nothing here blocks, reads a clock or does I/O.
+
+What is in a bucket is counted absolutely: another share fills it at another rate but puts nothing into it, so that a
+limit that moves between points mints no calls. A bucket that is opened holds `STARTER` calls, so that a tenant's first
+call need not wait for its share; one that has not been used for `IDLE_S`, and has no share, is forgotten.
+
+Source: the algorithm and its bound, docs/quotas.md.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
+
+from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, ONE, Decision
+from meshwarden.v1 import node_service_pb2, quota_service_pb2
+from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec
+
+STARTER: Final = 2.0
+"""Calls in a bucket that was just opened; calls a second of one that never had a share, while none can come."""
+IDLE_S: Final = 60.0
+MAX_TENANTS: Final = 16_384
+"""How many tenants without a limit of their own have buckets; the calls of further ones are refused."""
+_UNSHARED_WAIT_S: Final = 1.0
+_Limit: TypeAlias = "RateLimit | MethodLimit | Rate"
+
+
+class _Bucket:
+    """One bucket: what is in it and as of when, how it fills, its share, and what was used since the last report."""
+
+    __slots__ = ("allowed", "at_s", "burst", "denied", "lease", "left", "most", "rate", "shadowed", "used_s")
+
+    def __init__(self, most: tuple[float, float], now_s: float) -> None:
+        self.most = most
+        self.left, self.at_s, self.used_s = STARTER, now_s, now_s
+        self.rate, self.burst = 0.0, STARTER
+        self.lease: tuple[float, float] | None = None
+        self.allowed = self.denied = self.shadowed = 0
+
+    def fill(self, now_s: float) -> float:
+        """Brings it to now, and returns what is in it."""
+        if now_s > self.at_s:
+            self.left = min(self.burst, self.left + (now_s - self.at_s) * self.rate)
+            self.at_s = now_s
+        return self.left
+
+    def tune(self, rate: float, burst: float, now_s: float) -> None:
+        """Fills it differently from now on."""
+        self.fill(now_s)
+        self.rate = min(rate, self.most[0])
+        # Less than one would never let a call through.
+        self.burst = max(1.0, min(burst, self.most[1])) if self.rate > 0 else burst
+        self.left = min(self.left, self.burst)
+
+    def wait_s(self) -> float:
+        return (1 - self.left) / self.rate if self.rate > 0 else _UNSHARED_WAIT_S
+
+
+class _Tenant:
+    """The buckets of one tenant."""
+
+    __slots__ = ("limit", "methods", "parts", "whole")
+
+    def __init__(self, limit: RateLimit, now_s: float) -> None:
+        self.limit = limit
+        self.whole = _Bucket(_most(limit), now_s)
+        self.methods = {part.method: part for part in limit.methods}
+        self.parts: dict[str, _Bucket] = {}
+
+    def buckets(self) -> Iterable[tuple[str, _Bucket]]:
+        """Its buckets: (method, bucket); the method of the whole is empty."""
+        return (("", self.whole), *self.parts.items())
+
+
+class Leases:
+    """The buckets of one server under one policy. Safe to share between threads."""
+
+    def __init__(self, press: Callable[[], None] = lambda: None) -> None:
+        """`press` is called when a report should not wait; it must not block."""
+        self._lock = threading.Lock()
+        self._press, self._pressed = press, False
+        self._policy, self._spec = "", RatePolicySpec()
+        self._limits: dict[str, RateLimit] = {}
+        self._tenants: dict[str, _Tenant] = {}
+        self._ends_s, self._stale = float("-inf"), True
+
+    def update(self, limits: node_service_pb2.ServerLimits, now_s: float) -> None:
+        """Puts other limits in force. What was spent stays spent, and shares stay what they are."""
+        with self._lock:
+            if limits.policy != self._policy:
+                self._tenants = {}
+            self._policy, self._spec = limits.policy, limits.spec
+            self._limits = {limit.tenant: limit for limit in limits.spec.limits}
+            before, self._tenants = self._tenants, {}
+            for name, tenant in before.items():
+                limit = self._limits.get(name) or self._limits.get(ANY_TENANT)
+                if limit is not None:
+                    self._tenants[name] = self._changed(tenant, limit, now_s)
+
+    def take(self, tenant: str, method: str, now_s: float) -> Decision:
+        """Takes one call out of its tenant's bucket and its method's; a tenant that no limit names is not limited."""
+        with self._lock:
+            if now_s >= self._ends_s and not self._stale:
+                self._set_stale(True, now_s)
+            known = self._tenants.get(tenant)
+            if known is None:
+                limit = self._limits.get(tenant) or self._limits.get(ANY_TENANT)
+                if limit is None:
+                    return ALLOWED
+                known = self._open(tenant, limit, now_s)
+                if known is None:
+                    return Decision(False, _UNSHARED_WAIT_S, "tenant")
+            whole = known.whole
+            part = self._part(known, method, now_s) if method in known.methods else None
+            # As `fill` does it; a call costs a tenth of a microsecond.
+            if now_s > whole.at_s:
+                left = whole.left + (now_s - whole.at_s) * whole.rate
+                whole.left = left if left < whole.burst else whole.burst
+                whole.at_s = now_s
+            whole.used_s = now_s
+            if whole.left < ONE or (part is not None and part.fill(now_s) < ONE):
+                return self._refuse(whole, part, now_s)
+            if part is not None:
+                part.left -= 1
+                part.allowed += 1
+                part.used_s = now_s
+            whole.left -= 1
+            whole.allowed += 1
+            return ALLOWED
+
+    def report(self, now_s: float, full: bool) -> quota_service_pb2.PointReport:
+        """What was used since the last report, and with `full` all that may be used now."""
+        with self._lock:
+            self._pressed = False
+            report = quota_service_pb2.PointReport()
+            for name, tenant in list(self._tenants.items()):
+                for method, bucket in tenant.buckets():
+                    self._tell(report, name, method, bucket, full)
+                self._forget_idle(name, tenant, now_s)
+            return report
+
+    def grant(self, shares: Iterable[quota_service_pb2.Share], now_s: float) -> None:
+        """Obeys shares; those of buckets that aren't there are let go."""
+        with self._lock:
+            for share in shares:
+                bucket = self._find(share.bucket)
+                if bucket is not None:
+                    bucket.lease = (max(0.0, share.rate), max(0.0, share.burst))
+                    self._tune(bucket, now_s)
+
+    def prolong(self, ends_s: float, now_s: float) -> None:
+        """The leases hold until `ends_s`."""
+        with self._lock:
+            self._ends_s = max(self._ends_s, ends_s)
+            if self._stale and now_s < self._ends_s:
+                self._set_stale(False, now_s)
+
+    # -- below, with the lock held
+
+    def _refuse(self, whole: _Bucket, part: _Bucket | None, now_s: float) -> Decision:
+        """Counts a refusal: at the whole if it is short, and at the part in any case, which wanted the call too."""
+        self._ask()
+        if part is not None:
+            part.fill(now_s)
+            part.used_s = now_s
+        if self._spec.shadow:
+            for bucket in (whole, part):
+                if bucket is not None:
+                    bucket.allowed += 1
+                    bucket.shadowed += bucket.left < ONE
+                    bucket.left = max(0.0, bucket.left - 1)
+            return ALLOWED
+        if part is not None:
+            part.denied += 1
+        if whole.left < ONE:
+            whole.denied += 1
+            return Decision(False, whole.wait_s(), "tenant")
+        return Decision(False, part.wait_s() if part is not None else 0.0, "method")
+
+    def _ask(self) -> None:
+        if not self._pressed:
+            self._pressed = True
+            self._press()
+
+    def _open(self, name: str, limit: RateLimit, now_s: float) -> _Tenant | None:
+        if limit.tenant == ANY_TENANT and len(self._tenants) >= MAX_TENANTS + len(self._limits):
+            for known, idle in list(self._tenants.items()):
+                self._forget_idle(known, idle, now_s)
+            if len(self._tenants) >= MAX_TENANTS + len(self._limits):
+                return None
+        made = self._tenants[name] = _Tenant(limit, now_s)
+        self._begin(made.whole, now_s)
+        return made
+
+    def _part(self, tenant: _Tenant, method: str, now_s: float) -> _Bucket:
+        part = tenant.parts.get(method)
+        if part is None:
+            part = tenant.parts[method] = _Bucket(_most(tenant.methods[method]), now_s)
+            self._begin(part, now_s)
+        return part
+
+    def _begin(self, bucket: _Bucket, now_s: float) -> None:
+        self._tune(bucket, now_s)
+        self._ask()
+
+    def _changed(self, tenant: _Tenant, limit: RateLimit, now_s: float) -> _Tenant:
+        """A tenant's buckets under another limit."""
+        made = _Tenant(limit, now_s)
+        made.whole = tenant.whole
+        made.parts = {method: part for method, part in tenant.parts.items() if method in made.methods}
+        for method, bucket in made.buckets():
+            bucket.most = _most(made.methods[method] if method else limit)
+            self._tune(bucket, now_s)
+        return made
+
+    def _set_stale(self, stale: bool, now_s: float) -> None:
+        self._stale = stale
+        for tenant in self._tenants.values():
+            for _, bucket in tenant.buckets():
+                self._tune(bucket, now_s)
+
+    def _tune(self, bucket: _Bucket, now_s: float) -> None:
+        spec, lease = self._spec, bucket.lease
+        if not self._stale:
+            # Until its share comes it has what it was opened with.
+            bucket.tune(*(lease or (0.0, STARTER)), now_s)
+        elif spec.when_away == RatePolicySpec.DENY:
+            bucket.tune(0.0, 0.0, now_s)
+        elif spec.when_away == RatePolicySpec.FALLBACK:
+            bucket.tune(*_most(spec.fallback), now_s)
+        else:
+            bucket.tune(*(lease or (STARTER, STARTER)), now_s)
+
+    def _tell(
+        self, report: quota_service_pb2.PointReport, tenant: str, method: str, bucket: _Bucket, full: bool
+    ) -> None:
+        if not (bucket.allowed or bucket.denied or full):
+            return
+        named = quota_service_pb2.Bucket(policy=self._policy, tenant=tenant, method=method)
+        if bucket.allowed or bucket.denied:
+            report.usages.add(bucket=named, allowed=bucket.allowed, denied=bucket.denied, shadowed=bucket.shadowed)
+            bucket.allowed = bucket.denied = bucket.shadowed = 0
+        if full and bucket.rate > 0:
+            report.held.add(bucket=named, rate=bucket.rate, burst=bucket.burst)
+
+    def _forget_idle(self, name: str, tenant: _Tenant, now_s: float) -> None:
+        for method, part in list(tenant.parts.items()):
+            if _is_idle(part, now_s):
+                del tenant.parts[method]
+        if not tenant.parts and _is_idle(tenant.whole, now_s):
+            del self._tenants[name]
+
+    def _find(self, named: quota_service_pb2.Bucket) -> _Bucket | None:
+        tenant = self._tenants.get(named.tenant)
+        if tenant is None or named.policy != self._policy:
+            return None
+        return tenant.parts.get(named.method) if named.method else tenant.whole
+
+
+def _most(limit: _Limit) -> tuple[float, float]:
+    """The rate in calls a second and the burst of a limit."""
+    per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0
+    return limit.requests / per_s, float(max(1, limit.burst))
+
+
+def _is_idle(bucket: _Bucket, now_s: float) -> bool:
+    return (
+        now_s - bucket.used_s >= IDLE_S
+        and not (bucket.allowed or bucket.denied)
+        and (bucket.lease is None or bucket.lease[0] <= 0)
+    )
