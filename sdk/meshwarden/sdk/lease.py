@@ -4,6 +4,9 @@ A share is leased: so many calls a second, until a moment. `Leases` decides with
 the next report, and takes what the answers say. Time is passed in, in seconds of any clock that never goes back;
 nothing here blocks, reads a clock or does I/O.
 
+A call is in one bucket: that of its method if its tenant's limit has a part for it, else that of the rest of its
+tenant's calls. The levels above are held by how the shares are divided.
+
 What is in a bucket is counted absolutely: another share fills it at another rate but puts nothing into it, so that a
 limit that moves between points mints no calls. A bucket that is opened holds `STARTER` calls, so that a tenant's first
 call need not wait for its share; one that has not been used for `IDLE_S`, and has no share, is forgotten.
@@ -60,19 +63,19 @@ class _Bucket:
 
 
 class _Tenant:
-    """The buckets of one tenant."""
+    """The buckets of one tenant: one for each of its methods that has a limit, and one for the rest of its calls."""
 
-    __slots__ = ("limit", "methods", "parts", "whole")
+    __slots__ = ("limit", "methods", "parts", "rest")
 
     def __init__(self, limit: RateLimit, now_s: float) -> None:
         self.limit = limit
-        self.whole = _Bucket(_most(limit), now_s)
+        self.rest = _Bucket(_most(limit), now_s)
         self.methods = {part.method: part for part in limit.methods}
         self.parts: dict[str, _Bucket] = {}
 
     def buckets(self) -> Iterable[tuple[str, _Bucket]]:
-        """Its buckets: (method, bucket); the method of the whole is empty."""
-        return (("", self.whole), *self.parts.items())
+        """Its buckets: (method, bucket); the method of the rest is empty."""
+        return (("", self.rest), *self.parts.items())
 
 
 class Leases:
@@ -101,7 +104,7 @@ class Leases:
                     self._tenants[name] = self._changed(tenant, limit, now_s)
 
     def take(self, tenant: str, method: str, now_s: float) -> Decision:
-        """Takes one call out of its tenant's bucket and its method's; a tenant that no limit names is not limited."""
+        """Takes one call out of its bucket; the calls of a tenant that no limit names are not limited."""
         with self._lock:
             if now_s >= self._ends_s and not self._stale:
                 self._set_stale(True, now_s)
@@ -113,22 +116,17 @@ class Leases:
                 known = self._open(tenant, limit, now_s)
                 if known is None:
                     return Decision(False, _UNSHARED_WAIT_S, "tenant")
-            whole = known.whole
-            part = self._part(known, method, now_s) if method in known.methods else None
+            bucket = self._part(known, method, now_s) if method in known.methods else known.rest
             # As `fill` does it; a call costs a tenth of a microsecond.
-            if now_s > whole.at_s:
-                left = whole.left + (now_s - whole.at_s) * whole.rate
-                whole.left = left if left < whole.burst else whole.burst
-                whole.at_s = now_s
-            whole.used_s = now_s
-            if whole.left < ONE or (part is not None and part.fill(now_s) < ONE):
-                return self._refuse(whole, part, now_s)
-            if part is not None:
-                part.left -= 1
-                part.allowed += 1
-                part.used_s = now_s
-            whole.left -= 1
-            whole.allowed += 1
+            if now_s > bucket.at_s:
+                left = bucket.left + (now_s - bucket.at_s) * bucket.rate
+                bucket.left = left if left < bucket.burst else bucket.burst
+                bucket.at_s = now_s
+            bucket.used_s = now_s
+            if bucket.left < ONE:
+                return self._refuse(bucket, "tenant" if bucket is known.rest else "method")
+            bucket.left -= 1
+            bucket.allowed += 1
             return ALLOWED
 
     def report(self, now_s: float, full: bool) -> quota_service_pb2.PointReport:
@@ -160,25 +158,14 @@ class Leases:
 
     # -- below, with the lock held
 
-    def _refuse(self, whole: _Bucket, part: _Bucket | None, now_s: float) -> Decision:
-        """Counts a refusal: at the whole if it is short, and at the part in any case, which wanted the call too."""
+    def _refuse(self, bucket: _Bucket, level: str) -> Decision:
         self._ask()
-        if part is not None:
-            part.fill(now_s)
-            part.used_s = now_s
         if self._spec.shadow:
-            for bucket in (whole, part):
-                if bucket is not None:
-                    bucket.allowed += 1
-                    bucket.shadowed += bucket.left < ONE
-                    bucket.left = max(0.0, bucket.left - 1)
+            bucket.allowed += 1
+            bucket.shadowed += 1
             return ALLOWED
-        if part is not None:
-            part.denied += 1
-        if whole.left < ONE:
-            whole.denied += 1
-            return Decision(False, whole.wait_s(), "tenant")
-        return Decision(False, part.wait_s() if part is not None else 0.0, "method")
+        bucket.denied += 1
+        return Decision(False, bucket.wait_s(), level)
 
     def _ask(self) -> None:
         if not self._pressed:
@@ -192,7 +179,7 @@ class Leases:
             if len(self._tenants) >= MAX_TENANTS + len(self._limits):
                 return None
         made = self._tenants[name] = _Tenant(limit, now_s)
-        self._begin(made.whole, now_s)
+        self._begin(made.rest, now_s)
         return made
 
     def _part(self, tenant: _Tenant, method: str, now_s: float) -> _Bucket:
@@ -209,7 +196,7 @@ class Leases:
     def _changed(self, tenant: _Tenant, limit: RateLimit, now_s: float) -> _Tenant:
         """A tenant's buckets under another limit."""
         made = _Tenant(limit, now_s)
-        made.whole = tenant.whole
+        made.rest = tenant.rest
         made.parts = {method: part for method, part in tenant.parts.items() if method in made.methods}
         for method, bucket in made.buckets():
             bucket.most = _most(made.methods[method] if method else limit)
@@ -250,14 +237,14 @@ class Leases:
         for method, part in list(tenant.parts.items()):
             if _is_idle(part, now_s):
                 del tenant.parts[method]
-        if not tenant.parts and _is_idle(tenant.whole, now_s):
+        if not tenant.parts and _is_idle(tenant.rest, now_s):
             del self._tenants[name]
 
     def _find(self, named: quota_service_pb2.Bucket) -> _Bucket | None:
         tenant = self._tenants.get(named.tenant)
         if tenant is None or named.policy != self._policy:
             return None
-        return tenant.parts.get(named.method) if named.method else tenant.whole
+        return tenant.parts.get(named.method) if named.method else tenant.rest
 
 
 def _most(limit: _Limit) -> tuple[float, float]:

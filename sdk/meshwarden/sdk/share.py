@@ -1,7 +1,7 @@
 """The way between a server's leases and its node agent: usage out, shares in, for as long as the server lives.
 
-A report goes out each second, and sooner when a call was refused or a bucket was opened, but no more often than every
-tenth of a second. A lease counts from the moment before the report was sent that it answers.
+A report goes out each second, and sooner when a call was refused, a bucket was opened or a share was obeyed, but no
+more often than every tenth of a second. A lease counts from the moment before the report was sent that it answers.
 """
 
 import logging
@@ -87,8 +87,9 @@ class _Stream:
         sequence = 0
         while not self._ended.is_set():
             sequence += 1
-            yield self._report(sequence)
-            if self._closing.is_set():
+            closing = self._closing.is_set()
+            yield self._report(sequence, closing)
+            if closing:
                 return
             self._ended.wait(_LEAST_S)
             self._pressing.wait(_EVERY_S - _LEAST_S)
@@ -104,6 +105,8 @@ class _Stream:
             sent_s = self._sent_s.get(response.answers)
             while self._sent_s and next(iter(self._sent_s)) <= response.answers:
                 self._sent_s.popitem(last=False)
+        if response.points:
+            self._pressing.set()  # what was taken from us is given to others when we say so
         if sent_s is not None:
             ttl_s = response.ttl.seconds + response.ttl.nanos / 1e9
             self._leases.prolong(sent_s + min(max(ttl_s, 0.0), _LONGEST_TTL_S), now_s)
@@ -113,7 +116,7 @@ class _Stream:
         self._ended.set()
         self._pressing.set()
 
-    def _report(self, sequence: int) -> quota_service_pb2.ShareRequest:
+    def _report(self, sequence: int, closing: bool) -> quota_service_pb2.ShareRequest:
         now_s = self._monotonic_s()
         with self._lock:
             self._sent_s[sequence] = now_s
@@ -122,4 +125,5 @@ class _Stream:
             obeyed = self._obeyed
         report = self._leases.report(now_s, full=sequence == 1)
         report.acknowledged = obeyed
-        return quota_service_pb2.ShareRequest(sequence=sequence, points=[report])
+        # By any name: the agent knows who calls.
+        return quota_service_pb2.ShareRequest(sequence=sequence, points=[report], left=["self"] if closing else ())

@@ -66,18 +66,17 @@ def test_a_tenant_that_no_limit_names_is_not_limited() -> None:
     assert not leases.report(0.0, full=True).usages
 
 
-def test_a_call_passes_the_tenants_bucket_and_its_methods() -> None:
+def test_a_call_is_in_its_methods_bucket_or_in_that_of_the_rest() -> None:
     leases = made()
     leases.prolong(FOR_EVER, 0.0)
-    assert spend(leases, "acme", 0.0, 1, CREATE) == 1
+    assert spend(leases, "acme", 0.0, 9, CREATE) == spend(leases, "acme", 0.0, 9) == STARTER
     leases.grant([share("acme", 100, 100), share("acme", 1, 1, CREATE)], 0.0)
-    refused = [leases.take("acme", CREATE, 10.0) for _ in range(3)]
-    assert [decision.level for decision in refused] == ["", "method", "method"]
-    assert spend(leases, "acme", 10.0, 500) == 99
+    assert spend(leases, "acme", 10.0, 5, CREATE) == 1
+    assert spend(leases, "acme", 10.0, 500) == 100
     assert leases.take("acme", GET, 10.0).level == "tenant"
     last = leases.take("acme", CREATE, 10.5)
     assert (last.allowed, last.level, last.retry_after_s) == (False, "method", pytest.approx(0.5))
-    assert used(leases, 10.5) == {("acme", ""): (101, 402, 0), ("acme", CREATE): (2, 3, 0)}
+    assert used(leases, 10.5) == {("acme", ""): (102, 408, 0), ("acme", CREATE): (3, 12, 0)}
 
 
 @given(
@@ -199,7 +198,7 @@ def test_in_shadow_nothing_is_refused_and_all_is_counted() -> None:
     assert spend(leases, "acme", 0.0, 10) == 10
     assert used(leases, 0.0) == {("acme", ""): (10, 0, 8)}
     assert spend(leases, "acme", 0.0, 10, CREATE) == 10
-    assert used(leases, 0.0) == {("acme", ""): (10, 0, 10), ("acme", CREATE): (10, 0, 8)}
+    assert used(leases, 0.0) == {("acme", CREATE): (10, 0, 8)}
 
 
 def test_what_was_spent_stays_spent_under_another_limit() -> None:
