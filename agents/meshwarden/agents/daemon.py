@@ -230,7 +230,7 @@ class Agent:
             yield
             return
         metrics = AgentMetrics(
-            self.status, self.spool.sizes, lambda: self._identity.present.svid.not_after, self._clock
+            self.status, self.spool.sizes, lambda: self._identity.present.svid.not_after, self.points, self._clock
         )
         host, _, port = listen.rpartition(":")
         async with serve_pages(host.strip("[]"), int(port), metrics.find):

@@ -54,8 +54,10 @@ class PointReport(_message.Message):
     ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     USAGES_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    BEGINS_FIELD_NUMBER: _builtins.int
     point: _builtins.str
     acknowledged: _builtins.int
+    begins: _builtins.bool
     @_builtins.property
     def usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___BucketUsage]: ...
     @_builtins.property
@@ -67,10 +69,11 @@ class PointReport(_message.Message):
         acknowledged: _builtins.int = ...,
         usages: _abc.Iterable[Global___BucketUsage] | None = ...,
         held: _abc.Iterable[Global___Share] | None = ...,
+        begins: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "held", b"held", "point", b"point", "usages", b"usages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "begins", b"begins", "held", b"held", "point", b"point", "usages", b"usages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

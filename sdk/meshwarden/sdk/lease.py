@@ -25,6 +25,7 @@ from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicy
 STARTER: Final = 2.0
 """Calls in a bucket that was just opened; calls a second of one that never had a share, while none can come."""
 IDLE_S: Final = 60.0
+LATELY_S: Final = 10.0
 MAX_TENANTS: Final = 16_384
 """How many tenants without a limit of their own have buckets; the calls of further ones are refused."""
 _UNSHARED_WAIT_S: Final = 1.0
@@ -57,6 +58,12 @@ class _Bucket:
         # Less than one would never let a call through.
         self.burst = max(1.0, min(burst, self.most[1])) if self.rate > 0 else burst
         self.left = min(self.left, self.burst)
+
+    def take_usage(self) -> tuple[int, int, int]:
+        """What was used since the last time: allowed, denied, shadowed."""
+        used = self.allowed, self.denied, self.shadowed
+        self.allowed = self.denied = self.shadowed = 0
+        return used
 
     def wait_s(self) -> float:
         return (1 - self.left) / self.rate if self.rate > 0 else _UNSHARED_WAIT_S
@@ -129,16 +136,40 @@ class Leases:
             bucket.allowed += 1
             return ALLOWED
 
-    def report(self, now_s: float, full: bool) -> quota_service_pb2.PointReport:
-        """What was used since the last report, and with `full` all that may be used now."""
-        with self._lock:
-            self._pressed = False
-            report = quota_service_pb2.PointReport()
+    @property
+    def presses(self) -> bool:
+        """Whether a call was refused or a bucket opened since the last report of usage."""
+        return self._pressed
+
+    def report(self, now_s: float, *, usage: bool = True, full: bool = False) -> quota_service_pb2.PointReport:
+        """What there is to say.
+
+        Args:
+            now_s: the present.
+            usage: whether to say what was used since that was last said. Buckets that were used lately are told with
+                nothing, since what isn't told changes nothing.
+            full: whether to say what may be used now.
+        """
+        told, held = [], []
+        with self._lock:  # for as short as can be: calls wait meanwhile
+            policy = self._policy
+            if usage:
+                self._pressed = False
             for name, tenant in list(self._tenants.items()):
                 for method, bucket in tenant.buckets():
-                    self._tell(report, name, method, bucket, full)
+                    if usage and (bucket.allowed or bucket.denied or now_s - bucket.used_s < LATELY_S):
+                        told.append((name, method, *bucket.take_usage()))
+                    if full and bucket.rate > 0:
+                        held.append((name, method, bucket.rate, bucket.burst))
                 self._forget_idle(name, tenant, now_s)
-            return report
+        report = quota_service_pb2.PointReport()
+        for name, method, allowed, denied, shadowed in told:
+            named = quota_service_pb2.Bucket(policy=policy, tenant=name, method=method)
+            report.usages.add(bucket=named, allowed=allowed, denied=denied, shadowed=shadowed)
+        for name, method, rate, burst in held:
+            named = quota_service_pb2.Bucket(policy=policy, tenant=name, method=method)
+            report.held.add(bucket=named, rate=rate, burst=burst)
+        return report
 
     def grant(self, shares: Iterable[quota_service_pb2.Share], now_s: float) -> None:
         """Obeys shares; those of buckets that aren't there are let go."""
@@ -220,18 +251,6 @@ class Leases:
             bucket.tune(*_most(spec.fallback), now_s)
         else:
             bucket.tune(*(lease or (STARTER, STARTER)), now_s)
-
-    def _tell(
-        self, report: quota_service_pb2.PointReport, tenant: str, method: str, bucket: _Bucket, full: bool
-    ) -> None:
-        if not (bucket.allowed or bucket.denied or full):
-            return
-        named = quota_service_pb2.Bucket(policy=self._policy, tenant=tenant, method=method)
-        if bucket.allowed or bucket.denied:
-            report.usages.add(bucket=named, allowed=bucket.allowed, denied=bucket.denied, shadowed=bucket.shadowed)
-            bucket.allowed = bucket.denied = bucket.shadowed = 0
-        if full and bucket.rate > 0:
-            report.held.add(bucket=named, rate=bucket.rate, burst=bucket.burst)
 
     def _forget_idle(self, name: str, tenant: _Tenant, now_s: float) -> None:
         for method, part in list(tenant.parts.items()):

@@ -20,6 +20,7 @@ from meshwarden.v1 import quota_service_pb2
 _EVERY_S: Final = 1.0
 _LEAST_S: Final = 0.1
 _BACKOFF_S: Final = (0.1, 2.0)
+_GOODBYE_S: Final = 0.5
 _LONGEST_TTL_S: Final = 60.0
 _MAX_UNANSWERED: Final = 256
 _log = logging.getLogger("meshwarden.sdk")
@@ -44,9 +45,11 @@ class ShareLink:
             self._thread.start()
 
     def close(self) -> None:
-        """Says goodbye: nothing is used any more."""
+        """Says goodbye, if the agent listens: nothing is used any more."""
         self._closing.set()
         self._pressing.set()
+        if self._thread is not None:
+            self._thread.join(_GOODBYE_S)
 
     def _run(self) -> None:
         least_s, most_s = _BACKOFF_S
@@ -81,6 +84,7 @@ class _Stream:
         self._lock = threading.Lock()
         self._sent_s: OrderedDict[int, float] = OrderedDict()
         self._obeyed = 0
+        self._told_s = float("-inf")
 
     def requests(self) -> Iterator[quota_service_pb2.ShareRequest]:
         """The reports, until the stream ends or the server does; grpc asks for them in a thread of its own."""
@@ -91,7 +95,7 @@ class _Stream:
             yield self._report(sequence, closing)
             if closing:
                 return
-            self._ended.wait(_LEAST_S)
+            self._closing.wait(_LEAST_S)
             self._pressing.wait(_EVERY_S - _LEAST_S)
             self._pressing.clear()
 
@@ -123,7 +127,11 @@ class _Stream:
             if len(self._sent_s) > _MAX_UNANSWERED:
                 self._sent_s.popitem(last=False)
             obeyed = self._obeyed
-        report = self._leases.report(now_s, full=sequence == 1)
-        report.acknowledged = obeyed
+        # Usage in many small pieces would say little: what is only to be acknowledged goes without.
+        usage = closing or self._leases.presses or now_s - self._told_s >= 0.9 * _EVERY_S
+        if usage:
+            self._told_s = now_s
+        report = self._leases.report(now_s, usage=usage, full=sequence == 1)
+        report.acknowledged, report.begins = obeyed, sequence == 1
         # By any name: the agent knows who calls.
         return quota_service_pb2.ShareRequest(sequence=sequence, points=[report], left=["self"] if closing else ())

@@ -243,11 +243,13 @@ async def test_a_new_stream_tells_all_that_may_be_used_and_silence_prolongs_noth
         call = await asyncio.wait_for(upstream.calls.get(), 20)
         points.take(made, 2, pb.PointReport())
         (report,) = (await call.heard(lambda request: request.points)).points
-        assert [(item.rate, report.acknowledged) for item in report.held] == [(5, 0)]
+        assert [(item.rate, report.acknowledged, report.begins) for item in report.held] == [(5, 0, True)]
 
 
 async def test_a_stream_moves_with_the_nodes_certificate(process: Any) -> None:
-    async with running() as (_, upstream):
+    popen, pidfd = process
+    async with running() as (points, upstream):
+        points.open("web#1", (popen.pid, pidfd), lambda: POLICY)
         await upstream.calls.get()
         before, upstream.replaced = upstream.replaced, asyncio.Event()
         before.set()
@@ -257,8 +259,8 @@ async def test_a_stream_moves_with_the_nodes_certificate(process: Any) -> None:
 async def test_a_point_has_left_when_it_says_so_or_when_its_process_has_ended(process: Any) -> None:
     popen, pidfd = process
     async with running() as (points, upstream):
-        call = await upstream.calls.get()
         gone, cut = (points.open("web#1", (popen.pid, pidfd), lambda: POLICY) for _ in range(2))
+        call = await upstream.calls.get()
         points.close(gone, has_left=True)
         points.close(cut, has_left=False)
         request = await call.heard(lambda request: request.left)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.sdk import lease
-from meshwarden.sdk.lease import IDLE_S, STARTER, Leases
+from meshwarden.sdk.lease import IDLE_S, LATELY_S, STARTER, Leases
 from meshwarden.v1.node_service_pb2 import ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec
@@ -42,8 +42,10 @@ def spend(leases: Leases, tenant: str, now_s: float, tries: int, method: str = G
 
 
 def used(leases: Leases, now_s: float) -> dict[tuple[str, str], tuple[int, int, int]]:
-    usages = leases.report(now_s, full=False).usages
-    return {(u.bucket.tenant, u.bucket.method): (u.allowed, u.denied, u.shadowed) for u in usages}
+    usages = leases.report(now_s).usages
+    return {
+        (u.bucket.tenant, u.bucket.method): (u.allowed, u.denied, u.shadowed) for u in usages if u.allowed or u.denied
+    }
 
 
 def test_a_tenants_first_calls_pass_and_ask_for_a_share_at_once() -> None:
@@ -221,7 +223,24 @@ def test_a_full_report_has_what_may_be_used() -> None:
     spend(leases, "acme", 0.0, 1)
     leases.grant([share("acme", 10, 20)], 0.0)
     assert list(leases.report(0.0, full=True).held) == [share("acme", 10, 20)]
-    assert not leases.report(0.0, full=False).held
+    assert not leases.report(0.0).held
+
+
+def test_a_bucket_that_falls_silent_is_told_with_nothing_for_a_while() -> None:
+    leases = made()
+    spend(leases, "acme", 0.0, 1)
+    assert [usage.allowed for usage in leases.report(1.0).usages] == [1]
+    assert [usage.allowed for usage in leases.report(2.0).usages] == [0]
+    assert not leases.report(LATELY_S).usages
+
+
+def test_a_report_without_usage_keeps_it() -> None:
+    leases = made()
+    spend(leases, "acme", 0.0, 3)
+    assert not leases.report(0.0, usage=False).usages
+    assert leases.presses
+    assert used(leases, 0.0) == {("acme", ""): (2, 1, 0)}
+    assert not leases.presses
 
 
 def test_memory_is_bounded_and_named_tenants_always_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +252,7 @@ def test_memory_is_bounded_and_named_tenants_always_have_room(monkeypatch: pytes
     assert leases.take("t1", GET, 0.0).allowed
     assert leases.take("acme", CREATE, 0.0).allowed
     assert not leases.take("other", GET, 0.0).allowed
-    leases.report(0.0, full=False)
+    leases.report(0.0)
     assert leases.take("other", GET, IDLE_S).allowed, "those that have long not called make room"
 
 
@@ -241,7 +260,7 @@ def test_a_bucket_with_a_share_is_not_forgotten() -> None:
     leases = made()
     leases.prolong(FOR_EVER, 0.0)
     spend(leases, "globex", 0.0, 2)
-    leases.report(0.0, full=False)
+    leases.report(0.0)
     leases.grant([share("globex", 1, 1)], 0.0)
-    leases.report(IDLE_S, full=False)
+    leases.report(IDLE_S)
     assert spend(leases, "globex", IDLE_S, 5) == 1, "not opened anew"

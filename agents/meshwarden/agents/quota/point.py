@@ -89,7 +89,7 @@ class Point:
     def report(self, stream: int) -> tuple[int, pb.PointReport]:
         """The number of its last report, and all that the control plane is to be told on that stream."""
         number = self._acknowledged[1] if self._acknowledged[0] == stream else 0
-        report = pb.PointReport(point=self.name, acknowledged=number)
+        report = pb.PointReport(point=self.name, acknowledged=number, begins=not self.is_told)
         for key, (allowed, denied, shadowed) in self._usages.items():
             report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied, shadowed=shadowed)
         if not self.is_told:

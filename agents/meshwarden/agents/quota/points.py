@@ -48,7 +48,7 @@ class Points:
         # Those whose stream broke off: their process, and when to forget it.
         self._lost: dict[str, tuple[int, float]] = {}
         self._left: list[str] = []
-        self._work = asyncio.Event()
+        self._work, self._some = asyncio.Event(), asyncio.Event()
         self._presses = False
         self._stream, self._sequence = 0, 0
         self._sent: dict[int, list[tuple[Point, int]]] = {}
@@ -86,6 +86,7 @@ class Points:
             os.close(lost[0])
         self._processes[name] = os.dup(pidfd)
         point = self._points[name] = Point(name, policy)
+        self._some.set()
         return point
 
     def take(self, point: Point, sequence: int, report: pb.PointReport) -> None:
@@ -130,6 +131,7 @@ class Points:
 
     async def _try(self) -> str:
         """One stream, from its beginning to its end; why it ended, empty where the next may follow at once."""
+        await self._some.wait()  # a node without limits to share needs no stream
         await self._upstream.wait_connected()
         try:
             return await self._talk()

@@ -59,8 +59,13 @@ class Lease:
         while self._pending and self._pending[0][0] <= number:
             self._acknowledged = self._pending.popleft()[1]
 
-    def say(self, held: float) -> None:
-        """Notes what the point itself says it holds, on a new stream: what was under way on the old one is lost."""
+    def say(self, held: float, *, believed: float) -> None:
+        """Notes what the point itself says it holds, on a new stream: what was under way on the old one is lost.
+
+        Args:
+            held: what is counted as held.
+            believed: what the point believes that it has; where that is more, it is told otherwise.
+        """
         self._acknowledged = held
         self._pending.clear()
-        self.given = held
+        self.given = believed

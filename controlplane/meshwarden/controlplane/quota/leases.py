@@ -63,6 +63,10 @@ class Leases:
         self._wanting = False
         self.ignored = Ignored()
 
+    def learns(self, now_s: float) -> bool:
+        """Whether it still hears what a predecessor has given, and gives nothing more."""
+        return now_s < self._learns_until_s
+
     @property
     def presses(self) -> bool:
         """Whether a point was refusing calls, or a rate came back, since the last `tick`: better now than later."""
@@ -102,10 +106,10 @@ class Leases:
                 self.ignored.overdrawn += 1
             lease = lease or self._open(point, bucket, now_s)
             if lease is not None:
-                lease.say(min(rate, known))
+                lease.say(min(rate, known), believed=rate)
         for bucket, lease in told.leases.items():
             if bucket not in held:
-                lease.say(0.0)
+                lease.say(0.0, believed=0.0)
         self._wanting = True
 
     def report(self, point: Point, usages: Mapping[Bucket, Usage], now_s: float, *, acknowledged: int = 0) -> None:
