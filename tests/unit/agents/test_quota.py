@@ -34,7 +34,11 @@ def used(key: Key, allowed: int, denied: int = 0, shadowed: int = 0) -> pb.Bucke
 
 
 def point() -> Point:
-    return Point("web#1/7", lambda: POLICY)
+    """A point that the control plane knows."""
+    made = Point("web#1/7", lambda: POLICY)
+    made.report(1)
+    made.prolong(0, TTL)
+    return made
 
 
 def test_usage_adds_up_until_it_is_told() -> None:
@@ -50,6 +54,7 @@ def test_usage_adds_up_until_it_is_told() -> None:
 async def test_what_may_be_used_is_the_most_until_the_point_has_obeyed() -> None:
     made = point()
     made.take(1, pb.PointReport(held=[share(ACME, 8)]))
+    await made.next()
     made.grant(1, 5, [share(ACME, 2)])
     assert made.held()[ACME].rate == 8, "it may not know yet"
     response = await made.next()
@@ -71,6 +76,19 @@ async def test_an_acknowledgement_does_not_pass_from_one_stream_to_the_next() ->
     response = await made.next()
     made.take(2, pb.PointReport(acknowledged=response.sequence))
     assert made.report(2)[1].acknowledged == 3
+
+
+async def test_shares_from_before_it_was_heard_what_a_point_holds_are_let_go() -> None:
+    made = point()
+    made.take(1, pb.PointReport(held=[share(ACME, 8)]))
+    made.begin()
+    made.grant(1, 5, [share(ACME, 100)])
+    assert made.held()[ACME].rate == 8
+    report = made.report(2)[1]
+    assert (report.begins, [item.rate for item in report.held]) == (True, [8])
+    made.prolong(1, TTL)
+    made.grant(2, 6, [share(ACME, 9)])
+    assert made.held()[ACME].rate == 9
 
 
 async def test_a_slow_point_is_told_the_newest_of_each_bucket_in_one_message() -> None:
@@ -227,17 +245,18 @@ async def test_points_go_up_in_one_stream_and_shares_come_to_each(process: Any) 
         assert (told.answers, list(told.points)) == (4, [])
 
 
-async def test_a_new_stream_tells_all_that_may_be_used_and_silence_prolongs_nothing(process: Any) -> None:
+async def test_a_new_stream_tells_all_that_may_be_used(process: Any) -> None:
     popen, pidfd = process
     async with running() as (points, upstream):
         made = points.open("web#1", (popen.pid, pidfd), lambda: POLICY)
         points.take(made, 1, pb.PointReport(usages=[used(ACME, 1)]))
         call = await upstream.calls.get()
-        await call.heard(lambda request: request.points)
-        await call.responses.put(
-            pb.ShareResponse(sequence=1, points=[pb.PointShares(point=made.name, shares=[share(ACME, 5)])])
-        )
-        assert (await asyncio.wait_for(made.next(), 20)).answers == 0
+        request = await call.heard(lambda request: request.points)
+        await call.responses.put(pb.ShareResponse(answers=request.sequence, ttl=TTL))
+        assert (await asyncio.wait_for(made.next(), 20)).answers == 1
+        given = [pb.PointShares(point=made.name, shares=[share(ACME, 5)])]
+        await call.responses.put(pb.ShareResponse(sequence=1, points=given))
+        assert (await asyncio.wait_for(made.next(), 20)).answers == 0, "what answers nothing prolongs nothing"
         upstream.away = 2
         await call.responses.put(None)
         call = await asyncio.wait_for(upstream.calls.get(), 20)

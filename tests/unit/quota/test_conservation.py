@@ -152,7 +152,7 @@ class Mesh:
             self.stream = NodeStream("n1", _Limits(self), self.allocator)
             for server in self.servers:
                 if server.agent is not None:
-                    server.agent.is_told = False
+                    server.agent.begin()
         self.sequence += 1
         request = pb.ShareRequest(sequence=self.sequence)
         for server in self.servers:
@@ -171,14 +171,14 @@ class Mesh:
             return
         responses, self.stream._out = self.stream._out, []
         for response in responses:
-            for shares in response.points:
-                for server in self.servers:
-                    if server.name == shares.point and server.agent is not None:
-                        server.agent.grant(self.number, response.sequence, shares.shares)
             for sequence in [number for number in self.told if number <= response.answers]:
                 for server, agent, number in self.told.pop(sequence):
                     if server.agent is agent:
                         agent.prolong(number, response.ttl)
+            for shares in response.points:
+                for server in self.servers:
+                    if server.name == shares.point and server.agent is not None:
+                        server.agent.grant(self.number, response.sequence, shares.shares)
         for server in self.servers:
             # Now and then one is slow to take what it is told.
             if server.agent is not None and server.agent._wake.is_set() and self.rng.random() < 0.7:

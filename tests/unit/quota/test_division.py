@@ -185,6 +185,17 @@ async def test_a_point_that_has_left_frees_its_share_at_once(tmp_path: Path) -> 
         assert (await told(stream, "two"))["globex", ""] == pytest.approx(40)
 
 
+async def test_a_point_may_be_back_in_the_message_that_says_that_it_has_left(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("globex", 1, 500)))
+        await told(stream, "p")
+        again = report(used("globex", 1, 500), begins=True)
+        again.left.append("p")
+        stream.take(again)
+        assert (await told(stream, "p"))["globex", ""] == pytest.approx(40)
+
+
 async def test_points_of_a_node_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_module, "MAX_POINTS", 5)
     async with dividing(tmp_path, mesh_of(policy())) as world:

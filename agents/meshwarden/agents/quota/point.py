@@ -52,8 +52,7 @@ class Point:
         self.name, self._policy = name, policy
         self.foreign = 0
         """Buckets in its reports that are none of its own, or whose names are none."""
-        self.is_told = False
-        """Whether the control plane knows it, on the stream that is open now."""
+        self._is_told = self._is_known = False
         self.news = False
         """Whether it has reported since it was last told of."""
         self._usages: dict[Key, list[int]] = {}
@@ -68,6 +67,10 @@ class Point:
         self._unacknowledged: deque[tuple[int, int, int]] = deque(maxlen=MAX_UNACKNOWLEDGED)
         self._acknowledged: tuple[int, int] = (0, 0)
         self._wake = asyncio.Event()
+
+    def begin(self) -> None:
+        """A stream to the control plane begins: all that may be used is to be told anew."""
+        self._is_told = self._is_known = False
 
     def take(self, sequence: int, report: pb.PointReport) -> bool:
         """Takes a report; whether it should go up soon: a call was refused, a bucket is new, or a share is obeyed."""
@@ -89,17 +92,22 @@ class Point:
     def report(self, stream: int) -> tuple[int, pb.PointReport]:
         """The number of its last report, and all that the control plane is to be told on that stream."""
         number = self._acknowledged[1] if self._acknowledged[0] == stream else 0
-        report = pb.PointReport(point=self.name, acknowledged=number, begins=not self.is_told)
+        report = pb.PointReport(point=self.name, acknowledged=number, begins=not self._is_told)
         for key, (allowed, denied, shadowed) in self._usages.items():
             report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied, shadowed=shadowed)
-        if not self.is_told:
+        if not self._is_told:
             for key, amount in self._held.items():
                 report.held.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)
-        self._usages, self.news, self.is_told = {}, False, True
+        self._usages, self.news, self._is_told = {}, False, True
         return self._reported, report
 
     def grant(self, stream: int, sequence: int, shares: Iterable[pb.Share]) -> None:
-        """Hands shares down, that came in such a message of such a stream."""
+        """Hands shares down, that came in such a message of such a stream.
+
+        Those from before the control plane has heard what the point holds are let go: it counts on that since.
+        """
+        if not self._is_known:
+            return
         self._source = (stream, sequence)
         for share in shares:
             key, amount = Key.of(share.bucket), _amount(share)
@@ -110,7 +118,8 @@ class Point:
         self._wake.set()
 
     def prolong(self, answers: int, ttl: Duration) -> None:
-        """Its leases hold for `ttl` from the sending of that report of its."""
+        """Its leases hold for `ttl` from the sending of that report of its, which the control plane has heard."""
+        self._is_known = True
         self._answers, self._ttl = answers, ttl
         self._wake.set()
 

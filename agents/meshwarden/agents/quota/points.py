@@ -156,7 +156,7 @@ class Points:
     async def _use(self, call: Any, replaced: asyncio.Event) -> str:
         self._stream, self._sequence, self._sent = self._stream + 1, 0, {}
         for point in self._points.values():
-            point.is_told = False
+            point.begin()
         reason = ""
         async with anyio.create_task_group() as group:
 
@@ -214,13 +214,12 @@ class Points:
 
     def _obey(self, response: pb.ShareResponse) -> None:
         self.answered_s = self._now_s()
-        for shares in response.points:
-            point = self._points.get(shares.point)
-            if point is not None:
-                point.grant(self._stream, response.sequence, shares.shares)
         for sequence in [number for number in self._sent if number <= response.answers]:
             for point, number in self._sent.pop(sequence):
                 point.prolong(number, response.ttl)
+        for shares in response.points:
+            if (granted := self._points.get(shares.point)) is not None:
+                granted.grant(self._stream, response.sequence, shares.shares)
 
     def _look_for_ends(self) -> None:
         now_s = self._now_s()

@@ -69,11 +69,12 @@ class NodeStream:
             SayAgain: the node was silent about a point for too long.
         """
         now_s = self._limits.now_s()
-        for report in request.points:
-            self._take(report, now_s)
+        # One that has left may be back under its name in the same message.
         for name in request.left:
             if self._until_s.pop(name, None) is not None:
                 self._leases.leave(Point(self.node, name))
+        for report in request.points:
+            self._take(report, now_s)
         self._limits.took()
         self.say(pb.ShareResponse(answers=request.sequence, ttl=_TTL))
 
