@@ -141,12 +141,30 @@ def test_buckets_of_others_are_counted_and_ignored(key: Key) -> None:
     assert not made.held()
 
 
-def test_buckets_of_a_point_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshwarden.agents.quota.point.MAX_BUCKETS", 10)
+def test_what_a_point_can_have_told_is_bounded() -> None:
     made = point()
-    for number in range(100):
-        made.take(number, pb.PointReport(usages=[used(Key(POLICY, f"t{number}", ""), 1)]))
-    assert len(made.report(1)[1].usages) == 10
+    keys = [Key(POLICY, "t", f"/{number:06}" + "x" * 500) for number in range(20_000)]
+    made.take(1, pb.PointReport(usages=[used(key, 1) for key in keys[:10_000]]))
+    made.take(2, pb.PointReport(usages=[used(key, 1) for key in keys[10_000:]], held=[share(key, 1) for key in keys]))
+    made.begin()
+    report = made.report(1)[1]
+    assert 1000 < len(report.usages) < 2000
+    assert report.ByteSize() < 2 << 20
+    assert made.foreign > 30_000
+
+
+async def test_no_message_is_larger_than_the_control_plane_takes(process: Any) -> None:
+    popen, pidfd = process
+    async with running() as (points, upstream):
+        usages = [used(Key(POLICY, "t", f"/{number:06}" + "x" * 500), 1) for number in range(3000)]
+        opened = [points.open("web#1", (popen.pid, pidfd), lambda: POLICY) for _ in range(5)]
+        for made in opened:
+            points.take(made, 1, pb.PointReport(usages=usages))
+        call, heard = await upstream.calls.get(), set()
+        while len(heard) < 5:
+            request = await call.heard(lambda request: request.points)
+            assert request.ByteSize() < 4 << 20
+            heard |= {report.point for report in request.points}
 
 
 class Call:

@@ -7,7 +7,7 @@ is open now.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
@@ -16,7 +16,10 @@ from meshwarden.v1 import quota_service_pb2 as pb
 
 MAX_COUNT: Final = 1_000_000_000
 MAX_BUCKETS: Final = 16_384
+MAX_BYTES: Final = 1 << 20
+"""Of all the buckets in a report of one point; more of them are not told, so that no point's report is in the way."""
 MAX_UNACKNOWLEDGED: Final = 256
+_AROUND_BYTES: Final = 64  # what a message puts around a bucket's name
 _MAX_NAMES: Final = {"policy": 127, "tenant": 63, "method": 512}
 
 
@@ -31,6 +34,11 @@ class Key(NamedTuple):
     def of(cls, bucket: pb.Bucket) -> "Key":
         """The name in a message."""
         return cls(bucket.policy, bucket.tenant, bucket.method)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in a message, about."""
+        return _AROUND_BYTES + sum(len(part.encode()) for part in self)
 
     def to_proto(self) -> pb.Bucket:
         """The name as a message has it."""
@@ -59,7 +67,7 @@ class Point:
         self._held: dict[Key, Amount] = {}
         self._granted: dict[Key, Amount] = {}
         self._out: dict[Key, Amount] = {}
-        self._reported = 0
+        self._reported, self._size_bytes = 0, 0
         self._answers, self._ttl = 0, Duration()
         self._sent = 0
         self._source: tuple[int, int] = (0, 0)
@@ -77,11 +85,11 @@ class Point:
         self.news, self._reported = True, sequence
         presses = self._acknowledge(report.acknowledged)
         for share in report.held[:MAX_BUCKETS]:
-            if (key := self._own(share.bucket)) is not None:
+            if (key := self._own(share.bucket)) is not None and self._has_room(key, self._held):
                 self._held[key] = self._granted[key] = _amount(share)
         for usage in report.usages[:MAX_BUCKETS]:
             key = self._own(usage.bucket)
-            if key is None or (len(self._usages) >= MAX_BUCKETS and key not in self._usages):
+            if key is None or not self._has_room(key, self._usages):
                 continue
             presses = presses or usage.denied > 0 or key not in self._granted
             known = self._usages.setdefault(key, [0, 0, 0])
@@ -151,6 +159,17 @@ class Point:
             self._held = {key: amount for key, amount in self._granted.items() if amount.rate > 0}
             self._granted = dict(self._held)
         return self._acknowledged != before
+
+    def _has_room(self, key: Key, told: Mapping[Key, object]) -> bool:
+        """Whether one more bucket can be told; one that can't is counted as none of its own."""
+        if key in told or (len(told) + 1) * self._largest(key) <= MAX_BYTES:
+            return True
+        self.foreign += 1
+        return False
+
+    def _largest(self, key: Key) -> int:
+        self._size_bytes = max(self._size_bytes, key.size_bytes)
+        return self._size_bytes
 
     def _own(self, bucket: pb.Bucket) -> Key | None:
         if bucket.policy != self._policy() or any(

@@ -30,6 +30,8 @@ _LEAST_S: Final = 0.1
 _BACKOFF_S: Final = (0.1, 2.0)
 _FORGET_S: Final = 30.0
 _MAX_UNANSWERED: Final = 256
+# The control plane takes 4 MiB; a point's report has no more than two.
+_MAX_BYTES: Final = 3 << 19
 _log = structlog.get_logger()
 
 
@@ -203,11 +205,16 @@ class Points:
         request = pb.ShareRequest(sequence=self._sequence, left=self._left)
         self._left = []
         told = self._sent[self._sequence] = []
-        for point in self._points.values():
-            if point.news:
-                number, report = point.report(self._stream)
-                request.points.append(report)
-                told.append((point, number))
+        size_bytes = 0
+        for point in [point for point in self._points.values() if point.news]:
+            if size_bytes >= _MAX_BYTES:
+                self._presses = True  # the others come with the next
+                break
+            number, report = point.report(self._stream)
+            request.points.append(report)
+            told.append((point, number))
+            size_bytes += report.ByteSize()
+            self._points[point.name] = self._points.pop(point.name)  # who has waited comes first
         if len(self._sent) > _MAX_UNANSWERED:
             del self._sent[next(iter(self._sent))]
         return request
