@@ -34,6 +34,7 @@ from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.progress import Progress
+from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.state import Memory, Place, hold
@@ -263,6 +264,7 @@ class Agent:
         )
         self.health.watch(planes)
         add_ads(server, planes)
+        EnvoyQuotas(attestor, self.points, self.scopes.limits).add_to(server)
         Receiver(lambda context: attestor.find(context.peer()), self.intake).add_to(server)
 
     # -- what comes down

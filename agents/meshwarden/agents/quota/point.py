@@ -51,6 +51,13 @@ class Amount(NamedTuple):
     rate: float
     burst: float
 
+    @classmethod
+    def of(cls, share: pb.Share) -> "Amount":
+        """What a share says; what is no number, or below 0, is 0."""
+        # Every comparison with what is no number is false.
+        numbers = (share.rate, share.burst)
+        return cls(*(number if 0 < number < MAX_COUNT else MAX_COUNT if number > 0 else 0.0 for number in numbers))
+
 
 class Point:
     """One enforcement point. Used on the event loop's thread alone."""
@@ -86,7 +93,7 @@ class Point:
         presses = self._acknowledge(report.acknowledged)
         for share in report.held[:MAX_BUCKETS]:
             if (key := self._own(share.bucket)) is not None and self._has_room(key, self._held):
-                self._held[key] = self._granted[key] = _amount(share)
+                self._held[key] = self._granted[key] = Amount.of(share)
         for usage in report.usages[:MAX_BUCKETS]:
             key = self._own(usage.bucket)
             if key is None or not self._has_room(key, self._usages):
@@ -118,7 +125,7 @@ class Point:
             return
         self._source = (stream, sequence)
         for share in shares:
-            key, amount = Key.of(share.bucket), _amount(share)
+            key, amount = Key.of(share.bucket), Amount.of(share)
             self._out[key] = self._granted[key] = amount
             held = self._held.get(key, amount)
             # Until it has obeyed it may use what it had.
@@ -178,12 +185,3 @@ class Point:
             self.foreign += 1
             return None
         return Key.of(bucket)
-
-
-def _amount(share: pb.Share) -> Amount:
-    # What is no number becomes 0: every comparison with it is false.
-    return Amount(*(value if 0 < value < MAX_COUNT else MAX_COUNT if value > 0 else 0.0 for value in _numbers(share)))
-
-
-def _numbers(share: pb.Share) -> tuple[float, float]:
-    return share.rate, share.burst

@@ -41,14 +41,17 @@ def rate_limit(limits: Limits) -> dict[str, Any]:
         "descriptors": [_descriptor(limit) for limit in limits.limits],
         "max_dynamic_descriptors": MAX_TENANTS,
         "rate_limited_as_resource_exhausted": True,
-        "response_headers_to_add": [
-            {"header": {"key": "retry-after", "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
-            {
-                "header": {"key": "x-meshwarden-policy", "value": f"RatePolicy {limits.policy}"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            },
-        ],
+        "response_headers_to_add": refusal_headers(limits),
     }
+
+
+def refusal_headers(limits: Limits) -> list[dict[str, Any]]:
+    """What a refused caller is told beside the status."""
+    headers = {"retry-after": "1", "x-meshwarden-policy": f"RatePolicy {limits.policy}"}
+    return [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for key, value in headers.items()
+    ]
 
 
 def bucket(limit: Rate) -> dict[str, Any]:
