@@ -90,8 +90,14 @@ metadata:
   name: orders
 spec:
   service: orders
+  total: {requests: 150}
   limits:
-    - {tenant: platform, requests: 100, per: 1s, burst: 20}
+    - tenant: platform
+      requests: 100
+      floor: 20
+      weight: 3
+      methods:
+        - {method: /shop.v1.Orders/Create, requests: 10, burst: 20}
     - {tenant: "*", requests: 10}
 """,
     "SLO": """\

@@ -195,6 +195,9 @@ IDENTITY: Final = Board(
     ),
 )
 
+_BUCKET: Final = "policy, tenant, method"
+_BUCKET_NAME: Final = "{{policy}} {{tenant}} {{method}}"
+
 LIMITS: Final = Board(
     "meshwarden-limits",
     "Meshwarden / Limits",
@@ -228,6 +231,50 @@ LIMITS: Final = Board(
                     (Query(calls('reporter="destination"', "source_tenant"), "{{source_tenant}}"),),
                     "reqps",
                     width=24,
+                ),
+            ),
+        ),
+        Row(
+            "Limits across the mesh",
+            (
+                Panel(
+                    "Wanted and shared",
+                    (
+                        Query(f"sum by ({_BUCKET}) (meshwarden_quota_demand)", f"{_BUCKET_NAME}: wanted"),
+                        Query(f"sum by ({_BUCKET}) (meshwarden_quota_share)", f"{_BUCKET_NAME}: share"),
+                        Query(f"sum by ({_BUCKET}) (meshwarden_quota_limit)", f"{_BUCKET_NAME}: limit"),
+                    ),
+                    "reqps",
+                    about="What enforcement points want of a limit, and what they were told that they may use.",
+                    width=12,
+                ),
+                Panel(
+                    "Calls by decision",
+                    (
+                        Query(
+                            f"sum by ({_BUCKET}, decision) (rate(meshwarden_quota_calls_total[$__rate_interval]))",
+                            f"{_BUCKET_NAME}: {{{{decision}}}}",
+                        ),
+                    ),
+                    "reqps",
+                    about="As the points say; shadowed are those that shadow mode let through.",
+                    width=12,
+                ),
+                Panel("Enforcement points", (Query("meshwarden_quota_points", _BUCKET_NAME),)),
+                Panel(
+                    "Age of leases",
+                    (Query("meshwarden_agent_quota_lease_age_seconds", "{{node}}"),),
+                    "s",
+                    about="Shares hold for three seconds after a report.",
+                ),
+                Panel(
+                    "Said of limits and not believed",
+                    (
+                        Query(
+                            "sum by (reason) (rate(meshwarden_quota_ignored_total[$__rate_interval])) or vector(0)",
+                            "{{reason}}",
+                        ),
+                    ),
                 ),
             ),
         ),

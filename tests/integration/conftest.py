@@ -29,6 +29,8 @@ from meshwarden.sdk.front import Front
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
+from meshwarden.v1 import quota_service_pb2 as quota_pb
+from meshwarden.v1 import quota_service_pb2_grpc as quota_grpc
 from meshwarden.v1 import report_pb2 as report_pb
 from meshwarden.v1 import report_pb2_grpc as report_grpc
 from meshwarden.v1 import resources_pb2 as resources
@@ -53,7 +55,7 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = 20.
         raise AssertionError(f"did not come true: {what}") from None
 
 
-class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServicer):
+class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServicer, quota_grpc.QuotaServiceServicer):
     """The agent's other side. What agents said stands in `heard`; tests push with `push`."""
 
     def __init__(self, directory: Path) -> None:
@@ -69,6 +71,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         self.renewed = 0
         self.opened = 0
         self.exports: list[report_pb.ExportRequest] = []
+        self.shared: list[quota_pb.ShareRequest] = []
         self.handlers: set[object] = set()
         self._directory = directory
         self.port = 0
@@ -88,6 +91,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         self.server = grpc.aio.server(interceptors=[check])
         node_grpc.add_NodeServiceServicer_to_server(self, self.server)
         report_grpc.add_ReportServiceServicer_to_server(self, self.server)
+        quota_grpc.add_QuotaServiceServicer_to_server(self, self.server)
         self.server.add_insecure_port(self.front.inner_target)
         await self.server.start()
         self.port = await self.front.serve_tls("127.0.0.1", self.port, lambda: context)
@@ -182,6 +186,26 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         await self._caller(context)
         self.exports.append(request)
         return report_pb.ExportResponse(sequence=request.sequence)
+
+    async def Share(self, requests: Any, context: Any) -> AsyncIterator[quota_pb.ShareResponse]:  # noqa: N802
+        """Gives each bucket that a point speaks of seven calls a second."""
+        await self._caller(context)
+        self.handlers.add(requests)
+        try:
+            number = 0
+            async for request in requests:
+                self.shared.append(request)
+                answer = quota_pb.ShareResponse(answers=request.sequence)
+                answer.ttl.FromSeconds(3)
+                yield answer
+                number += 1
+                given = quota_pb.ShareResponse(sequence=number)
+                for report in request.points:
+                    shares = [quota_pb.Share(bucket=usage.bucket, rate=7, burst=7) for usage in report.usages]
+                    given.points.add(point=report.point, shares=shares)
+                yield given
+        finally:
+            self.handlers.discard(requests)
 
     async def _caller(self, context: Any) -> SpiffeId:
         verified = peer.current()

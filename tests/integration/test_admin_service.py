@@ -1,6 +1,7 @@
 """AdminService as operators meet it: real certificates, a real front, a real store; each is shown what it may see."""
 
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import Own, Peer, Puller
 from meshwarden.controlplane.regions.regions import Regions
@@ -140,6 +142,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             gather=gather,
             remote=remote,
             regions=Regions("eu", [puller], inbox, utc_now),
+            division=Division(store, publisher.mesh, "test", time.monotonic),
             audit=audit,
             health=Health(
                 state_dir=tmp_path,
@@ -442,3 +445,13 @@ async def test_times_before_and_after_all_others_find_what_there_is(world: World
     await report_trace(world)
     request = v1.SearchTracesRequest(start={"seconds": -62_135_596_800}, end={"seconds": 253_402_300_799})
     assert len((await world.stub("operator/root").SearchTraces(request)).traces) == 1
+
+
+async def test_quotas_are_shown_to_who_may_see_them(world: World) -> None:
+    for path in ("operator/root", "tenant/acme/operator/anna"):
+        answer = await world.stub(path).GetQuotas(v1.GetQuotasRequest(), timeout=5)
+        assert not answer.divides
+        assert answer.HasField("now")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.stub("tenant/acme/operator/anna").GetQuotas(v1.GetQuotasRequest(tenant="globex"), timeout=5)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -136,6 +136,7 @@ class Rig:
         self.logs: list[dict[str, str]] = []
         self.spans: list[Any] = []
         self.socket = root / "ads.sock"
+        self.server = grpc.aio.server()
 
     async def open(self, _: Any, node: Any) -> Client:
         return Client(self, node.id)
@@ -269,7 +270,7 @@ def _bootstrap(ads: Path, node: str, directory: Path) -> dict[str, Any]:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     made_rig = Rig(tmp_path)
-    server = grpc.aio.server()
+    server = made_rig.server
     add_ads(server, made_rig)
     add_TraceServiceServicer_to_server(Traces(made_rig), server)
     add_LogsServiceServicer_to_server(Logs(made_rig), server)

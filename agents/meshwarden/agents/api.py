@@ -4,9 +4,10 @@ Requests are bounded here, field by field; what is refused is named. Identities 
 """
 
 import asyncio
+import contextlib
 import math
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,12 +19,15 @@ from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.dial import names
 from meshwarden.agents.entry import Refusal, RegistrationRefused
+from meshwarden.agents.quota.points import Points, TooMany
+from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk import histogram
 from meshwarden.sdk.connection import Connection
+from meshwarden.v1 import quota_service_pb2 as quota_pb
 from meshwarden.v1 import report_pb2 as report_pb
 from meshwarden.v1 import workload_service_pb2 as pb
 from meshwarden.v1 import workload_service_pb2_grpc as pb_grpc
@@ -32,6 +36,7 @@ _CREDENTIAL_S: Final = 15.0
 _READY_S: Final = 5.0
 _MAX_CALLS: Final = 4096
 _REPORTS: Final = Share(part=0.25, burst_s=2.0)
+_SHARES: Final = Share(part=0.1, burst_s=1.0)
 _MAX_COUNT: Final = 1_000_000_000
 _LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32}
 _CODES: Final = {
@@ -59,6 +64,7 @@ class Parts:
     attendants: Attendants
     scopes: ScopeStore
     intake: Intake
+    points: Points
     otlp_environment: Callable[[Workload], dict[str, str]]
     status: Callable[[], pb.AgentStatusResponse]
     region: str
@@ -71,7 +77,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         """Serves what `parts` hold."""
         self._parts = parts
         self._changed = asyncio.Event()
-        self._allowance = Allowance(_REPORTS)
+        self._allowance, self._shares = Allowance(_REPORTS), Allowance(_SHARES)
         parts.registry.listen(self._notify)
         parts.credentials.listen(self._notify)
         parts.scopes.listen(self._notify)
@@ -134,6 +140,37 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             except IntakeRefused as refusal:
                 await context.abort(refusal.code, str(refusal))
         return pb.ReportCallsResponse()
+
+    async def Share(  # type: ignore[override]  # it writes by itself, which the stubs don't know
+        self, request_iterator: AsyncIterator[quota_pb.ShareRequest], context: _Context
+    ) -> None:
+        """Takes usage of the caller's limits, and tells it its shares."""
+        workload = await self._registered(context)
+        parts, connection = self._parts, self._parts.attestor.connection(context.peer())
+
+        def policy() -> str:
+            limits = parts.scopes.limits(f"{workload.id}/grpc")
+            return limits.policy if limits is not None else ""
+
+        @contextlib.contextmanager
+        def allow() -> Iterator[None]:
+            if parts.registry.workloads.get(workload.id) is not workload:
+                raise Ended(grpc.StatusCode.PERMISSION_DENIED, "the workload's registration has ended")
+            if not self._shares.has(workload.id):
+                text = "this workload's reports take more time than its share: report less"
+                raise Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            with self._shares.spend(workload.id):
+                yield
+
+        try:
+            if connection.pid is None or connection.pidfd is None:
+                raise Ended(grpc.StatusCode.PERMISSION_DENIED, "the calling process has ended")
+            point = parts.points.open(workload.id, (connection.pid, connection.pidfd), policy)
+            await converse(parts.points, point, request_iterator, context.write, allow)
+        except TooMany as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except Ended as ended:
+            await context.abort(ended.code, str(ended))
 
     async def AgentStatus(self, request: pb.AgentStatusRequest, context: _Context) -> pb.AgentStatusResponse:
         """Says how the agent does, to its own user and root."""

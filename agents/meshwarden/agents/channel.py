@@ -68,6 +68,8 @@ class Generation:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
+        self.retiring = asyncio.Event()
+        """Set when another takes its place: long calls should move there."""
         self._users = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -86,6 +88,7 @@ class Generation:
 
     async def retire(self) -> None:
         """Closes the channel once nobody uses it; cancelled, at once."""
+        self.retiring.set()
         try:
             await self._idle.wait()
         finally:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -33,6 +34,8 @@ from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.progress import Progress
+from meshwarden.agents.quota.envoy import EnvoyQuotas
+from meshwarden.agents.quota.points import Points
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
@@ -104,6 +107,7 @@ class Agent:
             version=VERSION,
             metrics_address=config.metrics_advertise or config.metrics_listen or "",
         )
+        self.points = Points(self.upstream, time.monotonic, rng)
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self.upstream.sign, clock, rng)
         self._node_place = NodePlace(
             config.node, identity.present.region, config.zone, config.agent_socket, config.workload_api_socket
@@ -161,6 +165,7 @@ class Agent:
                 group.start_soon(self.scopes.run)
                 group.start_soon(self.attendants.run)
                 group.start_soon(self.outbox.run)
+                group.start_soon(self.points.run)
                 group.start_soon(self._review)
                 group.start_soon(self._look)
                 group.start_soon(self._save_rest)
@@ -226,7 +231,7 @@ class Agent:
             yield
             return
         metrics = AgentMetrics(
-            self.status, self.spool.sizes, lambda: self._identity.present.svid.not_after, self._clock
+            self.status, self.spool.sizes, lambda: self._identity.present.svid.not_after, self.points, self._clock
         )
         host, _, port = listen.rpartition(":")
         async with serve_pages(host.strip("[]"), int(port), metrics.find):
@@ -241,6 +246,7 @@ class Agent:
             self.attendants,
             self.scopes,
             self.intake,
+            self.points,
             self.door.environment,
             self.status,
             self._node_place.region,
@@ -258,6 +264,7 @@ class Agent:
         )
         self.health.watch(planes)
         add_ads(server, planes)
+        EnvoyQuotas(attestor, self.points, self.scopes.limits).add_to(server)
         Receiver(lambda context: attestor.find(context.peer()), self.intake).add_to(server)
 
     # -- what comes down

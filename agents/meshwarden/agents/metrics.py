@@ -18,6 +18,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from meshwarden.agents.envoy import admin
+from meshwarden.agents.quota.points import Points
 from meshwarden.sdk.scrape import Page, wants_openmetrics
 from meshwarden.v1 import workload_service_pb2 as workload_pb
 
@@ -35,6 +36,7 @@ class AgentMetrics(Collector):
         status: Callable[[], workload_pb.AgentStatusResponse],
         waiting: Callable[[], Mapping[str, int]],
         certificate_end: Callable[[], datetime],
+        points: Points,
         clock: Callable[[], datetime],
     ) -> None:
         """Puts them together.
@@ -43,9 +45,11 @@ class AgentMetrics(Collector):
             status: how the agent does.
             waiting: what waits to go up: `{tenant: bytes}`.
             certificate_end: when the node's own certificate ends.
+            points: the enforcement points.
             clock: the present, aware.
         """
         self._status, self._waiting, self._certificate_end, self._clock = status, waiting, certificate_end, clock
+        self._points = points
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -102,6 +106,7 @@ class AgentMetrics(Collector):
             ("tenant",),
             [((tenant,), size) for tenant, size in {"": 0, **self._waiting()}.items()],
         )
+        yield from _of_points(self._points)
         yield _gauge(
             "meshwarden_agent_envoy_up",
             "Whether a workload's Envoy runs.",
@@ -115,6 +120,17 @@ class AgentMetrics(Collector):
             restarts.add_metric([envoy.name], envoy.restarts)
         yield restarts
         yield from self._process.collect()
+
+
+def _of_points(points: Points) -> Iterable[Metric]:
+    text = "Enforcement points that share limits across the mesh."
+    yield _gauge("meshwarden_agent_quota_points", text, (), [((), len(points))])
+    if points.answered_s is not None:
+        text = "How long ago shares were last prolonged, in seconds: leases hold for three."
+        yield _gauge("meshwarden_agent_quota_lease_age_seconds", text, (), [((), points.now_s - points.answered_s)])
+    foreign = CounterMetricFamily("meshwarden_agent_quota_foreign", "Buckets of others that programs spoke of.")
+    foreign.add_metric([], points.foreign)
+    yield foreign
 
 
 def only_envoys(text: bytes) -> bytes:

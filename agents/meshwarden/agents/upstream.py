@@ -24,6 +24,7 @@ from meshwarden.agents.channel import ControlPlane, Generation, open_channel
 from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
+from meshwarden.v1 import quota_service_pb2_grpc as quota_grpc
 from meshwarden.v1 import report_pb2 as report_pb
 
 _log = structlog.get_logger()
@@ -59,7 +60,7 @@ class Downstream:
 
 
 class Upstream:
-    """The agent's side of NodeService, and of ReportService."""
+    """The agent's side of NodeService, ReportService and QuotaService."""
 
     def __init__(
         self,
@@ -144,6 +145,23 @@ class Upstream:
             export: Any = channel.unary_unary(_EXPORT, None, report_pb.ExportResponse.FromString)
             answer: report_pb.ExportResponse = await export(batch, timeout=timeout_s, compression=grpc.Compression.Gzip)
         return answer
+
+    @contextlib.asynccontextmanager
+    async def share(self) -> AsyncIterator[tuple[Any, asyncio.Event]]:
+        """A stream of QuotaService.Share, and the event that says that it should be opened anew on another channel.
+
+        Raises:
+            Away: there is no way to the control plane.
+        """
+        generation = self._generation
+        if generation is None:
+            raise Away(self.last_error)
+        async with generation.use() as channel:
+            call = quota_grpc.QuotaServiceStub(channel).Share()
+            try:
+                yield call, generation.retiring
+            finally:
+                call.cancel()
 
     def renew_now(self) -> None:
         """Renews the node's own certificate at once."""

@@ -7,8 +7,10 @@ answered before there is something to say. `<state_dir>/server.json` says where 
 import fcntl
 import json
 import os
+import platform
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from meshwarden.controlplane import log
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.node import NodeServicer
+from meshwarden.controlplane.api.quota import QuotaServicer
 from meshwarden.controlplane.api.region import RegionServicer
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
@@ -63,6 +66,7 @@ from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trail import Trails
+from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import Own, Peer, Puller
 from meshwarden.controlplane.regions.regions import Regions
@@ -146,6 +150,8 @@ class ControlPlane:
         self._tracing = own_provider(OWN_NAME, lambda body, count: self._gather.take_own(body, count))
         self._trails = Trails(self._tracing, utc_now)
         self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails)
+        self._division = Division(store, self._publisher.mesh, f"{platform.node()}:{config.state_dir}", time.monotonic)
+        self._publisher.listen(self._division.touch)
         self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
         self._durable = Durable(config.state_dir / "gather.sqlite")
@@ -171,6 +177,7 @@ class ControlPlane:
             publisher=self._publisher,
             sessions=self._sessions,
             audit=audit,
+            division=self._division,
             svid=self._serving.svid,
             bundles=self._serving.bundles,
             clock=utc_now,
@@ -230,6 +237,7 @@ class ControlPlane:
                     group.start_soon(part.run)
             await group.start(self._publisher.run)
             await group.start(self._sessions.run)
+            group.start_soon(self._division.run)
             host, port = _address(self._config.listen)
             with _listening("listen", self._config.listen):
                 port = await front.serve_tls(host, port, self._serving.context)
@@ -278,6 +286,7 @@ class ControlPlane:
             gather=self._gather,
             remote=self._remote,
             regions=self._regions,
+            division=self._division,
             audit=engines.audit,
             health=Health(
                 state_dir=config.state_dir,
@@ -292,6 +301,7 @@ class ControlPlane:
         return Servicers(
             admin=admin,
             node=NodeServicer(nodes, self._publisher, self._sessions, engines.authority),
+            quota=QuotaServicer(nodes, self._division, self._publisher),
             region=RegionServicer(self._gather.ledger, config.trust_domain, config.region),
             report=ReportServicer(self._gather, nodes),
             resource=ResourceServicer(engines.store, utc_now, config.region, engines.audit, self._trails),

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from meshwarden.v1 import node_service_pb2 as _node_service_pb2
+from meshwarden.v1 import quota_service_pb2 as _quota_service_pb2
 from meshwarden.v1 import report_pb2 as _report_pb2
 import builtins as _builtins
 import sys
@@ -1235,3 +1236,137 @@ class TraceLink(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TraceLink: _TypeAlias = TraceLink  # noqa: Y015
+
+@_typing.final
+class GetQuotasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    policy: _builtins.str
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        policy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetQuotasRequest: _TypeAlias = GetQuotasRequest  # noqa: Y015
+
+@_typing.final
+class GetQuotasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIVIDES_FIELD_NUMBER: _builtins.int
+    LEARNS_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    divides: _builtins.bool
+    learns: _builtins.bool
+    @_builtins.property
+    def now(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaState]: ...
+    def __init__(
+        self,
+        *,
+        divides: _builtins.bool = ...,
+        learns: _builtins.bool = ...,
+        now: _timestamp_pb2.Timestamp | None = ...,
+        quotas: _abc.Iterable[Global___QuotaState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["divides", b"divides", "learns", b"learns", "now", b"now", "quotas", b"quotas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetQuotasResponse: _TypeAlias = GetQuotasResponse  # noqa: Y015
+
+@_typing.final
+class QuotaState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    SHADOWED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    limit: _builtins.float
+    floor: _builtins.float
+    weight: _builtins.float
+    demand: _builtins.float
+    share: _builtins.float
+    held: _builtins.float
+    allowed: _builtins.int
+    denied: _builtins.int
+    shadowed: _builtins.int
+    reason: _builtins.str
+    @_builtins.property
+    def bucket(self) -> _quota_service_pb2.Bucket: ...
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaPoint]: ...
+    def __init__(
+        self,
+        *,
+        bucket: _quota_service_pb2.Bucket | None = ...,
+        limit: _builtins.float = ...,
+        floor: _builtins.float = ...,
+        weight: _builtins.float = ...,
+        demand: _builtins.float = ...,
+        share: _builtins.float = ...,
+        held: _builtins.float = ...,
+        allowed: _builtins.int = ...,
+        denied: _builtins.int = ...,
+        shadowed: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        points: _abc.Iterable[Global___QuotaPoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "floor", b"floor", "held", b"held", "limit", b"limit", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaState: _TypeAlias = QuotaState  # noqa: Y015
+
+@_typing.final
+class QuotaPoint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    POINT_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    point: _builtins.str
+    demand: _builtins.float
+    share: _builtins.float
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        point: _builtins.str = ...,
+        demand: _builtins.float = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "node", b"node", "point", b"point", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaPoint: _TypeAlias = QuotaPoint  # noqa: Y015

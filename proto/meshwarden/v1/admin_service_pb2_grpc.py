@@ -69,6 +69,11 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetTraceRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetTraceResponse.FromString,
                 _registered_method=True)
+        self.GetQuotas = channel.unary_unary(
+                '/meshwarden.v1.AdminService/GetQuotas',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetQuotasRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetQuotasResponse.FromString,
+                _registered_method=True)
         self.RenewSvids = channel.unary_unary(
                 '/meshwarden.v1.AdminService/RenewSvids',
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsRequest.SerializeToString,
@@ -121,6 +126,12 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetQuotas(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RenewSvids(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -164,6 +175,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetTrace,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetTraceRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetTraceResponse.SerializeToString,
+            ),
+            'GetQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuotas,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.GetQuotasRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.GetQuotasResponse.SerializeToString,
             ),
             'RenewSvids': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewSvids,
@@ -360,6 +376,33 @@ class AdminService:
             '/meshwarden.v1.AdminService/GetTrace',
             meshwarden_dot_v1_dot_admin__service__pb2.GetTraceRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.GetTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/GetQuotas',
+            meshwarden_dot_v1_dot_admin__service__pb2.GetQuotasRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.GetQuotasResponse.FromString,
             options,
             channel_credentials,
             insecure,

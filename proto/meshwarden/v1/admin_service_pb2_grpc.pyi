@@ -38,6 +38,7 @@ class AdminServiceStub:
     GetGraph: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetGraphRequest, _admin_service_pb2.GetGraphResponse]
     SearchTraces: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SearchTracesRequest, _admin_service_pb2.SearchTracesResponse]
     GetTrace: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetTraceRequest, _admin_service_pb2.GetTraceResponse]
+    GetQuotas: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetQuotasRequest, _admin_service_pb2.GetQuotasResponse]
     RenewSvids: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RenewSvidsRequest, _admin_service_pb2.RenewSvidsResponse]
 
 @_typing.type_check_only
@@ -50,6 +51,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     GetGraph: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetGraphRequest, _admin_service_pb2.GetGraphResponse]  # type: ignore[assignment]
     SearchTraces: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SearchTracesRequest, _admin_service_pb2.SearchTracesResponse]  # type: ignore[assignment]
     GetTrace: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetTraceRequest, _admin_service_pb2.GetTraceResponse]  # type: ignore[assignment]
+    GetQuotas: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetQuotasRequest, _admin_service_pb2.GetQuotasResponse]  # type: ignore[assignment]
     RenewSvids: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RenewSvidsRequest, _admin_service_pb2.RenewSvidsResponse]  # type: ignore[assignment]
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -101,6 +103,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GetTraceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.GetTraceResponse, _abc.Awaitable[_admin_service_pb2.GetTraceResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetQuotas(
+        self,
+        request: _admin_service_pb2.GetQuotasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetQuotasResponse, _abc.Awaitable[_admin_service_pb2.GetQuotasResponse]]: ...
 
     @_abc_1.abstractmethod
     def RenewSvids(

@@ -884,19 +884,19 @@ class ServerLimits(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POLICY_FIELD_NUMBER: _builtins.int
-    LIMITS_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     @_builtins.property
-    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.RateLimit]: ...
+    def spec(self) -> _resources_pb2.RatePolicySpec: ...
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
-        limits: _abc.Iterable[_resources_pb2.RateLimit] | None = ...,
+        spec: _resources_pb2.RatePolicySpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

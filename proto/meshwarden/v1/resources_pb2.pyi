@@ -825,24 +825,99 @@ Global___RatePolicy: _TypeAlias = RatePolicy  # noqa: Y015
 class RatePolicySpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Scope:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RatePolicySpec._Scope.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SCOPE_UNSPECIFIED: RatePolicySpec._Scope.ValueType  # 0
+        MESH: RatePolicySpec._Scope.ValueType  # 1
+        POINT: RatePolicySpec._Scope.ValueType  # 2
+
+    class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper): ...
+    SCOPE_UNSPECIFIED: RatePolicySpec.Scope.ValueType  # 0
+    MESH: RatePolicySpec.Scope.ValueType  # 1
+    POINT: RatePolicySpec.Scope.ValueType  # 2
+
+    class _WhenAway:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _WhenAwayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RatePolicySpec._WhenAway.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        WHEN_AWAY_UNSPECIFIED: RatePolicySpec._WhenAway.ValueType  # 0
+        KEEP_LAST: RatePolicySpec._WhenAway.ValueType  # 1
+        FALLBACK: RatePolicySpec._WhenAway.ValueType  # 2
+        DENY: RatePolicySpec._WhenAway.ValueType  # 3
+
+    class WhenAway(_WhenAway, metaclass=_WhenAwayEnumTypeWrapper): ...
+    WHEN_AWAY_UNSPECIFIED: RatePolicySpec.WhenAway.ValueType  # 0
+    KEEP_LAST: RatePolicySpec.WhenAway.ValueType  # 1
+    FALLBACK: RatePolicySpec.WhenAway.ValueType  # 2
+    DENY: RatePolicySpec.WhenAway.ValueType  # 3
+
     SERVICE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    WHEN_AWAY_FIELD_NUMBER: _builtins.int
+    FALLBACK_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    scope: Global___RatePolicySpec.Scope.ValueType
+    when_away: Global___RatePolicySpec.WhenAway.ValueType
+    shadow: _builtins.bool
     @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]: ...
+    @_builtins.property
+    def total(self) -> Global___Rate: ...
+    @_builtins.property
+    def fallback(self) -> Global___Rate: ...
     def __init__(
         self,
         *,
         service: _builtins.str = ...,
         limits: _abc.Iterable[Global___RateLimit] | None = ...,
+        total: Global___Rate | None = ...,
+        scope: Global___RatePolicySpec.Scope.ValueType = ...,
+        when_away: Global___RatePolicySpec.WhenAway.ValueType = ...,
+        fallback: Global___Rate | None = ...,
+        shadow: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "limits", b"limits", "scope", b"scope", "service", b"service", "shadow", b"shadow", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RatePolicySpec: _TypeAlias = RatePolicySpec  # noqa: Y015
+
+@_typing.final
+class Rate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    PER_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    requests: _builtins.int
+    burst: _builtins.int
+    @_builtins.property
+    def per(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        requests: _builtins.int = ...,
+        per: _duration_pb2.Duration | None = ...,
+        burst: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["per", b"per"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "per", b"per", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rate: _TypeAlias = Rate  # noqa: Y015
 
 @_typing.final
 class RateLimit(_message.Message):
@@ -852,11 +927,18 @@ class RateLimit(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     requests: _builtins.int
     burst: _builtins.int
+    floor: _builtins.int
+    weight: _builtins.int
     @_builtins.property
     def per(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedCompositeFieldContainer[Global___MethodLimit]: ...
     def __init__(
         self,
         *,
@@ -864,14 +946,56 @@ class RateLimit(_message.Message):
         requests: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
+        floor: _builtins.int = ...,
+        weight: _builtins.int | None = ...,
+        methods: _abc.Iterable[Global___MethodLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["per", b"per"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "per", b"per", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "per", b"per", "requests", b"requests", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "burst", b"burst", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
+
+@_typing.final
+class MethodLimit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    PER_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    requests: _builtins.int
+    burst: _builtins.int
+    floor: _builtins.int
+    weight: _builtins.int
+    @_builtins.property
+    def per(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        per: _duration_pb2.Duration | None = ...,
+        burst: _builtins.int = ...,
+        floor: _builtins.int = ...,
+        weight: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "per", b"per", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "burst", b"burst", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___MethodLimit: _TypeAlias = MethodLimit  # noqa: Y015
 
 @_typing.final
 class SLO(_message.Message):

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from meshwarden.v1 import node_service_pb2 as meshwarden_dot_v1_dot_node__service__pb2
+from meshwarden.v1 import quota_service_pb2 as meshwarden_dot_v1_dot_quota__service__pb2
 from meshwarden.v1 import report_pb2 as meshwarden_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshwarden/v1/workload_service.proto\x12\rmeshwarden.v1\x1a meshwarden/v1/node_service.proto\x1a\x1ameshwarden/v1/report.proto\"]\n\x0fRegisterRequest\x12\x16\n\x05\x65ntry\x18\x01 \x01(\tB\x00R\x05\x65ntry\x12\x14\n\x04port\x18\x02 \x01(\rB\x00R\x04port\x12\x1c\n\x08instance\x18\x03 \x01(\tB\x00R\x08instance\"\xd3\x01\n\x10RegisterResponse\x12R\n\x0b\x65nvironment\x18\x01 \x03(\x0b\x32\x30.meshwarden.v1.RegisterResponse.EnvironmentEntryR\x0b\x65nvironment\x12\x1b\n\tspiffe_id\x18\x02 \x01(\tR\x08spiffeId\x12\x0e\n\x02id\x18\x03 \x01(\tR\x02id\x1a>\n\x10\x45nvironmentEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x14\n\x12WatchConfigRequest\"\xa8\x03\n\x0eWorkloadConfig\x12\x1b\n\tspiffe_id\x18\x01 \x01(\tR\x08spiffeId\x12\x16\n\x06region\x18\x02 \x01(\tR\x06region\x12-\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x15.meshwarden.v1.BundleR\x06\x62undle\x12\x33\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.meshwarden.v1.ServerLimitsR\x06limits\x12\x1a\n\x08revision\x18\x05 \x01(\x04R\x08revision\x12\x31\n\x14\x63redential_directory\x18\x06 \x01(\tR\x13\x63redentialDirectory\x12>\n\x05names\x18\x07 \x03(\x0b\x32(.meshwarden.v1.WorkloadConfig.NamesEntryR\x05names\x12$\n\x0btrace_ratio\x18\x08 \x01(\x01H\x00R\ntraceRatio\x88\x01\x01\x1a\x38\n\nNamesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x0e\n\x0c_trace_ratio\"E\n\x12ReportCallsRequest\x12/\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x17.meshwarden.v1.CallStatB\x00R\x05\x63\x61lls\"\x15\n\x13ReportCallsResponse\"\x14\n\x12\x41gentStatusRequest\"\xea\x02\n\x13\x41gentStatusResponse\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x1c\n\tconnected\x18\x03 \x01(\x08R\tconnected\x12\x1d\n\nlast_error\x18\x04 \x01(\tR\tlastError\x12\x1a\n\x08revision\x18\x05 \x01(\x04R\x08revision\x12:\n\tworkloads\x18\x06 \x03(\x0b\x32\x1c.meshwarden.v1.WorkloadStateR\tworkloads\x12\x31\n\x06\x65nvoys\x18\x07 \x03(\x0b\x32\x19.meshwarden.v1.EnvoyStateR\x06\x65nvoys\x12)\n\x05nacks\x18\x08 \x03(\x0b\x32\x13.meshwarden.v1.NackR\x05nacks\x12\x32\n\x06health\x18\t \x01(\x0b\x32\x1a.meshwarden.v1.AgentHealthR\x06health\"\xa7\x01\n\nEnvoyState\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12!\n\x0c\x61\x64min_socket\x18\x02 \x01(\tR\x0b\x61\x64minSocket\x12\x1a\n\x08outbound\x18\x03 \x01(\tR\x08outbound\x12\x18\n\x07inbound\x18\x04 \x01(\tR\x07inbound\x12\x10\n\x03pid\x18\x05 \x01(\rR\x03pid\x12\x1a\n\x08restarts\x18\x06 \x01(\rR\x08restarts2\xd2\x02\n\x0fWorkloadService\x12K\n\x08Register\x12\x1e.meshwarden.v1.RegisterRequest\x1a\x1f.meshwarden.v1.RegisterResponse\x12K\n\x05Watch\x12!.meshwarden.v1.WatchConfigRequest\x1a\x1d.meshwarden.v1.WorkloadConfig0\x01\x12O\n\x06Report\x12!.meshwarden.v1.ReportCallsRequest\x1a\".meshwarden.v1.ReportCallsResponse\x12T\n\x0b\x41gentStatus\x12!.meshwarden.v1.AgentStatusRequest\x1a\".meshwarden.v1.AgentStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshwarden/v1/workload_service.proto\x12\rmeshwarden.v1\x1a meshwarden/v1/node_service.proto\x1a!meshwarden/v1/quota_service.proto\x1a\x1ameshwarden/v1/report.proto\"]\n\x0fRegisterRequest\x12\x16\n\x05\x65ntry\x18\x01 \x01(\tB\x00R\x05\x65ntry\x12\x14\n\x04port\x18\x02 \x01(\rB\x00R\x04port\x12\x1c\n\x08instance\x18\x03 \x01(\tB\x00R\x08instance\"\xd3\x01\n\x10RegisterResponse\x12R\n\x0b\x65nvironment\x18\x01 \x03(\x0b\x32\x30.meshwarden.v1.RegisterResponse.EnvironmentEntryR\x0b\x65nvironment\x12\x1b\n\tspiffe_id\x18\x02 \x01(\tR\x08spiffeId\x12\x0e\n\x02id\x18\x03 \x01(\tR\x02id\x1a>\n\x10\x45nvironmentEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x14\n\x12WatchConfigRequest\"\xa8\x03\n\x0eWorkloadConfig\x12\x1b\n\tspiffe_id\x18\x01 \x01(\tR\x08spiffeId\x12\x16\n\x06region\x18\x02 \x01(\tR\x06region\x12-\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x15.meshwarden.v1.BundleR\x06\x62undle\x12\x33\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.meshwarden.v1.ServerLimitsR\x06limits\x12\x1a\n\x08revision\x18\x05 \x01(\x04R\x08revision\x12\x31\n\x14\x63redential_directory\x18\x06 \x01(\tR\x13\x63redentialDirectory\x12>\n\x05names\x18\x07 \x03(\x0b\x32(.meshwarden.v1.WorkloadConfig.NamesEntryR\x05names\x12$\n\x0btrace_ratio\x18\x08 \x01(\x01H\x00R\ntraceRatio\x88\x01\x01\x1a\x38\n\nNamesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x0e\n\x0c_trace_ratio\"E\n\x12ReportCallsRequest\x12/\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x17.meshwarden.v1.CallStatB\x00R\x05\x63\x61lls\"\x15\n\x13ReportCallsResponse\"\x14\n\x12\x41gentStatusRequest\"\xea\x02\n\x13\x41gentStatusResponse\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x1c\n\tconnected\x18\x03 \x01(\x08R\tconnected\x12\x1d\n\nlast_error\x18\x04 \x01(\tR\tlastError\x12\x1a\n\x08revision\x18\x05 \x01(\x04R\x08revision\x12:\n\tworkloads\x18\x06 \x03(\x0b\x32\x1c.meshwarden.v1.WorkloadStateR\tworkloads\x12\x31\n\x06\x65nvoys\x18\x07 \x03(\x0b\x32\x19.meshwarden.v1.EnvoyStateR\x06\x65nvoys\x12)\n\x05nacks\x18\x08 \x03(\x0b\x32\x13.meshwarden.v1.NackR\x05nacks\x12\x32\n\x06health\x18\t \x01(\x0b\x32\x1a.meshwarden.v1.AgentHealthR\x06health\"\xa7\x01\n\nEnvoyState\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12!\n\x0c\x61\x64min_socket\x18\x02 \x01(\tR\x0b\x61\x64minSocket\x12\x1a\n\x08outbound\x18\x03 \x01(\tR\x08outbound\x12\x18\n\x07inbound\x18\x04 \x01(\tR\x07inbound\x12\x10\n\x03pid\x18\x05 \x01(\rR\x03pid\x12\x1a\n\x08restarts\x18\x06 \x01(\rR\x08restarts2\x9a\x03\n\x0fWorkloadService\x12K\n\x08Register\x12\x1e.meshwarden.v1.RegisterRequest\x1a\x1f.meshwarden.v1.RegisterResponse\x12K\n\x05Watch\x12!.meshwarden.v1.WatchConfigRequest\x1a\x1d.meshwarden.v1.WorkloadConfig0\x01\x12O\n\x06Report\x12!.meshwarden.v1.ReportCallsRequest\x1a\".meshwarden.v1.ReportCallsResponse\x12\x46\n\x05Share\x12\x1b.meshwarden.v1.ShareRequest\x1a\x1c.meshwarden.v1.ShareResponse(\x01\x30\x01\x12T\n\x0b\x41gentStatus\x12!.meshwarden.v1.AgentStatusRequest\x1a\".meshwarden.v1.AgentStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +38,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERRESPONSE_ENVIRONMENTENTRY']._serialized_options = b'8\001'
   _globals['_WORKLOADCONFIG_NAMESENTRY']._loaded_options = None
   _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_options = b'8\001'
-  _globals['_REGISTERREQUEST']._serialized_start=117
-  _globals['_REGISTERREQUEST']._serialized_end=210
-  _globals['_REGISTERRESPONSE']._serialized_start=213
-  _globals['_REGISTERRESPONSE']._serialized_end=424
-  _globals['_REGISTERRESPONSE_ENVIRONMENTENTRY']._serialized_start=362
-  _globals['_REGISTERRESPONSE_ENVIRONMENTENTRY']._serialized_end=424
-  _globals['_WATCHCONFIGREQUEST']._serialized_start=426
-  _globals['_WATCHCONFIGREQUEST']._serialized_end=446
-  _globals['_WORKLOADCONFIG']._serialized_start=449
-  _globals['_WORKLOADCONFIG']._serialized_end=873
-  _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_start=801
-  _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_end=857
-  _globals['_REPORTCALLSREQUEST']._serialized_start=875
-  _globals['_REPORTCALLSREQUEST']._serialized_end=944
-  _globals['_REPORTCALLSRESPONSE']._serialized_start=946
-  _globals['_REPORTCALLSRESPONSE']._serialized_end=967
-  _globals['_AGENTSTATUSREQUEST']._serialized_start=969
-  _globals['_AGENTSTATUSREQUEST']._serialized_end=989
-  _globals['_AGENTSTATUSRESPONSE']._serialized_start=992
-  _globals['_AGENTSTATUSRESPONSE']._serialized_end=1354
-  _globals['_ENVOYSTATE']._serialized_start=1357
-  _globals['_ENVOYSTATE']._serialized_end=1524
-  _globals['_WORKLOADSERVICE']._serialized_start=1527
-  _globals['_WORKLOADSERVICE']._serialized_end=1865
+  _globals['_REGISTERREQUEST']._serialized_start=152
+  _globals['_REGISTERREQUEST']._serialized_end=245
+  _globals['_REGISTERRESPONSE']._serialized_start=248
+  _globals['_REGISTERRESPONSE']._serialized_end=459
+  _globals['_REGISTERRESPONSE_ENVIRONMENTENTRY']._serialized_start=397
+  _globals['_REGISTERRESPONSE_ENVIRONMENTENTRY']._serialized_end=459
+  _globals['_WATCHCONFIGREQUEST']._serialized_start=461
+  _globals['_WATCHCONFIGREQUEST']._serialized_end=481
+  _globals['_WORKLOADCONFIG']._serialized_start=484
+  _globals['_WORKLOADCONFIG']._serialized_end=908
+  _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_start=836
+  _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_end=892
+  _globals['_REPORTCALLSREQUEST']._serialized_start=910
+  _globals['_REPORTCALLSREQUEST']._serialized_end=979
+  _globals['_REPORTCALLSRESPONSE']._serialized_start=981
+  _globals['_REPORTCALLSRESPONSE']._serialized_end=1002
+  _globals['_AGENTSTATUSREQUEST']._serialized_start=1004
+  _globals['_AGENTSTATUSREQUEST']._serialized_end=1024
+  _globals['_AGENTSTATUSRESPONSE']._serialized_start=1027
+  _globals['_AGENTSTATUSRESPONSE']._serialized_end=1389
+  _globals['_ENVOYSTATE']._serialized_start=1392
+  _globals['_ENVOYSTATE']._serialized_end=1559
+  _globals['_WORKLOADSERVICE']._serialized_start=1562
+  _globals['_WORKLOADSERVICE']._serialized_end=1972
 # @@protoc_insertion_point(module_scope)

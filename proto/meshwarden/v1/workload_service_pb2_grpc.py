@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from meshwarden.v1 import quota_service_pb2 as meshwarden_dot_v1_dot_quota__service__pb2
 from meshwarden.v1 import workload_service_pb2 as meshwarden_dot_v1_dot_workload__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -49,6 +50,11 @@ class WorkloadServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_workload__service__pb2.ReportCallsRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_workload__service__pb2.ReportCallsResponse.FromString,
                 _registered_method=True)
+        self.Share = channel.stream_stream(
+                '/meshwarden.v1.WorkloadService/Share',
+                request_serializer=meshwarden_dot_v1_dot_quota__service__pb2.ShareRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_quota__service__pb2.ShareResponse.FromString,
+                _registered_method=True)
         self.AgentStatus = channel.unary_unary(
                 '/meshwarden.v1.WorkloadService/AgentStatus',
                 request_serializer=meshwarden_dot_v1_dot_workload__service__pb2.AgentStatusRequest.SerializeToString,
@@ -77,6 +83,12 @@ class WorkloadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Share(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AgentStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -100,6 +112,11 @@ def add_WorkloadServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=meshwarden_dot_v1_dot_workload__service__pb2.ReportCallsRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_workload__service__pb2.ReportCallsResponse.SerializeToString,
+            ),
+            'Share': grpc.stream_stream_rpc_method_handler(
+                    servicer.Share,
+                    request_deserializer=meshwarden_dot_v1_dot_quota__service__pb2.ShareRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_quota__service__pb2.ShareResponse.SerializeToString,
             ),
             'AgentStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.AgentStatus,
@@ -188,6 +205,33 @@ class WorkloadService:
             '/meshwarden.v1.WorkloadService/Report',
             meshwarden_dot_v1_dot_workload__service__pb2.ReportCallsRequest.SerializeToString,
             meshwarden_dot_v1_dot_workload__service__pb2.ReportCallsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Share(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/meshwarden.v1.WorkloadService/Share',
+            meshwarden_dot_v1_dot_quota__service__pb2.ShareRequest.SerializeToString,
+            meshwarden_dot_v1_dot_quota__service__pb2.ShareResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from meshwarden.v1 import quota_service_pb2 as _quota_service_pb2
 from meshwarden.v1 import workload_service_pb2 as _workload_service_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -34,6 +35,7 @@ class WorkloadServiceStub:
     Register: _grpc.UnaryUnaryMultiCallable[_workload_service_pb2.RegisterRequest, _workload_service_pb2.RegisterResponse]
     Watch: _grpc.UnaryStreamMultiCallable[_workload_service_pb2.WatchConfigRequest, _workload_service_pb2.WorkloadConfig]
     Report: _grpc.UnaryUnaryMultiCallable[_workload_service_pb2.ReportCallsRequest, _workload_service_pb2.ReportCallsResponse]
+    Share: _grpc.StreamStreamMultiCallable[_quota_service_pb2.ShareRequest, _quota_service_pb2.ShareResponse]
     AgentStatus: _grpc.UnaryUnaryMultiCallable[_workload_service_pb2.AgentStatusRequest, _workload_service_pb2.AgentStatusResponse]
 
 @_typing.type_check_only
@@ -42,6 +44,7 @@ class WorkloadServiceAsyncStub(WorkloadServiceStub):
     Register: _aio.UnaryUnaryMultiCallable[_workload_service_pb2.RegisterRequest, _workload_service_pb2.RegisterResponse]  # type: ignore[assignment]
     Watch: _aio.UnaryStreamMultiCallable[_workload_service_pb2.WatchConfigRequest, _workload_service_pb2.WorkloadConfig]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_workload_service_pb2.ReportCallsRequest, _workload_service_pb2.ReportCallsResponse]  # type: ignore[assignment]
+    Share: _aio.StreamStreamMultiCallable[_quota_service_pb2.ShareRequest, _quota_service_pb2.ShareResponse]  # type: ignore[assignment]
     AgentStatus: _aio.UnaryUnaryMultiCallable[_workload_service_pb2.AgentStatusRequest, _workload_service_pb2.AgentStatusResponse]  # type: ignore[assignment]
 
 class WorkloadServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -65,6 +68,13 @@ class WorkloadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workload_service_pb2.ReportCallsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workload_service_pb2.ReportCallsResponse, _abc.Awaitable[_workload_service_pb2.ReportCallsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Share(
+        self,
+        request_iterator: _MaybeAsyncIterator[_quota_service_pb2.ShareRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_quota_service_pb2.ShareResponse], _abc.AsyncIterator[_quota_service_pb2.ShareResponse]]: ...
 
     @_abc_1.abstractmethod
     def AgentStatus(

@@ -14,7 +14,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.count import Counter
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.error import AgentAway, NotStarted
-from meshwarden.v1 import node_service_pb2, workload_service_pb2, workload_service_pb2_grpc
+from meshwarden.v1 import node_service_pb2, quota_service_pb2, workload_service_pb2, workload_service_pb2_grpc
 
 SOCKET_VARIABLE: Final = "MESHWARDEN_AGENT_SOCKET"
 START_S: Final = 15.0
@@ -168,6 +168,16 @@ class AgentLink:
         """Calls it no more."""
         with self._changed:
             self._listeners.remove(listener)
+
+    def share(self, reports: Iterator[quota_service_pb2.ShareRequest]) -> Iterator[quota_service_pb2.ShareResponse]:
+        """Streams reports of usage to the agent, and its answers back.
+
+        Raises:
+            grpc.RpcError: while iterating: the stream broke off.
+            ValueError: the link is closed.
+        """
+        answers: Iterator[quota_service_pb2.ShareResponse] = self._stub.Share(reports)
+        return answers
 
     def flush(self, timeout_s: float = _REPORT_TIMEOUT_S) -> None:
         """Hands over the counts; those that the agent can't take now are kept."""

@@ -23,7 +23,7 @@ from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.deadline import Deadline
-from meshwarden.sdk.limit import Limiter, retry_after
+from meshwarden.sdk.limits import Limits
 from meshwarden.sdk.outgoing import DECISION_KEY
 from meshwarden.sdk.span import Span
 from meshwarden.sdk.trace import tracer
@@ -53,8 +53,7 @@ class Incoming:
         self, link: AgentLink, clock: Callable[[], datetime], monotonic_s: Callable[[], float] = time.monotonic
     ) -> None:
         self._link = link
-        self._monotonic_s = monotonic_s
-        self._limiter = Limiter()
+        self._limits = Limits(link, monotonic_s)
         self._verifier = PeerVerifier(lambda: link.config.bundles, clock)
         self._known = Known(served_call)
         self._chains: dict[tuple[bytes, ...], _Shown] = {}
@@ -65,6 +64,7 @@ class Incoming:
     def close(self) -> None:
         """Listens to the agent no more."""
         self._link.unlisten(self._configured)
+        self._limits.close()
 
     def sweep(self) -> int:
         """Ends the open streams whose caller's certificate is good no more, and returns how many there were."""
@@ -105,14 +105,18 @@ class Incoming:
 
     def _limit(self, call: "IncomingCall", peer: VerifiedPeer, method: str) -> None:
         tenant = peer.spiffe_id.tenant or ""
-        decision = self._limiter.take(tenant, self._monotonic_s())
+        decision = self._limits.take(tenant, method)
         if not decision.allowed:
-            wait = retry_after(decision)
-            message = f"rate policy {self._limiter.policy} limits tenant {tenant} at {method}: try again in {wait} s"
-            self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, message, "limited", ("retry-after", wait))
+            message, trailing = self._limits.refusal(decision, tenant, method)
+            self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, message, "limited", *trailing)
 
     def _refuse(
-        self, call: "IncomingCall", code: grpc.StatusCode, message: str, decision: str, *trailing: tuple[str, str]
+        self,
+        call: "IncomingCall",
+        code: grpc.StatusCode,
+        message: str,
+        decision: str,
+        *trailing: tuple[str, str | bytes],
     ) -> None:
         call.refused(CallStat.LIMITED if decision == "limited" else CallStat.DENIED)
         call.context.set_trailing_metadata(((DECISION_KEY, decision), *trailing))
@@ -144,7 +148,7 @@ class Incoming:
         return shown
 
     def _configured(self, config: Config) -> None:
-        self._limiter.update(config.limits, self._monotonic_s())
+        self._limits.update(config.limits)
 
 
 class _Shown:

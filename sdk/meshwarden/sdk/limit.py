@@ -1,4 +1,4 @@
-"""How much each calling tenant may use of one server: token buckets.
+"""How much each calling tenant may use of one server by itself: token buckets of a policy with scope POINT.
 
 Time is passed in, in seconds of any clock that never goes back. Nothing here blocks, reads a clock or does I/O.
 
@@ -9,6 +9,7 @@ of a large burst to rounding, the more the longer the machine has been up.
 import math
 import threading
 from dataclasses import dataclass
+from typing import Final
 
 from meshwarden.v1 import node_service_pb2, resources_pb2
 
@@ -19,10 +20,17 @@ MAX_BUCKETS = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a call may go on; if not, after how many seconds one more may."""
+    """Whether a call may go on.
+
+    Attributes:
+        allowed: whether it may.
+        retry_after_s: if not, after how many seconds one more may.
+        level: if not, whose limit it is: "tenant" or "method".
+    """
 
     allowed: bool
     retry_after_s: float = 0.0
+    level: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +41,9 @@ class Rate:
     burst: int
 
 
-_ALLOWED = Decision(allowed=True)
-# A whole call, but for what rounding takes.
-_ONE = 1 - 1e-6
+ALLOWED: Final = Decision(allowed=True)
+ONE: Final = 1 - 1e-6
+"""A whole call, but for what rounding takes."""
 
 
 class Limiter:
@@ -46,14 +54,12 @@ class Limiter:
         self._rates: dict[str, Rate] = {}
         # What is left in a bucket, and as of when; absent: it is full.
         self._buckets: dict[str, tuple[float, float]] = {}
-        self.policy = ""
 
     def update(self, limits: node_service_pb2.ServerLimits, now_s: float) -> None:
         """Puts other limits in force. A bucket keeps the calls that were spent of it, up to the new burst."""
-        rates = {limit.tenant: _rate(limit) for limit in limits.limits}
+        rates = {limit.tenant: _rate(limit) for limit in limits.spec.limits}
         with self._lock:
             old, self._rates = self._rates, rates
-            self.policy = limits.policy
             kept = {}
             for tenant, bucket in self._buckets.items():
                 before = old.get(tenant) or old.get(ANY_TENANT)
@@ -63,22 +69,22 @@ class Limiter:
                     kept[tenant] = (max(0.0, after.burst - spent), now_s)
             self._buckets = kept
 
-    def take(self, tenant: str, now_s: float) -> Decision:
-        """Takes one call of `tenant` out of its bucket; a tenant that no limit names is not limited."""
+    def take(self, tenant: str, method: str, now_s: float) -> Decision:
+        """Takes one call of `tenant` out of its bucket, whatever its method; one that no limit names is not limited."""
         if not self._rates:
-            return _ALLOWED
+            return ALLOWED
         with self._lock:
             rate = self._rates.get(tenant) or self._rates.get(ANY_TENANT)
             if rate is None:
-                return _ALLOWED
+                return ALLOWED
             bucket = self._buckets.get(tenant)
             left = rate.burst if bucket is None else _left(bucket, rate, now_s)
-            if left < _ONE:
-                return Decision(allowed=False, retry_after_s=(1 - left) * rate.interval_s)
+            if left < ONE:
+                return Decision(False, (1 - left) * rate.interval_s, "tenant")
             if bucket is None and len(self._buckets) >= MAX_BUCKETS:
                 self._forget_full(now_s)
             self._buckets[tenant] = (left - 1, now_s)
-            return _ALLOWED
+            return ALLOWED
 
     def _forget_full(self, now_s: float) -> None:
         self._buckets = {

@@ -34,7 +34,13 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy.grpc import client as client_dialect
 from meshwarden.controlplane.policy.grpc import server as server_dialect
 from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Name
-from meshwarden.v1 import node_service_pb2, report_pb2, workload_service_pb2, workload_service_pb2_grpc
+from meshwarden.v1 import (
+    node_service_pb2,
+    quota_service_pb2,
+    report_pb2,
+    workload_service_pb2,
+    workload_service_pb2_grpc,
+)
 from meshwarden.xds import api
 from meshwarden.xds.server import add_ads
 from meshwarden.xds.snapshot import Resource, Snapshot, resource
@@ -116,6 +122,10 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2
         self.nacks: list[str] = []
         self.reports: list[report_pb2.CallStat] = []
         self.spans: list[trace_pb2.Span] = []
+        self.shares: list[quota_service_pb2.Share] = []
+        self.used: Counter[tuple[str, str, str]] = Counter()
+        self.held: list[list[quota_service_pb2.Share]] = []
+        self.left = 0
         self._server: grpc.aio.Server | None = None
 
     async def open(self, context: Any, node: Any) -> AdsClient:
@@ -135,6 +145,23 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2
     ) -> workload_service_pb2.ReportCallsResponse:
         self.reports.extend(request.calls)
         return workload_service_pb2.ReportCallsResponse()
+
+    async def Share(self, requests: Any, context: Any) -> AsyncIterator[quota_service_pb2.ShareResponse]:  # noqa: N802
+        """Gives `shares` to each report, and counts what is used: {(tenant, method, decision): calls}."""
+        async for request in requests:
+            self.left += len(request.left)
+            for report in request.points:
+                if report.begins:
+                    self.held.append(list(report.held))
+                for usage in report.usages:
+                    bucket = usage.bucket.tenant, usage.bucket.method
+                    self.used[*bucket, "allowed"] += usage.allowed
+                    self.used[*bucket, "denied"] += usage.denied
+                    self.used[*bucket, "shadowed"] += usage.shadowed
+            response = quota_service_pb2.ShareResponse(sequence=request.sequence, answers=request.sequence)
+            response.ttl.FromSeconds(30)
+            response.points.add(shares=self.shares)
+            yield response
 
     async def Export(self, request: Any, context: Any) -> trace_service_pb2.ExportTraceServiceResponse:  # noqa: N802
         for resource_spans in request.resource_spans:

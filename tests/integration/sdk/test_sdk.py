@@ -17,7 +17,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy.neutral import Caller
 from meshwarden.v1.node_service_pb2 import ServerLimits
 from meshwarden.v1.report_pb2 import CallStat
-from meshwarden.v1.resources_pb2 import RateLimit
+from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 SHAPES = str(Path(__file__).with_name("shapes.py"))
 UNARY, FAN_OUT, FAN_IN, BOTH = (f"/test.Shapes/{name}" for name in ("Unary", "FanOut", "FanIn", "Both"))
@@ -163,7 +163,8 @@ def test_a_limit_holds_for_its_tenant_alone_and_says_when_to_try_again(mesh: Any
     _, acme = mesh.probe("acme", "web")
     _, globex = mesh.probe("globex", "web")
     limit = RateLimit(tenant="acme", requests=1, per=Duration(seconds=3600), burst=5)
-    serving.tell(ServerLimits(policy="platform/orders", limits=[limit]))
+    spec = RatePolicySpec(scope=RatePolicySpec.POINT, limits=[limit])
+    serving.tell(ServerLimits(policy="platform/orders", spec=spec))
     until(lambda: "RESOURCE_EXHAUSTED" in acme.ask("grpc")["codes"], "limited")
     answer = acme.ask("grpc", count=10)
     assert answer["codes"] == {"RESOURCE_EXHAUSTED": 10}

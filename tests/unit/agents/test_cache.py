@@ -129,7 +129,7 @@ def test_limits_stay_until_they_change(tmp_path: Path) -> None:
     store = ScopeStore(Cache(tmp_path))
     first = update(1, "a")
     first.scopes[0].limits.policy = "acme/limit"
-    first.scopes[0].limits.limits.append(resources.RateLimit(tenant="*", requests=20))
+    first.scopes[0].limits.spec.limits.append(resources.RateLimit(tenant="*", requests=20))
     store.apply(first)
     store.apply(update(2, "b"))
     limits = store.limits("p")

@@ -1,6 +1,7 @@
 """What an agent tells Prometheus: of itself, and of Envoys no more than their own statistics."""
 
 import asyncio
+import random
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshwarden.agents.metrics import AgentMetrics, only_envoys
+from meshwarden.agents.quota.points import Points
 from meshwarden.v1 import workload_service_pb2 as pb
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
@@ -18,7 +20,9 @@ def metrics(admin_socket: Path) -> AgentMetrics:
     workload = status.workloads.add(id="acme/web", tenant="acme", serial="1")
     workload.not_after.FromDatetime(NOW + timedelta(minutes=10))
     status.envoys.add(name="acme/web#1", admin_socket=str(admin_socket), pid=5, restarts=2)
-    return AgentMetrics(lambda: status, lambda: {"acme": 512}, lambda: NOW + timedelta(hours=1), lambda: NOW)
+    points = Points(None, lambda: 12.5, random.Random(1))  # type: ignore[arg-type]
+    points.answered_s = 11.0
+    return AgentMetrics(lambda: status, lambda: {"acme": 512}, lambda: NOW + timedelta(hours=1), points, lambda: NOW)
 
 
 async def test_how_the_agent_does(tmp_path: Path) -> None:
@@ -38,6 +42,8 @@ async def test_how_the_agent_does(tmp_path: Path) -> None:
         ("meshwarden_agent_svid_expiry_seconds", "acme", "acme/web"): 600,
         ("meshwarden_spool_bytes", "acme"): 512,
         ("meshwarden_spool_bytes", ""): 0,
+        ("meshwarden_agent_quota_points",): 0,
+        ("meshwarden_agent_quota_lease_age_seconds",): 1.5,
         ("meshwarden_agent_envoy_up", "acme/web#1"): 1,
         ("meshwarden_agent_envoy_restarts_total", "acme/web#1"): 2,
     }

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from meshwarden.controlplane.api.scrape import Scraped, targets
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
-from meshwarden.controlplane.policy.mesh import Key
+from meshwarden.controlplane.policy.mesh import Key, Mesh
+from meshwarden.controlplane.quota.division import Division
 from meshwarden.v1.admin_service_pb2 import NodeState
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
@@ -61,6 +62,7 @@ def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState) -> Vitals
         "svid": lambda: SimpleNamespace(not_before=NOW, not_after=NOW + timedelta(hours=1)),
         "bundles": lambda: {"mesh.test": SimpleNamespace(roots=[root])},
     }
+    fakes["division"] = Division(None, Mesh("mesh.test"), "a", lambda: 0.0)  # type: ignore[arg-type]
     return Vitals(region="eu", version="1", state_dir=state_dir, audit=audit, clock=lambda: NOW, **fakes)
 
 

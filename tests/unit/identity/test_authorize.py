@@ -6,6 +6,7 @@ from meshwarden.controlplane.identity.authorize import TABLE, Denied, authorize,
 from meshwarden.v1 import (
     admin_service_pb2,
     node_service_pb2,
+    quota_service_pb2,
     region_service_pb2,
     report_pb2,
     resource_service_pb2,
@@ -23,13 +24,23 @@ HEALTH = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.
 
 
 def methods() -> set[str]:
-    files = (admin_service_pb2, node_service_pb2, region_service_pb2, report_pb2, resource_service_pb2)
+    files = (
+        admin_service_pb2,
+        node_service_pb2,
+        quota_service_pb2,
+        region_service_pb2,
+        report_pb2,
+        resource_service_pb2,
+    )
     return {
         f"/{service.full_name}/{method.name}"
         for file in files
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
+
+
+NODE = ("NodeService", "QuotaService", "ReportService")
 
 
 def may(peer: SpiffeId | None) -> set[str]:
@@ -52,7 +63,7 @@ def test_who_may_what() -> None:
     assert may(WHO[Role.WORKLOAD]) == may(WHO[Role.OTHER]) == set()
     region = {"/meshwarden.v1.RegionService/Pull"}
     assert may(WHO[Role.CONTROL_PLANE]) == HEALTH | region
-    node = {method for method in TABLE if "NodeService" in method or "ReportService" in method}
+    node = {method for method in TABLE if any(name in method for name in NODE)}
     assert may(WHO[Role.NODE]) == HEALTH | node
     rest = set(TABLE) - node - region
     assert may(WHO[Role.OPERATOR]) == rest

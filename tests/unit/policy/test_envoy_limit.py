@@ -1,5 +1,6 @@
 """Token buckets that Envoy takes, at exactly the rate asked for and with the SDK's bursts."""
 
+import dataclasses
 from fractions import Fraction
 
 from google.protobuf import json_format
@@ -19,7 +20,8 @@ ORDERS = Name("platform", "orders")
 
 
 def limits_of(requests: int, per_s: int) -> tuple[Mesh, Limits]:
-    spec = {"service": "orders", "limits": [{"tenant": "acme", "requests": requests, "per": f"{per_s}s"}]}
+    limits = [{"tenant": "acme", "requests": requests, "per": f"{per_s}s"}]
+    spec = {"service": "orders", "scope": "POINT", "limits": limits}
     fields = {"kind": "RatePolicy", "metadata": {"tenant": "platform", "name": "r"}, "spec": spec}
     mesh = Mesh("mesh.test")
     message = json_format.ParseDict(fields, resources_pb2.RatePolicy())
@@ -30,7 +32,7 @@ def limits_of(requests: int, per_s: int) -> tuple[Mesh, Limits]:
 @given(st.integers(1, 1_000_000), st.integers(1, 3600))
 def test_a_bucket_fills_at_the_rate_and_no_more_often_than_envoy_takes(requests: int, per_s: int) -> None:
     _, limits = limits_of(requests, per_s)
-    made = bucket(limits.limits[0])
+    made = bucket(limits.limits[0].rate)
     interval_s = Fraction(str(made["fill_interval"]).removesuffix("s"))
     wanted = Fraction(requests, per_s)
     given_rate = Fraction(made["tokens_per_fill"]) / interval_s
@@ -46,10 +48,17 @@ def test_both_data_planes_let_the_same_burst_through(requests: int, per_s: int, 
     mesh, limits = limits_of(requests, per_s)
     limiter = Limiter()
     limiter.update(server_limits(mesh, ORDERS), now_s)
-    burst = bucket(limits.limits[0])["max_tokens"]
+    burst = bucket(limits.limits[0].rate)["max_tokens"]
     assert burst == max(1, int(requests / per_s / 10))
-    assert all(limiter.take("acme", now_s).allowed for _ in range(burst))
-    assert not limiter.take("acme", now_s).allowed
+    assert all(limiter.take("acme", "/a.B/C", now_s).allowed for _ in range(burst))
+    assert not limiter.take("acme", "/a.B/C", now_s).allowed
+
+
+def test_in_shadow_nothing_is_refused() -> None:
+    _, limits = limits_of(20, 1)
+    made = rate_limit(dataclasses.replace(limits, shadow=True))
+    assert made["filter_enforced"]["default_value"]["numerator"] == 0
+    assert made["filter_enabled"]["default_value"]["numerator"] == 100
 
 
 def test_without_limits_the_filter_has_no_bucket() -> None:

@@ -110,7 +110,7 @@ def test_routes_have_shares_and_healthy_endpoints() -> None:
 def test_the_limit_is_told_with_its_place() -> None:
     limits = [{"tenant": "globex", "requests": 1}, {"tenant": "*", "requests": 600, "per": "60s"}]
     answer = asked(ORDERS, made("RatePolicy", "platform", "much", {"service": "orders", "limits": limits}))
-    assert answer.limit == "600 calls in 60 s, 1 at once"
+    assert answer.limit == "600 calls in 60 s, 10 at once"
     assert step(answer, "limit").field == "spec.limits[1]"
     assert asked(ORDERS).limit == ""
 

@@ -1,10 +1,14 @@
 """Resources in, meaning out: visibility, names, access, routes, limits and what a change touches."""
 
+from typing import Any
+
 from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meshwarden.controlplane.policy import access, rate, route, scope
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
-from meshwarden.controlplane.policy.neutral import Caller, Method, Name
+from meshwarden.controlplane.policy.neutral import Caller, Limit, Method, Name, Rate
 from meshwarden.v1 import node_service_pb2, resources_pb2
 
 ORDERS = Name("platform", "orders")
@@ -72,16 +76,47 @@ def test_a_call_that_no_rule_fits_goes_to_every_version() -> None:
 
 
 def test_own_limit_comes_before_the_one_for_all_others() -> None:
-    spec = {
+    spec: dict[str, Any] = {
         "service": "orders",
         "limits": [{"tenant": "*", "requests": 600, "per": "60s"}, {"tenant": "acme", "requests": 20}],
     }
     compiled = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
     acme, other = compiled.find("acme"), compiled.find("globex")
     assert acme is not None
-    assert (acme.requests, acme.per_s, acme.burst) == (20, 1.0, 2)
+    assert acme.rate == Rate(20, 1.0, 20)
     assert other is not None
-    assert (other.tenant, other.burst) == ("*", 1)
+    assert (other.tenant, other.rate.burst) == ("*", 10)
+    spec["scope"] = "POINT"
+    compiled = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    assert [limit.rate.burst for limit in compiled.limits] == [1, 2]
+
+
+def test_a_total_limits_the_tenants_that_nothing_names() -> None:
+    spec = {"service": "orders", "total": {"requests": 7}, "limits": [{"tenant": "acme", "requests": 2, "floor": 1}]}
+    compiled = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    assert compiled.find("globex") == Limit("*", Rate(7, 1.0, 7))
+    assert compiled.find("acme") == Limit("acme", Rate(2, 1.0, 2), floor=1)
+
+
+RATES = st.builds(
+    lambda requests, per_s, burst: {"requests": requests, "per": f"{per_s}s", "burst": burst},
+    st.integers(1, 1_000_000),
+    st.integers(1, 3600),
+    st.integers(0, 99),
+)
+
+
+@given(RATES, RATES, RATES, st.sampled_from(["KEEP_LAST", "FALLBACK", "DENY"]), st.booleans(), st.integers(1, 9))
+def test_a_spec_that_leaves_nothing_out_means_the_same(
+    a: dict[str, Any], b: dict[str, Any], c: dict[str, Any], away: str, shadow: bool, weight: int
+) -> None:
+    limit = {"tenant": "acme", "weight": weight, "methods": [{"method": "/a.B/C", **b}], **a}
+    spec = {"service": "orders", "limits": [limit], "total": c, "whenAway": away, "shadow": shadow}
+    if away == "FALLBACK":
+        spec["fallback"] = b
+    said = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    assert said.policy is not None
+    assert rate.of_spec(ORDERS, said.policy, rate.to_spec(said)) == said
 
 
 def test_a_change_touches_only_the_scopes_that_depend_on_it() -> None:

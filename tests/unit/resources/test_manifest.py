@@ -195,6 +195,78 @@ def test_a_tenant_has_one_limit() -> None:
     assert faults(text) == ["m.yaml:5: spec.limits[2].tenant: a has a limit already"]
 
 
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        ("limits: []", "spec.limits: is required, unless there is a total"),
+        ("limits: [{tenant: a, requests: 0}]", "spec.limits[0].requests: must be greater than or equal to 1"),
+        ("limits: [{tenant: a, requests: -1}]", "spec.limits[0].requests"),
+        ("limits: [{tenant: a, requests: 1.5}]", "spec.limits[0].requests"),
+        ("limits: [{tenant: a, requests: 9, weight: 0}]", "spec.limits[0].weight: must be greater than or equal to 1"),
+        ("limits: [{tenant: a, requests: 9, floor: 10}]", "spec.limits[0].floor: 10 is above the limit of 9"),
+        ("limits: [{tenant: '*', requests: 9, floor: 1}]", "spec.limits[0].floor: each tenant not named would have"),
+        (
+            "{total: {requests: 10}, limits: [{tenant: a, requests: 9, floor: 6}, {tenant: b, requests: 9, floor: 5}]}",
+            "spec.limits[1].floor: with the floors before it 11/s, above the total of 10/s",
+        ),
+        (
+            "{total: {requests: 10, per: 2s}, limits: [{tenant: a, requests: 9, floor: 6}]}",
+            "spec.limits[0].floor: with the floors before it 6/s, above the total of 5/s",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: /x.Y/Z, requests: 10}]}]",
+            "spec.limits[0].methods[0].requests: 10/s are above the tenant's 9/s",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: /x/Z, requests: 1}, {method: /x/Z, requests: 1}]}]",
+            "spec.limits[0].methods[1].method: /x/Z has a limit already",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: /x.Y/Z, requests: 2, floor: 3}]}]",
+            "spec.limits[0].methods[0].floor: 3 is above the limit of 2",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: /x/A, requests: 9, floor: 5}, "
+            "{method: /x/B, requests: 9, floor: 5}]}]",
+            "spec.limits[0].methods[1].floor: with the floors before it 10/s, above the tenant's limit of 9/s",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: Get, requests: 1}]}]",
+            'must be "/package.Service/Method"',
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: /x/*, requests: 1}]}]",
+            'must be "/package.Service/Method"',
+        ),
+        (
+            "{whenAway: FALLBACK, limits: [{tenant: a, requests: 9}]}",
+            "spec.fallback: is required with whenAway FALLBACK",
+        ),
+        ("{fallback: {requests: 1}, limits: [{tenant: a, requests: 9}]}", "spec.fallback: only with whenAway FALLBACK"),
+        ("{scope: POINT, total: {requests: 9}}", "spec.total: only with scope MESH"),
+        ("{scope: POINT, shadow: true, limits: [{tenant: a, requests: 9}]}", "spec.shadow: only with scope MESH"),
+        ("{scope: POINT, limits: [{tenant: a, requests: 9, floor: 1}]}", "spec.limits[0].floor: only with scope MESH"),
+        (
+            "{scope: POINT, limits: [{tenant: a, requests: 9, weight: 2}]}",
+            "spec.limits[0].weight: only with scope MESH",
+        ),
+        (
+            "{scope: POINT, limits: [{tenant: a, requests: 9, methods: [{method: /x/B, requests: 1}]}]}",
+            "spec.limits[0].methods: only with scope MESH",
+        ),
+    ],
+)
+def test_a_rate_policy_that_can_not_hold_is_refused_at_its_field(spec: str, fault: str) -> None:
+    body = spec if spec.startswith("{") else "{" + spec + "}"
+    text = f"kind: RatePolicy\nmetadata: {{tenant: a, name: b}}\nspec: {body.replace('{', '{service: b, ', 1)}\n"
+    (found,) = faults(text)
+    assert fault in found
+
+
+def test_a_total_alone_is_a_rate_policy() -> None:
+    assert parse("kind: RatePolicy\nmetadata: {tenant: a, name: b}\nspec: {service: b, total: {requests: 9}}\n", "m")
+
+
 def test_one_resource_stands_once_in_a_batch() -> None:
     with pytest.raises(ManifestFaults) as refused:
         parse_all([("a.yaml", SERVICE), ("b.yaml", "\n" + SERVICE)])

@@ -23,6 +23,7 @@ from meshwarden.controlplane.policy.explain import explain
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.sdk import peer
@@ -57,6 +58,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         gather: Gather,
         remote: Remote,
         regions: Regions,
+        division: Division,
         audit: AuditLog,
         health: Health,
         clock: Callable[[], datetime],
@@ -64,7 +66,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._trust_domain, self._region, self._version = trust_domain, region, version
         self._authority, self._tokens = authority, tokens
         self._publisher, self._sessions, self._gather = publisher, sessions, gather
-        self._remote, self._regions = remote, regions
+        self._remote, self._regions, self._division = remote, regions, division
         self._audit, self._health, self._clock = audit, health, clock
 
     async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
@@ -167,6 +169,18 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         found.region = self._region
         return found
 
+    async def GetQuotas(self, request: v1.GetQuotasRequest, context: Context) -> v1.GetQuotasResponse:
+        caller, division = _caller(), self._division
+        authorize(caller, "/meshwarden.v1.AdminService/GetQuotas", request.tenant or None)
+        answer = v1.GetQuotasResponse(divides=division.leases is not None)
+        answer.learns = division.leases is not None and division.leases.learns(division.now_s())
+        answer.now.FromDatetime(self._clock())
+        for policy in division.policies():
+            if request.policy in ("", policy):
+                whole = sees(caller, policy.partition("/")[0])
+                answer.quotas.extend(division.states(policy, _asked(caller, request.tenant, whole=whole), whole=whole))
+        return answer
+
     async def RenewSvids(self, request: v1.RenewSvidsRequest, context: Context) -> v1.RenewSvidsResponse:
         caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/RenewSvids", None)
@@ -230,6 +244,11 @@ def _shown(method: str, asked: str) -> Callable[[str], bool]:
     caller = _caller()
     authorize(caller, f"/meshwarden.v1.AdminService/{method}", asked or None)
     return lambda tenant: sees(caller, tenant) and asked in ("", tenant)
+
+
+def _asked(caller: SpiffeId | None, asked: str, *, whole: bool) -> Callable[[str], bool]:
+    """Which calling tenants' buckets to show of a policy, all of which the caller may see or not."""
+    return lambda tenant: (whole or sees(caller, tenant)) and asked in ("", tenant)
 
 
 def _caller() -> SpiffeId | None:

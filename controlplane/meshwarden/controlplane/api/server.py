@@ -17,6 +17,8 @@ from meshwarden.v1 import (
     admin_service_pb2_grpc,
     node_service_pb2,
     node_service_pb2_grpc,
+    quota_service_pb2,
+    quota_service_pb2_grpc,
     region_service_pb2,
     region_service_pb2_grpc,
     report_pb2,
@@ -29,7 +31,7 @@ MESSAGE_BYTES = 4 << 20
 # 5,000 streams opened at once were refused with grpc's defaults (research/perf.md §1).
 PENDING_REQUESTS = 20_000
 READING = frozenset(
-    {"GetStatus", "Explain", "ListCalls", "GetGraph", "SearchTraces", "GetTrace", "Get", "List"},
+    {"GetStatus", "Explain", "ListCalls", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "Get", "List"},
 )
 
 
@@ -39,6 +41,7 @@ class Servicers:
 
     admin: admin_service_pb2_grpc.AdminServiceServicer
     node: node_service_pb2_grpc.NodeServiceServicer
+    quota: quota_service_pb2_grpc.QuotaServiceServicer
     region: region_service_pb2_grpc.RegionServiceServicer
     report: report_pb2_grpc.ReportServiceServicer
     resource: resource_service_pb2_grpc.ResourceServiceServicer
@@ -46,7 +49,14 @@ class Servicers:
 
 def names() -> tuple[str, ...]:
     """The full names of our services."""
-    files = (admin_service_pb2, node_service_pb2, region_service_pb2, report_pb2, resource_service_pb2)
+    files = (
+        admin_service_pb2,
+        node_service_pb2,
+        quota_service_pb2,
+        region_service_pb2,
+        report_pb2,
+        resource_service_pb2,
+    )
     return tuple(service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values())
 
 
@@ -86,6 +96,7 @@ class Api:
         )
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicers.node, self._server)
+        quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(servicers.quota, self._server)
         region_service_pb2_grpc.add_RegionServiceServicer_to_server(servicers.region, self._server)
         report_pb2_grpc.add_ReportServiceServicer_to_server(servicers.report, self._server)
         resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(servicers.resource, self._server)

@@ -13,9 +13,11 @@ from prometheus_client.registry import Collector
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
+from meshwarden.controlplane.api.quota_metrics import of_quotas
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
+from meshwarden.controlplane.quota.division import Division
 from meshwarden.v1.admin_service_pb2 import NodeState
 
 ISSUED: Final = {
@@ -49,6 +51,7 @@ class Vitals(Collector):
         publisher: Publisher,
         sessions: Sessions,
         audit: CountedAuditLog,
+        division: Division,
         svid: Callable[[], X509Svid | None],
         bundles: Callable[[], Mapping[str, Bundle]],
         clock: Callable[[], datetime],
@@ -62,12 +65,14 @@ class Vitals(Collector):
             publisher: knows the resources.
             sessions: knows the nodes.
             audit: knows what was issued and refused.
+            division: knows how limits are divided.
             svid: the control plane's own certificate.
             bundles: the roots.
             clock: the present, aware.
         """
         self._about = {"region": region, "version": version}
         self._state_dir, self._publisher, self._sessions = state_dir, publisher, sessions
+        self._division = division
         self._audit, self._svid, self._bundles, self._clock = audit, svid, bundles, clock
 
     def collect(self) -> Iterable[Metric]:
@@ -80,6 +85,7 @@ class Vitals(Collector):
         yield from _of_nodes(nodes, now)
         yield from self._of_certificates(nodes, now)
         yield from self._of_audit()
+        yield from of_quotas(self._division)
 
     def _of_store(self) -> Iterable[Metric]:
         yield _gauge("meshwarden_store_revision", "The newest revision.", (), [((), self._publisher.revision)])

@@ -66,7 +66,7 @@ spec:
         - service: "*"
       # methods: ["{method}"]
 # ---
-# # How much each tenant may call it, at each enforcement point.
+# # How much each tenant may call it, across the mesh.
 # kind: RatePolicy
 # metadata:
 #   tenant: {tenant}

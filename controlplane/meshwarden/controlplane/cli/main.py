@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": ("explain", "explain", "Say what would become of a call, and why."),
     "graph": ("graph", "graph", "Show who calls whom: rates, errors and latency."),
     "slo": ("slo", "slo", "Make Prometheus rules of service level objectives."),
+    "quota": ("quota", "quota", "Show how limits are divided, and why so."),
     "traces": ("trace", "traces", "Show recent traces."),
     "trace": ("trace", "trace", "Show what became of one call."),
     "status": ("status", "status", "Show nodes, workloads, tenants and warnings."),

@@ -34,6 +34,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/GetGraph": _OPERATORS,
     "/meshwarden.v1.AdminService/SearchTraces": _OPERATORS,
     "/meshwarden.v1.AdminService/GetTrace": _OPERATORS,
+    "/meshwarden.v1.AdminService/GetQuotas": _OPERATORS,
     "/meshwarden.v1.ResourceService/Apply": _OPERATORS,
     "/meshwarden.v1.ResourceService/Get": _OPERATORS,
     "/meshwarden.v1.ResourceService/List": _OPERATORS,
@@ -43,6 +44,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.NodeService/Renew": _NODE,
     "/meshwarden.v1.NodeService/Sync": _NODE,
     "/meshwarden.v1.NodeService/SignWorkload": _NODE,
+    "/meshwarden.v1.QuotaService/Share": _NODE,
     "/meshwarden.v1.ReportService/Export": _NODE,
     "/meshwarden.v1.RegionService/Pull": _REGION,
     "/grpc.health.v1.Health/Check": _HEALTH,
@@ -53,7 +55,8 @@ TABLE: dict[str, frozenset[Role | None]] = {
 }
 # Of these a tenant's operator need not name a tenant: the answer shows no other.
 FILTERED = frozenset(
-    f"/meshwarden.v1.AdminService/{method}" for method in ("GetStatus", "GetGraph", "SearchTraces", "GetTrace")
+    f"/meshwarden.v1.AdminService/{method}"
+    for method in ("GetStatus", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas")
 )
 _TITLES = {
     None: "a caller without a certificate",

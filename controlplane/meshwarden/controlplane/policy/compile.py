@@ -13,7 +13,7 @@ from meshwarden.controlplane.policy.envoy.dialect import Envoy
 from meshwarden.controlplane.policy.grpc.dialect import Grpc
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
-from meshwarden.v1 import node_service_pb2, resources_pb2
+from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
 
 
@@ -23,7 +23,7 @@ class ScopeContent:
 
     Attributes:
         resources: of distinct type and name.
-        limits: what the SDK's servers of the scope enforce; None for a scope of no such servers.
+        limits: what servers of the scope enforce; None for a scope of no servers.
     """
 
     resources: tuple[Resource, ...]
@@ -107,13 +107,11 @@ def compile_scope(
 
 
 def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
-    """The limits of a service, for the SDK's servers."""
+    """The limits of a service, for the SDK's servers and for who speaks for an Envoy."""
     said = rate.limits(mesh, service)
     answer = node_service_pb2.ServerLimits(policy=str(said.policy or ""))
-    for limit in said.limits:
-        item = resources_pb2.RateLimit(tenant=limit.tenant, requests=limit.requests, burst=limit.burst)
-        item.per.FromNanoseconds(round(limit.per_s * 1e9))
-        answer.limits.append(item)
+    if said.policy is not None:
+        answer.spec.CopyFrom(rate.to_spec(said))
     return answer
 
 
@@ -126,9 +124,7 @@ def _client(mesh: Mesh, rest: str, _: object, __: object, parts: Parts) -> Scope
 def _server(mesh: Mesh, rest: str, *_: object) -> ScopeContent:
     tenant, name, dialect = rest.split("/")
     service = Name(tenant, name)
-    return ScopeContent(
-        DIALECTS[dialect].server(mesh, service), server_limits(mesh, service) if dialect == "grpc" else None
-    )
+    return ScopeContent(DIALECTS[dialect].server(mesh, service), server_limits(mesh, service))
 
 
 def _listener(mesh: Mesh, rest: str, ref: node_service_pb2.DataPlaneRef | None, entry: Any, _: object) -> ScopeContent:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Limit, Name
+from meshwarden.controlplane.policy.neutral import Name, Rate
 from meshwarden.v1 import admin_service_pb2, resources_pb2
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -146,18 +146,24 @@ def _limit(call: _Call) -> None:
     said = rate.limits(call.mesh, call.callee)
     tenant = call.caller.tenant
     limit = said.find(tenant)
+    title = f"RatePolicy {said.policy}" if said.policy else ""
     if limit is None:
-        call.step("limit", True, f"tenant {tenant} is not limited", f"RatePolicy {said.policy}" if said.policy else "")
+        call.step("limit", True, f"tenant {tenant} is not limited", title)
         return
-    call.answer.limit = _rate(limit)
-    shared = "one bucket for the tenant" if limit.tenant == tenant else "a bucket of its own, as every tenant not named"
-    call.step(
-        "limit",
-        True,
-        f"{_rate(limit)} at each enforcement point: {shared}",
-        f"RatePolicy {said.policy}",
-        f"spec.limits[{said.limits.index(limit)}]",
-    )
+    call.answer.limit = _rate(limit.rate)
+    where = "across the mesh" if said.mesh else "at each enforcement point"
+    shared = "one limit for the tenant" if limit.tenant == tenant else "a limit of its own, as every tenant not named"
+    text = f"{_rate(limit.rate)} {where}: {shared}"
+    if said.total is not None:
+        text += f"; of all callers together {_rate(said.total)}"
+    place = f"spec.limits[{said.limits.index(limit)}]"
+    part = next((part for part in limit.methods if part.method == call.path), None)
+    if part is not None:
+        text += f"; of this method {_rate(part.rate)}"
+        place += f".methods[{limit.methods.index(part)}]"
+    elif limit.tenant == "*" and said.total is not None and limit.rate == said.total:
+        place = "spec.total"
+    call.step("limit", True, text + ("; in shadow: nothing is refused" if said.shadow else ""), title, place)
 
 
 def _endpoints(call: _Call) -> None:
@@ -176,7 +182,7 @@ def _healthy(call: _Call, version: str) -> int:
     return sum(takes_calls(item.spec) for item in found if not version or item.spec.version == version)
 
 
-def _rate(limit: Limit) -> str:
+def _rate(limit: Rate) -> str:
     per = "1 s" if limit.per_s == 1 else f"{limit.per_s:g} s"
     return f"{limit.requests} calls in {per}, {limit.burst} at once"
 

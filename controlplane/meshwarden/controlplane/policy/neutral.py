@@ -141,22 +141,66 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Limit:
-    """A token bucket for one tenant's calls; tenant "*" gives every other tenant one of its own."""
+class Rate:
+    """So many calls in so many seconds, and how many at once."""
 
-    tenant: str
     requests: int
     per_s: float
     burst: int
 
 
 @dataclass(frozen=True)
+class MethodLimit:
+    """A limit on a part of a tenant's calls; `floor` in calls each `rate.per_s`."""
+
+    method: str
+    rate: Rate
+    floor: int = 0
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much one tenant may call; tenant "*" gives every other tenant as much, each for itself.
+
+    Attributes:
+        tenant: the calling tenant.
+        rate: at most so much.
+        floor: so many calls each `rate.per_s` whenever they are wanted.
+        weight: relative to other tenants when the total is short.
+        methods: limits on parts of it.
+    """
+
+    tenant: str
+    rate: Rate
+    floor: int = 0
+    weight: int = 1
+    methods: tuple[MethodLimit, ...] = ()
+
+
+@dataclass(frozen=True)
 class Limits:
-    """How much each tenant may call a service; a tenant without a limit is not limited."""
+    """How much each tenant may call a service; a tenant without a limit is not limited.
+
+    Attributes:
+        service: the service that is called.
+        limits: of tenants.
+        policy: where that stands.
+        mesh: whether enforcement points share the limits; otherwise each has them by itself.
+        total: of all callers together; then each tenant has a limit.
+        away: what becomes of calls while nobody divides the limits.
+        fallback: each tenant's at each point meanwhile, if `away` is "fallback".
+        shadow: whether nothing is refused.
+    """
 
     service: Name
     limits: tuple[Limit, ...] = ()
     policy: Name | None = None
+    mesh: bool = False
+    total: Rate | None = None
+    away: Literal["keep", "fallback", "deny"] = "keep"
+    fallback: Rate | None = None
+    shadow: bool = False
 
     def find(self, tenant: str) -> Limit | None:
         """The limit on a tenant: its own before the one for all others."""

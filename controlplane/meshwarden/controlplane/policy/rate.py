@@ -1,19 +1,78 @@
-"""RatePolicy to neutral form, with the defaults of `per` and `burst` filled in."""
+"""RatePolicy to neutral form, with all defaults filled in."""
 
-from typing import Any
+from typing import Any, Final, Literal
 
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Limit, Limits, Name
+from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Name, Rate
+from meshwarden.v1.resources_pb2 import RatePolicySpec
+
+# How many seconds' calls may come at once, where a policy doesn't say.
+MESH_BURST_S: Final = 1.0
+POINT_BURST_S: Final = 0.1
+_AWAY: Final[dict["RatePolicySpec.WhenAway.ValueType", Literal["keep", "fallback", "deny"]]] = {
+    RatePolicySpec.KEEP_LAST: "keep",
+    RatePolicySpec.FALLBACK: "fallback",
+    RatePolicySpec.DENY: "deny",
+}
 
 
 def limits(mesh: Mesh, service: Name) -> Limits:
     """How much each tenant may call a service. Of two policies, which validation refuses, the first by name counts."""
     for key, policy in mesh.of_service("RatePolicy", service).items():
-        return Limits(service, tuple(_limit(item) for item in policy.spec.limits), Name(key.tenant, key.name))
+        return of_spec(service, Name(key.tenant, key.name), policy.spec)
     return Limits(service)
 
 
+def of_spec(service: Name, policy: Name, spec: Any) -> Limits:
+    """What a policy says."""
+    if spec.scope == RatePolicySpec.POINT:
+        found = tuple(Limit(item.tenant, _rate(item, POINT_BURST_S)) for item in spec.limits)
+        return Limits(service, found, policy)
+    found = tuple(_limit(item) for item in spec.limits)
+    total = _rate(spec.total, MESH_BURST_S) if spec.HasField("total") else None
+    if total is not None and all(limit.tenant != "*" for limit in found):
+        found += (Limit("*", total),)
+    return Limits(
+        service,
+        found,
+        policy,
+        mesh=True,
+        total=total,
+        away=_AWAY.get(spec.when_away, "keep"),
+        fallback=_rate(spec.fallback, MESH_BURST_S) if spec.HasField("fallback") else None,
+        shadow=spec.shadow,
+    )
+
+
+def to_spec(said: Limits) -> RatePolicySpec:
+    """The same as a policy that leaves nothing out."""
+    spec = RatePolicySpec(service=said.service.name, shadow=said.shadow)
+    spec.scope = RatePolicySpec.MESH if said.mesh else RatePolicySpec.POINT
+    if said.mesh:
+        spec.when_away = next(number for number, away in _AWAY.items() if away == said.away)
+    for name, rate in (("total", said.total), ("fallback", said.fallback)):
+        if rate is not None:
+            _fill(getattr(spec, name), rate)
+    for limit in said.limits:
+        item = spec.limits.add(tenant=limit.tenant, floor=limit.floor, weight=limit.weight)
+        _fill(item, limit.rate)
+        for part in limit.methods:
+            _fill(item.methods.add(method=part.method, floor=part.floor, weight=part.weight), part.rate)
+    return spec
+
+
+def _fill(item: Any, rate: Rate) -> None:
+    item.requests, item.burst = rate.requests, rate.burst
+    item.per.FromNanoseconds(round(rate.per_s * 1e9))
+
+
 def _limit(item: Any) -> Limit:
+    methods = tuple(
+        MethodLimit(part.method, _rate(part, MESH_BURST_S), part.floor, part.weight or 1) for part in item.methods
+    )
+    return Limit(item.tenant, _rate(item, MESH_BURST_S), item.floor, item.weight or 1, methods)
+
+
+def _rate(item: Any, burst_s: float) -> Rate:
     per_s = (item.per.seconds + item.per.nanos / 1e9) or 1.0
-    tenth_of_a_second = int(item.requests / per_s / 10)
-    return Limit(item.tenant, item.requests, per_s, item.burst or max(1, tenth_of_a_second))
+    return Rate(item.requests, per_s, item.burst or max(1, int(item.requests / per_s * burst_s)))

@@ -6,7 +6,6 @@ anew as the class of a pool of our own, and protovalidate holds it against that.
 
 import functools
 import importlib.resources
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
+from meshwarden.controlplane.resources.rate import rate_faults
 from meshwarden.v1.resources_pb2 import (
     Endpoint,
     RatePolicy,
@@ -39,6 +39,7 @@ PATTERNS = {
     "^([A-Z]+ )?/[^*\\s]*\\*?$": 'must be "/package.Service/Method", "/path" or "GET /path"; only its end may be "*"',
     "^([0-9a-f]{64})?$": "must be 64 lower-case hexadecimal digits",
     "^(/.*)?$": 'must start with "/"',
+    "^/[^*\\s]+$": 'must be "/package.Service/Method"',
 }
 
 
@@ -168,7 +169,7 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
     if isinstance(resource, RoutePolicy):
         yield from _route_faults(resource)
     elif isinstance(resource, RatePolicy):
-        yield from _rate_faults(resource)
+        yield from (FieldFault(*fault) for fault in rate_faults(resource.spec))
     elif isinstance(resource, WorkloadEntry):
         if resource.spec.inbound_port and resource.spec.data_plane != resource.spec.ENVOY:
             yield FieldFault("spec.inboundPort", "only an entry with dataPlane ENVOY has one")
@@ -188,11 +189,3 @@ def _route_faults(policy: RoutePolicy) -> Iterator[FieldFault]:
             if part.version in seen:
                 yield FieldFault(f"{path}[{place}].version", f"{part.version} has a share already")
             seen.add(part.version)
-
-
-def _rate_faults(policy: RatePolicy) -> Iterator[FieldFault]:
-    named = Counter[str]()
-    for number, limit in enumerate(policy.spec.limits):
-        if named[limit.tenant]:
-            yield FieldFault(f"spec.limits[{number}].tenant", f"{limit.tenant} has a limit already")
-        named[limit.tenant] += 1

@@ -35,6 +35,7 @@ kind: RatePolicy
 metadata: {{tenant: platform, name: {service}}}
 spec:
   service: {service}
+  scope: POINT
   limits:
   - {{tenant: acme, requests: {requests}}}
 """

@@ -21,10 +21,12 @@ class Envoy:
 
     def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
         """Routes to the program, who may call, and how much."""
+        limits = rate.limits(mesh, service)
         return (
             inbound.routes(service),
             inbound.access(access.access(mesh, service), mesh.trust_domain),
-            inbound.limit(rate.limits(mesh, service)),
+            inbound.limit(limits),
+            inbound.quota(limits),
         )
 
     def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:

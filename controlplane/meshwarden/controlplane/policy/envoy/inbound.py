@@ -22,6 +22,12 @@ from meshwarden.controlplane.policy.envoy.part import (
     tls,
     uri,
 )
+from meshwarden.controlplane.policy.envoy.quota import (
+    HEADER_MUTATION,
+    RATE_LIMIT_QUOTA,
+    rate_limit_quota,
+    tenant_filter,
+)
 from meshwarden.controlplane.policy.neutral import Access, Limits, Name
 from meshwarden.v1 import resources_pb2
 from meshwarden.xds import api
@@ -45,6 +51,8 @@ def listener(address: str, service: Name, trust_domain: str) -> Resource:
             _who(trust_domain),
             _discovered(f"access/{service}", RBAC),
             _discovered(f"limit/{service}", LOCAL_RATE_LIMIT),
+            tenant_filter(),
+            _discovered(f"quota/{service}", RATE_LIMIT_QUOTA, HEADER_MUTATION),
             ROUTER,
         ],
         # What the caller says of itself is thrown away; the program gets the certificate's word.
@@ -110,14 +118,19 @@ def limit(said: Limits) -> Resource:
     return _extension(f"limit/{said.service}", rate_limit(said))
 
 
+def quota(said: Limits) -> Resource:
+    """Which calls count against limits that hold across the mesh, as an extension configuration."""
+    return _extension(f"quota/{said.service}", rate_limit_quota(said))
+
+
 def _extension(name: str, config: dict[str, Any]) -> Resource:
     fields = {"name": name, "typed_config": config}
     return resource(api.build("envoy.config.core.v3.TypedExtensionConfig", fields), name)
 
 
-def _discovered(name: str, kind: str) -> dict[str, Any]:
+def _discovered(name: str, *kinds: str) -> dict[str, Any]:
     # No default: a listener without its permissions doesn't open, and one that lost them answers 500.
-    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": [kind]}}
+    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": list(kinds)}}
 
 
 def _who(trust_domain: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 from fractions import Fraction
 from typing import Any, Final
 
-from meshwarden.controlplane.policy.neutral import Limit, Limits
+from meshwarden.controlplane.policy.neutral import Limit, Limits, Rate
 
 LOCAL_RATE_LIMIT: Final = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 NAMESPACE: Final = "mesh"
@@ -18,6 +18,7 @@ MAX_TENANTS: Final = 16_384
 _SHORTEST_FILL_S: Final = Fraction(1, 20)  # Envoy refuses less
 _UNLIMITED: Final = 2**32 - 1
 _ALWAYS: Final = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+_NEVER: Final = {"default_value": {"numerator": 0, "denominator": "HUNDRED"}}
 
 
 def rate_limit(limits: Limits) -> dict[str, Any]:
@@ -33,24 +34,27 @@ def rate_limit(limits: Limits) -> dict[str, Any]:
         "@type": LOCAL_RATE_LIMIT,
         "stat_prefix": "limit",
         "filter_enabled": _ALWAYS,
-        "filter_enforced": _ALWAYS,
+        "filter_enforced": _NEVER if limits.shadow else _ALWAYS,
         # For tenants that no limit names.
         "token_bucket": {"max_tokens": _UNLIMITED, "tokens_per_fill": _UNLIMITED, "fill_interval": "1s"},
         "rate_limits": [{"actions": [{"metadata": tenant}]}],
         "descriptors": [_descriptor(limit) for limit in limits.limits],
         "max_dynamic_descriptors": MAX_TENANTS,
         "rate_limited_as_resource_exhausted": True,
-        "response_headers_to_add": [
-            {"header": {"key": "retry-after", "value": "1"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
-            {
-                "header": {"key": "x-meshwarden-policy", "value": f"RatePolicy {limits.policy}"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            },
-        ],
+        "response_headers_to_add": refusal_headers(limits),
     }
 
 
-def bucket(limit: Limit) -> dict[str, Any]:
+def refusal_headers(limits: Limits) -> list[dict[str, Any]]:
+    """What a refused caller is told beside the status."""
+    headers = {"retry-after": "1", "x-meshwarden-policy": f"RatePolicy {limits.policy}"}
+    return [
+        {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+        for key, value in headers.items()
+    ]
+
+
+def bucket(limit: Rate) -> dict[str, Any]:
     """The token bucket: as few tokens at a time as Envoy's shortest interval lets, at exactly the rate asked for."""
     per_token_s = Fraction(limit.per_s).limit_denominator(10**9) / limit.requests
     tokens = max(1, math.ceil(_SHORTEST_FILL_S / per_token_s))
@@ -64,4 +68,4 @@ def bucket(limit: Limit) -> dict[str, Any]:
 
 def _descriptor(limit: Limit) -> dict[str, Any]:
     entry = {"key": "tenant"} if limit.tenant == "*" else {"key": "tenant", "value": limit.tenant}
-    return {"entries": [entry], "token_bucket": bucket(limit)}
+    return {"entries": [entry], "token_bucket": bucket(limit.rate)}

@@ -1,0 +1,187 @@
+"""One enforcement point as its agent knows it: what it has used, what it may use, and what it has yet to be told.
+
+Between a point and the control plane stand two streams, either of which may begin anew by itself. So the numbers of
+messages are each stream's own, and an acknowledgement goes up only if the word that it is for came on the stream that
+is open now.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
+
+from google.protobuf.duration_pb2 import Duration
+
+from meshwarden.v1 import quota_service_pb2 as pb
+
+MAX_COUNT: Final = 1_000_000_000
+MAX_BUCKETS: Final = 16_384
+MAX_BYTES: Final = 1 << 20
+"""Of all the buckets in a report of one point; more of them are not told, so that no point's report is in the way."""
+MAX_UNACKNOWLEDGED: Final = 256
+_AROUND_BYTES: Final = 64  # what a message puts around a bucket's name
+_MAX_NAMES: Final = {"policy": 127, "tenant": 63, "method": 512}
+
+
+class Key(NamedTuple):
+    """The name of a bucket."""
+
+    policy: str
+    tenant: str
+    method: str
+
+    @classmethod
+    def of(cls, bucket: pb.Bucket) -> "Key":
+        """The name in a message."""
+        return cls(bucket.policy, bucket.tenant, bucket.method)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in a message, about."""
+        return _AROUND_BYTES + sum(len(part.encode()) for part in self)
+
+    def to_proto(self) -> pb.Bucket:
+        """The name as a message has it."""
+        return pb.Bucket(policy=self.policy, tenant=self.tenant, method=self.method)
+
+
+class Amount(NamedTuple):
+    """Calls a second, and how many at once."""
+
+    rate: float
+    burst: float
+
+    @classmethod
+    def of(cls, share: pb.Share) -> "Amount":
+        """What a share says; what is no number, or below 0, is 0."""
+        # Every comparison with what is no number is false.
+        numbers = (share.rate, share.burst)
+        return cls(*(number if 0 < number < MAX_COUNT else MAX_COUNT if number > 0 else 0.0 for number in numbers))
+
+
+class Point:
+    """One enforcement point. Used on the event loop's thread alone."""
+
+    def __init__(self, name: str, policy: Callable[[], str]) -> None:
+        """`name` is unique on the node; `policy` says whose buckets it may speak of at present."""
+        self.name, self._policy = name, policy
+        self.foreign = 0
+        """Buckets in its reports that are none of its own, or whose names are none."""
+        self._is_told = self._is_known = False
+        self.news = False
+        """Whether it has reported since it was last told of."""
+        self._usages: dict[Key, list[int]] = {}
+        self._held: dict[Key, Amount] = {}
+        self._granted: dict[Key, Amount] = {}
+        self._out: dict[Key, Amount] = {}
+        self._reported, self._size_bytes = 0, 0
+        self._answers, self._ttl = 0, Duration()
+        self._sent = 0
+        self._source: tuple[int, int] = (0, 0)
+        # (number of our message, stream to the control plane, number of its message)
+        self._unacknowledged: deque[tuple[int, int, int]] = deque(maxlen=MAX_UNACKNOWLEDGED)
+        self._acknowledged: tuple[int, int] = (0, 0)
+        self._wake = asyncio.Event()
+
+    def begin(self) -> None:
+        """A stream to the control plane begins: all that may be used is to be told anew."""
+        self._is_told = self._is_known = False
+
+    def take(self, sequence: int, report: pb.PointReport) -> bool:
+        """Takes a report; whether it should go up soon: a call was refused, a bucket is new, or a share is obeyed."""
+        self.news, self._reported = True, sequence
+        presses = self._acknowledge(report.acknowledged)
+        for share in report.held[:MAX_BUCKETS]:
+            if (key := self._own(share.bucket)) is not None and self._has_room(key, self._held):
+                self._held[key] = self._granted[key] = Amount.of(share)
+        for usage in report.usages[:MAX_BUCKETS]:
+            key = self._own(usage.bucket)
+            if key is None or not self._has_room(key, self._usages):
+                continue
+            presses = presses or usage.denied > 0 or key not in self._granted
+            known = self._usages.setdefault(key, [0, 0, 0])
+            for number, count in enumerate((usage.allowed, usage.denied, usage.shadowed)):
+                known[number] = min(known[number] + count, MAX_COUNT)
+        return presses
+
+    def report(self, stream: int) -> tuple[int, pb.PointReport]:
+        """The number of its last report, and all that the control plane is to be told on that stream."""
+        number = self._acknowledged[1] if self._acknowledged[0] == stream else 0
+        report = pb.PointReport(point=self.name, acknowledged=number, begins=not self._is_told)
+        for key, (allowed, denied, shadowed) in self._usages.items():
+            report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied, shadowed=shadowed)
+        if not self._is_told:
+            for key, amount in self._held.items():
+                report.held.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)
+        self._usages, self.news, self._is_told = {}, False, True
+        return self._reported, report
+
+    def grant(self, stream: int, sequence: int, shares: Iterable[pb.Share]) -> None:
+        """Hands shares down, that came in such a message of such a stream.
+
+        Those from before the control plane has heard what the point holds are let go: it counts on that since.
+        """
+        if not self._is_known:
+            return
+        self._source = (stream, sequence)
+        for share in shares:
+            key, amount = Key.of(share.bucket), Amount.of(share)
+            self._out[key] = self._granted[key] = amount
+            held = self._held.get(key, amount)
+            # Until it has obeyed it may use what it had.
+            self._held[key] = Amount(max(held.rate, amount.rate), max(held.burst, amount.burst))
+        self._wake.set()
+
+    def prolong(self, answers: int, ttl: Duration) -> None:
+        """Its leases hold for `ttl` from the sending of that report of its, which the control plane has heard."""
+        self._is_known = True
+        self._answers, self._ttl = answers, ttl
+        self._wake.set()
+
+    async def next(self) -> pb.ShareResponse:
+        """Waits until there is something to tell it, and returns that."""
+        await self._wake.wait()
+        self._wake.clear()
+        self._sent += 1
+        self._unacknowledged.append((self._sent, *self._source))
+        response = pb.ShareResponse(sequence=self._sent, answers=self._answers, ttl=self._ttl)
+        if self._out:
+            shares = response.points.add(point=self.name).shares
+            for key, amount in self._out.items():
+                shares.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)
+        self._out, self._answers = {}, 0
+        return response
+
+    def held(self) -> dict[Key, Amount]:
+        """What it may use now, at most."""
+        return dict(self._held)
+
+    def _acknowledge(self, number: int) -> bool:
+        """Takes its acknowledgement; whether it is news to the control plane."""
+        before = self._acknowledged
+        while self._unacknowledged and self._unacknowledged[0][0] <= number:
+            _, *source = self._unacknowledged.popleft()
+            self._acknowledged = (source[0], source[1])
+        if not self._unacknowledged and not self._out and number:
+            self._held = {key: amount for key, amount in self._granted.items() if amount.rate > 0}
+            self._granted = dict(self._held)
+        return self._acknowledged != before
+
+    def _has_room(self, key: Key, told: Mapping[Key, object]) -> bool:
+        """Whether one more bucket can be told; one that can't is counted as none of its own."""
+        if key in told or (len(told) + 1) * self._largest(key) <= MAX_BYTES:
+            return True
+        self.foreign += 1
+        return False
+
+    def _largest(self, key: Key) -> int:
+        self._size_bytes = max(self._size_bytes, key.size_bytes)
+        return self._size_bytes
+
+    def _own(self, bucket: pb.Bucket) -> Key | None:
+        if bucket.policy != self._policy() or any(
+            len(getattr(bucket, name)) > most for name, most in _MAX_NAMES.items()
+        ):
+            self.foreign += 1
+            return None
+        return Key.of(bucket)

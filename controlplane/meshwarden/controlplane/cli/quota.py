@@ -1,0 +1,117 @@
+"""`meshwarden quota`: how limits that hold across the mesh are divided at this moment."""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterable
+
+import click
+
+from meshwarden.controlplane.cli import client, render
+from meshwarden.v1.admin_service_pb2 import GetQuotasRequest, GetQuotasResponse, QuotaState
+
+_COLUMNS = (
+    "POLICY",
+    "TENANT",
+    "METHOD",
+    "LIMIT/S",
+    "WANTED/S",
+    "SHARE/S",
+    "ALLOWED/S",
+    "LIMITED/S",
+    "SHADOW/S",
+    "POINTS",
+)
+
+
+@click.group()
+def quota() -> None:
+    """Show how limits that hold across the mesh are divided, and why so."""
+
+
+@quota.command()
+@click.option("--tenant", default="", help="Only this calling tenant.")
+@click.option("--policy", default="", help="Only this policy, TENANT/NAME.")
+@click.option("--every", "every_s", type=click.FloatRange(0.5, 60), default=1.0, show_default=True, help="Seconds.")
+@click.option("--once", is_flag=True, help="Show it once; so it is where the output is no terminal.")
+@render.output_option
+def top(tenant: str, policy: str, every_s: float, once: bool, output: str) -> None:
+    """Show each bucket's limit, what is wanted of it, its share and its calls, until Ctrl-C."""
+    request = GetQuotasRequest(tenant=tenant, policy=policy)
+    with client.connect_current() as mesh:
+        first = mesh.admin.GetQuotas(request, timeout=client.TIMEOUT_S)
+        if output != "table":
+            render.data(render.as_dict(first), output)
+            return
+        _say_how_it_stands(first)
+        for before, now in itertools.pairwise(_answers(mesh, request, first, every_s)):
+            if sys.stdout.isatty() and not once:
+                click.clear()
+            render.table(_COLUMNS, rows(before, now))
+            if once or not sys.stdout.isatty():
+                return
+
+
+@quota.command()
+@click.argument("tenant")
+@click.option("--policy", default="", help="Only this policy, TENANT/NAME.")
+@render.output_option
+def explain(tenant: str, policy: str, output: str) -> None:
+    """Say what TENANT has of each limit, why so, and at which enforcement points."""
+    with client.connect_current() as mesh:
+        answer = mesh.admin.GetQuotas(GetQuotasRequest(tenant=tenant, policy=policy), timeout=client.TIMEOUT_S)
+    if output != "table":
+        render.data(render.as_dict(answer), output)
+        return
+    _say_how_it_stands(answer)
+    if not answer.quotas:
+        click.echo(f"tenant {render.plain(tenant)} uses no limit that holds across the mesh", err=True)
+    for state in answer.quotas:
+        what = f" at {state.bucket.method}" if state.bucket.method else ""
+        click.echo(f"RatePolicy {render.plain(state.bucket.policy)}{render.plain(what)}: {state.share:.1f}/s")
+        click.echo(f"  {state.reason}")
+        for point in state.points:
+            name = render.plain(f"{point.node} {point.point}")
+            click.echo(f"  {name}: {point.share:.1f}/s of {point.demand:.1f}/s wanted there")
+
+
+def rows(before: GetQuotasResponse, now: GetQuotasResponse) -> list[tuple[object, ...]]:
+    """The table's rows; what was called is taken between two answers."""
+    known = {_key(state): state for state in before.quotas}
+    passed_s = max(1e-3, (now.now.ToNanoseconds() - before.now.ToNanoseconds()) / 1e9)
+    return [_row(state, known.get(_key(state), QuotaState()), passed_s) for state in now.quotas]
+
+
+def _answers(
+    mesh: client.Client, request: GetQuotasRequest, first: GetQuotasResponse, every_s: float
+) -> Iterable[GetQuotasResponse]:
+    yield first
+    while True:
+        time.sleep(every_s)
+        yield mesh.admin.GetQuotas(request, timeout=client.TIMEOUT_S)
+
+
+def _row(state: QuotaState, before: QuotaState, passed_s: float) -> tuple[object, ...]:
+    calls = (
+        # Less than before: the control plane has started again.
+        f"{max(0, count - was) / passed_s:.1f}"
+        for count, was in (
+            (state.allowed, before.allowed),
+            (state.denied, before.denied),
+            (state.shadowed, before.shadowed),
+        )
+    )
+    rates = (f"{rate:.1f}" for rate in (state.limit, state.demand, state.share))
+    bucket = state.bucket
+    return bucket.policy, bucket.tenant, bucket.method or "-", *rates, *calls, len(state.points)
+
+
+def _key(state: QuotaState) -> tuple[str, str, str]:
+    return state.bucket.policy, state.bucket.tenant, state.bucket.method
+
+
+def _say_how_it_stands(answer: GetQuotasResponse) -> None:
+    if not answer.divides:
+        click.echo("this control plane divides no limits: no RatePolicy holds across the mesh", err=True)
+    elif answer.learns:
+        click.echo("it has just begun, and learns what was given before: nothing more is given yet", err=True)

@@ -1,0 +1,229 @@
+"""Divides the limits of the mesh among those who ask: one process at a time, by a lease of the store.
+
+While it holds the lease it takes what nodes report, divides anew twice a second and at once when somebody goes short,
+and says what changes. Whoever takes the lease next knows nothing and so gives nothing for one term (`Leases`); nodes of
+a process that has lost it are sent away, and find the holder.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Final
+
+import anyio
+import structlog
+
+from meshwarden.controlplane.policy import rate
+from meshwarden.controlplane.policy.mesh import Impact, Mesh
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.quota.leases import Leases
+from meshwarden.controlplane.quota.node import NodeStream
+from meshwarden.controlplane.quota.policy import share_to_proto, tree_of
+from meshwarden.controlplane.quota.tree import Level
+from meshwarden.controlplane.quota.usage import Usages
+from meshwarden.controlplane.quota.view import states
+from meshwarden.controlplane.store import port
+from meshwarden.v1 import quota_service_pb2 as pb
+from meshwarden.v1.admin_service_pb2 import QuotaState
+
+LEASE: Final = "quota-allocator"
+LEASE_TTL_S: Final = 9.0
+EVERY_S: Final = 0.5
+LEAST_S: Final = 0.1
+_RETRY_S: Final = 1.0
+
+log = structlog.get_logger()
+
+
+class NotAllocator(Exception):
+    """This process does not divide limits at present."""
+
+
+class Division:
+    """The limits, as far as this process divides them. Used on the event loop's thread alone."""
+
+    def __init__(self, store: port.Store, mesh: Mesh, owner: str, now_s: Callable[[], float]) -> None:
+        """Does nothing until `run`.
+
+        Args:
+            store: whose lease says who divides.
+            mesh: the resources; `touch` says what of them has changed.
+            owner: this process's name, the same when it starts again.
+            now_s: the clock of the store's leases, `time.monotonic`.
+        """
+        self._store, self.mesh, self._owner, self._now_s = store, mesh, owner, now_s
+        self.leases: Leases | None = None
+        """All leases; None while another process divides."""
+        self._usages, self._ignored = Usages(), Counter[str]()
+        self._trees: dict[Name, tuple[str, Level]] = {}
+        self._streams: dict[str, NodeStream] = {}
+        self._work, self._wanted = asyncio.Event(), asyncio.Event()
+
+    async def run(self) -> None:
+        """Divides, whenever it holds the lease, until it is cancelled."""
+        while True:
+            await self._wanted.wait()
+            try:
+                lease = await self._store.acquire(LEASE, self._owner, LEASE_TTL_S)
+                await self._divide_while(lease)
+            except port.LeaseHeld as held:
+                log.debug("quota.standby", reason=str(held))
+            except port.StoreError as error:
+                log.warning("quota.no_lease", reason=str(error))
+            await asyncio.sleep(_RETRY_S)
+
+    def touch(self, impact: Impact) -> None:
+        """Takes note of changed policies."""
+        for service in impact.servers:
+            if tree_of(rate.limits(self.mesh, service)) is not None:
+                self._wanted.set()  # a mesh without such policies has nobody who divides
+            self._arrange(service)
+
+    @property
+    def usages(self) -> Usages:
+        """What was used, of each bucket."""
+        return self._usages
+
+    def is_tenant(self, tenant: str) -> bool:
+        """Whether there is such a tenant."""
+        return self.mesh.find("Tenant", tenant, tenant) is not None
+
+    def tree(self, policy: str) -> Level | None:
+        """The tree of a policy that is divided here."""
+        tenant, _, name = policy.partition("/")
+        resource = self.mesh.find("RatePolicy", tenant, name)
+        known = self._trees.get(Name(tenant, resource.spec.service)) if resource is not None else None
+        return known[1] if known is not None and known[0] == policy else None
+
+    def hosts(self, node: str, policy: str) -> bool:
+        """Whether a node may speak of a policy's buckets: it runs the policy's service."""
+        tenant, _, name = policy.partition("/")
+        resource = self.mesh.find("RatePolicy", tenant, name)
+        return resource is not None and self.mesh.owns(node, tenant, resource.spec.service)
+
+    def policies(self) -> Iterable[str]:
+        """The policies that are divided."""
+        return sorted(policy for policy, _ in self._trees.values())
+
+    def states(self, policy: str, shown: Callable[[str], bool], *, whole: bool) -> list[QuotaState]:
+        """How a policy's limits are divided at this moment; see `view.states`."""
+        tree = self.tree(policy)
+        if self.leases is None or tree is None:
+            return []
+        return states(policy, tree, self.leases, self._usages, shown, whole=whole)
+
+    def open(self, node: str) -> NodeStream:
+        """A node's stream, which takes the place of its older one; `close` ends it.
+
+        Raises:
+            NotAllocator: another process divides.
+        """
+        if self.leases is None:
+            raise NotAllocator("this control plane does not divide limits at present: ask again")
+        if (older := self._streams.get(node)) is not None:
+            older.end("a newer stream of this node has replaced this one")
+        stream = self._streams[node] = NodeStream(node, self, self.leases)
+        return stream
+
+    def ignored(self) -> dict[str, int]:
+        """What nodes said and was not believed, by reason: how many of it."""
+        found = Counter(self._ignored)
+        for stream in self._streams.values():
+            found.update(stream.ignored)
+        if self.leases is not None:
+            found.update(asdict(self.leases.ignored))
+        return dict(found)
+
+    def close(self, stream: NodeStream) -> None:
+        """The node's stream has ended; what its points have they have until their leases run out."""
+        self._ignored.update(stream.ignored)
+        if self._streams.get(stream.node) is stream:
+            del self._streams[stream.node]
+
+    def now_s(self) -> float:
+        """The present."""
+        return self._now_s()
+
+    def took(self) -> None:
+        """A report was taken."""
+        if self.leases is not None and self.leases.presses:
+            self._work.set()
+
+    async def _divide_while(self, lease: port.Lease) -> None:
+        """Divides for as long as the store's lease holds."""
+        self.leases = Leases(self._now_s(), learn=True)
+        self._trees = {}
+        for service in self.mesh.services():
+            self._arrange(service)
+        log.info("quota.dividing", policies=len(self._trees))
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._tick_steadily)
+                while True:
+                    await asyncio.sleep(LEASE_TTL_S / 3)
+                    lease = await self._renewed(lease)
+        except* port.StoreError as failed:
+            # What is raised here would come out as a group again.
+            log.warning("quota.lease_lost", reason=str(failed.exceptions[0]))
+        finally:
+            self.leases = None
+            for stream in self._streams.values():
+                stream.end("this control plane does not divide limits any more")
+            self._streams = {}
+
+    async def _renewed(self, lease: port.Lease) -> port.Lease:
+        """The lease, prolonged if the store can; it holds until its deadline in any case.
+
+        Raises:
+            StoreError: it is lost.
+        """
+        try:
+            return await self._store.renew(lease)
+        except port.LeaseLost:
+            raise
+        except port.StoreError:
+            if self._now_s() + LEASE_TTL_S / 3 >= lease.deadline_s:
+                raise
+            return lease
+
+    async def _tick_steadily(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    await self._work.wait()
+            self._work.clear()
+            begun_s = loop.time()
+            self._tick()
+            # However large the mesh is, no more than a fifth of the time.
+            await asyncio.sleep(max(LEAST_S, 4 * (loop.time() - begun_s)))
+
+    def _tick(self) -> None:
+        if self.leases is None:
+            return
+        number, told = self.leases.tick(self._now_s())
+        by_node: dict[str, list[pb.PointShares]] = {}
+        for point, shares in told.items():
+            message = pb.PointShares(point=point.name, shares=map(share_to_proto, shares))
+            by_node.setdefault(point.node, []).append(message)
+        for node, points in by_node.items():
+            if (stream := self._streams.get(node)) is not None:
+                stream.say(pb.ShareResponse(sequence=number, points=points))
+
+    def _arrange(self, service: Name) -> None:
+        """Puts a service's policy in force as it is now."""
+        if self.leases is None:
+            return
+        limits = rate.limits(self.mesh, service)
+        tree, policy = tree_of(limits), str(limits.policy)
+        before = self._trees.pop(service, None)
+        if before is not None and (tree is None or before[0] != policy):
+            self.leases.put(before[0], None)
+            self._usages.forget(before[0])
+        if tree is not None:
+            self._trees[service] = (policy, tree)
+            if before != (policy, tree):
+                self.leases.put(policy, tree)
+                self._work.set()

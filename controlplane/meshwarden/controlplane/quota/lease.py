@@ -1,0 +1,71 @@
+"""What one enforcement point has of one bucket, and may still believe that it has."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from meshwarden.controlplane.quota.allocator import Part
+from meshwarden.controlplane.quota.demand import Demand
+from meshwarden.controlplane.quota.tree import Bucket, Point
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a point has done with a bucket since its last report, in calls."""
+
+    allowed: float
+    denied: float
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a point may use of a bucket: calls a second, and how many at once. Rate 0 takes the bucket from it."""
+
+    bucket: Bucket
+    rate: float
+    burst: float
+
+
+class Lease:
+    """What one point has of one bucket.
+
+    Attributes:
+        given: the rate that it was last told, in calls a second.
+        target: the rate that is meant for it.
+    """
+
+    __slots__ = ("_acknowledged", "_pending", "bucket", "demand", "given", "part", "point", "target", "used_s")
+
+    def __init__(self, point: Point, bucket: Bucket, held: float, now_s: float) -> None:
+        self.point, self.bucket = point, bucket
+        self.given = self._acknowledged = held
+        self.target = 0.0
+        self.demand, self.used_s = Demand(now_s), now_s
+        self.part = Part()
+        # What was told since, and not acknowledged: (number, rate).
+        self._pending: deque[tuple[int, float]] = deque()
+
+    @property
+    def held(self) -> float:
+        """The highest rate that the point may be using."""
+        return max(self._acknowledged, *(rate for _, rate in self._pending)) if self._pending else self._acknowledged
+
+    def tell(self, number: int, rate: float) -> None:
+        """Notes that the point is told another rate."""
+        self._pending.append((number, rate))
+        self.given = rate
+
+    def acknowledge(self, number: int) -> None:
+        """Notes that the point obeys what it was told up to a number."""
+        while self._pending and self._pending[0][0] <= number:
+            self._acknowledged = self._pending.popleft()[1]
+
+    def say(self, held: float, *, believed: float) -> None:
+        """Notes what the point itself says it holds, on a new stream: what was under way on the old one is lost.
+
+        Args:
+            held: what is counted as held.
+            believed: what the point believes that it has; where that is more, it is told otherwise.
+        """
+        self._acknowledged = held
+        self._pending.clear()
+        self.given = believed

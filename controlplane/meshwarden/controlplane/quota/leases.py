@@ -1,0 +1,220 @@
+"""Who may use how much of each bucket: the leases of all enforcement points. Pure: time is passed in, in seconds.
+
+A rate is never in two hands. A lease counts as held, at the highest rate that its point may still believe in, until the
+point has acknowledged a lower one, has left, or its lease has run out by our clock, which begins after the point's.
+Decreases go out at once; increases only as far as every level above has room for what is held.
+
+Whoever starts anew doesn't know what its predecessor has given: for one term it gives nothing more, while the points
+say what they hold.
+
+Source: Gray and Cheriton, "Leases" (SOSP 1989) for terms and clocks; Doorman's learning mode for the restart.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from meshwarden.controlplane.quota.lease import Lease, Share, Usage
+from meshwarden.controlplane.quota.pool import Pool
+from meshwarden.controlplane.quota.tree import Bucket, Level, Point
+
+TTL_S: Final = 3.0
+"""How long a share may be used after the sending of the report that it answers."""
+TERM_S: Final = TTL_S * 1.01
+"""The same by our clock: a point's may be a hundredth slower."""
+MAX_LEASES: Final = 65_536
+"""Of one node. What a node wants beyond it is counted, and gets nothing."""
+
+
+@dataclass(slots=True)
+class Ignored:
+    """What was reported and not believed, by reason."""
+
+    unknown: int = 0
+    garbage: int = 0
+    too_many: int = 0
+    overdrawn: int = 0
+
+
+@dataclass(slots=True)
+class _Told:
+    """How a point stands with us: until when its leases last, and up to where it has acknowledged."""
+
+    until_s: float
+    leases: dict[Bucket, Lease]
+
+
+class Leases:
+    """All leases of one allocator."""
+
+    def __init__(self, now_s: float, *, learn: bool) -> None:
+        """Begins with nobody holding anything.
+
+        Args:
+            now_s: of a clock that never goes back.
+            learn: whether a predecessor may have given leases that still run.
+        """
+        self._learns_until_s = now_s + TERM_S if learn else -math.inf
+        self._pools: dict[str, Pool] = {}
+        self._points: dict[Point, _Told] = {}
+        self._of_node: dict[str, int] = {}
+        self._number = 0
+        self._wanting = False
+        self.ignored = Ignored()
+
+    def learns(self, now_s: float) -> bool:
+        """Whether it still hears what a predecessor has given, and gives nothing more."""
+        return now_s < self._learns_until_s
+
+    @property
+    def presses(self) -> bool:
+        """Whether a point was refusing calls, or a rate came back, since the last `tick`: better now than later."""
+        return self._wanting
+
+    def put(self, policy: str, tree: Level | None) -> None:
+        """Puts a policy's tree in force, or ends it: its leases are gone with it."""
+        pool = self._pools.get(policy)
+        if tree is None:
+            if pool is not None:
+                del self._pools[policy]
+                for lease in list(pool.leases):
+                    self._drop(lease)
+        elif pool is None:
+            self._pools[policy] = Pool(tree)
+        else:
+            for lease in pool.change(tree):
+                self._drop(lease)
+        self._wanting = True
+
+    def learn(self, point: Point, held: Mapping[Bucket, float], now_s: float) -> None:
+        """Hears at the start of a point's stream what it holds, by bucket in calls a second.
+
+        While we learn it is believed, up to the bucket's ceiling; later only as far as we know of it ourselves.
+        """
+        told = self._heard(point, now_s)
+        for bucket, rate in held.items():
+            tree = self._tree_of(bucket)
+            if tree is None or not _sane(rate):
+                self._ignore(tree is None)
+                continue
+            lease = told.leases.get(bucket)
+            known = lease.held if lease is not None else 0.0
+            if now_s < self._learns_until_s:
+                known = max(known, tree.least_ceiling(bucket.path))
+            if rate > known:
+                self.ignored.overdrawn += 1
+            lease = lease or self._open(point, bucket, now_s)
+            if lease is not None:
+                lease.say(min(rate, known), believed=rate)
+        for bucket, lease in told.leases.items():
+            if bucket not in held:
+                lease.say(0.0, believed=0.0)
+        self._wanting = True
+
+    def report(self, point: Point, usages: Mapping[Bucket, Usage], now_s: float, *, acknowledged: int = 0) -> None:
+        """Takes what a point has used since its last report; that renews all its leases.
+
+        Args:
+            point: who reports.
+            usages: by bucket; a bucket that is new to us is a wish for a share.
+            now_s: when the report came.
+            acknowledged: the number of the last shares that the point obeys.
+        """
+        told = self._heard(point, now_s)
+        if acknowledged > self._number:
+            self.ignored.garbage += 1
+            acknowledged = 0
+        for lease in told.leases.values():
+            before = lease.held
+            lease.acknowledge(acknowledged)
+            self._wanting |= lease.held < before
+        for bucket, usage in usages.items():
+            tree = self._tree_of(bucket)
+            if tree is None or not (_sane(usage.allowed) and _sane(usage.denied)):
+                self._ignore(tree is None)
+                continue
+            using = told.leases.get(bucket) or self._open(point, bucket, now_s)
+            if using is None:
+                continue
+            using.demand.add(usage.allowed + usage.denied, now_s, tree.least_ceiling(bucket.path))
+            if usage.allowed or usage.denied:
+                using.used_s = now_s
+            self._wanting |= usage.denied > 0 or using.given == 0
+
+    def leave(self, point: Point) -> None:
+        """Notes that a point has ended: what it held is free."""
+        told = self._points.pop(point, None)
+        for lease in list(told.leases.values()) if told else ():
+            self._drop(lease)
+        self._wanting = True
+
+    def tick(self, now_s: float) -> tuple[int, dict[Point, list[Share]]]:
+        """Divides anew.
+
+        Returns:
+            The number under which points acknowledge this, and what to tell whom: only what differs.
+        """
+        self._number += 1
+        self._wanting = False
+        for point in [point for point, told in self._points.items() if told.until_s <= now_s]:
+            self.leave(point)
+        shares: dict[Point, list[Share]] = {}
+        for pool in self._pools.values():
+            for lease, rate in pool.divide(now_s, learning=now_s < self._learns_until_s):
+                lease.tell(self._number, rate)
+                shares.setdefault(lease.point, []).append(pool.share(lease, rate))
+            for lease in pool.returned():
+                self._drop(lease)
+        return self._number, shares
+
+    def find(self, policy: str) -> list[Lease]:
+        """The leases of a policy, to be looked at."""
+        pool = self._pools.get(policy)
+        return list(pool.leases) if pool else []
+
+    def _heard(self, point: Point, now_s: float) -> _Told:
+        told = self._points.get(point)
+        if told is None:
+            told = self._points[point] = _Told(now_s, {})
+        told.until_s = now_s + TERM_S
+        return told
+
+    def _tree_of(self, bucket: Bucket) -> Level | None:
+        """The tree that a bucket is of, if it is a bucket of it."""
+        pool = self._pools.get(bucket.policy)
+        return pool.tree if pool is not None and pool.tree.find(bucket.path) is not None else None
+
+    def _open(self, point: Point, bucket: Bucket, now_s: float) -> Lease | None:
+        count = self._of_node.get(point.node, 0)
+        if count >= MAX_LEASES:
+            self.ignored.too_many += 1
+            return None
+        self._of_node[point.node] = count + 1
+        lease = Lease(point, bucket, 0.0, now_s)
+        self._points[point].leases[bucket] = lease
+        self._pools[bucket.policy].add(lease)
+        return lease
+
+    def _drop(self, lease: Lease) -> None:
+        told = self._points.get(lease.point)
+        if told is not None:
+            told.leases.pop(lease.bucket, None)
+        pool = self._pools.get(lease.bucket.policy)
+        if pool is not None:
+            pool.remove(lease)
+        left = self._of_node[lease.point.node] - 1
+        if left:
+            self._of_node[lease.point.node] = left
+        else:
+            del self._of_node[lease.point.node]
+
+    def _ignore(self, unknown: bool) -> None:
+        if unknown:
+            self.ignored.unknown += 1
+        else:
+            self.ignored.garbage += 1
+
+
+def _sane(count: float) -> bool:
+    return 0 <= count < 1e15

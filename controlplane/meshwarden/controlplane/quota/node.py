@@ -1,0 +1,136 @@
+"""What one node says of its enforcement points, as far as it may speak of them, and what it is to be told."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final, Protocol, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from meshwarden.controlplane.quota.lease import Usage
+from meshwarden.controlplane.quota.leases import TTL_S, Leases
+from meshwarden.controlplane.quota.policy import bucket_of
+from meshwarden.controlplane.quota.tree import Bucket, Level, Point
+from meshwarden.controlplane.quota.usage import MOST, Usages
+from meshwarden.v1 import quota_service_pb2 as pb
+
+MAX_POINTS: Final = 1024
+"""Of one node; agents take no more themselves."""
+_Item = TypeVar("_Item", pb.Share, pb.BucketUsage)
+_TTL: Final = Duration(seconds=int(TTL_S))
+
+
+class SayAgain(Exception):
+    """The node's stream has to begin anew: what we knew of a point has run out, so what it holds must be told whole."""
+
+
+class Limits(Protocol):
+    """What a node's word is held against."""
+
+    @property
+    def usages(self) -> Usages:
+        """Where usage is counted."""
+
+    def tree(self, policy: str) -> Level | None:
+        """The tree of a policy that is divided."""
+
+    def hosts(self, node: str, policy: str) -> bool:
+        """Whether a node may speak of a policy's buckets."""
+
+    def is_tenant(self, tenant: str) -> bool:
+        """Whether there is such a tenant."""
+
+    def now_s(self) -> float:
+        """The present."""
+
+    def took(self) -> None:
+        """A report was taken."""
+
+
+class NodeStream:
+    """One stream of a node."""
+
+    def __init__(self, node: str, limits: Limits, leases: Leases) -> None:
+        self.node = node
+        self.ended = ""
+        """Why we end it; empty while we don't."""
+        self.ignored: Counter[str] = Counter()
+        """What it said that was not believed: how much, by reason."""
+        self._limits, self._leases = limits, leases
+        # When the leases of a point run out, by its name.
+        self._until_s: dict[str, float] = {}
+        self._out: list[pb.ShareResponse] = []
+        self._wake = asyncio.Event()
+
+    def take(self, request: pb.ShareRequest) -> None:
+        """Takes what the node says, which prolongs the leases of the points that are in it.
+
+        Raises:
+            SayAgain: the node was silent about a point for too long.
+        """
+        now_s = self._limits.now_s()
+        # One that has left may be back under its name in the same message.
+        for name in request.left:
+            if self._until_s.pop(name, None) is not None:
+                self._leases.leave(Point(self.node, name))
+        for report in request.points:
+            self._take(report, now_s)
+        self._limits.took()
+        self.say(pb.ShareResponse(answers=request.sequence, ttl=_TTL))
+
+    def say(self, response: pb.ShareResponse) -> None:
+        """Tells the node something, in turn."""
+        self._out.append(response)
+        self._wake.set()
+
+    def end(self, reason: str) -> None:
+        """Ends the stream."""
+        self.ended = reason
+        self._wake.set()
+
+    async def next(self) -> list[pb.ShareResponse]:
+        """Waits until there is something to tell; nothing if the stream has to end."""
+        await self._wake.wait()
+        self._wake.clear()
+        out, self._out = self._out, []
+        return [] if self.ended else out
+
+    def _take(self, report: pb.PointReport, now_s: float) -> None:
+        until_s = self._until_s.get(report.point)
+        if until_s is None and len(self._until_s) >= MAX_POINTS and not self._forget(now_s):
+            self.ignored["points"] += 1
+            return
+        if until_s is not None and now_s >= until_s and not report.begins:
+            raise SayAgain(f"nothing was heard of {report.point} for {TTL_S:g} s: begin anew")
+        point = Point(self.node, report.point)
+        if until_s is None or report.begins:
+            self._leases.learn(point, {bucket: share.rate for bucket, share in self._own(report.held)}, now_s)
+        self._until_s[report.point] = now_s + TTL_S
+        usages = {}
+        for bucket, usage in self._own(report.usages):
+            usages[bucket] = Usage(min(usage.allowed, MOST), min(usage.denied, MOST))
+            self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
+        self._leases.report(point, usages, now_s, acknowledged=report.acknowledged)
+
+    def _own(self, items: Iterable[_Item]) -> Iterable[tuple[Bucket, _Item]]:
+        """Those whose buckets the node may speak of."""
+        may: dict[str, Level | None] = {}
+        for item in items:
+            named = item.bucket
+            if named.policy not in may:
+                hosts = self._limits.hosts(self.node, named.policy)
+                may[named.policy] = self._limits.tree(named.policy) if hosts else None
+            tree = may[named.policy]
+            if tree is None or not self._limits.is_tenant(named.tenant):
+                self.ignored["foreign"] += 1
+                continue
+            bucket = bucket_of(named, tree)
+            if tree.find(bucket.path) is None:
+                self.ignored["unknown"] += 1
+                continue
+            yield bucket, item
+
+    def _forget(self, now_s: float) -> bool:
+        """Forgets points whose leases ran out; whether there is room then."""
+        self._until_s = {name: until_s for name, until_s in self._until_s.items() if until_s > now_s}
+        return len(self._until_s) < MAX_POINTS

@@ -1,0 +1,88 @@
+"""How limits are divided at this moment, and why so, for whoever asks. Pure: it reads what `Leases` hold."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from meshwarden.controlplane.quota.lease import Lease
+from meshwarden.controlplane.quota.leases import Leases
+from meshwarden.controlplane.quota.policy import name_of
+from meshwarden.controlplane.quota.tree import Bucket, Level
+from meshwarden.controlplane.quota.usage import Usages
+from meshwarden.v1.admin_service_pb2 import QuotaState
+
+_NEAR: Final = 0.97
+
+
+def states(
+    policy: str, tree: Level, leases: Leases, usages: Usages, shown: Callable[[str], bool], *, whole: bool
+) -> list[QuotaState]:
+    """The buckets of a policy, by tenant and method.
+
+    Args:
+        policy: its full name.
+        tree: its tree.
+        leases: all there are.
+        usages: what was used.
+        shown: whether a calling tenant's buckets are shown.
+        whole: whether others' demand and the enforcement points are.
+    """
+    by_bucket: dict[Bucket, list[Lease]] = {}
+    for lease in leases.find(policy):
+        by_bucket.setdefault(lease.bucket, []).append(lease)
+    used = dict(usages.of_policy(policy))
+    demands = {bucket: sum(lease.demand.rate for lease in held) for bucket, held in by_bucket.items()}
+    found = []
+    for bucket in sorted({*by_bucket, *used}):
+        if not shown(bucket.path[0]) or tree.find(bucket.path) is None:
+            continue
+        state = _state(bucket, tree, by_bucket.get(bucket, ()))
+        state.reason = _reason(state, bucket, tree, demands, whole=whole)
+        if (counts := used.get(bucket)) is not None:
+            state.allowed, state.denied, state.shadowed = counts.allowed, counts.denied, counts.shadowed
+        if not whole:
+            del state.points[:]
+        found.append(state)
+    return found
+
+
+def _state(bucket: Bucket, tree: Level, leases: Sequence[Lease]) -> QuotaState:
+    *_, level = tree.along(bucket.path)
+    state = QuotaState(
+        bucket=name_of(bucket),
+        limit=tree.least_ceiling(bucket.path),
+        floor=level.floor,
+        weight=level.weight,
+        demand=sum(lease.demand.rate for lease in leases),
+        share=sum(lease.given for lease in leases),
+        held=sum(lease.held for lease in leases),
+    )
+    for lease in sorted(leases, key=lambda lease: lease.point):
+        state.points.add(node=lease.point.node, point=lease.point.name, demand=lease.demand.rate, share=lease.given)
+    return state
+
+
+def _reason(state: QuotaState, bucket: Bucket, tree: Level, demands: dict[Bucket, float], *, whole: bool) -> str:
+    if not state.points:
+        return "not used at present"
+    wants = f"{state.demand:.1f}/s are wanted"
+    if state.share >= state.demand * _NEAR and state.demand < state.limit * _NEAR:
+        return f"{wants}, and it has them"
+    tenant_level = tree.part(bucket.path[0])
+    of_tenant = _sum(demand for other, demand in demands.items() if other.path[0] == bucket.path[0])
+    if state.share >= state.limit * _NEAR:
+        return f"{wants}; it has its limit of {state.limit:g}/s"
+    if len(bucket.path) > 1 and of_tenant > tenant_level.ceiling:
+        return f"{wants}; the tenant's limit of {tenant_level.ceiling:g}/s is short, and divided among its methods"
+    total, wanted = tree.ceiling, _sum(demands.values())
+    if wanted > total:
+        weighed = f"by weights (this one's is {tenant_level.weight:g}"
+        weighed += f", its floor {tenant_level.floor:g}/s)" if tenant_level.floor else ")"
+        others = f": {wanted:.1f}/s are wanted of it" if whole else ""
+        return f"{wants}; the total of {total:g}/s is short{others}, and divided {weighed}"
+    if state.held > state.share or state.share < state.demand:
+        return f"{wants}; what others had comes to it when they have given it back"
+    return f"{wants}, and it has them"
+
+
+def _sum(rates: Iterable[float]) -> float:
+    return sum(rates)

@@ -1,0 +1,259 @@
+"""One limit over a whole mesh: points on two nodes, skewed load, and what they served counted by the programs.
+
+What is asserted is the bound of docs/quotas.md, computed for the run, and that every point serves; never how long
+something takes. The policy says DENY, so that nobody goes on with a share that may be another's by then.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshwarden.controlplane.local import kernel, record
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("mesh")]
+
+RATE = 20  # a busy machine calls more often as well
+BURST = 20
+STARTER = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A kind of enforcement point, and where they are.
+
+    Attributes:
+        name: of the service.
+        protocol: that it speaks.
+        data_plane: of its entries and its callers'.
+        program: that counts what it served.
+        servers: {version: (node, its part of the calls in per cent)}
+        op: how the probe calls.
+        codes: of a call that went on, and of one that was refused.
+        minted: what of a burst may be there again when shares move.
+    """
+
+    name: str
+    protocol: str
+    data_plane: str
+    program: str
+    servers: dict[str, tuple[str, int]]
+    op: dict[str, Any]
+    codes: tuple[str, str]
+    minted: int = 0
+
+
+SDK = Plan(
+    "orders",
+    "GRPC",
+    "PROXYLESS",
+    "counting_orders.py",
+    {"v1": ("node-a", 60), "v2": ("node-a", 25), "v3": ("node-b", 10), "v4": ("node-b", 5)},
+    {"op": "grpc"},
+    ("OK", "RESOURCE_EXHAUSTED"),
+)
+# A bucket of Envoy stays full to the same part when it is made larger.
+ENVOY = Plan(
+    "ledger",
+    "HTTP",
+    "ENVOY",
+    "counting_http.py",
+    {"v1": ("node-a", 80), "v2": ("node-b", 20)},
+    {"op": "http", "host": "ledger.platform", "path": "/calls"},
+    ("200", "429"),
+    minted=2 * BURST,
+)
+
+TENANTS = """\
+kind: Tenant
+metadata: {name: platform}
+---
+kind: Tenant
+metadata: {name: acme}
+---
+kind: Service
+metadata: {tenant: platform, name: NAME}
+spec: {protocol: PROTOCOL, exportTo: [acme]}
+---
+kind: Service
+metadata: {tenant: acme, name: web}
+spec: {protocol: GRPC}
+---
+kind: AccessPolicy
+metadata: {tenant: platform, name: NAME}
+spec: {service: NAME, allow: [{from: [{tenant: acme, service: web}]}]}
+---
+kind: WorkloadEntry
+metadata: {tenant: acme, name: web}
+spec: {service: web, dataPlane: PLANE, nodes: [node-a, node-b], selectors: {uid: UID}, insecureSameUser: true}
+---
+kind: RatePolicy
+metadata: {tenant: platform, name: NAME}
+spec:
+  service: NAME
+  whenAway: DENY
+  limits: [LIMIT]
+---
+kind: RoutePolicy
+metadata: {tenant: platform, name: NAME}
+spec: {service: NAME, rules: [{split: SPLIT}]}
+"""
+ENTRY = """\
+---
+kind: WorkloadEntry
+metadata: {tenant: platform, name: NAME-VERSION}
+spec:
+  service: NAME
+  dataPlane: PLANE
+  nodes: [NODE]
+  selectors: {uid: UID}
+  version: VERSION
+  port: PORT
+  insecureSameUser: true
+"""
+
+
+class Quota:
+    """A mesh with servers that count, and callers."""
+
+    def __init__(self, up: Any, directory: Path, plan: Plan) -> None:
+        self.up, self.directory, self.plan = up, directory, plan
+        self.programs: list[subprocess.Popen[str]] = []
+
+    def apply(self) -> None:
+        plan = self.plan
+        split = json.dumps([{"version": version, "weight": weight} for version, (_, weight) in plan.servers.items()])
+        text = TENANTS.replace("SPLIT", split).replace("LIMIT", f"{{tenant: acme, requests: {RATE}, burst: {BURST}}}")
+        for version, (node, _) in plan.servers.items():
+            text += ENTRY.replace("VERSION", version).replace("NODE", node).replace("PORT", str(_free_port()))
+        for word, value in (("NAME", plan.name), ("PROTOCOL", plan.protocol), ("PLANE", plan.data_plane)):
+            text = text.replace(word, value)
+        path = self.directory / "quota.yaml"
+        path.write_text(text.replace("UID", str(os.getuid())))
+        said = self.up.run("apply", "-f", str(path))
+        assert said.returncode == 0, said.stderr
+
+    def start(self, node: str, entry: str, *command: str) -> "subprocess.Popen[str]":
+        sockets = {agent["node"]: agent["agent_socket"] for agent in self.up.up_json["agents"]}
+        run = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", sockets[node], "--entry", entry, "--"]
+        with (self.directory / f"{entry.replace('/', '-')}-{node}.log").open("ab") as log:
+            program = subprocess.Popen(
+                [*run, sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self.programs.append(program)
+        return program
+
+    def serve(self) -> None:
+        program = str(Path(__file__).with_name(self.plan.program))
+        for version, (node, _) in self.plan.servers.items():
+            entry = f"platform/{self.plan.name}-{version}"
+            self.start(node, entry, program, str(self.directory / f"served-{version}"))
+
+    def call(self, node: str) -> "subprocess.Popen[str]":
+        """Starts to call, as fast as five callers can."""
+        probe = self.start(node, "acme/web", "-m", "meshwarden.examples.probe")
+        call = {**self.plan.op, "rate": 150, "concurrency": 5, "timeout_s": 20}
+        _ask(probe, op="steady_start", id="load", call=call)
+        return probe
+
+    def served(self, version: str) -> list[float]:
+        """When a server served a call of acme."""
+        path = self.directory / f"served-{version}"
+        if not path.exists():
+            return []
+        lines = [line.split() for line in path.read_text().splitlines()]
+        assert all(tenant == "acme" for _, tenant in lines)
+        return [float(moment) for moment, _ in lines]
+
+    def all_served(self) -> list[float]:
+        return sorted(moment for version in self.plan.servers for moment in self.served(version))
+
+    def until_each_served(self, more: int) -> None:
+        """Waits until each server has served so many more calls."""
+        before = {version: len(self.served(version)) for version in self.plan.servers}
+        self.up.until(lambda: all(len(self.served(version)) >= before[version] + more for version in self.plan.servers))
+
+    def kill(self, name: str) -> None:
+        """Kills a process of the mesh, which is started again."""
+        process = next(item for item in record.load(self.up.state_dir) if item.name == name)
+        os.kill(process.pid, signal.SIGKILL)
+        assert kernel.wait_gone(process.pid, process.start_time, 60)
+
+    def end(self) -> None:
+        for program in self.programs:
+            program.kill()
+            program.communicate()
+
+
+def _ask(probe: "subprocess.Popen[str]", **request: Any) -> dict[str, Any]:
+    assert probe.stdin is not None
+    assert probe.stdout is not None
+    probe.stdin.write(json.dumps(request) + "\n")
+    probe.stdin.flush()
+    answer: dict[str, Any] = json.loads(probe.stdout.readline())
+    assert "error" not in answer, answer
+    return answer
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def within_bound(served: list[float], plan: Plan) -> None:
+    """Holds every window against the bound: what the rate gives in it, what may have been saved up, and starters.
+
+    Saved up are the bursts: together one second's calls, but no bucket's is below one. A bucket that is opened anew
+    holds two.
+    """
+    extra = BURST + plan.minted + len(plan.servers) * (1 + STARTER)
+    for width_s in (1.0, 10.0, 1e9):
+        for start, moment in enumerate(served):
+            inside = bisect_right(served, moment + width_s) - start
+            span_s = min(width_s, served[-1] - moment)
+            assert inside <= RATE * span_s + extra, f"{inside} calls in {span_s:.2f} s from {moment}"
+
+
+@pytest.fixture
+def quota(start: Callable[..., Any], directory: Path, request: pytest.FixtureRequest) -> Iterator[Quota]:
+    up = start("q", "--no-samples")
+    up.wait_until_up()
+    made = Quota(up, directory, request.param)
+    try:
+        made.apply()
+        made.serve()
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.mark.parametrize("quota", [pytest.param(SDK, id="sdk"), pytest.param(ENVOY, id="envoy")], indirect=True)
+def test_a_limit_holds_over_points_on_two_nodes_whoever_is_killed(quota: Quota) -> None:
+    passed, refused = quota.plan.codes
+    probes = [quota.call(node) for node in ("node-a", "node-b")]
+    quota.until_each_served(20)
+    quota.kill("agent-node-a")
+    quota.until_each_served(10)
+    quota.kill("server")
+    quota.until_each_served(10)
+    # Long enough that points who had the whole limit each would be found out.
+    quota.up.until(lambda: _span_s(quota.all_served()) > 4 * (BURST + quota.plan.minted) / RATE)
+    answers = [_ask(probe, op="steady_stop", id="load") for probe in probes]
+    assert any(refused in answer["codes"] for answer in answers), answers
+    served = quota.all_served()
+    assert len(served) >= sum(answer["codes"].get(passed, 0) for answer in answers)
+    within_bound(served, quota.plan)
+
+
+def _span_s(served: list[float]) -> float:
+    return served[-1] - served[0]

@@ -1,0 +1,336 @@
+"""Dividing as a control plane does it: policies come and go, nodes speak for themselves, a lease says who divides."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from meshwarden.controlplane.api.quota_metrics import of_quotas
+from meshwarden.controlplane.cli import quota as quota_command
+from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
+from meshwarden.controlplane.quota import node as node_module
+from meshwarden.controlplane.quota.division import LEASE, Division, NotAllocator
+from meshwarden.controlplane.quota.leases import TERM_S, TTL_S
+from meshwarden.controlplane.quota.node import NodeStream, SayAgain
+from meshwarden.controlplane.quota.tree import Bucket
+from meshwarden.controlplane.quota.usage import OTHER, Usages
+from meshwarden.controlplane.store.sqlite import open_store
+from meshwarden.v1 import quota_service_pb2 as pb
+from meshwarden.v1 import resources_pb2
+from meshwarden.v1.admin_service_pb2 import GetQuotasResponse
+
+POLICY, CREATE = "platform/limits", "/shop.v1.Orders/Create"
+LIMITS: list[Any] = [
+    {"tenant": "acme", "requests": 100, "methods": [{"method": CREATE, "requests": 10}]},
+    {"tenant": "*", "requests": 40},
+]
+
+
+def made(kind: str, tenant: str, name: str, **spec: Any) -> Change:
+    fields = {"kind": kind, "metadata": {"tenant": tenant, "name": name}, "spec": spec}
+    return Change(Key(kind, tenant, name), json_format.ParseDict(fields, getattr(resources_pb2, kind)()))
+
+
+def policy(**spec: Any) -> Change:
+    return made("RatePolicy", "platform", "limits", service="orders", limits=LIMITS, **spec)
+
+
+def entry(name: str, service: str, node: str) -> Change:
+    return made("WorkloadEntry", "platform", name, service=service, nodes=[node], selectors={"uid": 1})
+
+
+def mesh_of(*changes: Change) -> Mesh:
+    mesh = Mesh("mesh.test")
+    mesh.apply(
+        [
+            *(made("Tenant", name, name) for name in ("platform", "acme", "globex")),
+            made("Service", "platform", "orders", protocol="GRPC"),
+            made("Service", "platform", "billing", protocol="GRPC"),
+            entry("orders", "orders", "n1"),
+            entry("billing", "billing", "n2"),
+            *changes,
+        ]
+    )
+    return mesh
+
+
+class World:
+    """A division with a clock of the test's."""
+
+    def __init__(self, division: Division, store: Any) -> None:
+        self.division, self.store = division, store
+        self.now_s = 0.0
+
+
+@contextlib.asynccontextmanager
+async def dividing(tmp_path: Path, mesh: Mesh, owner: str = "a", ahead_s: float = TERM_S) -> AsyncIterator[World]:
+    """A division that has learnt all there is to learn, or has not."""
+    async with open_store(tmp_path / "store.sqlite") as store:
+        world = World(None, store)  # type: ignore[arg-type]
+        loop = asyncio.get_running_loop()
+        world.division = Division(store, mesh, owner, lambda: loop.time() + world.now_s)
+        world.division.touch(mesh.apply([]))
+        task = asyncio.ensure_future(world.division.run())
+        try:
+            world.division.touch(mesh.apply([mesh_change(mesh)]))
+            await until(lambda: world.division.leases is not None, task)
+            world.now_s = ahead_s
+            yield world
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def mesh_change(mesh: Mesh) -> Change:
+    """Says again what is there: as the publisher does when it has read the store."""
+    key = next(key for key in mesh.all() if key.kind == "RatePolicy")
+    return Change(key, mesh.all()[key])
+
+
+async def until(condition: Callable[[], Any], task: "asyncio.Future[Any] | None" = None) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            if task is not None and task.done():
+                task.result()
+            await asyncio.sleep(0.01)
+
+
+def used(tenant: str, allowed: int, denied: int = 0, method: str = "", policy: str = POLICY) -> pb.BucketUsage:
+    return pb.BucketUsage(bucket=pb.Bucket(policy=policy, tenant=tenant, method=method), allowed=allowed, denied=denied)
+
+
+def report(*usages: pb.BucketUsage, point: str = "p", **fields: Any) -> pb.ShareRequest:
+    return pb.ShareRequest(sequence=1, points=[pb.PointReport(point=point, usages=usages, **fields)])
+
+
+async def told(stream: NodeStream, what: str) -> dict[tuple[str, str], float]:
+    """The next shares of a point: {(tenant, method): rate}."""
+    async with asyncio.timeout(20):
+        while True:
+            for response in await stream.next():
+                for shares in response.points:
+                    if shares.point == what and shares.shares:
+                        return {(item.bucket.tenant, item.bucket.method): item.rate for item in shares.shares}
+
+
+async def test_who_reports_is_answered_and_given_a_share(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("acme", 2, 500), used("globex", 2, 500), used("acme", 2, 50, CREATE), begins=True))
+        first = (await stream.next())[0]
+        assert (first.answers, first.ttl.seconds) == (1, TTL_S)
+        shares = await told(stream, "p")
+        assert shares["globex", ""] == pytest.approx(40)
+        assert shares["acme", CREATE] == pytest.approx(10)
+        assert shares["acme", ""] == pytest.approx(90)
+
+
+async def test_a_node_speaks_for_services_that_it_hosts_and_of_tenants_that_there_are(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        other = world.division.open("n2")
+        other.take(report(used("acme", 1, 9), held=[pb.Share(bucket=pb.Bucket(policy=POLICY, tenant="acme"), rate=9)]))
+        own = world.division.open("n1")
+        own.take(report(used("nobody", 1, 9), used("acme", 1, 9, "/no/Such"), used("acme", 1, policy="acme/none")))
+        assert other.ignored["foreign"] == 2
+        assert (own.ignored["foreign"], own.ignored["unknown"]) == (2, 1)
+        assert world.division.leases is not None
+        assert world.division.leases.find(POLICY) == []
+        assert world.division.ignored()["foreign"] == 4
+
+
+@pytest.mark.parametrize("count", [2**64 - 1, 2**63])
+async def test_absurd_usage_of_one_moves_nobody_elses_share(tmp_path: Path, count: int) -> None:
+    limits = [{"tenant": "acme", "requests": 100}, {"tenant": "globex", "requests": 40}]
+    change = made("RatePolicy", "platform", "limits", service="orders", limits=limits, total={"requests": 100})
+    async with dividing(tmp_path, mesh_of(change)) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("globex", 30, 0), used("acme", count, count)))
+        shares = await told(stream, "p")
+        assert shares["globex", ""] >= 30
+        assert shares["acme", ""] <= 100
+
+
+async def test_a_point_that_was_silent_for_too_long_has_to_begin_anew(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("globex", 1)))
+        world.now_s += TTL_S + 1
+        with pytest.raises(SayAgain, match="nothing was heard of p"):
+            stream.take(report(used("globex", 1)))
+        stream.take(report(used("globex", 1), begins=True))
+
+
+async def test_a_newer_stream_of_a_node_ends_the_older(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        older, newer = world.division.open("n1"), world.division.open("n1")
+        assert await older.next() == []
+        assert "newer stream" in older.ended
+        world.division.close(older)
+        newer.take(report(used("globex", 1, 9)))
+        assert await told(newer, "p")
+
+
+async def test_a_point_that_has_left_frees_its_share_at_once(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("globex", 1, 500), point="one"))
+        assert (await told(stream, "one"))["globex", ""] == pytest.approx(40)
+        stream.take(report(used("globex", 1, 500), point="two"))
+        stream.take(pb.ShareRequest(sequence=2, left=["one", "never-was"]))
+        assert (await told(stream, "two"))["globex", ""] == pytest.approx(40)
+
+
+async def test_a_point_may_be_back_in_the_message_that_says_that_it_has_left(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("globex", 1, 500)))
+        await told(stream, "p")
+        again = report(used("globex", 1, 500), begins=True)
+        again.left.append("p")
+        stream.take(again)
+        assert (await told(stream, "p"))["globex", ""] == pytest.approx(40)
+
+
+async def test_points_of_a_node_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "MAX_POINTS", 5)
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        for number in range(20):
+            stream.take(report(used("globex", 1), point=f"p{number}"))
+        assert stream.ignored["points"] == 15
+        world.now_s += TTL_S + 1
+        stream.take(report(used("globex", 1), point="late"))
+        assert stream.ignored["points"] == 15, "those whose leases ran out make room"
+
+
+async def test_a_policy_that_changes_is_divided_as_it_is_then(tmp_path: Path) -> None:
+    mesh = mesh_of(policy())
+    async with dividing(tmp_path, mesh) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("globex", 1, 500)))
+        assert (await told(stream, "p"))["globex", ""] == pytest.approx(40)
+        limits = [{"tenant": "*", "requests": 4}]
+        change = made("RatePolicy", "platform", "limits", service="orders", limits=limits)
+        world.division.touch(mesh.apply([change]))
+        assert (await told(stream, "p"))["globex", ""] == pytest.approx(4)
+        world.division.touch(mesh.apply([policy(scope="POINT")._replace(message=None)]))
+        assert list(world.division.policies()) == []
+        stream.take(report(used("globex", 1)))
+        assert stream.ignored["foreign"] == 1
+
+
+async def test_nobody_divides_where_no_policy_holds_across_the_mesh(tmp_path: Path) -> None:
+    limits = [{"tenant": "acme", "requests": 1}]
+    mesh = mesh_of(made("RatePolicy", "platform", "limits", service="orders", scope="POINT", limits=limits))
+    async with open_store(tmp_path / "store.sqlite") as store:
+        division = Division(store, mesh, "a", lambda: 0.0)
+        task = asyncio.ensure_future(division.run())
+        division.touch(mesh.apply([mesh_change(mesh)]))
+        await asyncio.sleep(0)
+        with pytest.raises(NotAllocator):
+            division.open("n1")
+        _, revision = await store.get("x")
+        assert revision == 0, "the lease was not even asked for"
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_one_process_divides_at_a_time(tmp_path: Path) -> None:
+    mesh = mesh_of(policy())
+    async with dividing(tmp_path, mesh, "a") as world:
+        other = Division(world.store, mesh, "b", lambda: 0.0)
+        task = asyncio.ensure_future(other.run())
+        other.touch(mesh.apply([mesh_change(mesh)]))
+        stream = world.division.open("n1")
+        # Somebody who was taken for dead is not: its lease is fenced off.
+        await world.store.acquire(LEASE, "a", 60.0)
+        await until(lambda: world.division.leases is None or stream.ended)
+        assert other.leases is None
+        with pytest.raises(NotAllocator):
+            other.open("n1")
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert await stream.next() == []
+
+
+async def test_who_begins_gives_nothing_more_until_it_has_learnt(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy()), ahead_s=0.0) as world:
+        stream = world.division.open("n1")
+        held = [pb.Share(bucket=pb.Bucket(policy=POLICY, tenant="globex"), rate=30)]
+        stream.take(report(used("globex", 1, 500), point="old", held=held, begins=True))
+        stream.take(report(used("globex", 1, 500), point="new", begins=True))
+        leases = world.division.leases
+        assert leases is not None
+        await until(lambda: sum(lease.held for lease in leases.find(POLICY)) > 0)
+        assert {lease.point.name: lease.held for lease in leases.find(POLICY)} == {"old": 30, "new": 0}
+
+
+async def test_it_says_what_is_divided_and_why(tmp_path: Path) -> None:
+    change = made(
+        "RatePolicy",
+        "platform",
+        "limits",
+        service="orders",
+        total={"requests": 50},
+        limits=[{"tenant": "acme", "requests": 45, "weight": 2}, {"tenant": "globex", "requests": 45}],
+    )
+    async with dividing(tmp_path, mesh_of(change)) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("acme", 10, 500), used("globex", 7, 500), used("platform", 1)))
+        await told(stream, "p")
+        states = {s.bucket.tenant: s for s in world.division.states(POLICY, lambda tenant: True, whole=True)}
+        assert "the total of 50/s is short" in states["acme"].reason
+        assert "by weights (this one's is 2)" in states["acme"].reason
+        assert (states["globex"].allowed, states["globex"].denied) == (7, 500)
+        assert [point.node for point in states["acme"].points] == ["n1"]
+        (own,) = world.division.states(POLICY, lambda tenant: tenant == "globex", whole=False)
+        assert own.bucket.tenant == "globex"
+        assert not own.points
+        assert "are wanted of it" not in own.reason, "what others want is theirs"
+
+
+async def test_prometheus_is_told(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("globex", 3, 9), used("acme", 1, 0, CREATE), used("nobody", 1)))
+        await told(stream, "p")
+        samples = [one for family in of_quotas(world.division) for one in family.samples]
+        found = {(one.name, *one.labels.values()): one.value for one in samples}
+        assert found["meshwarden_quota_calls_total", POLICY, "globex", "", "limited"] == 9
+        assert found["meshwarden_quota_limit", POLICY, "acme", CREATE] == 10
+        assert found["meshwarden_quota_share", POLICY, "globex", ""] == pytest.approx(40)
+        assert found["meshwarden_quota_points", POLICY, "globex", ""] == 1
+        assert found["meshwarden_quota_ignored_total", "foreign"] == 1
+        assert found["meshwarden_quota_dividing",] == 1
+
+
+def test_the_table_of_top_counts_between_two_answers() -> None:
+    before, now = GetQuotasResponse(), GetQuotasResponse()
+    before.now.FromSeconds(10)
+    now.now.FromSeconds(12)
+    bucket = pb.Bucket(policy=POLICY, tenant="acme", method=CREATE)
+    before.quotas.add(bucket=bucket, allowed=100, denied=4)
+    now.quotas.add(bucket=bucket, allowed=120, denied=3, limit=10, demand=12, share=9.5)
+    now.quotas.add(bucket=pb.Bucket(policy=POLICY, tenant="new"), allowed=1)
+    assert quota_command.rows(before, now) == [
+        (POLICY, "acme", CREATE, "10.0", "12.0", "9.5", "10.0", "0.0", "0.0", 0),
+        (POLICY, "new", "-", "0.0", "0.0", "0.0", "0.5", "0.0", "0.0", 0),
+    ]
+
+
+def test_usage_is_counted_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshwarden.controlplane.quota.usage.MAX_BUCKETS", 3)
+    usages = Usages()
+    for number in range(10):
+        usages.add(Bucket(POLICY, (f"t{number}",)), 1, 2, 3)
+    assert len(usages.all) == 4
+    assert usages.all[Bucket(POLICY, (OTHER,))].denied == 14
+    usages.forget(POLICY)
+    assert not usages.all

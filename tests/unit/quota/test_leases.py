@@ -1,0 +1,340 @@
+"""The leases: that a rate is never in two hands, whatever becomes of messages, points and the allocator itself."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from meshwarden.controlplane.quota.lease import Share, Usage
+from meshwarden.controlplane.quota.leases import MAX_LEASES, TERM_S, TTL_S, Leases
+from meshwarden.controlplane.quota.pool import IDLE_S
+from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level, Point
+
+POLICY = "platform/orders"
+TREE = Level(
+    ceiling=1000,
+    parts={
+        "acme": Level(weight=3, ceiling=600, parts={"/s.S/Create": Level(ceiling=50), REST: Level()}),
+        "globex": Level(floor=100, ceiling=600),
+        OTHERS: Level(ceiling=200),
+    },
+)
+CREATE, READ = Bucket(POLICY, ("acme", "/s.S/Create")), Bucket(POLICY, ("acme", REST))
+GLOBEX, OTHER = Bucket(POLICY, ("globex",)), Bucket(POLICY, ("initech",))
+BUCKETS = [CREATE, READ, GLOBEX, OTHER]
+ONE, TWO = Point("node-a", "orders#1"), Point("node-b", "orders#1")
+
+
+def given(leases: Leases) -> dict[tuple[Point, Bucket], float]:
+    return {(lease.point, lease.bucket): lease.given for lease in leases.find(POLICY)}
+
+
+def settled(leases: Leases, now_s: float, usages: dict[Point, dict[Bucket, Usage]], rounds: int = 8) -> float:
+    """Lets points that use so much in a second report and obey until the division is at rest."""
+    number = 0
+    for _ in range(rounds):
+        for point, used in usages.items():
+            leases.report(point, used, now_s, acknowledged=number)
+        number, _ = leases.tick(now_s)
+        now_s += 1.0
+    return now_s
+
+
+def test_a_point_gets_a_share_at_its_first_wish() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    leases.report(ONE, {GLOBEX: Usage(0, 1)}, 1.0)
+    assert leases.presses
+    _, shares = leases.tick(1.0)
+    assert shares == {ONE: [Share(GLOBEX, 600.0, 600.0)]}
+
+
+def test_shares_follow_demand() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    settled(leases, 0.0, {ONE: {GLOBEX: Usage(500, 300)}, TWO: {GLOBEX: Usage(50, 0)}})
+    rates = given(leases)
+    assert rates[ONE, GLOBEX] > 480
+    assert 69 < rates[TWO, GLOBEX] < 120
+    assert sum(rates.values()) <= 600
+
+
+def test_a_level_never_exceeds_its_ceiling_nor_the_policy_its_total() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    busy = dict.fromkeys(BUCKETS, Usage(0, 5000))
+    settled(leases, 0.0, {ONE: busy, TWO: busy})
+    rates = given(leases)
+    of = {bucket: rates[ONE, bucket] + rates[TWO, bucket] for bucket in BUCKETS}
+    assert of[CREATE] == pytest.approx(50, rel=0.05)
+    assert of[OTHER] == pytest.approx(200, rel=0.05)
+    # What is left of 1000 goes by weight, 3 to 1, up to acme's ceiling.
+    assert of[CREATE] + of[READ] == pytest.approx(600, rel=0.05)
+    assert of[GLOBEX] == pytest.approx(200, rel=0.05)
+
+
+def test_an_increase_waits_for_the_acknowledgement_of_the_decrease() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    leases.report(ONE, {GLOBEX: Usage(600, 0)}, 0.0)
+    number, _ = leases.tick(0.0)
+    leases.report(ONE, {GLOBEX: Usage(600, 0)}, 1.0, acknowledged=number)
+    leases.report(TWO, {GLOBEX: Usage(0, 600)}, 1.0)
+    number, shares = leases.tick(1.0)
+    assert shares[ONE][0].rate < 400
+    assert TWO not in shares
+    leases.report(ONE, {}, 1.1, acknowledged=number)
+    assert leases.presses
+    _, shares = leases.tick(1.1)
+    assert shares[TWO][0].rate > 200
+
+
+def test_many_who_hold_little_make_room_for_one_more() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    crowd = {Point("node-a", f"orders#{number}"): {OTHER: Usage(100, 0)} for number in range(200)}
+    now_s = settled(leases, 0.0, crowd)
+    settled(leases, now_s, crowd | {TWO: {OTHER: Usage(0, 100)}})
+    assert given(leases)[TWO, OTHER] == pytest.approx(200 / 201, rel=0.1)
+
+
+def test_a_point_that_leaves_gives_back_at_once_and_one_that_is_silent_after_its_term() -> None:
+    for leaves in (True, False):
+        leases = Leases(0.0, learn=False)
+        leases.put(POLICY, TREE)
+        leases.report(ONE, {GLOBEX: Usage(600, 0)}, 0.0)
+        leases.tick(0.0)
+        leases.report(TWO, {GLOBEX: Usage(0, 600)}, 0.1)
+        if leaves:
+            leases.leave(ONE)
+        _, shares = leases.tick(0.1)
+        assert (TWO in shares) is leaves
+        leases.report(TWO, {GLOBEX: Usage(0, 600)}, TERM_S)
+        _, shares = leases.tick(TERM_S)
+        assert (TWO in shares) is not leaves
+        assert given(leases) == {(TWO, GLOBEX): 600}
+
+
+def test_a_restarted_allocator_learns_before_it_gives() -> None:
+    leases = Leases(100.0, learn=True)
+    leases.put(POLICY, TREE)
+    leases.learn(ONE, {GLOBEX: 500.0}, 100.1)
+    leases.report(ONE, {GLOBEX: Usage(500, 0)}, 100.1)
+    leases.report(TWO, {GLOBEX: Usage(0, 500)}, 100.1)
+    _, shares = leases.tick(100.1)
+    assert TWO not in shares
+    assert given(leases)[ONE, GLOBEX] <= 500
+    number, _ = leases.tick(102.0)
+    for point in (ONE, TWO):
+        leases.report(point, {GLOBEX: Usage(0, 500)}, 100.0 + TERM_S, acknowledged=number)
+    settled(leases, 100.0 + TERM_S, {point: {GLOBEX: Usage(200, 300)} for point in (ONE, TWO)})
+    assert given(leases) == pytest.approx({(ONE, GLOBEX): 300, (TWO, GLOBEX): 300}, rel=0.05)
+
+
+def test_what_is_said_to_be_held_is_believed_only_while_learning_and_up_to_the_ceiling() -> None:
+    learning, sure = Leases(0.0, learn=True), Leases(0.0, learn=False)
+    for leases in (learning, sure):
+        leases.put(POLICY, TREE)
+        leases.learn(ONE, {GLOBEX: 1e9}, 0.1)
+        assert leases.ignored.overdrawn == 1
+    assert [lease.held for lease in learning.find(POLICY)] == [600]
+    assert [lease.held for lease in sure.find(POLICY)] == [0]
+
+
+def test_what_a_new_stream_does_not_hold_is_free_and_what_was_under_way_on_the_old_one_is_lost() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    leases.report(ONE, {GLOBEX: Usage(300, 0), OTHER: Usage(50, 0)}, 0.0)
+    leases.tick(0.0)
+    leases.learn(ONE, {GLOBEX: 40.0}, 0.1)
+    assert {lease.bucket: lease.held for lease in leases.find(POLICY)} == {GLOBEX: 40, OTHER: 0}
+
+
+@pytest.mark.parametrize("count", [math.nan, math.inf, -math.inf, -1.0, 2.0**63, 1e300])
+def test_garbage_is_counted_and_moves_nobody_s_share(count: float) -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    now_s = settled(leases, 0.0, {ONE: {GLOBEX: Usage(300, 0)}})
+    before = given(leases)
+    leases.report(TWO, {GLOBEX: Usage(count, 0), CREATE: Usage(0, count)}, now_s)
+    leases.learn(TWO, {READ: count}, now_s)
+    leases.report(ONE, {GLOBEX: Usage(300, 0)}, now_s)
+    leases.tick(now_s)
+    assert leases.ignored.garbage == 3
+    assert given(leases) == pytest.approx(before, rel=0.05)
+
+
+def test_absurd_demand_is_believed_up_to_the_ceiling_alone() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    settled(leases, 0.0, {ONE: {GLOBEX: Usage(0, 1e14)}, TWO: {READ: Usage(400, 0)}})
+    assert given(leases)[TWO, READ] > 400
+
+
+@pytest.mark.parametrize("path", [(), ("acme",), ("acme", "/other"), ("acme", REST, "x"), (OTHERS,), (REST,)])
+def test_buckets_that_no_policy_has_are_counted(path: tuple[str, ...]) -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    leases.report(ONE, {Bucket(POLICY, path): Usage(1, 0), Bucket("no/such", ("acme",)): Usage(1, 0)}, 0.0)
+    assert leases.ignored.unknown == (1 if path == (OTHERS,) else 2)
+
+
+def test_a_node_can_t_fill_our_memory() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    leases.report(ONE, {Bucket(POLICY, (f"t{number}",)): Usage(1, 0) for number in range(MAX_LEASES + 5)}, 0.0)
+    leases.report(TWO, {OTHER: Usage(1, 0)}, 0.0)
+    assert leases.ignored.too_many == 5
+    assert len(leases.find(POLICY)) == MAX_LEASES + 1
+
+
+def test_a_bucket_that_is_not_used_is_taken_back_and_forgotten() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    now_s = settled(leases, 0.0, {ONE: {GLOBEX: Usage(10, 0)}})
+    now_s = settled(leases, now_s, {ONE: {GLOBEX: Usage(0, 0)}}, rounds=int(IDLE_S) + 2)
+    leases.tick(now_s)
+    assert leases.find(POLICY) == []
+
+
+def test_another_tree_takes_hold_without_forgetting_who_holds_what() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    busy = {GLOBEX: Usage(600, 0), OTHER: Usage(200, 0)}
+    now_s = settled(leases, 0.0, {ONE: busy})
+    leases.put(POLICY, Level(parts={"globex": Level(ceiling=90)}))
+    assert [(lease.bucket, lease.held) for lease in leases.find(POLICY)] == [(GLOBEX, pytest.approx(600, rel=0.05))]
+    _, shares = leases.tick(now_s)
+    assert shares[ONE] == [Share(GLOBEX, 90, 90)]
+    leases.put(POLICY, None)
+    assert leases.find(POLICY) == []
+    leases.tick(now_s)
+
+
+@dataclass
+class Server:
+    """A point as it should be: it obeys, and stops when its lease is over."""
+
+    held: dict[Bucket, float] = field(default_factory=dict)
+    until_s: float = -math.inf
+    obeyed: int = 0
+    up: deque[tuple[float, dict[Bucket, float] | None, int, float]] = field(default_factory=deque)
+    down: deque[tuple[float, int, list[Share]]] = field(default_factory=deque)
+    fresh: bool = True
+    """Whether its next report is the first of a stream."""
+    reported_s: float = 0.0
+    """When the report that the allocator heard last was sent."""
+
+
+class Mesh(RuleBasedStateMachine):
+    """Points, an allocator, and streams between them that are slow, break and begin anew."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.now_s = 0.0
+        self.leases = Leases(0.0, learn=False)
+        self.leases.put(POLICY, TREE)
+        self.servers = {Point(f"node-{number}", "s"): Server() for number in range(3)}
+
+    points = st.integers(0, 2).map(lambda number: Point(f"node-{number}", "s"))
+
+    @rule(point=points, bucket=st.sampled_from(BUCKETS), calls=st.sampled_from([0, 1, 100, 10_000]))
+    def wants(self, point: Point, bucket: Bucket, calls: int) -> None:
+        server = self.servers[point]
+        server.held.setdefault(bucket, 0.0)
+        self._send(server, float(calls))
+
+    @rule(point=points, bucket=st.sampled_from(BUCKETS))
+    def asks_and_is_answered(self, point: Point, bucket: Bucket) -> None:
+        self.wants(point, bucket, 10_000)
+        while self.servers[point].up:
+            self.is_heard(point)
+        self.divides()
+        while self.servers[point].down:
+            self.is_told(point)
+
+    @rule(point=points)
+    def reports(self, point: Point) -> None:
+        self._send(self.servers[point], 50.0)
+
+    def _send(self, server: Server, calls: float) -> None:
+        if self.now_s >= server.until_s:
+            server.held = dict.fromkeys(server.held, 0.0)
+        server.up.append((self.now_s, dict(server.held) if server.fresh else None, server.obeyed, calls))
+        server.fresh = False
+
+    @rule(point=points)
+    def is_heard(self, point: Point) -> None:
+        server = self.servers[point]
+        if server.up:
+            server.reported_s, held, obeyed, calls = server.up.popleft()
+            if held is not None:
+                self.leases.learn(point, held, self.now_s)
+            self.leases.report(point, dict.fromkeys(server.held, Usage(0, calls)), self.now_s, acknowledged=obeyed)
+
+    @rule()
+    def divides(self) -> None:
+        number, shares = self.leases.tick(self.now_s)
+        for point, server in self.servers.items():
+            if not server.fresh:
+                server.down.append((server.reported_s, number, shares.get(point, [])))
+
+    @rule(point=points)
+    def is_told(self, point: Point) -> None:
+        server = self.servers[point]
+        if server.down:
+            sent_s, number, shares = server.down.popleft()
+            if self.now_s >= server.until_s:
+                server.held = dict.fromkeys(server.held, 0.0)
+            server.until_s = max(server.until_s, sent_s + TTL_S)
+            server.obeyed = number
+            server.held |= {share.bucket: share.rate for share in shares}
+
+    @rule(point=points)
+    def breaks(self, point: Point) -> None:
+        server = self.servers[point]
+        server.up.clear()
+        server.down.clear()
+        server.fresh, server.obeyed = True, 0
+
+    @rule(point=points)
+    def dies(self, point: Point) -> None:
+        self.servers[point] = Server()
+        self.leases.leave(point)
+
+    @precondition(lambda self: self.now_s > 0)
+    @rule()
+    def restarts(self) -> None:
+        self.leases = Leases(self.now_s, learn=True)
+        self.leases.put(POLICY, TREE)
+        for point in self.servers:
+            self.breaks(point)
+
+    @rule(seconds=st.sampled_from([0.05, 0.5, 1.0, 2.9, 3.1]))
+    def passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @invariant()
+    def is_conserved(self) -> None:
+        used = dict.fromkeys(BUCKETS, 0.0)
+        for server in getattr(self, "servers", {}).values():
+            if self.now_s < server.until_s:
+                for bucket, rate in server.held.items():
+                    used[bucket] += rate
+        acme = used[CREATE] + used[READ]
+        for total, ceiling in [
+            (used[CREATE], 50),
+            (acme, 600),
+            (used[GLOBEX], 600),
+            (used[OTHER], 200),
+            (sum(used.values()), 1000),
+        ]:
+            assert total <= ceiling * (1 + 1e-9)
+
+
+TestMesh = Mesh.TestCase
+TestMesh.settings = settings(max_examples=150, stateful_step_count=60)
