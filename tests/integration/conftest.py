@@ -38,7 +38,7 @@ TOKEN = "a-join-token-of-the-tests"
 AGENT = [sys.executable, "-m", "meshwarden.agents.cli"]
 
 
-async def until(condition: Callable[[], Any], what: str, deadline_s: float = 20.0) -> Any:
+async def until(condition: Callable[[], Any], what: str, deadline_s: float = 40.0) -> Any:
     """Waits for a condition; what it returned."""
     try:
         async with asyncio.timeout(deadline_s):
@@ -114,6 +114,14 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
     def last(self, kind: str) -> Any:
         """What an agent last said of a kind; None if it never did."""
         return next((getattr(m, kind) for m in reversed(self.heard) if m.WhichOneof("message") == kind), None)
+
+    def dropped(self) -> dict[tuple[str, str, str], int]:
+        """{(signal, reason, tenant): count}, as agents have said."""
+        found: dict[tuple[str, str, str], int] = {}
+        for drop in (drop for export in self.exports for drop in export.drops):
+            key = (drop.signal, drop.reason, drop.tenant)
+            found[key] = found.get(key, 0) + drop.count
+        return found
 
     async def _sign(self, spiffe_id: SpiffeId, csr: bytes) -> list[bytes]:
         chain = await self.authority.sign(LeafTemplate(spiffe_id, self.ttl), parse_csr(csr), utc_now())
@@ -255,7 +263,7 @@ class Agent:
     async def ready(self) -> "Agent":
         self.start()
         # To start takes a process long where many others do.
-        await until(self.answers, f"the agent is ready: {self.log.read_text()}", 60)
+        await until(self.answers, f"the agent is ready: {self.log.read_text()}", 120)
         return self
 
     async def answers(self) -> bool:

@@ -16,6 +16,7 @@ from meshwarden.agents import sds
 from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import Workload
@@ -112,12 +113,13 @@ class DataPlanes:
         if svid is None:
             return None
         bundle = self._credentials.bundle()
-        key = (scoped, svid, bundle)
+        ratio = self._registry.trace_ratio(workload)
+        key = (scoped, svid, bundle, ratio)
         known = self._merged.get(data_plane)
         if known is None or known[0] != key:
-            secrets = (sds.own_secret(svid), sds.roots_secret(bundle))
+            own = (sds.own_secret(svid), sds.roots_secret(bundle), runtime.sampling(ratio))
             resources = [item for named in scoped.resources.values() for item in named.values()]
-            known = self._merged[data_plane] = (key, Snapshot.of((*resources, *secrets)))
+            known = self._merged[data_plane] = (key, Snapshot.of((*resources, *own)))
         return known[1]
 
     def _fits(self, scoped: Snapshot, workload: Workload, data_plane: str) -> bool:

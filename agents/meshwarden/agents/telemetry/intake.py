@@ -174,6 +174,8 @@ class Intake:
             drops = Drops()
             pieces = self._pieces(signal, request, workload, drops, lambda: used_s() > _MAX_READING_S)
             self._put_calls(tenant)
+            if pieces and signal == "log":
+                self._hold_to_budget(signal, tenant, drops, sum(piece.items for piece in pieces))
             self._budget.spend(tenant, len(body), sum(piece.items for piece in pieces))
             for index, piece in enumerate(pieces):
                 payload = _payload(kind, piece.bodies)
@@ -297,9 +299,16 @@ class Intake:
                 "this workload's telemetry takes more time than its share: send less",
                 _RETRY_S,
             )
+        # Logs may be Envoys' word on calls, which no span and no log of the tenant may push out: they are read first.
+        if signal != "log":
+            self._hold_to_budget(signal, tenant, Drops(), 1)
+
+    def _hold_to_budget(self, signal: str, tenant: str, drops: Drops, count: int) -> None:
+        """Refuses what is beyond what a tenant may send, and counts it with what was dropped before."""
         wait_s = self._budget.wait_s(tenant)
         if wait_s:
-            self._drop(signal, "rate_limited", tenant, 1)
+            self._spool.drop(drops)
+            self._drop(signal, "rate_limited", tenant, count)
             raise IntakeRefused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"the programs of tenant {tenant} on this node send more than they may: send less",
