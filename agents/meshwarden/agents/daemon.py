@@ -34,6 +34,7 @@ from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.progress import Progress
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.rotation import Below, Rotation
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
@@ -94,7 +95,9 @@ class Agent:
         self._progress = Progress(self._provider)
         self.upstream = Upstream(
             ControlPlane(
-                config.control_plane, config.trust_domain, (client_interceptor(self._provider, _TRACED_ABOVE),)
+                config.control_plane,
+                config.trust_domain,
+                (Below(lambda: self._rotation.present()), client_interceptor(self._provider, _TRACED_ABOVE)),
             ),
             identity,
             downstream,
@@ -105,6 +108,8 @@ class Agent:
             metrics_address=config.metrics_advertise or config.metrics_listen or "",
         )
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self.upstream.sign, clock, rng)
+        self._rotation = Rotation(self._provider, self.registry, self.credentials, lambda: identity.present.svid.serial)
+        identity.listen(self._rotation.look)
         self._node_place = NodePlace(
             config.node, identity.present.region, config.zone, config.agent_socket, config.workload_api_socket
         )
@@ -257,6 +262,8 @@ class Agent:
             self.planes.refs,
         )
         self.health.watch(planes)
+        self._rotation.watch(planes.waiting)
+        planes.watch(self._rotation.look)
         add_ads(server, planes)
         Receiver(lambda context: attestor.find(context.peer()), self.intake).add_to(server)
 
@@ -279,8 +286,9 @@ class Agent:
         self._progress.begin(update)
         self.scopes.apply(update)
 
-    def _renew(self, reason: str) -> None:
-        self.credentials.renew_now(reason)
+    def _renew(self, order: node_pb.RenewNow) -> None:
+        self._rotation.begin(order.trace_parent)
+        self.credentials.renew_now(order.reason)
         self.upstream.renew_now()
 
     # -- what goes up

@@ -49,13 +49,13 @@ class Downstream:
         entries: the entries that name this node.
         bundle: what to trust.
         config: configuration for data planes.
-        renew: renew all certificates now, for this reason.
+        renew: renew all certificates now.
     """
 
     entries: Callable[[node_pb.EntrySet], None]
     bundle: Callable[[node_pb.Bundle], None]
     config: Callable[[node_pb.ConfigUpdate], None]
-    renew: Callable[[str], None]
+    renew: Callable[[node_pb.RenewNow], None]
 
 
 class Upstream:
@@ -417,4 +417,4 @@ class _Session:
         elif kind == "config":
             self._downstream.config(message.config)
         elif kind == "renew_now":
-            self._downstream.renew(message.renew_now.reason)
+            self._downstream.renew(message.renew_now)

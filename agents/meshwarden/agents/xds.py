@@ -72,6 +72,7 @@ class DataPlanes:
         self._refs = refs
         self._fitting: dict[str, tuple[Snapshot, Workload, bool]] = {}
         self._clients: set[DataPlaneClient] = set()
+        self._watchers: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
         self._merged: dict[str, tuple[object, Snapshot]] = {}
         self._last_ack: node_pb.ConfigAck | None = None
@@ -147,11 +148,17 @@ class DataPlanes:
             self._fitting.pop(client.workload_id, None)
         self.settle()
 
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Calls back whenever a data plane may have answered."""
+        self._watchers.append(callback)
+
     def settle(self) -> None:
         """Acknowledges the revision in force once every connected data plane has answered to it.
 
         A data plane that is not connected holds nothing up: it gets the newest when it comes.
         """
+        for callback in self._watchers:
+            callback()
         revision = self._scopes.revision
         if not revision or any(client.pending() for client in self._clients):
             return
