@@ -4,7 +4,6 @@
 nothing on it. Ours checks the caller's certificate and its tenant's limit besides, on the server with threads.
 """
 
-import random
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from benchmarks import graph_query, ingest, instrumented, trace_query
-from benchmarks.process import Broken, child, say
+from benchmarks import graph_query, instrumented, river, trace_query
+from benchmarks.process import child, say
 from benchmarks.result import Case
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
@@ -38,7 +37,7 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
         directory = Path(name)
         async for case in _instrumentation(directory, rounds):
             yield case
-        async for case in _ingest(directory, rounds):
+        async for case in river.cases(directory, rounds):
             yield case
         for case in graph_query.cases(rounds):
             yield case
@@ -131,36 +130,6 @@ def _certify(place: Path) -> None:
     svid = X509Svid.of(issue_leaf(template, leaf_key.public_key(), IssuerKey(key, (root,)), now), leaf_key)
     roots = Bundle.of(instrumented.DOMAIN, [root]).pem()
     publish(place, {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": roots})
-
-
-# -- on its way up
-
-
-async def _ingest(directory: Path, rounds: int) -> AsyncIterator[Case]:
-    say("gather: ingest")
-    bare = "read and counted as edges of a dict, nothing checked, kept or stored"
-    on_cpu = Case("gather", "ingest CPU, graph and RED", bare, "spans per CPU-second", "higher")
-    on_disk = Case("gather", "bytes per span", "the same spans as OTLP", "bytes")
-    rng = random.Random(1)
-    spans = sent_bytes = 0
-    place = directory / "river"
-    place.mkdir(mode=0o700)
-    for number in range(rounds):
-        bodies = ingest.bodies_of(rng)
-        # Opened anew, so that no workload has used up its share of the agent's time.
-        async with ingest.river(place) as river:
-            used_s = await river.take(bodies)
-            stored = await river.durable.read(lambda db: int(db.pragma("page_count")) * int(db.pragma("page_size")))
-        bare_s, edges = ingest.edges_of(bodies)
-        count = len(bodies) * ingest.SPANS
-        if edges.total() * 2 != count:
-            raise Broken("the bare loop has not seen every call")
-        spans, sent_bytes = spans + count, sent_bytes + sum(map(len, bodies))
-        on_cpu.add(count / used_s, count / bare_s)
-        say(f"  {number + 1}: {on_cpu.ours[-1]:,.0f} / {on_cpu.theirs[-1]:,.0f} spans per CPU-second")
-    on_disk.add(stored / spans, sent_bytes / spans)
-    yield on_cpu
-    yield on_disk
 
 
 # -- in memory

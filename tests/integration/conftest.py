@@ -24,6 +24,7 @@ from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
+from meshwarden.controlplane.api.report import unpacked
 from meshwarden.sdk import peer
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.tls import server_context
@@ -188,7 +189,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._caller(context)
-        self.exports.append(request)
+        self.exports.append(unpacked(request))
         return report_pb.ExportResponse(sequence=request.sequence)
 
     async def _caller(self, context: Any) -> SpiffeId:

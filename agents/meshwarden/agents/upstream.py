@@ -128,7 +128,7 @@ class Upstream:
         return answer.results
 
     async def export(self, batch: bytes, timeout_s: float) -> report_pb.ExportResponse:
-        """Sends a batch up, compressed, within `timeout_s`.
+        """Sends a batch up within `timeout_s`.
 
         Args:
             batch: a serialised `ExportRequest`.
@@ -142,7 +142,7 @@ class Upstream:
             raise Away(self.last_error)
         async with self._channel() as channel:
             export: Any = channel.unary_unary(_EXPORT, None, report_pb.ExportResponse.FromString)
-            answer: report_pb.ExportResponse = await export(batch, timeout=timeout_s, compression=grpc.Compression.Gzip)
+            answer: report_pb.ExportResponse = await export(batch, timeout=timeout_s)
         return answer
 
     def renew_now(self) -> None:

@@ -155,7 +155,7 @@ class Config(BaseSettings):
     # How long spans are kept for `meshwarden traces`, and how much of them; beyond, the tenant that has most of them
     # loses its oldest.
     traces_keep_s: float = Field(default=86_400.0, ge=60.0, le=30 * 86_400.0)
-    traces_max_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    traces_max_bytes: int = Field(default=512 << 20, ge=0)
     authority: AuthorityConfig
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()
