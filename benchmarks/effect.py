@@ -161,7 +161,9 @@ async def _bare_envoy(stack: AsyncExitStack, directory: Path) -> Side:
 
     await change(False)
     bootstrap = directory / "envoy.json"
-    bootstrap.write_text(json.dumps(envoy_bootstrap("bare", "bare", "", "", path, directory / "admin.sock")))
+    fields = envoy_bootstrap("bare", "bare", "", "", path, directory / "admin.sock")
+    del fields["layered_runtime"]  # nobody gives it any
+    bootstrap.write_text(json.dumps(fields))
     command = [str(find_envoy()), "-c", str(bootstrap), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warn"]
     envoy = await stack.enter_async_context(child("bare Envoy", command, directory))
     await envoy.until_listening(listens)

@@ -1,21 +1,20 @@
 """What telemetry costs: on each call, on its way up, in the graph, in memory and on disk.
 
-`instrumentation CPU` is what interceptors add to a unary call over mTLS that has empty ones, on the side that is
-measured; the other has none. Ours check the caller's certificate and its tenant's limit besides, on the server.
+`instrumentation CPU` is what is added to a bare unary call over mTLS on the side that is measured; the other has
+nothing on it. Ours checks the caller's certificate and its tenant's limit besides, on the server with threads.
 """
 
-import random
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import anyio.to_thread
 
-from benchmarks import graph_query, ingest, instrumented, trace_query
-from benchmarks.process import Broken, Child, child, cpu_s, python, say
+from benchmarks import graph_query, instrumented, river, trace_query
+from benchmarks.process import child, say
 from benchmarks.result import Case
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
@@ -25,6 +24,8 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 
 CONTRIB = "opentelemetry-instrumentation-grpc"
+FLOOR = "two looks at a clock, a count, a traceparent, the caller's certificate read and not checked"
+AIO = [kind for kind in instrumented.KINDS if kind != "floor"]
 CALLS, BLOCKS, WARM = 200, 6, 200
 SERIES = 100_000
 HOUR = timedelta(hours=1)
@@ -36,7 +37,7 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
         directory = Path(name)
         async for case in _instrumentation(directory, rounds):
             yield case
-        async for case in _ingest(directory, rounds):
+        async for case in river.cases(directory, rounds):
             yield case
         for case in graph_query.cases(rounds):
             yield case
@@ -50,8 +51,8 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
 
 async def _instrumentation(directory: Path, rounds: int) -> AsyncIterator[Case]:
     say("gather: instrumentation")
-    share = Case("gather", "added CPU share of a call, 1% traces", f"{CONTRIB}: likewise, over a bare call", "%")
-    for module, prefix in (("instrumented", ""), ("instrumented_aio", "aio ")):
+    share = Case("gather", "added CPU share of a call, 1% traces", FLOOR, "%")
+    for module, prefix, kinds in (("instrumented", "", instrumented.KINDS), ("instrumented_aio", "aio ", AIO)):
         for ratio, suffix in ((instrumented.ALL, ""), (instrumented.FEW, ", 1% traces")):
             cases = [
                 Case(
@@ -64,16 +65,16 @@ async def _instrumentation(directory: Path, rounds: int) -> AsyncIterator[Case]:
             ]
             place = directory / f"{module}-{ratio:g}"
             _certify(place)
-            async with _sides(module, place, ratio) as sides:
+            async with _sides(module, kinds, place, ratio) as sides:
                 for number in range(rounds):
-                    us = [await _least(side) for side in sides]
+                    us = [await _least(side, kinds) for side in sides]
                     for case, of in zip(cases, us, strict=True):
                         case.add(of["ours"] - of["bare"], of["contrib"] - of["bare"])
                         said = ", ".join(f"{kind} {of[kind]:.1f}" for kind in of)
                         say(f"  {number + 1}: {case.name}: {said} µs")
                     if not prefix and suffix:
-                        whole = {kind: sum(of[kind] for of in us) for kind in instrumented.KINDS}
-                        share.add(*((whole[kind] / whole["bare"] - 1) * 100 for kind in ("ours", "contrib")))
+                        whole = {kind: sum(of[kind] for of in us) for kind in kinds}
+                        share.add(*((whole[kind] / whole["bare"] - 1) * 100 for kind in ("ours", "floor")))
             for case in cases:
                 yield case
     yield share
@@ -83,40 +84,40 @@ Side = Callable[[str, int], Awaitable[float]]
 
 
 @asynccontextmanager
-async def _sides(module: str, place: Path, ratio: float) -> AsyncIterator[tuple[Side, Side]]:
+async def _sides(module: str, kinds: Sequence[str], place: Path, ratio: float) -> AsyncIterator[tuple[Side, Side]]:
     """Yields what makes so many calls of a kind and tells the CPU time of each in µs: of the client, and the server."""
     async with AsyncExitStack() as stack:
-        servers: dict[str, Child] = {}
-        for kind in instrumented.KINDS:
-            name = instrumented.named(kind, ratio)
-            command = ["-m", f"benchmarks.{module}", "server", kind, str(ratio), str(place)]
-            servers[kind] = await stack.enter_async_context(python(f"server {name}", command, place))
-            await servers[kind].until_written(place / f"{name}.port")
-        channels = {
-            kind: stack.enter_context(instrumented.dial(place, instrumented.named(kind, ratio))) for kind in servers
-        }
-        command = [sys.executable, "-m", f"benchmarks.{module}", "client", str(ratio), str(place)]
-        client = await stack.enter_async_context(child("client", command, place, is_asked=True))
+        sides = {}
+        for name in ("server", "client"):
+            command = [sys.executable, "-m", f"benchmarks.{module}", name, str(ratio), str(place)]
+            sides[name] = await stack.enter_async_context(child(name, command, place, is_asked=True))
+            for kind in kinds:  # the servers' ports
+                await sides["server"].until_written(place / f"{kind}.port")
+        channels = {kind: stack.enter_context(instrumented.dial(place, kind)) for kind in kinds}
+        at_s = dict.fromkeys(sides, 0.0)
+
+        async def used_us(name: str, line: str, calls: int) -> float:
+            await sides[name].ask(line)
+            before_s, at_s[name] = at_s[name], float((await sides[name].answer())["cpu_s"])
+            return (at_s[name] - before_s) / calls * 1e6
 
         async def of_client(kind: str, calls: int) -> float:
-            await client.ask(f"{kind} {calls}")
-            return float((await client.answer())["us"])
+            return await used_us("client", f"{kind} {calls}", calls)
 
         async def of_server(kind: str, calls: int) -> float:
-            before_s = cpu_s(servers[kind].pid)
             await anyio.to_thread.run_sync(instrumented.call_below, channels[kind], calls, ratio)
-            return (cpu_s(servers[kind].pid) - before_s) / calls * 1e6
+            return await used_us("server", kind, calls)
 
         for side in (of_client, of_server):
-            for kind in instrumented.KINDS:
+            for kind in kinds:
                 await side(kind, WARM)
         yield of_client, of_server
 
 
-async def _least(side: Side) -> dict[str, float]:
+async def _least(side: Side, kinds: Sequence[str]) -> dict[str, float]:
     """{kind: CPU time of a call in µs}, the least of some blocks in turns: whatever else runs only adds to it."""
-    blocks = [{kind: await side(kind, CALLS) for kind in instrumented.KINDS} for _ in range(BLOCKS)]
-    return {kind: min(block[kind] for block in blocks) for kind in instrumented.KINDS}
+    blocks = [{kind: await side(kind, CALLS) for kind in kinds} for _ in range(BLOCKS)]
+    return {kind: min(block[kind] for block in blocks) for kind in kinds}
 
 
 def _certify(place: Path) -> None:
@@ -129,36 +130,6 @@ def _certify(place: Path) -> None:
     svid = X509Svid.of(issue_leaf(template, leaf_key.public_key(), IssuerKey(key, (root,)), now), leaf_key)
     roots = Bundle.of(instrumented.DOMAIN, [root]).pem()
     publish(place, {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": roots})
-
-
-# -- on its way up
-
-
-async def _ingest(directory: Path, rounds: int) -> AsyncIterator[Case]:
-    say("gather: ingest")
-    bare = "read and counted as edges of a dict, nothing checked, kept or stored"
-    on_cpu = Case("gather", "ingest CPU, graph and RED", bare, "spans per CPU-second", "higher")
-    on_disk = Case("gather", "bytes per span", "the same spans as OTLP", "bytes")
-    rng = random.Random(1)
-    spans = sent_bytes = 0
-    place = directory / "river"
-    place.mkdir(mode=0o700)
-    for number in range(rounds):
-        bodies = ingest.bodies_of(rng)
-        # Opened anew, so that no workload has used up its share of the agent's time.
-        async with ingest.river(place) as river:
-            used_s = await river.take(bodies)
-            stored = await river.durable.read(lambda db: int(db.pragma("page_count")) * int(db.pragma("page_size")))
-        bare_s, edges = ingest.edges_of(bodies)
-        count = len(bodies) * ingest.SPANS
-        if edges.total() * 2 != count:
-            raise Broken("the bare loop has not seen every call")
-        spans, sent_bytes = spans + count, sent_bytes + sum(map(len, bodies))
-        on_cpu.add(count / used_s, count / bare_s)
-        say(f"  {number + 1}: {on_cpu.ours[-1]:,.0f} / {on_cpu.theirs[-1]:,.0f} spans per CPU-second")
-    on_disk.add(stored / spans, sent_bytes / spans)
-    yield on_cpu
-    yield on_disk
 
 
 # -- in memory

@@ -1,19 +1,24 @@
 """Telemetry on its way up, in one process: the agent's intake, spool and outbox, then the control plane's gather.
 
-What is left out is the way between them: gRPC and TLS. What is sent is compressed and read again, as gRPC does it.
+What is left out is the way between them: gRPC and TLS. As a program it serves OTLP over gRPC before all that:
+
+    python -m benchmarks.ingest DIRECTORY      it writes DIRECTORY/port, and answers each line once all is on disk
 """
 
-import gzip
+import json
 import os
 import random
+import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import apsw
+import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
@@ -23,14 +28,18 @@ from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
 from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.outbox import Outbox
+from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.spool import Spool
 from meshwarden.agents.workload import Workload
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.controlplane.api.report import unpacked
+from meshwarden.controlplane.api.validation import check
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.trace_store import MAX_SIZE_BYTES
 from meshwarden.sdk.histogram import bucket_of, to_proto
 from meshwarden.v1 import report_pb2, resources_pb2
 
@@ -39,7 +48,14 @@ SPANS = 512
 REQUESTS = 16
 CALLEES = 8
 METHODS = 4
-_GZIP_LEVEL = 6  # zlib's own default, and so gRPC's
+_SPANS = """
+CREATE TABLE IF NOT EXISTS spans (
+  trace_id BLOB, span_id BLOB, parent_span_id BLOB, service TEXT, name TEXT, kind INTEGER, start_ns INTEGER,
+  end_ns INTEGER, status INTEGER, method TEXT, address TEXT
+);
+CREATE INDEX IF NOT EXISTS spans_of ON spans (trace_id)
+"""
+_ADD_SPAN = "INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass
@@ -71,22 +87,25 @@ class River:
             raise Broken(f"some of it was dropped: {lost}")
         return time.process_time() - begun_s
 
+    async def size_bytes(self) -> int:
+        """What the file of the control plane takes."""
+        return await self.durable.read(lambda db: int(db.pragma("page_count")) * int(db.pragma("page_size")))
+
 
 @asynccontextmanager
-async def river(directory: Path) -> AsyncIterator[River]:
+async def river(directory: Path, *, keeps_traces: bool) -> AsyncIterator[River]:
     """Opens both ends in a directory."""
     place = NodePlace(NODE, REGION, "z", directory / "a.sock", directory / "w.sock")
     spool = Spool(directory / "spool", lambda: os.urandom(16))
     path = directory / "gather.sqlite"
     durable = Durable(path)
     ledger = Ledger(durable, DOMAIN, utc_now, region=REGION)
-    gather = Gather(
-        durable, ledger, Metrics(), [], utc_now, random.Random(1), owns=_owns, trust_domain=DOMAIN, region=REGION
-    )
+    mesh = {"owns": _owns, "trust_domain": DOMAIN, "region": REGION}
+    most = MAX_SIZE_BYTES if keeps_traces else 0
+    gather = Gather(durable, ledger, Metrics(), [], utc_now, random.Random(1), **mesh, traces_max_bytes=most)
 
     async def export(batch: bytes, timeout_s: float) -> report_pb2.ExportResponse:
-        sent = gzip.decompress(gzip.compress(batch, _GZIP_LEVEL))
-        request = report_pb2.ExportRequest.FromString(sent)
+        request = unpacked(check(report_pb2.ExportRequest.FromString(batch)))
         gather.ingest(NODE, request)
         await gather.settle()
         return report_pb2.ExportResponse(sequence=request.sequence)
@@ -100,6 +119,51 @@ async def river(directory: Path) -> AsyncIterator[River]:
     finally:
         spool.close()
         durable.close()
+
+
+def rows_of(bodies: list[bytes], path: Path) -> float:
+    """The other bare loop: reads requests and inserts a row for each span, with an index on its trace.
+
+    Args:
+        bodies: the requests; eight go into one transaction, which is as large as a batch of an agent is.
+        path: the database, which there may be already.
+
+    Returns:
+        The CPU time of this process, in seconds.
+    """
+    begun_s = time.process_time()
+    db = apsw.Connection(str(path))
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -16384"):
+        db.execute(f"PRAGMA {pragma}").fetchall()
+    db.execute(_SPANS)
+    for at in range(0, len(bodies), 8):
+        db.execute("BEGIN IMMEDIATE")
+        for body in bodies[at : at + 8]:
+            db.executemany(_ADD_SPAN, _rows(body))
+        db.execute("COMMIT")
+    db.close()
+    return time.process_time() - begun_s
+
+
+def _rows(body: bytes) -> Iterator[tuple[object, ...]]:
+    for resource_spans in ExportTraceServiceRequest.FromString(body).resource_spans:
+        service = resource_spans.resource.attributes[0].value.string_value
+        for scope in resource_spans.scope_spans:
+            for span in scope.spans:
+                said = {pair.key: pair.value.string_value for pair in span.attributes}
+                yield (
+                    span.trace_id,
+                    span.span_id,
+                    span.parent_span_id,
+                    service,
+                    span.name,
+                    span.kind,
+                    span.start_time_unix_nano,
+                    span.end_time_unix_nano,
+                    span.status.code,
+                    said.get("rpc.method"),
+                    said.get("server.address"),
+                )
 
 
 def edges_of(bodies: list[bytes]) -> tuple[float, Counter[tuple[str, str]]]:
@@ -199,3 +263,26 @@ def _workload(directory: Path) -> Workload:
         directory=directory,
         number=1,
     )
+
+
+async def serve(directory: Path) -> None:
+    """Takes OTLP over gRPC until standard input ends; for each line of it, sends all up and answers."""
+    async with river(directory, keeps_traces=False) as opened:
+        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 4 << 20)])
+        Receiver(lambda _: opened.workload, opened.intake).add_to(server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        (directory / "port").write_text(str(port))
+        numbers = 0
+        while await anyio.to_thread.run_sync(sys.stdin.readline):
+            for _ in range(REQUESTS):
+                opened.intake.take_calls(calls_of(numbers), "acme")
+            if not await opened.outbox.flush() or (lost := opened.gather.tally.drops()):
+                raise Broken(f"not all of it was taken: {lost}")
+            count = opened.gather.tally.totals()["passed", "control.ingest", "span", "acme", ""]
+            print(json.dumps({"spans": count}), flush=True)
+        await server.stop(None)
+
+
+if __name__ == "__main__":
+    anyio.run(serve, Path(sys.argv[1]))

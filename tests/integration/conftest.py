@@ -24,6 +24,7 @@ from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
+from meshwarden.controlplane.api.report import unpacked
 from meshwarden.sdk import peer
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.tls import server_context
@@ -40,7 +41,7 @@ TOKEN = "a-join-token-of-the-tests"
 AGENT = [sys.executable, "-m", "meshwarden.agents.cli"]
 
 
-async def until(condition: Callable[[], Any], what: str, deadline_s: float = 20.0) -> Any:
+async def until(condition: Callable[[], Any], what: str, deadline_s: float = 40.0) -> Any:
     """Waits for a condition; what it returned."""
     try:
         async with asyncio.timeout(deadline_s):
@@ -119,6 +120,14 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         """What an agent last said of a kind; None if it never did."""
         return next((getattr(m, kind) for m in reversed(self.heard) if m.WhichOneof("message") == kind), None)
 
+    def dropped(self) -> dict[tuple[str, str, str], int]:
+        """{(signal, reason, tenant): count}, as agents have said."""
+        found: dict[tuple[str, str, str], int] = {}
+        for drop in (drop for export in self.exports for drop in export.drops):
+            key = (drop.signal, drop.reason, drop.tenant)
+            found[key] = found.get(key, 0) + drop.count
+        return found
+
     async def _sign(self, spiffe_id: SpiffeId, csr: bytes) -> list[bytes]:
         chain = await self.authority.sign(LeafTemplate(spiffe_id, self.ttl), parse_csr(csr), utc_now())
         return _ders(chain)
@@ -184,7 +193,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._caller(context)
-        self.exports.append(request)
+        self.exports.append(unpacked(request))
         return report_pb.ExportResponse(sequence=request.sequence)
 
     async def Share(self, requests: Any, context: Any) -> AsyncIterator[quota_pb.ShareResponse]:  # noqa: N802
@@ -279,7 +288,7 @@ class Agent:
     async def ready(self) -> "Agent":
         self.start()
         # To start takes a process long where many others do.
-        await until(self.answers, f"the agent is ready: {self.log.read_text()}", 60)
+        await until(self.answers, f"the agent is ready: {self.log.read_text()}", 120)
         return self
 
     async def answers(self) -> bool:

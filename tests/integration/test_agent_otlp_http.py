@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+
+from meshwarden.xds import telemetry_names as names
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 # Posts what it is told, "TARGET PATH TYPE ENCODING HEX"; answers the status, Retry-After and the body in hex.
@@ -87,15 +90,6 @@ def spans(control_plane: Any) -> dict[str, dict[str, str]]:
             if said["service.name"] == "meshwarden-agent":
                 continue
             found.update({span.name: said for scope in message.scope_spans for span in scope.spans})
-    return found
-
-
-def drops(control_plane: Any) -> dict[tuple[str, str, str], int]:
-    found: dict[tuple[str, str, str], int] = {}
-    for export in control_plane.exports:
-        for drop in export.drops:
-            key = (drop.signal, drop.reason, drop.tenant)
-            found[key] = found.get(key, 0) + drop.count
     return found
 
 
@@ -169,7 +163,9 @@ async def test_hostile_requests_are_refused_and_cost_nobody_else(agent: Any, con
         assert (await sender.post(**arguments))[0] == expected, arguments["body"][:60]
     assert (await sender.post(request("fine")))[0] == 200
     await until(lambda: "fine" in spans(control_plane), "what is fine has come")
-    await until(lambda: drops(control_plane).get(("span", "malformed", "acme")) == 10, "what was not read is counted")
+    await until(
+        lambda: control_plane.dropped().get(("span", "malformed", "acme")) == 10, "what was not read is counted"
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +213,7 @@ async def test_a_stranger_is_refused_on_the_socket(agent: Any, control_plane: An
         return status
 
     assert await asyncio.to_thread(post) == 401
-    await until(lambda: drops(control_plane).get(("span", "unidentified", "")) == 1, "it is counted")
+    await until(lambda: control_plane.dropped().get(("span", "unidentified", "")) == 1, "it is counted")
 
 
 async def test_a_token_opens_tcp_for_as_long_as_its_workload_lives(agent: Any, control_plane: Any, until: Any) -> None:
@@ -277,5 +273,16 @@ async def test_whoever_sends_too_much_is_told_when_to_come_again(agent: Any, con
     status, retry_after, _ = await sender.post(request())
     assert status == 429
     assert 1 <= int(retry_after) <= 10
-    await until(lambda: drops(control_plane).get(("span", "rate_limited", "acme")) == 1, "it is counted")
+    await until(lambda: control_plane.dropped().get(("span", "rate_limited", "acme")) == 1, "it is counted")
+    # Envoys' word on calls is taken all the same, and what else came with it is refused and counted.
+    logs = ExportLogsServiceRequest()
+    records = logs.resource_logs.add().scope_logs.add().log_records
+    for said in ({}, {names.REPORTER: names.SOURCE_SIDE, names.METHOD: "GET", names.PATH: "/kept"}, {}):
+        record = records.add()
+        for key, value in said.items():
+            record.attributes.add(key=key).value.string_value = value
+    assert (await sender.post(logs.SerializeToString(), "/v1/logs"))[0] == 429
+    await until(lambda: control_plane.dropped().get(("log", "rate_limited", "acme")) == 2, "they are counted")
+    calls = [stat for export in control_plane.exports for stat in export.calls]
+    assert [(stat.source, stat.count) for stat in calls] == [("spiffe://mesh.test/tenant/acme/service/web", 1)]
     assert os.path.exists(agent.socket)

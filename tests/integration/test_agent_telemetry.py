@@ -72,15 +72,6 @@ def calls(control_plane: Any) -> list[CallStat]:
     return [stat for export in control_plane.exports for stat in export.calls]
 
 
-def drops(control_plane: Any) -> dict[tuple[str, str, str], int]:
-    found: dict[tuple[str, str, str], int] = {}
-    for export in control_plane.exports:
-        for drop in export.drops:
-            key = (drop.signal, drop.reason, drop.tenant)
-            found[key] = found.get(key, 0) + drop.count
-    return found
-
-
 async def test_the_real_exporter_needs_nothing_but_its_environment(agent: Any, control_plane: Any, until: Any) -> None:
     await agent.ready()
     program = agent.exec("web", sys.executable, "-c", TRACED)
@@ -117,7 +108,7 @@ async def test_a_stranger_is_refused(agent: Any, control_plane: Any, until: Any)
             await TraceServiceStub(channel).Export(request, timeout=10)
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "meshwarden-agent exec" in str(caught.value.details())
-    await until(lambda: drops(control_plane).get(("span", "unidentified", "")) == 1, "it is counted")
+    await until(lambda: control_plane.dropped().get(("span", "unidentified", "")) == 1, "it is counted")
     assert not spans(control_plane)
 
 
@@ -145,7 +136,9 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
     forged = _logs(1, {"mesh.reporter": "source", "mesh.upstream_cluster": "secret.globex|v1", "duration_ms": "nan"})
     assert (await send("logs", forged.SerializeToString()))[0] == "OK"
     await until(
-        lambda: drops(control_plane) == {("span", "malformed", "acme"): 4, ("log", "too_large", "acme"): 20_000 - 4096},
+        lambda: (
+            control_plane.dropped() == {("span", "malformed", "acme"): 4, ("log", "too_large", "acme"): 20_000 - 4096}
+        ),
         "what was dropped is counted",
     )
     await until(lambda: spans(control_plane), "the good span has come")
@@ -197,7 +190,7 @@ async def test_a_flood_is_refused_and_costs_its_sender_alone(
         return False
 
     assert await asyncio.wait_for(asyncio.to_thread(flood), 60)
-    await until(lambda: drops(control_plane).get((signal, "rate_limited", "acme")), "it is counted")
+    await until(lambda: control_plane.dropped().get((signal, "rate_limited", "acme")), "it is counted")
     program.stdin.write(f"logs {_logs(1).SerializeToString().hex()}\n")  # of another kind, with a share of its own
     program.stdin.flush()
     assert (await asyncio.to_thread(program.stdout.readline)).startswith("OK")

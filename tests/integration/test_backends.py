@@ -13,18 +13,21 @@ from typing import Any
 import anyio
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     TraceServiceServicer,
     add_TraceServiceServicer_to_server,
 )
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
+from meshwarden.controlplane.gather.backend import Away, Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.forward import MAX_ASKED_S
 from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.header import OWN, BadHeader, Headers
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.v1.report_pb2 import ExportRequest
@@ -46,15 +49,19 @@ class Taking:
         self.bad: str = ""
         self.rejects = 0
         self.taken: list[ResourceSpans] = []
-        self.authorizations: set[str] = set()
+        self.headers: list[dict[str, str]] = []
+        self.limited: set[str] = set()
+        self.retry_after = ""
         self.endpoint = ""
         self.tried = 0
 
     def answer(
-        self, request: otlp.ExportTraceServiceRequest, authorization: str
+        self, request: otlp.ExportTraceServiceRequest, headers: dict[str, str]
     ) -> int | otlp.ExportTraceServiceResponse:
         self.tried += 1
-        self.authorizations.add(authorization)
+        self.headers.append(headers)
+        if headers.get("x-scope-orgid") in self.limited:
+            return 429
         if self.failures:
             return self.failures.pop(0)
         if self.bad and any(self.bad in names(spans) for spans in request.resource_spans):
@@ -78,10 +85,20 @@ class Servicer(TraceServiceServicer):
         self.taking = taking
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
-        found = self.taking.answer(request, str(dict(context.invocation_metadata()).get("authorization", "")))
+        found = self.taking.answer(request, {key: str(value) for key, value in context.invocation_metadata()})
         if isinstance(found, int):
-            await context.abort(STATUS.get(found, grpc.StatusCode.RESOURCE_EXHAUSTED), LARGE if found == 413 else "no")
+            code = STATUS.get(found, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            await context.abort(code, LARGE if found == 413 else "no", self._details(code))
         return found
+
+    def _details(self, code: grpc.StatusCode) -> tuple[tuple[str, bytes], ...]:
+        said = self.taking.retry_after
+        if not said.isdecimal() or len(said) > 10:
+            return (("grpc-status-details-bin", said.encode()),) if said else ()
+        status, info = status_pb2.Status(code=code.value[0], message="no"), error_details_pb2.RetryInfo()
+        info.retry_delay.FromSeconds(int(said))
+        status.details.add().Pack(info)
+        return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -91,9 +108,11 @@ class Handler(BaseHTTPRequestHandler):
         body = gzip.decompress(self.rfile.read(int(self.headers["content-length"])))
         assert (self.path, self.headers["content-type"]) == ("/base/v1/traces", "application/x-protobuf")
         request = otlp.ExportTraceServiceRequest.FromString(body)
-        found = self.taking.answer(request, self.headers.get("authorization", ""))
+        found = self.taking.answer(request, {key.lower(): value for key, value in self.headers.items()})
         answer = b"" if isinstance(found, int) else found.SerializeToString()
         self.send_response(found if isinstance(found, int) else 200)
+        if isinstance(found, int) and self.taking.retry_after:
+            self.send_header("retry-after", self.taking.retry_after)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -172,9 +191,9 @@ class Mesh:
 
 
 def backend_of(
-    taking: Taking, protocol: str, name: str = "one", most: int = 1 << 20, secret: str | None = None
+    taking: Taking, protocol: str, name: str = "one", most: int = 1 << 20, headers: Headers | None = None
 ) -> Backend:
-    transport = (GrpcTransport if protocol == "grpc" else HttpTransport)(taking.endpoint, secret)
+    transport = (GrpcTransport if protocol == "grpc" else HttpTransport)(taking.endpoint, headers)
     return Backend(name, transport, frozenset({"span"}), most)
 
 
@@ -185,10 +204,12 @@ def path(tmp_path: Path) -> Path:
 
 async def test_spans_arrive_after_failures_and_at_shutdown(path: Path, backend: Taking, protocol: str) -> None:
     backend.failures = [503, 429, 503]
-    mesh = Mesh(path, backend_of(backend, protocol, secret="Bearer s3cret"))
+    secret = Headers({"Authorization": "Bearer s3cret", "X-Api-Key": "k3y"})
+    mesh = Mesh(path, backend_of(backend, protocol, headers=secret))
     await mesh.take(*(request(number) for number in range(1, 21)))
     assert backend.names == [f"acme {number}.0" for number in range(1, 21)]
-    assert backend.authorizations == {"Bearer s3cret"}
+    said = {(headers["authorization"], headers["x-api-key"]) for headers in backend.headers}
+    assert said == {("Bearer s3cret", "k3y")}
     attributes = {pair.key: pair.value.string_value for pair in backend.taken[0].resource.attributes}
     assert attributes == {
         "service.name": "web.acme",
@@ -294,3 +315,94 @@ async def test_a_backend_that_is_away_holds_up_no_other(
     await without.take()
     assert without.counts("backend.away") == {("received", "acme", ""): 5, ("dropped", "acme", "removed"): 5}
     without.durable.close()
+
+
+async def test_each_tenant_goes_under_its_name_and_a_limit_there_holds_up_no_other(
+    path: Path, backend: Taking, protocol: str, until: Any
+) -> None:
+    backend.limited, backend.retry_after = {"acme"}, "1"
+    mesh = Mesh(path, backend_of(backend, protocol, headers=Headers(tenant="X-Scope-OrgID")))
+    async with anyio.create_task_group() as group:
+        group.start_soon(mesh.gather.run)
+        for number in range(1, 6):
+            for tenant in ("acme", "globex"):
+                assert mesh.gather.ingest("a", request(number, tenant))
+        mesh.gather.take_own(ResourceSpans(scope_spans=[ScopeSpans(spans=[Span(name="own")])]).SerializeToString(), 1)
+        await until(lambda: len(backend.names) == 6 and mesh.gather.backends()[0].waiting == 5, "the others' are sent")
+        assert "acme" in mesh.gather.backends()[0].error
+        assert not any(name.startswith("acme") for name in backend.names)
+        backend.limited = set()
+        await until(lambda: not mesh.gather.backends()[0].waiting, "acme's are sent")
+        assert not mesh.gather.backends()[0].error
+        group.cancel_scope.cancel()
+    assert {headers["x-scope-orgid"] for headers in backend.headers} == {"acme", "globex", OWN}
+    assert Counter(name.split()[0] for name in backend.names) == {"acme": 5, "globex": 5, "own": 1}
+    assert mesh.counts("backend.one")["passed", "acme", ""] == 5
+    mesh.durable.close()
+
+
+@pytest.mark.parametrize("said", ["2", "99999999", "-1", "Wed, 21 Oct 2015 07:28:00 GMT", "1" * 50, "\x7f~", "1e9"])
+async def test_a_backend_is_left_alone_as_long_as_it_asks_and_no_longer_than_is_right(
+    backend: Taking, protocol: str, said: str
+) -> None:
+    backend.failures, backend.retry_after = [503], said
+    transport = (GrpcTransport if protocol == "grpc" else HttpTransport)(backend.endpoint)
+    with pytest.raises(Away) as caught:
+        await transport.send("span", "acme", [ResourceSpans().SerializeToString()])
+    asked_s = min(caught.value.retry_s, MAX_ASKED_S)
+    assert asked_s == {"2": 2.0, "99999999": MAX_ASKED_S}.get(said, 0.0)
+    await transport.close()
+
+
+async def test_what_a_span_says_goes_on_whole(path: Path, backend: Taking, protocol: str) -> None:
+    """Kinds, parents, links, events, scopes and statuses, as Jaeger and Tempo put traces together of."""
+    span = Span(
+        trace_id=b"t" * 16,
+        span_id=b"s" * 8,
+        parent_span_id=b"p" * 8,
+        trace_state="ot=th:8",
+        flags=0x101,
+        name="shop.Orders/Get",
+        kind=Span.SPAN_KIND_CLIENT,
+        start_time_unix_nano=5,
+        end_time_unix_nano=9,
+        attributes=[KeyValue(key="server.address", value=AnyValue(string_value="orders.platform"))],
+        events=[Span.Event(name="exception", time_unix_nano=6)],
+        links=[Span.Link(trace_id=b"l" * 16, span_id=b"k" * 8, trace_state="a=b")],
+        status=Status(code=Status.STATUS_CODE_ERROR, message="UNAVAILABLE"),
+    )
+    scope = ScopeSpans(scope=InstrumentationScope(name="meshwarden.sdk", version="1"), spans=[span], schema_url="u")
+    resource = Resource(attributes=[KeyValue(key="service.name", value=AnyValue(string_value="web.acme"))])
+    body = ResourceSpans(resource=resource, scope_spans=[scope]).SerializeToString()
+    mesh = Mesh(path, backend_of(backend, protocol))
+    await mesh.take(ExportRequest(first_sequence=1, sequence=1, run_id="acme", resource_spans=[body]))
+    (taken,) = backend.taken
+    assert list(taken.scope_spans) == [scope]
+    mesh.durable.close()
+
+
+@pytest.mark.parametrize(
+    ("fixed", "tenant"),
+    [
+        ({"x-key": "a\r\nx-evil: 1"}, ""),
+        ({"x-key": " s3cret"}, ""),
+        ({"x-key": "s3cret\u00e9"}, ""),
+        ({"x-key": "s3cret" * 2000}, ""),
+        ({"content-length": "s3cret"}, ""),
+        ({"host": "s3cret"}, ""),
+        ({"grpc-timeout": "s3cret"}, ""),
+        ({"x-key-bin": "s3cret"}, ""),
+        ({"bad name": "s3cret"}, ""),
+        ({"x-key": "s3cret", "X-Key": "s3cret"}, ""),
+        ({"x-scope-orgid": "s3cret"}, "X-Scope-OrgID"),
+        ({}, "content-type"),
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_refused_without_its_value(fixed: dict[str, str], tenant: str) -> None:
+    with pytest.raises(BadHeader) as caught:
+        Headers(fixed, tenant)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_no_header_shows_its_value() -> None:
+    assert "s3cret" not in repr(Headers({"authorization": "s3cret"}))

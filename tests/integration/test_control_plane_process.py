@@ -1,12 +1,18 @@
 """A control plane as a process of its own: what it says when it can't start, and what its log does not say."""
 
+import asyncio
 import json
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
+
+from meshwarden.controlplane.gather.resource import OWN_NAME
+from meshwarden.controlplane.local.otlp import OtlpReceiver, receiver
 
 pytestmark = pytest.mark.timeout(120)
 # Raises where a local variable holds a secret.
@@ -65,6 +71,30 @@ def test_its_audit_log_begins_with_the_issuing_certificate(short_dir: Path) -> N
     issuing = events[0]["fields"]
     assert issuing["subject"].endswith("CN=issuing of mesh.test,O=Meshwarden")
     assert len(issuing["root"]) == 64
+
+
+def names_of(backend: OtlpReceiver) -> set[str]:
+    return {metric.name for item in list(backend.metrics) for scope in item.scope_metrics for metric in scope.metrics}
+
+
+async def test_its_metrics_go_to_a_backend(short_dir: Path) -> None:
+    async with receiver() as backend:
+        interval = "otlp_metrics_interval_s = 1"
+        (short_dir / "server.toml").write_text(
+            f'trust_domain = "mesh.test"\nstate_dir = "{short_dir / "state"}"\nlisten = "127.0.0.1:0"\n'
+            f'metrics_listen = "127.0.0.1:0"\n{interval}\n[authority]\nkind = "memory"\n'
+            f'[[otlp]]\nname = "sink"\nendpoint = "{backend.endpoint}"\n'
+        )
+        command = ["-m", "meshwarden.controlplane", "server", "--config", str(short_dir / "server.toml")]
+        async with await anyio.open_process([sys.executable, *command], stdout=None, stderr=None) as process:
+            wanted = {"meshwarden.store_revision", "meshwarden.svids_issued", "process.cpu.time"}
+            wanted |= {"meshwarden.telemetry_received", "cpython.gc.collections", "meshwarden.svid_expiry"}
+            async with asyncio.timeout(100):
+                while not wanted <= names_of(backend):  # noqa: ASYNC110
+                    await anyio.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+    assert all(item.resource.attributes[0].value.string_value == OWN_NAME for item in backend.metrics)
 
 
 def test_a_traceback_in_the_log_shows_no_variables() -> None:

@@ -45,7 +45,7 @@ def dead(pid: int) -> bool:
 def static_bootstrap(directory: Path) -> dict[str, object]:
     """Ours, but without ADS, and with a listener: an Envoy that is ready by itself."""
     bootstrap = envoy_bootstrap("acme/web#1/envoy", "web.acme", "local", "a", directory / "agent", directory / "admin")
-    del bootstrap["dynamic_resources"]
+    del bootstrap["dynamic_resources"], bootstrap["layered_runtime"]
     manager = {
         "@type": f"{_FILTERS}network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "web",

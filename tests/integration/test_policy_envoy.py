@@ -32,6 +32,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 
 from meshwarden.agents import sds
+from meshwarden.agents.envoy import runtime
 from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.certs import files
 from meshwarden.certs.authority.memory import MemoryAuthority
@@ -198,8 +199,8 @@ class Rig:
             outbound_path=str(sidecar.outbound),
         )
         svid = await self.svid(SpiffeId.workload("mesh.test", tenant, service))
-        secrets = (sds.own_secret(svid), sds.roots_secret(await self.authority.bundle()))
-        self.planes[name] = (ref, secrets)
+        bundle = await self.authority.bundle()
+        self.planes[name] = (ref, (sds.own_secret(svid), sds.roots_secret(bundle), runtime.sampling(1.0)))
         self.publish()
         bootstrap = directory / "envoy.json"
         bootstrap.write_text(

@@ -81,6 +81,7 @@ class Credentials:
         self._bundle = self._cached_bundle(bundle)
         self._held: dict[str, _Held] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._watchers: list[Callable[[], None]] = []
         self._to_renew, self._to_publish = asyncio.Event(), asyncio.Event()
         self._settled = asyncio.Event()
         self._published: dict[str, tuple[Workload, X509Svid, Bundle]] = {}
@@ -99,6 +100,17 @@ class Credentials:
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls back after each change of a certificate or of the bundle."""
         self._listeners.append(callback)
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Calls back after each round of renewing or of publishing."""
+        self._watchers.append(callback)
+
+    def is_delivered(self, workload: Workload) -> bool:
+        """Whether a workload's certificate lies in its directory, or is held back from it."""
+        if not self._registry.is_admitted(workload.id):
+            return True
+        known = self._published.get(workload.id)
+        return known is not None and known[:2] == (workload, self.svid(workload.id))
 
     def errors(self) -> Mapping[str, str]:
         """What failed at the last try, and why: `{tenant/entry: reason}`, and `{workload id: reason}` for its files."""
@@ -122,7 +134,7 @@ class Credentials:
         """Renews all certificates at once."""
         _log.info("renewing all workload certificates", reason=reason)
         for held in self._held.values():
-            held.due, held.retry = self._clock(), _FIRST_RETRY
+            held.due, held.retry, held.error = self._clock(), _FIRST_RETRY, ""
         self._wake()
 
     async def ensure(self, workload: Workload, timeout_s: float) -> X509Svid:
@@ -359,6 +371,8 @@ class Credentials:
         # Who waits holds the old event; whoever comes next waits for the next round.
         event, self._settled = self._settled, asyncio.Event()
         event.set()
+        for callback in self._watchers:
+            callback()
 
 
 def _item(entry: str) -> str:

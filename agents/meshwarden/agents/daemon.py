@@ -37,6 +37,7 @@ from meshwarden.agents.progress import Progress
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.rotation import Below, Rotation
 from meshwarden.agents.state import Memory, Place, hold
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
@@ -97,7 +98,9 @@ class Agent:
         self._progress = Progress(self._provider)
         self.upstream = Upstream(
             ControlPlane(
-                config.control_plane, config.trust_domain, (client_interceptor(self._provider, _TRACED_ABOVE),)
+                config.control_plane,
+                config.trust_domain,
+                (Below(lambda: self._rotation.present()), client_interceptor(self._provider, _TRACED_ABOVE)),
             ),
             identity,
             downstream,
@@ -109,6 +112,8 @@ class Agent:
         )
         self.points = Points(self.upstream, time.monotonic, rng)
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self.upstream.sign, clock, rng)
+        self._rotation = Rotation(self._provider, self.registry, self.credentials, lambda: identity.present.svid.serial)
+        identity.listen(self._rotation.look)
         self._node_place = NodePlace(
             config.node, identity.present.region, config.zone, config.agent_socket, config.workload_api_socket
         )
@@ -263,6 +268,8 @@ class Agent:
             self.planes.refs,
         )
         self.health.watch(planes)
+        self._rotation.watch(planes.waiting)
+        planes.watch(self._rotation.look)
         add_ads(server, planes)
         EnvoyQuotas(attestor, self.points, self.scopes.limits).add_to(server)
         Receiver(lambda context: attestor.find(context.peer()), self.intake).add_to(server)
@@ -286,8 +293,9 @@ class Agent:
         self._progress.begin(update)
         self.scopes.apply(update)
 
-    def _renew(self, reason: str) -> None:
-        self.credentials.renew_now(reason)
+    def _renew(self, order: node_pb.RenewNow) -> None:
+        self._rotation.begin(order.trace_parent)
+        self.credentials.renew_now(order.reason)
         self.upstream.renew_now()
 
     # -- what goes up

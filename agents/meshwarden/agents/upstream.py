@@ -50,13 +50,13 @@ class Downstream:
         entries: the entries that name this node.
         bundle: what to trust.
         config: configuration for data planes.
-        renew: renew all certificates now, for this reason.
+        renew: renew all certificates now.
     """
 
     entries: Callable[[node_pb.EntrySet], None]
     bundle: Callable[[node_pb.Bundle], None]
     config: Callable[[node_pb.ConfigUpdate], None]
-    renew: Callable[[str], None]
+    renew: Callable[[node_pb.RenewNow], None]
 
 
 class Upstream:
@@ -129,7 +129,7 @@ class Upstream:
         return answer.results
 
     async def export(self, batch: bytes, timeout_s: float) -> report_pb.ExportResponse:
-        """Sends a batch up, compressed, within `timeout_s`.
+        """Sends a batch up within `timeout_s`.
 
         Args:
             batch: a serialised `ExportRequest`.
@@ -143,7 +143,7 @@ class Upstream:
             raise Away(self.last_error)
         async with self._channel() as channel:
             export: Any = channel.unary_unary(_EXPORT, None, report_pb.ExportResponse.FromString)
-            answer: report_pb.ExportResponse = await export(batch, timeout=timeout_s, compression=grpc.Compression.Gzip)
+            answer: report_pb.ExportResponse = await export(batch, timeout=timeout_s)
         return answer
 
     @contextlib.asynccontextmanager
@@ -435,4 +435,4 @@ class _Session:
         elif kind == "config":
             self._downstream.config(message.config)
         elif kind == "renew_now":
-            self._downstream.renew(message.renew_now.reason)
+            self._downstream.renew(message.renew_now)

@@ -16,6 +16,7 @@ from meshwarden.agents import sds
 from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import Workload
@@ -71,6 +72,7 @@ class DataPlanes:
         self._refs = refs
         self._fitting: dict[str, tuple[Snapshot, Workload, bool]] = {}
         self._clients: set[DataPlaneClient] = set()
+        self._watchers: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
         self._merged: dict[str, tuple[object, Snapshot]] = {}
         self._last_ack: node_pb.ConfigAck | None = None
@@ -112,12 +114,13 @@ class DataPlanes:
         if svid is None:
             return None
         bundle = self._credentials.bundle()
-        key = (scoped, svid, bundle)
+        ratio = self._registry.trace_ratio(workload)
+        key = (scoped, svid, bundle, ratio)
         known = self._merged.get(data_plane)
         if known is None or known[0] != key:
-            secrets = (sds.own_secret(svid), sds.roots_secret(bundle))
+            own = (sds.own_secret(svid), sds.roots_secret(bundle), runtime.sampling(ratio))
             resources = [item for named in scoped.resources.values() for item in named.values()]
-            known = self._merged[data_plane] = (key, Snapshot.of((*resources, *secrets)))
+            known = self._merged[data_plane] = (key, Snapshot.of((*resources, *own)))
         return known[1]
 
     def _fits(self, scoped: Snapshot, workload: Workload, data_plane: str) -> bool:
@@ -145,11 +148,17 @@ class DataPlanes:
             self._fitting.pop(client.workload_id, None)
         self.settle()
 
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Calls back whenever a data plane may have answered."""
+        self._watchers.append(callback)
+
     def settle(self) -> None:
         """Acknowledges the revision in force once every connected data plane has answered to it.
 
         A data plane that is not connected holds nothing up: it gets the newest when it comes.
         """
+        for callback in self._watchers:
+            callback()
         revision = self._scopes.revision
         if not revision or any(client.pending() for client in self._clients):
             return

@@ -49,6 +49,7 @@ from meshwarden.controlplane.config import Config, DiskAuthorityConfig, OtlpConf
 from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.header import BadHeader, Headers
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
@@ -70,6 +71,7 @@ from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import Own, Peer, Puller
 from meshwarden.controlplane.regions.regions import Regions
+from meshwarden.controlplane.secrets.port import SecretError
 from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import Store
@@ -353,13 +355,16 @@ async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> A
 
 
 async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
-    authorization = None
-    if config.authorization is not None:
-        authorization = (await secrets.resolve(config.authorization)).get_secret_value()
+    references = {**config.headers, **({"authorization": config.authorization} if config.authorization else {})}
+    values = {name: (await secrets.resolve(said)).get_secret_value() for name, said in references.items()}
+    try:
+        headers = Headers(values, config.tenant_header)
+    except BadHeader as error:
+        raise SecretError(f"[[otlp]] {config.name}: {error}") from None
     transport = GrpcTransport if config.protocol == "grpc" else HttpTransport
     return Backend(
         config.name,
-        transport(config.endpoint, authorization),
+        transport(config.endpoint, headers),
         frozenset(SIGNALS[signal] for signal in config.signals),
         config.max_queue_bytes,
     )

@@ -21,10 +21,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from meshwarden.controlplane.gather.header import NAME
 from meshwarden.sdk.front import MAX_INNER_BYTES
 
 TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
 INNER = "inner"
+REFERENCE = r"^(file|env|vault):.+$"
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
@@ -41,7 +43,7 @@ class DiskAuthorityConfig(_Frozen):
 
     kind: Literal["disk"] = "disk"
     # A reference (`file:`, `env:`, `vault:`), never the passphrase itself.
-    passphrase: str = Field(pattern=r"^(file|env|vault):.+$")
+    passphrase: str = Field(pattern=REFERENCE)
     # Make a new root if there is none. Without it a missing key is an error: a typo must not found a new mesh.
     create: bool = False
 
@@ -84,7 +86,13 @@ class OtlpConfig(_Frozen):
     endpoint: str = Field(pattern=r"^https?://.+$")
     protocol: Literal["grpc", "http"] = "grpc"
     # A reference to what it wants in the `authorization` header: "vault:kv/meshwarden#otlp_authorization".
-    authorization: str | None = Field(default=None, pattern=r"^(file|env|vault):.+$")
+    authorization: str | None = Field(default=None, pattern=REFERENCE)
+    # Other headers that it wants, each a reference: { x-api-key = "file:/etc/meshwarden/key" }.
+    headers: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(pattern=REFERENCE)]] = Field(
+        default={}, max_length=16
+    )
+    # The header that tells it whose telemetry a request holds, by the tenant's name: "X-Scope-OrgID" for Tempo.
+    tenant_header: str = Field(default="", pattern=f"{NAME}|^$")
     signals: tuple[Literal["traces", "metrics", "logs"], ...] = ("traces", "metrics", "logs")
     # What may wait for it on disk; beyond, the tenant that has most of it loses its oldest.
     max_queue_bytes: int = Field(default=256 << 20, ge=1 << 20)
@@ -147,7 +155,7 @@ class Config(BaseSettings):
     # How long spans are kept for `meshwarden traces`, and how much of them; beyond, the tenant that has most of them
     # loses its oldest.
     traces_keep_s: float = Field(default=86_400.0, ge=60.0, le=30 * 86_400.0)
-    traces_max_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    traces_max_bytes: int = Field(default=512 << 20, ge=0)
     authority: AuthorityConfig
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()

@@ -32,6 +32,7 @@ class ExportRequest(_message.Message):
     FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     RESOURCE_METRICS_FIELD_NUMBER: _builtins.int
     RESOURCE_LOGS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     run_id: _builtins.str
     first_sequence: _builtins.int
@@ -45,6 +46,8 @@ class ExportRequest(_message.Message):
     def resource_metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def resource_logs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def packed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
@@ -56,10 +59,11 @@ class ExportRequest(_message.Message):
         first_sequence: _builtins.int = ...,
         resource_metrics: _abc.Iterable[_builtins.bytes] | None = ...,
         resource_logs: _abc.Iterable[_builtins.bytes] | None = ...,
+        packed: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "resource_logs", b"resource_logs", "resource_metrics", b"resource_metrics", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "packed", b"packed", "resource_logs", b"resource_logs", "resource_metrics", b"resource_metrics", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,7 +88,8 @@ def from_proto(message: report_pb2.Histogram) -> Counter[int]:
     """
     if len(message.buckets) != len(message.counts):
         raise ValueError(f"{len(message.buckets)} buckets and {len(message.counts)} counts")
-    found = Counter(dict(zip(message.buckets, message.counts, strict=True)))
+    found: Counter[int] = Counter()
+    dict.update(found, zip(message.buckets, message.counts, strict=True))  # Counter's own adds up, one by one
     if len(found) != len(message.buckets):
         raise ValueError("a bucket is there twice")
     if found and (max(found) > len(LIMITS_S) or min(found.values()) < 1):

@@ -18,6 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import format_trace_id, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 Provider: TypeAlias = TracerProvider
 Send = Callable[[bytes, int], None]
@@ -64,6 +65,14 @@ def present_trace_id() -> str:
     """The trace that is being recorded here, in hexadecimal; "" if none is."""
     here = trace.get_current_span()
     return format(here.get_span_context().trace_id, "032x") if here.is_recording() else ""
+
+
+def present_parent() -> str:
+    """The W3C traceparent of the span that is being recorded here; "" if none is."""
+    here, headers = trace.get_current_span(), dict[str, str]()
+    if here.is_recording():
+        TraceContextTextMapPropagator().inject(headers)
+    return headers.get("traceparent", "")
 
 
 def server_interceptor(provider: Provider, methods: Collection[str]) -> grpc.aio.ServerInterceptor:

@@ -1,10 +1,12 @@
 """Counts, spans and batches on their way up: what adds up stays, what is too much is bounded, and nothing is silent."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
@@ -12,7 +14,8 @@ from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of,
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.attribute import Bounded
-from meshwarden.agents.telemetry.span import bound_spans
+from meshwarden.agents.telemetry.sieve import sift
+from meshwarden.agents.telemetry.wire import is_flat
 from meshwarden.sdk.histogram import bucket_of, from_proto, to_proto
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
@@ -268,12 +271,21 @@ def span(**fields: object) -> Span:
     return Span(**{"trace_id": b"\x01" * 16, "span_id": b"\x02" * 8, "name": "call", **fields})  # type: ignore[arg-type]
 
 
+LINK = Span.Link(trace_id=b"\x01" * 16, span_id=b"\x02" * 8)
+
+
 def spans(*items: Span) -> ResourceSpans:
     return ResourceSpans(scope_spans=[ScopeSpans(spans=items)])
 
 
-def bounded(message: ResourceSpans, most: int = 100) -> Bounded:
-    return bound_spans(message, most, lambda: False)
+def bounded(message: ResourceSpans, most: int = 100, is_late: Callable[[], bool] = lambda: False) -> Bounded:
+    """Sifts a message in place."""
+    request = ExportTraceServiceRequest(resource_spans=[message]).SerializeToString()
+    scopes = [scope.SerializeToString() for scope in message.scope_spans]
+    kept, found = sift(scopes, most, is_late, is_flat(request))
+    del message.scope_spans[:]
+    message.scope_spans.extend(map(ScopeSpans.FromString, kept))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -332,8 +344,8 @@ def test_what_is_too_much_goes_and_is_counted() -> None:
 
 def test_what_is_not_read_in_time_goes_and_is_counted() -> None:
     asked = iter([False, False, True])
-    message = spans(*[span()] * 10)
-    assert bound_spans(message, 100, lambda: next(asked)) == Bounded(kept=2, too_many=8)
+    message = spans(*[span(links=[LINK])] * 10)
+    assert bounded(message, is_late=lambda: next(asked)) == Bounded(kept=2, too_many=8)
     assert len(message.scope_spans[0].spans) == 2
 
 

@@ -17,6 +17,7 @@ from meshwarden.agents.attest import Attestor
 from meshwarden.agents.cache import Cache, ScopeStore
 from meshwarden.agents.caller import Executables
 from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.registry import Registry
@@ -345,3 +346,11 @@ def inbound(port: int) -> Resource:
 def test_configuration_for_other_addresses_does_not_fit(resources: list[Resource], fit: bool) -> None:
     ref = node_pb.DataPlaneRef(id="x", dialect=node_pb.DataPlaneRef.ENVOY, outbound_path="/run/o")
     assert fits(Snapshot.of(resources), ref) is fit
+
+
+@pytest.mark.parametrize(("ratio", "steps"), [(0.0, 0), (1e-9, 1), (0.25, 2500), (0.99999, 10_000), (1.0, 10_000)])
+def test_an_envoy_records_none_only_if_it_is_to(ratio: float, steps: int) -> None:
+    said = api.parse("envoy.service.runtime.v3.Runtime", runtime.sampling(ratio).body)
+    assert api.to_dict(said)["layer"] == {
+        "tracing.random_sampling": {"numerator": steps, "denominator": "TEN_THOUSAND"}
+    }

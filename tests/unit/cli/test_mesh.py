@@ -104,10 +104,14 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         assert (request.tenant, request.window.seconds) in (("acme", 60), ("", 60))
         edge = admin.GraphEdge(source="acme/web", destination="platform/orders", calls_per_s=7.25, p50_s=0.00085)
         edge.p99_s, edge.source_reports, edge.mutual_tls = 1.25, True, admin.GraphEdge.SAID
+        if request.service == "nobody":
+            return admin.GetGraphResponse(region="eu")
         return admin.GetGraphResponse(edges=[edge], region="eu", omitted=4900 if request.service == "orders" else 0)
 
     def SearchTraces(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         assert (request.service, request.failed, request.min_duration.ToMilliseconds()) == ("web", True, 50)
+        if request.tenant == "nobody":
+            return admin.SearchTracesResponse()
         page = int(request.page_token.partition(".")[0] or 0)
         found = [
             admin.TraceSummary(
@@ -215,6 +219,7 @@ def test_traces_are_listed_page_by_page() -> None:
     assert (code, len(lines), err) == (0, 7, "")
     assert lines[1].endswith("\tacme/web\tGET /\N{REPLACEMENT CHARACTER}[2J")
     assert lines[2].endswith("[2J (incomplete)")
+    assert "none was found" in run(*arguments, "--tenant", "nobody")[2]
     code, out, err = run(*arguments, "--limit", "3")
     assert (len(out.splitlines()), "there are more" in err) == (4, True)
     assert len(json.loads(run(*arguments, "-o", "json")[1])) == 6
@@ -232,7 +237,7 @@ def test_a_trace_is_a_tree_of_spans() -> None:
         "lost\t\t\t+2 ms\t10 ms\tok, parent missing",
         f"link\tlost\ttrace {'ab' * 16} span {'cd' * 8} why=asked",
     ]
-    assert f"trace {TRACE}, region eu, 1970-01-01 00:00:01.000+00:00, 12 ms, 3 spans, INCOMPLETE" in err
+    assert f"trace {TRACE}, region eu, 1970-01-01 00:00:01 UTC, 12 ms, 3 spans, INCOMPLETE" in err
     assert "skewed" not in err
     assert "incomplete: parents are missing" in err
     assert json.loads(run("trace", TRACE, "-o", "json")[1])["spans"][1]["parentSpanId"] == "01"
@@ -293,6 +298,7 @@ def test_graph_is_a_table_a_picture_or_data() -> None:
     assert run(*arguments, "-o", "svg")[1].startswith("<svg ")
     assert run("graph", "--window", "5")[0] == 2
     assert "left out" not in run(*arguments)[2]
+    assert "no call was seen" in run(*arguments, "--service", "nobody")[2]
     assert "4900 more edges are left out" in run(*arguments, "--service", "orders", "--limit", "60")[2]
     assert run("graph", "--limit", "10001")[0] == run("graph", "--limit", "0")[0] == 2
 

@@ -91,10 +91,10 @@ def call(**changes: object) -> CallStat:
     return result
 
 
-def make(durable: Durable, clock: Clock, **limits: int) -> Gather:
+def make(durable: Durable, clock: Clock, *, traces_max_bytes: int = 1 << 20, **limits: int) -> Gather:
     """A gather that believes everybody."""
     ledger = Ledger(durable, "mesh.test", clock, **limits)  # type: ignore[arg-type]
-    mesh = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
+    mesh = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu", "traces_max_bytes": traces_max_bytes}
     return Gather(durable, ledger, Metrics(), [], clock, random.Random(1), **mesh)  # type: ignore[arg-type]
 
 
@@ -460,3 +460,15 @@ async def test_spans_alone_are_kept_as_traces(durable: Durable, clock: Clock) ->
     totals = gather.tally.totals()
     assert totals["passed", "control.store", "span", "acme", ""] == 1
     assert {signal for (_, stage, signal, _, _) in totals if stage == "control.store"} == {"span"}
+
+
+async def test_where_none_are_kept_spans_are_counted_all_the_same(durable: Durable, clock: Clock) -> None:
+    gather = make(durable, clock, traces_max_bytes=0)
+    spans = ResourceSpans(scope_spans=[ScopeSpans(spans=[Span(trace_id=b"t" * 16, span_id=b"s" * 8)])])
+    spans.resource.attributes.append(KeyValue(key="service.name", value=AnyValue(string_value="web.acme")))
+    gather.ingest("a", batch(1, resource_spans=[spans.SerializeToString()]))
+    await durable.flush()
+    assert await gather.traces.find(b"t" * 16, lambda _: True) is None
+    totals = gather.tally.totals()
+    assert totals["passed", "control.ingest", "span", "acme", ""] == 1
+    assert not [key for key in totals if key[1] == "control.store"]

@@ -26,9 +26,10 @@ ROUTE: Final = TYPE_URL_PREFIX + "envoy.config.route.v3.RouteConfiguration"
 CLUSTER: Final = TYPE_URL_PREFIX + "envoy.config.cluster.v3.Cluster"
 ENDPOINT: Final = TYPE_URL_PREFIX + "envoy.config.endpoint.v3.ClusterLoadAssignment"
 SECRET: Final = TYPE_URL_PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
+RUNTIME: Final = TYPE_URL_PREFIX + "envoy.service.runtime.v3.Runtime"
 EXTENSION_CONFIG: Final = TYPE_URL_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 
-TYPE_URLS: Final = (CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, EXTENSION_CONFIG)
+TYPE_URLS: Final = (CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, EXTENSION_CONFIG, RUNTIME)
 """The resource types that we serve, in the order that makes before it breaks: first what is pointed to."""
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from meshwarden.agents.envoy import runtime
+
 AGENT: Final = "agent"
 """The static cluster that leads to the agent's socket."""
 _HTTP: Final = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -59,6 +61,9 @@ def envoy_bootstrap(
             },
             "cds_config": ads,
             "lds_config": ads,
+        },
+        "layered_runtime": {
+            "layers": [{"name": runtime.LAYER, "rtds_layer": {"name": runtime.LAYER, "rtds_config": ads}}]
         },
         "static_resources": {"clusters": [_agent_cluster(agent_socket)]},
         "overload_manager": _overload(limits or EnvoyLimits()),

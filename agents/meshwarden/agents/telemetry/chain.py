@@ -20,6 +20,7 @@ import structlog
 
 from meshwarden.agents.telemetry import account
 from meshwarden.agents.telemetry.cursor import Cursor
+from meshwarden.agents.telemetry.pack import unpacked_bytes
 from meshwarden.agents.telemetry.segment import (
     HEADER_BYTES,
     SUFFIX,
@@ -74,7 +75,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How large a batch is at most, unless its first record alone is larger."""
+    """How large a batch is at most when it is unpacked, unless its first record alone is larger."""
 
     size_bytes: int = 2 << 20
     entries: int = 8192
@@ -305,7 +306,7 @@ class Chain:
             if found.sequence <= self._cursor.committed:
                 damage.clear()  # it went up with the records that are taken
                 continue
-            size += len(found.payload) + len(found.ledger)
+            size += unpacked_bytes(found.payload) + len(found.ledger)
             entries += found.entries
             over = size > limits.size_bytes or entries > limits.entries
             if taken and (found.sequence > until if until is not None else over):

@@ -212,8 +212,8 @@ async def _refuse(
     await _answer(connection, writer, refused.status, request, status_pb2.Status(message=str(refused)), headers)
 
 
-def _reader(request: Request) -> Callable[[Any, bytes], Message]:
-    """How to read a request's body.
+def _reader(request: Request) -> Callable[[Any, bytes], bytes]:
+    """How to make protobuf of a request's body.
 
     Raises:
         _Refused: it is of a kind that nobody reads.
@@ -225,11 +225,10 @@ def _reader(request: Request) -> Callable[[Any, bytes], Message]:
     if encoding not in (b"identity", b"gzip"):
         raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send it plain or as gzip")
 
-    def read(message: Any, body: bytes) -> Message:
+    def read(message: Any, body: bytes) -> bytes:
         if encoding == b"gzip":
             body = unpack(body, MAX_JSON_BYTES if request.is_json else MAX_BODY_BYTES)
-        parsed: Message = parse_json(message, body) if request.is_json else message.FromString(body)
-        return parsed
+        return parse_json(message, body).SerializeToString() if request.is_json else body
 
     return read
 

@@ -19,19 +19,21 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.agents.bootstrap import NodePlace
-from meshwarden.agents.telemetry import account
+from meshwarden.agents.telemetry import account, wire
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.allowance import Allowance, Share
-from meshwarden.agents.telemetry.attribute import Bounded
+from meshwarden.agents.telemetry.attribute import Bounded, bound_resource
 from meshwarden.agents.telemetry.budget import Budget, Rate
+from meshwarden.agents.telemetry.pack import packed
 from meshwarden.agents.telemetry.point import bound_points
 from meshwarden.agents.telemetry.record import bound_records
 from meshwarden.agents.telemetry.segment import Items
-from meshwarden.agents.telemetry.span import bound_spans
+from meshwarden.agents.telemetry.sieve import sift
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.workload import Workload
 from meshwarden.v1 import report_pb2 as pb
@@ -100,6 +102,14 @@ class _Piece:
     items: int = 0
 
 
+@dataclass(frozen=True)
+class _Resources:
+    """A request's `Resource…`, of spans as bytes; `are_flat` if no attribute of them is known to hold other values."""
+
+    all: Sequence[Any]
+    are_flat: bool
+
+
 class Intake:
     """Takes what programs of this node report."""
 
@@ -151,7 +161,7 @@ class Intake:
         signal: str,
         body: bytes,
         workload: Workload,
-        read: Callable[[Any, bytes], Any] = lambda kind, body: kind.FromString(body),
+        read: Callable[[Any, bytes], bytes] = lambda kind, body: body,
     ) -> Any:
         """Takes an OTLP request; returns OTLP's answer.
 
@@ -162,7 +172,7 @@ class Intake:
             signal: "span", "point" or "log".
             body: as it came.
             workload: who has sent it.
-            read: makes a message of a class of it; raises DecodeError or Unreadable.
+            read: makes of it a serialised message of a class; raises DecodeError or Unreadable.
 
         Raises:
             IntakeRefused: nothing of it is taken.
@@ -170,10 +180,12 @@ class Intake:
         kind, tenant = _KINDS[signal], workload.spiffe_id.tenant or ""
         self._ration(signal, workload)
         with self._allowances[signal].spend(workload.id) as used_s:
-            request = self._parse(kind, body, signal, tenant, read)
+            resources = self._parse(kind, body, signal, tenant, read)
             drops = Drops()
-            pieces = self._pieces(signal, request, workload, drops, lambda: used_s() > _MAX_READING_S)
+            pieces = self._pieces(signal, resources, workload, drops, lambda: used_s() > _MAX_READING_S)
             self._put_calls(tenant)
+            if pieces and signal == "log":
+                self._hold_to_budget(signal, tenant, drops, sum(piece.items for piece in pieces))
             self._budget.spend(tenant, len(body), sum(piece.items for piece in pieces))
             for index, piece in enumerate(pieces):
                 payload = _payload(kind, piece.bodies)
@@ -194,23 +206,20 @@ class Intake:
     # -- OTLP
 
     def _pieces(
-        self, signal: str, request: Any, workload: Workload, drops: Drops, is_late: Callable[[], bool]
+        self, signal: str, resources: _Resources, workload: Workload, drops: Drops, is_late: Callable[[], bool]
     ) -> Sequence[_Piece]:
         """What is in a request as records of the spool; what is left out stands in `drops`."""
         tenant = workload.spiffe_id.tenant or ""
-        messages = getattr(request, _KINDS[signal].field)
-        left_out = Bounded(too_many=max(0, len(messages) - _MAX_BODIES))
+        left_out = Bounded(too_many=max(0, len(resources.all) - _MAX_BODIES))
         found: list[_Piece] = []
         taken = 0
-        for message in messages[:_MAX_BODIES]:
-            bounded = self._bound(signal, message, _MAX_ITEMS - taken, workload, is_late)
+        for resource in resources.all[:_MAX_BODIES]:
+            body, bounded = self._bound(signal, resource, resources.are_flat, _MAX_ITEMS - taken, workload, is_late)
             taken += bounded.claimed
             left_out.malformed += bounded.malformed
             left_out.too_many += bounded.too_many
             if not bounded.kept:
                 continue
-            self._stamp(message.resource, workload)
-            body = message.SerializeToString()
             if len(body) > _MAX_BODY_BYTES:
                 left_out.too_many += bounded.kept
                 continue
@@ -225,12 +234,29 @@ class Intake:
                 drops[account.RECEIVE, signal, reason, tenant] += count
         return found
 
-    def _bound(self, signal: str, message: Any, most: int, workload: Workload, is_late: Callable[[], bool]) -> Bounded:
+    def _bound(
+        self, signal: str, resource: Any, is_flat: bool, most: int, workload: Workload, is_late: Callable[[], bool]
+    ) -> tuple[bytes, Bounded]:
+        """What may go on of a resource's things, stamped, and how much that is."""
         if signal == "span":
-            return bound_spans(message, most, is_late)
+            opened = wire.Resource.FromString(resource)
+            scopes, bounded = sift(opened.scope_spans, most, is_late, is_flat)
+            return self._about(opened, workload) + wire.all_framed(2, scopes), bounded
         if signal == "point":
-            return bound_points(message, most, is_late)
-        return bound_records(message, most, is_late, lambda record: self._count(record, workload))
+            bounded = bound_points(resource, most, is_late)
+        else:
+            bounded = bound_records(resource, most, is_late, lambda record: self._count(record, workload))
+        self._stamp(resource.resource, workload)
+        return resource.SerializeToString(), bounded
+
+    def _about(self, opened: Any, workload: Workload) -> bytes:
+        """What `ResourceSpans` say of their resource, bounded and stamped."""
+        about = ResourceSpans(resource=Resource.FromString(b"".join(opened.resource)))
+        for url in opened.schema_url:
+            about.schema_url = url.decode()
+        bound_resource(about)
+        self._stamp(about.resource, workload)
+        return about.SerializeToString()
 
     def _stamp(self, resource: Resource, workload: Workload) -> None:
         identity = workload.spiffe_id
@@ -277,7 +303,7 @@ class Intake:
 
     def _put(self, tenant: str, payload: bytes, items: Items, entries: int, drops: Drops | None) -> None:
         try:
-            self._spool.put(tenant, payload, items, entries=entries, drops=drops)
+            self._spool.put(tenant, packed(payload), items, entries=entries, drops=drops)
         except SpoolFull:
             self._spool.drop(account.lost(items, "disk_full", tenant, account.RECEIVE) + (drops or Drops()))
             raise IntakeRefused(
@@ -297,28 +323,41 @@ class Intake:
                 "this workload's telemetry takes more time than its share: send less",
                 _RETRY_S,
             )
+        # Logs may be Envoys' word on calls, which no span and no log of the tenant may push out: they are read first.
+        if signal != "log":
+            self._hold_to_budget(signal, tenant, Drops(), 1)
+
+    def _hold_to_budget(self, signal: str, tenant: str, drops: Drops, count: int) -> None:
+        """Refuses what is beyond what a tenant may send, and counts it with what was dropped before."""
         wait_s = self._budget.wait_s(tenant)
         if wait_s:
-            self._drop(signal, "rate_limited", tenant, 1)
+            self._spool.drop(drops)
+            self._drop(signal, "rate_limited", tenant, count)
             raise IntakeRefused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"the programs of tenant {tenant} on this node send more than they may: send less",
                 wait_s,
             )
 
-    def _parse(self, kind: _Kind, body: bytes, signal: str, tenant: str, read: Callable[[Any, bytes], Any]) -> Any:
+    def _parse(
+        self, kind: _Kind, body: bytes, signal: str, tenant: str, read: Callable[[Any, bytes], bytes]
+    ) -> _Resources:
         try:
-            return read(kind.request, body)
+            request = read(kind.request, body)
+            if signal == "span" and wire.is_flat(request):
+                return _Resources(wire.Request.FromString(request).resource_spans, True)
+            message = kind.request.FromString(request)
         except (DecodeError, Unreadable) as error:  # UnicodeDecodeError's kin too: protobuf wraps them
             reason = str(error) if isinstance(error, Unreadable) else "the message can't be read"
             self._drop(signal, "malformed", tenant, 1)
             raise IntakeRefused(grpc.StatusCode.INVALID_ARGUMENT, reason) from None
+        if signal == "span":
+            return _Resources(wire.Request.FromString(request).resource_spans, False)
+        return _Resources(getattr(message, kind.field), False)
 
 
 def _payload(kind: _Kind, bodies: Sequence[bytes]) -> bytes:
-    message = pb.ExportRequest()
-    getattr(message, kind.field).extend(bodies)
-    return message.SerializeToString()
+    return wire.all_framed(pb.ExportRequest.DESCRIPTOR.fields_by_name[kind.field].number, bodies)
 
 
 def _chunks(stats: Sequence[pb.CallStat]) -> Iterator[list[pb.CallStat]]:

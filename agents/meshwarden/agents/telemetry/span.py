@@ -3,23 +3,18 @@
 Source: OpenTelemetry specification, "SDK: span limits"; W3C Trace Context for the ids.
 """
 
-from collections.abc import Callable
 from typing import Final
 
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from meshwarden.agents.telemetry.attribute import (
     MAX_ATTRIBUTES,
     MAX_KEY,
     MAX_NAME,
     MAX_OF_PART,
-    MAX_SCOPES,
     Bounded,
     bound_attributes,
-    bound_resource,
-    bound_scope,
     bound_text,
-    replace_all,
     shorten,
 )
 
@@ -28,39 +23,16 @@ _MAX_EVENTS: Final = 128
 _MAX_LINKS: Final = 128
 
 
-def bound_spans(message: ResourceSpans, most: int, is_late: Callable[[], bool]) -> Bounded:
-    """Bounds a message in place.
-
-    Args:
-        message: the message.
-        most: how many spans may stay.
-        is_late: asked before each span; once true, the rest goes.
-    """
-    found = Bounded()
-    bound_resource(message)
-    found.too_many += shorten(message.scope_spans, MAX_SCOPES)
-    for scope in message.scope_spans:
-        bound_scope(scope)
-        _bound_spans_of(scope, most, is_late, found)
-    return found
-
-
-def _bound_spans_of(scope: ScopeSpans, most: int, is_late: Callable[[], bool], found: Bounded) -> None:
-    found.too_many += shorten(scope.spans, most - found.kept)
-    kept = []
-    for index, span in enumerate(scope.spans):
-        if is_late():
-            found.too_many += len(scope.spans) - index
-            break
-        if not _is_span(span):
-            found.malformed += 1
-        elif not _is_small(span):
-            found.too_many += 1
-        else:
-            _bound_span(span)
-            kept.append(span)
-    replace_all(scope, "spans", kept)
-    found.kept += len(kept)
+def bound_span(span: Span, found: Bounded) -> bool:
+    """Bounds a span in place; if it can't stay, counts it by why, and returns False."""
+    if not _is_span(span):
+        found.malformed += 1
+        return False
+    if not _is_small(span):
+        found.too_many += 1
+        return False
+    _cut(span)
+    return True
 
 
 def _is_span(span: Span) -> bool:
@@ -88,7 +60,7 @@ def _is_id(value: bytes, length: int) -> bool:
     return len(value) == length and any(value)
 
 
-def _bound_span(span: Span) -> None:
+def _cut(span: Span) -> None:
     if len(span.name) > MAX_NAME:
         span.name = span.name[:MAX_NAME]
     if len(span.trace_state) > MAX_KEY * 2:

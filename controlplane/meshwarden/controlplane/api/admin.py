@@ -26,7 +26,7 @@ from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.resources.validate import FieldFault
-from meshwarden.sdk import peer
+from meshwarden.sdk import own_span, peer
 from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1 import admin_service_pb2_grpc
 
@@ -186,7 +186,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         authorize(caller, "/meshwarden.v1.AdminService/RenewSvids", None)
         nodes = self._sessions.renew_all(request.reason or "an operator asked")
         await self._audit.record("svid.renew_all", reason=request.reason, nodes=nodes, by=str(caller))
-        return v1.RenewSvidsResponse(nodes=nodes)
+        return v1.RenewSvidsResponse(nodes=nodes, trace_id=own_span.present_trace_id())
 
     def _states(self) -> list[v1.RegionState]:
         return self._regions.states(whole=_is_operator())

@@ -72,3 +72,5 @@ def renew(reason: str, output: str) -> None:
         return
     for node in answer.nodes:
         click.echo(f"told\t{node}")
+    if answer.trace_id:
+        click.echo(f"trace {answer.trace_id}", err=True)

@@ -55,6 +55,8 @@ def graph(tenant: str, service: str, limit: int | None, window_s: int, output: s
             old = "" if region.own else f", as of {render.age(region)} ago" if region.HasField("age") else ", unknown"
             click.echo(f"region {region.region}, the last {window_s} s{old}", err=True)
         render.table(_COLUMNS, [_row(edge) for edge in answer.edges])
+    if not answer.edges:
+        click.echo("no call was seen: an edge comes with the first, a second or two after it", err=True)
     if answer.omitted:
         click.echo(
             f"{answer.omitted} more edges are left out, which are well and used less: "

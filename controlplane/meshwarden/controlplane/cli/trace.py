@@ -80,6 +80,8 @@ def traces(tenant: str, service: str, status: str, min_duration: float, since: f
         for trace in found
     ]
     render.table(("TRACE", "BEGAN (UTC)", "TOOK", "SPANS", "FAILED", "SERVICE", "NAME"), rows)
+    if not found:
+        click.echo("none was found: ask for a longer --since, or for less of a span", err=True)
     if request.page_token:
         click.echo("there are more: ask for a longer --limit or a shorter --since", err=True)
 
@@ -144,7 +146,7 @@ def _show(answer: GetTraceResponse) -> None:
         )
         rows.append((*row, _bar(begun_ns, span.duration.ToNanoseconds(), total_ns)) if sys.stdout.isatty() else row)
     badge = ", INCOMPLETE" if answer.incomplete else ""
-    began = datetime.fromtimestamp(first_ns / 1e9, UTC).isoformat(sep=" ", timespec="milliseconds")
+    began = datetime.fromtimestamp(first_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     spans = f"{len(answer.spans)} span{'s' if len(answer.spans) > 1 else ''}"
     click.echo(
         f"trace {answer.trace_id}, region {answer.region}, {began}, {render.duration(total_ns / 1e9)}, {spans}{badge}",

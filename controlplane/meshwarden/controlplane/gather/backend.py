@@ -2,7 +2,7 @@
 
 A request's body is put together from the bytes that lie in the queue; nothing is parsed.
 
-Errors: `Away`, try again; `Rejected`, this will never be taken; `TooLarge`, less of it may be.
+Errors: `Away`, try again (`Limited`, one tenant's alone); `Rejected`, this will never be taken; `TooLarge`, less is.
 """
 
 import gzip
@@ -15,14 +15,17 @@ import anyio.to_thread
 import grpc
 import requests
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from meshwarden.controlplane.gather.header import Headers
 from meshwarden.controlplane.gather.resource import framed
 
 TIMEOUT_S: Final = 10.0
 _ANSWER_BYTES: Final = 65_536
+_MAX_DIGITS: Final = 10
 _SERVICES: Final = {
     "span": ("opentelemetry.proto.collector.trace.v1.TraceService", "v1/traces", ExportTraceServiceResponse),
     "point": ("opentelemetry.proto.collector.metrics.v1.MetricsService", "v1/metrics", ExportMetricsServiceResponse),
@@ -46,6 +49,15 @@ _AGAIN_HTTP: Final = frozenset({429, 502, 503, 504})
 class Away(Exception):
     """The backend does not take anything now; the message says why."""
 
+    def __init__(self, message: str, retry_s: float = 0.0) -> None:
+        """`retry_s` is how long it has asked to be left alone; 0 if it has not."""
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+class Limited(Away):
+    """The backend takes no more of this tenant's now."""
+
 
 class Rejected(Exception):
     """The backend will never take this."""
@@ -58,11 +70,16 @@ class TooLarge(Exception):
 class Transport(Protocol):
     """A way to one backend."""
 
-    async def send(self, signal: str, bodies: Sequence[bytes]) -> int:
+    async def send(self, signal: str, tenant: str, bodies: Sequence[bytes]) -> int:
         """Sends things of a signal, each a serialised `Resource…`; returns how many items the backend has rejected.
 
+        Args:
+            signal: "span", "point" or "log".
+            tenant: whose they are; "" for the mesh itself.
+            bodies: the things.
+
         Raises:
-            Away: try again later.
+            Away: try again later, Limited with this tenant's alone.
             Rejected: not all of it will ever be taken.
             TooLarge: it may take less.
         """
@@ -91,21 +108,21 @@ class Backend:
 class GrpcTransport:
     """OTLP over gRPC."""
 
-    def __init__(self, endpoint: str, authorization: str | None = None) -> None:
+    def __init__(self, endpoint: str, headers: Headers | None = None) -> None:
         """Connects when first used.
 
         Raises:
             ValueError: the endpoint is not "http://host:port" or "https://host:port".
         """
         target, is_secure = parse_endpoint(endpoint)
-        self._metadata = (("authorization", authorization),) if authorization else ()
+        self._headers = headers or Headers()
         self._channel = (
             grpc.aio.secure_channel(target, grpc.ssl_channel_credentials())
             if is_secure
             else grpc.aio.insecure_channel(target)
         )
 
-    async def send(self, signal: str, bodies: Sequence[bytes]) -> int:
+    async def send(self, signal: str, tenant: str, bodies: Sequence[bytes]) -> int:
         """See `Transport`."""
         service, _, kind = _SERVICES[signal]
         export: Any = self._channel.unary_unary(f"/{service}/Export", None, None)
@@ -113,14 +130,17 @@ class GrpcTransport:
             answer = await export(
                 b"".join(map(framed, bodies)),
                 timeout=TIMEOUT_S,
-                metadata=self._metadata,
+                metadata=tuple(self._headers.of(tenant).items()),
                 compression=grpc.Compression.Gzip,
             )
         except grpc.aio.AioRpcError as error:
             said = f"{error.code().name}: {error.details()}"[:500]
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than" in said:
                 raise TooLarge(said) from None
-            raise (Away if error.code() in _AGAIN else Rejected)(said) from None
+            if error.code() in _AGAIN:
+                is_limit = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                raise (Limited if is_limit else Away)(said, _retry_info(error)) from None
+            raise Rejected(said) from None
         return _rejected(kind, answer)
 
     async def close(self) -> None:
@@ -131,21 +151,20 @@ class GrpcTransport:
 class HttpTransport:
     """OTLP over HTTP, protobuf."""
 
-    def __init__(self, endpoint: str, authorization: str | None = None) -> None:
+    def __init__(self, endpoint: str, headers: Headers | None = None) -> None:
         """Connects when first used; `endpoint` is the base to which `/v1/traces` and so on are added."""
-        self._endpoint = endpoint.rstrip("/")
+        self._endpoint, self._headers = endpoint.rstrip("/"), headers or Headers()
         self._session = requests.Session()
         self._session.trust_env = False  # no proxies, no .netrc
         self._session.headers.update({"content-type": "application/x-protobuf", "content-encoding": "gzip"})
-        if authorization:
-            self._session.headers["authorization"] = authorization
 
-    async def send(self, signal: str, bodies: Sequence[bytes]) -> int:
+    async def send(self, signal: str, tenant: str, bodies: Sequence[bytes]) -> int:
         """See `Transport`."""
         _, path, kind = _SERVICES[signal]
-        code, answer = await anyio.to_thread.run_sync(self._post, f"{self._endpoint}/{path}", bodies)
+        url, headers = f"{self._endpoint}/{path}", self._headers.of(tenant)
+        code, answer, retry_s = await anyio.to_thread.run_sync(self._post, url, headers, bodies)
         if code in _AGAIN_HTTP:
-            raise Away(f"HTTP {code}")
+            raise (Limited if code == 429 else Away)(f"HTTP {code}", retry_s)
         if code == 413:
             raise TooLarge(f"HTTP {code}")
         if not 200 <= code < 300:
@@ -156,12 +175,14 @@ class HttpTransport:
         """See `Transport`."""
         self._session.close()
 
-    def _post(self, url: str, bodies: Sequence[bytes]) -> tuple[int, bytes]:
+    def _post(self, url: str, headers: dict[str, str], bodies: Sequence[bytes]) -> tuple[int, bytes, float]:
         data = gzip.compress(b"".join(map(framed, bodies)), 1)
+        # A redirect would take the headers somewhere else.
+        options: Any = {"timeout": TIMEOUT_S, "allow_redirects": False, "stream": True}
         try:
-            # A redirect would take the authorization somewhere else.
-            with self._session.post(url, data=data, timeout=TIMEOUT_S, allow_redirects=False, stream=True) as response:
-                return response.status_code, response.raw.read(_ANSWER_BYTES, decode_content=True)
+            with self._session.post(url, data=data, headers=headers, **options) as response:
+                answer = response.raw.read(_ANSWER_BYTES, decode_content=True)
+                return response.status_code, answer, _retry_after(response.headers.get("retry-after", ""))
         except (requests.RequestException, OSError) as error:
             raise Away(f"{type(error).__name__}: {error}"[:500]) from None
 
@@ -177,6 +198,25 @@ def parse_endpoint(endpoint: str) -> tuple[str, bool]:
         raise ValueError(f"{endpoint!r} is no OTLP gRPC endpoint: write http://host:port or https://host:port")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{parts.port or 4317}", parts.scheme == "https"
+
+
+def _retry_after(text: str) -> float:
+    """What a Retry-After header asks for, in seconds; 0 for a date, which is not read."""
+    return float(text) if text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS else 0.0
+
+
+def _retry_info(error: grpc.aio.AioRpcError) -> float:
+    """What google.rpc.RetryInfo in a status asks for, in seconds; 0 if there is none."""
+    found = next((value for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"), b"")
+    try:
+        details = status_pb2.Status.FromString(found).details if isinstance(found, bytes) else ()
+        for detail in details:
+            info = error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                return max(0.0, float(info.retry_delay.ToTimedelta().total_seconds()))
+    except (DecodeError, OverflowError, ValueError):
+        pass  # what can't be read asks for nothing
+    return 0.0
 
 
 def _rejected(kind: Any, answer: bytes) -> int:

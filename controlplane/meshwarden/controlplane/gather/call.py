@@ -1,8 +1,10 @@
 """A reported count of calls, checked: what an agent may say, and of whom."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
 from meshwarden.controlplane.gather.outcome import outcome
@@ -19,6 +21,8 @@ MAX_DURATION_S = 86_400.0
 # A revision is a row's number in the store, and a column in the ledger: SQLite has no greater integers.
 MAX_REVISION = 2**63 - 1
 UNKNOWN = "unknown"
+# Names come again with each batch; those of the last are known to be sound.
+_NAMES_KEPT = 4096
 
 Owns = Callable[[str, str, str], bool]
 
@@ -95,6 +99,7 @@ def _text(value: str, reason: str) -> str:
     return value
 
 
+@lru_cache(_NAMES_KEPT)
 def _source(text: str, reporter: int, trust_domain: str) -> tuple[str, str]:
     if not text and reporter == CallStat.DESTINATION:
         return UNKNOWN, UNKNOWN
@@ -107,6 +112,7 @@ def _source(text: str, reporter: int, trust_domain: str) -> tuple[str, str]:
     return spiffe_id.tenant or "", spiffe_id.service or ""
 
 
+@lru_cache(_NAMES_KEPT)
 def _destination(text: str) -> tuple[str, str]:
     tenant, slash, service = text.partition("/")
     if not slash or not tenant or not service or "/" in service:
@@ -202,6 +208,46 @@ def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetim
     )
     if not owns(node, *own):
         raise Refused("not_owned")
-    if not (now - OLDEST).timestamp() <= call.minute <= (now + NEWEST).timestamp():
+    if not -OLDEST.total_seconds() <= call.minute - now.timestamp() <= NEWEST.total_seconds():
         raise Refused("out_of_time")
     return call
+
+
+def added_up(calls: Iterable[Call]) -> list[Call]:
+    """The same calls, each kind of them once: what reads them does so once for all of a batch."""
+    kinds: dict[tuple[object, ...], list[Call]] = {}
+    for call in calls:
+        kinds.setdefault(_kind(call), []).append(call)
+    return [same[0] if len(same) == 1 else _sum(same) for same in kinds.values()]
+
+
+def _kind(call: Call) -> tuple[object, ...]:
+    return (
+        call.source_tenant,
+        call.source_service,
+        call.destination_tenant,
+        call.destination_service,
+        call.method,
+        call.status,
+        call.decision,
+        call.reporter,
+        call.revision,
+        call.minute,
+        call.source_region,
+        call.destination_region,
+        bool(call.durations),
+    )
+
+
+def _sum(calls: list[Call]) -> Call:
+    durations: Counter[int] = Counter()
+    for call in calls:
+        for bucket, count in call.durations.items():
+            durations[bucket] += count
+    return replace(
+        calls[0],
+        count=sum(call.count for call in calls),
+        sum_s=sum(call.sum_s for call in calls),
+        durations=durations,
+        exemplars=tuple(exemplar for call in calls for exemplar in call.exemplars),
+    )

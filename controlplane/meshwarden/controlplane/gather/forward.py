@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import apsw
 import structlog
 
-from meshwarden.controlplane.gather.backend import Away, Backend, Rejected, TooLarge
+from meshwarden.controlplane.gather.backend import Away, Backend, Limited, Rejected, TooLarge
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.queue import Lane, Queue, Row, stage_of
 from meshwarden.controlplane.gather.tally import Tally
@@ -19,8 +19,17 @@ BATCH_ROWS: Final = 512
 _ALL: Final = 2**63 - 1
 FIRST_BACKOFF_S: Final = 0.5
 LAST_BACKOFF_S: Final = 30.0
+MAX_ASKED_S: Final = 300.0
+"""How long a backend is left alone at its own wish, at most."""
 
 log = structlog.get_logger()
+
+
+class _Limit(NamedTuple):
+    """A lane that is left alone: the last backoff, and until when on the loop's clock."""
+
+    pause_s: float
+    until_s: float
 
 
 class Forwarder:
@@ -56,6 +65,7 @@ class Forwarder:
         self._until: dict[Lane, int] = {}
         # How many more rows of a lane go one by one.
         self._single: dict[Lane, int] = {}
+        self._limits: dict[Lane, _Limit] = {}
         self.fault = ""
         """Why the backend takes nothing; empty if it does."""
 
@@ -83,24 +93,39 @@ class Forwarder:
                     sent = await self._round()
                 except (Away, apsw.Error) as error:
                     self._fail(str(error))
-                    await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
+                    await asyncio.sleep(self._pause_s(pause_s, error))
                     pause_s = min(pause_s * 2, LAST_BACKOFF_S)
                     continue
                 pause_s = self._first_backoff_s
                 if not sent:
-                    self._idle.set()
-                    await self._work.wait()
+                    await self._rest()
         finally:
             await self._backend.transport.close()
+
+    async def _rest(self) -> None:
+        """Returns when there is something to send, or a lane may be tried again."""
+        if not self._limits:
+            self._idle.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(min((limit.until_s for limit in self._limits.values()), default=None)):
+                await self._work.wait()
 
     async def _round(self) -> bool:
         """Sends a batch of each lane; whether there was any."""
         sent = False
+        now_s = asyncio.get_running_loop().time()
         for lane in self._queue.lanes(self._backend.name):
+            if lane in self._limits and self._limits[lane].until_s > now_s:
+                continue
             rows = await self._read(lane)
-            if rows:
-                sent = True
+            if not rows:
+                continue
+            try:
                 await self._send(lane, rows)
+            except Limited as error:
+                self._limit(lane, error, now_s)
+            else:
+                sent = True
         if sent:
             # What is sent stays in the queue until this is written: after a crash it goes once more.
             with contextlib.suppress(Exception):
@@ -121,7 +146,7 @@ class Forwarder:
     async def _send(self, lane: Lane, rows: list[Row]) -> None:
         items = sum(row.items for row in rows)
         try:
-            rejected = await self._backend.transport.send(lane.signal, [row.body for row in rows])
+            rejected = await self._backend.transport.send(lane.signal, lane.tenant, [row.body for row in rows])
         except (Rejected, TooLarge) as error:
             if len(rows) > 1:
                 self._single[lane] = len(rows)
@@ -130,9 +155,10 @@ class Forwarder:
             log.warning("telemetry not taken", backend=self._backend.name, signal=lane.signal, reason=str(error))
             rejected = items
         rejected = min(rejected, items)
-        if self.fault:
+        self._limits.pop(lane, None)
+        if self.fault and not self._limits:
             log.info("backend takes telemetry again", backend=self._backend.name)
-        self.fault = ""
+            self.fault = ""
         stage = stage_of(lane.backend)
         self._tally.passed(stage, lane.signal, lane.tenant, items - rejected)
         self._tally.drop(stage, lane.signal, "rejected", lane.tenant, rejected)
@@ -143,6 +169,17 @@ class Forwarder:
             self._single[lane] -= len(rows)
             if self._single[lane] <= 0:
                 del self._single[lane]
+
+    def _limit(self, lane: Lane, error: Limited, now_s: float) -> None:
+        """Leaves one tenant's for a while, so that its limit there holds up no other."""
+        before = self._limits.get(lane)
+        pause_s = self._first_backoff_s if before is None else min(before.pause_s * 2, LAST_BACKOFF_S)
+        self._limits[lane] = _Limit(pause_s, now_s + self._pause_s(pause_s, error))
+        self._fail(f"{lane.tenant or 'the mesh itself'}: {error}")
+
+    def _pause_s(self, backoff_s: float, error: Exception) -> float:
+        asked_s = min(error.retry_s, MAX_ASKED_S) if isinstance(error, Away) else 0.0
+        return max(backoff_s * self._rng.uniform(0.5, 1.0), asked_s)
 
     def _fail(self, reason: str) -> None:
         if not self.fault:

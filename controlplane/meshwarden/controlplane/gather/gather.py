@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import anyio
@@ -13,7 +13,7 @@ import structlog
 
 from meshwarden.controlplane.gather import trace_store
 from meshwarden.controlplane.gather.backend import Backend
-from meshwarden.controlplane.gather.call import Call, Owns, Refused, check
+from meshwarden.controlplane.gather.call import Call, Owns, Refused, added_up, check
 from meshwarden.controlplane.gather.change import Changes
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.forward import FIRST_BACKOFF_S, Forwarder
@@ -87,7 +87,7 @@ class Gather:
             region: ours.
             first_backoff_s: the pause after a backend's first failure.
             traces_retention: how long spans are kept here.
-            traces_max_bytes: how much of them.
+            traces_max_bytes: how much of them; 0: none are kept.
             tail: which of them go on; None: all.
         """
         self.ledger, self.graph = ledger, Graph(clock, region=region)
@@ -100,6 +100,7 @@ class Gather:
         self.traces = TraceStore(
             durable, self.tally, clock, retention=traces_retention, max_size_bytes=traces_max_bytes
         )
+        self._keeps_traces = traces_max_bytes > 0
         self._workload_metrics = WorkloadMetrics(self.tally)
         self.tail = TailSampler(tail, self.tally, self._send_spans_on)
         durable.add(self.tail)
@@ -125,10 +126,11 @@ class Gather:
         """
         if not self.marks.first(node, request.run_id, request.first_sequence, request.sequence):
             return False
-        calls = [call for stat in request.calls if (call := self._check(node, stat)) is not None]
+        each = self._believed(node, request.calls)
+        calls = added_up(each)
         self._metrics.add(calls)
         self._rates.add(calls)
-        self._keep_traces(calls, self.graph.add(calls))
+        self._keep_traces(each, self.graph.add(each))
         self.ledger.add(calls)
         bodies = {"span": request.resource_spans, "point": request.resource_metrics, "log": request.resource_logs}
         for signal, of_signal in bodies.items():
@@ -283,18 +285,26 @@ class Gather:
 
     # -- what comes in
 
-    def _check(self, node: str, stat: CallStat) -> Call | None:
-        count = max(1, min(stat.count, 2**31))
-        try:
-            call = check(stat, node, self._owns, self._trust_domain, self._clock(), self._region)
-        except Refused as refused:
+    def _believed(self, node: str, stats: Iterable[CallStat]) -> list[Call]:
+        calls, now = [], self._clock()
+        taken: Counter[str] = Counter()
+        refused: Counter[str] = Counter()
+        for stat in stats:
+            try:
+                call = check(stat, node, self._owns, self._trust_domain, now, self._region)
+            except Refused as reason:
+                refused[reason.reason] += max(1, min(stat.count, 2**31))
+                continue
+            calls.append(call)
+            taken[call.owner] += call.count
+        for owner, count in taken.items():
+            self._arrived("call", owner, count)
+            self.tally.passed(INGEST, "call", owner, count)
+        for why, count in refused.items():
             self._arrived("call", "", count)
-            self.tally.drop(INGEST, "call", refused.reason, "", count)
-            log.info("call refused", node=node, reason=refused.reason)
-            return None
-        self._arrived("call", call.owner, count)
-        self.tally.passed(INGEST, "call", call.owner, count)
-        return call
+            self.tally.drop(INGEST, "call", why, "", count)
+            log.info("calls refused", node=node, reason=why, calls=count)
+        return calls
 
     def _take(self, signal: str, body: bytes, node: str) -> None:
         try:
@@ -314,7 +324,8 @@ class Gather:
                 self._workload_metrics.add(checked)
             self._send_on(checked.signal, checked.tenant, checked.items, checked.body)
             return
-        self.traces.add(checked)
+        if self._keeps_traces:
+            self.traces.add(checked)
         if any("span" in backend.signals for backend in self._backends):
             self.tail.add(checked, is_mesh=is_mesh or not checked.tenant)
 

@@ -53,13 +53,14 @@ def by_part(items: Iterable[ResourceSpans]) -> tuple[dict[Owner, dict[bytes, Spa
         for scope in item.scope_spans:
             for span in scope.spans:
                 trace_id, span_id = span.trace_id, span.span_id
+                if not is_sound(trace_id, span_id):
+                    continue
                 spans = traces.get(trace_id)
                 if spans is None:
-                    if is_sound(trace_id, span_id):
-                        traces[trace_id] = {span_id: span}
+                    traces[trace_id] = {span_id: span}
                 elif span_id in spans:
                     repeated += 1
-                elif is_sound(trace_id, span_id):
+                else:
                     spans[span_id] = span
     return parts, repeated
 
@@ -83,20 +84,27 @@ def summed(spans: Iterable[Span], now_ns: int) -> Part:
     for span in spans:
         begun_ns = span.start_time_unix_nano
         took_ns = span.end_time_unix_nano - begun_ns
-        took_ns = 0 if took_ns < 0 else min(took_ns, MAX_NS)
-        is_root = not span.parent_span_id
+        if took_ns < 0:
+            took_ns = 0
         # What has no parent names the part; else what began first.
-        if first is None or (is_root, -begun_ns) > (first_is_root, -first_ns):
-            first, first_is_root, first_ns = span, is_root, begun_ns
-        begun_ns = min(begun_ns, now_ns)
-        start_ns = min(start_ns, begun_ns)
-        end_ns = max(end_ns, begun_ns + took_ns)
-        longest_ns = max(longest_ns, took_ns)
+        if not span.parent_span_id:
+            if not first_is_root or begun_ns < first_ns:
+                first, first_ns, first_is_root = span, begun_ns, True
+        elif first is None or (not first_is_root and begun_ns < first_ns):
+            first, first_ns = span, begun_ns
+        if begun_ns > now_ns:
+            begun_ns = now_ns
+        if begun_ns < start_ns:
+            start_ns = begun_ns
+        if begun_ns + took_ns > end_ns:
+            end_ns = begun_ns + took_ns
+        if took_ns > longest_ns:
+            longest_ns = took_ns
         if span.HasField("status") and span.status.code == Status.STATUS_CODE_ERROR:
             errors += 1
         count += 1
     name = first.name[:_NAME_CHARS] if first is not None else ""
-    return Part(start_ns, min(end_ns, MAX_NS), longest_ns, count, errors, first_is_root, name)
+    return Part(start_ns, min(end_ns, MAX_NS), min(longest_ns, MAX_NS), count, errors, first_is_root, name)
 
 
 def merged(parts: Iterable[Part]) -> Part:

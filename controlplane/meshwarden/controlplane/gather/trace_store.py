@@ -204,8 +204,9 @@ class TraceStore:
         now = self._clock()
         parts, repeated = by_part(item.message for item in items)
         entries = [
-            _Entry(trace_id, self._owner(db, owner), spans)
+            _Entry(trace_id, number, spans)
             for owner, traces in parts.items()
+            for number in (self._owner(db, owner),)
             for trace_id, spans in traces.items()
         ]
         sound = sum(len(entry.spans) for entry in entries) + repeated

@@ -15,6 +15,8 @@ REGIONS = "region-"
 NODES = {"node-a": "a", "node-b": "b"}
 # The name of the one region where none is given.
 REGION = "local"
+# Who tries a backend out does not want to wait for a minute.
+OTLP_INTERVAL_S = 10
 # sun_path holds 108 bytes with its NUL; the rest is room for what agents add in later versions.
 SOCKET_BYTES = 100
 # The longest name that a part puts below the state directory: an agent's sockets, and a workload's below its own.
@@ -242,17 +244,19 @@ def server_toml(
         plan: where things are.
         trust_domain: of the mesh.
         listen: `listen` and `metrics_listen`.
-        otlp_endpoint: where traces go on to.
+        otlp_endpoint: where telemetry goes on to.
         vault: address, token (a reference) and mount; None for the embedded authority.
         peers: where the other regions are reached, {region: "HOST:PORT"}.
     """
-    settings = {
+    settings: dict[str, str | bool | int] = {
         "trust_domain": trust_domain,
         "region": plan.region,
         "state_dir": str(plan.server),
         "operator_directory": str(plan.operator),
         **listen,
     }
+    if otlp_endpoint is not None:
+        settings["otlp_metrics_interval_s"] = OTLP_INTERVAL_S
     authority: dict[str, str | bool] = {"kind": "disk", "passphrase": f"file:{plan.passphrase}", "create": True}
     if vault is not None:
         authority = {"kind": "vault", **vault}
@@ -286,14 +290,16 @@ def agent_toml(agent: AgentPlan, trust_domain: str, control_plane: str, ca_file:
     )
 
 
-def toml(settings: Mapping[str, str | bool]) -> str:
+def toml(settings: Mapping[str, str | bool | int]) -> str:
     """Writes one table. Source: TOML 1.0, basic strings."""
     return "".join(f"{key} = {_value(value)}\n" for key, value in settings.items())
 
 
-def _value(value: str | bool) -> str:
+def _value(value: str | bool | int) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
     # A path may hold anything but NUL: what is no plain character is written by its number.
     plain = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in value)
     return f'"{"".join(plain)}"'

@@ -17,7 +17,9 @@ from anyio.abc import TaskStatus
 from meshwarden.controlplane.publish.endpoints import Endpoints
 from meshwarden.controlplane.publish.joined import Joined
 from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.trail import followed
 from meshwarden.controlplane.store.port import Store
+from meshwarden.sdk import own_span
 from meshwarden.v1 import admin_service_pb2
 from meshwarden.v1 import node_service_pb2 as v1
 
@@ -189,9 +191,14 @@ class Sessions:
         return [states[node] for node in sorted(states)]
 
     def renew_all(self, reason: str) -> list[str]:
-        """Asks all connected nodes for new certificates now; returns their names."""
-        for session in self._open.values():
-            session.feed.say(v1.SyncResponse(renew_now=v1.RenewNow(reason=reason)))
+        """Asks all connected nodes for new certificates now; returns their names.
+
+        What becomes of it is followed below the present span, to some nodes of many.
+        """
+        parent, traced = own_span.present_parent(), set(followed(self._open))
+        for node, session in self._open.items():
+            order = v1.RenewNow(reason=reason, trace_parent=parent if node in traced else "")
+            session.feed.say(v1.SyncResponse(renew_now=order))
         return sorted(self._open)
 
     def _await_return(self, node: str, grace_s: float) -> None:

@@ -124,8 +124,7 @@ class Trails:
         ]
 
     def _publish(self, revision: int, trail: _Trail, nodes: Collection[str], now: datetime) -> None:
-        step = -(-len(nodes) // MAX_NODES) or 1
-        trail.nodes = {node: _Stage(0, now) for node in sorted(nodes)[::step]}
+        trail.nodes = {node: _Stage(0, now) for node in followed(nodes)}
         if not nodes:
             del self._open[revision]
 
@@ -159,6 +158,12 @@ class Trails:
         if fault:
             span.set_status(trace.Status(trace.StatusCode.ERROR, fault))
         span.end(_nanoseconds(now))
+
+
+def followed(nodes: Collection[str]) -> list[str]:
+    """The nodes, of so many, that something is followed to."""
+    step = -(-len(nodes) // MAX_NODES) or 1
+    return sorted(nodes)[::step]
 
 
 def _is_of(data_plane: str, tenant: str) -> bool:

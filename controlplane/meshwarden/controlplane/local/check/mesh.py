@@ -79,13 +79,19 @@ class Mesh:
 
     async def trace(self, trace_id: str) -> list[admin_service_pb2.TraceSpan]:
         """The spans that `meshwarden trace` shows; none if it knows no such trace."""
+        return list((await self._trace(admin_service_pb2.GetTraceRequest(trace_id=trace_id))).spans)
+
+    async def trace_of(self, revision: int) -> str:
+        """The trace that `meshwarden trace --revision` shows; empty if it knows none."""
+        return (await self._trace(admin_service_pb2.GetTraceRequest(revision=revision))).trace_id
+
+    async def _trace(self, request: admin_service_pb2.GetTraceRequest) -> admin_service_pb2.GetTraceResponse:
         async with self.channel() as channel:
-            request = admin_service_pb2.GetTraceRequest(trace_id=trace_id)
             try:
-                return list((await AdminServiceStub(channel).GetTrace(request, timeout=RPC_S)).spans)
+                return await AdminServiceStub(channel).GetTrace(request, timeout=RPC_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
-                    return []
+                    return admin_service_pb2.GetTraceResponse()
                 raise
 
     async def renew_svids(self) -> list[str]:
@@ -102,11 +108,12 @@ class Mesh:
         specs = [resource.endpoint.spec for resource in answer.resources]
         return [spec for spec in specs if spec.service == service]
 
-    async def apply_traced(self, manifest: str) -> str:
-        """Runs `meshwarden apply -f`; returns the trace that it names."""
+    async def apply_traced(self, manifest: str) -> tuple[str, int]:
+        """Runs `meshwarden apply -f`; returns the trace and the revision that it names."""
         said = await self._command("apply", "-f", "-", "-o", "json", stdin=manifest)
         # What is under way is told on stderr, before the answer.
-        return str(json.loads(said[said.index("{") :]).get("traceId", ""))
+        answer = json.loads(said[said.index("{") :])
+        return str(answer.get("traceId", "")), int(answer["revision"])
 
     async def apply(self, manifest: str) -> int:
         """Runs `meshwarden apply -f` and waits until every node runs the revision; returns it."""

@@ -36,8 +36,8 @@ async def trace(mesh: Mesh, probes: Probes) -> str:
 
 
 async def change_trace(mesh: Mesh, probes: Probes) -> str:
-    """A change leaves a trace, from the call that made it to every node's acknowledgement."""
-    trace_id = await mesh.apply_traced(CHANGE)
+    """A change leaves a trace, from the call that made it to every node's acknowledgement; its revision leads there."""
+    trace_id, revision = await mesh.apply_traced(CHANGE)
     nodes = {node.node for node in (await mesh.status()).nodes if node.connected}
     wanted = {(stage, node) for node in nodes for stage in ("compile", "push", "acknowledge", "configure")}
 
@@ -50,6 +50,8 @@ async def change_trace(mesh: Mesh, probes: Probes) -> str:
         return seen
 
     await until(arrived, ARRIVE_S, "the trace is not complete")
+    found = await mesh.trace_of(revision)
+    require(found == trace_id, f"revision {revision} leads to trace {found or 'none'}, not {trace_id}")
     await mesh.delete("tenant", "check")
     return f"trace {trace_id}: compiled for, pushed to, and acknowledged by {', '.join(sorted(nodes))}"
 

@@ -31,9 +31,9 @@ def manager(stat_prefix: str, routes: str, more: dict[str, Any]) -> dict[str, An
         "rds": {"config_source": ADS, "route_config_name": routes},
         "http_filters": [ROUTER],
         "strip_any_host_port": True,
-        # Nobody's x-envoy-* headers steer us.
+        # Nobody's x-envoy-* headers steer us: no address is internal. Left out, all private ones would be.
         "use_remote_address": True,
-        "internal_address_config": {"unix_sockets": False},
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "255.255.255.255", "prefix_len": 32}]},
         "normalize_path": True,
         "merge_slashes": True,
         # "/public/..%2Fsecret" would pass as "/public/*" and be something else to the program.

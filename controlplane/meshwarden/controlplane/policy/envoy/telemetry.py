@@ -10,6 +10,18 @@ _OPEN_TELEMETRY: Final = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetr
 _ACCESS_LOG: Final = (
     "type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig"
 )
+# Of those who bring a trace Envoy would record a share again. It leaves alone whoever bears this header: there and only
+# there traceparent decides. How many of the others are recorded is in no listener, but in the runtime that agents give.
+_DECIDED: Final = {
+    "name": "decided",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        "mutations": [
+            {"remove": "x-client-trace-id"},
+            {"append": {"header": {"key": "x-client-trace-id", "value": "%REQ(TRACEPARENT)%"}}},
+        ],
+    },
+}
 _EITHER_SIDE: Final = {
     names.METHOD: "%REQ(:METHOD)%",
     names.PATH: "%PATH(NQ:PATH)%",
@@ -59,5 +71,6 @@ def _both(service: Name | None, log_name: str, said: dict[str, str]) -> dict[str
     }
     return {
         "tracing": {"provider": {"name": "envoy.tracers.opentelemetry", "typed_config": tracer}},
+        "early_header_mutation_extensions": [_DECIDED],
         "access_log": [{"name": "envoy.access_loggers.open_telemetry", "typed_config": log}],
     }

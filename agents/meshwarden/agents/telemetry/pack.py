@@ -1,0 +1,37 @@
+"""Telemetry as it waits and goes up: packed once, by zstd at its fastest ordinary level.
+
+That takes a fifth of the time of gzip for the same size. A spool holds several times as much of what is packed.
+"""
+
+import sys
+from typing import Final
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+from meshwarden.agents.telemetry.wire import framed
+from meshwarden.v1.report_pb2 import ExportRequest
+
+_LEVEL: Final = 1
+_FIELD: Final = ExportRequest.DESCRIPTOR.fields_by_name["packed"].number
+_TAG: Final = framed(_FIELD, b"")[:1]
+_MAGIC: Final = b"\x28\xb5\x2f\xfd"  # Source: RFC 8878 §3.1.1
+_HEAD_BYTES: Final = 32
+# Less than this gets hardly smaller.
+_WORTH_BYTES: Final = 256
+
+
+def packed(payload: bytes) -> bytes:
+    """A part of a serialised `ExportRequest` as it is to be kept and sent."""
+    return framed(_FIELD, zstd.compress(payload, _LEVEL)) if len(payload) >= _WORTH_BYTES else payload
+
+
+def unpacked_bytes(payload: bytes) -> int:
+    """How large a payload is that may be packed."""
+    head = payload[:_HEAD_BYTES]
+    at = head.find(_MAGIC)
+    if not head.startswith(_TAG) or at < 0:
+        return len(payload)
+    return zstd.get_frame_info(head[at:]).decompressed_size or len(payload)

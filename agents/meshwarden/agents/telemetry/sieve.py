@@ -1,0 +1,95 @@
+"""Spans that programs send, bounded as bytes: what is plainly within all bounds stays as it came.
+
+A span is plain if it is small, nothing in it is nested, its ids come first, as every exporter writes them, and it has
+no links. So small a span goes beyond no bound on texts; what a bound on keys or numbers would cut of it is less than it
+is. Who writes ids twice, so that the second are none, has a span that the control plane won't store. All others are
+read, one by one, and bounded by `span`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, Final
+
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
+
+from meshwarden.agents.telemetry import wire
+from meshwarden.agents.telemetry.attribute import MAX_SCOPES, Bounded, bound_scope
+from meshwarden.agents.telemetry.span import bound_span
+
+_SMALL_BYTES: Final = 1024
+_SMALL_SCOPE_BYTES: Final = 256
+# What a field of a span takes beside it, at most.
+_FRAME_BYTES: Final = 3
+_HEAD: Final = itemgetter(slice(0, 30))
+# Field 1, sixteen bytes; field 2, eight bytes, neither all zero; then a parent of eight bytes, or the name.
+_IDS: Final = re.compile(rb"(?:\x0a\x10(?!\0{16}).{16}\x12\x08(?!\0{8}).{8}(?:\x22\x08|\x2a.))*", re.DOTALL)
+_HEAD_BYTES: Final = 30
+_LINK: Final = b"\x6a"  # field 13
+
+
+def sift(scopes: Sequence[bytes], most: int, is_late: Callable[[], bool], is_flat: bool) -> tuple[list[bytes], Bounded]:
+    """Bounds the spans of a resource.
+
+    Args:
+        scopes: serialised `ScopeSpans`, which protobuf can read.
+        most: how many spans may stay.
+        is_late: asked before each span that is read; once true, the rest goes.
+        is_flat: whether no attribute in them holds other values.
+
+    Returns:
+        The scopes as they may go on, and how many spans that is.
+    """
+    found = Bounded(too_many=max(0, len(scopes) - MAX_SCOPES))
+    kept = []
+    for body in scopes[:MAX_SCOPES]:
+        scope = wire.Scope.FromString(body)
+        spans = list(scope.spans)
+        room = most - found.kept
+        rest = len(body) - sum(map(len, spans)) - _FRAME_BYTES * len(spans)
+        if is_flat and len(spans) <= room and rest <= _SMALL_SCOPE_BYTES and _are_plain(spans):
+            kept.append(body)
+            found.kept += len(spans)
+            continue
+        found.too_many += max(0, len(spans) - room)
+        bounded = _bound(spans[: max(0, room)], is_late, is_flat, found)
+        found.kept += len(bounded)
+        kept.append(_head_of(scope) + wire.all_framed(2, bounded))
+    return kept, found
+
+
+def _are_plain(spans: Sequence[bytes]) -> bool:
+    """Whether all of some flat spans are."""
+    sizes = list(map(len, spans))
+    if not spans or min(sizes) < _HEAD_BYTES or max(sizes) > _SMALL_BYTES:
+        return not spans
+    if not _IDS.fullmatch(b"".join(map(_HEAD, spans))):
+        return False
+    return not any(Span.FromString(span).links for span in spans if _LINK in span)
+
+
+def _bound(spans: Sequence[bytes], is_late: Callable[[], bool], is_flat: bool, found: Bounded) -> list[bytes]:
+    kept = []
+    for index, body in enumerate(spans):
+        if is_late():
+            found.too_many += len(spans) - index
+            break
+        if _are_plain((body,)) and (is_flat or wire.is_flat_span(body)):
+            kept.append(body)
+            continue
+        span = Span.FromString(body)
+        span.DiscardUnknownFields()
+        if bound_span(span, found):
+            kept.append(span.SerializeToString())
+    return kept
+
+
+def _head_of(scope: Any) -> bytes:
+    """What a scope says of itself, bounded."""
+    about = ScopeSpans(scope=InstrumentationScope.FromString(b"".join(scope.scope)))
+    for url in scope.schema_url:
+        about.schema_url = url.decode()
+    about.DiscardUnknownFields()
+    bound_scope(about)
+    return bytes(about.SerializeToString())

@@ -1,0 +1,107 @@
+"""Telemetry on its way up, compared: with bare loops in one process, and with a collector over gRPC."""
+
+import random
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import grpc
+import rotel
+
+from benchmarks import ingest
+from benchmarks.process import Broken, child, cpu_s, say
+from benchmarks.result import Case
+
+ROTEL = "rotel 0.0.1a15, an OTLP collector in Rust, with its blackhole"
+UNIT = "spans per CPU-second"
+EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+REST_S, AT_REST = 0.3, 0.02
+
+
+async def cases(directory: Path, rounds: int) -> AsyncIterator[Case]:
+    """Yields what a span costs on its way up, and on disk."""
+    say("gather: ingest")
+    bare = "read and counted as edges of a dict, nothing checked, kept or stored"
+    rows = "read and inserted into SQLite, a row of eleven columns each, indexed by trace"
+    on_cpu = Case("gather", "ingest CPU, graph and RED", bare, UNIT, "higher")
+    on_store = Case("gather", "ingest CPU, stored", rows, UNIT, "higher")
+    on_disk = Case("gather", "bytes per span", "the same spans as OTLP", "bytes")
+    places = {on_cpu.name: directory / "counted", on_store.name: directory / "stored"}
+    for place in places.values():
+        place.mkdir(mode=0o700)
+    rng = random.Random(1)
+    spans = sent_bytes = stored_bytes = 0
+    for number in range(rounds):
+        bodies = ingest.bodies_of(rng)
+        count = len(bodies) * ingest.SPANS
+        spans, sent_bytes = spans + count, sent_bytes + sum(map(len, bodies))
+        bare_s, edges = ingest.edges_of(bodies)
+        if edges.total() * 2 != count:
+            raise Broken("the bare loop has not seen every call")
+        for case, their_s in ((on_cpu, bare_s), (on_store, ingest.rows_of(bodies, directory / "rows.sqlite"))):
+            # Opened anew, so that no workload has used up its share of the agent's time.
+            async with ingest.river(places[case.name], keeps_traces=case is on_store) as river:
+                case.add(count / await river.take(bodies), count / their_s)
+                stored_bytes = await river.size_bytes()
+            say(f"  {number + 1}: {case.name}: {case.ours[-1]:,.0f} / {case.theirs[-1]:,.0f} {UNIT}")
+    on_disk.add(stored_bytes / spans, sent_bytes / spans)
+    yield on_cpu
+    yield on_store
+    yield await _over_grpc(directory, rounds)
+    yield on_disk
+
+
+async def _over_grpc(directory: Path, rounds: int) -> Case:
+    """Both as processes that take OTLP over gRPC from here."""
+    case = Case("gather", "ingest CPU, over gRPC", ROTEL, UNIT, "higher")
+    place = directory / "served"
+    place.mkdir(mode=0o700)
+    port = _free_port()
+    command = [str(Path(rotel.__file__).parent / "rotel-agent"), "start", "--exporter", "blackhole"]
+    command += ["--otlp-grpc-endpoint", f"127.0.0.1:{port}", "--otlp-http-endpoint", f"127.0.0.1:{_free_port()}"]
+    command += ["--pid-file", str(place / "rotel.pid")]
+    async with AsyncExitStack() as stack:
+        server = [sys.executable, "-m", "benchmarks.ingest", str(place)]
+        ours = await stack.enter_async_context(child("agent and control plane", server, directory, is_asked=True))
+        theirs = await stack.enter_async_context(child("rotel", command, directory))
+        ports = {ours: await ours.until_written(place / "port"), theirs: str(port)}
+        exports = {}
+        for process, at in ports.items():
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{at}"))
+            exports[process] = channel.unary_unary(EXPORT)
+        rng = random.Random(2)
+        for number in range(rounds + 1):
+            bodies = ingest.bodies_of(rng)
+            count, rate = len(bodies) * ingest.SPANS, {}
+            for process, export in exports.items():
+                before_s = cpu_s(process.pid)
+                for body in bodies:
+                    await export(body, wait_for_ready=True)
+                if process is ours:
+                    await ours.ask("")
+                    if (await ours.answer())["spans"] != count * (number + 1):
+                        raise Broken("spans were lost")
+                rate[process] = count / (await _at_rest(process.pid) - before_s)
+            if number:  # the first is to warm up
+                case.add(rate[ours], rate[theirs])
+                say(f"  {number}: {case.name}: {case.ours[-1]:,.0f} / {case.theirs[-1]:,.0f} {UNIT}")
+    return case
+
+
+async def _at_rest(pid: int) -> float:
+    """The CPU time of a process once it uses no more."""
+    used_s = cpu_s(pid)
+    while True:
+        await anyio.sleep(REST_S)
+        before_s, used_s = used_s, cpu_s(pid)
+        if used_s - before_s < REST_S * AT_REST:
+            return before_s
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
