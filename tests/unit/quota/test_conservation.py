@@ -24,6 +24,8 @@ from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import ServerLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
+pytestmark = pytest.mark.timeout(300)
+
 POLICY, RATE, STEP_S = "platform/orders", 100.0, 0.05
 TREE = Level(parts={"acme": Level(ceiling=RATE)})
 SPEC = RatePolicySpec(

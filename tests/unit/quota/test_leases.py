@@ -226,6 +226,8 @@ class Server:
     down: deque[tuple[float, int, list[Share]]] = field(default_factory=deque)
     fresh: bool = True
     """Whether its next report is the first of a stream."""
+    known: bool = False
+    """Whether the allocator has heard that; what it said before is let go, as agents do it."""
     reported_s: float = 0.0
     """When the report that the allocator heard last was sent."""
 
@@ -273,6 +275,7 @@ class Mesh(RuleBasedStateMachine):
         if server.up:
             server.reported_s, held, obeyed, calls = server.up.popleft()
             if held is not None:
+                server.known = True
                 self.leases.learn(point, held, self.now_s)
             self.leases.report(point, dict.fromkeys(server.held, Usage(0, calls)), self.now_s, acknowledged=obeyed)
 
@@ -280,7 +283,7 @@ class Mesh(RuleBasedStateMachine):
     def divides(self) -> None:
         number, shares = self.leases.tick(self.now_s)
         for point, server in self.servers.items():
-            if not server.fresh:
+            if server.known:
                 server.down.append((server.reported_s, number, shares.get(point, [])))
 
     @rule(point=points)
@@ -299,7 +302,7 @@ class Mesh(RuleBasedStateMachine):
         server = self.servers[point]
         server.up.clear()
         server.down.clear()
-        server.fresh, server.obeyed = True, 0
+        server.fresh, server.known, server.obeyed = True, False, 0
 
     @rule(point=points)
     def dies(self, point: Point) -> None:

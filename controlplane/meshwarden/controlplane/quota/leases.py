@@ -90,7 +90,8 @@ class Leases:
     def learn(self, point: Point, held: Mapping[Bucket, float], now_s: float) -> None:
         """Hears at the start of a point's stream what it holds, by bucket in calls a second.
 
-        While we learn it is believed, up to the bucket's ceiling; later only as far as we know of it ourselves.
+        While we learn it is believed, up to the bucket's ceiling; later only as far as we know of it ourselves. Whoever
+        carries shares to the point lets those go that were told before this was heard: they are counted no more.
         """
         told = self._heard(point, now_s)
         for bucket, rate in held.items():
