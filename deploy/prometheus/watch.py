@@ -2,8 +2,8 @@
 
 import contextlib
 import json
+import random
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from meshwarden.controlplane.local.port import free_port
 
 HERE = Path(__file__).parent
 
@@ -36,6 +38,11 @@ class Prometheus:
         found = self.query(expression)
         return float(found[0]["value"][1]) if found else float("nan")
 
+    def samples(self, selector: str) -> dict[float, float]:
+        """All samples of one series: {when Prometheus took or made it: value}."""
+        found = self.query(f"{selector}[15m]")
+        return {float(at): float(value) for at, value in found[0]["values"]} if found else {}
+
     def targets(self) -> list[dict[str, Any]]:
         """What is scraped."""
         found = self._ask(f"{self._url}/targets?state=active")
@@ -58,18 +65,10 @@ class Prometheus:
     @staticmethod
     def _ask(url: str) -> Any:
         try:
-            with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - our own, on loopback
+            with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - our own, on loopback
                 return json.load(response)
         except OSError:
             return None
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
@@ -85,7 +84,7 @@ def watching(directory: Path, metrics_url: str, rules: str, every: str = "1s") -
     for name in ("alerts.yml", "alertmanager.yml"):
         shutil.copy(HERE / name, directory)
     (directory / "slo.yml").write_text(rules)
-    port, alertmanager_port = free_port(), free_port()
+    port, alertmanager_port = free_port(random.SystemRandom()), free_port(random.SystemRandom())
     config = yaml.safe_load((HERE / "prometheus.yml").read_text())
     address = urllib.parse.urlsplit(metrics_url).netloc
     config["global"] = {"scrape_interval": every, "evaluation_interval": every}

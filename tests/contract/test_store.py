@@ -40,7 +40,7 @@ async def store(opener: Open) -> AsyncIterator[Store]:
 async def take(batches: AsyncIterator[Batch], count: int) -> list[Batch]:
     """The next `count` batches that are no bookmarks."""
     found: list[Batch] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for batch in batches:
             if batch.events:
                 found.append(batch)
@@ -50,7 +50,7 @@ async def take(batches: AsyncIterator[Batch], count: int) -> list[Batch]:
 
 
 async def bookmark(batches: AsyncIterator[Batch]) -> int:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for batch in batches:
             if not batch.events:
                 return batch.revision
@@ -162,7 +162,7 @@ async def test_a_watch_says_when_it_has_caught_up_and_moves_on_while_others_writ
 
 async def _first(batches: AsyncIterator[Batch], count: int) -> AsyncIterator[Batch]:
     for _ in range(count):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield await anext(batches)
 
 
@@ -302,7 +302,7 @@ async def test_an_owner_that_takes_its_lease_again_fences_its_former_self(store:
 
 async def test_a_lease_ends_by_itself(store: Store) -> None:
     lease = await store.acquire("x", "one", 1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 taken = await store.acquire("x", "two", 30)
@@ -365,7 +365,7 @@ async def test_a_holder_that_was_paused_is_fenced(tmp_path: Path) -> None:
             word, token = (await asyncio.to_thread(holder.stdout.readline)).split()
             assert word == "held"
             os.kill(holder.pid, signal.SIGSTOP)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     try:
                         lease = await store.acquire("x", "next", 30)

@@ -41,7 +41,7 @@ TOKEN = "a-join-token-of-the-tests"
 AGENT = [sys.executable, "-m", "meshwarden.agents.cli"]
 
 
-async def until(condition: Callable[[], Any], what: str, deadline_s: float = 40.0) -> Any:
+async def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> Any:
     """Waits for a condition; what it returned."""
     try:
         async with asyncio.timeout(deadline_s):
@@ -303,7 +303,7 @@ class Agent:
 
     async def command(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         return await asyncio.to_thread(
-            subprocess.run, [*AGENT, *arguments], capture_output=True, text=True, timeout=30, check=False, **options
+            subprocess.run, [*AGENT, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
         )
 
     def exec(self, entry: str, *command: str, flags: tuple[str, ...] = (), **options: Any) -> "subprocess.Popen[str]":
@@ -325,7 +325,7 @@ class Agent:
         return self._process
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        return self.send(number).wait(15)
+        return self.send(number).wait(60)
 
     def close(self) -> None:
         for process in [*self.programs, *([self._process] if self._process else [])]:

@@ -28,7 +28,7 @@ async def main(directory: Path) -> None:
     async with front, grpc.aio.insecure_channel(f"unix:{path}") as channel:
         await front.serve_unix(path)
         call = channel.unary_unary("/t.T/Answer")
-        await call(b"x", timeout=10)
+        await call(b"x", timeout=60)
         print("served")
         resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120))
         idle: list[socket.socket] = []
@@ -42,12 +42,12 @@ async def main(directory: Path) -> None:
         except OSError:
             print("exhausted")
         for _ in range(20):
-            await call(b"x", timeout=10)
+            await call(b"x", timeout=60)
         print("served-on")
         for sock in idle:
             sock.close()
         async with grpc.aio.insecure_channel(f"unix:{path}", [("grpc.use_local_subchannel_pool", 1)]) as fresh:
-            await fresh.unary_unary("/t.T/Answer")(b"x", timeout=20, wait_for_ready=True)
+            await fresh.unary_unary("/t.T/Answer")(b"x", timeout=60, wait_for_ready=True)
         print("recovered")
     await server.stop(None)
 

@@ -129,11 +129,11 @@ def tls_channel(port: int, svid: X509Svid | None) -> grpc.aio.Channel:
 
 
 async def call(channel: grpc.aio.Channel, method: str = "Who") -> str:
-    return (await channel.unary_unary(f"/test.Test/{method}")(b"", timeout=10)).decode()
+    return (await channel.unary_unary(f"/test.Test/{method}")(b"", timeout=60)).decode()
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # what is waited for tells nobody
             await asyncio.sleep(0.01)
     assert condition(), what

@@ -1,7 +1,6 @@
 """A control plane's part in what data planes get: it compiles with policy, and pushes what the agent asks for."""
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -36,12 +35,6 @@ HTTPServer(("127.0.0.1", int(os.environ["MESHWARDEN_PORT"])), Program).serve_for
 def made(kind: str, tenant: str, name: str, spec: dict[str, Any]) -> Change:
     fields = {"kind": kind, "metadata": {"tenant": tenant, "name": name}, "spec": spec}
     return Change(Key(kind, tenant, name), json_format.ParseDict(fields, getattr(resources_pb2, kind)()))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Policy:

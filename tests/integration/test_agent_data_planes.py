@@ -6,6 +6,7 @@ The control plane of the tests compiles with the real policy room and pushes wha
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,11 +18,12 @@ from typing import Any
 import psutil
 import pytest
 
+from meshwarden.controlplane.local.port import free_port
 from meshwarden.v1 import resources_pb2
 from meshwarden.xds import api
 
 sys.path.insert(0, str(Path(__file__).parent))
-from policy_world import HTTP, Policy, free_port, healthy, settled
+from policy_world import HTTP, Policy, healthy, settled
 
 ECHO = """
 import grpc, os, sys
@@ -67,13 +69,13 @@ async def call(program: "subprocess.Popen[str]", target: str, method: str = "/ec
         program.stdin.flush()
         return program.stdout.readline().strip()
 
-    answer = await asyncio.wait_for(asyncio.to_thread(ask), 20)
+    answer = await asyncio.wait_for(asyncio.to_thread(ask), 60)
     assert answer, program.stderr.read() if program.stderr else ""
     return answer
 
 
 async def test_proxyless_from_push_to_effect(agent: Any, policy: Policy, until: Any) -> None:
-    port = free_port()
+    port = free_port(random.SystemRandom())
     policy.declare({"tenant": "platform", "name": "orders", "port": port}, {"tenant": "acme", "name": "web"})
     await agent.ready()
     agent.exec("orders", sys.executable, "-c", ECHO)
@@ -97,7 +99,7 @@ async def test_proxyless_from_push_to_effect(agent: Any, policy: Policy, until: 
 
 
 async def test_a_refused_resource_is_reported_and_the_old_one_serves_on(agent: Any, policy: Policy, until: Any) -> None:
-    port = free_port()
+    port = free_port(random.SystemRandom())
     policy.declare({"tenant": "platform", "name": "orders", "port": port}, {"tenant": "acme", "name": "web"})
     await agent.ready()
     agent.exec("orders", sys.executable, "-c", ECHO)
@@ -124,7 +126,7 @@ async def test_a_refused_resource_is_reported_and_the_old_one_serves_on(agent: A
 
 
 async def test_an_agent_that_starts_again_keeps_its_endpoints(agent: Any, policy: Policy, until: Any) -> None:
-    port = free_port()
+    port = free_port(random.SystemRandom())
     policy.declare({"tenant": "platform", "name": "orders", "port": port})
     await agent.ready()
     agent.exec("orders", sys.executable, "-c", ECHO)
@@ -139,7 +141,7 @@ async def test_an_agent_that_starts_again_keeps_its_endpoints(agent: Any, policy
 
 async def test_a_program_that_does_not_fit_its_entry_is_no_endpoint(agent: Any, policy: Policy, until: Any) -> None:
     service = {"tenant": "platform", "protocol": "HTTP", "check": {"httpPath": "/ok"}}
-    wrong, right = free_port(), free_port()
+    wrong, right = free_port(random.SystemRandom()), free_port(random.SystemRandom())
     policy.declare(
         {**service, "name": "billing", "port": wrong, "selectors": {"path": os.path.realpath("/bin/sleep")}},
         {**service, "name": "shop", "port": right},
@@ -156,7 +158,7 @@ async def test_a_program_that_does_not_fit_its_entry_is_no_endpoint(agent: Any, 
 async def test_an_unhealthy_program_is_reported_and_one_that_ends_is_gone(
     agent: Any, policy: Policy, until: Any
 ) -> None:
-    port = free_port()
+    port = free_port(random.SystemRandom())
     check = {"unhealthyThreshold": 2, "httpPath": "/ok"}
     policy.declare(
         {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": port, "envoy": True, "check": check}
@@ -191,7 +193,7 @@ def _get(url: str) -> bool:
 
 
 async def test_through_two_envoys(agent: Any, policy: Policy, until: Any, tmp_path: Path) -> None:
-    port = free_port()
+    port = free_port(random.SystemRandom())
     check = {"httpPath": "/ok"}
     policy.declare(
         {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": port, "envoy": True, "check": check},
@@ -260,7 +262,7 @@ def _ask(path: str, host: str) -> tuple[int, str]:
     """One GET over a Unix socket; status 0 if nobody listens there yet."""
     try:
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(5)
+            client.settimeout(60)
             client.connect(path)
             client.sendall(f"GET /ok HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             answer = b""
@@ -272,7 +274,7 @@ def _ask(path: str, host: str) -> tuple[int, str]:
 
 
 async def test_an_agent_that_ends_lets_callers_leave_its_envoys(agent: Any, policy: Policy, until: Any) -> None:
-    port = free_port()
+    port = free_port(random.SystemRandom())
     check = {"httpPath": "/ok"}
     policy.declare(
         {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": port, "envoy": True, "check": check}
@@ -289,13 +291,13 @@ async def test_an_agent_that_ends_lets_callers_leave_its_envoys(agent: Any, poli
     is_last = False
     while not is_last:
         writer.write(b"GET /ok HTTP/1.1\r\nHost: billing.platform\r\n\r\n")
-        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)).lower()
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).lower()
         status, is_last = int(head.split()[1]), b"connection: close" in head
         if not is_last:
             assert status == 200
             await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
     writer.close()
-    assert await asyncio.to_thread(process.wait, 20) == 0
+    assert await asyncio.to_thread(process.wait, 60) == 0
     assert not policy.control_plane.last("endpoints").endpoints
     assert _dead(envoy["pid"])
     assert program.poll() is None
@@ -304,7 +306,7 @@ async def test_an_agent_that_ends_lets_callers_leave_its_envoys(agent: Any, poli
 async def test_a_program_that_comes_back_without_a_control_plane_is_served_from_the_cache(
     agent: Any, policy: Policy, until: Any
 ) -> None:
-    orders, billing = free_port(), free_port()
+    orders, billing = free_port(random.SystemRandom()), free_port(random.SystemRandom())
     check = {"httpPath": "/ok"}
     policy.declare(
         {"tenant": "platform", "name": "orders", "port": orders},
@@ -340,7 +342,7 @@ async def test_a_program_that_comes_back_without_a_control_plane_is_served_from_
 
 
 async def test_an_envoy_is_not_told_the_addresses_of_before(agent: Any, policy: Policy, until: Any) -> None:
-    port, other = free_port(), free_port()
+    port, other = free_port(random.SystemRandom()), free_port(random.SystemRandom())
     check = {"httpPath": "/ok"}
     policy.declare(
         {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": port, "envoy": True, "check": check}

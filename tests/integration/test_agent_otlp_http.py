@@ -6,6 +6,7 @@ import gzip
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -21,6 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
+from meshwarden.controlplane.local.port import free_port
 from meshwarden.xds import telemetry_names as names
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
@@ -58,12 +60,6 @@ provider.shutdown()
 print("done", flush=True)
 import sys; sys.stdin.read()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def request(name: str = "x") -> bytes:
@@ -112,7 +108,7 @@ class Sender:
             self.program.stdin.flush()
             return str(self.program.stdout.readline())
 
-        words = (await asyncio.wait_for(asyncio.to_thread(ask), 30)).split()
+        words = (await asyncio.wait_for(asyncio.to_thread(ask), 60)).split()
         assert words, self.program.stderr.read()
         return int(words[0]), words[1], b"" if words[2] == "-" else bytes.fromhex(words[2])
 
@@ -186,7 +182,7 @@ async def test_what_is_no_request_ends_its_connection_alone(agent: Any, said: by
     try:
         writer.write(said)
         await writer.drain()
-        with_answer = await asyncio.wait_for(reader.read(), 20)
+        with_answer = await asyncio.wait_for(reader.read(), 60)
     except OSError:
         pass  # it was cut off while we wrote
     finally:
@@ -217,7 +213,7 @@ async def test_a_stranger_is_refused_on_the_socket(agent: Any, control_plane: An
 
 
 async def test_a_token_opens_tcp_for_as_long_as_its_workload_lives(agent: Any, control_plane: Any, until: Any) -> None:
-    http_port, grpc_port = free_port(), free_port()
+    http_port, grpc_port = free_port(random.SystemRandom()), free_port(random.SystemRandom())
     configure(agent, otlp_http_listen=f"127.0.0.1:{http_port}", otlp_grpc_listen=f"127.0.0.1:{grpc_port}")
     await agent.ready()
     sender = Sender(agent)

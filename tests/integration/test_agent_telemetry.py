@@ -45,7 +45,7 @@ channel = grpc.insecure_channel("unix:" + os.environ["MESHWARDEN_AGENT_SOCKET"])
 for line in sys.stdin:
     what, body = line.split(" ")
     try:
-        print("OK", channel.unary_unary(METHODS[what])(bytes.fromhex(body), timeout=10).hex(), flush=True)
+        print("OK", channel.unary_unary(METHODS[what])(bytes.fromhex(body), timeout=60).hex(), flush=True)
     except grpc.RpcError as error:
         print(error.code().name, flush=True)
 """
@@ -105,7 +105,7 @@ async def test_a_stranger_is_refused(agent: Any, control_plane: Any, until: Any)
     async with grpc.aio.insecure_channel(f"unix:{agent.socket}") as channel:
         request = ExportTraceServiceRequest(resource_spans=[_span(b"\x01" * 16)])
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await TraceServiceStub(channel).Export(request, timeout=10)
+            await TraceServiceStub(channel).Export(request, timeout=60)
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "meshwarden-agent exec" in str(caught.value.details())
     await until(lambda: control_plane.dropped().get(("span", "unidentified", "")) == 1, "it is counted")
@@ -122,7 +122,7 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
             program.stdin.flush()
             return str(program.stdout.readline())
 
-        return (await asyncio.wait_for(asyncio.to_thread(ask), 20)).split()
+        return (await asyncio.wait_for(asyncio.to_thread(ask), 60)).split()
 
     assert (await send("trace", b"\xff\xff\xff"))[0] == "INVALID_ARGUMENT"
     assert (await send("trace", _deep(200)))[0] == "INVALID_ARGUMENT"
@@ -296,10 +296,12 @@ async def test_kill_9_of_the_agent_loses_nothing_that_was_answered(agent: Any, c
         bodies = [ResourceSpans.FromString(body) for export in once.values() for body in export.resource_spans]
         return sorted(body.scope_spans[0].spans[0].trace_id for body in bodies if not is_own(body))
 
+    def calls_once() -> int:
+        once = {(export.run_id, export.sequence): export for export in control_plane.exports}
+        return sum(call.count for export in once.values() for call in export.calls)
+
     await until(lambda: ids() == answered, "each span has come, and once")
-    assert sum(call.count for call in calls(control_plane)) >= counted
-    once = {(export.run_id, export.sequence): export for export in control_plane.exports}
-    assert sum(call.count for export in once.values() for call in export.calls) == counted
+    await until(lambda: calls_once() == counted, "each call is counted, and once")
 
 
 def _span(trace_id: bytes) -> ResourceSpans:

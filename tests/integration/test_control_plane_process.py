@@ -14,7 +14,6 @@ import pytest
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.local.otlp import OtlpReceiver, receiver
 
-pytestmark = pytest.mark.timeout(120)
 # Raises where a local variable holds a secret.
 FAULT = """
 import structlog

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import random
 import re
 import socket
 import sys
@@ -17,10 +18,11 @@ from typing import Any
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
+from meshwarden.controlplane.local.port import free_port
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 sys.path.insert(0, str(Path(__file__).parent))
-from policy_world import HTTP, Policy, free_port, healthy
+from policy_world import HTTP, Policy, healthy
 
 pytestmark = pytest.mark.timeout(180)
 CALLER = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
@@ -63,7 +65,13 @@ class World:
         self._links: list[Open] = []
 
     async def start(self) -> None:
-        billing = {"tenant": "platform", "name": "billing", "protocol": "HTTP", "port": free_port(), "envoy": True}
+        billing = {
+            "tenant": "platform",
+            "name": "billing",
+            "protocol": "HTTP",
+            "port": free_port(random.SystemRandom()),
+            "envoy": True,
+        }
         shop = {"tenant": "acme", "name": "shop", "protocol": "HTTP", "envoy": True}
         self.policy.declare({**billing, "check": {"httpPath": "/ok"}}, shop)
         await self.agent.ready()

@@ -22,7 +22,7 @@ from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.agents.envoy.supervisor import EnvoyPlan, Supervisor, find_envoy
 
 pytestmark = pytest.mark.envoy
-_DEADLINE_S = 30.0
+_DEADLINE_S = 60.0
 _FILTERS = "type.googleapis.com/envoy.extensions.filters."
 _AGENT = """
 import asyncio, json, os, random, sys

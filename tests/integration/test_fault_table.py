@@ -167,7 +167,7 @@ async def test_the_fault_table(tmp_path: Path, stack: Callable[..., object]) -> 
         async def call(shown: Made) -> str:
             async with tunnel(tmp_path, port, shown) as target, grpc.aio.insecure_channel(target) as channel:
                 try:
-                    return (await channel.unary_unary(METHOD)(b"", timeout=10)).decode()
+                    return (await channel.unary_unary(METHOD)(b"", timeout=60)).decode()
                 except grpc.aio.AioRpcError as error:
                     return error.code().name
 

@@ -204,10 +204,10 @@ class TestOpenStreams:
             tls_channel(made.port, AUTHORITY.svid("web")) as banned,
             tls_channel(made.port, AUTHORITY.svid("other")) as fine,
         ):
-            stream = banned.stream_stream("/test.Test/Echo")(timeout=30)
-            waiting = banned.stream_unary("/test.Test/Wait")(timeout=30)
+            stream = banned.stream_stream("/test.Test/Echo")(timeout=60)
+            waiting = banned.stream_unary("/test.Test/Wait")(timeout=60)
             await waiting.write(b"x")
-            going_on = fine.stream_stream("/test.Test/Echo")(timeout=30)
+            going_on = fine.stream_stream("/test.Test/Echo")(timeout=60)
             for each in (stream, going_on):
                 await each.write(b"x")
                 assert await each.read() == b"x"
@@ -225,7 +225,7 @@ class TestOpenStreams:
 
     async def test_closing_a_connection_ends_its_calls_at_once(self, tmp_path: Path) -> None:
         async with world(tmp_path) as made, tls_channel(made.port, AUTHORITY.svid("web")) as channel:
-            stream = channel.stream_stream("/test.Test/Echo")(timeout=30)
+            stream = channel.stream_stream("/test.Test/Echo")(timeout=60)
             await stream.write(b"x")
             await stream.read()
             for connection in made.front.connections():
@@ -243,7 +243,7 @@ class TestOpenStreams:
             verifier = PeerVerifier(lambda: {DOMAIN: AUTHORITY.bundle}, lambda: moment)
             made.interceptor._check._verifier = verifier
             async with tls_channel(made.port, AUTHORITY.svid("web")) as channel:
-                stream = channel.stream_stream("/test.Test/Echo")(timeout=30)
+                stream = channel.stream_stream("/test.Test/Echo")(timeout=60)
                 await stream.write(b"x")
                 await stream.read()
                 moment += timedelta(hours=2)
@@ -253,7 +253,7 @@ class TestOpenStreams:
 
 def server_certificate(port: int) -> bytes | None:
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         client_context().wrap_socket(plain, server_hostname=SERVER_NAME) as sock,
     ):
         return sock.getpeercert(binary_form=True)
@@ -261,7 +261,7 @@ def server_certificate(port: int) -> bytes | None:
 
 def gets_a_ticket(port: int) -> bool:
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         client_context().wrap_socket(plain, server_hostname=SERVER_NAME) as sock,
     ):
         sock.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
@@ -279,7 +279,7 @@ async def test_a_connection_that_came_as_the_front_closed_is_closed_with_it(tmp_
             for _ in range(turns):
                 await asyncio.sleep(0)
             await front.aclose()
-            client.settimeout(5)
+            client.settimeout(60)
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
     gc.collect()  # what is still open would be complained of here

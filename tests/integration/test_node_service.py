@@ -47,7 +47,7 @@ from meshwarden.v1 import node_service_pb2_grpc, report_pb2, report_pb2_grpc, re
 
 DOMAIN, SERVER_NAME = "mesh.test", "controlplane.mesh.test"
 HELLO = v1.SyncRequest(hello=v1.NodeHello(agent_version="1", zone="a"))
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 def tracing() -> grpc.aio.ServerInterceptor:
@@ -134,7 +134,8 @@ async def issue(authority: MemoryAuthority, identity: SpiffeId, *dns: str) -> X5
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A control plane; its parameter says how often it wants to hear of nodes, in seconds."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(tmp_path / "s" / "store.sqlite"))
         await store.commit([*WEB, Put(node_key("n1"), b"{}")])
@@ -153,7 +154,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             lambda caller, method, reason: audit.note("rpc.refused", caller=caller, method=method, reason=reason),
         )
         server = grpc.aio.server(interceptors=[peers, tracing(), ValidationInterceptor(audit)])
-        servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=0.5)
+        servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=getattr(request, "param", 30.0))
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
         gathered = Gathered()
         report_pb2_grpc.add_ReportServiceServicer_to_server(ReportServicer(gathered, nodes), server)
@@ -189,6 +190,13 @@ async def heard(stream: Any, kind: str) -> Any:
         if message.HasField(kind):
             return getattr(message, kind)
     return pytest.fail(f"the session ended without {kind}")
+
+
+async def let_go(world: World) -> None:
+    """Waits until the node has no session: the caller hears of the end before that."""
+    async with asyncio.timeout(DEADLINE_S):
+        while world.sessions.states()[0].connected:  # noqa: ASYNC110 - nothing signals it
+            await anyio.sleep(0.01)
 
 
 async def code(stream: Any) -> grpc.StatusCode:
@@ -239,18 +247,18 @@ async def test_a_clock_that_says_no_time_is_refused_by_its_field(world: World, n
 
 async def test_heartbeats_tell_of_a_clock_that_goes_wrong(world: World) -> None:
     stream = await opened(world)
-    assert abs(world.sessions.states()[0].clock_skew.ToTimedelta()) < timedelta(seconds=5)
+    assert abs(world.sessions.states()[0].clock_skew.ToTimedelta()) < timedelta(minutes=1)
     heartbeat = v1.Heartbeat()
     heartbeat.now.FromDatetime(utc_now() + timedelta(minutes=5))
     await stream.write(v1.SyncRequest(heartbeat=heartbeat))
     health = v1.AgentHealth(disk_error="No space left on device", waiting=["acme/web#1/grpc"])
     await stream.write(v1.SyncRequest(health=health))
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         while not world.sessions.states()[0].health.disk_error:  # noqa: ASYNC110 - nothing signals it
             await anyio.sleep(0.01)
     state = world.sessions.states()[0]
-    assert abs(state.clock_skew.ToTimedelta() - timedelta(minutes=5)) < timedelta(seconds=5)
+    assert abs(state.clock_skew.ToTimedelta() - timedelta(minutes=5)) < timedelta(minutes=1)
     assert state.health == health
 
 
@@ -283,7 +291,7 @@ async def test_a_message_that_breaks_the_schema_ends_the_session_with_the_field(
     await stream.write(v1.SyncRequest(interest=v1.Interest(data_planes=[v1.DataPlaneRef(id="x", tenant="acme")])))
     assert await code(stream) is grpc.StatusCode.INVALID_ARGUMENT
     assert "interest.dataPlanes[0].entry" in await stream.details()
-    assert not world.sessions.states()[0].connected
+    await let_go(world)
 
 
 @pytest.mark.parametrize(
@@ -382,11 +390,12 @@ async def test_while_nobody_can_sign_a_node_is_told_to_come_back(world: World, m
     assert (await stranger.Attest(request, timeout=DEADLINE_S)).node == "n2"
 
 
+@pytest.mark.parametrize("world", [0.5], indirect=True)
 async def test_a_silent_node_is_let_go(world: World) -> None:
     stream = await opened(world)
     assert await code(stream) is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "nothing was heard for 1.5 s" in await stream.details()
-    assert not world.sessions.states()[0].connected
+    await let_go(world)
 
 
 async def test_a_newer_session_of_a_node_ends_the_older(world: World) -> None:

@@ -68,7 +68,6 @@ def install(environment: Path, *what: str) -> None:
     run(environment / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("extra", SMOKE)
 def test_each_extra_installs_alone_and_works(
     wheel: Path, environment: Path, extra: str, monkeypatch: pytest.MonkeyPatch
@@ -88,7 +87,6 @@ def test_each_extra_installs_alone_and_works(
         assert "workload       platform/orders" in said
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", ["meshwarden", "neighbours"])
 def test_any_order_beside_neighbours_works(wheel: Path, environment: Path, first: str) -> None:
     steps = [[f"{wheel}[agent]"], NEIGHBOURS]

@@ -6,6 +6,7 @@ Nothing of the agent or of the publisher is here: an ADS server serves compiled 
 import asyncio
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
+from meshwarden.controlplane.local.port import free_port
 from meshwarden.controlplane.policy.compile import compile_scope
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.scope import scopes_of
@@ -49,18 +51,12 @@ from meshwarden.xds.server import add_ads
 from meshwarden.xds.snapshot import Resource, Snapshot
 
 PEER = Path(__file__).with_name("policy_peer.py")
-DEADLINE_S = 10
+DEADLINE_S = 60.0
 
 
 def made(kind: str, tenant: str, name: str, spec: dict[str, Any]) -> Change:
     fields = {"kind": kind, "metadata": {"tenant": tenant, "name": name}, "spec": spec}
     return Change(Key(kind, tenant, name), json_format.ParseDict(fields, getattr(resources_pb2, kind)()))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def connects(path: Path) -> bool:
@@ -188,7 +184,7 @@ class Rig:
         name = f"{tenant}/{service}#{len(self.planes)}/envoy"
         directory = self.root / str(len(self.planes))
         directory.mkdir()
-        sidecar = Sidecar(directory / "outbound.sock", f"127.0.0.1:{free_port()}" if app else "")
+        sidecar = Sidecar(directory / "outbound.sock", f"127.0.0.1:{free_port(random.SystemRandom())}" if app else "")
         ref = self._ref(
             name,
             tenant,
@@ -299,7 +295,7 @@ def allow(*methods: str, service: str = "web") -> Change:
 
 
 async def test_grpc_denies_by_default_allows_by_method_and_revokes_on_the_open_connection(rig: Rig) -> None:
-    port = free_port()
+    port = free_port(random.SystemRandom())
     rig.apply(
         made("Service", "platform", "orders", {"protocol": "GRPC", "exportTo": ["acme"]}),
         made("Service", "acme", "web", {"protocol": "GRPC"}),

@@ -271,6 +271,12 @@ HEALTHY = {
             {f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="queue_full"}}': "0+1x15"},
             "TelemetryDropped",
         ),
+        # What is dropped once makes a series that never grows.
+        (
+            {f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="disk_full"}}': "_x8 3x7"},
+            "TelemetryDropped",
+        ),
+        ({f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="disk_full"}}': "3x15"}, ""),
         ({f'meshwarden_series_overflow_total{{{CP},tenant="acme"}}': "0+1x15"}, "SeriesOverflow"),
         ({f"meshwarden_node_clock_skew_seconds{{{NODE}}}": "-31x15"}, "ClockSkewed"),
         ({f"meshwarden_disk_free_bytes{{{CP}}}": "4x15"}, "DiskFilling"),

@@ -17,8 +17,6 @@ from meshwarden.controlplane.local.process import children
 from meshwarden.controlplane.local.record import Record
 from meshwarden.v1.admin_service_pb2 import RegionState
 
-pytestmark = pytest.mark.timeout(200)
-
 
 @pytest.fixture
 def directory() -> Iterator[Path]:

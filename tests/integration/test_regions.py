@@ -192,7 +192,7 @@ async def run(stack: AsyncExitStack, work: Callable[[], Any]) -> None:
     group.start_soon(work)
 
 
-async def until(condition: Callable[[], Any], deadline_s: float = 40.0) -> None:
+async def until(condition: Callable[[], Any], deadline_s: float = 60.0) -> None:
     async with asyncio.timeout(deadline_s):
         while True:
             found = condition()

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import socket
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -38,6 +37,7 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.tail_policy import TailPolicy
+from meshwarden.controlplane.local.port import free_port
 from meshwarden.sdk.histogram import bucket_of, to_proto
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
@@ -97,12 +97,6 @@ async def sink() -> AsyncIterator[Sink]:
     await server.stop(None)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @contextmanager
 def running(grpc_port: int, http_port: int, sink: Sink, directory: Path) -> Iterator[None]:
     """A collector on these ports that hands on to the sink."""
@@ -138,7 +132,7 @@ def batch(number: int) -> ExportRequest:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 async def test_a_collector_gets_every_span_once_it_is_there(protocol: str, sink: Sink, tmp_path: Path) -> None:
-    ports = {"grpc": free_port(), "http": free_port()}
+    ports = {"grpc": free_port(random.SystemRandom()), "http": free_port(random.SystemRandom())}
     transport = (GrpcTransport if protocol == "grpc" else HttpTransport)(f"http://127.0.0.1:{ports[protocol]}")
     durable = Durable(tmp_path / "gather.sqlite")
     mesh: dict[str, Any] = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
@@ -198,7 +192,7 @@ def counted(number: int) -> ExportRequest:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 async def test_a_collector_has_the_counts_that_the_page_has(protocol: str, sink: Sink, tmp_path: Path) -> None:
-    ports = {"grpc": free_port(), "http": free_port()}
+    ports = {"grpc": free_port(random.SystemRandom()), "http": free_port(random.SystemRandom())}
     transport = (GrpcTransport if protocol == "grpc" else HttpTransport)(f"http://127.0.0.1:{ports[protocol]}")
     durable, metrics = Durable(tmp_path / "gather.sqlite"), Metrics(clock=lambda: NOW)
     mesh: dict[str, Any] = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
@@ -259,7 +253,7 @@ def taken(sink: Sink) -> dict[tuple[str, str], float]:
 
 async def test_a_collector_gets_what_tail_sampling_keeps(sink: Sink, tmp_path: Path) -> None:
     """Every tenth trace has failed; of the others three quarters are kept, by the last 56 bits of the trace id."""
-    port = free_port()
+    port = free_port(random.SystemRandom())
     durable = Durable(tmp_path / "gather.sqlite")
     mesh: dict[str, Any] = {"owns": lambda *_: True, "trust_domain": "mesh.test", "region": "eu"}
     ledger = Ledger(durable, "mesh.test", lambda: NOW)
@@ -269,7 +263,7 @@ async def test_a_collector_gets_what_tail_sampling_keeps(sink: Sink, tmp_path: P
     expected = {}
     async with anyio.create_task_group() as group:
         group.start_soon(gather.run)
-        with running(port, free_port(), sink, tmp_path):
+        with running(port, free_port(random.SystemRandom()), sink, tmp_path):
             for number in range(1, BATCHES + 1):
                 request = batch(number)
                 message = ResourceSpans.FromString(request.resource_spans[0])

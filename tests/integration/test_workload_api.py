@@ -63,7 +63,7 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 def stream(channel: grpc.aio.Channel, method: str, *metadata: tuple[str, str]) -> Any:
-    return channel.unary_stream(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=metadata, timeout=15)
+    return channel.unary_stream(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=metadata, timeout=60)
 
 
 HEADER = ("workload.spiffe.io", "true")
@@ -72,7 +72,7 @@ HEADER = ("workload.spiffe.io", "true")
 async def test_an_unmodified_client_of_a_registered_program(agent: Any) -> None:
     await agent.ready()
     program = agent.exec("web", sys.executable, "-c", CLIENT)
-    text = await asyncio.wait_for(asyncio.to_thread(program.stdout.readline), 20)
+    text = await asyncio.wait_for(asyncio.to_thread(program.stdout.readline), 60)
     assert text, program.stderr.read()
     spiffe_id, chain, _ = json.loads(text)
     assert spiffe_id == "spiffe://mesh.test/tenant/acme/service/web"
@@ -100,7 +100,7 @@ async def test_a_rotation_reaches_an_open_source(agent: Any, control_plane: Any)
     program = agent.exec("web", sys.executable, "-c", SOURCE)
     serials = []
     for _ in range(3):
-        text = await asyncio.wait_for(asyncio.to_thread(program.stdout.readline), 20)
+        text = await asyncio.wait_for(asyncio.to_thread(program.stdout.readline), 60)
         assert text, program.stderr.read()
         serials.append(text)
         control_plane.push(renew_now=node_pb.RenewNow(reason="test"))
@@ -142,7 +142,7 @@ async def test_the_jwt_profile_is_disabled(channel: grpc.aio.Channel) -> None:
     assert code is grpc.StatusCode.UNIMPLEMENTED
     for method in ("FetchJWTSVID", "ValidateJWTSVID"):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=(HEADER,), timeout=15)
+            await channel.unary_unary(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=(HEADER,), timeout=60)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -8,6 +8,6 @@ with grpc.insecure_channel("xds:///orders") as channel:
     call = channel.unary_unary("/test.Test/Name")
     for _ in sys.stdin:
         try:
-            print(call(b"", timeout=10).decode(), flush=True)
+            print(call(b"", timeout=60).decode(), flush=True)
         except grpc.RpcError as error:
             print(error.code().name, flush=True)

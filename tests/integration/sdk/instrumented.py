@@ -33,7 +33,7 @@ from meshwarden.sdk.outgoing import Outgoing
 from meshwarden.v1.node_service_pb2 import ServerLimits
 
 HOUR = timedelta(hours=1)
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 SHORT_S = 0.3
 SERVER_NAME = "orders.mesh.test"
 

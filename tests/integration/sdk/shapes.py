@@ -91,42 +91,42 @@ def call_sync() -> dict[str, Any]:
         ask = channel.unary_unary(f"/{SERVICE}/Unary")
         for request in (b"fine", b"raise", b"abort", b"none", b"code", b"bad", b"x" * 5_000_000):
             try:
-                answers[request[:8].decode()] = ask(request, timeout=10).decode()
+                answers[request[:8].decode()] = ask(request, timeout=60).decode()
             except grpc.RpcError as error:
                 answers[request[:8].decode()] = code_of(error)
         try:
             ask(b"wait", timeout=0.5)
         except grpc.RpcError as error:
             answers["wait"] = code_of(error)
-        future = ask.future(b"wait", timeout=10)
+        future = ask.future(b"wait", timeout=60)
         future.cancel()
         answers["cancel"] = future.cancelled()
-        answers["future"] = ask.future(b"fine", timeout=10).result().decode()
+        answers["future"] = ask.future(b"fine", timeout=60).result().decode()
         fan = channel.unary_stream(f"/{SERVICE}/FanOut")
-        answers["fan_out"] = len(list(fan(b"3", timeout=10)))
-        answers["fan_out_none"] = len(list(fan(b"0", timeout=10)))
+        answers["fan_out"] = len(list(fan(b"3", timeout=60)))
+        answers["fan_out_none"] = len(list(fan(b"0", timeout=60)))
         try:
-            list(fan(b"1", timeout=10))
+            list(fan(b"1", timeout=60))
         except grpc.RpcError as error:
             answers["fan_out_raise"] = code_of(error)
-        stream = fan(b"1000000", timeout=10)
+        stream = fan(b"1000000", timeout=60)
         next(stream)
         stream.cancel()
         gather = channel.stream_unary(f"/{SERVICE}/FanIn")
-        answers["fan_in"] = gather(iter([b"a", b"b"]), timeout=10).decode()
+        answers["fan_in"] = gather(iter([b"a", b"b"]), timeout=60).decode()
         try:
-            gather(iter([b"a", b"bad"]), timeout=10)
+            gather(iter([b"a", b"bad"]), timeout=60)
         except grpc.RpcError as error:
             answers["fan_in_bad"] = code_of(error)
         answers["both"] = [
-            m.decode() for m in channel.stream_stream(f"/{SERVICE}/Both")(iter([b"a", b"b"]), timeout=10)
+            m.decode() for m in channel.stream_stream(f"/{SERVICE}/Both")(iter([b"a", b"b"]), timeout=60)
         ]
         try:
-            channel.unary_unary(f"/{SERVICE}/Missing")(b"", timeout=10)
+            channel.unary_unary(f"/{SERVICE}/Missing")(b"", timeout=60)
         except grpc.RpcError as error:
             answers["missing"] = code_of(error)
         own = (("traceparent", "00-" + "a" * 32 + "-" + "b" * 16 + "-01"), ("x-tenant", "globex"))
-        answers["own trace"] = ask(b"fine", timeout=10, metadata=own).decode()
+        answers["own trace"] = ask(b"fine", timeout=60, metadata=own).decode()
     return answers
 
 
@@ -154,19 +154,19 @@ async def call_aio() -> dict[str, Any]:
         ask = channel.unary_unary(f"/{SERVICE}/Unary")
         for request in (b"fine", b"abort"):
             try:
-                answers[request.decode()] = (await ask(request, timeout=10)).decode()
+                answers[request.decode()] = (await ask(request, timeout=60)).decode()
             except grpc.aio.AioRpcError as error:
                 answers[request.decode()] = f"{error.code().name}: {error.details()}"
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ask(b"wait", timeout=10), 0.5)
-        fan = channel.unary_stream(f"/{SERVICE}/FanOut")(b"3", timeout=10)
+            await asyncio.wait_for(ask(b"wait", timeout=60), 0.5)
+        fan = channel.unary_stream(f"/{SERVICE}/FanOut")(b"3", timeout=60)
         answers["fan_out"] = len([message async for message in fan])
-        stopped = channel.unary_stream(f"/{SERVICE}/FanOut")(b"1000000", timeout=10)
+        stopped = channel.unary_stream(f"/{SERVICE}/FanOut")(b"1000000", timeout=60)
         async for _ in stopped:
             break
         stopped.cancel()
-        answers["fan_in"] = (await channel.stream_unary(f"/{SERVICE}/FanIn")(two(), timeout=10)).decode()
-        written = channel.stream_stream(f"/{SERVICE}/Both")(timeout=10)
+        answers["fan_in"] = (await channel.stream_unary(f"/{SERVICE}/FanIn")(two(), timeout=60)).decode()
+        written = channel.stream_stream(f"/{SERVICE}/Both")(timeout=60)
         await written.write(b"a")
         first = await written.read()
         await written.done_writing()

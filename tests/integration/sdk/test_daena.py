@@ -145,7 +145,7 @@ with sdk.channel("xds:///council.daena") as council, sdk.channel("xds:///memory.
         (stubs.MemoryStub(memory).Read, pb.ReadRequest(id="0" * (1 << 20))),
     ]:
         try:
-            call(request, timeout=10)
+            call(request, timeout=60)
         except grpc.RpcError as error:
             print(error.code().name)
 """

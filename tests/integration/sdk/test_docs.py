@@ -15,7 +15,7 @@ def test_the_examples_of_the_page(mesh: Any, port: int) -> None:
     mesh.until_open(serving, program)
     calling = mesh.workload("acme", "web").start("-c", CONFIGURE + CALL)
     assert calling.popen.stdout.readline() == "acme\n", "".join(calling.log)
-    assert calling.popen.wait(20) == 0
+    assert calling.popen.wait(60) == 0
     assert program.end() == 0
 
 
@@ -24,4 +24,4 @@ def test_the_example_of_an_aio_server(mesh: Any) -> None:
     imports = "import asyncio\nimport grpc\nfrom meshwarden import sdk\n"
     source = f"{imports}async def main():\n{body}\nasyncio.run(main())\n"
     program = mesh.workload("acme", "web").start("-c", source)
-    assert program.popen.wait(20) == 0, "".join(program.log)
+    assert program.popen.wait(60) == 0, "".join(program.log)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 CLIENT = ROOT / "tests" / "e2e" / "node"
 PROTO = ROOT / "examples" / "meshwarden" / "examples" / "orders" / "orders.proto"
 
-pytestmark = [pytest.mark.needs("node", "npm"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.needs("node", "npm")]
 
 
 @pytest.fixture(scope="module")

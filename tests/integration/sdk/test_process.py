@@ -13,7 +13,7 @@ def used():
 def rounds(count):
     for _ in range(count):
         with sdk.channel("xds:///orders") as channel:
-            orders_pb2_grpc.OrdersStub(channel).Get(orders_pb2.GetRequest(id="1"), timeout=10)
+            orders_pb2_grpc.OrdersStub(channel).Get(orders_pb2.GetRequest(id="1"), timeout=60)
 rounds(20)
 before = used()
 rounds(200)

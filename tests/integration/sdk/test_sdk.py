@@ -37,7 +37,7 @@ def answers(mesh: Any, kind: str) -> tuple[Any, dict[str, Any]]:
     program = calling.start(SHAPES, "call", kind)
     line = program.popen.stdout.readline()
     assert line, "".join(program.log)
-    assert program.popen.wait(20) == 0, program.log
+    assert program.popen.wait(60) == 0, program.log
     return calling, json.loads(line)
 
 

@@ -121,16 +121,16 @@ async def running(mesh: Mesh, start: Callable[[], None]) -> Mesh:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - files and threads set no events
             await asyncio.sleep(0.01)
 
 
 async def test_a_certificate_is_signed_published_and_renewed(running: Mesh, workload: Workload) -> None:
-    first = await running.credentials.ensure(workload, 10)
+    first = await running.credentials.ensure(workload, 60)
     assert (workload.credentials / "tls.crt").read_bytes() == first.chain_pem()
     assert (workload.credentials / "tls.key").read_bytes() == first.key_pem()
-    assert await running.credentials.ensure(workload, 10) is first
+    assert await running.credentials.ensure(workload, 60) is first
     running.now = first.not_before + timedelta(minutes=34)  # half-life and a tenth of it are over
     running.credentials.set_bundle(Bundle("mesh.test", running.credentials.bundle().roots, 2))  # wakes it
     await until(lambda: running.credentials.svid(workload.id) not in (None, first))
@@ -141,13 +141,13 @@ async def test_a_certificate_is_signed_published_and_renewed(running: Mesh, work
 
 
 async def test_renew_now_asks_at_once(running: Mesh, workload: Workload) -> None:
-    first = await running.credentials.ensure(workload, 10)
+    first = await running.credentials.ensure(workload, 60)
     running.credentials.renew_now("test")
     await until(lambda: running.credentials.svid(workload.id) is not first)
 
 
 async def test_a_failure_is_visible_and_the_present_one_serves_on(running: Mesh, workload: Workload) -> None:
-    first = await running.credentials.ensure(workload, 10)
+    first = await running.credentials.ensure(workload, 60)
     running.error = OSError("the line is cut")
     running.credentials.renew_now("test")
     await until(running.credentials.errors)
@@ -161,7 +161,7 @@ async def test_a_failure_is_visible_and_the_present_one_serves_on(running: Mesh,
 
 
 async def test_nothing_is_served_past_its_end(running: Mesh, workload: Workload) -> None:
-    first = await running.credentials.ensure(workload, 10)
+    first = await running.credentials.ensure(workload, 60)
     running.error = OSError("away")
     running.now = first.not_after
     assert running.credentials.svid(workload.id) is None
@@ -178,7 +178,7 @@ async def test_a_refusal_is_told_to_who_waits(mesh: Mesh, workload: Workload, st
     mesh.answer = lambda _: [node_pb.SignedWorkload(code=7, message="the entry is banned")]
     start()
     with pytest.raises(CredentialMissing, match="the entry is banned"):
-        await mesh.credentials.ensure(workload, 10)
+        await mesh.credentials.ensure(workload, 60)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ async def test_an_answer_that_cannot_be_used_is_refused(
     mesh.answer = answer
     start()
     with pytest.raises(CredentialMissing, match="acme/web"):
-        await mesh.credentials.ensure(workload, 10)
+        await mesh.credentials.ensure(workload, 60)
     assert not workload.credentials.exists()
 
 
@@ -208,20 +208,20 @@ async def test_another_identity_or_another_key_is_refused(
     mesh.service = "orders"
     start()
     with pytest.raises(CredentialMissing, match="service/orders"):
-        await mesh.credentials.ensure(workload, 10)
+        await mesh.credentials.ensure(workload, 60)
     mesh.service = "web"
     identity = SpiffeId.workload("mesh.test", "acme", "web")
     chain = await mesh.authority.sign(LeafTemplate(identity, timedelta(hours=1)), new_key().public_key(), mesh.now)
     mesh.answer = lambda _: [node_pb.SignedWorkload(chain=ders(chain))]
     with pytest.raises(CredentialMissing, match="key"):
-        await mesh.credentials.ensure(workload, 10)
+        await mesh.credentials.ensure(workload, 60)
 
 
 async def test_a_foreign_authority_is_refused(mesh: Mesh, workload: Workload, start: Callable[[], None]) -> None:
     mesh.authority = MemoryAuthority("mesh.test")
     start()
     with pytest.raises(CredentialMissing, match="cannot be used"):
-        await mesh.credentials.ensure(workload, 10)
+        await mesh.credentials.ensure(workload, 60)
 
 
 async def test_who_waits_does_not_wait_for_ever(mesh: Mesh, workload: Workload) -> None:
@@ -230,7 +230,7 @@ async def test_who_waits_does_not_wait_for_ever(mesh: Mesh, workload: Workload) 
 
 
 async def test_who_has_a_certificate_does_not_wait_for_who_is_asked(running: Mesh, workload: Workload) -> None:
-    first = await running.credentials.ensure(workload, 10)
+    first = await running.credentials.ensure(workload, 60)
     running.hang = True
     asked = len(running.asked)
     running.credentials.renew_now("test")
@@ -238,7 +238,7 @@ async def test_who_has_a_certificate_does_not_wait_for_who_is_asked(running: Mes
     shutil.rmtree(workload.directory)
     running.registry.end(workload.id, "test")
     again = running.registry.register(running.connections[0], "web")
-    assert await running.credentials.ensure(again, 10) is first
+    assert await running.credentials.ensure(again, 60) is first
     assert (again.credentials / "tls.key").read_bytes() == first.key_pem()
 
 
@@ -251,13 +251,13 @@ async def test_files_that_cannot_be_written_are_told_and_written_later(
         await mesh.credentials.ensure(workload, 0.5)
     assert "cannot be written" in mesh.credentials.errors()[workload.id]
     workload.directory.unlink()
-    svid = await mesh.credentials.ensure(workload, 10)
+    svid = await mesh.credentials.ensure(workload, 60)
     assert (workload.credentials / "tls.crt").read_bytes() == svid.chain_pem()
     assert not mesh.credentials.errors()
 
 
 async def test_a_certificate_comes_back_from_the_cache(running: Mesh, workload: Workload) -> None:
-    first = await running.credentials.ensure(workload, 10)
+    first = await running.credentials.ensure(workload, 60)
     again = Credentials(
         running.registry,
         Cache(running.directory / "cache"),
@@ -269,7 +269,7 @@ async def test_a_certificate_comes_back_from_the_cache(running: Mesh, workload: 
     running.error = OSError("away")
     task = asyncio.ensure_future(again.run())
     try:
-        assert (await again.ensure(workload, 10)).serial == first.serial
+        assert (await again.ensure(workload, 60)).serial == first.serial
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -278,7 +278,7 @@ async def test_a_certificate_comes_back_from_the_cache(running: Mesh, workload: 
 
 
 async def test_keys_are_not_logged(running: Mesh, workload: Workload, capsys: pytest.CaptureFixture[str]) -> None:
-    svid = await running.credentials.ensure(workload, 10)
+    svid = await running.credentials.ensure(workload, 60)
     running.credentials.renew_now("test")
     await until(lambda: running.credentials.svid(workload.id) is not svid)
     output = "".join(capsys.readouterr())

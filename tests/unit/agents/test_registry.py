@@ -81,7 +81,7 @@ def connect() -> Iterator[Callable[[int], Connection]]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the kernel sets no events
             await asyncio.sleep(0.01)
 

@@ -138,7 +138,7 @@ class Stream:
         await self._call.write(api.build(REQUEST, fields).SerializeToString())
 
     async def answer(self) -> Any:
-        return api.parse(RESPONSE, await asyncio.wait_for(self._call.read(), 10))
+        return api.parse(RESPONSE, await asyncio.wait_for(self._call.read(), 60))
 
     def end(self) -> None:
         self._call.cancel()
@@ -173,7 +173,7 @@ def stream(channel: grpc.aio.Channel) -> Stream:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what it waits for has no event of its own
             await asyncio.sleep(0.01)
 
@@ -246,7 +246,7 @@ async def test_what_is_not_known_yet_is_withheld_not_empty(node: Node, channel: 
 async def test_an_envoy_gets_its_certificate_beside_its_configuration(node: Node, channel: grpc.aio.Channel) -> None:
     node.registry.set_entries(entry(envoy=True))
     workload = node.register()
-    await node.credentials.ensure(workload, 10)
+    await node.credentials.ensure(workload, 60)
     (_, ref) = node.planes.refs(workload)
     node.push(outbound(ref.outbound_path), plane="acme/web#1/envoy")
     one = stream(channel)
@@ -268,7 +268,7 @@ async def test_an_envoy_gets_its_certificate_beside_its_configuration(node: Node
 async def test_an_envoy_waits_until_the_program_was_seen(node: Node, channel: grpc.aio.Channel) -> None:
     node.registry.set_entries(entry(envoy=True, path="/bin/elsewhere"))
     workload = node.register()
-    await node.credentials.ensure(workload, 10)
+    await node.credentials.ensure(workload, 60)
     assert not node.registry.is_admitted(workload.id)
     (_, ref) = node.planes.refs(workload)
     node.push(outbound(ref.outbound_path), plane="acme/web#1/envoy")

@@ -23,7 +23,7 @@ def listener(tmp_path: Path):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "s"))
         sock.listen()
-        sock.settimeout(10)
+        sock.settimeout(60)
         yield sock
 
 

@@ -275,3 +275,14 @@ async def test_others_have_their_turn_while_a_large_graph_is_gone_through(clock:
         await graph_query.fill(GetGraphResponse(), [graph], graph_query.Question(FIVE), everything)
         group.cancel_scope.cancel()
     assert turns >= 10
+
+
+def test_what_another_region_makes_up_of_times_and_counts_breaks_nothing(graph: Graph, clock: Clock) -> None:
+    now_s = int(clock.now.timestamp())
+    for minute in (now_s, -(2**63), 2**63 - 1, now_s - 120, 0, now_s - 120):
+        graph.add_late([call(count=2**60, minute=minute, durations={0: 2**64 - 1, 300: 2**64 - 1})])
+    clock.now += timedelta(minutes=1)
+    graph.add_late([call(minute=int(clock.now.timestamp()))])
+    for minutes in (1, 15, 5):
+        edge = only_edge(graph, timedelta(minutes=minutes))
+        assert edge.outcomes["ok"] == 6 * 2**60 + 1

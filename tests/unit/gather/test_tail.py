@@ -368,7 +368,7 @@ def is_lucky(trace_id: bytes) -> bool:
     return trace_id[9] >= 0x80
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(STEPS)
 def test_while_all_of_a_trace_comes_before_it_is_decided_on_the_policy_holds_to_the_span(steps: list[Any]) -> None:
     run = Run(World(TailPolicy(ratio=0.5, wait_s=500, grace_s=500)))
@@ -384,7 +384,7 @@ def test_while_all_of_a_trace_comes_before_it_is_decided_on_the_policy_holds_to_
     assert states == {trace_id: "ot=th:0" if trace_id in kept else "ot=th:8" for trace_id in states}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(STEPS, st.sampled_from([1 << 14, 1 << 20]), st.sampled_from([2, 1000]))
 def test_whatever_is_decided_when_nothing_is_lost_doubled_or_miscounted(steps: list[Any], most: int, few: int) -> None:
     world = World(TailPolicy(ratio=0.5, wait_s=3, grace_s=1, max_waiting_bytes=most), remembered=few)

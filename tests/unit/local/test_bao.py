@@ -14,7 +14,6 @@ from meshwarden.controlplane.local.process import Program, children
 from meshwarden.controlplane.local.record import Record
 
 
-@pytest.mark.timeout(120)
 async def test_root_secret_and_token_outlast_a_restart(tmp_path: Path) -> None:
     plan = Plan(tmp_path)
     ports = port.choose(tmp_path / "ports.json", ["vault", "vault-cluster"], random.Random(os.getpid()))

@@ -17,7 +17,7 @@ from meshwarden.controlplane.local import kernel, record
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.controlplane.local.process import Children, Program, children, tail
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 SLEEP = "import signal, time; print('ready', flush=True); time.sleep(600)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 

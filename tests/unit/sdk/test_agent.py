@@ -72,7 +72,7 @@ def test_a_report_under_way_at_the_end_is_waited_for(tmp_path: Path, monkeypatch
     server.start()
     link = AgentLink(tmp_path / "s")
     link.counter.add(CALL, 0.1)
-    assert slow.asked.wait(20)
+    assert slow.asked.wait(60)
     ending = threading.Thread(target=link.close)
     ending.start()
     slow.go_on.set()

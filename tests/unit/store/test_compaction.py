@@ -24,7 +24,7 @@ async def test_old_history_goes_and_records_stay(tmp_path: Path) -> None:
     async with open_store(tmp_path / "store.db") as store:
         for value in (b"1", b"2", b"3"):
             await store.commit([Put("a", value)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async with anyio.create_task_group() as group:
                 group.start_soon(lambda: compact_old(store, look_s=0.01, keep_looks=2))
                 while not await _is_compacted(store):  # noqa: ASYNC110 - nothing tells of it
@@ -50,7 +50,7 @@ async def test_a_store_that_cant_is_asked_again(tmp_path: Path, monkeypatch: pyt
             raise Unavailable("full")
 
         monkeypatch.setattr(store, "compact", compact)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async with anyio.create_task_group() as group:
                 group.start_soon(lambda: compact_old(store, look_s=0.01, keep_looks=0))
                 await done.wait()

@@ -170,7 +170,7 @@ async def test_it_commits_where_there_is_no_descriptor_left_to_tell_others(
 
     async with open_store(tmp_path / "store.db") as store:
         monkeypatch.setattr("meshwarden.controlplane.store.wake.os.listdir", listdir)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             first = await store.commit([Put("a", b"")])
             assert await store.commit([Put("a", b"")]) > first
 
@@ -225,7 +225,7 @@ async def test_a_wake_up_reaches_the_living_and_forgets_the_dead(tmp_path: Path)
     gone._socket.close()
     os.close(gone._directory)
     one.notify()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await woken.wait()
     assert len(list((directory / "wake").iterdir())) == 2
     one.close()

@@ -121,9 +121,13 @@ class VaultAuthority(IssuingAuthority):
         """Why Vault could sign nothing now; empty if it could. What is signed already holds meanwhile."""
         try:
             said = await self._client.call("sys/seal-status", lambda client: client.sys.read_seal_status())
+            if said["sealed"]:
+                return f"{self._client.address}: Vault is sealed"
+            # One that was revoked would else be found out when it is to be renewed, hours later.
+            await self._client.call("auth/token/lookup-self", lambda client: client.auth.token.lookup_self())
         except AuthorityError as error:
             return str(error)
-        return f"{self._client.address}: Vault is sealed" if said["sealed"] else ""
+        return ""
 
     async def close(self) -> None:
         """Forgets the issuing key and ends the connection; the token stays as it is."""

@@ -5,6 +5,7 @@ gives up others, so that no question adds up a whole window again. What an edge 
 """
 
 import math
+import struct
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Final, TypeVar
 
 from meshwarden.controlplane.gather.call import UNKNOWN, Call
 from meshwarden.controlplane.gather.ledger import Total
-from meshwarden.controlplane.gather.outcome import CLIENT_ERROR, DENIED, LIMITED, SERVER_ERROR, outcome
+from meshwarden.controlplane.gather.outcome import CLIENT_ERROR, DENIED, LIMITED, OUTCOMES, SERVER_ERROR, outcome
 from meshwarden.sdk.histogram import quantiles
 from meshwarden.v1.admin_service_pb2 import GraphEdge
 from meshwarden.v1.report_pb2 import CallStat
@@ -22,6 +23,10 @@ HORIZON: Final = timedelta(minutes=15)
 """How far back rates and quantiles go."""
 SLOT_S: Final = 15
 _SLOTS: Final = int(HORIZON.total_seconds()) // SLOT_S
+# When a slot begins, then its calls by what they came to; then counts of buckets, and which these are.
+_HEAD: Final = struct.Struct(f"<Q{len(OUTCOMES)}Q")
+_BUCKET_BYTES: Final = struct.calcsize("<QH")
+_MOST: Final = 2**64 - 1
 _SHARES: Final = (0.50, 0.95, 0.99)
 
 _Key = TypeVar("_Key", str, int)
@@ -49,70 +54,96 @@ class _Slot(_Counts):
 
     start_s: int = 0
 
+    def take_in(self, result: str, call: Call) -> None:
+        self.outcomes[result] = self.outcomes.get(result, 0) + call.count
+        _add(self.durations, call.durations)
 
-def _start(slot: _Slot) -> int:
-    return slot.start_s
+    def packed(self) -> bytes:
+        """The slot in few bytes: there are sixty of each side of each edge."""
+        outcomes = (min(self.outcomes.get(result, 0), _MOST) for result in OUTCOMES)
+        counts = (min(count, _MOST) for count in self.durations.values())
+        layout = f"{len(self.durations)}Q{len(self.durations)}H"
+        return _HEAD.pack(self.start_s, *outcomes) + struct.pack(f"<{layout}", *counts, *self.durations)
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> "_Slot":
+        start_s, *outcomes = _HEAD.unpack_from(content)
+        size = (len(content) - _HEAD.size) // _BUCKET_BYTES
+        numbers = struct.unpack_from(f"<{size}Q{size}H", content, _HEAD.size)
+        told = {result: count for result, count in zip(OUTCOMES, outcomes, strict=True) if count}
+        return cls(told, dict(zip(numbers[size:], numbers[:size], strict=True)), start_s)
+
+
+def _start(packed: bytes) -> int:
+    return int.from_bytes(packed[:8], "little")
 
 
 class _Side:
     """What one side of an edge has told."""
 
-    __slots__ = ("_is_stale", "_since_s", "_slots", "_sum", "_until_s", "total")
+    __slots__ = ("_is_stale", "_open", "_over", "_since_s", "_sum", "_until_s", "total")
 
     def __init__(self) -> None:
         self.total: dict[str, int] = {}
-        # By when they begin, none twice.
-        self._slots: list[_Slot] = []
-        # Of the slots that begin from `_since_s` on and before `_until_s`.
+        # The newest slot; and those before, packed, by when they begin, none twice.
+        self._open: _Slot | None = None
+        self._over: list[bytes] = []
+        # Of the slots that are over and begin from `_since_s` on and before `_until_s`.
         self._sum, self._since_s, self._until_s = _Counts(), 0, 0
         self._is_stale = False
 
     def add(self, result: str, call: Call, at_s: int) -> None:
-        slot = self._slot(at_s - at_s % SLOT_S)
-        slot.outcomes[result] = slot.outcomes.get(result, 0) + call.count
-        _add(slot.durations, call.durations)
+        start_s = at_s - at_s % SLOT_S
+        if self._open is None or start_s > self._open.start_s:
+            if self._open is not None:
+                self._keep(len(self._over), self._open)
+            self._open = _Slot(start_s=start_s)
+        if start_s == self._open.start_s:
+            self._open.take_in(result, call)
+        else:
+            self._add_late(result, call, start_s)
         self.total[result] = self.total.get(result, 0) + call.count
 
-    def _slot(self, start_s: int) -> _Slot:
-        slots = self._slots
-        if slots and slots[-1].start_s == start_s:
-            return slots[-1]
-        at = bisect_left(slots, start_s, key=_start)
-        # What is told late changes what was summed.
-        self._is_stale = self._is_stale or at < len(slots)
-        if at < len(slots) and slots[at].start_s == start_s:
-            return slots[at]
-        slot = _Slot(start_s=start_s)
-        slots.insert(at, slot)
-        if len(slots) > _SLOTS:
-            self._is_stale = slots.pop(0).start_s >= self._since_s or self._is_stale
-        return slot
+    def _add_late(self, result: str, call: Call, start_s: int) -> None:
+        self._is_stale = True  # it changes what was summed
+        at = bisect_left(self._over, start_s, key=_start)
+        is_known = at < len(self._over) and _start(self._over[at]) == start_s
+        slot = _Slot.unpacked(self._over.pop(at)) if is_known else _Slot(start_s=start_s)
+        slot.take_in(result, call)
+        self._keep(at, slot)
+
+    def _keep(self, at: int, slot: _Slot) -> None:
+        self._over.insert(at, slot.packed())
+        if len(self._over) >= _SLOTS:
+            self._is_stale = _start(self._over.pop(0)) >= self._since_s or self._is_stale
 
     def recent(self, start_s: int) -> Sequence[_Counts]:
         """What came in in the slots that begin at `start_s` or later, in parts that add up to it."""
         if self._is_stale or start_s < self._since_s:
             self._sum, self._since_s, self._until_s, self._is_stale = _Counts(), start_s, start_s, False
-        if not self._slots:
+        if self._open is None:
             return ()
-        last = self._slots[-1]
-        if (start_s, last.start_s) != (self._since_s, self._until_s):
-            self._move(start_s, last.start_s)
-        if last.start_s < start_s:
+        if (start_s, self._open.start_s) != (self._since_s, self._until_s):
+            self._move(start_s, self._open.start_s)
+        if self._open.start_s < start_s:
             return ()
-        return (self._sum, last) if self._sum.outcomes else (last,)
+        return (self._sum, self._open) if self._sum.outcomes else (self._open,)
 
     def first_s(self, start_s: int) -> float:
         """When the first of those slots begins; infinity where there is none."""
-        at = bisect_left(self._slots, start_s, key=_start)
-        return self._slots[at].start_s if at < len(self._slots) else math.inf
+        at = bisect_left(self._over, start_s, key=_start)
+        if at < len(self._over):
+            return _start(self._over[at])
+        return self._open.start_s if self._open is not None and self._open.start_s >= start_s else math.inf
 
     def _move(self, since_s: int, until_s: int) -> None:
         """Makes the sum that of other slots, later ones."""
-        for slot in self._slots:
-            if self._since_s <= slot.start_s < min(since_s, self._until_s):
-                self._sum.take(slot)
-            elif max(since_s, self._until_s) <= slot.start_s < until_s:
-                self._sum.add(slot)
+        for packed in self._over:
+            begins_s = _start(packed)
+            if self._since_s <= begins_s < min(since_s, self._until_s):
+                self._sum.take(_Slot.unpacked(packed))
+            elif max(since_s, self._until_s) <= begins_s < until_s:
+                self._sum.add(_Slot.unpacked(packed))
         self._since_s, self._until_s = since_s, until_s
 
 

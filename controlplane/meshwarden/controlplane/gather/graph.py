@@ -67,7 +67,7 @@ class Graph:
         """Takes calls as of the end of their minute, or of now where that is not over."""
         now_s = self._now_s()
         for call in calls:
-            at_s = min(now_s, call.minute + 59)
+            at_s = max(0, min(now_s, call.minute + 59))
             self._edge(call, at_s).add(call, at_s)
 
     def recall(self, totals: Iterable[Total]) -> None:

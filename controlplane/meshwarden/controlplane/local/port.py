@@ -3,7 +3,7 @@
 import json
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from meshwarden.controlplane.local.error import LocalError
@@ -26,10 +26,27 @@ def choose(file: Path, names: Iterable[str], rng: random.Random) -> dict[str, in
     for name in names:
         kept = before.get(name)
         if kept is None or kept in chosen.values() or not is_free(kept):
-            kept = _free({*before.values(), *chosen.values()}, rng)
+            kept = free_port(rng, {*before.values(), *chosen.values()})
         chosen[name] = kept
     write_private(file, json.dumps({**before, **chosen}))
     return chosen
+
+
+def free_port(rng: random.Random, taken: Collection[int] = ()) -> int:
+    """A port at which a server can listen now, and that no connection will take before.
+
+    Args:
+        rng: chooses it.
+        taken: ports that it must not be.
+
+    Raises:
+        LocalError: there is none.
+    """
+    for _ in range(TRIES):
+        port = rng.randrange(FIRST, LAST)
+        if port not in taken and is_free(port):
+            return port
+    raise LocalError(f"no free TCP port between {FIRST} and {LAST} on {HOST}", "see what listens: ss -ltn")
 
 
 def is_free(port: int) -> bool:
@@ -42,14 +59,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free(taken: set[int], rng: random.Random) -> int:
-    for _ in range(TRIES):
-        port = rng.randrange(FIRST, LAST)
-        if port not in taken and is_free(port):
-            return port
-    raise LocalError(f"no free TCP port between {FIRST} and {LAST} on {HOST}", "see what listens: ss -ltn")
 
 
 def _load(file: Path) -> dict[str, int]:

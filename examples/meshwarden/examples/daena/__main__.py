@@ -87,7 +87,11 @@ def run_agent(arguments: argparse.Namespace) -> None:
         servicer = Agent(mind, ModelClient(model, mind.name, meter), meter)
         listening.start()
         try:
-            serve(mind.name, lambda server: daena_pb2_grpc.add_AgentServicer_to_server(servicer, server))
+            serve(
+                mind.name,
+                lambda server: daena_pb2_grpc.add_AgentServicer_to_server(servicer, server),
+                on_stop=listener.close,  # it ends while the last calls are answered, not after them
+            )
         finally:
             listener.close()
             listening.join()
@@ -95,10 +99,11 @@ def run_agent(arguments: argparse.Namespace) -> None:
 
 def run_council(_: argparse.Namespace) -> None:
     with ExitStack() as stack:
+        # First in, last out: its threads end when the channels that they call on are closed.
+        executor = stack.enter_context(ThreadPoolExecutor(MAX_ROUNDS * len(AGENTS), thread_name_prefix="ask"))
         members = [Member(name, daena_pb2_grpc.AgentStub(_channel(stack, target))) for name, target in AGENTS.items()]
         memory = MemoryClient(daena_pb2_grpc.MemoryStub(_channel(stack, "xds:///memory.daena")))
         herald = BusHerald(daena_pb2_grpc.BusStub(_channel(stack, "xds:///bus.daena")))
-        executor = stack.enter_context(ThreadPoolExecutor(MAX_ROUNDS * len(members), thread_name_prefix="ask"))
         council = Council(members, memory, herald, executor)
         servicer = CouncilService(council, Meter(), lambda: uuid.uuid4().hex)
         serve("council", lambda server: daena_pb2_grpc.add_CouncilServicer_to_server(servicer, server))

@@ -55,7 +55,7 @@ def refused() -> Callable[..., str]:
 
     def refusing(code: grpc.StatusCode, call: Callable[..., Any], request: Any) -> str:
         with pytest.raises(grpc.RpcError) as caught:
-            call(request, timeout=10)
+            call(request, timeout=60)
         assert caught.value.code() is code, caught.value.details()
         return str(caught.value.details())
 

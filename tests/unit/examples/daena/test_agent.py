@@ -71,9 +71,9 @@ def test_the_largest_requests_fit_the_model(agent: Any) -> None:
     stub, _ = agent
     words = "retry a request. " * 240
     question = "retry? " * 73
-    assert stub.Scout(daena_pb2.ScoutRequest(question=question, earlier=[words] * MAX_EARLIER), timeout=30).text
+    assert stub.Scout(daena_pb2.ScoutRequest(question=question, earlier=[words] * MAX_EARLIER), timeout=60).text
     findings = [F(agent=f"a{number}", text=words) for number in range(16)]
-    assert len(stub.Debate(daena_pb2.DebateRequest(question=question, findings=findings), timeout=30).critiques) == 16
+    assert len(stub.Debate(daena_pb2.DebateRequest(question=question, findings=findings), timeout=60).critiques) == 16
 
 
 LONG = "x" * 4097

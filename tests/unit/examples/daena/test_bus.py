@@ -264,7 +264,7 @@ def test_a_message_goes_from_publisher_to_subscriber_with_both_names(bus: Any, c
     until_subscribed(broker)
     callers.become("daena", "council")
     sent = daena_pb2.PublishRequest(topic="decisions", payload=b"\x00\xff", traceparent=TRACEPARENT)
-    answer = stub.Publish(sent, timeout=10)
+    answer = stub.Publish(sent, timeout=60)
     assert (answer.id, answer.subscriptions) == (1, 1)
     found = next(stream)
     assert (found.payload, found.publisher) == (b"\x00\xff", "spiffe://mesh.test/tenant/daena/service/council")
@@ -272,9 +272,9 @@ def test_a_message_goes_from_publisher_to_subscriber_with_both_names(bus: Any, c
     # Another's subscription of the same name is not the caller's.
     mine = daena_pb2.AcknowledgeRequest(topic="decisions", subscription="outcomes", ids=[1])
     with pytest.raises(grpc.RpcError):
-        stub.Acknowledge(mine, timeout=10)
+        stub.Acknowledge(mine, timeout=60)
     callers.become("acme", "analyst")
-    assert stub.Acknowledge(mine, timeout=10).acknowledged == 1
+    assert stub.Acknowledge(mine, timeout=60).acknowledged == 1
     stream.cancel()
     pause = threading.Event()
     while broker.streams:

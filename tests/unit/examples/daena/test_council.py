@@ -251,9 +251,9 @@ def test_more_rounds_than_there_is_room_for_are_refused(
 
     stub, _ = serve_council(dial, Council([Slow("a", "", "")], world, world, executor))
     request = daena_pb2.HoldRequest(question="Why?")
-    under_way = [stub.Hold.future(request, timeout=30) for _ in range(MAX_ROUNDS)]
+    under_way = [stub.Hold.future(request, timeout=60) for _ in range(MAX_ROUNDS)]
     for _ in under_way:
-        assert begun.acquire(timeout=20)
+        assert begun.acquire(timeout=60)
     refused(grpc.StatusCode.RESOURCE_EXHAUSTED, stub.Hold, request)
     go.set()
     assert {call.result().winner for call in under_way} == {"a"}
