@@ -272,6 +272,7 @@ class Agent:
         self.config = directory / "agent.toml"
         self.log = directory / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self.program = AGENT
         self.programs: list[subprocess.Popen[str]] = []
         (directory / "token").write_text(TOKEN + "\n")
         (directory / "ca.pem").write_bytes(control_plane.bundle.pem())
@@ -282,7 +283,7 @@ class Agent:
 
     def start(self) -> "subprocess.Popen[bytes]":
         with open(self.log, "ab") as log:
-            self._process = subprocess.Popen([*AGENT, "run", "--config", str(self.config)], stderr=log)
+            self._process = subprocess.Popen([*self.program, "run", "--config", str(self.config)], stderr=log)
         return self._process
 
     async def ready(self) -> "Agent":

@@ -148,6 +148,16 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
     assert json.loads((await agent.command("status", "--socket", str(agent.socket), "-o", "json")).stdout)["connected"]
 
 
+# An agent that has little time for what programs send: a busy machine may not give it as much as it would spend.
+FRUGAL = """
+from meshwarden.agents import api, cli
+from meshwarden.agents.telemetry import intake
+from meshwarden.agents.telemetry.allowance import Share
+api._REPORTS = intake._SHARES["span"] = Share(part=0.001, burst_s=0.02)
+cli.main()
+"""
+
+
 def _links() -> bytes:
     """Little to send, much to read: links that lead nowhere."""
     span = _span(b"\x01" * 16)
@@ -177,6 +187,7 @@ def _counts() -> bytes:
 async def test_a_flood_is_refused_and_costs_its_sender_alone(
     agent: Any, control_plane: Any, until: Any, what: str, signal: str
 ) -> None:
+    agent.program = [sys.executable, "-c", FRUGAL]
     await agent.ready()
     program = agent.exec("web", sys.executable, "-c", SENDER)
     line = f"{what} {(_links() if what == 'trace' else _counts()).hex()}\n"
