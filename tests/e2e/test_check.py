@@ -9,12 +9,12 @@ import pytest
 
 from meshwarden.controlplane.local.check.run import CHECKS, VAULT_CHECKS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400), pytest.mark.xdist_group("mesh")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("mesh")]
 
 
 def test_every_check_holds_under_vault(start: Callable[..., Any], directory: Path) -> None:
     up = start("vault", "--vault", "--check", "--json")
-    status = up.process.wait(380)
+    status = up.process.wait(800)
     # Progress goes to standard error, which is in the same file here.
     document = json.loads(next(line for line in up.said().splitlines() if line.startswith('{"checks"')))
     assert {check["name"] for check in document["checks"]} == {*CHECKS, *VAULT_CHECKS}

@@ -1,9 +1,9 @@
 """The README's tutorial, as it is printed: its program, its commands, and what they say."""
 
 import os
+import random
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.needs("curl"), pytest.mark.xdist_group("mesh")]
+from meshwarden.controlplane.local.port import free_port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.needs("curl"), pytest.mark.xdist_group("mesh")]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 TUTORIAL = README.partition("## Your own service")[2].partition("\n## ")[0]
 
@@ -41,15 +43,14 @@ def run(line: str, directory: Path, environment: dict[str, str]) -> "subprocess.
     """Runs a line of the README."""
     command = ["sh", "-c", line]
     return subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
 
 
 def test_the_tutorial_goes_as_it_is_printed(start: Callable[..., Any], tmp_path: Path) -> None:
-    up = start("a", "--for", "250")
+    up = start("a")
     up.wait_until_up()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(free_port(random.SystemRandom()))
     environment = {**up.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     server = tmp_path / "my-server"
     server.write_text(blocks("python")[0].replace("8080", port))

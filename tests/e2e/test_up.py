@@ -12,13 +12,21 @@ import pytest
 
 from meshwarden.controlplane.local import kernel, record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("mesh")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("mesh")]
 # tests/e2e/conftest.py: Up
 Start = Callable[..., Any]
 
 
-def test_up_with_samples_ends_by_itself(start: Start) -> None:
-    up = start("a", "--for", "6")
+def test_up_ends_by_itself(start: Start) -> None:
+    up = start("a", "--no-samples", "--for", "1")
+    assert up.wait_until_ended() == 0, up.said()
+    assert up.left() == []
+    assert not (up.state_dir / "up.json").exists()
+    assert "no context" in up.run("status").stderr
+
+
+def test_up_with_samples_and_down_after_it_was_killed(start: Start) -> None:
+    up = start("a")
     said = up.wait_until_up()
     assert set(said) == {
         *("trust_domain", "region", "control_plane", "admin", "metrics_url", "agents", "workloads", "envoys"),
@@ -40,9 +48,14 @@ def test_up_with_samples_ends_by_itself(start: Start) -> None:
     assert status.returncode == 0, status.stderr
     assert "spiffe://mesh.test/tenant/acme/service/web" in status.stdout
     up.until(lambda: "allowed" in up.said())
-    assert up.wait_until_ended() == 0, up.said()
+    up.process.kill()
+    up.process.wait()
+    # Control plane, two agents, seven samples, four Envoys.
+    assert len(up.left()) >= 14
+    down = up.run("down")
+    assert down.returncode == 0
+    assert "stopped server" in down.stderr
     assert up.left() == []
-    assert not (up.state_dir / "up.json").exists()
     assert "no context" in up.run("status").stderr
 
 
@@ -85,20 +98,6 @@ def test_down_stops_it_and_then_finds_nothing(start: Start) -> None:
     again = up.run("down", "--state-dir", str(up.state_dir))
     assert again.returncode == 0
     assert "no mesh runs" in again.stderr
-
-
-def test_down_cleans_up_after_a_killed_up(start: Start) -> None:
-    up = start("a")
-    up.wait_until_up()
-    up.process.kill()
-    up.process.wait()
-    # Control plane, two agents, seven samples, four Envoys.
-    assert len(up.left()) >= 14
-    said = up.run("down")
-    assert said.returncode == 0
-    assert "stopped server" in said.stderr
-    assert up.left() == []
-    assert "no context" in up.run("status").stderr
 
 
 def test_up_cleans_up_after_a_killed_up_and_keeps_what_was_applied(start: Start, directory: Path) -> None:
