@@ -37,8 +37,9 @@ from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 
 TENANTS = ("acme", "globex")
-STAGES = ("agent.receive", "agent.spool", "control.ingest", "control.sample", "backend.one")
-# Sends twenty good spans and a bad one a request, with ids of its own, until it is told to end; says what was answered.
+STAGES = ("agent.receive", "agent.spool", "control.ingest", "control.store", "control.sample", "backend.one")
+# Sends twenty good spans and a bad one a request until it is told to end, and says what was answered. As an exporter
+# does it sends again what was not answered; and each fifth request once more, as if its answer had been lost.
 SENDER = """
 import grpc, os, secrets, sys, threading
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -47,16 +48,20 @@ going = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), going.set()), daemon=True).start()
 options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
 stub = TraceServiceStub(grpc.insecure_channel("unix:" + os.environ["MESHWARDEN_AGENT_SOCKET"], options))
+wanted, turn = 0, 0
 while not going.is_set():
-    trace_id, request = secrets.token_bytes(16), ExportTraceServiceRequest()
-    spans = request.resource_spans.add().scope_spans.add().spans
-    for number in range(20):
-        spans.add(trace_id=trace_id, span_id=(number + 1).to_bytes(8, "big"), name="work")
-    spans.add(trace_id=trace_id, span_id=b"bad")
+    if not wanted:
+        turn, wanted = turn + 1, 1 if (turn + 1) % 5 else 2
+        trace_id, request = secrets.token_bytes(16), ExportTraceServiceRequest()
+        spans = request.resource_spans.add().scope_spans.add().spans
+        for number in range(20):
+            spans.add(trace_id=trace_id, span_id=(number + 1).to_bytes(8, "big"), name="work")
+        spans.add(trace_id=trace_id, span_id=b"bad")
     try:
         answer = stub.Export(request, timeout=60)
         assert answer.partial_success.rejected_spans == 1
         print("answered", trace_id.hex(), flush=True)
+        wanted -= 1
     except grpc.RpcError as error:
         print(error.code().name, trace_id.hex(), flush=True)
     going.wait(0.02)
@@ -88,6 +93,68 @@ class Backend(TraceServiceServicer):
                 for span in scope.spans:
                     self.seen[said["mesh.tenant"]][f"{span.trace_id.hex()} {span.span_id.hex()}"] += 1
         return otlp.ExportTraceServiceResponse()
+
+
+class Wire:
+    """The way from the agent to the control plane, which can lose answers."""
+
+    def __init__(self) -> None:
+        self.port = self.to = self.lost = 0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: Any = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        self._server.close()
+        self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hold(self) -> None:
+        """From now on no answer comes through."""
+        self._open.clear()
+
+    def cut(self) -> None:
+        """Ends all connections, with what is held."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._open.set()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.to)
+        except OSError:  # it is dead just now
+            writer.close()
+            return
+        for end in (writer, far_writer):
+            self._writers.add(end)
+        for way in (self._pass(reader, far_writer), self._pass(far_reader, writer, is_answer=True)):
+            task = asyncio.ensure_future(way)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool = False
+    ) -> None:
+        try:
+            while data := await reader.read(65536):
+                if is_answer and not self._open.is_set():
+                    await self._open.wait()
+                    if writer.is_closing():
+                        self.lost += 1
+                        return
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
 
 
 class Server:
@@ -200,6 +267,14 @@ async def backend() -> AsyncIterator[Backend]:
 
 
 @pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    found = Wire()
+    await found.start()
+    yield found
+    await found.stop()
+
+
+@pytest.fixture
 def server(short_dir: Path, backend: Backend) -> Iterator[Server]:
     found = Server(short_dir, backend)
     yield found
@@ -227,12 +302,13 @@ async def found_mesh(server: Server, entry: Any) -> str:
 
 
 async def test_every_span_is_accounted_for_at_every_stage(
-    short_dir: Path, server: Server, backend: Backend, entry: Any, until: Any, agent_of: Any
+    short_dir: Path, server: Server, backend: Backend, wire: Wire, entry: Any, until: Any, agent_of: Any
 ) -> None:
     await server.start(until)
+    wire.to = server.port
     token = await found_mesh(server, entry)
     roots = (short_dir / "server" / "ca.pem").read_bytes()
-    agent = agent_of(SimpleNamespace(port=server.port, bundle=SimpleNamespace(pem=lambda: roots)))
+    agent = agent_of(SimpleNamespace(port=wire.port, bundle=SimpleNamespace(pem=lambda: roots)))
     (short_dir / "token").write_text(token)
     await agent.ready()
     senders = {tenant: Sender(agent, tenant) for tenant in TENANTS}
@@ -246,6 +322,9 @@ async def test_every_span_is_accounted_for_at_every_stage(
     try:
         await more()
         await until(lambda: all(backend.seen.values()), "the backend has spans of both", 60)
+        for _ in range(3):  # the control plane has taken batches, and its answers are lost
+            await lose_answers(wire, server, more, until)
+            await more()
         for _ in range(3):  # the control plane dies amid batches
             server.kill()
             await more()
@@ -275,24 +354,43 @@ async def test_every_span_is_accounted_for_at_every_stage(
     await until(lambda: asyncio.to_thread(settled), "every span is accounted for", 120)
     for tenant, sender in senders.items():
         assert set(backend.seen[tenant]) <= spans_of(sender.attempted, tenant)
+    assert wire.lost
     assert os.listdir(short_dir / "state" / "spool")
 
 
 def is_accounted_for(backend: Backend, counts: dict[tuple[str, ...], int], sender: Sender, tenant: str) -> bool:
     """Whether a tenant's spans have come to the backend, and the mesh counts at every stage what both ends do."""
-    came, seen = counts.get(("passed", "control.ingest", tenant, ""), 0), len(backend.seen[tenant])
-    bad = counts.get(("dropped", "agent.receive", tenant, "malformed"))
+    seen, answered = backend.seen[tenant], set(sender.answered)
+    # One bad span a request tells how many were kept: also those that a dying agent could not answer any more.
+    kept = counts.get(("dropped", "agent.receive", tenant, "malformed"), 0)
+    stored = counts.get(("passed", "control.store", tenant, ""), 0)
+    repeated = counts.get(("dropped", "control.store", tenant, "duplicate"), 0)
+    sampled = counts.get(("dropped", "control.sample", tenant, "sampled"), 0)
+    below = ("agent.receive", "agent.spool", "control.ingest")
     return (
-        spans_of(sender.answered, tenant) <= set(backend.seen[tenant])
-        # What a dying agent has kept but could not answer any more is there beyond what was answered.
-        and 20 * len(sender.answered) <= came <= 20 * len(sender.attempted)
-        and (bad, counts.get(("received", "agent.receive", tenant, ""))) == (came // 20, came + came // 20)
-        and all(counts.get(("passed", stage, tenant, "")) == came for stage in ("agent.receive", "agent.spool"))
-        and counts.get(("dropped", "control.sample", tenant, "sampled"), 0) == came - seen
-        and (came == seen) == (tenant == "acme")
-        and all(counts.get(("passed", stage, tenant, "")) == seen for stage in ("control.sample", "backend.one"))
+        spans_of(sender.answered, tenant) <= set(seen)
+        and len(sender.answered) <= kept <= len(sender.attempted)
+        and counts.get(("received", "agent.receive", tenant, "")) == 21 * kept
+        and all(counts.get(("passed", stage, tenant, "")) == 20 * kept for stage in below)
+        and 20 * len(answered) <= stored <= 20 * len(set(sender.attempted))
+        and repeated == 20 * kept - stored >= 20 * (len(sender.answered) - len(answered)) > 0
+        and counts.get(("passed", "backend.one", tenant, "")) == 20 * kept - sampled <= seen.total()
+        and (sampled == 0, len(seen) == stored) == ((True, True) if tenant == "acme" else (False, False))
         and all(through(counts, stage, tenant) for stage in STAGES)
     )
+
+
+async def lose_answers(wire: Wire, server: Server, more: Any, until: Any) -> None:
+    """Has the control plane take batches of which the agent never hears that they were."""
+    wire.hold()
+
+    async def stands() -> bool:
+        before = await asyncio.to_thread(server.counts)
+        await more(5)  # there is more to send, but the agent waits for an answer
+        return before == await asyncio.to_thread(server.counts)
+
+    await until(stands, "all that was sent is taken", 60)
+    wire.cut()
 
 
 def through(counts: dict[tuple[str, ...], int], stage: str, tenant: str) -> bool:
