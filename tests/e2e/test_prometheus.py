@@ -5,17 +5,26 @@ fire is worked out of what Prometheus had counted, evaluation by evaluation, so 
 tests/integration/test_prometheus_rules.py has the times of the documentation.
 """
 
+import asyncio
 import contextlib
 import json
 import re
+import sys
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault import stopped
+from fault import full, small_disks, stopped
 from watch import Prometheus, watching
+
+from meshwarden.controlplane.local import record
+from meshwarden.controlplane.local.check.call import http_calls, only
+from meshwarden.controlplane.local.check.probe import probe
+from meshwarden.controlplane.local.kernel import MARK
 
 pytestmark = [
     pytest.mark.e2e,
@@ -27,7 +36,8 @@ ROOT = Path(__file__).parents[2]
 MEMORY = ROOT / "deploy/grafana/dashboards/meshwarden-nbmf.json"
 BOARDS = sorted(set(MEMORY.parent.glob("*.json")) - {MEMORY})
 SCALE = 60
-FACTOR = 14.4
+# How fast a budget is spent when somebody is woken.
+PAGES = (14.4, 6.0)
 FAST, SLOW = (("SLOBurnFast", "platform/orders-availability"), ("SLOBurnSlow", "platform/orders-availability"))
 MANIFESTS = """\
 kind: SLO
@@ -83,26 +93,71 @@ def assert_data(up: Any, prometheus: Prometheus, boards: Iterable[Path]) -> None
     assert not wanted
 
 
-def test_every_panel_has_data_and_a_fault_fires_its_alert_alone(start: Callable[..., Any], directory: Path) -> None:
-    up = start("watched")
-    said = up.wait_until_up()
-    manifest = directory / "slo.yaml"
-    manifest.write_text(MANIFESTS)
-    applied = up.run("apply", "-f", str(manifest))
-    assert applied.returncode == 0, applied.stderr
-    made = up.run("slo", "rules", "--scale", str(SCALE))
-    assert made.returncode == 0, made.stderr
-    _wait_until_calm(up, said["metrics_url"])
-    with watching(directory, said["metrics_url"], made.stdout) as prometheus:
-        # A control plane, two agents and four Envoys, each up.
-        up.until(lambda: [target["health"] for target in prometheus.targets()] == ["up"] * 7)
-        assert_data(up, prometheus, BOARDS)
-        up.until(lambda: prometheus.exemplars("http_server_request_duration_seconds_bucket"))
-        up.until(lambda: prometheus.exemplars("rpc_client_call_duration_seconds_bucket"))
-        # The mesh is well: its alerts have been evaluated many times by now.
-        assert prometheus.query('slo:burn:rate{slo="platform/orders-availability"}')
-        assert prometheus.alerts() == []
-        _fail_half(up, prometheus, made.stdout)
+@dataclass
+class Watched:
+    """A mesh that a Prometheus watches.
+
+    Attributes:
+        up: `meshwarden up`; tests/e2e/conftest.py: Up.
+        prometheus: who watches it.
+        rules: those of its SLOs.
+        disks: the parts of the mesh that have a small disk of their own: {part: directory}.
+    """
+
+    up: Any
+    prometheus: Prometheus
+    rules: str
+    disks: dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def watched(start_shared: Callable[..., Any], shared_directory: Path) -> Iterator[Watched]:
+    with small_disks(shared_directory / "watched", "node-b") as disks:
+        up = start_shared("watched")
+        said = up.wait_until_up()
+        manifest = shared_directory / "slo.yaml"
+        manifest.write_text(MANIFESTS)
+        applied = up.run("apply", "-f", str(manifest))
+        assert applied.returncode == 0, applied.stderr
+        made = up.run("slo", "rules", "--scale", str(SCALE))
+        assert made.returncode == 0, made.stderr
+        _wait_until_calm(up, said["metrics_url"])
+        with watching(shared_directory, said["metrics_url"], made.stdout) as prometheus:
+            yield Watched(up, prometheus, made.stdout, disks)
+        up.end()
+
+
+def test_every_panel_has_data_and_a_fault_fires_its_alert_alone(watched: Watched) -> None:
+    up, prometheus = watched.up, watched.prometheus
+    # A control plane, two agents and four Envoys, each up.
+    up.until(lambda: [target["health"] for target in prometheus.targets()] == ["up"] * 7)
+    assert_data(up, prometheus, BOARDS)
+    up.until(lambda: prometheus.exemplars("http_server_request_duration_seconds_bucket"))
+    up.until(lambda: prometheus.exemplars("rpc_client_call_duration_seconds_bucket"))
+    # The mesh is well: its alerts have been evaluated many times by now.
+    assert prometheus.query('slo:burn:rate{slo="platform/orders-availability"}')
+    assert prometheus.alerts() == []
+    _fail_half(up, prometheus, watched.rules)
+
+
+async def test_a_full_disk_costs_the_oldest_reports_alone_and_is_told_of(watched: Watched) -> None:
+    if "node-b" not in watched.disks:
+        pytest.skip("this user may not mount a small disk")
+    up, prometheus = watched.up, watched.prometheus
+    control_plane = next(item.pid for item in record.load(up.state_dir) if item.name == "server")
+    agent = next(Path(item["agent_socket"]) for item in up.up_json["agents"] if item["node"] == "node-a")
+    log = up.state_dir / "logs" / "agent-node-b.log"
+    command, environment = (sys.executable, "-m", "meshwarden.agents"), {MARK: str(up.state_dir.resolve())}
+    async with probe("probe", command, agent, "acme/web", up.state_dir, environment) as caller:
+        only(await http_calls(caller, 1, timeout_s=30), "200", "before")
+        # Nobody takes the reports, and there is no room to keep them.
+        with stopped(control_plane), full(watched.disks["node-b"]):
+            await asyncio.to_thread(up.until, lambda: "making room" in log.read_text())
+            # Billing runs on that node alone.
+            only(await http_calls(caller, 50, timeout_s=30), "200", "with a full disk")
+    dropped = 'meshwarden_telemetry_dropped_total{stage="agent.spool", reason="disk_full"}'
+    await asyncio.to_thread(up.until, lambda: prometheus.value(f"sum({dropped})") > 0)
+    await asyncio.to_thread(up.until, lambda: "TelemetryDropped" in {name for name, _ in prometheus.alerts()})
 
 
 def test_what_a_memory_measures_is_on_its_board(start: Callable[..., Any], directory: Path) -> None:
@@ -152,9 +207,12 @@ def _fail_half(up: Any, prometheus: Prometheus, rules: str) -> None:
 
 
 def _due_s(prometheus: Prometheus, slo: str, rules: str) -> float:
-    """The first evaluation at which both windows spent the budget too fast, and the long one held calls enough."""
-    of = f'slo="{slo}", burn="{FACTOR}"'
-    (enough,) = re.findall(rf"slo:events:increase{{{of}, span=\"long\"}} >= (\d+)", rules)
-    long, short = (prometheus.samples(f'slo:burn:rate{{{of}, span="{span}"}}') for span in ("long", "short"))
-    events = prometheus.samples(f'slo:events:increase{{{of}, span="long"}}')
-    return min(at for at in long if long[at] > FACTOR < short.get(at, 0) and events[at] >= int(enough))
+    """The first evaluation at which both windows of a burn spent the budget too fast, and the long one held enough."""
+    due: list[float] = []
+    for factor in PAGES:
+        of = f'slo="{slo}", burn="{factor:g}"'
+        (enough,) = re.findall(rf"slo:events:increase{{{of}, span=\"long\"}} >= (\d+)", rules)
+        long, short = (prometheus.samples(f'slo:burn:rate{{{of}, span="{span}"}}') for span in ("long", "short"))
+        events = prometheus.samples(f'slo:events:increase{{{of}, span="long"}}')
+        due += [at for at in long if long[at] > factor < short.get(at, 0) and events[at] >= int(enough)]
+    return min(due)
