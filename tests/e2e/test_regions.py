@@ -1,5 +1,7 @@
 """Two regions, each with a mesh of its own; one is cut off from the other for a while, and then both know all of both.
 
+Their one root is in an OpenBao, and at the end that is away.
+
 `make test` cuts for a minute, `make soak` for ten (MESHWARDEN_CUT_S).
 """
 
@@ -7,22 +9,24 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
+import re
 import socket
 import sys
 import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fault import stopped
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.local import record
 from meshwarden.controlplane.local.check.call import ORDERS, grpc_calls, only
 from meshwarden.controlplane.local.check.probe import Probe, probe
 from meshwarden.controlplane.local.client import connect
@@ -34,11 +38,16 @@ from meshwarden.v1.report_pb2 import CallStat
 CUT_S = float(os.environ.get("MESHWARDEN_CUT_S", "60"))
 # Ten calls a second are within what globex may do.
 RATE = 10
-DEADLINE_S = 90.0
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(CUT_S + 500), pytest.mark.xdist_group("mesh")]
+DEADLINE_S = 120.0
+# What one look may take.
+LOOK_S = 60.0
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(CUT_S + 900), pytest.mark.xdist_group("mesh")]
 # tests/e2e/conftest.py: Up
 Start = Callable[..., Any]
 WEB = "spiffe://mesh.test/tenant/globex/service/web"
+# A method that no sample calls: every call of it is a probe's.
+METHOD = "/meshwarden.examples.v1.Orders/List"
+CALL = {**ORDERS, "method": "List", "timeout_s": 30}
 TENANT = "kind: Tenant\nmetadata:\n  name: {name}\n"
 
 
@@ -111,7 +120,7 @@ class Region:
 
     def status(self) -> Any:
         with connect(self.context(), utc_now()) as client:
-            return client.admin.GetStatus(GetStatusRequest(), timeout=20)
+            return client.admin.GetStatus(GetStatusRequest(), timeout=LOOK_S)
 
     def runs_the_newest(self) -> bool:
         status = self.status()
@@ -125,7 +134,7 @@ class Region:
     def edges(self) -> dict[tuple[str, str, str], int]:
         """Calls, {(region, source, destination): count}."""
         with connect(self.context(), utc_now()) as client:
-            edges = client.admin.GetGraph(GetGraphRequest(), timeout=20).edges
+            edges = client.admin.GetGraph(GetGraphRequest(), timeout=LOOK_S).edges
         return {(edge.region, edge.source, edge.destination): sum(edge.outcomes.values()) for edge in edges}
 
     def rows(self, region: str, start: datetime, end: datetime) -> dict[bytes, int]:
@@ -134,7 +143,7 @@ class Region:
         request.start.FromDatetime(start)
         request.end.FromDatetime(end)
         with connect(self.context(), utc_now()) as client:
-            calls = client.admin.ListCalls(request, timeout=20).calls
+            calls = client.admin.ListCalls(request, timeout=LOOK_S).calls
         found = Counter[bytes]()
         for row in calls:
             if row.region == region:
@@ -145,17 +154,17 @@ class Region:
         return dict(found)
 
     def calls(self, region: str, start: datetime) -> int:
-        """How many calls of globex' web its ledger counts of a region, as the caller has told."""
+        """How many calls of the probe its ledger counts of a region, as the caller has told."""
         rows = self.rows(region, start, utc_now() + timedelta(minutes=5))
         stats = [(CallStat.FromString(row), count) for row, count in rows.items()]
         return sum(
             count
             for stat, count in stats
-            if (stat.source, stat.destination, stat.reporter) == (WEB, "platform/orders", CallStat.SOURCE)
+            if (stat.source, stat.method, stat.reporter) == (WEB, METHOD, CallStat.SOURCE)
         )
 
     def metric(self, name: str, **labels: str) -> float:
-        with urllib.request.urlopen(self.said["metrics_url"], timeout=20) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(self.said["metrics_url"], timeout=LOOK_S) as answer:  # noqa: S310 - loopback
             text = answer.read().decode()
         return sum(
             sample.value
@@ -164,6 +173,12 @@ class Region:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
+    def doctor(self) -> dict[str, dict[str, str]]:
+        """What `meshwarden doctor` finds in this region, {cause: finding}."""
+        said = self.up.run("--context", f"{self.up.state_dir.name}-{self.name}", "doctor", "-o", "json")
+        assert said.returncode in (0, 1), said.stderr
+        return {finding["cause"]: finding for finding in json.loads(said.stdout)}
+
     def apply(self, directory: Path, name: str) -> None:
         """Applies a tenant, and waits until every node runs it."""
         manifest = directory / f"{name}.yaml"
@@ -171,16 +186,9 @@ class Region:
         done = self.up.run("--context", f"{self.up.state_dir.name}-{self.name}", "apply", "-f", str(manifest))
         assert done.returncode == 0, done.stderr
 
-    @contextlib.contextmanager
-    def paused(self, workload: str) -> Iterator[None]:
-        """Stops a sample, so that its calls don't count."""
-        pid = next(int(item["pid"]) for item in self.said["workloads"] if item["name"] == workload)
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+    def paused(self, workload: str) -> AbstractContextManager[None]:
+        """Stops a sample, so that what it calls comes to an end."""
+        return stopped(next(int(item["pid"]) for item in self.said["workloads"] if item["name"] == workload))
 
     def probe(self) -> Any:
         """A program of globex in this region."""
@@ -202,15 +210,21 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = DEA
         raise AssertionError(f"did not come true: {what}") from None
 
 
-async def at_rest(look: Callable[[], int]) -> int:
-    """A count, once it grows no more: reports come every second."""
-    last, looks = -1, 0
-    while looks < 15:
-        now = await asyncio.to_thread(look)
-        looks = looks + 1 if now == last else 0
-        last = now
-        await asyncio.sleep(0.2)
-    return last
+async def the_root_is_away(up: Any, region: Region) -> None:
+    """`doctor` says so: of an OpenBao that hangs, and of one that does not take our token any more."""
+
+    def away() -> str:
+        return region.doctor().get("authority away", {}).get("evidence", "")
+
+    vault = next(item for item in record.load(up.state_dir) if item.name == "vault")
+    with stopped(vault.pid):
+        await until(lambda: "sys/seal-status" in away(), "doctor sees that OpenBao hangs")
+    await until(lambda: not away(), "doctor sees that it is back")
+    token = (up.state_dir / "vault" / "token").read_text()
+    (address,) = re.findall(r'api_addr = "(.*)"', (up.state_dir / "vault" / "bao.hcl").read_text())
+    asked = urllib.request.Request(f"{address}/v1/auth/token/revoke-self", b"", {"X-Vault-Token": token}, method="POST")  # noqa: S310 - loopback
+    await asyncio.to_thread(lambda: urllib.request.urlopen(asked, timeout=LOOK_S).close())  # noqa: S310 - loopback
+    await until(lambda: "the token may not, or has ended" in away(), "doctor sees that the token is taken no more")
 
 
 @pytest.fixture
@@ -231,7 +245,7 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
     start: Start, directory: Path, relays: dict[str, Relay]
 ) -> None:
     reach = [text for region, relay in relays.items() for text in ("--reach", f"{region}={relay.address}")]
-    up = start("r", "--regions", "eu,us", *reach)
+    up = start("r", "--regions", "eu,us", "--vault", *reach)
     await until(lambda: (up.state_dir / "up.json").exists() or up.process.poll() is not None, "it is up", 300)
     assert up.process.poll() is None, up.said()
     eu, us = Region(up, "eu"), Region(up, "us")
@@ -246,9 +260,8 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
         probes: dict[str, Probe] = {}
         for region in (eu, us):
             stack.enter_context(region.paused("globex-web"))
-            made[region.name] = await at_rest(lambda region=region: region.calls(region.name, began))
             probes[region.name] = await stack.enter_async_context(region.probe())
-            made[region.name] += only(await grpc_calls(probes[region.name], 50, rate=50), "OK", region.name)
+            made[region.name] = only(await grpc_calls(probes[region.name], 50, rate=50, **CALL), "OK", region.name)
         for region in (eu, us):
             for of in (eu, us):
                 await until(
@@ -260,7 +273,7 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
         for relay in relays.values():
             relay.cut()
         for each in probes.values():
-            await each.ask("steady_start", id="cut", call={"op": "grpc", "rate": RATE, **ORDERS})
+            await each.ask("steady_start", id="cut", call={"op": "grpc", "rate": RATE, **CALL})
         for region in (eu, us):
             await until(lambda region=region: not region.other().answers, f"{region.name} hears nothing")
             await asyncio.to_thread(region.apply, directory, f"cut-{region.name}")
@@ -277,6 +290,7 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
             await until(region.runs_the_newest, f"what was applied in {region.name} runs there")
             assert status.regions[1].age.seconds >= CUT_S - 1
             assert any(f"region {other.name} does not answer" in warning for warning in status.warnings)
+            assert region.doctor()["region silent"]["subject"] == f"region {other.name}"
             assert region.calls(other.name, began) == made[other.name]
             assert region.calls(region.name, began) > made[region.name]
         healed = utc_now()
@@ -301,10 +315,10 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
             )
             assert of.rows(of.name, began, end)
         edge = ("us", "globex/web", "platform/orders")
-        # A call that was under way when the sample was stopped is known to its destination alone.
+        # The sample's calls are there as well.
         await until(lambda: eu.edges()[edge] == us.edges()[edge] >= made["us"], "the graph of us in eu is that of us")
         labels = {"source_tenant": "globex", "source_service": "web", "destination_service": "orders"}
-        labels |= {"reporter": "source", "tenant": "globex"}
+        labels |= {"reporter": "source", "tenant": "globex", "method": METHOD}
         own = us.metric("meshwarden_requests_total", **labels)
         assert own == made["us"]
         assert eu.metric("meshwarden_remote_requests_total", region="us", **labels) == own
@@ -313,7 +327,8 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
         )
     table = up.run("--context", "r-us", "graph").stdout.splitlines()
     assert {line.partition("\t")[0] for line in table[1:]} == {"eu", "us"}
-    assert up.run("--context", "r-eu", "status").stdout.count("answers") == 1
+    await until(lambda: up.run("--context", "r-eu", "status").stdout.count("answers") == 1, "status says so")
+    await the_root_is_away(up, eu)
     assert up.run("down").returncode == 0
     assert up.wait_until_ended() == 0, up.said()
     assert up.left() == []
