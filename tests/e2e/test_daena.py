@@ -1,14 +1,20 @@
-"""Daena on a whole mesh: rounds across three tenants, each one trace, each token counted, each decision verified."""
+"""Daena on a whole mesh: rounds across three tenants, each one trace, each token counted, each decision verified.
 
+The shop runs beside it, and one trace leads from there through all of them, and to the change that it ran under.
+"""
+
+import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio.from_thread
@@ -31,6 +37,13 @@ COUNTERS = {
     "nbmf_write_duration_seconds_count",
     "model_tokens_total",
 }
+COUNCIL = "/meshwarden.examples.daena.v1.Council"
+WAY = ["web.acme", "orders.platform", "council.daena", "memory.daena"]
+REVIEW = """\
+kind: AccessPolicy
+metadata: {tenant: daena, name: council-review}
+spec: {service: council, allow: [{from: [{tenant: platform, service: orders}], methods: METHODS}]}
+"""
 INPUT, OUTPUT = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
 
 
@@ -86,8 +99,8 @@ def is_whole(spans: list[KeptSpan]) -> bool:
     return len(tops) == 1 and len(ids) == len(spans) and sides[Span.SPAN_KIND_CLIENT] == sides[Span.SPAN_KIND_SERVER]
 
 
-def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver) -> None:
-    up = start("d", "--samples", "daena", "--otlp-endpoint", backend.endpoint)
+def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver, directory: Path) -> None:
+    up = start("d", "--samples", "shop", "--samples", "daena", "--otlp-endpoint", backend.endpoint)
     up.wait_until_up()
     convene = Convener(up)
     # The sample asks the council as well; what is counted below is to stand still.
@@ -107,6 +120,7 @@ def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver)
     assert of(stats["bus.daena"], "bus.queue.dropped") == [0] * len(AGENTS)
     up.until(lambda: all_have_heard(backend, held))
     up.until(lambda: shown(up) == told(convene.stats()))
+    assert_shop_to_memory(up, backend, directory)
 
     # Nobody may call what the policies don't say: an agent of the council's tenant sees it, one of another does not.
     (denied,) = convene("--rounds", "1", entry="daena/scholar")
@@ -147,6 +161,109 @@ def assert_one_trace(up: Any, backend: OtlpReceiver, held: dict[str, Any]) -> No
     assert by_agent == dict.fromkeys(AGENTS, 3)  # a finding, and a critique of each other's
     written = next(span for span in spans if span.span.name == "nbmf write")
     assert value(written, "nbmf.record.id") == held["record"]
+
+
+def assert_shop_to_memory(up: Any, backend: OtlpReceiver, directory: Path) -> None:
+    """One trace leads from web through orders and council to memory, and says which changes all of it ran under."""
+    changes: dict[int, str] = {}
+    asked: list[str] = []
+
+    def crossed() -> list[KeptSpan]:
+        changes.update([change(up, directory, len(asked))])
+        answer = ask(op="trace", method="Review", id="4711", timeout_s=60)
+        asked.append(answer["trace_id"])
+        traces = [[span for span in list(backend.spans) if span.trace_id == one] for one in asked]
+        # What was asked while the beginning of the mesh was on its way to all programs ran under that, too.
+        good = [one for one in traces if is_whole(one) and way(one) == WAY and under(one) <= changes.keys()]
+        return good[0] if good else []
+
+    found: list[KeptSpan] = []
+    with web(up, directory) as ask:
+        # As the samples' own manifests have it.
+        up.until(lambda: ask(op="grpc", method="Review", timeout_s=60)["codes"] == {"OK": 1})
+        up.until(lambda: found.extend(crossed()) or found)
+    assert all(value(span, "mesh.revision") for span in found if value(span, "rpc.method"))
+    ids = {span.span.span_id.hex() for span in found}
+    up.until(lambda: {span["spanId"] for span in trace_of(up, found[0].trace_id)["spans"]} == ids)
+    whole = trace_of(up, found[0].trace_id)
+    assert not whole.get("incomplete")
+    assert [span["name"] for span in whole["spans"] if "parentSpanId" not in span] == ["probe"]
+    named = {span["attributes"].get("mesh.revision") for span in whole["spans"] if "attributes" in span} - {None}
+    assert {int(revision) for revision in named} == under(found)
+    for revision in under(found):
+        assert_leads_to(up, revision, changes[revision])
+
+
+def assert_leads_to(up: Any, revision: int, trace_id: str) -> None:
+    """Who knows a revision finds the trace of its change, to where the nodes have taken it."""
+
+    def led() -> dict[str, Any]:
+        return trace_of(up, "--revision", str(revision))
+
+    up.until(lambda: [span["name"] for span in led()["spans"]].count("acknowledge") == 2)
+    assert led()["traceId"] == trace_id
+    assert "UPDATED AccessPolicy daena/council-review" in json.dumps(led())
+
+
+@contextlib.contextmanager
+def web(up: Any, directory: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """A program of acme's web that does what it is told."""
+    socket = next(agent["agent_socket"] for agent in up.up_json["agents"] if agent["node"] == "node-a")
+    command = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", socket, "--entry", "acme/web", "--"]
+    command += [sys.executable, "-m", "meshwarden.examples.probe"]
+    with (directory / "web.log").open("ab") as log:
+        program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def ask(**request: Any) -> dict[str, Any]:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write(json.dumps(request) + "\n")
+        program.stdin.flush()
+        answer: dict[str, Any] = json.loads(program.stdout.readline())
+        assert "error" not in answer, answer
+        return answer
+
+    try:
+        yield ask
+    finally:
+        program.kill()
+        program.communicate()
+
+
+def change(up: Any, directory: Path, number: int) -> tuple[int, str]:
+    """Changes what orders may ask the council; returns the revision and the trace of the change."""
+    methods = [f"{COUNCIL}/Hold", f"{COUNCIL}/Stats"][: 1 + (number + 1) % 2]
+    path = directory / "review.yaml"
+    path.write_text(REVIEW.replace("METHODS", json.dumps(methods)))
+    said = up.run("apply", "-f", str(path))
+    found = re.search(r"revision (\d+)\ntrace ([0-9a-f]{32})", said.stderr)
+    assert found, said.stderr
+    return int(found[1]), found[2]
+
+
+def way(spans: list[KeptSpan]) -> list[str]:
+    """The services that a trace leads through to where its decision is written."""
+    known = {span.span.span_id: span for span in spans}
+    here = next((span for span in spans if span.span.name == "nbmf write"), None)
+    passed: list[str] = []
+    while here is not None:
+        service = here.resource["service.name"]
+        if passed[:1] != [service]:
+            passed.insert(0, service)
+        here = known.get(here.span.parent_span_id)
+    return passed
+
+
+def under(spans: list[KeptSpan]) -> set[int]:
+    """The revisions that a trace ran under, as its programs say."""
+    return {revision for span in spans if (revision := value(span, "mesh.revision"))}
+
+
+def trace_of(up: Any, *which: str) -> dict[str, Any]:
+    """What the operator of the mesh is shown of a trace."""
+    said = up.run("trace", *which, "-o", "json")
+    shown: dict[str, Any] = json.loads(said.stdout) if said.returncode == 0 else {"spans": []}
+    return shown
 
 
 def every_token_is_counted(backend: OtlpReceiver, stats: dict[str, list[dict[str, Any]]]) -> bool:

@@ -162,6 +162,25 @@ def test_the_samples_manifests_hold_together(sets: tuple[str, ...]) -> None:
         assert item.node in entries[item.entry].spec.nodes  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("sets", "allowed"),
+    [(("daena",), {}), (("daena", "shop"), {"platform/orders": ["/meshwarden.examples.daena.v1.Council/Hold"]})],
+)
+def test_orders_may_have_rounds_held_and_nothing_else_where_both_run(
+    sets: tuple[str, ...], allowed: dict[str, list[str]]
+) -> None:
+    policies = [model.unwrap(item.resource) for item in sample.manifests(sets, 1000, *plan.NODES)]
+    found = {
+        f"{source.tenant}/{source.service}": list(rule.methods)
+        for policy in policies
+        if policy.kind == "AccessPolicy" and policy.metadata.tenant == "daena"
+        for rule in policy.spec.allow  # type: ignore[union-attr]
+        for source in getattr(rule, "from")
+        if source.tenant == "platform"
+    }
+    assert found == allowed
+
+
 def test_samples_end_first_and_vault_last() -> None:
     names = ["orders-v1-a", "agent-node-b", "agent-node-a", "server", "vault"]
     assert sorted(names, key=rank) == ["vault", "server", "agent-node-b", "agent-node-a", "orders-v1-a"]

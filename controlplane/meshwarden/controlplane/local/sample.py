@@ -1,6 +1,6 @@
 """The sample workloads: which run where, and their manifests."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
@@ -64,6 +64,8 @@ _FILES = {
     "shop": ("tenants.yaml", "orders.yaml", "billing.yaml", "clients.yaml"),
     "daena": ("tenants.yaml", "daena.yaml"),
 }
+# What one has to do with the other.
+_BETWEEN = {frozenset(("shop", "daena")): ("review.yaml",)}
 
 
 def samples(sets: Iterable[str]) -> tuple[Sample, ...]:
@@ -71,7 +73,7 @@ def samples(sets: Iterable[str]) -> tuple[Sample, ...]:
     return tuple(sample for name in sets for sample in SETS[name])
 
 
-def manifests(sets: Iterable[str], uid: int, node_a: str, node_b: str) -> list[Located]:
+def manifests(sets: Collection[str], uid: int, node_a: str, node_b: str) -> list[Located]:
     """Reads the manifests of some sets of samples for this machine.
 
     Args:
@@ -82,5 +84,6 @@ def manifests(sets: Iterable[str], uid: int, node_a: str, node_b: str) -> list[L
     """
     values = {"uid": str(uid), "node_a": node_a, "node_b": node_b}
     names = dict.fromkeys(name for one in sets for name in _FILES[one])
+    names |= dict.fromkeys(name for both, more in _BETWEEN.items() if both <= set(sets) for name in more)
     found = [files(MANIFESTS).joinpath(name) for name in names]
     return parse_all((item.name, Template(item.read_text("utf-8")).substitute(values)) for item in found)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'meshwarden/examples/orders/orders.proto\x12\x16meshwarden.examples.v1\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"=\n\x0cListResponse\x12-\n\x06orders\x18\x01 \x03(\x0b\x32\x1d.meshwarden.examples.v1.Order\">\n\x0cWatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"Y\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tspiffe_id\x18\x05 \x01(\t2\xf5\x01\n\x06Orders\x12H\n\x03Get\x12\".meshwarden.examples.v1.GetRequest\x1a\x1d.meshwarden.examples.v1.Order\x12Q\n\x04List\x12#.meshwarden.examples.v1.ListRequest\x1a$.meshwarden.examples.v1.ListResponse\x12N\n\x05Watch\x12$.meshwarden.examples.v1.WatchRequest\x1a\x1d.meshwarden.examples.v1.Order0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'meshwarden/examples/orders/orders.proto\x12\x16meshwarden.examples.v1\"\x18\n\nGetRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x0bListRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"=\n\x0cListResponse\x12-\n\x06orders\x18\x01 \x03(\x0b\x32\x1d.meshwarden.examples.v1.Order\">\n\x0cWatchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\x1b\n\rReviewRequest\x12\n\n\x02id\x18\x01 \x01(\t\"{\n\x05Order\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tspiffe_id\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x06 \x01(\t\x12\x0e\n\x06record\x18\x07 \x01(\t2\xc5\x02\n\x06Orders\x12H\n\x03Get\x12\".meshwarden.examples.v1.GetRequest\x1a\x1d.meshwarden.examples.v1.Order\x12Q\n\x04List\x12#.meshwarden.examples.v1.ListRequest\x1a$.meshwarden.examples.v1.ListResponse\x12N\n\x05Watch\x12$.meshwarden.examples.v1.WatchRequest\x1a\x1d.meshwarden.examples.v1.Order0\x01\x12N\n\x06Review\x12%.meshwarden.examples.v1.ReviewRequest\x1a\x1d.meshwarden.examples.v1.Orderb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,8 +39,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRESPONSE']._serialized_end=184
   _globals['_WATCHREQUEST']._serialized_start=186
   _globals['_WATCHREQUEST']._serialized_end=248
-  _globals['_ORDER']._serialized_start=250
-  _globals['_ORDER']._serialized_end=339
-  _globals['_ORDERS']._serialized_start=342
-  _globals['_ORDERS']._serialized_end=587
+  _globals['_REVIEWREQUEST']._serialized_start=250
+  _globals['_REVIEWREQUEST']._serialized_end=277
+  _globals['_ORDER']._serialized_start=279
+  _globals['_ORDER']._serialized_end=402
+  _globals['_ORDERS']._serialized_start=405
+  _globals['_ORDERS']._serialized_end=730
 # @@protoc_insertion_point(module_scope)

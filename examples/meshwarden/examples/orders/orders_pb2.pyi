@@ -117,6 +117,28 @@ class WatchRequest(_message.Message):
 Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
+class ReviewRequest(_message.Message):
+    """Which order to decide about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id: 1 to 64 letters, digits, "-", "_" or "."."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReviewRequest: _TypeAlias = ReviewRequest  # noqa: Y015
+
+@_typing.final
 class Order(_message.Message):
     """An order, and who answered whom."""
 
@@ -127,6 +149,8 @@ class Order(_message.Message):
     INSTANCE_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     version: _builtins.str
@@ -137,6 +161,10 @@ class Order(_message.Message):
     """The tenant of the caller, as its certificate says."""
     spiffe_id: _builtins.str
     """The SPIFFE ID of the caller, as its certificate says."""
+    decision: _builtins.str
+    """What the council has decided; empty where it was not asked."""
+    record: _builtins.str
+    """The id of the decision in the council's memory; empty where it was not asked."""
     def __init__(
         self,
         *,
@@ -145,10 +173,12 @@ class Order(_message.Message):
         instance: _builtins.str = ...,
         tenant: _builtins.str = ...,
         spiffe_id: _builtins.str = ...,
+        decision: _builtins.str = ...,
+        record: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "instance", b"instance", "spiffe_id", b"spiffe_id", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "id", b"id", "instance", b"instance", "record", b"record", "spiffe_id", b"spiffe_id", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class OrdersStub:
                 request_serializer=meshwarden_dot_examples_dot_orders_dot_orders__pb2.WatchRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_examples_dot_orders_dot_orders__pb2.Order.FromString,
                 _registered_method=True)
+        self.Review = channel.unary_unary(
+                '/meshwarden.examples.v1.Orders/Review',
+                request_serializer=meshwarden_dot_examples_dot_orders_dot_orders__pb2.ReviewRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_examples_dot_orders_dot_orders__pb2.Order.FromString,
+                _registered_method=True)
 
 
 class OrdersServicer:
@@ -77,6 +82,13 @@ class OrdersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Review(self, request, context):
+        """Has the council of daena decide about an order, and returns it with the decision.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrdersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +105,11 @@ def add_OrdersServicer_to_server(servicer, server):
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
                     request_deserializer=meshwarden_dot_examples_dot_orders_dot_orders__pb2.WatchRequest.FromString,
+                    response_serializer=meshwarden_dot_examples_dot_orders_dot_orders__pb2.Order.SerializeToString,
+            ),
+            'Review': grpc.unary_unary_rpc_method_handler(
+                    servicer.Review,
+                    request_deserializer=meshwarden_dot_examples_dot_orders_dot_orders__pb2.ReviewRequest.FromString,
                     response_serializer=meshwarden_dot_examples_dot_orders_dot_orders__pb2.Order.SerializeToString,
             ),
     }
@@ -177,6 +194,33 @@ class Orders:
             target,
             '/meshwarden.examples.v1.Orders/Watch',
             meshwarden_dot_examples_dot_orders_dot_orders__pb2.WatchRequest.SerializeToString,
+            meshwarden_dot_examples_dot_orders_dot_orders__pb2.Order.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Review(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.examples.v1.Orders/Review',
+            meshwarden_dot_examples_dot_orders_dot_orders__pb2.ReviewRequest.SerializeToString,
             meshwarden_dot_examples_dot_orders_dot_orders__pb2.Order.FromString,
             options,
             channel_credentials,

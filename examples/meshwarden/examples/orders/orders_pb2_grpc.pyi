@@ -39,6 +39,8 @@ class OrdersStub:
     """Lists orders."""
     Watch: _grpc.UnaryStreamMultiCallable[_orders_pb2.WatchRequest, _orders_pb2.Order]
     """Streams an order again and again until the caller leaves."""
+    Review: _grpc.UnaryUnaryMultiCallable[_orders_pb2.ReviewRequest, _orders_pb2.Order]
+    """Has the council of daena decide about an order, and returns it with the decision."""
 
 @_typing.type_check_only
 class OrdersAsyncStub(OrdersStub):
@@ -51,6 +53,8 @@ class OrdersAsyncStub(OrdersStub):
     """Lists orders."""
     Watch: _aio.UnaryStreamMultiCallable[_orders_pb2.WatchRequest, _orders_pb2.Order]  # type: ignore[assignment]
     """Streams an order again and again until the caller leaves."""
+    Review: _aio.UnaryUnaryMultiCallable[_orders_pb2.ReviewRequest, _orders_pb2.Order]  # type: ignore[assignment]
+    """Has the council of daena decide about an order, and returns it with the decision."""
 
 class OrdersServicer(metaclass=_abc_1.ABCMeta):
     """Orders, and who asked for them."""
@@ -78,5 +82,13 @@ class OrdersServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orders_pb2.Order], _abc.AsyncIterator[_orders_pb2.Order]]:
         """Streams an order again and again until the caller leaves."""
+
+    @_abc_1.abstractmethod
+    def Review(
+        self,
+        request: _orders_pb2.ReviewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orders_pb2.Order, _abc.Awaitable[_orders_pb2.Order]]:
+        """Has the council of daena decide about an order, and returns it with the decision."""
 
 def add_OrdersServicer_to_server(servicer: OrdersServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

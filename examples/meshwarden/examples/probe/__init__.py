@@ -6,8 +6,8 @@
 Both take also, with these defaults: `"count": 1`, `"rate": 0` (calls a second in all; 0: as fast as they go),
 `"concurrency": 1` (calls at a time), `"duration_s": 0` (ends after so long, whatever the count; with a count of 0 by
 this alone), `"timeout_s": 5`. `grpc` takes `"metadata": {}`, `"id": "1"` and `"channel": "default"`: channels of
-different names share no connection, and stay open from request to request. `method` is "Get", "List" or "Watch"; a
-Watch reads `"messages": 1` of its stream, `"interval_ms": 10` apart. `http` takes `"headers": {}` and
+different names share no connection, and stay open from request to request. `method` is "Get", "List", "Review" or
+"Watch"; a Watch reads `"messages": 1` of its stream, `"interval_ms": 10` apart. `http` takes `"headers": {}` and
 `"connection": "default"`: connections likewise, one per name and call at a time. The answer:
 
     {"op": "grpc", "count": 2000, "codes": {"OK": 2000}, "versions": {"v1": 1800, "v2": 200},
@@ -24,7 +24,8 @@ Watch reads `"messages": 1` of its stream, `"interval_ms": 10` apart. `http` tak
     {"op": "steady_stop", "id": "x"}    → the answer of the call, which went on until now; its count is 0 by default
     {"op": "trace"}                     → {"op": "trace", "trace_id": "32 digits",
                                           "codes": {"orders": "OK", "billing": "200"}}:
-                                          one call to each in one trace; "target", "host" and "path" as above
+                                          one call to each in one trace; "target", "method", "id",
+                                          "host", "path" and "timeout_s" as above
     {"op": "identity"}                  → {"op": "identity", "spiffe_id", "tenant", "service", "revision", "serial",
                                           "not_before", "not_after"}; times in RFC 3339
 

@@ -88,13 +88,16 @@ def _method(
     if method == "Get":
         get = orders_pb2.GetRequest(id=number)
         return lambda timeout_s, metadata: [stub.Get(get, timeout=timeout_s, metadata=metadata)]
+    if method == "Review":
+        review = orders_pb2.ReviewRequest(id=number)
+        return lambda timeout_s, metadata: [stub.Review(review, timeout=timeout_s, metadata=metadata)]
     if method == "List":
         everything = orders_pb2.ListRequest()
         return lambda timeout_s, metadata: stub.List(everything, timeout=timeout_s, metadata=metadata).orders
     if method == "Watch":
         watch = orders_pb2.WatchRequest(id=number, interval_ms=int(said.get("interval_ms", 10)), count=messages)
         return lambda timeout_s, metadata: list(stub.Watch(watch, timeout=timeout_s, metadata=metadata))
-    raise ValueError(f"method {method!r}: give Get, List or Watch")
+    raise ValueError(f"method {method!r}: give Get, List, Review or Watch")
 
 
 def _answered(orders: Iterable[orders_pb2.Order]) -> Outcome:
