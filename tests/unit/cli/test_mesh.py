@@ -134,9 +134,11 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
         if request.trace_id != TRACE:
             ctx.abort(grpc.StatusCode.NOT_FOUND, "no span of it is here")
         root = admin.TraceSpan(span_id="01", name="GET /\x1b[2J", service="acme/web", node="n")
+        root.attributes["mesh.revision"] = "12"
         child = admin.TraceSpan(span_id="02", parent_span_id="01", name="List", service="platform/orders")
         child.status, child.status_message, child.attributes["rpc.response.status_code"] = 2, "no\ngood", "INTERNAL"
         lost = admin.TraceSpan(span_id="03", parent_span_id="77", name="lost", parent_missing=True)
+        lost.node, lost.attributes["mesh.revision"] = "n", "\x1b[2J\N{ARABIC-INDIC DIGIT ONE}"
         lost.links.add(trace_id="ab" * 16, span_id="cd" * 8).attributes["why"] = "asked"
         for number, span in enumerate((root, child, lost)):
             span.start.FromMilliseconds(1000 + number)
@@ -234,8 +236,9 @@ def test_a_trace_is_a_tree_of_spans() -> None:
     assert out.splitlines()[1:] == [
         "GET /\N{REPLACEMENT CHARACTER}[2J\tacme/web\tn\t0\t10 ms\tok",
         "  List\tplatform/orders\t\t+1 ms\t10 ms\tfailed INTERNAL no\N{REPLACEMENT CHARACTER}good",
-        "lost\t\t\t+2 ms\t10 ms\tok, parent missing",
+        "lost\t\tn\t+2 ms\t10 ms\tok, parent missing",
         f"link\tlost\ttrace {'ab' * 16} span {'cd' * 8} why=asked",
+        "policies\trevision 12\tmeshwarden trace --revision 12",
     ]
     assert f"trace {TRACE}, region eu, 1970-01-01 00:00:01 UTC, 12 ms, 3 spans, INCOMPLETE" in err
     assert "skewed" not in err

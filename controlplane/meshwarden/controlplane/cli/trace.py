@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ _UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 
 _BAR: Final = 32
 # Deeper ones stand under each other: a terminal has an end.
 _MAX_INDENT: Final = 16
+_MAX_REVISIONS: Final = 8
 _PAGE: Final = 200
 
 
@@ -156,6 +157,8 @@ def _show(answer: GetTraceResponse) -> None:
     for span in answer.spans:
         for line in _more(span):
             click.echo(line)
+    for revision in _governed(answer.spans):
+        click.echo(f"policies\trevision {render.plain(revision)}\tmeshwarden trace --revision {render.plain(revision)}")
     if answer.omitted:
         click.echo(f"incomplete: {answer.omitted} more spans than one answer holds", err=True)
     elif answer.incomplete:
@@ -171,6 +174,13 @@ def _more(span: TraceSpan) -> Iterator[str]:
     for link in span.links:
         said = "".join(f" {key}={value}" for key, value in sorted(link.attributes.items()))
         yield f"link\t{render.plain(span.name)}\ttrace {link.trace_id} span {link.span_id}{render.plain(said)}"
+
+
+def _governed(spans: Iterable[TraceSpan]) -> list[str]:
+    """The revisions of the policies that calls were made under, as programs say, oldest first."""
+    said = {span.attributes.get("mesh.revision", "") for span in spans if span.node}
+    found = [revision for revision in said if re.fullmatch(r"[1-9][0-9]{0,18}", revision)]
+    return sorted(found, key=lambda revision: (len(revision), revision))[:_MAX_REVISIONS]
 
 
 def _listed(text: str) -> list[str]:
