@@ -1,6 +1,5 @@
 """What one enforcement point has of one bucket, and may still believe that it has."""
 
-from collections import deque
 from dataclasses import dataclass
 
 from meshwarden.controlplane.quota.allocator import Part
@@ -42,7 +41,7 @@ class Lease:
         self.demand, self.used_s = Demand(now_s), now_s
         self.part = Part()
         # What was told since, and not acknowledged: (number, rate).
-        self._pending: deque[tuple[int, float]] = deque()
+        self._pending: tuple[tuple[int, float], ...] = ()
 
     @property
     def held(self) -> float:
@@ -51,13 +50,14 @@ class Lease:
 
     def tell(self, number: int, rate: float) -> None:
         """Notes that the point is told another rate."""
-        self._pending.append((number, rate))
+        self._pending += ((number, rate),)
         self.given = rate
 
     def acknowledge(self, number: int) -> None:
         """Notes that the point obeys what it was told up to a number."""
         while self._pending and self._pending[0][0] <= number:
-            self._acknowledged = self._pending.popleft()[1]
+            (_, self._acknowledged), *left = self._pending
+            self._pending = tuple(left)
 
     def say(self, held: float, *, believed: float) -> None:
         """Notes what the point itself says it holds, on a new stream: what was under way on the old one is lost.
@@ -67,5 +67,5 @@ class Lease:
             believed: what the point believes that it has; where that is more, it is told otherwise.
         """
         self._acknowledged = held
-        self._pending.clear()
+        self._pending = ()
         self.given = believed

@@ -111,7 +111,8 @@ class _Branch:
 
     def arrange(self) -> Part:
         """Makes the tree that is divided."""
-        parts = [branch.arrange() for branch in self.branches.values()] + [lease.part for lease in self.leases.values()]
+        branches = tuple(branch.arrange() for branch in self.branches.values())
+        parts = branches + tuple(lease.part for lease in self.leases.values())
         level = self.level
         self.part = Part(parts, weight=level.weight, floor=level.floor, ceiling=level.ceiling)
         return self.part
