@@ -129,15 +129,7 @@ class Agent:
             address=config.advertise_address,
             concurrency=config.envoy_concurrency,
         )
-        bounds = SpoolLimits(config.spool_bytes, config.spool_tenant_bytes)
-        self.spool = Spool(place.spool, lambda: rng.randbytes(16), bounds)
-        self.outbox = Outbox(self.spool, self.upstream.export)
-        names, localities = Names(self.registry, self.scopes), Localities(self.registry, self.scopes)
-        aggregator = Aggregator(clock, names.find, localities.region)
-        rate = Rate(config.telemetry_bytes_per_s, config.telemetry_items_per_s)
-        self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate)
-        tokens = Tokens.load(cache, self.registry, rng.randbytes(32))
-        self.door = Door(config, place.inner / "h", self.registry, self.executables, self.intake, tokens)
+        self._put_river_together(rng)
         self.health = Health(
             config.state_dir,
             self.registry,
@@ -150,6 +142,19 @@ class Agent:
             self.spool,
         )
         self._ack = node_pb.ConfigAck()
+
+    def _put_river_together(self, rng: random.Random) -> None:
+        """Makes what takes telemetry in, keeps it on the disk, and hands it up."""
+        config = self._config
+        bounds = SpoolLimits(config.spool_bytes, config.spool_tenant_bytes)
+        self.spool = Spool(self._place.spool, lambda: rng.randbytes(16), bounds)
+        self.outbox = Outbox(self.spool, self.upstream.export)
+        names, localities = Names(self.registry, self.scopes), Localities(self.registry, self.scopes)
+        aggregator = Aggregator(self._clock, names.find, localities.region)
+        rate = Rate(config.telemetry_bytes_per_s, config.telemetry_items_per_s)
+        self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate)
+        tokens = Tokens.load(self._cache, self.registry, rng.randbytes(32))
+        self.door = Door(config, self._place.inner / "h", self.registry, self.executables, self.intake, tokens)
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
