@@ -32,37 +32,12 @@ from render import render, span_of
 from meshwarden.certs.clock import utc_now
 
 sys.path.append(str(Path(__file__).parents[1] / "prometheus"))
-from watch import Prometheus, watching
+from watch import OBJECTIVES, Prometheus, watching
 
 SCALE: Final = 60
 _DEADLINE_S: Final = 300.0
 _EVERY_S: Final = 2
 _MANIFESTS: Final = """\
-kind: SLO
-metadata: {tenant: platform, name: orders-availability}
-spec: {service: orders, availability: {}, objective: 99}
----
-kind: SLO
-metadata: {tenant: platform, name: orders-latency}
-spec: {service: orders, latency: {threshold: 2.5s}, objective: 90}
----
-kind: SLO
-metadata: {tenant: platform, name: billing-availability}
-spec: {service: billing, availability: {}, objective: 99, side: SERVICE}
----
-kind: RatePolicy
-metadata: {tenant: platform, name: orders}
-spec:
-  service: orders
-  limits: [{tenant: globex, requests: 2}]
----
-kind: RoutePolicy
-metadata: {tenant: platform, name: orders}
-spec:
-  service: orders
-  rules:
-  - split: [{version: v1, weight: 50}, {version: v2, weight: 50}]
----
 kind: Service
 metadata: {tenant: acme, name: batch}
 spec: {protocol: GRPC}
@@ -121,7 +96,7 @@ class Mesh:
     def apply(self) -> None:
         """Applies what the pictures want of policies and objectives."""
         path = self._directory / "show.yaml"
-        path.write_text(_MANIFESTS.replace("$uid", str(os.getuid())))
+        path.write_text(f"{OBJECTIVES}---\n{_MANIFESTS}".replace("$uid", str(os.getuid())))
         self.run("apply", "-f", str(path))
 
     def exec(self, node: str, entry: str, *command: str) -> subprocess.Popen[bytes]:

@@ -16,6 +16,33 @@ import yaml
 from meshwarden.controlplane.local.port import free_port
 
 HERE = Path(__file__).parent
+OBJECTIVES = """\
+kind: SLO
+metadata: {tenant: platform, name: orders-availability}
+spec: {service: orders, availability: {}, objective: 99}
+---
+kind: SLO
+metadata: {tenant: platform, name: orders-latency}
+spec: {service: orders, latency: {threshold: 2.5s}, objective: 90}
+---
+kind: SLO
+metadata: {tenant: platform, name: billing-availability}
+spec: {service: billing, availability: {}, objective: 99, side: SERVICE}
+---
+kind: RatePolicy
+metadata: {tenant: platform, name: orders}
+spec:
+  service: orders
+  limits: [{tenant: globex, requests: 2}]
+---
+kind: RoutePolicy
+metadata: {tenant: platform, name: orders}
+spec:
+  service: orders
+  rules:
+  - split: [{version: v1, weight: 50}, {version: v2, weight: 50}]
+"""
+"""What the sample mesh is held to: objectives, a limit, and a split that lets one version spoil half of the calls."""
 
 
 class Prometheus:

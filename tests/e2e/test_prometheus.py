@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from fault import full, small_disks, stopped
-from watch import Prometheus, watching
+from watch import OBJECTIVES, Prometheus, watching
 
 from meshwarden.controlplane.local import record
 from meshwarden.controlplane.local.check.call import http_calls, only
@@ -39,32 +39,6 @@ SCALE = 60
 # How fast a budget is spent when somebody is woken.
 PAGES = (14.4, 6.0)
 FAST, SLOW = (("SLOBurnFast", "platform/orders-availability"), ("SLOBurnSlow", "platform/orders-availability"))
-MANIFESTS = """\
-kind: SLO
-metadata: {tenant: platform, name: orders-availability}
-spec: {service: orders, availability: {}, objective: 99}
----
-kind: SLO
-metadata: {tenant: platform, name: orders-latency}
-spec: {service: orders, latency: {threshold: 2.5s}, objective: 90}
----
-kind: SLO
-metadata: {tenant: platform, name: billing-availability}
-spec: {service: billing, availability: {}, objective: 99, side: SERVICE}
----
-kind: RatePolicy
-metadata: {tenant: platform, name: orders}
-spec:
-  service: orders
-  limits: [{tenant: globex, requests: 2}]
----
-kind: RoutePolicy
-metadata: {tenant: platform, name: orders}
-spec:
-  service: orders
-  rules:
-  - split: [{version: v1, weight: 50}, {version: v2, weight: 50}]
-"""
 
 
 def panels(boards: Iterable[Path]) -> dict[tuple[str, str, str], str]:
@@ -116,7 +90,7 @@ def watched(start_shared: Callable[..., Any], shared_directory: Path) -> Iterato
         up = start_shared("watched")
         said = up.wait_until_up()
         manifest = shared_directory / "slo.yaml"
-        manifest.write_text(MANIFESTS)
+        manifest.write_text(OBJECTIVES)
         applied = up.run("apply", "-f", str(manifest))
         assert applied.returncode == 0, applied.stderr
         made = up.run("slo", "rules", "--scale", str(SCALE))
