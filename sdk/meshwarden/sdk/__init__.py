@@ -12,11 +12,13 @@
 
 from meshwarden.sdk.aio_handler import aio_server_interceptor
 from meshwarden.sdk.channel import aio_channel, channel
+from meshwarden.sdk.criticality import Criticality
 from meshwarden.sdk.error import AgentAway, NotStarted, SdkError
 from meshwarden.sdk.server import peer_identity, run, server
 
 __all__ = [
     "AgentAway",
+    "Criticality",
     "NotStarted",
     "SdkError",
     "aio_channel",

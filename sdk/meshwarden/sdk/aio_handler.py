@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk import peer
+from meshwarden.sdk import criticality, peer
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Known
 from meshwarden.sdk.deadline import Deadline
@@ -86,7 +86,9 @@ class ServedCall:
         self._context = context
         caller = peer.current()
         self._source = str(caller.spiffe_id) if caller is not None else ""
-        self._span = tracer().server(method, context.invocation_metadata() or (), self._source)
+        metadata = context.invocation_metadata() or ()
+        self._span = tracer().server(method, metadata, self._source)
+        criticality.serve(metadata)
         self._begun_s = time.perf_counter()
 
     def __enter__(self) -> "ServedCall":

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import grpc
 
-from meshwarden.sdk.outgoing import Outgoing
+from meshwarden.sdk.outgoing import Outgoing, along
 from meshwarden.sdk.trace import add_headers
 
 _OK: Final = grpc.StatusCode.OK
@@ -105,7 +105,7 @@ class _Method:
         """Makes a call and waits for its end. Nobody else hears of that, so it is told once."""
         outgoing, method = self._outgoing, self._method
         span = outgoing.span(method)
-        args = add_headers(args, kwargs, span.headers)
+        args = add_headers(args, kwargs, along(span))
         begun_s = time.perf_counter()
         try:
             answer = make(*args, **kwargs)

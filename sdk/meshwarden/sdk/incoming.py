@@ -20,6 +20,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
+from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.deadline import Deadline
@@ -95,7 +96,9 @@ class Incoming:
             shown.name(peer)
         call.source = shown.source
         if not call.is_health:
-            call.span = tracer().server(method, context.invocation_metadata(), shown.source)
+            metadata = context.invocation_metadata()
+            call.span = tracer().server(method, metadata, shown.source)
+            criticality.serve(metadata)
             self._limit(call, peer, method)
         if stream:
             number = next(self._numbers)

@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 import grpc
 
+from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.span import Headers, Span
@@ -106,7 +107,7 @@ class OutgoingCall:
     @property
     def headers(self) -> Headers:
         """What goes along with the call."""
-        return self._span.headers
+        return along(self._span)
 
     def end(self, code: grpc.StatusCode | None, details: str | None, trailing: Iterable[tuple[str, object]]) -> None:
         """The call has ended."""
@@ -115,6 +116,12 @@ class OutgoingCall:
         duration_s = time.perf_counter() - self._begun_s
         code = code or grpc.StatusCode.UNKNOWN
         self._outgoing.ended(self._method, self._span, duration_s, code, details or "", trailing)
+
+
+def along(span: Span) -> Headers:
+    """What goes along with a call: its trace, and how much it matters, as far as the call being served has said."""
+    level = criticality.headers()
+    return (*span.headers, *level) if level else span.headers
 
 
 def _decision(code: grpc.StatusCode, details: str, trailing: Iterable[tuple[str, object]]) -> _Decision:

@@ -21,6 +21,7 @@ from meshwarden.sdk.span import Headers, Metadata, Span, Tracer
 PARENT: Final = "traceparent"
 STATE: Final = "tracestate"
 MAX_STATE: Final = 512
+_OF_TRACE: Final = {PARENT, STATE, "baggage"}
 _METADATA_PLACE: Final = 2
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _incoming: contextvars.ContextVar[Headers] = contextvars.ContextVar("meshwarden_trace", default=())
@@ -66,15 +67,19 @@ def tracer() -> Tracer:
 
 
 def with_headers(metadata: Sequence[tuple[str, str | bytes]] | None, headers: Headers) -> list[tuple[str, str | bytes]]:
-    """Returns a call's metadata with the trace's headers; a traceparent that the program has set itself stands."""
+    """Returns a call's metadata with headers of ours; what the program has set itself stands.
+
+    A traceparent of its own is another trace, with which nothing goes that is said of ours.
+    """
     given = list(metadata or ())
-    if any(name == PARENT for name, _ in given):
-        return given
-    return [*given, *headers]
+    own = {name for name, _ in given}
+    if PARENT in own:
+        own |= _OF_TRACE
+    return [*given, *(header for header in headers if header[0] not in own)]
 
 
 def add_headers(args: tuple[Any, ...], kwargs: dict[str, Any], headers: Headers) -> tuple[Any, ...]:
-    """Puts the trace's headers into the arguments of a call: a request, timeout, metadata and so on, as grpc has them.
+    """Puts headers of ours into the arguments of a call: a request, timeout, metadata and so on, as grpc has them.
 
     Returns:
         The arguments by place; those by name are changed where they are.

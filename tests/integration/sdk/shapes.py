@@ -21,10 +21,11 @@ from meshwarden import sdk
 from meshwarden.sdk import telemetry
 
 SERVICE = "test.Shapes"
+KEPT = ("traceparent", "tracestate", sdk.criticality.KEY)
 
 
 def headers(context: Any) -> bytes:
-    found = {key: value for key, value in context.invocation_metadata() if key in ("traceparent", "tracestate")}
+    found = {key: value for key, value in context.invocation_metadata() if key in KEPT}
     return json.dumps([str(sdk.peer_identity(context)), found]).encode()
 
 
@@ -127,6 +128,8 @@ def call_sync() -> dict[str, Any]:
             answers["missing"] = code_of(error)
         own = (("traceparent", "00-" + "a" * 32 + "-" + "b" * 16 + "-01"), ("x-tenant", "globex"))
         answers["own trace"] = ask(b"fine", timeout=60, metadata=own).decode()
+        with sdk.criticality.calls_are(sdk.Criticality.SHEDDABLE):
+            answers["sheddable"] = ask(b"fine", timeout=60).decode()
     return answers
 
 

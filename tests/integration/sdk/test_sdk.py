@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy.neutral import Caller
+from meshwarden.sdk.criticality import KEY
 from meshwarden.v1.node_service_pb2 import ServerLimits
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
@@ -61,7 +62,7 @@ def test_every_shape_and_every_end_of_a_call_is_answered_and_counted_by_both_sid
     # What is a policy's doing is told apart from what is the program's.
     source = calling.agent.counted(CallStat.SOURCE)
     assert {decision for _, _, decision in source} == {CallStat.ALLOWED}
-    assert source[UNARY, "OK", CallStat.ALLOWED] == 3
+    assert source[UNARY, "OK", CallStat.ALLOWED] == 4
     assert source[FAN_OUT, "CANCELLED", CallStat.ALLOWED] == 1
     assert source[UNARY, "CANCELLED", CallStat.ALLOWED] == 1
 
@@ -134,6 +135,8 @@ def test_a_trace_that_the_program_sets_stands_and_a_tenant_header_means_nothing(
     caller, headers = json.loads(said["own trace"])
     assert caller == WEB
     assert headers["traceparent"].startswith("00-" + "a" * 32)
+    assert KEY not in headers
+    assert json.loads(said["sheddable"])[1][KEY] == "SHEDDABLE"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, self_signed_root
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
+from meshwarden.sdk import criticality
 from meshwarden.sdk.count import Counter
+from meshwarden.sdk.criticality import Criticality
 from meshwarden.sdk.incoming import Incoming, current_peer
 from meshwarden.sdk.trace import tracer
 from meshwarden.v1.node_service_pb2 import ServerLimits
@@ -31,6 +33,7 @@ class Context:
 
     def __init__(self, *pem: bytes) -> None:
         self.pem = pem
+        self.metadata: tuple[tuple[str, str], ...] = (("x-tenant", "globex"),)
         self.aborted: tuple[grpc.StatusCode, str] | None = None
 
     def auth_context(self) -> dict[str, list[bytes]]:
@@ -38,7 +41,7 @@ class Context:
         return {"security_level": [b"TSI_PRIVACY_AND_INTEGRITY"], **shown}
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("x-tenant", "globex"),)
+        return self.metadata
 
     def send_initial_metadata(self, metadata: Any) -> None:
         pass
@@ -105,6 +108,15 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def of(tenant: str) -> str:
     return f"spiffe://{DOMAIN}/tenant/{tenant}/service/web"
+
+
+def test_what_a_call_matters_goes_on_to_the_calls_made_for_it_and_no_further(world: World) -> None:
+    said, silent = world.context("acme"), world.context("acme")
+    said.metadata = ((criticality.KEY, "SHEDDABLE"),)
+    assert world.caller(said) == of("acme")
+    assert criticality.current() is Criticality.SHEDDABLE
+    assert world.caller(silent) == of("acme")
+    assert criticality.current() is None
 
 
 def test_peers_that_take_turns_are_each_themselves(world: World) -> None:
