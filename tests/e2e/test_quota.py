@@ -35,8 +35,7 @@ class Plan:
         name: of the service.
         protocol: that it speaks.
         data_plane: of its entries and its callers'.
-        program: that counts what it served.
-        servers: {version: (node, its part of the calls in per cent)}
+        servers: {version: (node, its part of the calls in per cent, a program that counts what it served)}
         op: how the probe calls.
         codes: of a call that went on, and of one that was refused.
         minted: what of a burst may be there again when shares move.
@@ -45,8 +44,7 @@ class Plan:
     name: str
     protocol: str
     data_plane: str
-    program: str
-    servers: dict[str, tuple[str, int]]
+    servers: dict[str, tuple[str, int, str]]
     op: dict[str, Any]
     codes: tuple[str, str]
     minted: int = 0
@@ -56,8 +54,12 @@ SDK = Plan(
     "orders",
     "GRPC",
     "PROXYLESS",
-    "counting_orders.py",
-    {"v1": ("node-a", 60), "v2": ("node-a", 25), "v3": ("node-b", 10), "v4": ("node-b", 5)},
+    {
+        "v1": ("node-a", 60, "counting_orders.py"),
+        "v2": ("node-a", 25, "counting_orders_aio.py"),
+        "v3": ("node-b", 10, "counting_orders.py"),
+        "v4": ("node-b", 5, "counting_orders_aio.py"),
+    },
     {"op": "grpc"},
     ("OK", "RESOURCE_EXHAUSTED"),
 )
@@ -66,8 +68,7 @@ ENVOY = Plan(
     "ledger",
     "HTTP",
     "ENVOY",
-    "counting_http.py",
-    {"v1": ("node-a", 80), "v2": ("node-b", 20)},
+    {"v1": ("node-a", 80, "counting_http.py"), "v2": ("node-b", 20, "counting_http.py")},
     {"op": "http", "host": "ledger.platform", "path": "/calls"},
     ("200", "429"),
     minted=2 * BURST,
@@ -131,9 +132,9 @@ class Quota:
 
     def apply(self) -> None:
         plan = self.plan
-        split = json.dumps([{"version": version, "weight": weight} for version, (_, weight) in plan.servers.items()])
+        split = json.dumps([{"version": version, "weight": weight} for version, (_, weight, _) in plan.servers.items()])
         text = TENANTS.replace("SPLIT", split).replace("LIMIT", f"{{tenant: acme, requests: {RATE}, burst: {BURST}}}")
-        for version, (node, _) in plan.servers.items():
+        for version, (node, _, _) in plan.servers.items():
             text += ENTRY.replace("VERSION", version).replace("NODE", node).replace("PORT", str(_free_port()))
         for word, value in (("NAME", plan.name), ("PROTOCOL", plan.protocol), ("PLANE", plan.data_plane)):
             text = text.replace(word, value)
@@ -153,10 +154,9 @@ class Quota:
         return program
 
     def serve(self) -> None:
-        program = str(Path(__file__).with_name(self.plan.program))
-        for version, (node, _) in self.plan.servers.items():
+        for version, (node, _, program) in self.plan.servers.items():
             entry = f"platform/{self.plan.name}-{version}"
-            self.start(node, entry, program, str(self.directory / f"served-{version}"))
+            self.start(node, entry, str(Path(__file__).with_name(program)), str(self.directory / f"served-{version}"))
 
     def call(self, node: str) -> "subprocess.Popen[str]":
         """Starts to call, as fast as five callers can."""

@@ -1,13 +1,15 @@
-"""Traces and counts the calls that a grpc.aio server serves, whatever their shape and their end.
+"""Limits, traces and counts the calls that a grpc.aio server serves, whatever their shape and their end.
 
-    server = grpc.aio.server(interceptors=[sdk.aio_server_interceptor()])
+    server = grpc.aio.server(interceptors=[peers, sdk.aio_server_interceptor()])
 
-Every call goes on: who may call, and how often, is enforced by `meshwarden.sdk.server` and by Envoy, not here. A caller
-is known where `meshwarden.sdk.peer.PeerInterceptor` stands before it; whom nobody has proved is traced and not counted.
+A caller is known where `meshwarden.sdk.peer.PeerInterceptor` stands before it, and held to its tenant's limits. Whom
+nobody has proved is traced and not counted, and refused as soon as a rate policy limits the program's service. Who may
+call at all is not asked here.
 """
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import time
@@ -21,6 +23,8 @@ from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Known
 from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.incoming import HEALTH, Key, served_call
+from meshwarden.sdk.limits import Limits
+from meshwarden.sdk.outgoing import DECISION_KEY
 from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -35,11 +39,21 @@ _log = logging.getLogger("meshwarden.sdk")
 class ServedInterceptor(grpc.aio.ServerInterceptor):
     """Wraps handlers, which must be async: coroutines or async generators. Others are left as they are, untraced."""
 
-    def __init__(self, link: AgentLink) -> None:
+    def __init__(self, link: AgentLink, *, enforce: bool = True) -> None:
+        """Begins to enforce the limits that `link` tells of; if not `enforce`, calls are only traced and counted."""
         self._link = link
         self._known = Known(served_call)
+        self._limits = Limits(link, time.monotonic) if enforce else None
         # {method: a handler, and what is served in its place}; a generic handler may make a new one each time
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+        if enforce:
+            link.listen(self._configured)
+
+    def close(self) -> None:
+        """Gives the share of limits back, as the end of the process would; takes half a second at most."""
+        if self._limits is not None:
+            self._link.unlisten(self._configured)
+            self._limits.close()
 
     async def intercept_service(
         self,
@@ -56,35 +70,52 @@ class ServedInterceptor(grpc.aio.ServerInterceptor):
             known = (handler, self._around(method, handler, is_new=known is None))
             if len(self._wrapped) < _MAX_METHODS:
                 self._wrapped[method] = known
+        if known[1] is handler and self._limits is not None:  # nothing of ours is around it
+            refusal = _unproved(self._link.find_config())
+            if refusal is not None:
+                return _refusing(*refusal)
         return known[1]
 
     def _around(self, method: str, handler: Handler, is_new: bool) -> Handler:
         inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
-            return _around(handler, inner, lambda context: ServedCall(self._link, self._known, method, context))
+            begin = functools.partial(ServedCall, self._link, self._known, self._limits, method)
+            return _around(handler, inner, begin)
         if is_new:  # said once
             _log.warning("calls of %s are not traced: its handler is not async", method)
         return handler
 
+    def _configured(self, config: Config) -> None:
+        if self._limits is not None:
+            self._limits.update(config.limits)
 
-def aio_server_interceptor() -> grpc.aio.ServerInterceptor:
+
+def aio_server_interceptor(*, enforce: bool = True) -> ServedInterceptor:
     """Makes an interceptor for a grpc.aio.server; put it behind those that check who calls.
+
+    Args:
+        enforce: whether the rate policies of the program's service hold here. False is for a server whose calls come by
+            way of an Envoy, which enforces them, or from outside of the mesh.
 
     Raises:
         NotStarted: the program doesn't run under a node agent.
     """
-    return ServedInterceptor(AgentLink.of_process())
+    return ServedInterceptor(AgentLink.of_process(), enforce=enforce)
 
 
 class ServedCall:
     """One call, from the moment that its handler may run."""
 
-    def __init__(self, link: AgentLink, known: Known[Config, Key], method: str, context: Any) -> None:
+    def __init__(
+        self, link: AgentLink, known: Known[Config, Key], limits: Limits | None, method: str, context: Any
+    ) -> None:
         self._link = link
         self._known = known
+        self._limits = limits
         self._method = method
         self._context = context
-        caller = peer.current()
+        self._caller = caller = peer.current()
+        self._decision: CallStat.Decision.ValueType = CallStat.ALLOWED
         self._source = str(caller.spiffe_id) if caller is not None else ""
         metadata = context.invocation_metadata() or ()
         self._span = tracer().server(method, metadata, self._source)
@@ -99,8 +130,35 @@ class ServedCall:
         self._span.end(code, details)
         config = self._link.find_config()
         if self._source and config is not None:
-            counted = self._known.get(config, (self._source, self._method, code.name, CallStat.ALLOWED))
+            counted = self._known.get(config, (self._source, self._method, code.name, self._decision))
             self._link.counter.add(counted, time.perf_counter() - self._begun_s, self._span.sampled)
+
+    async def admit(self) -> None:
+        """Lets the call go on, or aborts it.
+
+        Raises:
+            Exception: that of `context.abort`.
+        """
+        if self._limits is None:
+            return
+        config, caller = self._link.find_config(), self._caller
+        if caller is None or config is None:
+            refusal = _unproved(config)
+            if refusal is not None:
+                self._decision = CallStat.DENIED
+                await self._refuse(*refusal, "denied")
+            return
+        tenant = caller.spiffe_id.tenant or ""
+        decision = self._limits.take(tenant, self._method)
+        if not decision.allowed:
+            message, trailing = self._limits.refusal(decision, tenant, self._method)
+            self._decision = CallStat.LIMITED
+            await self._refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "limited", *trailing)
+
+    async def _refuse(
+        self, code: grpc.StatusCode, message: str, decision: str, *trailing: tuple[str, str | bytes]
+    ) -> None:
+        await self._context.abort(code, message, ((DECISION_KEY, decision), *trailing))
 
     def _ended(self, error: BaseException | None) -> tuple[grpc.StatusCode, str]:
         """What the caller is told, or would be if it were still there."""
@@ -126,12 +184,14 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
     write = None if handler.response_streaming else handler.response_serializer
 
     async def single(request_or_requests: Any, context: Any) -> Any:
-        with begin(context):
+        with begin(context) as call:
+            await call.admit()
             response = await inner(read(request_or_requests) if read else request_or_requests, context)
             return write(response) if write else response
 
     async def streaming(request_or_requests: Any, context: Any) -> None:
-        with begin(context):
+        with begin(context) as call:
+            await call.admit()
             answer = inner(read(request_or_requests) if read else request_or_requests, context)
             if isinstance(answer, Awaitable):  # a handler that writes by itself
                 await answer
@@ -153,6 +213,32 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
         handler.response_serializer if handler.response_streaming else None,
     )
     return traced
+
+
+def _unproved(config: Config | None) -> tuple[grpc.StatusCode, str] | None:
+    """What a caller is told whose tenant nobody has proved; None if it may go on.
+
+    To let it would be a way around every limit.
+    """
+    if config is None:
+        return grpc.StatusCode.UNAVAILABLE, "the node agent has not said yet which limits hold here: try again"
+    if config.limits.policy and not config.limits.spec.shadow:
+        return (
+            grpc.StatusCode.UNAUTHENTICATED,
+            f"RatePolicy {config.limits.policy} limits callers by their certificates, and nothing here proves yours",
+        )
+    return None
+
+
+def _refusing(code: grpc.StatusCode, message: str) -> Handler:
+    """A handler that aborts a call of any shape."""
+    made: Any = grpc
+
+    async def refuse(_: Any, context: Any) -> None:
+        await context.abort(code, message, ((DECISION_KEY, "denied"),))
+
+    handler: Handler = made.stream_stream_rpc_method_handler(refuse)
+    return handler
 
 
 def _text(details: bytes | str | None) -> str:

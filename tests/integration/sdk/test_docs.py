@@ -1,12 +1,16 @@
 """What docs/sdk.md prints runs as printed."""
 
 import re
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.quota_service_pb2 import Bucket, Share
+from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
+
 PAGE = Path(__file__).parents[3] / "docs" / "sdk.md"
-CALL, SERVE, CONFIGURE, AIO = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+CALL, SERVE, _, CONFIGURE, AIO = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 def test_the_examples_of_the_page(mesh: Any, port: int) -> None:
@@ -19,9 +23,18 @@ def test_the_examples_of_the_page(mesh: Any, port: int) -> None:
     assert program.end() == 0
 
 
-def test_the_example_of_an_aio_server(mesh: Any) -> None:
-    body = textwrap.indent(f"{AIO}await server.start()\nawait server.stop(None)\n", "    ")
-    imports = "import asyncio\nimport grpc\nfrom meshwarden import sdk\n"
-    source = f"{imports}async def main():\n{body}\nasyncio.run(main())\n"
-    program = mesh.workload("acme", "web").start("-c", source)
-    assert program.popen.wait(60) == 0, "".join(program.log)
+def test_the_example_of_an_aio_server(mesh: Any, port: int, until: Callable[..., Any]) -> None:
+    serving = mesh.workload("platform", "orders", port)
+    program = serving.start("-c", AIO)
+    mesh.until_open(serving, program)
+    acme = RateLimit(tenant="acme", requests=1000, burst=1000)
+    serving.tell(ServerLimits(policy="platform/orders", spec=RatePolicySpec(limits=[acme])))
+    serving.agent.shares = [Share(bucket=Bucket(policy="platform/orders", tenant="acme"), rate=1e-6, burst=3.0)]
+    _, probe = mesh.probe()
+    until(lambda: probe.ask("grpc")["codes"] == {"RESOURCE_EXHAUSTED": 1}, "its first calls, and no more")
+    assert "rate policy platform/orders limits tenant acme: try again in" in probe.ask("grpc")["errors"][0]
+    until(lambda: serving.agent.used["acme", "", "denied"] >= 2, "said")
+    _, globex = mesh.probe("globex", "web")
+    assert globex.ask("grpc")["codes"] == {"PERMISSION_DENIED": 1}, "its own admit"
+    assert program.end() == 0, "".join(program.log)
+    until(lambda: serving.agent.left == 1, "goodbye")

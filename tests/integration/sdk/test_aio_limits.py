@@ -1,0 +1,170 @@
+"""A grpc.aio server under limits: certificates through a front, calls of all shapes, and callers that nobody knows."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.verify import PeerVerifier
+from meshwarden.sdk.agent import Config
+from meshwarden.sdk.aio_handler import ServedInterceptor
+from meshwarden.sdk.front import Front
+from meshwarden.sdk.peer import PeerInterceptor
+from meshwarden.sdk.tls import server_context
+from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.report_pb2 import CallStat
+from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from instrumented import DEADLINE_S, Aio, Handlers, Link, certified, shown
+
+# One call each of them, and the next in a thousand seconds.
+SHAPES = ["Echo", "Fan", "Write", "Gather", "Both", "Read"]
+FEW = RateLimit(tenant="acme", requests=1, burst=2)
+FEW.per.FromSeconds(1000)
+
+
+def limits(*, scope: Any = RatePolicySpec.POINT, **fields: Any) -> ServerLimits:
+    return ServerLimits(policy="platform/orders", spec=RatePolicySpec(limits=[FEW], scope=scope, **fields))
+
+
+class Limited(Link):
+    """A link whose limits change."""
+
+    def __init__(self, bundles: dict[str, Any], told: ServerLimits | None = None) -> None:
+        super().__init__(bundles)
+        self.tell(told or ServerLimits())
+
+    def tell(self, told: ServerLimits) -> None:
+        before = self.config
+        self.config = Config(before.spiffe_id, before.bundles, told, 7, Path(), {})
+
+
+async def ended(channel: grpc.aio.Channel, method: str) -> grpc.aio.AioRpcError | None:
+    """How a call of its shape ends."""
+    path = f"/t.T/{method}"
+    try:
+        if method in ("Fan", "Write"):
+            assert [one async for one in channel.unary_stream(path)(b"1", timeout=DEADLINE_S)]
+        elif method == "Gather":
+            await channel.stream_unary(path)(iter([b"a"]), timeout=DEADLINE_S)
+        elif method in ("Both", "Read"):
+            assert [one async for one in channel.stream_stream(path)(iter([b"a"]), timeout=DEADLINE_S)]
+        else:
+            await channel.unary_unary(path)(b"1", timeout=DEADLINE_S)
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
+
+
+class Proved:
+    """A server behind a front, whose callers show certificates."""
+
+    def __init__(self, directory: Path, issuer: Any, link: Any) -> None:
+        self.issuer, self.link, self.handlers = issuer, link, Handlers()
+        self.own, self.web = certified(issuer)
+        inner = directory / "inner"
+        inner.mkdir(mode=0o700)
+        self.front = Front(inner / "s")
+        self.interceptor = ServedInterceptor(link)
+        peers = PeerInterceptor(self.front, PeerVerifier(lambda: {"mesh.test": issuer.bundle}, utc_now))
+        self.server = grpc.aio.server(interceptors=[peers, self.interceptor])
+        self.server.add_generic_rpc_handlers((self.handlers.generic(),))
+        self.server.add_insecure_port(self.front.inner_target)
+        self.port = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Proved"]:
+        own = self.own
+        context = server_context(own.chain_pem(), own.key_pem(), self.issuer.bundle.pem(), require_client=True)
+        await self.server.start()
+        async with self.front:
+            self.port = await self.front.serve_tls("127.0.0.1", 0, lambda: context)
+            yield self
+        await self.server.stop(None)
+        await self.server.wait_for_termination()
+
+    def channel(self, svid: Any = None) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(f"127.0.0.1:{self.port}", *shown(self.issuer, svid or self.web))
+
+
+@pytest.mark.parametrize("method", SHAPES)
+async def test_a_tenant_is_held_to_its_limit_whatever_the_shape(method: str, tmp_path: Path, authority: Any) -> None:
+    issuer = authority()
+    link = Limited({}, limits())
+    async with Proved(tmp_path, issuer, link).running() as proved, proved.channel() as channel:
+        assert [await ended(channel, method) for _ in range(2)] == [None, None]
+        for _ in range(3):
+            refused = await ended(channel, method)
+            assert refused is not None
+            assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "rate policy platform/orders limits tenant acme: try again in" in (refused.details() or "")
+        trailing = dict(refused.trailing_metadata())
+        assert trailing["x-meshwarden-policy"] == "RatePolicy platform/orders"
+        assert trailing["mesh-decision"] == "limited"
+        assert 1 <= int(trailing["retry-after"]) <= 1000
+        assert b"RetryInfo" in trailing["grpc-status-details-bin"]
+        globex = issuer.issue(SpiffeId.workload("mesh.test", "globex", "web"))
+        async with proved.channel(globex) as other:
+            assert [await ended(other, method) for _ in range(3)] == [None] * 3, "whom no limit names"
+    stats = {(stat.source, stat.status, stat.decision): stat.count for stat in link.counter.take()}
+    assert stats == {
+        (str(proved.web.spiffe_id), "OK", CallStat.ALLOWED): 2,
+        (str(proved.web.spiffe_id), "RESOURCE_EXHAUSTED", CallStat.LIMITED): 3,
+        (str(globex.spiffe_id), "OK", CallStat.ALLOWED): 3,
+    }
+
+
+async def test_a_header_is_not_a_tenant(tmp_path: Path, authority: Any) -> None:
+    issuer = authority()
+    async with Proved(tmp_path, issuer, Limited({}, limits())).running() as proved, proved.channel() as channel:
+        codes = []
+        for _ in range(3):
+            claims = (("x-meshwarden-tenant", "globex"), ("x-tenant", "globex"))
+            call = channel.unary_unary("/t.T/Echo")(b"", metadata=claims, timeout=DEADLINE_S)
+            codes.append(await call.code())
+    assert codes == [grpc.StatusCode.OK, grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED]
+
+
+@pytest.mark.parametrize("method", [*SHAPES, "Sync"])
+async def test_whom_nobody_has_proved_is_refused_under_a_policy_and_counts_for_nobody(
+    method: str, tmp_path: Path
+) -> None:
+    link = Limited({}, limits())
+    async with Aio(tmp_path, [ServedInterceptor(link)]) as aio:
+        refused = await ended(aio.channel, method)
+        assert refused is not None
+        assert refused.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "RatePolicy platform/orders limits callers by their certificates" in (refused.details() or "")
+        assert dict(refused.trailing_metadata())["mesh-decision"] == "denied"
+        for told in (ServerLimits(), limits(shadow=True)):
+            link.tell(told)
+            assert await ended(aio.channel, method) is None
+    assert link.counted() == {}
+
+
+async def test_nobody_gets_round_limits_before_they_are_known(tmp_path: Path, authority: Any) -> None:
+    issuer = authority()
+    link: Any = Limited({})
+    config, link.config = link.config, None
+    link.listen = lambda _: None
+    async with Proved(tmp_path, issuer, link).running() as proved, proved.channel() as channel:
+        refused = await ended(channel, "Echo")
+        assert refused is not None
+        assert refused.code() is grpc.StatusCode.UNAVAILABLE
+        link.config = config
+        assert await ended(channel, "Echo") is None
+
+
+async def test_a_server_that_an_envoy_guards_only_traces_and_counts(tmp_path: Path) -> None:
+    async with Aio(tmp_path, [ServedInterceptor(Limited({}, limits()), enforce=False)]) as aio:
+        for method in (*SHAPES, "Sync"):
+            for _ in range(3):
+                assert await ended(aio.channel, method) is None
