@@ -18,7 +18,7 @@ from meshwarden.controlplane.quota.leases import Leases as Divided
 from meshwarden.controlplane.quota.tree import OTHERS, Bucket, Level, Point
 from meshwarden.sdk.lease import Leases
 from meshwarden.v1 import quota_service_pb2
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec
 
 TENANTS, DECISIONS, LEAVES, HELD = 1000, 200_000, 10_000, 100_000
@@ -62,7 +62,7 @@ def _decision(name: str, spec: RatePolicySpec, rounds: int) -> Case:
 def _full(spec: RatePolicySpec) -> Leases:
     """Leases whose buckets never run dry meanwhile."""
     leases = Leases()
-    leases.update(ServerLimits(policy=POLICY, spec=spec), 0.0)
+    leases.update(PolicyLimits(policy=POLICY, spec=spec), 0.0)
     shares = []
     for number in range(TENANTS):
         leases.take(f"tenant-{number}", METHOD, 0.0)

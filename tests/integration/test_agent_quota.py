@@ -40,8 +40,7 @@ def limited(control_plane: Any) -> None:
     """Tells the agent that its workload's calls are limited."""
     update = node_pb.ConfigUpdate(revision=3)
     scope = update.scopes.add(scope="server/acme/web/grpc", full=True)
-    scope.limits.policy = POLICY
-    scope.limits.spec.limits.add(tenant="*", requests=100)
+    scope.limits.policies.add(policy=POLICY).spec.limits.add(tenant="*", requests=100)
     update.data_planes.add(id="acme/web#1/grpc", scopes=["server/acme/web/grpc"])
     control_plane.push(config=update)
 

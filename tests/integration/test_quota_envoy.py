@@ -35,7 +35,7 @@ class Quotas:
         self.point: Point | None = None
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> None:
-        self.point = point = Point("billing", lambda: POLICY)
+        self.point = point = Point("billing", lambda: {POLICY})
         limits = server_limits(self._rig.mesh, Name("platform", "billing"))
         await Envoy(self.points, point, lambda: limits).converse(requests, context.write)
 

@@ -148,9 +148,9 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         workload = await self._registered(context)
         parts, connection = self._parts, self._parts.attestor.connection(context.peer())
 
-        def policy() -> str:
+        def policies() -> list[str]:
             limits = parts.scopes.limits(f"{workload.id}/grpc")
-            return limits.policy if limits is not None else ""
+            return [said.policy for said in limits.policies] if limits is not None else []
 
         @contextlib.contextmanager
         def allow() -> Iterator[None]:
@@ -165,7 +165,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         try:
             if connection.pid is None or connection.pidfd is None:
                 raise Ended(grpc.StatusCode.PERMISSION_DENIED, "the calling process has ended")
-            point = parts.points.open(workload.id, (connection.pid, connection.pidfd), policy)
+            point = parts.points.open(workload.id, (connection.pid, connection.pidfd), policies)
             await converse(parts.points, point, request_iterator, context.write, allow)
         except TooMany as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))

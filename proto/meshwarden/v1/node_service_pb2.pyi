@@ -886,6 +886,26 @@ Global___XdsResource: _TypeAlias = XdsResource  # noqa: Y015
 class ServerLimits(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    POLICIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyLimits]: ...
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___PolicyLimits] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerLimits: _TypeAlias = ServerLimits  # noqa: Y015
+
+@_typing.final
+class PolicyLimits(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
     POLICY_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
@@ -903,4 +923,4 @@ class ServerLimits(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ServerLimits: _TypeAlias = ServerLimits  # noqa: Y015
+Global___PolicyLimits: _TypeAlias = PolicyLimits  # noqa: Y015

@@ -222,10 +222,11 @@ def _unproved(config: Config | None) -> tuple[grpc.StatusCode, str] | None:
     """
     if config is None:
         return grpc.StatusCode.UNAVAILABLE, "the node agent has not said yet which limits hold here: try again"
-    if config.limits.policy and not config.limits.spec.shadow:
+    said = next((said for said in config.limits.policies if not said.spec.shadow), None)
+    if said is not None:
         return (
             grpc.StatusCode.UNAUTHENTICATED,
-            f"RatePolicy {config.limits.policy} limits callers by their certificates, and nothing here proves yours",
+            f"RatePolicy {said.policy} limits callers by their certificates, and nothing here proves yours",
         )
     return None
 

@@ -97,7 +97,7 @@ class Leases:
         self._tenants: dict[str, _Tenant] = {}
         self._ends_s, self._stale = float("-inf"), True
 
-    def update(self, limits: node_service_pb2.ServerLimits, now_s: float) -> None:
+    def update(self, limits: node_service_pb2.PolicyLimits, now_s: float) -> None:
         """Puts other limits in force. What was spent stays spent, and shares stay what they are."""
         with self._lock:
             if limits.policy != self._policy:
@@ -122,7 +122,7 @@ class Leases:
                     return ALLOWED
                 known = self._open(tenant, limit, now_s)
                 if known is None:
-                    return Decision(False, _UNSHARED_WAIT_S, "tenant")
+                    return Decision(False, _UNSHARED_WAIT_S, "tenant", self._policy)
             bucket = self._part(known, method, now_s) if method in known.methods else known.rest
             # As `fill` does it; a call costs a tenth of a microsecond.
             if now_s > bucket.at_s:
@@ -135,6 +135,16 @@ class Leases:
             bucket.left -= 1
             bucket.allowed += 1
             return ALLOWED
+
+    def give_back(self, tenant: str, method: str, now_s: float) -> None:
+        """Puts back a call that was taken, and refused by another policy."""
+        with self._lock:
+            known = self._tenants.get(tenant)
+            if known is None:
+                return
+            bucket = known.parts.get(method, known.rest) if method in known.methods else known.rest
+            bucket.left = min(bucket.burst, bucket.fill(now_s) + 1)
+            bucket.allowed = max(0, bucket.allowed - 1)  # it may have been reported already
 
     @property
     def presses(self) -> bool:
@@ -196,7 +206,7 @@ class Leases:
             bucket.shadowed += 1
             return ALLOWED
         bucket.denied += 1
-        return Decision(False, bucket.wait_s(), level)
+        return Decision(False, bucket.wait_s(), level, self._policy)
 
     def _ask(self) -> None:
         if not self._pressed:

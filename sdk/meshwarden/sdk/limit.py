@@ -26,11 +26,13 @@ class Decision:
         allowed: whether it may.
         retry_after_s: if not, after how many seconds one more may.
         level: if not, whose limit it is: "tenant" or "method".
+        policy: if not, the policy's name.
     """
 
     allowed: bool
     retry_after_s: float = 0.0
     level: str = ""
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +49,20 @@ ONE: Final = 1 - 1e-6
 
 
 class Limiter:
-    """The buckets of one server, one per calling tenant. Safe to share between threads."""
+    """The buckets of one server under one policy, one per calling tenant. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._policy = ""
         self._rates: dict[str, Rate] = {}
         # What is left in a bucket, and as of when; absent: it is full.
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def update(self, limits: node_service_pb2.ServerLimits, now_s: float) -> None:
+    def update(self, limits: node_service_pb2.PolicyLimits, now_s: float) -> None:
         """Puts other limits in force. A bucket keeps the calls that were spent of it, up to the new burst."""
         rates = {limit.tenant: _rate(limit) for limit in limits.spec.limits}
         with self._lock:
+            self._policy = limits.policy
             old, self._rates = self._rates, rates
             kept = {}
             for tenant, bucket in self._buckets.items():
@@ -80,11 +84,18 @@ class Limiter:
             bucket = self._buckets.get(tenant)
             left = rate.burst if bucket is None else _left(bucket, rate, now_s)
             if left < ONE:
-                return Decision(False, (1 - left) * rate.interval_s, "tenant")
+                return Decision(False, (1 - left) * rate.interval_s, "tenant", self._policy)
             if bucket is None and len(self._buckets) >= MAX_BUCKETS:
                 self._forget_full(now_s)
             self._buckets[tenant] = (left - 1, now_s)
             return ALLOWED
+
+    def give_back(self, tenant: str, method: str, now_s: float) -> None:
+        """Puts back a call that was taken, and refused by another policy."""
+        with self._lock:
+            rate, bucket = self._rates.get(tenant) or self._rates.get(ANY_TENANT), self._buckets.get(tenant)
+            if rate is not None and bucket is not None:
+                self._buckets[tenant] = (min(float(rate.burst), _left(bucket, rate, now_s) + 1), now_s)
 
     def _forget_full(self, now_s: float) -> None:
         self._buckets = {

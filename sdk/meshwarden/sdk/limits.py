@@ -1,21 +1,22 @@
-"""The limits of one server, whichever scope its policy has, and what a caller is told that is over one."""
+"""The limits of one server: a call must pass every policy, whatever its scope; and what a refused caller is told."""
 
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
 
 import grpc
 
 from meshwarden.sdk import status_detail
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.lease import Leases
-from meshwarden.sdk.limit import Decision, Limiter, retry_after
+from meshwarden.sdk.limit import ALLOWED, Decision, Limiter, retry_after
 from meshwarden.sdk.share import ShareLink
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 POLICY_KEY: Final = "x-meshwarden-policy"
 _CODE: Final = int(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
+_Engine: TypeAlias = "Limiter | Leases"
 
 
 class Limits:
@@ -24,35 +25,40 @@ class Limits:
     def __init__(self, link: AgentLink, monotonic_s: Callable[[], float]) -> None:
         self._link, self._monotonic_s = link, monotonic_s
         self._lock = threading.Lock()
-        self._own = Limiter()
+        self._own: dict[str, Limiter] = {}
         self._shares: ShareLink | None = None
-        self._decide: Limiter | Leases = self._own
-        self._policy = ""
+        # In the order in which a call is held against them.
+        self._engines: tuple[_Engine, ...] = ()
 
     def update(self, limits: node_service_pb2.ServerLimits) -> None:
-        """Puts other limits in force."""
+        """Puts other limits in force; policies that stay keep what was spent."""
         now_s = self._monotonic_s()
         with self._lock:
-            is_shared = bool(limits.policy) and limits.spec.scope != RatePolicySpec.POINT
-            if not is_shared:
-                self._own.update(limits, now_s)
-                self._decide = self._own
-                self._drop_shares()
-            else:
-                if self._shares is None:
-                    self._shares = ShareLink(self._link, self._monotonic_s)
-                self._shares.leases.update(limits, now_s)
-                self._decide = self._shares.leases
-                self._shares.start()
-            self._policy = limits.policy
+            shared = [said for said in limits.policies if said.spec.scope != RatePolicySpec.POINT]
+            own = {said.policy: said for said in limits.policies if said.spec.scope == RatePolicySpec.POINT}
+            self._own = {policy: self._own.get(policy) or Limiter() for policy in own}
+            for policy, said in own.items():
+                self._own[policy].update(said, now_s)
+            leases = self._shared(shared, now_s)
+            self._engines = tuple(self._own.get(said.policy) or leases[said.policy] for said in limits.policies)
 
     def take(self, tenant: str, method: str) -> Decision:
-        """Takes one call, if the limits let it."""
-        return self._decide.take(tenant, method, self._monotonic_s())
+        """Takes one call, if every policy lets it."""
+        engines = self._engines
+        if not engines:
+            return ALLOWED
+        now_s = self._monotonic_s()
+        for number, engine in enumerate(engines):
+            decision = engine.take(tenant, method, now_s)
+            if not decision.allowed:
+                for taken in engines[:number]:
+                    taken.give_back(tenant, method, now_s)
+                return decision
+        return ALLOWED
 
     def refusal(self, decision: Decision, tenant: str, method: str) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
         """What a refused caller is told: the status message, and trailing metadata."""
-        wait, policy = retry_after(decision), self._policy
+        wait, policy = retry_after(decision), decision.policy
         level = f"tenant {tenant} at {method}" if decision.level == "method" else f"tenant {tenant}"
         message = f"rate policy {policy} limits {level}: try again in {wait} s"
         details = status_detail.limited(_CODE, message, decision.retry_after_s, tenant, f"RatePolicy {policy}: {level}")
@@ -66,6 +72,17 @@ class Limits:
         """Ends the stream to the agent, if there is one."""
         with self._lock:
             self._drop_shares()
+
+    def _shared(self, said: list[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Leases]:
+        """The leases of policies that hold across the mesh."""
+        if not said:
+            self._drop_shares()
+            return {}
+        if self._shares is None:
+            self._shares = ShareLink(self._link, self._monotonic_s)
+        leases = self._shares.update(said, now_s)
+        self._shares.start()
+        return leases
 
     def _drop_shares(self) -> None:
         if self._shares is not None:

@@ -8,14 +8,15 @@ import logging
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import grpc
 
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.lease import Leases
-from meshwarden.v1 import quota_service_pb2
+from meshwarden.v1 import node_service_pb2, quota_service_pb2
 
 _EVERY_S: Final = 1.0
 _LEAST_S: Final = 0.1
@@ -34,9 +35,11 @@ class ShareLink:
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries
         self._pressing, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._stream: _Stream | None = None
-        self.leases: Final = Leases(self._pressing.set)
-        """What the stream feeds."""
+        self._shares = _Shares(self._pressing.set)
+
+    def update(self, policies: Iterable[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Leases]:
+        """Puts other limits in force; returns the leases of each policy."""
+        return self._shares.update(policies, now_s)
 
     def start(self) -> None:
         """Begins, if it hasn't."""
@@ -55,7 +58,7 @@ class ShareLink:
         least_s, most_s = _BACKOFF_S
         pause_s, told = least_s, ""
         while not self._closing.is_set():
-            stream = _Stream(self.leases, self._pressing, self._closing, self._monotonic_s)
+            stream = _Stream(self._shares, self._pressing, self._closing, self._monotonic_s)
             try:
                 for response in self._link.share(stream.requests()):
                     pause_s, told = least_s, ""
@@ -73,13 +76,59 @@ class ShareLink:
             pause_s = min(pause_s * 2, most_s)
 
 
+class _Shares:
+    """The leases of all policies of a server: one enforcement point."""
+
+    def __init__(self, press: Callable[[], None]) -> None:
+        self._press = press
+        self._leases: Mapping[str, Leases] = MappingProxyType({})
+        self._ends_s = float("-inf")
+
+    @property
+    def presses(self) -> bool:
+        """Whether a call was refused or a bucket opened since the last report of usage."""
+        return any(leases.presses for leases in self._leases.values())
+
+    def update(self, policies: Iterable[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Leases]:
+        """Puts other limits in force; those of a policy that stays keep what they hold."""
+        found = {}
+        for said in policies:
+            leases = found[said.policy] = self._leases.get(said.policy) or Leases(self._press)
+            leases.update(said, now_s)
+            leases.prolong(self._ends_s, now_s)
+        self._leases = MappingProxyType(found)
+        return self._leases
+
+    def report(self, now_s: float, *, usage: bool, full: bool) -> quota_service_pb2.PointReport:
+        """What there is to say; see `Leases.report`."""
+        report = quota_service_pb2.PointReport()
+        for leases in self._leases.values():
+            report.MergeFrom(leases.report(now_s, usage=usage, full=full))
+        return report
+
+    def grant(self, shares: Iterable[quota_service_pb2.Share], now_s: float) -> None:
+        """Obeys shares; those of policies that aren't there are let go."""
+        by_policy: dict[str, list[quota_service_pb2.Share]] = {}
+        for share in shares:
+            by_policy.setdefault(share.bucket.policy, []).append(share)
+        for policy, granted in by_policy.items():
+            if (leases := self._leases.get(policy)) is not None:
+                leases.grant(granted, now_s)
+
+    def prolong(self, ends_s: float, now_s: float) -> None:
+        """The leases hold until `ends_s`."""
+        self._ends_s = max(self._ends_s, ends_s)
+        for leases in self._leases.values():
+            leases.prolong(self._ends_s, now_s)
+
+
 class _Stream:
     """One stream's reports and answers."""
 
     def __init__(
-        self, leases: Leases, pressing: threading.Event, closing: threading.Event, monotonic_s: Callable[[], float]
+        self, shares: _Shares, pressing: threading.Event, closing: threading.Event, monotonic_s: Callable[[], float]
     ) -> None:
-        self._leases, self._pressing, self._closing, self._monotonic_s = leases, pressing, closing, monotonic_s
+        self._shares, self._pressing, self._closing, self._monotonic_s = shares, pressing, closing, monotonic_s
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._sent_s: OrderedDict[int, float] = OrderedDict()
@@ -103,7 +152,7 @@ class _Stream:
         """Obeys an answer."""
         now_s = self._monotonic_s()
         for point in response.points:
-            self._leases.grant(point.shares, now_s)
+            self._shares.grant(point.shares, now_s)
         with self._lock:
             self._obeyed = response.sequence
             sent_s = self._sent_s.get(response.answers)
@@ -113,7 +162,7 @@ class _Stream:
             self._pressing.set()  # what was taken from us is given to others when we say so
         if sent_s is not None:
             ttl_s = response.ttl.seconds + response.ttl.nanos / 1e9
-            self._leases.prolong(sent_s + min(max(ttl_s, 0.0), _LONGEST_TTL_S), now_s)
+            self._shares.prolong(sent_s + min(max(ttl_s, 0.0), _LONGEST_TTL_S), now_s)
 
     def end(self) -> None:
         """Ends the reports."""
@@ -128,10 +177,10 @@ class _Stream:
                 self._sent_s.popitem(last=False)
             obeyed = self._obeyed
         # Usage in many small pieces would say little: what is only to be acknowledged goes without.
-        usage = closing or self._leases.presses or now_s - self._told_s >= 0.9 * _EVERY_S
+        usage = closing or self._shares.presses or now_s - self._told_s >= 0.9 * _EVERY_S
         if usage:
             self._told_s = now_s
-        report = self._leases.report(now_s, usage=usage, full=sequence == 1)
+        report = self._shares.report(now_s, usage=usage, full=sequence == 1)
         report.acknowledged, report.begins = obeyed, sequence == 1
         # By any name: the agent knows who calls.
         return quota_service_pb2.ShareRequest(sequence=sequence, points=[report], left=["self"] if closing else ())

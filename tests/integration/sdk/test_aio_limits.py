@@ -17,7 +17,7 @@ from meshwarden.sdk.aio_handler import ServedInterceptor
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
@@ -32,7 +32,8 @@ FEW.per.FromSeconds(1000)
 
 
 def limits(*, scope: Any = RatePolicySpec.POINT, **fields: Any) -> ServerLimits:
-    return ServerLimits(policy="platform/orders", spec=RatePolicySpec(limits=[FEW], scope=scope, **fields))
+    said = PolicyLimits(policy="platform/orders", spec=RatePolicySpec(limits=[FEW], scope=scope, **fields))
+    return ServerLimits(policies=[said])
 
 
 class Limited(Link):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
@@ -28,7 +28,8 @@ def test_the_example_of_an_aio_server(mesh: Any, port: int, until: Callable[...,
     program = serving.start("-c", AIO)
     mesh.until_open(serving, program)
     acme = RateLimit(tenant="acme", requests=1000, burst=1000)
-    serving.tell(ServerLimits(policy="platform/orders", spec=RatePolicySpec(limits=[acme])))
+    said = PolicyLimits(policy="platform/orders", spec=RatePolicySpec(limits=[acme]))
+    serving.tell(ServerLimits(policies=[said]))
     serving.agent.shares = [Share(bucket=Bucket(policy="platform/orders", tenant="acme"), rate=1e-6, burst=3.0)]
     _, probe = mesh.probe()
     until(lambda: probe.ask("grpc")["codes"] == {"RESOURCE_EXHAUSTED": 1}, "its first calls, and no more")

@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy.neutral import Caller
 from meshwarden.sdk.criticality import KEY
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
@@ -167,7 +167,7 @@ def test_a_limit_holds_for_its_tenant_alone_and_says_when_to_try_again(mesh: Any
     _, globex = mesh.probe("globex", "web")
     limit = RateLimit(tenant="acme", requests=1, per=Duration(seconds=3600), burst=5)
     spec = RatePolicySpec(scope=RatePolicySpec.POINT, limits=[limit])
-    serving.tell(ServerLimits(policy="platform/orders", spec=spec))
+    serving.tell(ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=spec)]))
     until(lambda: "RESOURCE_EXHAUSTED" in acme.ask("grpc")["codes"], "limited")
     answer = acme.ask("grpc", count=10)
     assert answer["codes"] == {"RESOURCE_EXHAUSTED": 10}

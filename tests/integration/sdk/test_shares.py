@@ -8,7 +8,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from meshwarden.controlplane.policy.neutral import Caller
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec
@@ -20,7 +20,8 @@ POLICY = "platform/orders"
 def limits(**fields: Any) -> ServerLimits:
     parts = [MethodLimit(method=WATCH, requests=1000, burst=1000)]
     acme = RateLimit(tenant="acme", requests=1000, burst=1000, methods=parts)
-    return ServerLimits(policy=POLICY, spec=RatePolicySpec(limits=[acme], **fields))
+    said = PolicyLimits(policy=POLICY, spec=RatePolicySpec(limits=[acme], **fields))
+    return ServerLimits(policies=[said])
 
 
 def share(rate: float, burst: float, method: str = "") -> Share:

@@ -128,13 +128,13 @@ def test_a_refused_data_plane_gets_nothing(tmp_path: Path) -> None:
 def test_limits_stay_until_they_change(tmp_path: Path) -> None:
     store = ScopeStore(Cache(tmp_path))
     first = update(1, "a")
-    first.scopes[0].limits.policy = "acme/limit"
-    first.scopes[0].limits.spec.limits.append(resources.RateLimit(tenant="*", requests=20))
+    spec = first.scopes[0].limits.policies.add(policy="acme/limit").spec
+    spec.limits.append(resources.RateLimit(tenant="*", requests=20))
     store.apply(first)
     store.apply(update(2, "b"))
     limits = store.limits("p")
     assert limits is not None
-    assert limits.policy == "acme/limit"
+    assert [said.policy for said in limits.policies] == ["acme/limit"]
     assert store.limits("unknown") is None
 
 

@@ -8,7 +8,7 @@ from google.protobuf import json_format
 from meshwarden.agents.quota.assignment import ALLOW, DENY, IDLE_S, PATIENCE_S, RENEWAL_S, Assignments
 from meshwarden.agents.quota.point import MAX_BUCKETS, Key
 from meshwarden.v1 import quota_service_pb2 as pb
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.xds import api
 
 POLICY = "platform/billing"
@@ -16,7 +16,8 @@ KEY = Key(POLICY, "acme", "")
 
 
 def limits(**spec: Any) -> ServerLimits:
-    return json_format.ParseDict({"policy": POLICY, "spec": {"service": "billing", **spec}}, ServerLimits())
+    said = {"policy": POLICY, "spec": {"service": "billing", **spec}}
+    return json_format.ParseDict({"policies": [said]}, ServerLimits())
 
 
 def share(rate: float, burst: float, key: Key = KEY) -> pb.Share:
@@ -102,7 +103,7 @@ def test_nothing_is_denied_and_a_bucket_at_rest_let_go() -> None:
 def test_buckets_of_a_policy_that_has_ended_are_let_go() -> None:
     assignments = Assignments()
     assignments.use(KEY, 0.0)
-    assert strategies(assignments.due(ServerLimits(policy="platform/other"), 0.0)) == [None]
+    assert strategies(assignments.due(ServerLimits(policies=[PolicyLimits(policy="platform/other")]), 0.0)) == [None]
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0, 1e300, 0.09])

@@ -26,7 +26,8 @@ def limits_of(requests: int, per_s: int) -> tuple[Mesh, Limits]:
     mesh = Mesh("mesh.test")
     message = json_format.ParseDict(fields, resources_pb2.RatePolicy())
     mesh.apply([Change(Key("RatePolicy", "platform", "r"), message)])
-    return mesh, rate.limits(mesh, ORDERS)
+    (said,) = rate.limits(mesh, ORDERS)
+    return mesh, said
 
 
 @given(st.integers(1, 1_000_000), st.integers(1, 3600))
@@ -47,7 +48,7 @@ def test_a_bucket_fills_at_the_rate_and_no_more_often_than_envoy_takes(requests:
 def test_both_data_planes_let_the_same_burst_through(requests: int, per_s: int, now_s: float) -> None:
     mesh, limits = limits_of(requests, per_s)
     limiter = Limiter()
-    limiter.update(server_limits(mesh, ORDERS), now_s)
+    limiter.update(server_limits(mesh, ORDERS).policies[0], now_s)
     burst = bucket(limits.limits[0].rate)["max_tokens"]
     assert burst == max(1, int(requests / per_s / 10))
     assert all(limiter.take("acme", "/a.B/C", now_s).allowed for _ in range(burst))

@@ -80,20 +80,20 @@ def test_own_limit_comes_before_the_one_for_all_others() -> None:
         "service": "orders",
         "limits": [{"tenant": "*", "requests": 600, "per": "60s"}, {"tenant": "acme", "requests": 20}],
     }
-    compiled = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    (compiled,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
     acme, other = compiled.find("acme"), compiled.find("globex")
     assert acme is not None
     assert acme.rate == Rate(20, 1.0, 20)
     assert other is not None
     assert (other.tenant, other.rate.burst) == ("*", 10)
     spec["scope"] = "POINT"
-    compiled = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    (compiled,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
     assert [limit.rate.burst for limit in compiled.limits] == [1, 2]
 
 
 def test_a_total_limits_the_tenants_that_nothing_names() -> None:
     spec = {"service": "orders", "total": {"requests": 7}, "limits": [{"tenant": "acme", "requests": 2, "floor": 1}]}
-    compiled = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    (compiled,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
     assert compiled.find("globex") == Limit("*", Rate(7, 1.0, 7))
     assert compiled.find("acme") == Limit("acme", Rate(2, 1.0, 2), floor=1)
 
@@ -114,7 +114,7 @@ def test_a_spec_that_leaves_nothing_out_means_the_same(
     spec = {"service": "orders", "limits": [limit], "total": c, "whenAway": away, "shadow": shadow}
     if away == "FALLBACK":
         spec["fallback"] = b
-    said = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    (said,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
     assert said.policy is not None
     assert rate.of_spec(ORDERS, said.policy, rate.to_spec(said)) == said
 

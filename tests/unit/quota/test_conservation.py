@@ -21,7 +21,7 @@ from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.sdk.lease import STARTER, Leases
 from meshwarden.v1 import quota_service_pb2 as pb
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 pytestmark = pytest.mark.timeout(300)
@@ -55,7 +55,7 @@ class Server:
     def start(self) -> None:
         """Starts, or starts again with nothing."""
         self.leases = Leases(self.press)
-        self.leases.update(ServerLimits(policy=POLICY, spec=SPEC), 0.0)
+        self.leases.update(PolicyLimits(policy=POLICY, spec=SPEC), 0.0)
         self.opened += 1
         self.cut()
 

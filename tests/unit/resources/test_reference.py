@@ -127,10 +127,12 @@ def test_a_whole_mesh_may_come_in_one_batch_in_any_order(mesh: View) -> None:
             " RoutePolicy",
         ),
         (
-            "kind: RatePolicy\nmetadata: {tenant: platform, name: second}\n"
-            "spec: {service: orders, limits: [{tenant: '*', requests: 1}]}",
-            "resources[0].spec.service: RatePolicy platform/orders is for this service already: a service has at most one"
-            " RatePolicy",
+            "\n---\n".join(
+                f"kind: RatePolicy\nmetadata: {{tenant: platform, name: p{number}}}\n"
+                "spec: {service: orders, limits: [{tenant: '*', requests: 1}]}"
+                for number in range(8)
+            ),
+            "resources[7].spec.service: a service has at most 8 RatePolicies",
         ),
         (
             "kind: RatePolicy\nmetadata: {tenant: platform, name: orders}\n"
@@ -291,3 +293,16 @@ def test_a_batch_costs_what_its_own_services_have(monkeypatch: pytest.MonkeyPatc
     found = reference_faults(batch("\n---\n".join(changed[:50])), view)
     assert len(found) == 50
     assert asked <= 50 * 3
+
+
+ENVOY = "kind: WorkloadEntry\nmetadata: {tenant: platform, name: orders-v2}\nspec: {service: orders, nodes: [n3], selectors: {uid: 1003}, dataPlane: ENVOY}\n"
+SECOND = "kind: RatePolicy\nmetadata: {tenant: platform, name: second}\nspec: {service: orders, limits: [{tenant: '*', requests: 1}]}\n"
+
+
+def test_a_service_may_have_several_rate_policies_but_where_envoys_serve_it(mesh: View) -> None:
+    assert not told(SECOND, mesh)
+    reason = "RatePolicy platform/orders is for this service already, and an Envoy (WorkloadEntry platform/orders-v2) holds one RatePolicy of a service"
+    of_entry = f"spec.dataPlane: RatePolicy platform/second can't be held: spec.service: {reason}"
+    assert told(f"{SECOND}---\n{ENVOY}", mesh) == [f"resources[0].spec.service: {reason}", f"resources[1].{of_entry}"]
+    mesh.put(batch(SECOND)[0])
+    assert told(ENVOY, mesh) == [f"resources[0].{of_entry}"]

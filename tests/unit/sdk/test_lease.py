@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from meshwarden.sdk import lease
 from meshwarden.sdk.lease import IDLE_S, LATELY_S, STARTER, Leases
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec
 
@@ -29,7 +29,7 @@ def spec(**fields: Any) -> RatePolicySpec:
 
 def made(policy: RatePolicySpec | None = None, press: Any = lambda: None) -> Leases:
     leases = Leases(press)
-    leases.update(ServerLimits(policy=POLICY, spec=policy or spec()), 0.0)
+    leases.update(PolicyLimits(policy=POLICY, spec=policy or spec()), 0.0)
     return leases
 
 
@@ -210,10 +210,10 @@ def test_what_was_spent_stays_spent_under_another_limit() -> None:
     leases.grant([share("acme", 100, 100)], 0.0)
     assert spend(leases, "acme", 10.0, 100) == 100
     lower = spec(limits=[RateLimit(tenant="acme", requests=5, burst=5)])
-    leases.update(ServerLimits(policy=POLICY, spec=lower), 10.0)
+    leases.update(PolicyLimits(policy=POLICY, spec=lower), 10.0)
     assert spend(leases, "acme", 10.0, 100) == 0
     assert spend(leases, "acme", 20.0, 100) == 5, "the lower limit holds before its share has come"
-    leases.update(ServerLimits(policy=POLICY, spec=spec(limits=[])), 20.0)
+    leases.update(PolicyLimits(policy=POLICY, spec=spec(limits=[])), 20.0)
     assert spend(leases, "acme", 20.0, 100) == 100
 
 

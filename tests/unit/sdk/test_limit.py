@@ -6,18 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.sdk.limit import MAX_BUCKETS, Decision, Limiter, retry_after
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 GET = "/shop.v1.Orders/Get"
 
 
-def limits(tenant: str = "acme", requests: int = 8, per_s: int = 1, burst: int = 4) -> ServerLimits:
+def limits(tenant: str = "acme", requests: int = 8, per_s: int = 1, burst: int = 4) -> PolicyLimits:
     rate = RateLimit(tenant=tenant, requests=requests, per=Duration(seconds=per_s), burst=burst)
-    return ServerLimits(policy="platform/orders", spec=RatePolicySpec(scope=RatePolicySpec.POINT, limits=[rate]))
+    return PolicyLimits(policy="platform/orders", spec=RatePolicySpec(scope=RatePolicySpec.POINT, limits=[rate]))
 
 
-def limiter(config: ServerLimits) -> Limiter:
+def limiter(config: PolicyLimits) -> Limiter:
     made = Limiter()
     made.update(config, 0.0)
     return made

@@ -71,17 +71,17 @@ class Assignments:
 
     def due(self, limits: node_service_pb2.ServerLimits, now_s: float) -> list[dict[str, Any]]:
         """The actions to send now, in JSON form: what has changed, and what must be renewed."""
-        actions, spec = [], limits.spec
-        ttl = _KEPT if spec.when_away in (RatePolicySpec.WHEN_AWAY_UNSPECIFIED, RatePolicySpec.KEEP_LAST) else _LEASED
+        actions, specs = [], {said.policy: said.spec for said in limits.policies}
         for key, bucket in list(self._buckets.items()):
-            if key.policy != limits.policy or _is_over(bucket, now_s):
+            spec = specs.get(key.policy)
+            if spec is None or _is_over(bucket, now_s):
                 del self._buckets[key]
                 actions.append(_action(key, {"abandon_action": {}}))
                 continue
             strategy = self._strategy(bucket, spec, now_s)
             if strategy is not None and (strategy != bucket.said or now_s - bucket.said_s >= RENEWAL_S):
                 bucket.said, bucket.said_s = strategy, now_s
-                assigned = {"assignment_time_to_live": ttl, "rate_limit_strategy": strategy}
+                assigned = {"assignment_time_to_live": _ttl(spec), "rate_limit_strategy": strategy}
                 actions.append(_action(key, {"quota_assignment_action": assigned}))
         return actions
 
@@ -96,6 +96,12 @@ class Assignments:
         if bucket.share is not None:
             return _tokens(bucket.share)
         return _tokens(STARTER) if now_s - bucket.opened_s >= PATIENCE_S else None
+
+
+def _ttl(spec: RatePolicySpec) -> str:
+    """How long an assignment holds that the agent doesn't renew."""
+    keeps = spec.when_away in (RatePolicySpec.WHEN_AWAY_UNSPECIFIED, RatePolicySpec.KEEP_LAST)
+    return _KEPT if keeps else _LEASED
 
 
 def _is_over(bucket: _Bucket, now_s: float) -> bool:

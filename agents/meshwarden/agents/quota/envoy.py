@@ -72,10 +72,13 @@ class EnvoyQuotas:
         def said() -> node_service_pb2.ServerLimits:
             return self._limits(plane) or nothing
 
+        def policies() -> list[str]:
+            return [limits.policy for limits in said().policies]
+
         if connection.pid is None or connection.pidfd is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the kernel does not say who is calling")
         try:
-            return self._points.open(workload.id, (connection.pid, connection.pidfd), lambda: said().policy), said
+            return self._points.open(workload.id, (connection.pid, connection.pidfd), policies), said
         except TooMany as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         raise AssertionError("abort raises")
@@ -112,10 +115,11 @@ class Envoy:
     def _take(self, reports: Any) -> None:
         """Takes what an Envoy has used; what it says of time is its own clock's, and not read."""
         now_s, report = self._points.now_s, pb.PointReport()
+        policies = {limits.policy for limits in self._limits().policies}
         for usage in reports.bucket_quota_usages:
             named = dict(usage.bucket_id.bucket)
             key = Key(*(named.get(name, "") for name in (names.POLICY, names.TENANT, names.METHOD)))
-            if key.policy == self._limits().policy and not self._assignments.use(key, now_s):
+            if key.policy in policies and not self._assignments.use(key, now_s):
                 continue
             allowed, denied = min(usage.num_requests_allowed, MAX_COUNT), min(usage.num_requests_denied, MAX_COUNT)
             report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied)

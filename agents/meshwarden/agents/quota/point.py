@@ -7,7 +7,7 @@ is open now.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
@@ -62,9 +62,9 @@ class Amount(NamedTuple):
 class Point:
     """One enforcement point. Used on the event loop's thread alone."""
 
-    def __init__(self, name: str, policy: Callable[[], str]) -> None:
-        """`name` is unique on the node; `policy` says whose buckets it may speak of at present."""
-        self.name, self._policy = name, policy
+    def __init__(self, name: str, policies: Callable[[], Container[str]]) -> None:
+        """`name` is unique on the node; `policies` says whose buckets it may speak of at present."""
+        self.name, self._policies = name, policies
         self.foreign = 0
         """Buckets in its reports that are none of its own, or whose names are none."""
         self._is_told = self._is_known = False
@@ -179,7 +179,7 @@ class Point:
         return self._size_bytes
 
     def _own(self, bucket: pb.Bucket) -> Key | None:
-        if bucket.policy != self._policy() or any(
+        if bucket.policy not in self._policies() or any(
             len(getattr(bucket, name)) > most for name, most in _MAX_NAMES.items()
         ):
             self.foreign += 1

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 import anyio
@@ -67,13 +67,13 @@ class Points:
         """The present, on the clock of `answered_s`."""
         return self._now_s()
 
-    def open(self, owner: str, process: tuple[int, int], policy: Callable[[], str]) -> Point:
+    def open(self, owner: str, process: tuple[int, int], policies: Callable[[], Container[str]]) -> Point:
         """A new point; `close` ends it.
 
         Args:
             owner: the workload's id.
             process: its pid, and a pidfd, which stays the caller's.
-            policy: whose buckets it may speak of.
+            policies: whose buckets it may speak of.
 
         Raises:
             TooMany: it, or the node, has as many as it may.
@@ -87,7 +87,7 @@ class Points:
         if (lost := self._lost.pop(name, None)) is not None:
             os.close(lost[0])
         self._processes[name] = os.dup(pidfd)
-        point = self._points[name] = Point(name, policy)
+        point = self._points[name] = Point(name, policies)
         self._some.set()
         return point
 

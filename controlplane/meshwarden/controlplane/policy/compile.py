@@ -108,10 +108,9 @@ def compile_scope(
 
 def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
     """The limits of a service, for the SDK's servers and for who speaks for an Envoy."""
-    said = rate.limits(mesh, service)
-    answer = node_service_pb2.ServerLimits(policy=str(said.policy or ""))
-    if said.policy is not None:
-        answer.spec.CopyFrom(rate.to_spec(said))
+    answer = node_service_pb2.ServerLimits()
+    for said in rate.limits(mesh, service):
+        answer.policies.add(policy=str(said.policy), spec=rate.to_spec(said))
     return answer
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Name, Rate
+from meshwarden.controlplane.policy.neutral import Limits, Name, Rate
 from meshwarden.v1 import admin_service_pb2, resources_pb2
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -143,14 +143,20 @@ def _route(call: _Call) -> None:
 
 
 def _limit(call: _Call) -> None:
-    said = rate.limits(call.mesh, call.callee)
-    tenant = call.caller.tenant
+    policies = rate.limits(call.mesh, call.callee)
+    for said in policies:
+        _limit_of(call, said)
+    if not policies:
+        call.step("limit", True, f"tenant {call.caller.tenant} is not limited")
+
+
+def _limit_of(call: _Call, said: Limits) -> None:
+    tenant, title = call.caller.tenant, f"RatePolicy {said.policy}"
     limit = said.find(tenant)
-    title = f"RatePolicy {said.policy}" if said.policy else ""
     if limit is None:
         call.step("limit", True, f"tenant {tenant} is not limited", title)
         return
-    call.answer.limit = _rate(limit.rate)
+    call.answer.limit = f"{call.answer.limit}; {_rate(limit.rate)}" if call.answer.limit else _rate(limit.rate)
     where = "across the mesh" if said.mesh else "at each enforcement point"
     shared = "one limit for the tenant" if limit.tenant == tenant else "a limit of its own, as every tenant not named"
     text = f"{_rate(limit.rate)} {where}: {shared}"

@@ -16,11 +16,10 @@ _AWAY: Final[dict["RatePolicySpec.WhenAway.ValueType", Literal["keep", "fallback
 }
 
 
-def limits(mesh: Mesh, service: Name) -> Limits:
-    """How much each tenant may call a service. Of two policies, which validation refuses, the first by name counts."""
-    for key, policy in mesh.of_service("RatePolicy", service).items():
-        return of_spec(service, Name(key.tenant, key.name), policy.spec)
-    return Limits(service)
+def limits(mesh: Mesh, service: Name) -> tuple[Limits, ...]:
+    """How much each tenant may call a service, by policy, in the order of their names: a call must pass them all."""
+    policies = mesh.of_service("RatePolicy", service).items()
+    return tuple(of_spec(service, Name(key.tenant, key.name), policy.spec) for key, policy in policies)
 
 
 def of_spec(service: Name, policy: Name, spec: Any) -> Limits:

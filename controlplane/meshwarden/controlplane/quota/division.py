@@ -57,7 +57,7 @@ class Division:
         self.leases: Leases | None = None
         """All leases; None while another process divides."""
         self._usages, self._ignored = Usages(), Counter[str]()
-        self._trees: dict[Name, tuple[str, Level]] = {}
+        self._trees: dict[Name, dict[str, Level]] = {}
         self._streams: dict[str, NodeStream] = {}
         self._work, self._wanted = asyncio.Event(), asyncio.Event()
 
@@ -77,7 +77,7 @@ class Division:
     def touch(self, impact: Impact) -> None:
         """Takes note of changed policies."""
         for service in impact.servers:
-            if tree_of(rate.limits(self.mesh, service)) is not None:
+            if any(limits.mesh for limits in rate.limits(self.mesh, service)):
                 self._wanted.set()  # a mesh without such policies has nobody who divides
             self._arrange(service)
 
@@ -95,7 +95,7 @@ class Division:
         tenant, _, name = policy.partition("/")
         resource = self.mesh.find("RatePolicy", tenant, name)
         known = self._trees.get(Name(tenant, resource.spec.service)) if resource is not None else None
-        return known[1] if known is not None and known[0] == policy else None
+        return known.get(policy) if known is not None else None
 
     def hosts(self, node: str, policy: str) -> bool:
         """Whether a node may speak of a policy's buckets: it runs the policy's service."""
@@ -105,7 +105,7 @@ class Division:
 
     def policies(self) -> Iterable[str]:
         """The policies that are divided."""
-        return sorted(policy for policy, _ in self._trees.values())
+        return sorted(policy for trees in self._trees.values() for policy in trees)
 
     def states(self, policy: str, shown: Callable[[str], bool], *, whole: bool) -> list[QuotaState]:
         """How a policy's limits are divided at this moment; see `view.states`."""
@@ -157,7 +157,7 @@ class Division:
         self._trees = {}
         for service in self.mesh.services():
             self._arrange(service)
-        log.info("quota.dividing", policies=len(self._trees))
+        log.info("quota.dividing", policies=len(list(self.policies())))
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._tick_steadily)
@@ -213,17 +213,17 @@ class Division:
                 stream.say(pb.ShareResponse(sequence=number, points=points))
 
     def _arrange(self, service: Name) -> None:
-        """Puts a service's policy in force as it is now."""
+        """Puts a service's policies in force as they are now."""
         if self.leases is None:
             return
-        limits = rate.limits(self.mesh, service)
-        tree, policy = tree_of(limits), str(limits.policy)
-        before = self._trees.pop(service, None)
-        if before is not None and (tree is None or before[0] != policy):
-            self.leases.put(before[0], None)
-            self._usages.forget(before[0])
-        if tree is not None:
-            self._trees[service] = (policy, tree)
-            if before != (policy, tree):
+        trees = {str(limits.policy): tree_of(limits) for limits in rate.limits(self.mesh, service) if limits.mesh}
+        before = self._trees.pop(service, {})
+        if trees:
+            self._trees[service] = trees
+        for policy in before.keys() - trees.keys():
+            self.leases.put(policy, None)
+            self._usages.forget(policy)
+        for policy, tree in trees.items():
+            if before.get(policy) != tree:
                 self.leases.put(policy, tree)
                 self._work.set()

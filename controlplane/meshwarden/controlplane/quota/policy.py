@@ -8,10 +8,8 @@ from meshwarden.controlplane.quota.tree import REST, Bucket, Level
 from meshwarden.v1 import quota_service_pb2 as pb
 
 
-def tree_of(limits: Limits) -> Level | None:
-    """The tree of a policy; None if there is nothing to divide."""
-    if not limits.mesh:
-        return None
+def tree_of(limits: Limits) -> Level:
+    """The tree of a policy whose limits hold across the mesh."""
     total = _per_s(limits.total.requests, limits.total) if limits.total is not None else math.inf
     return Level(ceiling=total, parts={limit.tenant: _tenant(limit) for limit in limits.limits})
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from meshwarden.controlplane.resources.data_plane import Unheld, is_envoy, unheld
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.resources.view import View
@@ -121,7 +122,13 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         for number, limit in enumerate(resource.spec.limits):
             if limit.tenant != "*":
                 yield from _tenant(f"spec.limits[{number}].tenant", limit.tenant, view)
-        yield from _only_one(resource, view)
+        for what in _unheld(tenant, resource.spec.service, view):
+            if what.policy is resource:
+                yield FieldFault(what.field, what.reason)
+    elif isinstance(resource, WorkloadEntry):
+        for what in _unheld(tenant, resource.spec.service, view) if is_envoy(resource) else ():
+            text = f"{title(ref_of(what.policy))} can't be held: {what.field}: {what.reason}"
+            yield FieldFault("spec.dataPlane", text)
     elif isinstance(resource, SLO):
         if resource.spec.calling_tenant:
             yield from _caller_of(resource, service, view)
@@ -171,12 +178,17 @@ def _versions(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:
                 yield FieldFault(f"spec.rules[{rule_number}].split[{number}].version", text)
 
 
-def _only_one(policy: RoutePolicy | RatePolicy, view: View) -> Iterator[FieldFault]:
-    kind, owner = type(policy).__name__, policy.metadata.tenant
-    for other in view.of_service(kind, owner, policy.spec.service):
+def _only_one(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:
+    for other in view.of_service("RoutePolicy", policy.metadata.tenant, policy.spec.service):
         if other.metadata.name != policy.metadata.name:
-            text = f"{title(ref_of(other))} is for this service already: a service has at most one {kind}"
+            text = f"{title(ref_of(other))} is for this service already: a service has at most one RoutePolicy"
             yield FieldFault("spec.service", text)
+
+
+def _unheld(tenant: str, service: str, view: View) -> Iterator[Unheld]:
+    policies = [one for one in view.of_service("RatePolicy", tenant, service) if isinstance(one, RatePolicy)]
+    entries = [one for one in view.of_service("WorkloadEntry", tenant, service) if isinstance(one, WorkloadEntry)]
+    return unheld(sorted(policies, key=lambda one: one.metadata.name), entries)
 
 
 def _sharers(resource: AnyResource, view: View) -> Iterator[FieldFault]:

@@ -3,7 +3,7 @@
 from meshwarden.controlplane.policy import access, rate
 from meshwarden.controlplane.policy.envoy import inbound, outbound
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.neutral import Limits, Name
 from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
 
@@ -21,7 +21,8 @@ class Envoy:
 
     def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
         """Routes to the program, who may call, and how much."""
-        limits = rate.limits(mesh, service)
+        # Validation lets a service that Envoys serve have one policy.
+        limits = next(iter(rate.limits(mesh, service)), Limits(service))
         return (
             inbound.routes(service),
             inbound.access(access.access(mesh, service), mesh.trust_domain),
