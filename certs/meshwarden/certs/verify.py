@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
 from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.clock import Clock, seconds_of
 from meshwarden.certs.csr import check_key
 from meshwarden.certs.error import UNREADABLE, CertsError
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -110,9 +111,10 @@ def _parse(chain_der: Sequence[bytes]) -> list[x509.Certificate]:
     if any(len(der) > MAX_CERTIFICATE_SIZE_BYTES for der in chain_der):
         raise PeerRefused(f"certificate of more than {MAX_CERTIFICATE_SIZE_BYTES} bytes")
     try:
-        return [x509.load_der_x509_certificate(der) for der in chain_der]
+        chain = [x509.load_der_x509_certificate(der) for der in chain_der]
     except UNREADABLE:
         raise PeerRefused("chain: not X.509 certificates in DER") from None
+    return chain
 
 
 def _check_leaf(leaf: x509.Certificate) -> None:
@@ -172,10 +174,6 @@ def _path(
     return path
 
 
-def _nobody(_: VerifiedPeer) -> str | None:
-    return None
-
-
 class PeerVerifier:
     """Verifies peers call by call; the costly part once for each leaf and bundle.
 
@@ -187,8 +185,8 @@ class PeerVerifier:
     def __init__(
         self,
         bundles: Callable[[], Mapping[str, Bundle]],
-        clock: Callable[[], datetime],
-        denied: Callable[[VerifiedPeer], str | None] = _nobody,
+        clock: Clock,
+        denied: Callable[[VerifiedPeer], str | None] | None = None,
         capacity: int = 4096,
     ) -> None:
         """Makes a verifier.
@@ -196,15 +194,16 @@ class PeerVerifier:
         Args:
             bundles: returns {trust domain: bundle}; a changed bundle is a new object.
             clock: the present, aware.
-            denied: why a proved identity is refused all the same, or None.
+            denied: why a proved identity is refused all the same, or None; without it nobody is.
             capacity: how many leaves are remembered.
         """
         self._bundles = bundles
         self._clock = clock
+        self._now_s = seconds_of(clock)
         self._denied = denied
         self._capacity = capacity
-        # {leaf in DER: whose it is, and the bundle that says so}
-        self._cache: OrderedDict[bytes, tuple[VerifiedPeer, Bundle]] = OrderedDict()
+        # {leaf in DER: (whose it is, its trust domain, the bundle that says so, from when and until when in seconds)}
+        self._cache: OrderedDict[bytes, tuple[VerifiedPeer, str, Bundle, float, float]] = OrderedDict()
 
     def check(self, chain_der: Sequence[bytes]) -> VerifiedPeer:
         """Returns who the peer is, now.
@@ -212,28 +211,29 @@ class PeerVerifier:
         Raises:
             PeerRefused: its chain doesn't prove it, or the identity is denied.
         """
-        now = self._clock()
-        bundles = self._bundles()
         # The leaf alone is the key: TLS has proved that the peer holds its key, and that a path from it leads to a root
         # of this bundle stays true whatever else the peer sends along.
-        leaf = chain_der[0] if chain_der else b""
-        peer = self._find(leaf, bundles, now)
+        found = self._cache.get(chain_der[0]) if chain_der else None
+        peer: VerifiedPeer | None = None
+        if found is not None:
+            peer, trust_domain, bundle, from_s, until_s = found
+            if self._bundles().get(trust_domain) is not bundle or not from_s <= self._now_s() <= until_s:
+                peer = None
         if peer is None:
-            self._cache.pop(leaf, None)
-            peer = verify_chain(chain_der, bundles, now)
-            self._cache[leaf] = (peer, bundles[peer.spiffe_id.trust_domain])
-            while len(self._cache) > self._capacity:
-                self._cache.popitem(last=False)
-        reason = self._denied(peer)
-        if reason is not None:
-            raise PeerRefused(f"{peer.spiffe_id}: {reason}")
+            peer = self._verify(chain_der)
+        if self._denied is not None:
+            reason = self._denied(peer)
+            if reason is not None:
+                raise PeerRefused(f"{peer.spiffe_id}: {reason}")
         return peer
 
-    def _find(self, leaf: bytes, bundles: Mapping[str, Bundle], now: datetime) -> VerifiedPeer | None:
-        found = self._cache.get(leaf)
-        if found is None:
-            return None
-        peer, bundle = found
-        if bundles.get(peer.spiffe_id.trust_domain) is not bundle or not peer.not_before <= now <= peer.not_after:
-            return None
+    def _verify(self, chain_der: Sequence[bytes]) -> VerifiedPeer:
+        leaf, bundles = chain_der[0] if chain_der else b"", self._bundles()
+        self._cache.pop(leaf, None)
+        peer = verify_chain(chain_der, bundles, self._clock())
+        trust_domain = peer.spiffe_id.trust_domain
+        window = peer.not_before.timestamp(), peer.not_after.timestamp()
+        self._cache[leaf] = (peer, trust_domain, bundles[trust_domain], *window)
+        while len(self._cache) > self._capacity:
+            self._cache.popitem(last=False)
         return peer

@@ -131,7 +131,7 @@ class ServedCall:
         config = self._link.find_config()
         if self._source and config is not None:
             counted = self._known.get(config, (self._source, self._method, code.name, self._decision))
-            self._link.counter.add(counted, time.perf_counter() - self._begun_s, self._span.sampled)
+            self._link.counter.add(counted, self._begun_s, self._span.sampled)
 
     async def admit(self) -> None:
         """Lets the call go on, or aborts it.

@@ -2,11 +2,12 @@
 
 import collections
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final, Generic, TypeVar
 
+from meshwarden.certs.clock import Clock
 from meshwarden.sdk import histogram
 from meshwarden.sdk.exemplar import Exemplars, TraceIds
 from meshwarden.v1 import report_pb2
@@ -81,11 +82,18 @@ class Counter:
     for the most part by the thread that takes the counts.
     """
 
-    def __init__(self, clock: Callable[[], datetime]) -> None:
+    def __init__(self, clock: Clock, monotonic_s: Callable[[], float] = time.perf_counter) -> None:
+        """Makes a counter.
+
+        Args:
+            clock: the present, asked when rows are added up.
+            monotonic_s: what calls are timed by, in seconds.
+        """
         self._clock = clock
+        self._monotonic_s = monotonic_s
         self._lock = threading.Lock()
-        # {call, duration in seconds, when it ended, where it is recorded}; appended to without the lock
-        self._row: collections.deque[tuple[Call, float, datetime, TraceIds | None]] = collections.deque()
+        # {call, when it began and ended by `monotonic_s`, where it is recorded}; appended to without the lock
+        self._row: collections.deque[tuple[Call, float, float, TraceIds | None]] = collections.deque()
         self._sums: dict[tuple[Call, int], _Sum] = {}
         self._methods: set[str] = set()
         self._dropped = 0
@@ -97,10 +105,17 @@ class Counter:
             self._fold()
             return self._dropped
 
-    def add(self, call: Call, duration_s: float, trace: TraceIds | None = None) -> None:
-        """Counts one call that has just ended; `trace` is where it is recorded, if it is."""
-        self._row.append((call, duration_s, self._clock(), trace))
-        if len(self._row) >= _FOLD:
+    def add(self, call: Call, begun_s: float, trace: TraceIds | None = None) -> None:
+        """Counts one call that has just ended.
+
+        Args:
+            call: which.
+            begun_s: when it began, by `monotonic_s`.
+            trace: where it is recorded, if it is.
+        """
+        row = self._row
+        row.append((call, begun_s, self._monotonic_s(), trace))
+        if len(row) >= _FOLD:
             with self._lock:
                 self._fold()
 
@@ -134,20 +149,21 @@ class Counter:
         """Adds up the calls of the row; the lock is held."""
         before: tuple[Call | None, int] = (None, 0)
         total: _Sum | None = None
+        offset_s = self._clock().timestamp() - self._monotonic_s()
         for _ in range(len(self._row)):  # others append meanwhile
-            call, duration_s, ended, trace = self._row.popleft()
-            ended_s = ended.timestamp()
-            minute = int(ended_s) // 60 * 60
+            call, begun_s, ended_s, trace = self._row.popleft()
+            minute = int(ended_s + offset_s) // 60 * 60
             if call is not before[0] or minute != before[1] or total is None:
                 before = (call, minute)
                 total = self._find((call if call.method in self._methods else self._bounded(call), minute), 1)
                 if total is None:
                     continue
+            duration_s = ended_s - begun_s
             total.count += 1
             total.duration_s += duration_s
             total.durations[histogram.bucket_of(duration_s)] += 1
             if trace is not None:
-                total.exemplars.add(trace, duration_s, ended_s)
+                total.exemplars.add(trace, duration_s, ended_s + offset_s)
 
     def _bounded(self, call: Call) -> Call:
         if len(self._methods) < MAX_METHODS and len(call.method) <= _MAX_NAME:

@@ -6,14 +6,12 @@ that is done here.
 
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
 from meshwarden.sdk.outgoing import Outgoing, along
 from meshwarden.sdk.trace import add_headers
-
-_OK: Final = grpc.StatusCode.OK
 
 
 def _passed_on(name: str) -> Callable[..., Any]:
@@ -110,9 +108,9 @@ class _Method:
         try:
             answer = make(*args, **kwargs)
         except BaseException as error:
-            outgoing.failed(method, span, time.perf_counter() - begun_s, error)
+            outgoing.failed(method, span, begun_s, error)
             raise
-        outgoing.ended(method, span, time.perf_counter() - begun_s, _OK, "", ())
+        outgoing.answered(method, span, begun_s)
         return answer
 
     def _under_way(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -89,7 +89,7 @@ class _Wrap:
     def _unary(self, inner: Behaviour, read: Callable[[bytes], Any] | None, write: Write) -> Behaviour:
         begin, method = self._incoming.begin, self._method
 
-        # What most calls go through: as few steps as there can be.
+        # What most calls go through: as few functions as there can be.
         def checked(request: bytes, context: Any) -> Any:
             call = begin(method, context, False)
             try:

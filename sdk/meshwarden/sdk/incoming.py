@@ -9,19 +9,16 @@ import contextvars
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from meshwarden.certs.error import UNREADABLE
-from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
+from meshwarden.certs.clock import Clock
+from meshwarden.certs.verify import PeerRefused, VerifiedPeer
 from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.caller import Caller, Callers
 from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.limits import Limits
@@ -33,7 +30,6 @@ from meshwarden.v1.report_pb2 import CallStat
 # Neither limited nor counted: the agent asks every second, and asking must not use up a tenant's calls.
 HEALTH: Final = "/grpc.health.v1.Health/"
 """How the methods that are neither limited nor counted begin."""
-_MAX_CHAINS: Final = 1024
 Key: TypeAlias = "tuple[str, str, str, CallStat.Decision.ValueType]"
 """The caller's SPIFFE ID, the method, the name of the status, and the decision of the policies."""
 # Looked up once: what hangs on an enumeration or a message is found by way of its class.
@@ -48,17 +44,26 @@ def current_peer() -> VerifiedPeer | None:
 
 
 class Incoming:
-    """The calls of one server."""
+    """The calls of one server.
 
-    def __init__(
-        self, link: AgentLink, clock: Callable[[], datetime], monotonic_s: Callable[[], float] = time.monotonic
-    ) -> None:
+    All that `begin` and `IncomingCall` do is done at each call, and code that ran a millisecond ago is out of the
+    processor's caches again. There each function costs about a microsecond, whatever is in it, so there are few.
+
+    Attributes:
+        config: what the agent has said last.
+        counter: what counts them.
+        known: what is counted, by its key.
+    """
+
+    def __init__(self, link: AgentLink, clock: Clock, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        """Begins to listen to the agent, which must have said already who the program is (`AgentLink.wait`)."""
+        self.config: Config = link.config
+        self.counter = link.counter
+        self.known = Known(served_call)
         self._link = link
         self._limits = Limits(link, monotonic_s)
-        self._verifier = PeerVerifier(lambda: link.config.bundles, clock)
-        self._known = Known(served_call)
-        self._chains: dict[tuple[bytes, ...], _Shown] = {}
-        self._open: dict[int, tuple[tuple[bytes, ...], Any]] = {}
+        self._callers = Callers(lambda: self.config.bundles, clock)
+        self._open: dict[int, tuple[Caller, Any]] = {}
         self._numbers = itertools.count()
         link.listen(self._configured)
 
@@ -70,10 +75,8 @@ class Incoming:
     def sweep(self) -> int:
         """Ends the open streams whose caller's certificate is good no more, and returns how many there were."""
         refused = 0
-        for chain, context in list(self._open.values()):
-            try:
-                self._verifier.check(chain)
-            except PeerRefused:
+        for caller, context in list(self._open.values()):
+            if not self._callers.is_good(caller):
                 context.cancel()
                 refused += 1
         return refused
@@ -84,34 +87,27 @@ class Incoming:
         Raises:
             Exception: that of `context.abort`.
         """
-        call = IncomingCall(self._link, self._known, method, context)
+        call = IncomingCall(self, method, context)
         try:
-            shown = self._shown(context)
-            peer = self._verifier.check(shown.chain)
+            caller = self._callers.identify(context)
         except PeerRefused as refusal:
             self._refuse(call, grpc.StatusCode.UNAUTHENTICATED, f"your certificate was refused: {refusal}", "denied")
             raise AssertionError("abort raises") from None
-        _peer.set(peer)
-        if shown.peer is not peer:
-            shown.name(peer)
-        call.source = shown.source
-        if not call.is_health:
+        _peer.set(caller.peer)
+        call.source = caller.source
+        if not method.startswith(HEALTH):
             metadata = context.invocation_metadata()
-            call.span = tracer().server(method, metadata, shown.source)
+            call.span = tracer().server(method, metadata, caller.source)
             criticality.serve(metadata)
-            self._limit(call, peer, method)
+            decision = self._limits.take(caller.tenant, method)
+            if not decision.allowed:
+                message, trailing = self._limits.refusal(decision, caller.tenant, method)
+                self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, message, "limited", *trailing)
         if stream:
             number = next(self._numbers)
-            self._open[number] = (shown.chain, context)
+            self._open[number] = (caller, context)
             call.at_end(lambda: self._open.pop(number, None))
         return call
-
-    def _limit(self, call: "IncomingCall", peer: VerifiedPeer, method: str) -> None:
-        tenant = peer.spiffe_id.tenant or ""
-        decision = self._limits.take(tenant, method)
-        if not decision.allowed:
-            message, trailing = self._limits.refusal(decision, tenant, method)
-            self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, message, "limited", *trailing)
 
     def _refuse(
         self,
@@ -127,90 +123,37 @@ class Incoming:
         open_answer(call.context)
         call.context.abort(code, message)
 
-    def _shown(self, context: Any) -> "_Shown":
-        """What the certificates of a connection are, kept by what they are in PEM.
-
-        Raises:
-            PeerRefused: they can't be read.
-        """
-        said = _auth_context(context)
-        # "x509_pem_cert" is the leaf, and "x509_pem_cert_chain" what came with it: on a server without the leaf
-        # (BoringSSL, SSL_get_peer_cert_chain).
-        leaf, rest = tuple(said.get(b"x509_pem_cert") or ()), tuple(said.get(b"x509_pem_cert_chain") or ())
-        pem = rest if rest[:1] == leaf else leaf + rest
-        shown = self._chains.get(pem)
-        if shown is None:
-            try:
-                certificates = x509.load_pem_x509_certificates(b"".join(pem)) if pem else []
-            except UNREADABLE:
-                raise PeerRefused("chain: not X.509 certificates") from None
-            chain = tuple(dict.fromkeys(certificate.public_bytes(Encoding.DER) for certificate in certificates))
-            if len(self._chains) >= _MAX_CHAINS:
-                self._chains.clear()
-            shown = self._chains[pem] = _Shown(chain)
-        return shown
-
     def _configured(self, config: Config) -> None:
+        self.config = config
         self._limits.update(config.limits)
 
 
-class _Shown:
-    """The certificates that callers show, and who that is as text, as long as the check says so at each call."""
-
-    __slots__ = ("chain", "peer", "source")
-
-    def __init__(self, chain: tuple[bytes, ...]) -> None:
-        """`chain` in DER, leaf first; empty where none is shown."""
-        self.chain = chain
-        self.peer: VerifiedPeer | None = None
-        self.source = ""
-
-    def name(self, peer: VerifiedPeer) -> None:
-        """The check says anew who it is."""
-        self.source = str(peer.spiffe_id)
-        self.peer = peer  # last: whoever sees it sees the text of it
-
-
 class IncomingCall:
-    """One call; `end` may be told more than once, and the first time counts.
+    """One call; `end` may be told more than once of a stream, and the first time counts.
 
     Attributes:
         context: its own, of grpc.
         source: the caller's SPIFFE ID, as soon as it is known.
         span: its own, from then on; ended even if the handler never hears that the call was.
-        is_health: whether it is neither limited nor counted.
     """
 
-    __slots__ = (
-        "_begun_s",
-        "_decision",
-        "_known",
-        "_last",
-        "_link",
-        "_method",
-        "_open",
-        "context",
-        "is_health",
-        "source",
-        "span",
-    )
+    __slots__ = ("_begun_s", "_decision", "_incoming", "_last", "_method", "_open", "context", "source", "span")
 
-    def __init__(self, link: AgentLink, known: "Known[Config, Key]", method: str, context: Any) -> None:
+    def __init__(self, incoming: Incoming, method: str, context: Any) -> None:
         self.context = context
         self.source = ""
         self.span: Span | None = None
-        self.is_health = method.startswith(HEALTH)
-        self._link = link
-        self._known = known
+        self._incoming = incoming
         self._method = method
         self._decision: CallStat.Decision.ValueType = _ALLOWED
         self._begun_s = time.perf_counter()
         self._last: Callable[[], object] | None = None
-        self._open = threading.Lock()
+        self._open: threading.Lock | None = None
 
     def at_end(self, last: Callable[[], object]) -> None:
-        """Has `last` called at the end of the call, which is watched for from now on."""
+        """Has `last` called at the end of the call, which is watched for from now on, by a thread of grpc."""
         self._last = last
+        self._open = threading.Lock()
         if not self.context.add_callback(self.gone):
             self.gone()
 
@@ -229,6 +172,7 @@ class IncomingCall:
         context = self.context
         if not context.is_active():
             self.gone()
+            return
         code = context.code()
         if code is None or code is _OK:
             self.end(_OK, "")
@@ -247,19 +191,19 @@ class IncomingCall:
 
     def end(self, code: grpc.StatusCode, details: str) -> None:
         """The call has ended."""
-        if not self._open.acquire(blocking=False):
+        if self._open is not None and not self._open.acquire(blocking=False):
             return
         if self._last is not None:
             self._last()
-        span = self.span
+        span, trace = self.span, None
         if span is not None:
             span.end(code, details)
-        if self.is_health:
+            trace = span.sampled
+        elif self._method.startswith(HEALTH):
             return
-        status = "OK" if code is _OK else code.name
-        counted = self._known.get(self._link.config, (self.source, self._method, status, self._decision))
-        trace = span.sampled if span is not None else None
-        self._link.counter.add(counted, time.perf_counter() - self._begun_s, trace)
+        incoming = self._incoming
+        key = (self.source, self._method, "OK" if code is _OK else code.name, self._decision)
+        incoming.counter.add(incoming.known.get(incoming.config, key), self._begun_s, trace)
 
 
 def served_call(config: Config, key: Key) -> Call:
@@ -279,15 +223,6 @@ def served_call(config: Config, key: Key) -> Call:
         reporter=CallStat.DESTINATION,
         revision=config.revision,
     )
-
-
-def _auth_context(context: Any) -> Mapping[bytes, Sequence[bytes]]:
-    """What `context.auth_context()` says, with its names as they are."""
-    # To make text of all of them, at each call, is more than half of what it takes.
-    try:
-        return cygrpc.auth_context(context._rpc_event.call) or {}
-    except AttributeError:  # a grpcio in which this is elsewhere, or a context of another kind
-        return {name.encode(): values for name, values in context.auth_context().items()}
 
 
 def open_answer(context: Any) -> None:

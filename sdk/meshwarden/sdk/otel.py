@@ -41,11 +41,10 @@ class OtelTracer:
 
     def __init__(self) -> None:
         self._tracer = trace.get_tracer(SCOPE)
-        self._recorder: Tracer | None = None
 
     def client(self, method: str, destination: str) -> Span:
         """See `Tracer`."""
-        recorder = self._recorder or self._find_recorder()
+        recorder = self._find_recorder()
         if recorder is not None:
             return recorder.client(method, destination)
         name = method.removeprefix("/")
@@ -57,7 +56,7 @@ class OtelTracer:
 
     def server(self, method: str, metadata: Metadata, source: str) -> Span:
         """See `Tracer`."""
-        recorder = self._recorder or self._find_recorder()
+        recorder = self._find_recorder()
         if recorder is not None:
             return recorder.server(method, metadata, source)
         carrier = {name: value for name, value in metadata if isinstance(value, str)}
@@ -73,7 +72,8 @@ class OtelTracer:
         return _OtelSpan(span, (), trace.SpanKind.SERVER)
 
     def _find_recorder(self) -> Tracer | None:
-        """The tracer of a provider that `telemetry` has installed, which knows a cheaper way."""
+        """The tracer of a provider that `telemetry` has installed; it knows a cheaper way and is asked from now on."""
         found: Tracer | None = getattr(trace.get_tracer_provider(), "recorder", None)
-        self._recorder = found
+        if found is not None:
+            self.client, self.server = found.client, found.server  # type: ignore[method-assign]
         return found

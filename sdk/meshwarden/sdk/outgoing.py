@@ -35,42 +35,47 @@ class Outgoing:
         self._known = Known(self._call)
 
     def span(self, method: str) -> Span:
-        """A call begins; `ended` is to be told when it ends, or `begin` to be used instead."""
+        """A call begins; `answered` or `failed` is to be told when it ends, or `begin` to be used instead."""
         return tracer().client(method, self._name)
 
     def begin(self, method: str) -> "OutgoingCall":
         """A call begins, whose end may be heard of from more than one side."""
         return OutgoingCall(self, method, self.span(method))
 
+    def answered(self, method: str, span: Span, begun_s: float) -> None:
+        """A call that began at `begun_s`, by `time.perf_counter`, has ended well."""
+        span.end(_OK, "")
+        link = self._link
+        link.counter.add(self._known.get(link.find_config(), (method, "OK", _ALLOWED)), begun_s, span.sampled)
+
     def ended(
         self,
         method: str,
         span: Span,
-        duration_s: float,
+        begun_s: float,
         code: grpc.StatusCode,
         details: str,
         trailing: Iterable[tuple[str, object]],
     ) -> None:
-        """A call has ended."""
+        """A call has ended, with any status."""
+        if code is _OK:
+            self.answered(method, span, begun_s)
+            return
         span.end(code, details)
         config = self._link.find_config()
-        trace = span.sampled
-        if code is _OK:
-            self._link.counter.add(self._known.get(config, (method, "OK", _ALLOWED)), duration_s, trace)
-            return
         decision = _decision(code, details, trailing)
-        self._link.counter.add(self._known.get(config, (method, code.name, decision)), duration_s, trace)
+        self._link.counter.add(self._known.get(config, (method, code.name, decision)), begun_s, span.sampled)
         if decision == CallStat.DENIED:
             caller = config.service if config else "TENANT/SERVICE"
-            self._link.denials.say(caller, self._name, self._destination(config), method, trace)
+            self._link.denials.say(caller, self._name, self._destination(config), method, span.sampled)
 
-    def failed(self, method: str, span: Span, duration_s: float, error: BaseException) -> None:
+    def failed(self, method: str, span: Span, begun_s: float, error: BaseException) -> None:
         """A call has ended with an error: the answer's, or one that kept it from being made."""
         if isinstance(error, grpc.Call):
             code, details = error.code() or grpc.StatusCode.UNKNOWN, error.details() or ""
-            self.ended(method, span, duration_s, code, details, error.trailing_metadata() or ())
+            self.ended(method, span, begun_s, code, details, error.trailing_metadata() or ())
         else:
-            self.ended(method, span, duration_s, grpc.StatusCode.INTERNAL, str(error), ())
+            self.ended(method, span, begun_s, grpc.StatusCode.INTERNAL, str(error), ())
 
     def _call(self, config: Config | None, key: _Key) -> Call:
         method, status, decision = key
@@ -113,9 +118,8 @@ class OutgoingCall:
         """The call has ended."""
         if not self._open.acquire(blocking=False):
             return
-        duration_s = time.perf_counter() - self._begun_s
         code = code or grpc.StatusCode.UNKNOWN
-        self._outgoing.ended(self._method, self._span, duration_s, code, details or "", trailing)
+        self._outgoing.ended(self._method, self._span, self._begun_s, code, details or "", trailing)
 
 
 def along(span: Span) -> Headers:

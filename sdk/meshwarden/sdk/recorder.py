@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
+from opentelemetry.propagate import get_global_textmap
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import SpanKind, TraceFlags
 
@@ -22,9 +24,13 @@ from meshwarden.sdk.trace import MAX_STATE, PARENT, STATE, TRACEPARENT
 _BAGGAGE: Final = "baggage"
 _FIELDS: Final = {PARENT, STATE, _BAGGAGE}
 _SAMPLED: Final = int(TraceFlags.SAMPLED)
+_NOT_SAMPLED: Final = "02468ace"
+"""How the flags in a `traceparent` end without `_SAMPLED`."""
 _RANDOM: Final = int(TraceFlags.RANDOM_TRACE_ID)
 _MASK: Final = (1 << BITS) - 1
 _NOWHERE: Final = Context()
+_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, _NOWHERE)))
+"""Under which a context has its span."""
 _MAX_METHODS: Final = 1024
 
 
@@ -58,32 +64,33 @@ class Recorder:
         self._random_bits = random_bits
         self._sampling = (1.0, 0, "")  # a ratio, its threshold, and what is said of it
         self._attributes: dict[tuple[str, str, SpanKind, int], dict[str, Any]] = {}
-        self._propagator: object = None
+        self._propagator: TextMapPropagator | None = None
         self._is_plain = False
 
     def client(self, method: str, destination: str) -> Span:
         """See `Tracer`."""
+        propagator = get_global_textmap()
+        is_plain = self._is_plain if propagator is self._propagator else self._look(propagator)
         here = context.get_current()
-        above: OtelSpan | None = None
-        if here:
-            above = trace.get_current_span(here)
-            if above is trace.INVALID_SPAN:
-                above = None
+        above = here.get(_KEY) if here else None
         made: Passed | CallSpan
-        if type(above) is Passed:
+        if above is None:
+            made = self._made(None, SpanKind.CLIENT, method, destination)
+        elif type(above) is Passed:
             made = above
         else:
-            parent = above.call.place if type(above) is Shown else _place_of(above)
+            parent = above.call.place if type(above) is Shown else _place_of(trace.get_current_span(here))
             made = self._made(parent, SpanKind.CLIENT, method, destination)
-        if len(here) > (above is not None) or not self._hands_on_w3c():
+        if not is_plain or len(here) > (above is not None):
             # Baggage, perhaps, or headers of another kind.
             return self._with_headers(made, here)
         return made
 
     def server(self, method: str, metadata: Metadata, source: str) -> Span:
         """See `Tracer`."""
+        propagator = get_global_textmap()
+        is_plain = self._is_plain if propagator is self._propagator else self._look(propagator)
         said = state = ""
-        is_plain = self._hands_on_w3c()
         for name, value in metadata:
             if name == PARENT and isinstance(value, str):
                 said = value
@@ -99,14 +106,15 @@ class Recorder:
             below = propagate.extract(carrier, _NOWHERE)
             parent = _place_of(trace.get_current_span(below))
         elif said:
-            known = trace_state(state) if state and len(state) <= MAX_STATE else None
-            clean = known.to_header() if known else ""
-            if not int(said[53:], 16) & _SAMPLED:
+            if state:
+                known = trace_state(state) if len(state) <= MAX_STATE else None
+                state = known.to_header() if known else ""
+            if said[-1] in _NOT_SAMPLED:
                 ours = (PARENT, f"00{said[2:]}")
-                made = Passed((ours, (STATE, clean)) if clean else (ours,), is_remote=True)
-                context.attach(trace.set_span_in_context(made, _NOWHERE))
+                made = Passed((ours, (STATE, state)) if state else (ours,), is_remote=True)
+                context.attach(Context({_KEY: made}))
                 return made
-            parent = Place(said[3:35], said[36:52], int(said[53:], 16), clean, True)
+            parent = Place(said[3:35], said[36:52], int(said[53:], 16), state, True)
         made = self._made(parent, SpanKind.SERVER, method, source)
         shown = made if type(made) is Passed else Shown(made)  # type: ignore[arg-type]  # it is one of the two
         # Never detached: grpc gives each call a context of its own.
@@ -124,7 +132,7 @@ class Recorder:
                 said = f"{KEY}={word}" if word else ""
                 self._sampling = (now, threshold, said)
             if trace_id & _MASK < threshold:
-                said_of_it = f"00-{trace_id:032x}-{self._span_id()}-{_RANDOM:02x}"
+                said_of_it = f"00-{trace_id:032x}-{self._random_bits(64) or 1:016x}-{_RANDOM:02x}"
                 return Passed(((PARENT, said_of_it),), is_remote=False)
             place = Place(f"{trace_id:032x}", self._span_id(), _RANDOM | _SAMPLED, said, False)
         elif parent.flags & _SAMPLED:
@@ -156,13 +164,11 @@ class Recorder:
     def _span_id(self) -> str:
         return f"{self._random_bits(64) or 1:016x}"
 
-    def _hands_on_w3c(self) -> bool:
+    def _look(self, propagator: TextMapPropagator) -> bool:
         """Whether the process hands on W3C's headers and no others, as it does unless told otherwise."""
-        propagator = propagate.get_global_textmap()
-        if propagator is not self._propagator:
-            self._is_plain = propagator.fields == _FIELDS
-            self._propagator = propagator
-        return self._is_plain
+        is_plain = propagator.fields == _FIELDS
+        self._is_plain, self._propagator = is_plain, propagator
+        return is_plain
 
     def _with_headers(self, made: Passed | CallSpan, here: Context) -> Span:
         shown = made if type(made) is Passed else Shown(made)  # type: ignore[arg-type]  # it is one of the two
@@ -175,6 +181,6 @@ class Recorder:
         return made
 
 
-def _place_of(span: OtelSpan | None) -> Place | None:
-    known = span.get_span_context() if span is not None else None
-    return Place.of(known) if known is not None and known.is_valid else None
+def _place_of(span: OtelSpan) -> Place | None:
+    known = span.get_span_context()
+    return Place.of(known) if known.is_valid else None

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_a_process_has_one_link(link: AgentLink) -> None:
 
 
 def test_counts_that_nobody_takes_are_kept(link: AgentLink) -> None:
-    link.counter.add(CALL, 0.1)
+    link.counter.add(CALL, time.perf_counter())
     link.flush()
     assert [stat.count for stat in link.counter.take()] == [1]
 
@@ -71,7 +72,7 @@ def test_a_report_under_way_at_the_end_is_waited_for(tmp_path: Path, monkeypatch
     server.add_insecure_port(f"unix:{tmp_path}/s")
     server.start()
     link = AgentLink(tmp_path / "s")
-    link.counter.add(CALL, 0.1)
+    link.counter.add(CALL, time.perf_counter())
     assert slow.asked.wait(60)
     ending = threading.Thread(target=link.close)
     ending.start()

@@ -15,14 +15,15 @@ def call(method: str = "/a/B", status: str = "OK") -> Call:
 
 
 def counter() -> Counter:
-    return Counter(lambda: START)
+    """One whose calls end at 0 by its clock, so that those that began at -0.1 took 0.1 s."""
+    return Counter(lambda: START, lambda: 0.0)
 
 
 def test_calls_add_up_by_key_minute_and_bucket() -> None:
     counts = counter()
     for duration_s in (0.005, 0.0051, 11.0):
-        counts.add(call(), duration_s)
-    counts.add(call(status="UNKNOWN"), 0.1)
+        counts.add(call(), -duration_s)
+    counts.add(call(status="UNKNOWN"), -0.1)
     ok, unknown = counts.take()
     assert (ok.count, ok.status, ok.revision, ok.destination) == (3, "OK", 7, "platform/orders")
     assert ok.minute.ToDatetime(tzinfo=UTC) == START.replace(second=0)
@@ -33,19 +34,30 @@ def test_calls_add_up_by_key_minute_and_bucket() -> None:
 
 
 def test_another_minute_is_another_count() -> None:
+    now_s = [0.0]
+    counts = Counter(lambda: START + timedelta(seconds=now_s[0]), lambda: now_s[0])
+    for now_s[0] in (29.0, 29.9, 30.1, 90.1):  # what began before a minute ends in it
+        counts.add(call(), now_s[0] - 0.5)
+    now_s[0] = 200.0
+    assert [(stat.minute.seconds - START.timestamp(), stat.count) for stat in counts.take()] == [
+        (-30, 2), (30, 1), (90, 1)
+    ]  # fmt: skip
+
+
+def test_a_clock_that_is_set_is_believed_from_the_next_look_on() -> None:
     now = [START]
-    counts = Counter(lambda: now[0])
-    counts.add(call(), 0.1)
-    now[0] += timedelta(minutes=1)
-    counts.add(call(), 0.1)
-    assert [stat.count for stat in counts.take()] == [1, 1]
+    counts = Counter(lambda: now[0], lambda: 0.0)
+    counts.add(call(), -0.1)
+    now[0] += timedelta(days=1)
+    (stat,) = counts.take()
+    assert stat.minute.ToDatetime(tzinfo=UTC) == now[0].replace(second=0)
 
 
 def test_what_is_put_back_is_added_to_what_came_meanwhile() -> None:
     counts = counter()
-    counts.add(call(), 0.1)
+    counts.add(call(), -0.1)
     taken = counts.take()
-    counts.add(call(), 0.1)
+    counts.add(call(), -0.1)
     counts.put_back(taken)
     (stat,) = counts.take()
     assert (stat.count, sum(stat.durations.counts)) == (2, 2)
@@ -54,8 +66,8 @@ def test_what_is_put_back_is_added_to_what_came_meanwhile() -> None:
 def test_methods_without_end_become_one() -> None:
     counts = counter()
     for number in range(MAX_METHODS + 50):
-        counts.add(call(f"/a/{number}"), 0.1)
-    counts.add(call("/" + "x" * 1000), 0.1)
+        counts.add(call(f"/a/{number}"), -0.1)
+    counts.add(call("/" + "x" * 1000), -0.1)
     stats = {stat.method: stat.count for stat in counts.take()}
     assert len(stats) == MAX_METHODS + 1
     assert stats[OTHER] == 51
@@ -64,7 +76,7 @@ def test_methods_without_end_become_one() -> None:
 def test_what_there_is_no_room_for_is_dropped_and_counted() -> None:
     counts = counter()
     for number in range(MAX_STATS + 3):
-        counts.add(call(status=str(number)), 0.1)
+        counts.add(call(status=str(number)), -0.1)
     assert counts.dropped == 3
     kept = counts.take()
     counts.drop(kept)
@@ -76,7 +88,7 @@ def test_threads_lose_no_call() -> None:
 
     def work() -> None:
         for _ in range(2000):
-            counts.add(call(), 0.001)
+            counts.add(call(), -0.001)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

@@ -129,7 +129,7 @@ def test_peers_that_take_turns_are_each_themselves(world: World) -> None:
 
 
 def test_more_callers_than_are_remembered_are_each_themselves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshwarden.sdk.incoming._MAX_CHAINS", 2)
+    monkeypatch.setattr("meshwarden.sdk.caller._MAX_CALLERS", 2)
     contexts = {f"t{number}": world.context(f"t{number}") for number in range(5)}
     for _ in range(2):
         assert {tenant: world.caller(context) for tenant, context in contexts.items()} == {
