@@ -114,6 +114,10 @@ def _parse(chain_der: Sequence[bytes]) -> list[x509.Certificate]:
         chain = [x509.load_der_x509_certificate(der) for der in chain_der]
     except UNREADABLE:
         raise PeerRefused("chain: not X.509 certificates in DER") from None
+    # A certificate ends with its signature, and before that stands how many of its last bits count for nothing. Where
+    # they are zero it might say 1 as well as 0: one certificate written in two ways.
+    if any(der[-len(certificate.signature) - 1] for der, certificate in zip(chain_der, chain, strict=True)):
+        raise PeerRefused("chain: a signature isn't of whole bytes")
     return chain
 
 

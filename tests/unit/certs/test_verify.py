@@ -3,6 +3,7 @@ from datetime import timedelta
 import pytest
 from certs_build import HOUR, NOW, authority
 from certs_fault import ACCEPTED, BUNDLES, FAULTS, GOOD, OTHER, ROOT, chain_of, leaf
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,16 @@ def test_one_changed_byte_is_refused(place: int, change: int) -> None:
     changed[place] ^= change
     with pytest.raises(PeerRefused):
         check([bytes(changed), *GOOD[1:]])
+
+
+def test_a_certificate_is_written_in_one_way() -> None:
+    while (other := bytearray(leaf().chain[0]))[-1] & 1:  # the last bit of its signature
+        pass
+    size = len(x509.load_der_x509_certificate(bytes(other)).signature)
+    assert check([bytes(other), *GOOD[1:]])
+    other[-size - 1] = 1  # that bit counts for nothing
+    with pytest.raises(PeerRefused, match="whole bytes"):
+        check([bytes(other), *GOOD[1:]])
 
 
 class World:
