@@ -420,6 +420,8 @@ async def test_envoy_limits_a_tenant_and_refills_by_nothing_but_the_limit(rig: R
         limited = await acme.get("http://billing/a", headers={"x-forwarded-client-cert": "URI=spiffe://x/tenant/z/"})
         assert limited.status_code == 429, "no header makes another tenant of a caller"
         assert limited.headers["x-meshwarden-policy"] == "RatePolicy platform/billing"
+        assert limited.headers["ratelimit"] == '"platform/billing tenant";r=0;t=1'
+        assert "ratelimit-policy" not in limited.headers, "one answer for whoever is refused"
         assert "acme/web is over its tenant's rate limit on platform/billing" in limited.text
         await status(globex, "http://billing/a", 200)
         assert {(await globex.get("http://billing/a")).status_code for _ in range(20)} == {200}

@@ -99,6 +99,8 @@ async def test_an_envoy_keeps_to_its_share_by_the_certificates_word(rig: Rig, ap
         refused = await acme.get("http://billing/any")
         assert refused.headers["x-meshwarden-policy"] == f"RatePolicy {POLICY}"
         assert refused.headers["retry-after"] == "1"
+        assert refused.headers["ratelimit-policy"] == f'"{POLICY} tenant";q=1000000;w=1;pk=:YWNtZQ==:'
+        assert refused.headers["ratelimit"] == f'"{POLICY} tenant";r=0;t=1;pk=:YWNtZQ==:'
         assert "is over its tenant's rate limit on platform/billing GET /any" in refused.text
         # The tenant's other bucket, and the other tenant, are their own.
         assert await codes(acme, "/part?x=1", 1) == [200]

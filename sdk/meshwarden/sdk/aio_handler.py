@@ -71,9 +71,9 @@ class ServedInterceptor(grpc.aio.ServerInterceptor):
             if len(self._wrapped) < _MAX_METHODS:
                 self._wrapped[method] = known
         if known[1] is handler and self._limits is not None:  # nothing of ours is around it
-            refusal = _unproved(self._link.find_config())
-            if refusal is not None:
-                return _refusing(*refusal)
+            fault = _unproved(self._link.find_config())
+            if fault is not None:
+                return _refusing(*fault)
         return known[1]
 
     def _around(self, method: str, handler: Handler, is_new: bool) -> Handler:
@@ -143,17 +143,18 @@ class ServedCall:
             return
         config, caller = self._link.find_config(), self._caller
         if caller is None or config is None:
-            refusal = _unproved(config)
-            if refusal is not None:
+            fault = _unproved(config)
+            if fault is not None:
                 self._decision = CallStat.DENIED
-                await self._refuse(*refusal, "denied")
+                await self._refuse(*fault, "denied")
             return
         tenant = caller.spiffe_id.tenant or ""
         decision = self._limits.take(tenant, self._method)
         if not decision.allowed:
-            message, trailing = self._limits.refusal(decision, tenant, self._method)
+            refusal = self._limits.refusal(decision, tenant, self._method)
             self._decision = CallStat.LIMITED
-            await self._refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, message, "limited", *trailing)
+            await self._context.send_initial_metadata(refusal.headers)
+            await self._refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal.message, "limited", *refusal.trailing)
 
     async def _refuse(
         self, code: grpc.StatusCode, message: str, decision: str, *trailing: tuple[str, str | bytes]

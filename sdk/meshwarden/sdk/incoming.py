@@ -101,8 +101,9 @@ class Incoming:
             criticality.serve(metadata)
             decision = self._limits.take(caller.tenant, method)
             if not decision.allowed:
-                message, trailing = self._limits.refusal(decision, caller.tenant, method)
-                self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, message, "limited", *trailing)
+                told = self._limits.refusal(decision, caller.tenant, method)
+                open_answer(context, told.headers)
+                self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, told.message, "limited", *told.trailing)
         if stream:
             number = next(self._numbers)
             self._open[number] = (caller, context)
@@ -225,14 +226,14 @@ def served_call(config: Config, key: Key) -> Call:
     )
 
 
-def open_answer(context: Any) -> None:
+def open_answer(context: Any, headers: tuple[tuple[str, str], ...] = ()) -> None:
     """Sends the answer's headers, if they haven't been sent.
 
     C-core's xDS servers abort the process when headers and status go out in one batch without a message between, which
     is what grpc does with each error (seen in 1.85.1 and 1.85.3: "pipe.h: Check failed: has_value()").
     """
     with contextlib.suppress(ValueError):  # sent already
-        context.send_initial_metadata(())
+        context.send_initial_metadata(headers)
 
 
 def _text(details: bytes | str | None) -> str:

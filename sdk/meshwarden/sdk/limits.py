@@ -2,14 +2,15 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk import status_detail
+from meshwarden.sdk import rate_limit_field, status_detail
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.lease import Leases
-from meshwarden.sdk.limit import ALLOWED, Decision, Limiter, retry_after
+from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, Decision, Limiter, retry_after
 from meshwarden.sdk.share import ShareLink
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1.resources_pb2 import RatePolicySpec
@@ -17,6 +18,21 @@ from meshwarden.v1.resources_pb2 import RatePolicySpec
 POLICY_KEY: Final = "x-meshwarden-policy"
 _CODE: Final = int(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
 _Engine: TypeAlias = "Limiter | Leases"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a refused caller is told.
+
+    Attributes:
+        message: of the status.
+        headers: the RateLimit fields. They go before the status: the draft forbids them in trailers.
+        trailing: when to try again, the policy, and google.rpc's details.
+    """
+
+    message: str
+    headers: tuple[tuple[str, str], ...]
+    trailing: tuple[tuple[str, str | bytes], ...]
 
 
 class Limits:
@@ -29,6 +45,7 @@ class Limits:
         self._shares: ShareLink | None = None
         # In the order in which a call is held against them.
         self._engines: tuple[_Engine, ...] = ()
+        self._specs: dict[str, RatePolicySpec] = {}
 
     def update(self, limits: node_service_pb2.ServerLimits) -> None:
         """Puts other limits in force; policies that stay keep what was spent."""
@@ -40,6 +57,7 @@ class Limits:
             for policy, said in own.items():
                 self._own[policy].update(said, now_s)
             leases = self._shared(shared, now_s)
+            self._specs = {said.policy: said.spec for said in limits.policies}
             self._engines = tuple(self._own.get(said.policy) or leases[said.policy] for said in limits.policies)
 
     def take(self, tenant: str, method: str) -> Decision:
@@ -56,17 +74,33 @@ class Limits:
                 return decision
         return ALLOWED
 
-    def refusal(self, decision: Decision, tenant: str, method: str) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
-        """What a refused caller is told: the status message, and trailing metadata."""
+    def refusal(self, decision: Decision, tenant: str, method: str) -> Refusal:
+        """What a caller is told whose call was not let pass."""
         wait, policy = retry_after(decision), decision.policy
         level = f"tenant {tenant} at {method}" if decision.level == "method" else f"tenant {tenant}"
         message = f"rate policy {policy} limits {level}: try again in {wait} s"
         details = status_detail.limited(_CODE, message, decision.retry_after_s, tenant, f"RatePolicy {policy}: {level}")
-        return message, (
+        trailing = (
             ("retry-after", wait),
             (POLICY_KEY, f"RatePolicy {policy}"),
             (status_detail.KEY, details),
         )
+        return Refusal(message, self._fields(decision, tenant, method), trailing)
+
+    def _fields(self, decision: Decision, tenant: str, method: str) -> tuple[tuple[str, str], ...]:
+        """The RateLimit fields."""
+        by_method = decision.level == "method"
+        quota = rate_limit_field.Quota(decision.policy, decision.level, tenant + method if by_method else tenant)
+        left = (rate_limit_field.KEY, quota.field(0.0, decision.retry_after_s))
+        spec = self._specs.get(decision.policy, RatePolicySpec())
+        by_tenant = {limit.tenant: limit for limit in spec.limits}
+        found = by_tenant.get(tenant) or by_tenant.get(ANY_TENANT)
+        parts = found.methods if by_method and found is not None else ()
+        limit = next((part for part in parts if part.method == method), None) if by_method else found
+        if limit is None:  # the policies have changed meanwhile
+            return (left,)
+        per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0
+        return ((rate_limit_field.POLICY_KEY, quota.policy_field(limit.requests, per_s)), left)
 
     def close(self) -> None:
         """Ends the stream to the agent, if there is one."""

@@ -107,7 +107,9 @@ async def test_a_tenant_is_held_to_its_limit_whatever_the_shape(method: str, tmp
             assert refused is not None
             assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "rate policy platform/orders limits tenant acme: try again in" in (refused.details() or "")
-        trailing = dict(refused.trailing_metadata())
+        headers, trailing = dict(refused.initial_metadata()), dict(refused.trailing_metadata())
+        assert headers["ratelimit-policy"] == '"platform/orders tenant";q=1;w=1000;pk=:YWNtZQ==:'
+        assert headers["ratelimit"].startswith('"platform/orders tenant";r=0;t=')
         assert trailing["x-meshwarden-policy"] == "RatePolicy platform/orders"
         assert trailing["mesh-decision"] == "limited"
         assert 1 <= int(trailing["retry-after"]) <= 1000

@@ -42,6 +42,9 @@ def test_a_server_lets_through_its_share_and_says_what_it_used(mesh: Any, until:
     assert "rate policy platform/orders limits tenant acme: try again in" in answer["errors"][0]
     assert answer["trailing"][0]["x-meshwarden-policy"] == "RatePolicy platform/orders"
     assert int(answer["trailing"][0]["retry-after"]) >= 1
+    assert answer["headers"][0]["ratelimit-policy"] == '"platform/orders tenant";q=1000;w=1;pk=:YWNtZQ==:'
+    assert answer["headers"][0]["ratelimit"].startswith('"platform/orders tenant";r=0;t=')
+    assert "ratelimit" not in answer["trailing"][0], "which the draft forbids"
     until(lambda: acme.ask("grpc", method="Watch", messages=3)["codes"] == {"OK": 1}, "another bucket")
     assert globex.ask("grpc", count=50)["codes"] == {"OK": 50}, "whom no limit names"
     until(lambda: agent.used["acme", "", "denied"] >= 11, "said")

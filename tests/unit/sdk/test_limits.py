@@ -59,6 +59,30 @@ def test_scopes_go_together(limits: Limits) -> None:
     limits.update(ServerLimits(policies=[mesh]))
     assert limits.take("acme", GET).allowed, "the refused one was put back: a bucket is opened with two"
     assert limits.take("acme", GET).policy == "platform/mesh"
-    message, trailing = limits.refusal(limits.take("acme", GET), "acme", GET)
-    assert "rate policy platform/mesh limits tenant acme" in message
-    assert dict(trailing)["x-meshwarden-policy"] == "RatePolicy platform/mesh"
+    told = limits.refusal(limits.take("acme", GET), "acme", GET)
+    assert "rate policy platform/mesh limits tenant acme" in told.message
+    assert dict(told.trailing)["x-meshwarden-policy"] == "RatePolicy platform/mesh"
+
+
+def test_a_refused_caller_is_told_the_limit_in_the_drafts_fields(limits: Limits) -> None:
+    policy = said("platform/mesh", "acme", 100, RatePolicySpec.MESH)
+    policy.spec.limits[0].methods.add(method=GET, requests=7, burst=7)
+    policy.spec.limits.add(tenant="*", requests=9, burst=9)
+    limits.update(ServerLimits(policies=[policy]))
+
+    def told(tenant: str, method: str) -> dict[str, str]:
+        decisions = [limits.take(tenant, method) for _ in range(3)]  # a bucket is opened with two
+        return dict(limits.refusal(decisions[-1], tenant, method).headers)
+
+    assert told("acme", "/other") == {
+        "ratelimit-policy": '"platform/mesh tenant";q=1;w=3600;pk=:YWNtZQ==:',
+        "ratelimit": '"platform/mesh tenant";r=0;t=3600;pk=:YWNtZQ==:',
+    }
+    assert told("acme", GET) == {
+        "ratelimit-policy": '"platform/mesh method";q=7;w=1;pk=:YWNtZS9zaG9wLnYxLk9yZGVycy9HZXQ=:',
+        "ratelimit": '"platform/mesh method";r=0;t=1;pk=:YWNtZS9zaG9wLnYxLk9yZGVycy9HZXQ=:',
+    }
+    assert told("globex", GET)["ratelimit-policy"] == '"platform/mesh tenant";q=9;w=1;pk=:Z2xvYmV4:'
+    refused = limits.take("acme", GET)
+    limits.update(ServerLimits())
+    assert dict(limits.refusal(refused, "acme", GET).headers).keys() == {"ratelimit"}, "of a policy that has gone"

@@ -115,9 +115,13 @@ def _refused(error: grpc.RpcError) -> Outcome:
     if not isinstance(error, grpc.Call):
         return Outcome("UNKNOWN", failed=True, error=str(error))
     code = error.code()
-    trailing = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
+    headers, trailing = _text(error.initial_metadata()), _text(error.trailing_metadata())
     name = code.name if code is not None else "UNKNOWN"
-    return Outcome(name, failed=True, error=f"{name}: {error.details()}", trailing=trailing)
+    return Outcome(name, failed=True, error=f"{name}: {error.details()}", headers=headers, trailing=trailing)
+
+
+def _text(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
+    return {str(key): str(value) for key, value in metadata or ()}
 
 
 def _http(outbound: Outbound, host: str, path: str, headers: dict[str, str]) -> Outcome:

@@ -32,6 +32,7 @@ class Outcome:
     failed: bool
     error: str = ""
     said: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     trailing: dict[str, str] = field(default_factory=dict)
     body: str | None = None
     reconnected: bool = False
@@ -47,6 +48,7 @@ class Tally:
         self._said: dict[str, Counter[str]] = {}
         self._errors: dict[str, None] = {}
         self._failed: list[dict[str, Any]] = []
+        self._headers: list[dict[str, str]] = []
         self._trailing: list[dict[str, str]] = []
         self._bodies: list[str] = []
         self._latencies_s: list[float] = []
@@ -76,6 +78,7 @@ class Tally:
                 **{name: dict(self._said.get(name, {})) for name in ("versions", "instances", "tenants", "spiffe_ids")},
                 "errors": list(self._errors),
                 "failed": self._failed,
+                "headers": self._headers,
                 "trailing": self._trailing,
                 "bodies": self._bodies,
                 "reconnects": self._reconnects,
@@ -89,6 +92,8 @@ class Tally:
             self._failed.append({"at_s": at_s, "code": outcome.code})
         if len(self._errors) < MAX_ERRORS:
             self._errors[outcome.error] = None
+        if outcome.headers and len(self._headers) < MAX_ERRORS:
+            self._headers.append(outcome.headers)
         if outcome.trailing and len(self._trailing) < MAX_ERRORS:
             self._trailing.append(outcome.trailing)
 

@@ -8,7 +8,8 @@ import math
 from fractions import Fraction
 from typing import Any, Final
 
-from meshwarden.controlplane.policy.neutral import Limit, Limits, Rate
+from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Rate
+from meshwarden.sdk import rate_limit_field
 
 LOCAL_RATE_LIMIT: Final = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 NAMESPACE: Final = "mesh"
@@ -17,6 +18,7 @@ MAX_TENANTS: Final = 16_384
 """Buckets of tenants without a limit of their own. Past it the least used is forgotten, and is full when it returns."""
 _SHORTEST_FILL_S: Final = Fraction(1, 20)  # Envoy refuses less
 _UNLIMITED: Final = 2**32 - 1
+_WAIT_S: Final = 1
 _ALWAYS: Final = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
 _NEVER: Final = {"default_value": {"numerator": 0, "denominator": "HUNDRED"}}
 
@@ -41,13 +43,30 @@ def rate_limit(limits: Limits) -> dict[str, Any]:
         "descriptors": [_descriptor(limit) for limit in limits.limits],
         "max_dynamic_descriptors": MAX_TENANTS,
         "rate_limited_as_resource_exhausted": True,
-        "response_headers_to_add": refusal_headers(limits),
+        # The same for all of them, whoever is refused.
+        "response_headers_to_add": refusal_headers(limits, limits.limits[0] if len(limits.limits) == 1 else None),
     }
 
 
-def refusal_headers(limits: Limits) -> list[dict[str, Any]]:
-    """What a refused caller is told beside the status."""
-    headers = {"retry-after": "1", "x-meshwarden-policy": f"RatePolicy {limits.policy}"}
+def refusal_headers(limits: Limits, limit: Limit | None, part: MethodLimit | None = None) -> list[dict[str, Any]]:
+    """What a refused caller is told beside the status.
+
+    Args:
+        limits: the policy.
+        limit: whose limit it is; None if it may be any tenant's.
+        part: the part of it, if it is a method's.
+    """
+    tenant = "" if limit is None or limit.tenant == "*" else limit.tenant
+    partition = tenant + (part.method if tenant and part else "")
+    quota = rate_limit_field.Quota(str(limits.policy), "tenant" if part is None else "method", partition)
+    headers = {
+        "retry-after": str(_WAIT_S),
+        "x-meshwarden-policy": f"RatePolicy {limits.policy}",
+        rate_limit_field.KEY: quota.field(0, _WAIT_S),
+    }
+    if limit is not None:
+        rate = limit.rate if part is None else part.rate
+        headers[rate_limit_field.POLICY_KEY] = quota.policy_field(rate.requests, rate.per_s)
     return [
         {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
         for key, value in headers.items()

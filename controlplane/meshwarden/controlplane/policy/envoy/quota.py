@@ -10,7 +10,7 @@ Source: Envoy, "Rate limit quota"; envoy/service/rate_limit_quota/v3/rlqs.proto.
 from typing import Any, Final
 
 from meshwarden.controlplane.policy.envoy.limit import NAMESPACE, refusal_headers
-from meshwarden.controlplane.policy.neutral import Limit, Limits, Rate
+from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Rate
 from meshwarden.xds.quota_names import DOMAIN, METHOD, POLICY, TENANT
 
 RATE_LIMIT_QUOTA: Final = (
@@ -57,25 +57,25 @@ def _buckets(limits: Limits) -> dict[str, Any]:
 
 def _of_tenant(limits: Limits, limit: Limit) -> dict[str, Any]:
     if not limit.methods:
-        return _bucket(limits, "")
+        return _bucket(limits, limit)
     # A path may have a query, which names no other method.
     parts = [
         {
             "predicate": {
                 "or_matcher": {"predicate": [_path("exact", part.method), _path("prefix", part.method + "?")]}
             },
-            "on_match": _bucket(limits, part.method),
+            "on_match": _bucket(limits, limit, part),
         }
         for part in limit.methods
     ]
-    return {"matcher": {"matcher_list": {"matchers": parts}, "on_no_match": _bucket(limits, "")}}
+    return {"matcher": {"matcher_list": {"matchers": parts}, "on_no_match": _bucket(limits, limit)}}
 
 
-def _bucket(limits: Limits, method: str) -> dict[str, Any]:
+def _bucket(limits: Limits, limit: Limit, part: MethodLimit | None = None) -> dict[str, Any]:
     names = {
         POLICY: {"string_value": str(limits.policy)},
         TENANT: {"custom_value": _header(TENANT_HEADER)},
-        METHOD: {"string_value": method},
+        METHOD: {"string_value": part.method if part else ""},
     }
     settings = {
         "@type": _SETTINGS,
@@ -87,7 +87,7 @@ def _bucket(limits: Limits, method: str) -> dict[str, Any]:
         "deny_response_settings": {
             "http_status": {"code": "TooManyRequests"},
             "grpc_status": {"code": 8, "message": f"over the limit of RatePolicy {limits.policy}"},
-            "response_headers_to_add": refusal_headers(limits),
+            "response_headers_to_add": refusal_headers(limits, limit, part),
         },
     }
     return {"action": {"name": "bucket", "typed_config": settings}}
