@@ -65,7 +65,7 @@ def _full(spec: RatePolicySpec) -> Leases:
     leases.update(PolicyLimits(policy=POLICY, spec=spec), 0.0)
     shares = []
     for number in range(TENANTS):
-        leases.take(f"tenant-{number}", METHOD, 0.0)
+        leases.take(f"tenant-{number}", METHOD, 1, 0.0)
         method = METHOD if spec.limits[0].methods else ""
         bucket = quota_service_pb2.Bucket(policy=POLICY, tenant=f"tenant-{number}", method=method)
         shares.append(quota_service_pb2.Share(bucket=bucket, rate=MOST, burst=MOST))
@@ -75,17 +75,17 @@ def _full(spec: RatePolicySpec) -> Leases:
     return leases
 
 
-def _nothing(tenant: str, method: str, now_s: float) -> None:
+def _nothing(tenant: str, method: str, amount: float, now_s: float) -> None:
     pass
 
 
-def _us(decide: Callable[[str, str, float], object], tenants: Sequence[str]) -> float:
+def _us(decide: Callable[[str, str, float, float], object], tenants: Sequence[str]) -> float:
     """CPU of one call."""
     clock = time.monotonic
     began_s = time.process_time()
     for _ in range(DECISIONS // len(tenants)):
         for tenant in tenants:
-            decide(tenant, METHOD, clock())
+            decide(tenant, METHOD, 1, clock())
     return (time.process_time() - began_s) / DECISIONS * 1e6
 
 

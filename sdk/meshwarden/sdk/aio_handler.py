@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from meshwarden.sdk import criticality, peer
+from meshwarden.sdk.admission import FREE
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Known
 from meshwarden.sdk.deadline import Deadline
@@ -116,6 +117,7 @@ class ServedCall:
         self._context = context
         self._caller = caller = peer.current()
         self._decision: CallStat.Decision.ValueType = CallStat.ALLOWED
+        self._admission = FREE
         self._source = str(caller.spiffe_id) if caller is not None else ""
         metadata = context.invocation_metadata() or ()
         self._span = tracer().server(method, metadata, self._source)
@@ -126,6 +128,7 @@ class ServedCall:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._admission.end()
         code, details = self._ended(error)
         self._span.end(code, details)
         config = self._link.find_config()
@@ -149,7 +152,8 @@ class ServedCall:
                 await self._refuse(*fault, "denied")
             return
         tenant = caller.spiffe_id.tenant or ""
-        decision = self._limits.take(tenant, self._method)
+        self._admission = self._limits.admit(tenant, self._method)
+        decision = self._admission.decision
         if not decision.allowed:
             refusal = self._limits.refusal(decision, tenant, self._method)
             self._decision = CallStat.LIMITED

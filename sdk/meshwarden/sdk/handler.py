@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
+from meshwarden.sdk.admission import FREE
 from meshwarden.sdk.count import OTHER
 from meshwarden.sdk.incoming import Incoming, IncomingCall, open_answer
 
@@ -99,6 +100,9 @@ class _Wrap:
             except BaseException as error:
                 _raised(call, error)
                 raise
+            finally:
+                if call.admission is not FREE:
+                    call.admission.end()
             call.returned()
             return response
 
@@ -112,6 +116,9 @@ class _Wrap:
             except BaseException as error:
                 _raised(call, error)
                 raise
+            finally:
+                if call.admission is not FREE:
+                    call.admission.end()
             call.returned()
             return response
 
@@ -126,6 +133,9 @@ class _Wrap:
             except BaseException as error:
                 _raised(call, error)
                 raise
+            finally:
+                if call.admission is not FREE:
+                    call.admission.end()
             open_answer(context)
             call.returned()
 

@@ -17,6 +17,7 @@ import grpc
 from meshwarden.certs.clock import Clock
 from meshwarden.certs.verify import PeerRefused, VerifiedPeer
 from meshwarden.sdk import criticality
+from meshwarden.sdk.admission import FREE
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.caller import Caller, Callers
 from meshwarden.sdk.count import Call, Known
@@ -99,15 +100,16 @@ class Incoming:
             metadata = context.invocation_metadata()
             call.span = tracer().server(method, metadata, caller.source)
             criticality.serve(metadata)
-            decision = self._limits.take(caller.tenant, method)
-            if not decision.allowed:
-                told = self._limits.refusal(decision, caller.tenant, method)
-                open_answer(context, told.headers)
-                self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, told.message, "limited", *told.trailing)
         if stream:
             number = next(self._numbers)
             self._open[number] = (caller, context)
             call.at_end(lambda: self._open.pop(number, None))
+        if call.span is not None:  # last: what it takes is given back by whoever has the call
+            call.admission = admission = self._limits.admit(caller.tenant, method)
+            if not admission.decision.allowed:
+                told = self._limits.refusal(admission.decision, caller.tenant, method)
+                open_answer(context, told.headers)
+                self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, told.message, "limited", *told.trailing)
         return call
 
     def _refuse(
@@ -134,14 +136,27 @@ class IncomingCall:
 
     Attributes:
         context: its own, of grpc.
+        admission: what it holds of the policies; for whoever began it to end when the handler has, and no sooner.
         source: the caller's SPIFFE ID, as soon as it is known.
         span: its own, from then on; ended even if the handler never hears that the call was.
     """
 
-    __slots__ = ("_begun_s", "_decision", "_incoming", "_last", "_method", "_open", "context", "source", "span")
+    __slots__ = (
+        "_begun_s",
+        "_decision",
+        "_incoming",
+        "_last",
+        "_method",
+        "_open",
+        "admission",
+        "context",
+        "source",
+        "span",
+    )
 
     def __init__(self, incoming: Incoming, method: str, context: Any) -> None:
         self.context = context
+        self.admission = FREE
         self.source = ""
         self.span: Span | None = None
         self._incoming = incoming

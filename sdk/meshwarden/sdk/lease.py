@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, ONE, Decision
+from meshwarden.sdk.unit import amount_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec
 
@@ -42,7 +43,7 @@ class _Bucket:
         self.left, self.at_s, self.used_s = STARTER, now_s, now_s
         self.rate, self.burst = 0.0, STARTER
         self.lease: tuple[float, float] | None = None
-        self.allowed = self.denied = self.shadowed = 0
+        self.allowed = self.denied = self.shadowed = 0.0
 
     def fill(self, now_s: float) -> float:
         """Brings it to now, and returns what is in it."""
@@ -61,12 +62,14 @@ class _Bucket:
 
     def take_usage(self) -> tuple[int, int, int]:
         """What was used since the last time: allowed, denied, shadowed."""
-        used = self.allowed, self.denied, self.shadowed
-        self.allowed = self.denied = self.shadowed = 0
+        used = max(0, int(self.allowed)), int(self.denied), int(self.shadowed)
+        # More may have been put back since than was taken: that counts against what will be.
+        self.allowed, self.denied, self.shadowed = self.allowed - used[0], 0, 0
         return used
 
-    def wait_s(self) -> float:
-        return (1 - self.left) / self.rate if self.rate > 0 else _UNSHARED_WAIT_S
+    def wait_s(self, amount: float) -> float:
+        """In how many seconds there is so much."""
+        return (amount - self.left) / self.rate if self.rate > 0 else _UNSHARED_WAIT_S
 
 
 class _Tenant:
@@ -110,8 +113,11 @@ class Leases:
                 if limit is not None:
                     self._tenants[name] = self._changed(tenant, limit, now_s)
 
-    def take(self, tenant: str, method: str, now_s: float) -> Decision:
-        """Takes one call out of its bucket; the calls of a tenant that no limit names are not limited."""
+    settles: Final = False
+    """See `meshwarden.sdk.admission.Engine`."""
+
+    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
+        """Takes so much out of the bucket of a call; a tenant that no limit names is not limited."""
         with self._lock:
             if now_s >= self._ends_s and not self._stale:
                 self._set_stale(True, now_s)
@@ -130,21 +136,29 @@ class Leases:
                 bucket.left = left if left < bucket.burst else bucket.burst
                 bucket.at_s = now_s
             bucket.used_s = now_s
-            if bucket.left < ONE:
-                return self._refuse(bucket, "tenant" if bucket is known.rest else "method")
-            bucket.left -= 1
-            bucket.allowed += 1
+            if bucket.left < amount * ONE:
+                return self._refuse(bucket, amount, "tenant" if bucket is known.rest else "method")
+            bucket.left -= amount
+            bucket.allowed += amount
             return ALLOWED
 
-    def give_back(self, tenant: str, method: str, now_s: float) -> None:
-        """Puts back a call that was taken, and refused by another policy."""
+    def give_back(self, tenant: str, method: str, amount: float, now_s: float) -> None:
+        """Puts back what was taken for a call that another policy has refused."""
+        self.charge(tenant, method, -amount, now_s)
+
+    def charge(self, tenant: str, method: str, amount: float, now_s: float) -> float:
+        """Takes more, or puts back; see `meshwarden.sdk.admission.Engine`."""
         with self._lock:
             known = self._tenants.get(tenant)
             if known is None:
-                return
+                return 0.0
             bucket = known.parts.get(method, known.rest) if method in known.methods else known.rest
-            bucket.left = min(bucket.burst, bucket.fill(now_s) + 1)
-            bucket.allowed = max(0, bucket.allowed - 1)  # it may have been reported already
+            bucket.left = min(bucket.burst, bucket.fill(now_s) - amount)
+            bucket.allowed += amount
+            return bucket.wait_s(0) if bucket.left < 0 else 0.0
+
+    def end(self, tenant: str, method: str, now_s: float) -> None:
+        """A call that was let in has ended, which frees nothing."""
 
     @property
     def presses(self) -> bool:
@@ -167,7 +181,7 @@ class Leases:
                 self._pressed = False
             for name, tenant in list(self._tenants.items()):
                 for method, bucket in tenant.buckets():
-                    if usage and (bucket.allowed or bucket.denied or now_s - bucket.used_s < LATELY_S):
+                    if usage and (bucket.allowed >= 1 or bucket.denied or now_s - bucket.used_s < LATELY_S):
                         told.append((name, method, *bucket.take_usage()))
                     if full and bucket.rate > 0:
                         held.append((name, method, bucket.rate, bucket.burst))
@@ -199,14 +213,14 @@ class Leases:
 
     # -- below, with the lock held
 
-    def _refuse(self, bucket: _Bucket, level: str) -> Decision:
+    def _refuse(self, bucket: _Bucket, amount: float, level: str) -> Decision:
         self._ask()
         if self._spec.shadow:
-            bucket.allowed += 1
-            bucket.shadowed += 1
+            bucket.allowed += amount
+            bucket.shadowed += amount
             return ALLOWED
-        bucket.denied += 1
-        return Decision(False, bucket.wait_s(), level, self._policy)
+        bucket.denied += amount
+        return Decision(False, bucket.wait_s(amount), level, self._policy)
 
     def _ask(self) -> None:
         if not self._pressed:
@@ -279,12 +293,12 @@ class Leases:
 def _most(limit: _Limit) -> tuple[float, float]:
     """The rate in calls a second and the burst of a limit."""
     per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0
-    return limit.requests / per_s, float(max(1, limit.burst))
+    return amount_of(limit) / per_s, float(max(1, limit.burst))
 
 
 def _is_idle(bucket: _Bucket, now_s: float) -> bool:
     return (
         now_s - bucket.used_s >= IDLE_S
-        and not (bucket.allowed or bucket.denied)
+        and not (bucket.allowed >= 1 or bucket.denied)
         and (bucket.lease is None or bucket.lease[0] <= 0)
     )

@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
+from meshwarden.sdk.unit import amount_of
 from meshwarden.v1 import node_service_pb2, resources_pb2
 
 ANY_TENANT = "*"
@@ -73,8 +74,11 @@ class Limiter:
                     kept[tenant] = (max(0.0, after.burst - spent), now_s)
             self._buckets = kept
 
-    def take(self, tenant: str, method: str, now_s: float) -> Decision:
-        """Takes one call of `tenant` out of its bucket, whatever its method; one that no limit names is not limited."""
+    settles: Final = False
+    """See `meshwarden.sdk.admission.Engine`."""
+
+    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
+        """Takes so many calls of `tenant`, whatever their method; one that no limit names is not limited."""
         if not self._rates:
             return ALLOWED
         with self._lock:
@@ -83,19 +87,29 @@ class Limiter:
                 return ALLOWED
             bucket = self._buckets.get(tenant)
             left = rate.burst if bucket is None else _left(bucket, rate, now_s)
-            if left < ONE:
-                return Decision(False, (1 - left) * rate.interval_s, "tenant", self._policy)
+            if left < amount * ONE:
+                return Decision(False, (amount - left) * rate.interval_s, "tenant", self._policy)
             if bucket is None and len(self._buckets) >= MAX_BUCKETS:
                 self._forget_full(now_s)
-            self._buckets[tenant] = (left - 1, now_s)
+            self._buckets[tenant] = (left - amount, now_s)
             return ALLOWED
 
-    def give_back(self, tenant: str, method: str, now_s: float) -> None:
-        """Puts back a call that was taken, and refused by another policy."""
+    def give_back(self, tenant: str, method: str, amount: float, now_s: float) -> None:
+        """Puts back what was taken for a call that another policy has refused."""
+        self.charge(tenant, method, -amount, now_s)
+
+    def charge(self, tenant: str, method: str, amount: float, now_s: float) -> float:
+        """Takes more, or puts back; see `meshwarden.sdk.admission.Engine`."""
         with self._lock:
             rate, bucket = self._rates.get(tenant) or self._rates.get(ANY_TENANT), self._buckets.get(tenant)
             if rate is not None and bucket is not None:
-                self._buckets[tenant] = (min(float(rate.burst), _left(bucket, rate, now_s) + 1), now_s)
+                left = min(float(rate.burst), _left(bucket, rate, now_s) - amount)
+                self._buckets[tenant] = (left, now_s)
+                return max(0.0, -left * rate.interval_s)
+        return 0.0
+
+    def end(self, tenant: str, method: str, now_s: float) -> None:
+        """A call that was let in has ended, which frees nothing."""
 
     def _forget_full(self, now_s: float) -> None:
         self._buckets = {
@@ -119,5 +133,5 @@ def retry_after(decision: Decision) -> str:
 
 def _rate(limit: resources_pb2.RateLimit) -> Rate:
     per_s = limit.per.ToTimedelta().total_seconds() or 1.0
-    requests = max(1, limit.requests)
-    return Rate(per_s / requests, limit.burst or max(1, int(requests / per_s / 10)))
+    amount = max(1, amount_of(limit))
+    return Rate(per_s / amount, limit.burst or max(1, int(amount / per_s / 10)))

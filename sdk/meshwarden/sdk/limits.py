@@ -3,21 +3,22 @@
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 import grpc
 
 from meshwarden.sdk import rate_limit_field, status_detail
+from meshwarden.sdk.admission import FREE, Admission, Engine
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.lease import Leases
-from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, Decision, Limiter, retry_after
+from meshwarden.sdk.limit import ANY_TENANT, Decision, Limiter, retry_after
 from meshwarden.sdk.share import ShareLink
+from meshwarden.sdk.unit import amount_of
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 POLICY_KEY: Final = "x-meshwarden-policy"
 _CODE: Final = int(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
-_Engine: TypeAlias = "Limiter | Leases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Limits:
         self._own: dict[str, Limiter] = {}
         self._shares: ShareLink | None = None
         # In the order in which a call is held against them.
-        self._engines: tuple[_Engine, ...] = ()
+        self._engines: tuple[Engine, ...] = ()
         self._specs: dict[str, RatePolicySpec] = {}
 
     def update(self, limits: node_service_pb2.ServerLimits) -> None:
@@ -60,19 +61,20 @@ class Limits:
             self._specs = {said.policy: said.spec for said in limits.policies}
             self._engines = tuple(self._own.get(said.policy) or leases[said.policy] for said in limits.policies)
 
-    def take(self, tenant: str, method: str) -> Decision:
-        """Takes one call, if every policy lets it."""
+    def admit(self, tenant: str, method: str) -> Admission:
+        """Lets a call in, if every policy does; what it then holds is to be given back by `end`, however it ends."""
         engines = self._engines
         if not engines:
-            return ALLOWED
+            return FREE
         now_s = self._monotonic_s()
         for number, engine in enumerate(engines):
-            decision = engine.take(tenant, method, now_s)
+            decision = engine.take(tenant, method, 1, now_s)
             if not decision.allowed:
                 for taken in engines[:number]:
-                    taken.give_back(tenant, method, now_s)
-                return decision
-        return ALLOWED
+                    taken.give_back(tenant, method, 1, now_s)
+                return Admission((), decision=decision)
+        settling = [engine for engine in engines if engine.settles]
+        return Admission(settling, tenant, method, self._monotonic_s) if settling else FREE
 
     def refusal(self, decision: Decision, tenant: str, method: str) -> Refusal:
         """What a caller is told whose call was not let pass."""
@@ -100,7 +102,7 @@ class Limits:
         if limit is None:  # the policies have changed meanwhile
             return (left,)
         per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0
-        return ((rate_limit_field.POLICY_KEY, quota.policy_field(limit.requests, per_s)), left)
+        return ((rate_limit_field.POLICY_KEY, quota.policy_field(amount_of(limit), per_s)), left)
 
     def close(self) -> None:
         """Ends the stream to the agent, if there is one."""

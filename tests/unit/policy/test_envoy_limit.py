@@ -51,8 +51,8 @@ def test_both_data_planes_let_the_same_burst_through(requests: int, per_s: int, 
     limiter.update(server_limits(mesh, ORDERS).policies[0], now_s)
     burst = bucket(limits.limits[0].rate)["max_tokens"]
     assert burst == max(1, int(requests / per_s / 10))
-    assert all(limiter.take("acme", "/a.B/C", now_s).allowed for _ in range(burst))
-    assert not limiter.take("acme", "/a.B/C", now_s).allowed
+    assert all(limiter.take("acme", "/a.B/C", 1, now_s).allowed for _ in range(burst))
+    assert not limiter.take("acme", "/a.B/C", 1, now_s).allowed
 
 
 def test_in_shadow_nothing_is_refused() -> None:

@@ -132,7 +132,7 @@ class Mesh:
         self.now_s = now_s = number * STEP_S
         for server in self.servers:
             for _ in range(self._calls(server.load * STEP_S)):
-                if server.leases.take("acme", "/x/Y", now_s).allowed:
+                if server.leases.take("acme", "/x/Y", 1, now_s).allowed:
                     self.passed.append(now_s)
             server.report(now_s)
         if now_s < self.away_until_s:

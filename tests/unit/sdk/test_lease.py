@@ -38,7 +38,7 @@ def share(tenant: str, rate: float, burst: float, method: str = "", policy: str 
 
 
 def spend(leases: Leases, tenant: str, now_s: float, tries: int, method: str = GET) -> int:
-    return sum(leases.take(tenant, method, now_s).allowed for _ in range(tries))
+    return sum(leases.take(tenant, method, 1, now_s).allowed for _ in range(tries))
 
 
 def used(leases: Leases, now_s: float) -> dict[tuple[str, str], tuple[int, int, int]]:
@@ -75,8 +75,8 @@ def test_a_call_is_in_its_methods_bucket_or_in_that_of_the_rest() -> None:
     leases.grant([share("acme", 100, 100), share("acme", 1, 1, CREATE)], 0.0)
     assert spend(leases, "acme", 10.0, 5, CREATE) == 1
     assert spend(leases, "acme", 10.0, 500) == 100
-    assert leases.take("acme", GET, 10.0).level == "tenant"
-    last = leases.take("acme", CREATE, 10.5)
+    assert leases.take("acme", GET, 1, 10.0).level == "tenant"
+    last = leases.take("acme", CREATE, 1, 10.5)
     assert (last.allowed, last.level, last.retry_after_s) == (False, "method", pytest.approx(0.5))
     assert used(leases, 10.5) == {("acme", ""): (102, 408, 0), ("acme", CREATE): (3, 12, 0)}
 
@@ -247,13 +247,13 @@ def test_memory_is_bounded_and_named_tenants_always_have_room(monkeypatch: pytes
     monkeypatch.setattr(lease, "MAX_TENANTS", 100)
     leases = made()
     leases.prolong(FOR_EVER, 0.0)
-    allowed = [leases.take(f"t{number}", f"/x/{number}", 0.0).allowed for number in range(100_000)]
+    allowed = [leases.take(f"t{number}", f"/x/{number}", 1, 0.0).allowed for number in range(100_000)]
     assert sum(allowed) == 102
-    assert leases.take("t1", GET, 0.0).allowed
-    assert leases.take("acme", CREATE, 0.0).allowed
-    assert not leases.take("other", GET, 0.0).allowed
+    assert leases.take("t1", GET, 1, 0.0).allowed
+    assert leases.take("acme", CREATE, 1, 0.0).allowed
+    assert not leases.take("other", GET, 1, 0.0).allowed
     leases.report(0.0)
-    assert leases.take("other", GET, IDLE_S).allowed, "those that have long not called make room"
+    assert leases.take("other", GET, 1, IDLE_S).allowed, "those that have long not called make room"
 
 
 def test_a_bucket_with_a_share_is_not_forgotten() -> None:

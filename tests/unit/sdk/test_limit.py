@@ -24,7 +24,7 @@ def limiter(config: PolicyLimits) -> Limiter:
 
 
 def spend(bucket: Limiter, tenant: str, now_s: float, tries: int) -> int:
-    return sum(bucket.take(tenant, GET, now_s).allowed for _ in range(tries))
+    return sum(bucket.take(tenant, GET, 1, now_s).allowed for _ in range(tries))
 
 
 # Powers of two for the rate and 64ths for the steps: the floats are exact, and so the oracle's word is final.
@@ -39,7 +39,7 @@ def test_it_decides_as_an_exact_token_bucket_does(rate: int, burst: int, steps: 
         elapsed = Fraction(step, 64)
         now += elapsed
         tokens = min(Fraction(burst), tokens + elapsed * rate)
-        decision = bucket.take("acme", GET, float(now))
+        decision = bucket.take("acme", GET, 1, float(now))
         assert decision.allowed == (tokens >= 1)
         if decision.allowed:
             tokens -= 1
@@ -52,7 +52,7 @@ def test_no_window_has_more_than_its_rate_and_burst(gaps: list[float]) -> None:
     bucket, now, allowed = limiter(limits(requests=20, burst=5)), 0.0, 0
     for gap in gaps:
         now += gap
-        allowed += bucket.take("acme", GET, now).allowed
+        allowed += bucket.take("acme", GET, 1, now).allowed
     assert allowed <= 5 + 20 * now + 1e-6
 
 
@@ -85,7 +85,7 @@ def test_forgetting_full_buckets_keeps_the_spent_ones() -> None:
     bucket = limiter(limits(tenant="*", requests=1, burst=2))
     spend(bucket, "early", 0.0, 1)
     for number in range(MAX_BUCKETS):
-        bucket.take(f"t{number}", GET, 10.0)
+        bucket.take(f"t{number}", GET, 1, 10.0)
     assert spend(bucket, "t0", 10.0, 5) == 1
 
 

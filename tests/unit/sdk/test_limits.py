@@ -1,15 +1,46 @@
 """A server under several policies."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from meshwarden.sdk.admission import Admission
+from meshwarden.sdk.limit import ALLOWED, Decision
 from meshwarden.sdk.limits import Limits
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 GET = "/shop.v1.Orders/Get"
+
+
+class Held:
+    """A policy's engine to which the end of a call means something: so many calls at once."""
+
+    settles = True
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
+        """Lets a call in while there is room."""
+        if self.left < amount:
+            return Decision(False, 1.0, "tenant", "platform/held")
+        self.left -= int(amount)
+        return ALLOWED
+
+    def give_back(self, tenant: str, method: str, amount: float, now_s: float) -> None:
+        """Another policy has refused."""
+        self.left += int(amount)
+
+    def charge(self, tenant: str, method: str, amount: float, now_s: float) -> float:
+        """Never asked."""
+        raise AssertionError
+
+    def end(self, tenant: str, method: str, now_s: float) -> None:
+        """The call has ended."""
+        self.left += 1
 
 
 class Silent:
@@ -39,27 +70,27 @@ def test_a_call_must_pass_every_policy_and_costs_those_nothing_that_let_a_refuse
     wide = said("platform/wide", "acme", 5, RatePolicySpec.POINT)
     narrow = said("platform/narrow", "acme", 2, RatePolicySpec.POINT)
     limits.update(ServerLimits(policies=[wide, narrow]))
-    decisions = [limits.take("acme", GET) for _ in range(20)]
+    decisions = [limits.admit("acme", GET).decision for _ in range(20)]
     assert [decision.allowed for decision in decisions] == [True] * 2 + [False] * 18
     assert {decision.policy for decision in decisions[2:]} == {"platform/narrow"}
     limits.update(ServerLimits(policies=[wide]))
-    assert [limits.take("acme", GET).allowed for _ in range(5)] == [True] * 3 + [False] * 2
-    assert limits.take("acme", GET).policy == "platform/wide"
+    assert [limits.admit("acme", GET).decision.allowed for _ in range(5)] == [True] * 3 + [False] * 2
+    assert limits.admit("acme", GET).decision.policy == "platform/wide"
     limits.update(ServerLimits())
-    assert limits.take("acme", GET).allowed
+    assert limits.admit("acme", GET).decision.allowed
 
 
 def test_scopes_go_together(limits: Limits) -> None:
     mesh = said("platform/mesh", "acme", 100, RatePolicySpec.MESH)
     point = said("platform/point", "acme", 1, RatePolicySpec.POINT)
     limits.update(ServerLimits(policies=[mesh, point]))
-    assert limits.take("acme", GET).allowed
-    refused = limits.take("acme", GET)
+    assert limits.admit("acme", GET).decision.allowed
+    refused = limits.admit("acme", GET).decision
     assert (refused.allowed, refused.policy) == (False, "platform/point")
     limits.update(ServerLimits(policies=[mesh]))
-    assert limits.take("acme", GET).allowed, "the refused one was put back: a bucket is opened with two"
-    assert limits.take("acme", GET).policy == "platform/mesh"
-    told = limits.refusal(limits.take("acme", GET), "acme", GET)
+    assert limits.admit("acme", GET).decision.allowed, "the refused one was put back: a bucket is opened with two"
+    assert limits.admit("acme", GET).decision.policy == "platform/mesh"
+    told = limits.refusal(limits.admit("acme", GET).decision, "acme", GET)
     assert "rate policy platform/mesh limits tenant acme" in told.message
     assert dict(told.trailing)["x-meshwarden-policy"] == "RatePolicy platform/mesh"
 
@@ -71,7 +102,7 @@ def test_a_refused_caller_is_told_the_limit_in_the_drafts_fields(limits: Limits)
     limits.update(ServerLimits(policies=[policy]))
 
     def told(tenant: str, method: str) -> dict[str, str]:
-        decisions = [limits.take(tenant, method) for _ in range(3)]  # a bucket is opened with two
+        decisions = [limits.admit(tenant, method).decision for _ in range(3)]  # a bucket is opened with two
         return dict(limits.refusal(decisions[-1], tenant, method).headers)
 
     assert told("acme", "/other") == {
@@ -83,6 +114,16 @@ def test_a_refused_caller_is_told_the_limit_in_the_drafts_fields(limits: Limits)
         "ratelimit": '"platform/mesh method";r=0;t=1;pk=:YWNtZS9zaG9wLnYxLk9yZGVycy9HZXQ=:',
     }
     assert told("globex", GET)["ratelimit-policy"] == '"platform/mesh tenant";q=9;w=1;pk=:Z2xvYmV4:'
-    refused = limits.take("acme", GET)
+    refused = limits.admit("acme", GET).decision
     limits.update(ServerLimits())
     assert dict(limits.refusal(refused, "acme", GET).headers).keys() == {"ratelimit"}, "of a policy that has gone"
+
+
+def test_what_a_call_holds_is_given_back_once_however_often_its_end_is_told() -> None:
+    engine = Held(2)
+    assert engine.take("acme", GET, 1, 0.0).allowed
+    first = Admission([engine], "acme", GET)
+    assert engine.left == 1
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: first.end(), range(100)))
+    assert engine.left == 2

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from meshwarden.agents.quota.point import MAX_BUCKETS, Amount, Key
+from meshwarden.sdk.unit import amount_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import Rate, RatePolicySpec
 from meshwarden.xds import quota_names as names
@@ -122,7 +123,7 @@ def _tokens(amount: Amount) -> dict[str, Any]:
 
 def _amount(rate: Rate) -> Amount:
     per_s = rate.per.seconds + rate.per.nanos / 1e9 or 1.0
-    return Amount(rate.requests / per_s, float(rate.burst))
+    return Amount(amount_of(rate) / per_s, float(rate.burst))
 
 
 def _action(key: Key, what: dict[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _healthy(call: _Call, version: str) -> int:
 
 def _rate(limit: Rate) -> str:
     per = "1 s" if limit.per_s == 1 else f"{limit.per_s:g} s"
-    return f"{limit.requests} calls in {per}, {limit.burst} at once"
+    return f"{limit.amount} calls in {per}, {limit.burst} at once"
 
 
 def _name(text: str) -> Name:

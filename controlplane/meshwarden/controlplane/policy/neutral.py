@@ -6,6 +6,8 @@ Both dialects and `explain` read these values and nothing else, so that they can
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from meshwarden.sdk.unit import REQUESTS, Unit
+
 
 class Name(NamedTuple):
     """A full name, `<tenant>/<name>`."""
@@ -142,16 +144,16 @@ class Route:
 
 @dataclass(frozen=True)
 class Rate:
-    """So many calls in so many seconds, and how many at once."""
+    """So much, in its policy's unit, in so many seconds, and how much at once."""
 
-    requests: int
+    amount: int
     per_s: float
     burst: int
 
 
 @dataclass(frozen=True)
 class MethodLimit:
-    """A limit on a part of a tenant's calls; `floor` in calls each `rate.per_s`."""
+    """A limit on a part of a tenant's calls; `floor` is for each `rate.per_s`."""
 
     method: str
     rate: Rate
@@ -166,7 +168,7 @@ class Limit:
     Attributes:
         tenant: the calling tenant.
         rate: at most so much.
-        floor: so many calls each `rate.per_s` whenever they are wanted.
+        floor: so much each `rate.per_s` whenever it is wanted.
         weight: relative to other tenants when the total is short.
         methods: limits on parts of it.
     """
@@ -191,6 +193,7 @@ class Limits:
         away: what becomes of calls while nobody divides the limits.
         fallback: each tenant's at each point meanwhile, if `away` is "fallback".
         shadow: whether nothing is refused.
+        unit: what all amounts count.
     """
 
     service: Name
@@ -201,6 +204,7 @@ class Limits:
     away: Literal["keep", "fallback", "deny"] = "keep"
     fallback: Rate | None = None
     shadow: bool = False
+    unit: Unit = REQUESTS
 
     def find(self, tenant: str) -> Limit | None:
         """The limit on a tenant: its own before the one for all others."""

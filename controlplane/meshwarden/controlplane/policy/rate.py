@@ -4,6 +4,7 @@ from typing import Any, Final, Literal
 
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Name, Rate
+from meshwarden.sdk.unit import Unit, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 # How many seconds' calls may come at once, where a policy doesn't say.
@@ -26,7 +27,7 @@ def of_spec(service: Name, policy: Name, spec: Any) -> Limits:
     """What a policy says."""
     if spec.scope == RatePolicySpec.POINT:
         found = tuple(Limit(item.tenant, _rate(item, POINT_BURST_S)) for item in spec.limits)
-        return Limits(service, found, policy)
+        return Limits(service, found, policy, unit=unit_of(spec))
     found = tuple(_limit(item) for item in spec.limits)
     total = _rate(spec.total, MESH_BURST_S) if spec.HasField("total") else None
     if total is not None and all(limit.tenant != "*" for limit in found):
@@ -40,6 +41,7 @@ def of_spec(service: Name, policy: Name, spec: Any) -> Limits:
         away=_AWAY.get(spec.when_away, "keep"),
         fallback=_rate(spec.fallback, MESH_BURST_S) if spec.HasField("fallback") else None,
         shadow=spec.shadow,
+        unit=unit_of(spec),
     )
 
 
@@ -51,17 +53,18 @@ def to_spec(said: Limits) -> RatePolicySpec:
         spec.when_away = next(number for number, away in _AWAY.items() if away == said.away)
     for name, rate in (("total", said.total), ("fallback", said.fallback)):
         if rate is not None:
-            _fill(getattr(spec, name), rate)
+            _fill(getattr(spec, name), rate, said.unit)
     for limit in said.limits:
         item = spec.limits.add(tenant=limit.tenant, floor=limit.floor, weight=limit.weight)
-        _fill(item, limit.rate)
+        _fill(item, limit.rate, said.unit)
         for part in limit.methods:
-            _fill(item.methods.add(method=part.method, floor=part.floor, weight=part.weight), part.rate)
+            _fill(item.methods.add(method=part.method, floor=part.floor, weight=part.weight), part.rate, said.unit)
     return spec
 
 
-def _fill(item: Any, rate: Rate) -> None:
-    item.requests, item.burst = rate.requests, rate.burst
+def _fill(item: Any, rate: Rate, unit: Unit) -> None:
+    setattr(item, unit, rate.amount)
+    item.burst = rate.burst
     item.per.FromNanoseconds(round(rate.per_s * 1e9))
 
 
@@ -74,4 +77,5 @@ def _limit(item: Any) -> Limit:
 
 def _rate(item: Any, burst_s: float) -> Rate:
     per_s = (item.per.seconds + item.per.nanos / 1e9) or 1.0
-    return Rate(item.requests, per_s, item.burst or max(1, int(item.requests / per_s * burst_s)))
+    amount = amount_of(item)
+    return Rate(amount, per_s, item.burst or max(1, int(amount / per_s * burst_s)))

@@ -10,7 +10,7 @@ from meshwarden.v1 import quota_service_pb2 as pb
 
 def tree_of(limits: Limits) -> Level:
     """The tree of a policy whose limits hold across the mesh."""
-    total = _per_s(limits.total.requests, limits.total) if limits.total is not None else math.inf
+    total = _per_s(limits.total.amount, limits.total) if limits.total is not None else math.inf
     return Level(ceiling=total, parts={limit.tenant: _tenant(limit) for limit in limits.limits})
 
 
@@ -38,7 +38,7 @@ def _tenant(limit: Limit) -> Level:
     parts = {part.method: _level(part) for part in limit.methods}
     if parts:
         rate = limit.rate
-        parts[REST] = Level(ceiling=_per_s(rate.requests, rate), burst_s=_burst_s(rate))
+        parts[REST] = Level(ceiling=_per_s(rate.amount, rate), burst_s=_burst_s(rate))
     return _level(limit, parts)
 
 
@@ -47,15 +47,15 @@ def _level(limit: Limit | MethodLimit, parts: dict[str, Level] | None = None) ->
     return Level(
         weight=limit.weight,
         floor=_per_s(limit.floor, rate),
-        ceiling=_per_s(rate.requests, rate),
+        ceiling=_per_s(rate.amount, rate),
         burst_s=_burst_s(rate),
         parts=parts or {},
     )
 
 
 def _burst_s(rate: Rate) -> float:
-    return rate.burst / _per_s(rate.requests, rate)
+    return rate.burst / _per_s(rate.amount, rate)
 
 
-def _per_s(requests: int, rate: Rate) -> float:
-    return requests / rate.per_s
+def _per_s(amount: int, rate: Rate) -> float:
+    return amount / rate.per_s

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from meshwarden.sdk.unit import amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 Faults = Iterator[tuple[str, str]]
@@ -21,6 +22,7 @@ def rate_faults(spec: RatePolicySpec) -> Faults:
         if named[limit.tenant]:
             yield f"spec.limits[{number}].tenant", f"{limit.tenant} has a limit already"
         named[limit.tenant] += 1
+    yield from _amount_faults(spec)
     if spec.scope == RatePolicySpec.POINT:
         yield from _point_faults(spec)
         return
@@ -32,6 +34,28 @@ def rate_faults(spec: RatePolicySpec) -> Faults:
         yield from _floors(limits, spec.total, "total")
     if sum(len(limit.methods) for limit in spec.limits) > MAX_METHODS:
         yield "spec.limits", f"more than {MAX_METHODS} limits on methods"
+
+
+def _amount_faults(spec: RatePolicySpec) -> Faults:
+    """Every limit has an amount, and all are of one unit."""
+    unit = unit_of(spec)
+    for path, rate in _rates(spec):
+        named = rate.WhichOneof("amount")
+        if named is None:
+            yield f"{path}.{unit}", "is required"
+        elif named != unit:
+            yield f"{path}.{named}", f"this policy counts {unit}: all its amounts are of one unit"
+
+
+def _rates(spec: RatePolicySpec) -> Iterator[tuple[str, Any]]:
+    """All that has an amount, with its path."""
+    for name in ("total", "fallback"):
+        if spec.HasField(name):
+            yield f"spec.{name}", getattr(spec, name)
+    for number, limit in enumerate(spec.limits):
+        yield f"spec.limits[{number}]", limit
+        for index, part in enumerate(limit.methods):
+            yield f"spec.limits[{number}].methods[{index}]", part
 
 
 def _point_faults(spec: RatePolicySpec) -> Faults:
@@ -58,8 +82,8 @@ def _away_faults(spec: RatePolicySpec) -> Faults:
 
 
 def _limit_faults(path: str, limit: RateLimit) -> Faults:
-    if limit.floor > limit.requests:
-        yield f"{path}.floor", f"{limit.floor} is above the limit of {limit.requests}"
+    if limit.floor > amount_of(limit):
+        yield f"{path}.floor", f"{limit.floor} is above the limit of {amount_of(limit)}"
     elif limit.floor and limit.tenant == "*":
         yield f"{path}.floor", "each tenant not named would have one, without bound: name those that shall"
     named = set[str]()
@@ -69,9 +93,9 @@ def _limit_faults(path: str, limit: RateLimit) -> Faults:
             yield f"{place}.method", f"{part.method} has a limit already"
         named.add(part.method)
         if per_s(part) > per_s(limit):
-            yield f"{place}.requests", f"{_said(part)} are above the tenant's {_said(limit)}"
-        if part.floor > part.requests:
-            yield f"{place}.floor", f"{part.floor} is above the limit of {part.requests}"
+            yield f"{place}.{part.WhichOneof('amount')}", f"{_said(part)} are above the tenant's {_said(limit)}"
+        if part.floor > amount_of(part):
+            yield f"{place}.floor", f"{part.floor} is above the limit of {amount_of(part)}"
     parts = ((f"{path}.methods[{number}]", part) for number, part in enumerate(limit.methods))
     yield from _floors(parts, limit, "tenant's limit")
 
@@ -87,10 +111,10 @@ def _floors(parts: Iterator[tuple[str, Any]], whole: Any, name: str) -> Faults:
             return
 
 
-def per_s(rate: Any, requests: int | None = None) -> Fraction:
-    """Calls a second of a rate, or of so many `requests` in its time."""
+def per_s(rate: Any, amount: int | None = None) -> Fraction:
+    """What a rate is for a second, or so large an `amount` in its time."""
     period = Fraction(rate.per.seconds) + Fraction(rate.per.nanos, 10**9)
-    return Fraction(rate.requests if requests is None else requests) / (period or 1)
+    return Fraction(amount_of(rate) if amount is None else amount) / (period or 1)
 
 
 def _said(rate: Any) -> str:

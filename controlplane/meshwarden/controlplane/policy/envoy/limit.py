@@ -66,7 +66,7 @@ def refusal_headers(limits: Limits, limit: Limit | None, part: MethodLimit | Non
     }
     if limit is not None:
         rate = limit.rate if part is None else part.rate
-        headers[rate_limit_field.POLICY_KEY] = quota.policy_field(rate.requests, rate.per_s)
+        headers[rate_limit_field.POLICY_KEY] = quota.policy_field(rate.amount, rate.per_s)
     return [
         {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
         for key, value in headers.items()
@@ -75,7 +75,7 @@ def refusal_headers(limits: Limits, limit: Limit | None, part: MethodLimit | Non
 
 def bucket(limit: Rate) -> dict[str, Any]:
     """The token bucket: as few tokens at a time as Envoy's shortest interval lets, at exactly the rate asked for."""
-    per_token_s = Fraction(limit.per_s).limit_denominator(10**9) / limit.requests
+    per_token_s = Fraction(limit.per_s).limit_denominator(10**9) / limit.amount
     tokens = max(1, math.ceil(_SHORTEST_FILL_S / per_token_s))
     interval_ns = math.ceil(tokens * per_token_s * 10**9)
     return {

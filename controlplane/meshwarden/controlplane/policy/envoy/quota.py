@@ -102,7 +102,7 @@ def _expired(limits: Limits) -> dict[str, Any]:
 
 def _whole_seconds(rate: Rate) -> dict[str, Any]:
     """A token bucket whose interval Envoy's quota filter can read: it drops what is less than a second."""
-    fill = int(rate.requests / rate.per_s * _FILL_S)
+    fill = int(rate.amount / rate.per_s * _FILL_S)
     return {"max_tokens": rate.burst, "tokens_per_fill": max(1, fill), "fill_interval": f"{_FILL_S}s"}
 
 

@@ -1,0 +1,23 @@
+"""What a rate policy counts."""
+
+from typing import Any, Final, Literal, TypeAlias
+
+from meshwarden.v1.resources_pb2 import RatePolicySpec
+
+Unit: TypeAlias = 'Literal["requests"]'
+REQUESTS: Final = "requests"
+
+
+def unit_of(spec: RatePolicySpec) -> Unit:
+    """Returns the unit of all amounts of a policy: the name of the field that has them."""
+    for rate in (spec.total, *spec.limits):
+        named: Unit | None = rate.WhichOneof("amount")
+        if named is not None:
+            return named
+    return REQUESTS
+
+
+def amount_of(rate: Any) -> int:
+    """Returns the amount of a Rate, RateLimit or MethodLimit, in its policy's unit; 0 if it has none."""
+    named = rate.WhichOneof("amount")
+    return int(getattr(rate, named)) if named is not None else 0
