@@ -9,8 +9,10 @@ calls the bare server; a server reads lines that say nothing. Both answer with t
 spans exported and all counts added up. RATIO is how many traces are recorded: by the client's own choice, or as a
 server's callers say.
 
-"floor" is the least that can be done: two looks at a clock, a count, a `traceparent` written or found, and on the
-server the caller's certificate read, of which nothing is checked.
+"floor" is the least that can be done: two looks at a clock, a count, a `traceparent` written or found; "certified
+floor" reads the caller's certificate besides, of which nothing is checked. "checked" is what ours does on a server
+before all that: it proves who calls, reads how much the call matters, and asks the tenant's limits, of which there are
+none. "checked contrib" is that with the package around it.
 
 Spans go to a batch processor that exports nothing, for ours and for the package alike. Counts of ours are taken once a
 second and thrown away: an agent is not there.
@@ -39,12 +41,15 @@ from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.files import read
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import Config
+from meshwarden.sdk.caller import Callers
 from meshwarden.sdk.count import Counter
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
+from meshwarden.sdk.limits import Limits
 from meshwarden.sdk.outgoing import Outgoing
 from meshwarden.sdk.provider import Provider
 from meshwarden.v1.node_service_pb2 import ServerLimits
@@ -52,7 +57,8 @@ from meshwarden.v1.node_service_pb2 import ServerLimits
 DOMAIN = "bench.test"
 SERVER_NAME = "orders.bench.test"
 METHOD = "/bench.Orders/Get"
-KINDS = ("bare", "empty", "floor", "ours", "contrib")
+CLIENTS = ("bare", "empty", "floor", "ours", "contrib")
+SERVERS = ("bare", "empty", "floor", "certified floor", "checked", "ours", "contrib", "checked contrib")
 ALL, FEW = 1.0, 0.01
 RPC_S = 10.0
 _ONE_IN = 100
@@ -94,29 +100,40 @@ class Empty(grpc.ServerInterceptor, grpc.UnaryUnaryClientInterceptor):  # type: 
         return continuation(client_call_details, request)
 
 
-class Floor(grpc.ServerInterceptor):
+class Around(grpc.ServerInterceptor):
+    """Serves what `make` makes of the one handler that there is."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+        self._known: tuple[Any, Any] = (None, None)
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        inner = continuation(handler_call_details)
+        if self._known[0] is not inner:
+            made: Any = grpc.unary_unary_rpc_method_handler(self._make(inner.unary_unary))
+            self._known = (inner, made)
+        return self._known[1]
+
+
+class Floor:
     """The least, on a server or around the method of a channel."""
 
     def __init__(self, inner: Any = None) -> None:
         self._inner = inner
         self._spent_s: Counts[bytes] = Counts()
-        self._handler: Any = None
 
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        if self._handler is None:
-            self._inner = continuation(handler_call_details).unary_unary
-            self._handler = grpc.unary_unary_rpc_method_handler(self._serve)
-        return self._handler
+    def serve(self, inner: Any, is_certified: bool) -> Any:
+        def serve(request: bytes, context: Any) -> Any:
+            begun_s = time.perf_counter()
+            found = context.auth_context()["x509_pem_cert"][0] if is_certified else b""
+            for name, _ in context.invocation_metadata():
+                if name == "traceparent":
+                    break
+            answer = inner(request, context)
+            self._spent_s[found] += time.perf_counter() - begun_s
+            return answer
 
-    def _serve(self, request: bytes, context: Any) -> Any:
-        begun_s = time.perf_counter()
-        found = context.auth_context()["x509_pem_cert"][0]
-        for name, _ in context.invocation_metadata():
-            if name == "traceparent":
-                break
-        answer = self._inner(request, context)
-        self._spent_s[found] += time.perf_counter() - begun_s
-        return answer
+        return serve
 
     def unary_unary(self, method: str) -> Any:
         return Floor(self._inner.unary_unary(method))._call
@@ -127,6 +144,20 @@ class Floor(grpc.ServerInterceptor):
         answer = self._inner(request, timeout, (("traceparent", sent),))
         self._spent_s[request] += time.perf_counter() - begun_s
         return answer
+
+
+def checked(link: Any, inner: Any) -> Any:
+    """What ours does on a server before it counts and traces."""
+    callers, limits = Callers(lambda: link.config.bundles, utc_now), Limits(link, time.monotonic)
+
+    def serve(request: bytes, context: Any) -> Any:
+        caller = callers.identify(context)
+        criticality.serve(context.invocation_metadata())
+        if not limits.admit(caller.tenant, METHOD).decision.allowed:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "limited")
+        return inner(request, context)
+
+    return serve
 
 
 class Providers:
@@ -156,9 +187,13 @@ def serve(ratio: float, directory: Path) -> None:
     made: dict[str, list[Any]] = {
         "bare": [],
         "empty": [Empty()],
-        "floor": [Floor()],
+        "floor": [Around(lambda inner: Floor().serve(inner, is_certified=False))],
+        "certified floor": [Around(lambda inner: Floor().serve(inner, is_certified=True))],
+        "checked": [Around(lambda inner: checked(link, inner))],
         "ours": [IncomingInterceptor(Incoming(link, utc_now))],
         "contrib": [contrib.server_interceptor(providers.contribs)],
+        # Outside of the check, for it makes a handler for each call, around which the check would be made anew.
+        "checked contrib": [contrib.server_interceptor(providers.contribs), Around(lambda inner: checked(link, inner))],
     }
     servers = []
     for kind, interceptors in made.items():
