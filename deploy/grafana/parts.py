@@ -195,8 +195,8 @@ IDENTITY: Final = Board(
     ),
 )
 
-_BUCKET: Final = "policy, tenant, method"
-_BUCKET_NAME: Final = "{{policy}} {{tenant}} {{method}}"
+_BUCKET: Final = "policy, tenant, service, method"
+_BUCKET_NAME: Final = "{{policy}} {{tenant}} {{service}} {{method}}"
 
 LIMITS: Final = Board(
     "meshwarden-limits",

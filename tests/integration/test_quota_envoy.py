@@ -15,12 +15,13 @@ from meshwarden.agents.quota.envoy import SERVICE, Envoy
 from meshwarden.agents.quota.point import Key, Point
 from meshwarden.agents.quota.points import Points
 from meshwarden.controlplane.policy.compile import server_limits
+from meshwarden.controlplane.policy.mesh import Change
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.xds import api
 
 __all__ = ["app", "rig"]
-POLICY = "platform/billing"
+POLICY, WIDE = "platform/billing", "platform/all"
 EVERYONE = {"from": [{"tenant": "acme", "service": "*"}, {"tenant": "globex", "service": "*"}]}
 
 
@@ -35,7 +36,7 @@ class Quotas:
         self.point: Point | None = None
 
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> None:
-        self.point = point = Point("billing", lambda: {POLICY})
+        self.point = point = Point("billing", "platform/billing", lambda: {POLICY, WIDE})
         limits = server_limits(self._rig.mesh, Name("platform", "billing"))
         await Envoy(self.points, point, lambda: limits).converse(requests, context.write)
 
@@ -114,6 +115,33 @@ async def test_an_envoy_keeps_to_its_share_by_the_certificates_word(rig: Rig, ap
         point.grant(1, 2, [pb.Share(bucket=Key(POLICY, "acme", "").to_proto(), rate=100_000.0, burst=1000.0)])
         await settles(acme, "/any", 200)
         assert await codes(acme, "/part", 1) == [429]
+
+
+async def test_a_call_must_pass_the_policy_of_its_service_and_that_of_several(
+    rig: Rig, app: str, quotas: Quotas
+) -> None:
+    wide = {"services": ["*"], "limits": [{"tenant": "acme", "requests": 1000, "burst": 1000}]}
+    several = made("RatePolicy", "platform", "all", wide)
+    _, web = await two_sidecars(
+        rig, app, access(EVERYONE), policy({"tenant": "acme", "requests": 100, "burst": 100}), several
+    )
+    async with web.client() as acme:
+        await settles(acme, "/first", 200)
+        assert (await quotas.reported(Key(WIDE, "acme", ""))) is quotas.point, "one stream speaks for both"
+        await quotas.grant(Key(POLICY, "acme", ""), 100.0, 100.0)
+        await quotas.grant(Key(WIDE, "acme", ""), 0.1, 2.0)
+        await settles(acme, "/any", 429)
+        assert (await acme.get("http://billing/any")).headers["x-meshwarden-policy"] == f"RatePolicy {WIDE}"
+        point = quotas.point
+        assert point is not None
+        point.grant(1, 3, [pb.Share(bucket=Key(WIDE, "acme", "").to_proto(), rate=1000.0, burst=1000.0)])
+        await settles(acme, "/any", 200)
+        point.grant(1, 4, [pb.Share(bucket=Key(POLICY, "acme", "").to_proto(), rate=0.1, burst=1.0)])
+        await settles(acme, "/any", 429)
+        assert (await acme.get("http://billing/any")).headers["x-meshwarden-policy"] == f"RatePolicy {POLICY}"
+        # A policy that is gone leaves the other as it is.
+        rig.apply(Change(several.key, None))
+        assert await codes(acme, "/any", 3) == [429] * 3
 
 
 @pytest.mark.parametrize(("away", "code"), [("KEEP_LAST", 200), ("DENY", 429)])

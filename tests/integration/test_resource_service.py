@@ -477,6 +477,25 @@ async def test_a_tenants_operator_stays_in_its_tenant(world: World) -> None:
             await anyio.sleep(0.02)
 
 
+async def test_what_reaches_into_other_tenants_is_for_operators_of_the_mesh(world: World) -> None:
+    await apply(world.root, MESH)
+    acme = "kind: RatePolicy\nmetadata: {tenant: acme, name: NAME}\nspec: {services: [SERVICES], total: {requests: 9}}"
+    own = acme.replace("NAME", "own").replace("SERVICES", "'*'")
+    foreign = [acme.replace("NAME", "wide").replace("SERVICES", what) for what in ("platform/orders", "'*/*'")]
+    await apply(world.acme, own)
+    for text in foreign:
+        error = await refused(world.acme.Apply(v1.ApplyRequest(resources=batch(text))))
+        assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "for every tenant" in (error.details() or "")
+    await apply(world.root, foreign[1])
+    for call in (
+        world.acme.Apply(v1.ApplyRequest(resources=batch(own.replace("own", "wide")))),
+        world.acme.Delete(v1.DeleteRequest(refs=[ref("RatePolicy", "acme", "wide")])),
+    ):
+        assert (await refused(call)).code() is grpc.StatusCode.PERMISSION_DENIED
+    await world.root.Delete(v1.DeleteRequest(refs=[ref("RatePolicy", "acme", "wide")]))
+
+
 @pytest.mark.parametrize(
     ("identity", "code"), [(None, grpc.StatusCode.UNAUTHENTICATED), (WORKLOAD, grpc.StatusCode.PERMISSION_DENIED)]
 )

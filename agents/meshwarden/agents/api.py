@@ -165,7 +165,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         try:
             if connection.pid is None or connection.pidfd is None:
                 raise Ended(grpc.StatusCode.PERMISSION_DENIED, "the calling process has ended")
-            point = parts.points.open(workload.id, (connection.pid, connection.pidfd), policies)
+            point = parts.points.open(workload.id, workload.service_name, (connection.pid, connection.pidfd), policies)
             await converse(parts.points, point, request_iterator, context.write, allow)
         except TooMany as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))

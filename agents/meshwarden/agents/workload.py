@@ -48,6 +48,11 @@ class Workload:
         return f"{self.entry.metadata.tenant}/{self.entry.metadata.name}"
 
     @property
+    def service_name(self) -> str:
+        """`<tenant>/<service>`, as its certificates say."""
+        return f"{self.spiffe_id.tenant}/{self.spiffe_id.service}"
+
+    @property
     def has_envoy(self) -> bool:
         """Whether an Envoy belongs beside it."""
         return not self.is_implicit and self.entry.spec.data_plane == resources.WorkloadEntrySpec.ENVOY

@@ -55,9 +55,11 @@ class PointReport(_message.Message):
     USAGES_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     BEGINS_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
     point: _builtins.str
     acknowledged: _builtins.int
     begins: _builtins.bool
+    service: _builtins.str
     @_builtins.property
     def usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___BucketUsage]: ...
     @_builtins.property
@@ -70,10 +72,11 @@ class PointReport(_message.Message):
         usages: _abc.Iterable[Global___BucketUsage] | None = ...,
         held: _abc.Iterable[Global___Share] | None = ...,
         begins: _builtins.bool = ...,
+        service: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "begins", b"begins", "held", b"held", "point", b"point", "usages", b"usages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "begins", b"begins", "held", b"held", "point", b"point", "service", b"service", "usages", b"usages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,19 +118,22 @@ class Bucket(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     tenant: _builtins.str
     method: _builtins.str
+    service: _builtins.str
     def __init__(
         self,
         *,
         policy: _builtins.str = ...,
         tenant: _builtins.str = ...,
         method: _builtins.str = ...,
+        service: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "policy", b"policy", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "policy", b"policy", "service", b"service", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -858,6 +858,7 @@ class RatePolicySpec(_message.Message):
     DENY: RatePolicySpec.WhenAway.ValueType  # 3
 
     SERVICE_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
@@ -869,6 +870,8 @@ class RatePolicySpec(_message.Message):
     when_away: Global___RatePolicySpec.WhenAway.ValueType
     shadow: _builtins.bool
     @_builtins.property
+    def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
     def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]: ...
     @_builtins.property
     def total(self) -> Global___Rate: ...
@@ -878,6 +881,7 @@ class RatePolicySpec(_message.Message):
         self,
         *,
         service: _builtins.str = ...,
+        services: _abc.Iterable[_builtins.str] | None = ...,
         limits: _abc.Iterable[Global___RateLimit] | None = ...,
         total: Global___Rate | None = ...,
         scope: Global___RatePolicySpec.Scope.ValueType = ...,
@@ -887,7 +891,7 @@ class RatePolicySpec(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "limits", b"limits", "scope", b"scope", "service", b"service", "shadow", b"shadow", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "limits", b"limits", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -932,6 +936,7 @@ class RateLimit(_message.Message):
     FLOOR_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
+    SERVICES_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     requests: _builtins.int
     burst: _builtins.int
@@ -941,6 +946,8 @@ class RateLimit(_message.Message):
     def per(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def methods(self) -> _containers.RepeatedCompositeFieldContainer[Global___MethodLimit]: ...
+    @_builtins.property
+    def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceLimit]: ...
     def __init__(
         self,
         *,
@@ -951,10 +958,11 @@ class RateLimit(_message.Message):
         floor: _builtins.int = ...,
         weight: _builtins.int | None = ...,
         methods: _abc.Iterable[Global___MethodLimit] | None = ...,
+        services: _abc.Iterable[Global___ServiceLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "services", b"services", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
@@ -966,6 +974,52 @@ class RateLimit(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_amount) -> _WhichOneofReturnType_amount | None: ...
 
 Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
+
+@_typing.final
+class ServiceLimit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    PER_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    requests: _builtins.int
+    burst: _builtins.int
+    floor: _builtins.int
+    weight: _builtins.int
+    @_builtins.property
+    def per(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedCompositeFieldContainer[Global___MethodLimit]: ...
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        per: _duration_pb2.Duration | None = ...,
+        burst: _builtins.int = ...,
+        floor: _builtins.int = ...,
+        weight: _builtins.int | None = ...,
+        methods: _abc.Iterable[Global___MethodLimit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "service", b"service", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests"]  # noqa: Y015
+    _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_amount) -> _WhichOneofReturnType_amount | None: ...
+
+Global___ServiceLimit: _TypeAlias = ServiceLimit  # noqa: Y015
 
 @_typing.final
 class MethodLimit(_message.Message):

@@ -18,6 +18,6 @@ def unit_of(spec: RatePolicySpec) -> Unit:
 
 
 def amount_of(rate: Any) -> int:
-    """Returns the amount of a Rate, RateLimit or MethodLimit, in its policy's unit; 0 if it has none."""
+    """Returns the amount of a Rate, RateLimit, ServiceLimit or MethodLimit, in its policy's unit; 0 if it has none."""
     named = rate.WhichOneof("amount")
     return int(getattr(rate, named)) if named is not None else 0

@@ -35,7 +35,7 @@ def used(key: Key, allowed: int, denied: int = 0, shadowed: int = 0) -> pb.Bucke
 
 def point() -> Point:
     """A point that the control plane knows."""
-    made = Point("web#1/7", lambda: {POLICY})
+    made = Point("web#1/7", "platform/orders", lambda: {POLICY})
     made.report(1)
     made.prolong(0, TTL)
     return made
@@ -157,7 +157,7 @@ async def test_no_message_is_larger_than_the_control_plane_takes(process: Any) -
     popen, pidfd = process
     async with running() as (points, upstream):
         usages = [used(Key(POLICY, "t", f"/{number:06}" + "x" * 500), 1) for number in range(3000)]
-        opened = [points.open("web#1", (popen.pid, pidfd), lambda: {POLICY}) for _ in range(5)]
+        opened = [points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY}) for _ in range(5)]
         for made in opened:
             points.take(made, 1, pb.PointReport(usages=usages))
         call, heard = await upstream.calls.get(), set()
@@ -245,8 +245,8 @@ def process() -> Any:
 async def test_points_go_up_in_one_stream_and_shares_come_to_each(process: Any) -> None:
     popen, pidfd = process
     async with running() as (points, upstream):
-        one = points.open("web#1", (popen.pid, pidfd), lambda: {POLICY})
-        two = points.open("web#1", (popen.pid, pidfd), lambda: {POLICY})
+        one = points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
+        two = points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
         assert one.name != two.name
         points.take(one, 4, pb.PointReport(usages=[used(ACME, 1)], held=[share(ACME, 3)]))
         points.take(two, 9, pb.PointReport(usages=[used(ACME, 2)]))
@@ -266,7 +266,7 @@ async def test_points_go_up_in_one_stream_and_shares_come_to_each(process: Any) 
 async def test_a_new_stream_tells_all_that_may_be_used(process: Any) -> None:
     popen, pidfd = process
     async with running() as (points, upstream):
-        made = points.open("web#1", (popen.pid, pidfd), lambda: {POLICY})
+        made = points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
         points.take(made, 1, pb.PointReport(usages=[used(ACME, 1)]))
         call = await upstream.calls.get()
         request = await call.heard(lambda request: request.points)
@@ -286,7 +286,7 @@ async def test_a_new_stream_tells_all_that_may_be_used(process: Any) -> None:
 async def test_a_stream_moves_with_the_nodes_certificate(process: Any) -> None:
     popen, pidfd = process
     async with running() as (points, upstream):
-        points.open("web#1", (popen.pid, pidfd), lambda: {POLICY})
+        points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
         await upstream.calls.get()
         before, upstream.replaced = upstream.replaced, asyncio.Event()
         before.set()
@@ -296,7 +296,7 @@ async def test_a_stream_moves_with_the_nodes_certificate(process: Any) -> None:
 async def test_a_point_has_left_when_it_says_so_or_when_its_process_has_ended(process: Any) -> None:
     popen, pidfd = process
     async with running() as (points, upstream):
-        gone, cut = (points.open("web#1", (popen.pid, pidfd), lambda: {POLICY}) for _ in range(2))
+        gone, cut = (points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY}) for _ in range(2))
         call = await upstream.calls.get()
         points.close(gone, has_left=True)
         points.close(cut, has_left=False)
@@ -311,12 +311,12 @@ def test_points_are_bounded(process: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(points_module, "MAX_OF_WORKLOAD", 3)
     popen, pidfd = process
     made = Points(Upstream(), lambda: 0.0, random.Random(1))  # type: ignore[arg-type]
-    opened = [made.open("web#1", (popen.pid, pidfd), lambda: {POLICY}) for _ in range(3)]
+    opened = [made.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY}) for _ in range(3)]
     with pytest.raises(TooMany, match="web#1 has 3 enforcement points"):
-        made.open("web#1", (popen.pid, pidfd), lambda: {POLICY})
-    made.open("web#11", (popen.pid, pidfd), lambda: {POLICY})
+        made.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
+    made.open("web#11", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
     made.close(opened[0], has_left=True)
-    made.open("web#1", (popen.pid, pidfd), lambda: {POLICY})
+    made.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
 
 
 async def _said(*requests: pb.ShareRequest) -> AsyncIterator[pb.ShareRequest]:
@@ -327,7 +327,7 @@ async def _said(*requests: pb.ShareRequest) -> AsyncIterator[pb.ShareRequest]:
 async def test_a_program_speaks_for_itself_alone_and_says_goodbye(process: Any) -> None:
     popen, pidfd = process
     async with running() as (points, upstream):
-        made = points.open("web#1", (popen.pid, pidfd), lambda: {POLICY})
+        made = points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
         reports = [pb.PointReport(point="other", usages=[used(ACME, count)]) for count in (1, 100)]
         write = asyncio.Queue[pb.ShareResponse]().put
         await converse(points, made, _said(pb.ShareRequest(points=reports, left=["x"])), write, contextlib.nullcontext)
@@ -346,7 +346,7 @@ async def test_a_program_that_says_too_much_is_cut_off(process: Any) -> None:
         yield
 
     async with running() as (points, _):
-        made = points.open("web#1", (popen.pid, pidfd), lambda: {POLICY})
+        made = points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
         write = asyncio.Queue[pb.ShareResponse]().put
         with pytest.raises(Ended, match="report less"):
             await converse(points, made, _said(pb.ShareRequest()), write, never)

@@ -63,7 +63,7 @@ def test_in_shadow_nothing_is_refused() -> None:
 
 
 def test_without_limits_the_filter_has_no_bucket() -> None:
-    assert rate_limit(Limits(ORDERS)) == {"@type": LOCAL_RATE_LIMIT, "stat_prefix": "limit"}
+    assert rate_limit(None) == {"@type": LOCAL_RATE_LIMIT, "stat_prefix": "limit"}
 
 
 def test_the_filter_bounds_the_buckets_of_tenants_that_it_does_not_name() -> None:

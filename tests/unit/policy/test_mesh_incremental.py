@@ -76,17 +76,22 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             ),
         }
     ),
-    "RatePolicy": st.fixed_dictionaries(
-        {
-            "service": service,
-            "limits": st.lists(
-                st.builds(
-                    lambda t, r: {"tenant": t, "requests": r}, st.sampled_from(["*", *TENANTS]), st.integers(1, 99)
-                ),
-                min_size=1,
-                max_size=2,
-            ),
-        }
+    "RatePolicy": st.builds(
+        lambda reach, limits: {**reach, "limits": limits},
+        st.sampled_from(
+            [
+                {"service": "web"},
+                {"service": "orders"},
+                {"services": ["*"]},
+                {"services": ["web", "acme/*"]},
+                {"services": ["*/*"]},
+            ]
+        ),
+        st.lists(
+            st.builds(lambda t, r: {"tenant": t, "requests": r}, st.sampled_from(["*", *TENANTS]), st.integers(1, 99)),
+            min_size=1,
+            max_size=2,
+        ),
     ),
     "Tenant": st.just({}),
 }

@@ -115,8 +115,7 @@ def test_a_spec_that_leaves_nothing_out_means_the_same(
     if away == "FALLBACK":
         spec["fallback"] = b
     (said,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
-    assert said.policy is not None
-    assert rate.of_spec(ORDERS, said.policy, rate.to_spec(said)) == said
+    assert rate.of_spec(said.policy, rate.to_spec(said, ORDERS)) == said
 
 
 def test_a_change_touches_only_the_scopes_that_depend_on_it() -> None:

@@ -69,7 +69,7 @@ class Server:
     def report(self, now_s: float) -> None:
         """Says what it uses, if it is time."""
         if self.agent is None:
-            self.agent = AgentPoint(self.name, lambda: POLICY)
+            self.agent = AgentPoint(self.name, "platform/orders", lambda: {POLICY})
         if now_s < self.next_s and not (self.pressing and now_s >= self.next_s - 0.9):
             return
         self.pressing, self.next_s = False, now_s + 1.0
@@ -114,7 +114,10 @@ class Mesh:
     def tree(self, policy: str) -> Level | None:
         return TREE
 
-    def hosts(self, node: str, policy: str) -> bool:
+    def hosts(self, node: str, service: str) -> bool:
+        return True
+
+    def covers(self, policy: str, service: str) -> bool:
         return True
 
     def is_tenant(self, tenant: str) -> bool:
@@ -239,6 +242,7 @@ class _Limits:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self.tree, self.hosts, self.is_tenant, self.took = mesh.tree, mesh.hosts, mesh.is_tenant, mesh.took
+        self.covers = mesh.covers
         self.now_s = mesh.clock_s
 
     @property

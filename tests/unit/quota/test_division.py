@@ -105,6 +105,7 @@ def used(tenant: str, allowed: int, denied: int = 0, method: str = "", policy: s
 
 
 def report(*usages: pb.BucketUsage, point: str = "p", **fields: Any) -> pb.ShareRequest:
+    fields = {"service": "platform/orders", **fields}
     return pb.ShareRequest(sequence=1, points=[pb.PointReport(point=point, usages=usages, **fields)])
 
 
@@ -134,13 +135,35 @@ async def test_a_node_speaks_for_services_that_it_hosts_and_of_tenants_that_ther
     async with dividing(tmp_path, mesh_of(policy())) as world:
         other = world.division.open("n2")
         other.take(report(used("acme", 1, 9), held=[pb.Share(bucket=pb.Bucket(policy=POLICY, tenant="acme"), rate=9)]))
+        other.take(report(used("acme", 1, 9), service="platform/billing"))
+        assert other.ignored["foreign"] == 3, "it runs that service, of which the policy says nothing"
         own = world.division.open("n1")
         own.take(report(used("nobody", 1, 9), used("acme", 1, 9, "/no/Such"), used("acme", 1, policy="acme/none")))
-        assert other.ignored["foreign"] == 2
         assert (own.ignored["foreign"], own.ignored["unknown"]) == (2, 1)
         assert world.division.leases is not None
         assert world.division.leases.find(POLICY) == []
-        assert world.division.ignored()["foreign"] == 4
+        assert world.division.ignored()["foreign"] == 5
+
+
+async def test_one_limit_over_several_services(tmp_path: Path) -> None:
+    parts = [{"service": "orders", "requests": 20, "methods": [{"method": CREATE, "requests": 5}]}]
+    limits = [{"tenant": "acme", "requests": 60, "services": parts}, {"tenant": "globex", "requests": 80}]
+    wide = made("RatePolicy", "platform", "limits", services=["*"], limits=limits, total={"requests": 100})
+    async with dividing(tmp_path, mesh_of(wide)) as world:
+        orders, billing = world.division.open("n1"), world.division.open("n2")
+        orders.take(report(used("acme", 0, 500), used("acme", 0, 500, CREATE), used("globex", 0, 500), begins=True))
+        billing.take(report(used("acme", 0, 500), used("globex", 0, 500), service="platform/billing", begins=True))
+        assert await told(orders, "p") == {("acme", ""): 15, ("acme", CREATE): 5, ("globex", ""): 25}
+        assert await told(billing, "p") == {("acme", ""): 30, ("globex", ""): 25}
+        billing.take(report(used("acme", 0, 500, CREATE), service="platform/billing"))
+        assert billing.ignored["unknown"] == 1, "that is a part of its calls of orders alone"
+        states = world.division.states(POLICY, lambda tenant: True, whole=True)
+        named = [(state.bucket.tenant, state.bucket.service, state.bucket.method) for state in states]
+        assert ("acme", "platform/orders", CREATE) in named
+        assert ("acme", "", "") in named
+        assert all(state.bucket.service == "" for state in states if state.bucket.tenant == "globex")
+        (create,) = (state for state in states if state.bucket.method)
+        assert (create.limit, create.share) == (5, 5)
 
 
 @pytest.mark.parametrize("count", [2**64 - 1, 2**63])
@@ -303,10 +326,10 @@ async def test_prometheus_is_told(tmp_path: Path) -> None:
         await told(stream, "p")
         samples = [one for family in of_quotas(world.division) for one in family.samples]
         found = {(one.name, *one.labels.values()): one.value for one in samples}
-        assert found["meshwarden_quota_calls_total", POLICY, "globex", "", "limited"] == 9
-        assert found["meshwarden_quota_limit", POLICY, "acme", CREATE] == 10
-        assert found["meshwarden_quota_share", POLICY, "globex", ""] == pytest.approx(40)
-        assert found["meshwarden_quota_points", POLICY, "globex", ""] == 1
+        assert found["meshwarden_quota_calls_total", POLICY, "globex", "", "", "limited"] == 9
+        assert found["meshwarden_quota_limit", POLICY, "acme", "", CREATE] == 10
+        assert found["meshwarden_quota_share", POLICY, "globex", "", ""] == pytest.approx(40)
+        assert found["meshwarden_quota_points", POLICY, "globex", "", ""] == 1
         assert found["meshwarden_quota_ignored_total", "foreign"] == 1
         assert found["meshwarden_quota_dividing",] == 1
 

@@ -263,6 +263,51 @@ def test_a_rate_policy_that_can_not_hold_is_refused_at_its_field(spec: str, faul
     assert fault in found
 
 
+PART = "limits: [{tenant: a, requests: 9, services: [PARTS]}]"
+
+
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        ("{total: {requests: 9}}", "spec.service: is required, or services"),
+        ("{service: b, services: ['*'], total: {requests: 9}}", "spec.service: this or services, not both"),
+        ("{services: ['*'], scope: POINT, limits: [{tenant: a, requests: 9}]}", "spec.services: only with scope MESH"),
+        ("{services: ['*/b'], total: {requests: 9}}", "spec.services[0]"),
+        ("{services: ['a/b/c'], total: {requests: 9}}", "spec.services[0]"),
+        ("{services: [b, b], total: {requests: 9}}", "spec.services"),
+        ("{service: b, " + PART.replace("PARTS", "{service: b, requests: 1}") + "}", "only in a policy of several"),
+        (
+            "{services: [b], " + PART.replace("PARTS", "{service: b, requests: 10}") + "}",
+            "spec.limits[0].services[0].requests: 10/s are above the tenant's 9/s",
+        ),
+        (
+            "{services: [b], " + PART.replace("PARTS", "{service: b, requests: 2}, {service: b, requests: 1}") + "}",
+            "spec.limits[0].services[1].service: b has a limit already",
+        ),
+        (
+            "{services: [b, c], "
+            + PART.replace("PARTS", "{service: b, requests: 9, floor: 5}, {service: c, requests: 9, floor: 5}")
+            + "}",
+            "spec.limits[0].services[1].floor: with the floors before it 10/s, above the tenant's limit of 9/s",
+        ),
+        (
+            "{services: [b], "
+            + PART.replace("PARTS", "{service: b, requests: 2, methods: [{method: /x/Y, requests: 3}]}")
+            + "}",
+            "spec.limits[0].services[0].methods[0].requests: 3/s are above the service's 2/s",
+        ),
+        (
+            "{services: [b], limits: [{tenant: a, requests: 9, methods: [{method: /x/Y, requests: 1}],"
+            " services: [{service: b, requests: 2}]}]}",
+            "spec.limits[0].methods: these or services",
+        ),
+    ],
+)
+def test_a_policy_of_several_services_that_can_not_hold_is_refused_at_its_field(spec: str, fault: str) -> None:
+    (found,) = faults(f"kind: RatePolicy\nmetadata: {{tenant: a, name: b}}\nspec: {spec}\n")
+    assert fault in found
+
+
 def test_a_total_alone_is_a_rate_policy() -> None:
     assert parse("kind: RatePolicy\nmetadata: {tenant: a, name: b}\nspec: {service: b, total: {requests: 9}}\n", "m")
 

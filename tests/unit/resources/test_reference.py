@@ -301,8 +301,43 @@ SECOND = "kind: RatePolicy\nmetadata: {tenant: platform, name: second}\nspec: {s
 
 def test_a_service_may_have_several_rate_policies_but_where_envoys_serve_it(mesh: View) -> None:
     assert not told(SECOND, mesh)
-    reason = "RatePolicy platform/orders is for this service already, and an Envoy (WorkloadEntry platform/orders-v2) holds one RatePolicy of a service"
+    reason = "RatePolicy platform/orders is for platform/orders already, and an Envoy (WorkloadEntry platform/orders-v2) holds one RatePolicy of a service, one of several of its tenant and one of several tenants'"
     of_entry = f"spec.dataPlane: RatePolicy platform/second can't be held: spec.service: {reason}"
     assert told(f"{SECOND}---\n{ENVOY}", mesh) == [f"resources[0].spec.service: {reason}", f"resources[1].{of_entry}"]
     mesh.put(batch(SECOND)[0])
     assert told(ENVOY, mesh) == [f"resources[0].{of_entry}"]
+
+
+def wide(
+    services: str, limits: str = "[{tenant: '*', requests: 9}]", tenant: str = "platform", name: str = "wide"
+) -> str:
+    return f"kind: RatePolicy\nmetadata: {{tenant: {tenant}, name: {name}}}\nspec: {{services: {services}, limits: {limits}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        (wide("['*']"), []),
+        (wide("['*/*']"), []),
+        (wide("[orders, acme/web, globex/*]"), []),
+        (wide("[nothing]"), ["spec.services[0]: there is no Service platform/nothing"]),
+        (wide("[initech/*]"), ["spec.services[0]: there is no Tenant initech"]),
+        (
+            wide("[orders]", "[{tenant: acme, requests: 9, services: [{service: acme/web, requests: 1}]}]"),
+            ["spec.limits[0].services[0].service: acme/web is none of this policy's services: add it to spec.services"],
+        ),
+        (wide("['*/*']", "[{tenant: acme, requests: 9, services: [{service: acme/web, requests: 1}]}]"), []),
+    ],
+)
+def test_the_services_of_a_wide_policy_are_there(mesh: View, text: str, faults: list[str]) -> None:
+    assert told(text, mesh) == [f"resources[0].{fault}" for fault in faults]
+
+
+def test_an_envoy_holds_one_policy_of_each_width(mesh: View) -> None:
+    mesh.put(batch(ENVOY)[0])
+    several = "---\n".join([wide("['*']"), wide("['*/*']", name="mesh"), wide("[acme/*]", name="acme")])
+    assert not told(several, mesh), "the last is not for a service of an Envoy"
+    (fault,) = told(f"{several}---\n{wide('[orders]', name='zz')}", mesh)
+    assert fault.startswith(
+        "resources[3].spec.services: RatePolicy platform/wide is for platform/orders already, and an Envoy"
+    )

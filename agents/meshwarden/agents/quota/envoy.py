@@ -78,7 +78,8 @@ class EnvoyQuotas:
         if connection.pid is None or connection.pidfd is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the kernel does not say who is calling")
         try:
-            return self._points.open(workload.id, (connection.pid, connection.pidfd), policies), said
+            process = connection.pid, connection.pidfd
+            return self._points.open(workload.id, workload.service_name, process, policies), said
         except TooMany as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         raise AssertionError("abort raises")

@@ -62,9 +62,15 @@ class Amount(NamedTuple):
 class Point:
     """One enforcement point. Used on the event loop's thread alone."""
 
-    def __init__(self, name: str, policies: Callable[[], Container[str]]) -> None:
-        """`name` is unique on the node; `policies` says whose buckets it may speak of at present."""
-        self.name, self._policies = name, policies
+    def __init__(self, name: str, service: str, policies: Callable[[], Container[str]]) -> None:
+        """A point of a service, "platform/orders"; its name is unique on the node.
+
+        Args:
+            name: its own.
+            service: what it serves.
+            policies: says whose buckets it may speak of at present.
+        """
+        self.name, self._service, self._policies = name, service, policies
         self.foreign = 0
         """Buckets in its reports that are none of its own, or whose names are none."""
         self._is_told = self._is_known = False
@@ -107,7 +113,7 @@ class Point:
     def report(self, stream: int) -> tuple[int, pb.PointReport]:
         """The number of its last report, and all that the control plane is to be told on that stream."""
         number = self._acknowledged[1] if self._acknowledged[0] == stream else 0
-        report = pb.PointReport(point=self.name, acknowledged=number, begins=not self._is_told)
+        report = pb.PointReport(point=self.name, acknowledged=number, begins=not self._is_told, service=self._service)
         for key, (allowed, denied, shadowed) in self._usages.items():
             report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied, shadowed=shadowed)
         if not self._is_told:

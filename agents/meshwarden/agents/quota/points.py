@@ -67,11 +67,12 @@ class Points:
         """The present, on the clock of `answered_s`."""
         return self._now_s()
 
-    def open(self, owner: str, process: tuple[int, int], policies: Callable[[], Container[str]]) -> Point:
+    def open(self, owner: str, service: str, process: tuple[int, int], policies: Callable[[], Container[str]]) -> Point:
         """A new point; `close` ends it.
 
         Args:
             owner: the workload's id.
+            service: what the workload serves, "platform/orders".
             process: its pid, and a pidfd, which stays the caller's.
             policies: whose buckets it may speak of.
 
@@ -87,7 +88,7 @@ class Points:
         if (lost := self._lost.pop(name, None)) is not None:
             os.close(lost[0])
         self._processes[name] = os.dup(pidfd)
-        point = self._points[name] = Point(name, policies)
+        point = self._points[name] = Point(name, service, policies)
         self._some.set()
         return point
 

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.quota.policy import name_of
 
-_BUCKET: Final = ("policy", "tenant", "method")
+_BUCKET: Final = ("policy", "tenant", "service", "method")
 
 
 def of_quotas(division: Division) -> Iterable[Metric]:
@@ -23,7 +23,7 @@ def of_quotas(division: Division) -> Iterable[Metric]:
     )
     for bucket, used in division.usages.all.items():
         named = name_of(bucket)
-        labels = [named.policy, named.tenant, named.method]
+        labels = [getattr(named, name) for name in _BUCKET]
         calls.add_metric([*labels, "allowed"], used.allowed)
         calls.add_metric([*labels, "limited"], used.denied)
         calls.add_metric([*labels, "shadowed"], used.shadowed)
@@ -50,7 +50,7 @@ def _shares(division: Division) -> Iterable[Metric]:
     }
     for policy in division.policies():
         for state in division.states(policy, lambda tenant: True, whole=True):
-            labels = [state.bucket.policy, state.bucket.tenant, state.bucket.method]
+            labels = [getattr(state.bucket, name) for name in _BUCKET]
             for name in ("limit", "demand", "share", "held"):
                 families[name].add_metric(labels, getattr(state, name))
             families["points"].add_metric(labels, len(state.points))

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar, cast
@@ -19,6 +19,7 @@ from meshwarden.controlplane.identity.authorize import authorize
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources.model import (
     KINDS,
+    AnyResource,
     decode,
     encode,
     key_of,
@@ -30,6 +31,7 @@ from meshwarden.controlplane.resources.model import (
     unwrap,
     wrap,
 )
+from meshwarden.controlplane.resources.reach import Width, width
 from meshwarden.controlplane.resources.reference import reference_faults, users
 from meshwarden.controlplane.resources.validate import FieldFault, resource_faults, unknown_faults
 from meshwarden.controlplane.resources.view import View
@@ -39,7 +41,7 @@ from meshwarden.controlplane.store.port import ABSENT, Batch, Conflict, Delete, 
 from meshwarden.sdk import own_span, peer
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1 import resource_service_pb2_grpc
-from meshwarden.v1.resources_pb2 import Resource
+from meshwarden.v1.resources_pb2 import RatePolicy, Resource
 
 SERVICE = "/meshwarden.v1.ResourceService/"
 # Every commit that references hang on moves this record, so that none is judged by what another takes away.
@@ -92,6 +94,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         batch = [normalise(resource) for resource in request.resources]
         for tenant in sorted({ref_of(resource).tenant for resource in batch}):
             authorize(caller, SERVICE + "Apply", tenant)
+        _reach_allowed(caller, "Apply", map(unwrap, batch))
         seen = [unwrap(resource).metadata.record.revision for resource in request.resources]
         answer = await self._guarded(lambda guard: self._apply(batch, seen, guard, caller, dry_run=request.dry_run))
         if not request.dry_run:
@@ -218,6 +221,8 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
             if revision_seen not in (0, revision):
                 where = f"is at revision {revision}" if revision else "was deleted"
                 moved.append(f"{title(ref)} {where}, not {revision_seen}: get it anew")
+            if old is not None:
+                _reach_allowed(caller, "Apply", [old])
             if old is not None and normalise(wrap(old)) == resource:
                 answer.changes.add(ref=ref, action=v1.Change.UNCHANGED)
                 continue
@@ -240,6 +245,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         found = {key: view.find(ref.kind, ref.tenant, ref.name) for key, ref in refs.items()}
         if missing := [title(refs[key]) for key, resource in found.items() if resource is None]:
             raise NotFound(f"there is no {', no '.join(missing)}")
+        _reach_allowed(caller, "Delete", [resource for resource in found.values() if resource is not None])
         if using := users(refs.values(), view):
             raise StillUsed(using)
         ops = [
@@ -275,6 +281,17 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
 def _caller() -> SpiffeId | None:
     current = peer.current()
     return current.spiffe_id if current is not None else None
+
+
+def _reach_allowed(caller: SpiffeId | None, method: str, resources: Iterable[AnyResource]) -> None:
+    """Only an operator of the mesh makes, changes or deletes what reaches into other tenants.
+
+    Raises:
+        Denied: a tenant's operator would.
+    """
+    for resource in resources:
+        if isinstance(resource, RatePolicy) and width(resource.metadata.tenant, resource.spec) is Width.MESH:
+            authorize(caller, SERVICE + method, None)
 
 
 def _scope(method: str, tenant: str) -> str:

@@ -13,7 +13,7 @@ from meshwarden.v1.admin_service_pb2 import GetQuotasRequest, GetQuotasResponse,
 _COLUMNS = (
     "POLICY",
     "TENANT",
-    "METHOD",
+    "PART",
     "LIMIT/S",
     "WANTED/S",
     "SHARE/S",
@@ -67,7 +67,8 @@ def explain(tenant: str, policy: str, output: str) -> None:
     if not answer.quotas:
         click.echo(f"tenant {render.plain(tenant)} uses no limit that holds across the mesh", err=True)
     for state in answer.quotas:
-        what = f" at {state.bucket.method}" if state.bucket.method else ""
+        part = _part(state)
+        what = f" at {part}" if part else ""
         click.echo(f"RatePolicy {render.plain(state.bucket.policy)}{render.plain(what)}: {state.share:.1f}/s")
         click.echo(f"  {state.reason}")
         for point in state.points:
@@ -103,11 +104,16 @@ def _row(state: QuotaState, before: QuotaState, passed_s: float) -> tuple[object
     )
     rates = (f"{rate:.1f}" for rate in (state.limit, state.demand, state.share))
     bucket = state.bucket
-    return bucket.policy, bucket.tenant, bucket.method or "-", *rates, *calls, len(state.points)
+    return bucket.policy, bucket.tenant, _part(state) or "-", *rates, *calls, len(state.points)
+
+
+def _part(state: QuotaState) -> str:
+    """Which of its tenant's calls a bucket is for: a service's, a method's or both; empty for all others."""
+    return " ".join(filter(None, (state.bucket.service, state.bucket.method)))
 
 
 def _key(state: QuotaState) -> tuple[str, str, str]:
-    return state.bucket.policy, state.bucket.tenant, state.bucket.method
+    return state.bucket.policy, state.bucket.tenant, _part(state)
 
 
 def _say_how_it_stands(answer: GetQuotasResponse) -> None:

@@ -110,7 +110,7 @@ def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
     """The limits of a service, for the SDK's servers and for who speaks for an Envoy."""
     answer = node_service_pb2.ServerLimits()
     for said in rate.limits(mesh, service):
-        answer.policies.add(policy=str(said.policy), spec=rate.to_spec(said))
+        answer.policies.add(policy=str(said.policy), spec=rate.to_spec(said, service))
     return answer
 
 

@@ -4,13 +4,21 @@ Whoever does not see the callee's tenant is told what becomes of the call and wh
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Limits, Name, Rate
+from meshwarden.controlplane.resources.reach import Width
 from meshwarden.v1 import admin_service_pb2, resources_pb2
 from meshwarden.v1.report_pb2 import CallStat
+
+_WHERE: Final = {
+    Width.SERVICE: "across the mesh",
+    Width.TENANT: "across the mesh, over several services",
+    Width.MESH: "across the mesh, over several tenants' services",
+}
 
 
 class _Call:
@@ -144,8 +152,10 @@ def _route(call: _Call) -> None:
 
 def _limit(call: _Call) -> None:
     policies = rate.limits(call.mesh, call.callee)
-    for said in policies:
-        _limit_of(call, said)
+    for policy in policies:
+        said = rate.of_policy(call.mesh, policy.policy)
+        if said is not None:
+            _limit_of(call, said)
     if not policies:
         call.step("limit", True, f"tenant {call.caller.tenant} is not limited")
 
@@ -157,16 +167,22 @@ def _limit_of(call: _Call, said: Limits) -> None:
         call.step("limit", True, f"tenant {tenant} is not limited", title)
         return
     call.answer.limit = f"{call.answer.limit}; {_rate(limit.rate)}" if call.answer.limit else _rate(limit.rate)
-    where = "across the mesh" if said.mesh else "at each enforcement point"
+    where = _WHERE[said.width] if said.mesh else "at each enforcement point"
     shared = "one limit for the tenant" if limit.tenant == tenant else "a limit of its own, as every tenant not named"
     text = f"{_rate(limit.rate)} {where}: {shared}"
     if said.total is not None:
         text += f"; of all callers together {_rate(said.total)}"
     place = f"spec.limits[{said.limits.index(limit)}]"
-    part = next((part for part in limit.methods if part.method == call.path), None)
+    parts = limit.methods
+    of_service = next((part for part in limit.services if part.service == call.callee), None)
+    if of_service is not None:
+        text += f"; of this service {_rate(of_service.rate)}"
+        place += f".services[{limit.services.index(of_service)}]"
+        parts = of_service.methods
+    part = next((part for part in parts if part.method == call.path), None)
     if part is not None:
         text += f"; of this method {_rate(part.rate)}"
-        place += f".methods[{limit.methods.index(part)}]"
+        place += f".methods[{parts.index(part)}]"
     elif limit.tenant == "*" and said.total is not None and limit.rate == said.total:
         place = "spec.total"
     call.step("limit", True, text + ("; in shadow: nothing is refused" if said.shadow else ""), title, place)

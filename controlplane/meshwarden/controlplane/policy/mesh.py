@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.resources.reach import Width, covers, width
 
 
 class Key(NamedTuple):
@@ -38,6 +39,7 @@ class Impact:
         services: services whose way for callers (visibility, routes, versions, endpoints) changed.
         kept: nodes that keep an endpoint that changed.
         routed: tenants whose clients see a service with other names or routes, "*" for all; part of `seen_by`.
+        rates: rate policies that changed.
     """
 
     seen_by: set[str] = field(default_factory=set)
@@ -46,13 +48,14 @@ class Impact:
     services: set[Name] = field(default_factory=set)
     kept: set[str] = field(default_factory=set)
     routed: set[str] = field(default_factory=set)
+    rates: set[Name] = field(default_factory=set)
 
     def client(self, tenant: str) -> bool:
         """Whether the clients of a tenant are touched."""
         return "*" in self.seen_by or tenant in self.seen_by
 
     def __bool__(self) -> bool:
-        return bool(self.seen_by or self.servers or self.nodes or self.services)
+        return bool(self.seen_by or self.servers or self.nodes or self.services or self.rates)
 
 
 class Mesh:
@@ -66,6 +69,8 @@ class Mesh:
         # {kind: {node: keys}} for what names nodes.
         self._on_node: dict[str, dict[str, set[Key]]] = {"WorkloadEntry": {}, "Endpoint": {}}
         self._services: dict[str, set[Name]] = {}
+        # Rate policies of several services, by width and name.
+        self._wide: dict[tuple[Width, Key], Any] = {}
 
     def apply(self, changes: Iterable[Change]) -> Impact:
         """Takes the changes of one revision and says what they touch."""
@@ -89,6 +94,18 @@ class Mesh:
     def of_service(self, kind: str, service: Name) -> Mapping[Key, Any]:
         """The resources of a kind that speak of a service, in the order of their names: `{key: message}`."""
         return dict(sorted(self._of_service.get(kind, {}).get(service, {}).items()))
+
+    def rate_policies(self, service: Name) -> Mapping[Key, Any]:
+        """The rate policies that are about a service, the narrowest first, then in the order of their names."""
+        own = self.of_service("RatePolicy", service)
+        if not self._wide or self.find("Service", *service) is None:
+            return own
+        wide = {
+            key: message
+            for (_, key), message in sorted(self._wide.items(), key=lambda item: item[0])
+            if _covers(key, message, service)
+        }
+        return {**own, **wide}
 
     def entries_on(self, node: str) -> list[Any]:
         """The workload entries that name a node, in the order of their names."""
@@ -180,8 +197,12 @@ class Mesh:
     def _touch(self, impact: Impact, key: Key, message: Any) -> None:
         if key.kind == "Tenant":
             return
+        if key.kind == "RatePolicy":
+            impact.rates.add(Name(key.tenant, key.name))
+            impact.servers.update(self._limited(key.tenant, message.spec))
+            return
         service = Name(key.tenant, key.name if key.kind == "Service" else message.spec.service)
-        if key.kind in ("AccessPolicy", "RatePolicy"):
+        if key.kind == "AccessPolicy":
             impact.servers.add(service)
             return
         impact.services.add(service)
@@ -199,6 +220,12 @@ class Mesh:
         elif key.kind == "WorkloadEntry":
             impact.nodes.update(message.spec.nodes)
 
+    def _limited(self, owner: str, spec: Any) -> Iterable[Name]:
+        """The services that a rate policy is about; of one service, whether there is such a one or not."""
+        if spec.service:
+            return (Name(owner, spec.service),)
+        return [service for service in self.services() if covers(owner, spec, service)]
+
     def _sets(self, key: Key, message: Any) -> list[str]:
         return [f"own {key.tenant}", *(f"to {tenant}" for tenant in message.spec.export_to)]
 
@@ -207,6 +234,8 @@ class Mesh:
         if key.kind == "Service":
             for index in self._sets(key, message):
                 self._services.setdefault(index, set()).add(Name(key.tenant, key.name))
+        elif key.kind == "RatePolicy" and message.spec.services:
+            self._wide[width(key.tenant, message.spec), key] = message
         elif key.kind != "Tenant":
             service = Name(key.tenant, message.spec.service)
             self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
@@ -218,10 +247,16 @@ class Mesh:
         if key.kind == "Service":
             for index in self._sets(key, message):
                 self._services[index].discard(Name(key.tenant, key.name))
+        elif key.kind == "RatePolicy" and message.spec.services:
+            del self._wide[width(key.tenant, message.spec), key]
         elif key.kind != "Tenant":
             del self._of_service[key.kind][Name(key.tenant, message.spec.service)][key]
         for node in _nodes(key, message):
             self._on_node[key.kind][node].discard(key)
+
+
+def _covers(policy: Key, message: Any, service: Name) -> bool:
+    return covers(policy.tenant, message.spec, service)
 
 
 def _nodes(key: Key, message: Any) -> list[str]:

@@ -3,9 +3,10 @@
 Both dialects and `explain` read these values and nothing else, so that they cannot disagree about a resource's meaning.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from meshwarden.controlplane.resources.reach import Width
 from meshwarden.sdk.unit import REQUESTS, Unit
 
 
@@ -162,6 +163,17 @@ class MethodLimit:
 
 
 @dataclass(frozen=True)
+class ServiceLimit:
+    """A limit on a tenant's calls of one of several services; `floor` in calls each `rate.per_s`."""
+
+    service: Name
+    rate: Rate
+    floor: int = 0
+    weight: int = 1
+    methods: tuple[MethodLimit, ...] = ()
+
+
+@dataclass(frozen=True)
 class Limit:
     """How much one tenant may call; tenant "*" gives every other tenant as much, each for itself.
 
@@ -171,6 +183,7 @@ class Limit:
         floor: so much each `rate.per_s` whenever it is wanted.
         weight: relative to other tenants when the total is short.
         methods: limits on parts of it.
+        services: in a policy of several services, limits on parts of it.
     """
 
     tenant: str
@@ -178,16 +191,26 @@ class Limit:
     floor: int = 0
     weight: int = 1
     methods: tuple[MethodLimit, ...] = ()
+    services: tuple[ServiceLimit, ...] = ()
+
+    def at(self, service: Name) -> "Limit":
+        """What of it a server of that service has to know: the limit on its own part."""
+        if not self.services:
+            return self
+        part = next((part for part in self.services if part.service == service), None)
+        if part is None:
+            return replace(self, services=())
+        return Limit(self.tenant, part.rate, part.floor, part.weight, part.methods)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much each tenant may call a service; a tenant without a limit is not limited.
+    """What one policy lets each tenant call; a tenant without a limit is not limited.
 
     Attributes:
-        service: the service that is called.
-        limits: of tenants.
         policy: where that stands.
+        limits: of tenants.
+        width: which services' calls count together.
         mesh: whether enforcement points share the limits; otherwise each has them by itself.
         total: of all callers together; then each tenant has a limit.
         away: what becomes of calls while nobody divides the limits.
@@ -196,9 +219,9 @@ class Limits:
         unit: what all amounts count.
     """
 
-    service: Name
+    policy: Name
     limits: tuple[Limit, ...] = ()
-    policy: Name | None = None
+    width: Width = Width.SERVICE
     mesh: bool = False
     total: Rate | None = None
     away: Literal["keep", "fallback", "deny"] = "keep"
@@ -210,3 +233,7 @@ class Limits:
         """The limit on a tenant: its own before the one for all others."""
         by_tenant = {limit.tenant: limit for limit in self.limits}
         return by_tenant.get(tenant) or by_tenant.get("*")
+
+    def at(self, service: Name) -> "Limits":
+        """What of it a server of that service has to know."""
+        return replace(self, limits=tuple(limit.at(service) for limit in self.limits))

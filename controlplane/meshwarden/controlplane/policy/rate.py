@@ -3,7 +3,8 @@
 from typing import Any, Final, Literal
 
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Name, Rate
+from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Name, Rate, ServiceLimit
+from meshwarden.controlplane.resources.reach import full, width
 from meshwarden.sdk.unit import Unit, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
@@ -18,36 +19,44 @@ _AWAY: Final[dict["RatePolicySpec.WhenAway.ValueType", Literal["keep", "fallback
 
 
 def limits(mesh: Mesh, service: Name) -> tuple[Limits, ...]:
-    """How much each tenant may call a service, by policy, in the order of their names: a call must pass them all."""
-    policies = mesh.of_service("RatePolicy", service).items()
-    return tuple(of_spec(service, Name(key.tenant, key.name), policy.spec) for key, policy in policies)
+    """How much each tenant may call a service, by policy, the narrowest first: a call must pass them all."""
+    return tuple(
+        of_spec(Name(key.tenant, key.name), policy.spec).at(service)
+        for key, policy in mesh.rate_policies(service).items()
+    )
 
 
-def of_spec(service: Name, policy: Name, spec: Any) -> Limits:
+def of_policy(mesh: Mesh, policy: Name) -> Limits | None:
+    """What a policy says of all the services that it is about; None if there is none of that name."""
+    found = mesh.find("RatePolicy", *policy)
+    return of_spec(policy, found.spec) if found is not None else None
+
+
+def of_spec(policy: Name, spec: Any) -> Limits:
     """What a policy says."""
     if spec.scope == RatePolicySpec.POINT:
         found = tuple(Limit(item.tenant, _rate(item, POINT_BURST_S)) for item in spec.limits)
-        return Limits(service, found, policy, unit=unit_of(spec))
-    found = tuple(_limit(item) for item in spec.limits)
-    total = _rate(spec.total, MESH_BURST_S) if spec.HasField("total") else None
+        return Limits(policy, found, unit=unit_of(spec))
+    found = tuple(_limit(policy.tenant, item) for item in spec.limits)
+    total = _mesh_rate(spec.total) if spec.HasField("total") else None
     if total is not None and all(limit.tenant != "*" for limit in found):
         found += (Limit("*", total),)
     return Limits(
-        service,
-        found,
         policy,
+        found,
+        width(policy.tenant, spec),
         mesh=True,
         total=total,
         away=_AWAY.get(spec.when_away, "keep"),
-        fallback=_rate(spec.fallback, MESH_BURST_S) if spec.HasField("fallback") else None,
+        fallback=_mesh_rate(spec.fallback) if spec.HasField("fallback") else None,
         shadow=spec.shadow,
         unit=unit_of(spec),
     )
 
 
-def to_spec(said: Limits) -> RatePolicySpec:
-    """The same as a policy that leaves nothing out."""
-    spec = RatePolicySpec(service=said.service.name, shadow=said.shadow)
+def to_spec(said: Limits, service: Name) -> RatePolicySpec:
+    """The same as a policy of that service that leaves nothing out."""
+    spec = RatePolicySpec(service=service.name, shadow=said.shadow)
     spec.scope = RatePolicySpec.MESH if said.mesh else RatePolicySpec.POINT
     if said.mesh:
         spec.when_away = next(number for number, away in _AWAY.items() if away == said.away)
@@ -68,11 +77,20 @@ def _fill(item: Any, rate: Rate, unit: Unit) -> None:
     item.per.FromNanoseconds(round(rate.per_s * 1e9))
 
 
-def _limit(item: Any) -> Limit:
-    methods = tuple(
-        MethodLimit(part.method, _rate(part, MESH_BURST_S), part.floor, part.weight or 1) for part in item.methods
+def _limit(owner: str, item: Any) -> Limit:
+    services = tuple(
+        ServiceLimit(Name(*full(owner, part.service)), _mesh_rate(part), part.floor, part.weight or 1, _methods(part))
+        for part in item.services
     )
-    return Limit(item.tenant, _rate(item, MESH_BURST_S), item.floor, item.weight or 1, methods)
+    return Limit(item.tenant, _mesh_rate(item), item.floor, item.weight or 1, _methods(item), services)
+
+
+def _methods(item: Any) -> tuple[MethodLimit, ...]:
+    return tuple(MethodLimit(part.method, _mesh_rate(part), part.floor, part.weight or 1) for part in item.methods)
+
+
+def _mesh_rate(item: Any) -> Rate:
+    return _rate(item, MESH_BURST_S)
 
 
 def _rate(item: Any, burst_s: float) -> Rate:

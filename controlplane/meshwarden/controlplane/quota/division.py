@@ -24,6 +24,7 @@ from meshwarden.controlplane.quota.policy import share_to_proto, tree_of
 from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.controlplane.quota.view import states
+from meshwarden.controlplane.resources.reach import covers
 from meshwarden.controlplane.store import port
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.admin_service_pb2 import QuotaState
@@ -57,7 +58,7 @@ class Division:
         self.leases: Leases | None = None
         """All leases; None while another process divides."""
         self._usages, self._ignored = Usages(), Counter[str]()
-        self._trees: dict[Name, dict[str, Level]] = {}
+        self._trees: dict[str, Level] = {}
         self._streams: dict[str, NodeStream] = {}
         self._work, self._wanted = asyncio.Event(), asyncio.Event()
 
@@ -76,10 +77,8 @@ class Division:
 
     def touch(self, impact: Impact) -> None:
         """Takes note of changed policies."""
-        for service in impact.servers:
-            if any(limits.mesh for limits in rate.limits(self.mesh, service)):
-                self._wanted.set()  # a mesh without such policies has nobody who divides
-            self._arrange(service)
+        for policy in impact.rates:
+            self._arrange(policy)
 
     @property
     def usages(self) -> Usages:
@@ -92,20 +91,23 @@ class Division:
 
     def tree(self, policy: str) -> Level | None:
         """The tree of a policy that is divided here."""
-        tenant, _, name = policy.partition("/")
-        resource = self.mesh.find("RatePolicy", tenant, name)
-        known = self._trees.get(Name(tenant, resource.spec.service)) if resource is not None else None
-        return known.get(policy) if known is not None else None
+        return self._trees.get(policy)
 
-    def hosts(self, node: str, policy: str) -> bool:
-        """Whether a node may speak of a policy's buckets: it runs the policy's service."""
-        tenant, _, name = policy.partition("/")
-        resource = self.mesh.find("RatePolicy", tenant, name)
-        return resource is not None and self.mesh.owns(node, tenant, resource.spec.service)
+    def hosts(self, node: str, service: str) -> bool:
+        """Whether a node may speak for a service: it runs it."""
+        tenant, _, name = service.partition("/")
+        return self.mesh.owns(node, tenant, name)
+
+    def covers(self, policy: str, service: str) -> bool:
+        """Whether a policy is about a service."""
+        owner, _, name = policy.partition("/")
+        resource = self.mesh.find("RatePolicy", owner, name)
+        tenant, _, called = service.partition("/")
+        return resource is not None and covers(owner, resource.spec, (tenant, called))
 
     def policies(self) -> Iterable[str]:
         """The policies that are divided."""
-        return sorted(policy for trees in self._trees.values() for policy in trees)
+        return sorted(self._trees)
 
     def states(self, policy: str, shown: Callable[[str], bool], *, whole: bool) -> list[QuotaState]:
         """How a policy's limits are divided at this moment; see `view.states`."""
@@ -155,9 +157,10 @@ class Division:
         """Divides for as long as the store's lease holds."""
         self.leases = Leases(self._now_s(), learn=True)
         self._trees = {}
-        for service in self.mesh.services():
-            self._arrange(service)
-        log.info("quota.dividing", policies=len(list(self.policies())))
+        for key in self.mesh.all():
+            if key.kind == "RatePolicy":
+                self._arrange(Name(key.tenant, key.name))
+        log.info("quota.dividing", policies=len(self._trees))
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._tick_steadily)
@@ -212,18 +215,20 @@ class Division:
             if (stream := self._streams.get(node)) is not None:
                 stream.say(pb.ShareResponse(sequence=number, points=points))
 
-    def _arrange(self, service: Name) -> None:
-        """Puts a service's policies in force as they are now."""
+    def _arrange(self, named: Name) -> None:
+        """Puts a policy in force as it is now."""
+        limits, policy = rate.of_policy(self.mesh, named), str(named)
+        tree = tree_of(limits) if limits is not None and limits.mesh else None
+        if tree is not None:
+            self._wanted.set()  # a mesh without such policies has nobody who divides
         if self.leases is None:
             return
-        trees = {str(limits.policy): tree_of(limits) for limits in rate.limits(self.mesh, service) if limits.mesh}
-        before = self._trees.pop(service, {})
-        if trees:
-            self._trees[service] = trees
-        for policy in before.keys() - trees.keys():
-            self.leases.put(policy, None)
-            self._usages.forget(policy)
-        for policy, tree in trees.items():
-            if before.get(policy) != tree:
+        before = self._trees.pop(policy, None)
+        if tree is not None:
+            self._trees[policy] = tree
+            if tree != before:
                 self.leases.put(policy, tree)
                 self._work.set()
+        elif before is not None:
+            self.leases.put(policy, None)
+            self._usages.forget(policy)

@@ -34,8 +34,11 @@ class Limits(Protocol):
     def tree(self, policy: str) -> Level | None:
         """The tree of a policy that is divided."""
 
-    def hosts(self, node: str, policy: str) -> bool:
-        """Whether a node may speak of a policy's buckets."""
+    def hosts(self, node: str, service: str) -> bool:
+        """Whether a node may speak for a service."""
+
+    def covers(self, policy: str, service: str) -> bool:
+        """Whether a policy is about a service."""
 
     def is_tenant(self, tenant: str) -> bool:
         """Whether there is such a tenant."""
@@ -104,27 +107,29 @@ class NodeStream:
             raise SayAgain(f"nothing was heard of {report.point} for {TTL_S:g} s: begin anew")
         point = Point(self.node, report.point)
         if until_s is None or report.begins:
-            self._leases.learn(point, {bucket: share.rate for bucket, share in self._own(report.held)}, now_s)
+            held = {bucket: share.rate for bucket, share in self._own(report.service, report.held)}
+            self._leases.learn(point, held, now_s)
         self._until_s[report.point] = now_s + TTL_S
         usages = {}
-        for bucket, usage in self._own(report.usages):
+        for bucket, usage in self._own(report.service, report.usages):
             usages[bucket] = Usage(min(usage.allowed, MOST), min(usage.denied, MOST))
             self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
         self._leases.report(point, usages, now_s, acknowledged=report.acknowledged)
 
-    def _own(self, items: Iterable[_Item]) -> Iterable[tuple[Bucket, _Item]]:
-        """Those whose buckets the node may speak of."""
+    def _own(self, service: str, items: Iterable[_Item]) -> Iterable[tuple[Bucket, _Item]]:
+        """Those whose buckets the node may speak of, for a point of that service."""
         may: dict[str, Level | None] = {}
+        hosts = self._limits.hosts(self.node, service)
         for item in items:
             named = item.bucket
             if named.policy not in may:
-                hosts = self._limits.hosts(self.node, named.policy)
-                may[named.policy] = self._limits.tree(named.policy) if hosts else None
+                its = hosts and self._limits.covers(named.policy, service)
+                may[named.policy] = self._limits.tree(named.policy) if its else None
             tree = may[named.policy]
             if tree is None or not self._limits.is_tenant(named.tenant):
                 self.ignored["foreign"] += 1
                 continue
-            bucket = bucket_of(named, tree)
+            bucket = bucket_of(named, tree, service)
             if tree.find(bucket.path) is None:
                 self.ignored["unknown"] += 1
                 continue

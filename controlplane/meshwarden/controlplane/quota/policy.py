@@ -1,10 +1,11 @@
 """A rate policy as the tree that is divided, and its buckets as messages name them. Pure."""
 
 import math
+from dataclasses import replace
 
-from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Rate
+from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Rate, ServiceLimit
 from meshwarden.controlplane.quota.lease import Share
-from meshwarden.controlplane.quota.tree import REST, Bucket, Level
+from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level
 from meshwarden.v1 import quota_service_pb2 as pb
 
 
@@ -14,35 +15,51 @@ def tree_of(limits: Limits) -> Level:
     return Level(ceiling=total, parts={limit.tenant: _tenant(limit) for limit in limits.limits})
 
 
-def bucket_of(named: pb.Bucket, tree: Level) -> Bucket:
-    """The bucket that a message names; it is none of the tree's if the tree has none of that name."""
-    level = tree.parts.get(named.tenant) or tree.parts.get("*")
-    is_divided = level is not None and bool(level.parts)
-    if not is_divided and not named.method:
-        return Bucket(named.policy, (named.tenant,))
-    return Bucket(named.policy, (named.tenant, named.method or REST))
+def bucket_of(named: pb.Bucket, tree: Level, service: str) -> Bucket:
+    """The bucket that the message of a point of a service names; it is none of the tree's if that has none such."""
+    path, level = [named.tenant], tree.parts.get(named.tenant) or tree.parts.get(OTHERS)
+    if level is not None and level.by_service:
+        path.append(service if service in level.parts else REST)
+        level = level.part(path[-1])
+    if named.method or (level is not None and level.parts):
+        path.append(named.method or REST)
+    return Bucket(named.policy, tuple(path))
 
 
 def name_of(bucket: Bucket) -> pb.Bucket:
-    """How messages name a bucket."""
-    tenant, *method = bucket.path
-    return pb.Bucket(policy=bucket.policy, tenant=tenant, method=method[0] if method else "")
+    """How people are shown a bucket."""
+    tenant, *parts = bucket.path
+    method = next((part for part in parts if part.startswith("/")), "")
+    service = next((part for part in parts if part and not part.startswith("/")), "")
+    return pb.Bucket(policy=bucket.policy, tenant=tenant, service=service, method=method)
 
 
 def share_to_proto(share: Share) -> pb.Share:
-    """A share as messages have it."""
-    return pb.Share(bucket=name_of(share.bucket), rate=share.rate, burst=share.burst)
+    """A share as its point is told of it, which knows what it serves."""
+    bucket = name_of(share.bucket)
+    bucket.ClearField("service")
+    return pb.Share(bucket=bucket, rate=share.rate, burst=share.burst)
 
 
 def _tenant(limit: Limit) -> Level:
+    if not limit.services:
+        return _by_method(limit)
+    parts = {str(part.service): _by_method(part) for part in limit.services}
+    return replace(_level(limit, {**parts, REST: _rest(limit)}), by_service=True)
+
+
+def _by_method(limit: Limit | ServiceLimit) -> Level:
     parts = {part.method: _level(part) for part in limit.methods}
-    if parts:
-        rate = limit.rate
-        parts[REST] = Level(ceiling=_per_s(rate.amount, rate), burst_s=_burst_s(rate))
-    return _level(limit, parts)
+    return _level(limit, {**parts, REST: _rest(limit)} if parts else {})
 
 
-def _level(limit: Limit | MethodLimit, parts: dict[str, Level] | None = None) -> Level:
+def _rest(limit: Limit | ServiceLimit) -> Level:
+    """What fits no part of a limit: of the parts' weight 1, and at most the whole."""
+    rate = limit.rate
+    return Level(ceiling=_per_s(rate.amount, rate), burst_s=_burst_s(rate))
+
+
+def _level(limit: Limit | ServiceLimit | MethodLimit, parts: dict[str, Level] | None = None) -> Level:
     rate = limit.rate
     return Level(
         weight=limit.weight,

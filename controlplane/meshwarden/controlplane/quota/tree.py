@@ -16,7 +16,8 @@ class Bucket(NamedTuple):
 
     Attributes:
         policy: the RatePolicy's full name, "platform/orders".
-        path: the parts, from the policy's own level down: the calling tenant, then the method or `REST`.
+        path: the parts, from the policy's own level down: the calling tenant, then the service where its limit has
+            parts by service, then the method where that has parts by method; for what fits none, `REST`.
     """
 
     policy: str
@@ -40,6 +41,7 @@ class Level:
         ceiling: what it never exceeds.
         burst_s: how much may come at once: what comes in so many seconds at the rate.
         parts: what it is divided into, by name.
+        by_service: whether the parts are services.
     """
 
     weight: float = 1.0
@@ -47,6 +49,7 @@ class Level:
     ceiling: float = math.inf
     burst_s: float = 1.0
     parts: Mapping[str, "Level"] = field(default_factory=dict)
+    by_service: bool = False
 
     def find(self, path: tuple[str, ...]) -> "Level | None":
         """The level of a bucket; None if the path names none, or one that is divided further."""

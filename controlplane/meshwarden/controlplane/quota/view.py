@@ -68,11 +68,13 @@ def _reason(state: QuotaState, bucket: Bucket, tree: Level, demands: dict[Bucket
     if state.share >= state.demand * _NEAR and state.demand < state.limit * _NEAR:
         return f"{wants}, and it has them"
     tenant_level = tree.part(bucket.path[0])
-    of_tenant = _sum(demand for other, demand in demands.items() if other.path[0] == bucket.path[0])
     if state.share >= state.limit * _NEAR:
         return f"{wants}; it has its limit of {state.limit:g}/s"
-    if len(bucket.path) > 1 and of_tenant > tenant_level.ceiling:
-        return f"{wants}; the tenant's limit of {tenant_level.ceiling:g}/s is short, and divided among its methods"
+    for depth, level in enumerate(list(tree.along(bucket.path))[1:-1], 1):
+        above = bucket.path[:depth]
+        if _sum(demand for other, demand in demands.items() if other.path[:depth] == above) > level.ceiling:
+            whose, parts = "tenant" if depth == 1 else "service", "services" if level.by_service else "methods"
+            return f"{wants}; the {whose}'s limit of {level.ceiling:g}/s is short, and divided among its {parts}"
     total, wanted = tree.ceiling, _sum(demands.values())
     if wanted > total:
         weighed = f"by weights (this one's is {tenant_level.weight:g}"

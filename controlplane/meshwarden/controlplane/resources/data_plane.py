@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from meshwarden.controlplane.resources.model import ref_of, title
+from meshwarden.controlplane.resources.reach import Width, width
 from meshwarden.v1.resources_pb2 import RatePolicy, WorkloadEntry, WorkloadEntrySpec
 
 MAX_POLICIES: Final = 8
@@ -25,15 +26,27 @@ class Unheld(NamedTuple):
 
 
 def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> Iterator[Unheld]:
-    """What the data planes of one service can't hold of its policies, which are in the order of their names."""
+    """What the data planes of one service can't hold of its policies, the narrowest of which come first."""
     for policy in policies[MAX_POLICIES:]:
-        yield Unheld(policy, "spec.service", f"a service has at most {MAX_POLICIES} RatePolicies")
+        yield Unheld(policy, _about(policy), f"a service has at most {MAX_POLICIES} RatePolicies")
     envoy = next((entry for entry in entries if is_envoy(entry)), None)
-    if envoy is not None:
-        for policy in policies[1:]:
-            first, entry = title(ref_of(policies[0])), title(ref_of(envoy))
-            text = f"{first} is for this service already, and an Envoy ({entry}) holds one RatePolicy of a service"
-            yield Unheld(policy, "spec.service", text)
+    if envoy is None:
+        return
+    first: dict[Width, RatePolicy] = {}
+    for policy in policies:
+        known = first.setdefault(width(policy.metadata.tenant, policy.spec), policy)
+        if known is not policy:
+            text = (
+                f"{title(ref_of(known))} is for {envoy.metadata.tenant}/{envoy.spec.service} already, and an Envoy"
+                f" ({title(ref_of(envoy))}) holds one RatePolicy of a service, one of several of its tenant and one of"
+                " several tenants'"
+            )
+            yield Unheld(policy, _about(policy), text)
+
+
+def _about(policy: RatePolicy) -> str:
+    """The field that says which services a policy is about."""
+    return "spec.service" if policy.spec.service else "spec.services"
 
 
 def is_envoy(entry: WorkloadEntry) -> bool:

@@ -11,10 +11,13 @@ from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 Faults = Iterator[tuple[str, str]]
 """The path of a field and what is wrong with it."""
 MAX_METHODS = 4096
+MAX_LIMITS = 4096
 
 
 def rate_faults(spec: RatePolicySpec) -> Faults:
     """Every fault of a policy that keeps the schema's rules."""
+    if bool(spec.service) == bool(spec.services):
+        yield "spec.service", "is required, or services" if not spec.service else "this or services, not both"
     if not spec.limits and not spec.HasField("total"):
         yield "spec.limits", "is required, unless there is a total"
     named = Counter[str]()
@@ -32,8 +35,14 @@ def rate_faults(spec: RatePolicySpec) -> Faults:
     if spec.HasField("total"):
         limits = ((f"spec.limits[{number}]", limit) for number, limit in enumerate(spec.limits))
         yield from _floors(limits, spec.total, "total")
-    if sum(len(limit.methods) for limit in spec.limits) > MAX_METHODS:
+    parts: list[Any] = [part for limit in spec.limits for part in (limit, *limit.services)]
+    if sum(len(part.methods) for part in parts) > MAX_METHODS:
         yield "spec.limits", f"more than {MAX_METHODS} limits on methods"
+    if len(parts) > MAX_LIMITS:
+        yield "spec.limits", f"more than {MAX_LIMITS} limits on tenants and services"
+    for number, limit in enumerate(spec.limits) if spec.service else ():
+        if limit.services:
+            yield f"spec.limits[{number}].services", "only in a policy of several services"
 
 
 def _amount_faults(spec: RatePolicySpec) -> Faults:
@@ -54,8 +63,10 @@ def _rates(spec: RatePolicySpec) -> Iterator[tuple[str, Any]]:
             yield f"spec.{name}", getattr(spec, name)
     for number, limit in enumerate(spec.limits):
         yield f"spec.limits[{number}]", limit
-        for index, part in enumerate(limit.methods):
-            yield f"spec.limits[{number}].methods[{index}]", part
+        yield from _parts(f"spec.limits[{number}]", limit, "methods")
+        for path, part in _parts(f"spec.limits[{number}]", limit, "services"):
+            yield path, part
+            yield from _parts(path, part, "methods")
 
 
 def _point_faults(spec: RatePolicySpec) -> Faults:
@@ -64,12 +75,14 @@ def _point_faults(spec: RatePolicySpec) -> Faults:
     for name in ("total", "fallback"):
         if spec.HasField(name):
             yield f"spec.{name}", text
+    if spec.services:
+        yield "spec.services", text
     if spec.when_away:
         yield "spec.whenAway", text
     if spec.shadow:
         yield "spec.shadow", text
     for number, limit in enumerate(spec.limits):
-        for name in ("floor", "weight", "methods"):
+        for name in ("floor", "weight", "methods", "services"):
             if getattr(limit, name) if name != "weight" else limit.HasField("weight"):
                 yield f"spec.limits[{number}].{name}", text
 
@@ -86,18 +99,33 @@ def _limit_faults(path: str, limit: RateLimit) -> Faults:
         yield f"{path}.floor", f"{limit.floor} is above the limit of {amount_of(limit)}"
     elif limit.floor and limit.tenant == "*":
         yield f"{path}.floor", "each tenant not named would have one, without bound: name those that shall"
-    named = set[str]()
-    for number, part in enumerate(limit.methods):
-        place = f"{path}.methods[{number}]"
-        if part.method in named:
-            yield f"{place}.method", f"{part.method} has a limit already"
-        named.add(part.method)
-        if per_s(part) > per_s(limit):
-            yield f"{place}.{part.WhichOneof('amount')}", f"{_said(part)} are above the tenant's {_said(limit)}"
+    if limit.methods and limit.services:
+        yield f"{path}.methods", "these or services: methods of one service stand in its part"
+    yield from _part_faults(path, limit, "methods", "tenant's")
+    yield from _part_faults(path, limit, "services", "tenant's")
+    for number, part in enumerate(limit.services):
+        yield from _part_faults(f"{path}.services[{number}]", part, "methods", "service's")
+
+
+def _part_faults(path: str, whole: Any, field: str, whose: str) -> Faults:
+    """The faults of the parts of a limit, by method or by service."""
+    found = list(_parts(path, whole, field))
+    key, named = field[:-1], set[str]()
+    for place, part in found:
+        name = getattr(part, key)
+        if name in named:
+            yield f"{place}.{key}", f"{name} has a limit already"
+        named.add(name)
+        if per_s(part) > per_s(whole):
+            yield f"{place}.{part.WhichOneof('amount')}", f"{_said(part)} are above the {whose} {_said(whole)}"
         if part.floor > amount_of(part):
             yield f"{place}.floor", f"{part.floor} is above the limit of {amount_of(part)}"
-    parts = ((f"{path}.methods[{number}]", part) for number, part in enumerate(limit.methods))
-    yield from _floors(parts, limit, "tenant's limit")
+    yield from _floors(iter(found), whole, f"{whose} limit")
+
+
+def _parts(path: str, whole: Any, field: str) -> Iterator[tuple[str, Any]]:
+    """The parts of a limit with their paths."""
+    return ((f"{path}.{field}[{number}]", part) for number, part in enumerate(getattr(whole, field)))
 
 
 def _floors(parts: Iterator[tuple[str, Any]], whole: Any, name: str) -> Faults:

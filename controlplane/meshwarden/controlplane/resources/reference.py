@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from meshwarden.controlplane.resources.data_plane import Unheld, is_envoy, unheld
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
+from meshwarden.controlplane.resources.reach import ALL, covers, full
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.resources.view import View
 from meshwarden.v1.resource_service_pb2 import ResourceRef
@@ -111,7 +112,7 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
                 yield from _tenant(f"spec.exportTo[{number}]", seer, view)
         return
     service = view.service(tenant, resource.spec.service)
-    if service is None:
+    if service is None and not (isinstance(resource, RatePolicy) and resource.spec.services):
         yield FieldFault("spec.service", _missing_of("Service", tenant, resource.spec.service, view))
     if isinstance(resource, AccessPolicy):
         yield from _callers(resource, service, view)
@@ -122,9 +123,7 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         for number, limit in enumerate(resource.spec.limits):
             if limit.tenant != "*":
                 yield from _tenant(f"spec.limits[{number}].tenant", limit.tenant, view)
-        for what in _unheld(tenant, resource.spec.service, view):
-            if what.policy is resource:
-                yield FieldFault(what.field, what.reason)
+        yield from _limited(resource, view)
     elif isinstance(resource, WorkloadEntry):
         for what in _unheld(tenant, resource.spec.service, view) if is_envoy(resource) else ():
             text = f"{title(ref_of(what.policy))} can't be held: {what.field}: {what.reason}"
@@ -185,10 +184,50 @@ def _only_one(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:
             yield FieldFault("spec.service", text)
 
 
+def _limited(policy: RatePolicy, view: View) -> Iterator[FieldFault]:
+    """The services of a rate policy: they are there, and can hold it."""
+    owner, spec = policy.metadata.tenant, policy.spec
+    for number, name in enumerate(spec.services):
+        yield from _service(f"spec.services[{number}]", full(owner, name), view)
+    for number, limit in enumerate(spec.limits):
+        for index, part in enumerate(limit.services):
+            path, named = f"spec.limits[{number}].services[{index}].service", full(owner, part.service)
+            yield from _service(path, named, view)
+            if not covers(owner, spec, named):
+                yield FieldFault(path, f"{'/'.join(named)} is none of this policy's services: add it to spec.services")
+    for tenant, service in _reached(policy, view):
+        for what in _unheld(tenant, service, view):
+            if what.policy is policy:
+                yield FieldFault(what.field, what.reason)
+                return
+
+
+def _service(path: str, named: tuple[str, str], view: View) -> Iterator[FieldFault]:
+    """A service that a policy names, or all of a tenant's."""
+    tenant, service = named
+    if tenant == ALL:
+        return
+    if missing := list(_tenant(path, tenant, view)):
+        yield from missing
+    elif service != ALL and view.service(tenant, service) is None:
+        yield FieldFault(path, _missing_of("Service", tenant, service, view))
+
+
+def _reached(policy: RatePolicy, view: View) -> Iterator[tuple[str, str]]:
+    """The services that a rate policy is about."""
+    owner, spec = policy.metadata.tenant, policy.spec
+    if spec.service:
+        yield owner, spec.service
+        return
+    for one in view.of("Service"):
+        named = one.metadata.tenant, one.metadata.name
+        if covers(owner, spec, named):
+            yield named
+
+
 def _unheld(tenant: str, service: str, view: View) -> Iterator[Unheld]:
-    policies = [one for one in view.of_service("RatePolicy", tenant, service) if isinstance(one, RatePolicy)]
     entries = [one for one in view.of_service("WorkloadEntry", tenant, service) if isinstance(one, WorkloadEntry)]
-    return unheld(sorted(policies, key=lambda one: one.metadata.name), entries)
+    return unheld(view.rate_policies(tenant, service), entries)
 
 
 def _sharers(resource: AnyResource, view: View) -> Iterator[FieldFault]:

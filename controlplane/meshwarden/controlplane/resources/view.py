@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, unwrap
+from meshwarden.controlplane.resources.reach import Width, covers, width
 from meshwarden.v1.resource_service_pb2 import ResourceRef
-from meshwarden.v1.resources_pb2 import Resource, Service, Tenant, WorkloadEntry
+from meshwarden.v1.resources_pb2 import RatePolicy, Resource, Service, Tenant, WorkloadEntry
 
 Names = dict[str, AnyResource]
 # Each look for a name that is close goes through all names: a hundred in the life of a view.
@@ -20,6 +21,7 @@ class View:
         # Made when they are asked for, and forgotten by a change.
         self._by_service: dict[tuple[str, str], dict[str, list[AnyResource]]] = {}
         self._by_uid: dict[int, list[WorkloadEntry]] | None = None
+        self._wide: list[RatePolicy] | None = None
         self._hints = MAX_HINTS
         self.sees: Callable[[str], bool] = lambda tenant: True
         """Whether whoever asks may be told the names in a tenant."""
@@ -82,6 +84,15 @@ class View:
                     index.setdefault(resource.spec.service, []).append(resource)
         return index.get(service, ())
 
+    def rate_policies(self, tenant: str, service: str) -> Sequence[RatePolicy]:
+        """Returns the rate policies that are about a service, the narrowest first, then in the order of their names."""
+        if self._wide is None:
+            self._wide = [one for one in self.of("RatePolicy") if isinstance(one, RatePolicy) and one.spec.services]
+            self._wide.sort(key=_by_width)
+        own = [one for one in self.of_service("RatePolicy", tenant, service) if isinstance(one, RatePolicy)]
+        wide = [one for one in self._wide if covers(one.metadata.tenant, one.spec, (tenant, service))]
+        return [*sorted(own, key=_by_width), *wide]
+
     def entries_of_uid(self, uid: int) -> Sequence[WorkloadEntry]:
         """Returns the workload entries of all tenants that want this uid."""
         if self._by_uid is None:
@@ -110,9 +121,16 @@ class View:
         self._by_service.pop((ref.kind, ref.tenant), None)
         if ref.kind == "WorkloadEntry":
             self._by_uid = None
+        elif ref.kind == "RatePolicy":
+            self._wide = None
 
     def _close(self, name: str, names: Iterable[str]) -> str | None:
         if not self._hints:
             return None
         self._hints -= 1
         return next(iter(difflib.get_close_matches(name, names, n=1)), None)
+
+
+def _by_width(policy: RatePolicy) -> tuple[Width, str, str]:
+    owner = policy.metadata.tenant
+    return width(owner, policy.spec), owner, policy.metadata.name

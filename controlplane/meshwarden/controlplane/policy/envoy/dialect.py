@@ -3,7 +3,8 @@
 from meshwarden.controlplane.policy import access, rate
 from meshwarden.controlplane.policy.envoy import inbound, outbound
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Limits, Name
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.resources.reach import Width
 from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
 
@@ -21,13 +22,13 @@ class Envoy:
 
     def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
         """Routes to the program, who may call, and how much."""
-        # Validation lets a service that Envoys serve have one policy.
-        limits = next(iter(rate.limits(mesh, service)), Limits(service))
+        # Validation lets a service that Envoys serve have one policy of each width.
+        limits = {said.width: said for said in reversed(rate.limits(mesh, service))}
         return (
             inbound.routes(service),
             inbound.access(access.access(mesh, service), mesh.trust_domain),
-            inbound.limit(limits),
-            inbound.quota(limits),
+            *(inbound.limit(service, width, limits.get(width)) for width in Width),
+            *(inbound.quota(service, width, limits.get(width)) for width in Width),
         )
 
     def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:

@@ -29,6 +29,7 @@ from meshwarden.controlplane.policy.envoy.quota import (
     tenant_filter,
 )
 from meshwarden.controlplane.policy.neutral import Access, Limits, Name
+from meshwarden.controlplane.resources.reach import Width
 from meshwarden.v1 import resources_pb2
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, resource
@@ -50,9 +51,9 @@ def listener(address: str, service: Name, trust_domain: str) -> Resource:
         "http_filters": [
             _who(trust_domain),
             _discovered(f"access/{service}", RBAC),
-            _discovered(f"limit/{service}", LOCAL_RATE_LIMIT),
+            *(_discovered(_place("limit", service, width), LOCAL_RATE_LIMIT) for width in Width),
             tenant_filter(),
-            _discovered(f"quota/{service}", RATE_LIMIT_QUOTA, HEADER_MUTATION),
+            *(_discovered(_place("quota", service, width), RATE_LIMIT_QUOTA, HEADER_MUTATION) for width in Width),
             ROUTER,
         ],
         # What the caller says of itself is thrown away; the program gets the certificate's word.
@@ -113,14 +114,19 @@ def access(said: Access, trust_domain: str) -> Resource:
     return _extension(f"access/{said.service}", rbac(said, trust_domain))
 
 
-def limit(said: Limits) -> Resource:
-    """How much each tenant may call, as an extension configuration."""
-    return _extension(f"limit/{said.service}", rate_limit(said))
+def limit(service: Name, width: Width, said: Limits | None) -> Resource:
+    """How much each tenant may call by the policy of a width, if there is one, as an extension configuration."""
+    return _extension(_place("limit", service, width), rate_limit(said))
 
 
-def quota(said: Limits) -> Resource:
-    """Which calls count against limits that hold across the mesh, as an extension configuration."""
-    return _extension(f"quota/{said.service}", rate_limit_quota(said))
+def quota(service: Name, width: Width, said: Limits | None) -> Resource:
+    """Which calls count against that policy's limits across the mesh, as an extension configuration."""
+    return _extension(_place("quota", service, width), rate_limit_quota(said))
+
+
+def _place(kind: str, service: Name, width: Width) -> str:
+    """Where a policy's configuration stands: each by itself, so that none fills the buckets of another."""
+    return f"{kind}/{service}" if width is Width.SERVICE else f"{kind}/{service}/{width.name.lower()}"
 
 
 def _extension(name: str, config: dict[str, Any]) -> Resource:

@@ -23,9 +23,9 @@ _ALWAYS: Final = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
 _NEVER: Final = {"default_value": {"numerator": 0, "denominator": "HUNDRED"}}
 
 
-def rate_limit(limits: Limits) -> dict[str, Any]:
+def rate_limit(limits: Limits | None) -> dict[str, Any]:
     """The filter, in JSON form; without limits it lets everything pass."""
-    if not limits.limits:
+    if limits is None:
         return {"@type": LOCAL_RATE_LIMIT, "stat_prefix": "limit"}
     tenant = {
         "descriptor_key": "tenant",

@@ -32,9 +32,9 @@ def tenant_filter() -> dict[str, Any]:
     return {"name": "tenant", "typed_config": {"@type": HEADER_MUTATION, "mutations": {"request_mutations": [append]}}}
 
 
-def rate_limit_quota(limits: Limits) -> dict[str, Any]:
+def rate_limit_quota(limits: Limits | None) -> dict[str, Any]:
     """The filter, in JSON form; without limits across the mesh one that does nothing."""
-    if not limits.mesh:
+    if limits is None or not limits.mesh:
         return {"@type": HEADER_MUTATION, "mutations": {}}
     return {
         "@type": RATE_LIMIT_QUOTA,
