@@ -192,6 +192,7 @@ def assert_shop_to_memory(up: Any, backend: OtlpReceiver, directory: Path) -> No
     assert {int(revision) for revision in named} == under(found)
     for revision in under(found):
         assert_leads_to(up, revision, changes[revision])
+    assert_says_what_the_mesh_made(up)
 
 
 def assert_leads_to(up: Any, revision: int, trace_id: str) -> None:
@@ -203,6 +204,21 @@ def assert_leads_to(up: Any, revision: int, trace_id: str) -> None:
     up.until(lambda: [span["name"] for span in led()["spans"]].count("acknowledge") == 2)
     assert led()["traceId"] == trace_id
     assert "UPDATED AccessPolicy daena/council-review" in json.dumps(led())
+
+
+def assert_says_what_the_mesh_made(up: Any) -> None:
+    """A revision that no person made leads to the trace of the node's report that did."""
+    endpoint = json.loads(up.run("get", "Endpoint", "-o", "json").stdout)[0]
+    node, revision = endpoint["spec"]["node"], endpoint["metadata"]["record"]["revision"]
+
+    def said() -> list[str]:
+        spans = trace_of(up, "--revision", revision)["spans"]
+        made = (span["attributes"] for span in spans if span["name"] == "endpoints")
+        by = [one["mesh.by"] for one in made if one["mesh.revision"] == revision]
+        return by if "report" in {span["name"] for span in spans} else []
+
+    up.until(said)
+    assert said() == [f"the report of node {node}"]
 
 
 @contextlib.contextmanager

@@ -38,9 +38,9 @@ import random, sys
 from datetime import timedelta
 from pathlib import Path
 import anyio
-from meshwarden.agents import config, daemon
+from meshwarden.agents import config, run
 from meshwarden.certs.clock import utc_now
-anyio.run(daemon.run, config.load(Path(sys.argv[1])), lambda: utc_now() + timedelta(minutes=10), random.SystemRandom())
+anyio.run(run.run, config.load(Path(sys.argv[1])), lambda: utc_now() + timedelta(minutes=10), random.SystemRandom())
 """
 
 

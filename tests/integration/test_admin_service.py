@@ -42,7 +42,7 @@ from meshwarden.controlplane.regions.puller import Own, Peer, Puller
 from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.manifest import parse
-from meshwarden.controlplane.store.port import Put
+from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.front import Front
 from meshwarden.sdk.peer import PeerInterceptor
@@ -88,6 +88,7 @@ spec: {service: orders, nodes: [n1], selectors: {uid: 1001}, port: 7002}
 
 @dataclass
 class World:
+    store: Store
     gather: Gather
     durable: Durable
     inbox: Inbox
@@ -136,6 +137,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             region="eu",
             version="0",
             authority=authority,
+            store=store,
             tokens=JoinTokens(store, utc_now),
             publisher=publisher,
             sessions=sessions,
@@ -180,7 +182,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
-            yield World(gather, durable, inbox, sessions, stub)
+            yield World(store, gather, durable, inbox, sessions, stub)
             group.cancel_scope.cancel()
 
 
@@ -400,6 +402,36 @@ async def test_the_trace_of_a_change_is_found_by_its_revision(world: World) -> N
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await root.GetTrace(wrong)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def why(stub: AdminServiceStub, revision: int, tenant: str = "") -> str:
+    """What is said of a revision that leads to no trace."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.GetTrace(v1.GetTraceRequest(revision=revision, tenant=tenant))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    return str(refused.value.details())
+
+
+async def test_a_revision_without_a_trace_says_what_made_it_to_whom_may_see_that(world: World) -> None:
+    root, anna = world.stub("operator/root"), world.stub("tenant/acme/operator/anna")
+    store = world.store
+    service = Put("/resource/Service/platform/late", b"", 0)
+    made = await store.commit([service, Put("/resource/odd", b""), Put("/identity/node/n7", b"{}")])
+    many = await store.commit([Put(f"/resource/Service/acme/s{number}", b"") for number in range(10)])
+    await store.acquire("quota", "us", 5.0)
+    token = await store.commit([Put("/identity/token/ab12", b"{}")])
+    assert "it changed node n7, Service platform/late" in await why(root, made)
+    assert "Service platform/late" in await why(root, made, "platform")
+    assert "node n7" not in await why(root, made, "platform")
+    assert "platform" not in await why(anna, made)
+    assert "Service acme/s7 and 2 more" in await why(anna, many)
+    assert "it changed join tokens" in await why(root, token)
+    if token > many + 1:
+        assert "it changed nothing" in await why(root, many + 1)
+    for number in (token + 1, 2**64 - 1):
+        assert f"there is no such revision yet, the newest is {token}" in await why(root, number)
+    await store.compact(many)
+    assert "the store has forgotten what it changed" in await why(root, made)
 
 
 async def test_an_operator_of_a_tenant_may_not_ask_for_anothers_traces(world: World) -> None:

@@ -15,7 +15,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import ResourceLogs
 from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
-from meshwarden.agents.daemon import OWN_NAME
+from meshwarden.agents.start import OWN_NAME
 from meshwarden.v1.report_pb2 import CallStat, Histogram
 from meshwarden.v1.workload_service_pb2 import ReportCallsRequest
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SMOKE = {
     "": "import meshwarden.sdk, meshwarden.certs.verify, meshwarden.v1.workload_service_pb2_grpc",
-    "agent": "import meshwarden.agents.daemon, meshwarden.agents.cli",
+    "agent": "import meshwarden.agents.run, meshwarden.agents.cli",
     "server": "import meshwarden.controlplane.app, meshwarden.controlplane.cli.main",
     "mesh": "import meshwarden.controlplane.local.bao, meshwarden.examples.web",
 }

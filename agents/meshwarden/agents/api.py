@@ -67,6 +67,7 @@ class Parts:
     points: Points
     otlp_environment: Callable[[Workload], dict[str, str]]
     status: Callable[[], pb.AgentStatusResponse]
+    wanting: Callable[[str], contextlib.AbstractContextManager[None]]
     region: str
 
 
@@ -94,7 +95,8 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         except RegistrationRefused as refusal:
             await context.abort(_CODES[refusal.kind], str(refusal))
         try:
-            await parts.credentials.ensure(workload, _CREDENTIAL_S)
+            with parts.wanting(workload.entry_name):
+                await parts.credentials.ensure(workload, _CREDENTIAL_S)
             await parts.attendants.ready(workload, _READY_S)
         except CredentialMissing as error:
             parts.registry.end(workload.id, "no certificate")

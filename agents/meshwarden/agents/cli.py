@@ -43,14 +43,15 @@ def run(config_file: Path) -> None:
     # `exec` shall start at once, so the daemon's imports are its own.
     import anyio
 
-    from meshwarden.agents import config, daemon, log, state
+    from meshwarden.agents import config, log, state
+    from meshwarden.agents import run as running
     from meshwarden.agents.identity import IdentityError
 
     try:
         loaded = config.load(config_file)
         log.configure(loaded.node)
         with _single_errors():
-            anyio.run(daemon.run, loaded, utc_now, random.SystemRandom())
+            anyio.run(running.run, loaded, utc_now, random.SystemRandom())
     except (config.ConfigError, state.StateTaken, IdentityError, OSError) as error:
         _fail(str(error))
 

@@ -106,11 +106,11 @@ class Credentials:
         self._watchers.append(callback)
 
     def is_delivered(self, workload: Workload) -> bool:
-        """Whether a workload's certificate lies in its directory, or is held back from it."""
+        """Whether its certificate and what to trust lie in a workload's directory, or are held back from it."""
         if not self._registry.is_admitted(workload.id):
             return True
         known = self._published.get(workload.id)
-        return known is not None and known[:2] == (workload, self.svid(workload.id))
+        return known is not None and _are_same(known, (workload, self.svid(workload.id), self._bundle))
 
     def errors(self) -> Mapping[str, str]:
         """What failed at the last try, and why: `{tenant/entry: reason}`, and `{workload id: reason}` for its files."""
@@ -309,7 +309,7 @@ class Credentials:
     async def _publish_one(self, workload: Workload, svid: X509Svid) -> None:
         present = (workload, svid, self._bundle)
         known = self._published.get(workload.id)
-        if known is not None and all(old is new for old, new in zip(known, present, strict=True)):
+        if known is not None and _are_same(known, present):
             return
         content = {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": self._bundle.pem()}
         try:
@@ -373,6 +373,10 @@ class Credentials:
         event.set()
         for callback in self._watchers:
             callback()
+
+
+def _are_same(these: tuple[object, ...], those: tuple[object, ...]) -> bool:
+    return all(this is that for this, that in zip(these, those, strict=True))
 
 
 def _item(entry: str) -> str:

@@ -6,9 +6,7 @@ these through two sockets, one front and one gRPC server; what data planes repor
 
 import asyncio
 import contextlib
-import os
 import random
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
@@ -27,18 +25,19 @@ from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.cache import Cache, ScopeStore
 from meshwarden.agents.caller import Executables
 from meshwarden.agents.channel import ControlPlane
-from meshwarden.agents.config import AgentConfig, ConfigError
+from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.health import Health
-from meshwarden.agents.identity import IdentityError, NodeIdentity
+from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.planes import Planes
-from meshwarden.agents.progress import Progress
+from meshwarden.agents.progress import Progress, Reports
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
 from meshwarden.agents.registry import Registry
-from meshwarden.agents.rotation import Below, Rotation
-from meshwarden.agents.state import Memory, Place, hold
+from meshwarden.agents.rotation import Rotation
+from meshwarden.agents.start import Begun
+from meshwarden.agents.state import Memory, Place
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
 from meshwarden.agents.telemetry.door import Door
@@ -50,13 +49,13 @@ from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.spool import Spool, SpoolLimits
 from meshwarden.agents.telemetry.token import Tokens
 from meshwarden.agents.upstream import Downstream, Upstream
+from meshwarden.agents.way import Node
 from meshwarden.agents.workload import sharers
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
-from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.front import Front
-from meshwarden.sdk.own_span import client_interceptor, own_provider, server_interceptor
+from meshwarden.sdk.own_span import client_interceptor, server_interceptor
 from meshwarden.sdk.scrape import serve_pages
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import workload_service_pb2 as workload_pb
@@ -64,7 +63,6 @@ from meshwarden.v1 import workload_service_pb2_grpc as workload_grpc
 from meshwarden.xds.server import add_ads
 
 _log = structlog.get_logger()
-OWN_NAME: Final = "meshwarden-agent"
 VERSION: Final = version("meshwarden")
 _MAX_MESSAGE_BYTES: Final = 4 << 20
 _MAX_STREAMS: Final = 256  # of one connection; gRPC has one for each target of a process
@@ -85,22 +83,39 @@ Clock = Callable[[], datetime]
 class Agent:
     """All parts of one agent. `run` serves until it is cancelled."""
 
-    def __init__(self, config: AgentConfig, place: Place, identity: NodeIdentity, clock: Clock, rng: random.Random):
-        """Puts the parts together from what the disk holds; `identity` must be somebody."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        place: Place,
+        identity: NodeIdentity,
+        clock: Clock,
+        rng: random.Random,
+        begun: Begun,
+    ) -> None:
+        """Puts the parts together from what the disk holds; `identity` must be somebody.
+
+        `begun` is what was traced before, which the start goes on with.
+        """
         self._config, self._place, self._identity, self._clock = config, place, identity, clock
         self._cache = cache = Cache(place.cache)
         self._memory = Memory(cache)
         self.executables = Executables()
         self.registry = Registry(config.trust_domain, place.workloads, self.executables)
         self.scopes = ScopeStore(cache)
-        downstream = Downstream(self._take_entries, self._take_bundle, self._take_config, self._renew)
-        self._provider = own_provider(OWN_NAME, lambda body, count: self.intake.take_own_spans(body, count))
+        downstream = Downstream(
+            self._take_entries,
+            self._take_bundle,
+            self._take_config,
+            self._renew,
+            lambda serial: self._rotation.welcomed(serial),
+        )
+        self._begun, self._provider = begun, begun.provider
         self._progress = Progress(self._provider)
         self.upstream = Upstream(
             ControlPlane(
                 config.control_plane,
                 config.trust_domain,
-                (Below(lambda: self._rotation.present()), client_interceptor(self._provider, _TRACED_ABOVE)),
+                (client_interceptor(self._provider, _TRACED_ABOVE),),
             ),
             identity,
             downstream,
@@ -109,10 +124,19 @@ class Agent:
             zone=config.zone,
             version=VERSION,
             metrics_address=config.metrics_advertise or config.metrics_listen or "",
+            renewing=lambda: self._rotation.renewing_node(),
         )
         self.points = Points(self.upstream, time.monotonic, rng)
-        self.credentials = Credentials(self.registry, cache, identity.present.bundle, self.upstream.sign, clock, rng)
-        self._rotation = Rotation(self._provider, self.registry, self.credentials, lambda: identity.present.svid.serial)
+        self.credentials = Credentials(self.registry, cache, identity.present.bundle, self._sign, clock, rng)
+        self._rotation = Rotation(
+            self._provider,
+            Node(
+                self.registry,
+                self.credentials,
+                lambda: identity.present.svid.serial,
+                lambda: self.health.errors(),
+            ),
+        )
         identity.listen(self._rotation.look)
         self._node_place = NodePlace(
             config.node, identity.present.region, config.zone, config.agent_socket, config.workload_api_socket
@@ -123,7 +147,7 @@ class Agent:
             self.planes,
             self._node_place,
             self.credentials,
-            self.upstream.set_endpoints,
+            Reports(self._provider, self._rotation.present, self.upstream.set_endpoints),
             clock,
             rng,
             address=config.advertise_address,
@@ -162,6 +186,7 @@ class Agent:
         self.registry.listen(self._registry_changed)
         self.credentials.listen(self._tell_workloads)
         self._registry_changed()
+        self._rotation.begin_start(self._begun.end(self.intake.take_own_spans))
         try:
             async with (
                 anyio.create_task_group() as outer,
@@ -186,6 +211,7 @@ class Agent:
                     workloads=len(self.registry.workloads),
                 )
         finally:
+            self._rotation.close()
             self._memory.keep_workloads(self.registry)
             self.registry.close()
             self.spool.close()
@@ -259,6 +285,7 @@ class Agent:
             self.points,
             self.door.environment,
             self.status,
+            self._rotation.wanting,
             self._node_place.region,
         )
         workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)
@@ -273,7 +300,7 @@ class Agent:
             self.planes.refs,
         )
         self.health.watch(planes)
-        self._rotation.watch(planes.waiting)
+        self._rotation.watch(planes)
         planes.watch(self._rotation.look)
         add_ads(server, planes)
         EnvoyQuotas(attestor, self.points, self.scopes.limits).add_to(server)
@@ -288,6 +315,8 @@ class Agent:
     def _take_bundle(self, message: node_pb.Bundle) -> None:
         try:
             bundle = Bundle.from_proto(message)
+            if bundle.roots != self.credentials.bundle().roots:
+                self._rotation.begin_trust(message.trace_parent)
             self.credentials.set_bundle(bundle)
         except InvalidBundle as error:
             _log.error("bundle refused", reason=str(error))
@@ -297,13 +326,18 @@ class Agent:
     def _take_config(self, update: node_pb.ConfigUpdate) -> None:
         self._progress.begin(update)
         self.scopes.apply(update)
+        self._rotation.configured()
 
     def _renew(self, order: node_pb.RenewNow) -> None:
-        self._rotation.begin(order.trace_parent)
+        self._rotation.begin_renewal(order.trace_parent)
         self.credentials.renew_now(order.reason)
         self.upstream.renew_now()
 
     # -- what goes up
+
+    async def _sign(self, requests: list[node_pb.WorkloadCsr]) -> Sequence[node_pb.SignedWorkload]:
+        with self._rotation.signing({f"{request.tenant}/{request.entry}" for request in requests}):
+            return await self.upstream.sign(requests)
 
     def _registry_changed(self) -> None:
         workloads = self.registry.workloads.values()
@@ -375,6 +409,7 @@ class Agent:
         while True:
             self._tell_workloads()
             self.upstream.set_health(self.health.read())
+            self._rotation.look()
             await asyncio.sleep(_LOOK_S)
 
     async def _save_rest(self) -> None:
@@ -383,73 +418,3 @@ class Agent:
             await asyncio.sleep(_SAVE_S)
             self._cache.save_rest()
             self._identity.save_rest()
-
-
-async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
-    """Runs an agent until SIGTERM or SIGINT.
-
-    Raises:
-        ConfigError: the roots cannot be read.
-        StateTaken: another agent runs on the same state directory.
-        IdentityError: the node has no identity and gets none.
-        OSError: a directory or a socket cannot be made.
-    """
-    roots = _roots(config)
-    allow_descriptors()
-    with hold(config) as place:
-        control_plane = ControlPlane(config.control_plane, config.trust_domain)
-        identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng)
-        stopped = anyio.CancelScope()
-        agents: list[Agent] = []
-        try:
-            with stopped:
-                async with anyio.create_task_group() as group:
-                    group.start_soon(_until_signal, stopped, agents)
-                    if not identity.is_good():
-                        await _attest(config, identity, rng)
-                    agents.append(Agent(config, place, identity, clock, rng))
-                    await agents[0].run()
-        except asyncio.CancelledError:
-            # A cancelled call of grpc.aio raises one of its own making, which no scope knows as its own.
-            if not stopped.cancel_called:
-                raise
-    _log.info("agent ended", pid=os.getpid())
-
-
-async def _attest(config: AgentConfig, identity: NodeIdentity, rng: random.Random) -> None:
-    """Waits for the control plane as long as it takes, unless the disk holds an identity to go on with."""
-    backoff_s = _FIRST_BACKOFF_S
-    while True:
-        try:
-            await identity.attest(config.join_token_file)
-            return
-        except grpc.aio.AioRpcError as error:
-            reason = f"{config.control_plane} does not answer: {error.details()}"
-        except IdentityError as error:
-            if not identity.is_somebody():
-                raise
-            reason = str(error)
-        _log.warning("node not attested", reason=reason)
-        if identity.is_somebody():
-            # Its certificate has ended, but those of its workloads may not have: they are served from the cache.
-            return
-        await asyncio.sleep(rng.uniform(0, backoff_s))
-        backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
-
-
-async def _until_signal(scope: anyio.CancelScope, agents: Sequence[Agent]) -> None:
-    """Ends the scope at a signal, once what runs by then was drained."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            _log.info("agent ending", signal=signal.Signals(number).name)
-            for agent in agents:
-                await agent.attendants.drain()
-            scope.cancel()
-            return
-
-
-def _roots(config: AgentConfig) -> Bundle:
-    try:
-        return Bundle.parse_pem(config.trust_domain, config.ca_file.read_bytes())
-    except (OSError, InvalidBundle) as error:
-        raise ConfigError(f"ca_file: {error}") from None

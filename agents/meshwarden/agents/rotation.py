@@ -1,141 +1,200 @@
-"""A renewal of all certificates, as spans below that of who has asked for it.
+"""What becomes of certificates and of the roots on this node, each as one trace: from its cause to the workloads.
 
-`renew` lasts until the node and its workloads have new certificates, and has the calls to the control plane below it.
-`deliver`, for each of some workloads, begins when its certificate is there, and ends when it lies in the workload's
-directory and its Envoy has taken it.
+    renew   certificates are renewed: half of their life is over, or somebody asks for it, below whose span it is then
+    issue   an entry's first certificate, below the registration that wants it
+    trust   the roots have changed, below the control plane's span of that
+    start   the agent has started: its identity, its session, and what went on running meanwhile
+
+Calls to the control plane stand below the way that they are made for. See `way` for the rest.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
-import grpc
 from opentelemetry import context, trace
+from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from meshwarden.agents.credentials import Credentials
-from meshwarden.agents.registry import Registry
+from meshwarden.agents.way import Answers, Look, Node, Way
 from meshwarden.sdk.own_span import Provider
 
-# Workloads that are followed; of more, so many spread over all by name.
-MAX_WORKLOADS: Final = 32
-
-
-@dataclass
-class _Delivery:
-    """A workload on its way: the serial that it had, and the span since it has another."""
-
-    serial: str
-    span: trace.Span | None = None
+# Ways that are open at once; what begins then is not followed.
+MAX_OPEN: Final = 64
+_CAUSE: Final = "mesh.cause"
+_HALF_LIFE: Final = "half-life"
+_SUPERSEDED: Final = "given up: another came"
 
 
 class Rotation:
-    """The renewal that is under way, if somebody traces it. One at a time: a new one ends what is left of the last."""
+    """The ways that are open. Of what a workload waits for the newest counts, and older ones end."""
 
-    def __init__(
-        self, provider: Provider, registry: Registry, credentials: Credentials, node_serial: Callable[[], str]
-    ) -> None:
-        """Follows nothing yet.
+    def __init__(self, provider: Provider, node: Node) -> None:
+        """Follows nothing yet; spans go to `provider`."""
+        self._tracer, self._node = provider.get_tracer("meshwarden.agents"), node
+        self._open: list[Way] = []
+        self._wanted: dict[str, Context] = {}
+        self._answers: Answers | None = None
+        self._session_serial = ""
+        self._is_configured = False
+        node.credentials.watch(self.look)
 
-        Args:
-            provider: where spans go.
-            registry: what runs.
-            credentials: the workloads' certificates.
-            node_serial: of the node's own.
-        """
-        self._tracer = provider.get_tracer("meshwarden.agents")
-        self._registry, self._credentials, self._node_serial = registry, credentials, node_serial
-        self._span: trace.Span | None = None
-        self._open: dict[str, _Delivery] = {}
-        self._old_node_serial = ""
-        self._faults = 0
-        self._waiting: Callable[[], Collection[str]] = tuple
-        credentials.watch(self.look)
+    def watch(self, answers: Answers) -> None:
+        """Takes what tells of data planes."""
+        self._answers = answers
 
-    def watch(self, waiting: Callable[[], Collection[str]]) -> None:
-        """Takes what tells the ids of the data planes whose answer is outstanding."""
-        self._waiting = waiting
+    # -- what begins
 
-    def begin(self, parent: str) -> None:
+    def begin_start(self, span: trace.Span) -> None:
+        """The agent has started, which `span` is to last for; nothing was said to the control plane yet."""
+        names = set(self._node.registry.workloads)
+        way = Way(self._tracer, self._node, span, must_come=True)
+        way.unsigned = self._entries(names)
+        way.follow(names, anew=False)
+        way.follow_node("")
+        if names:
+            way.follow_configuration()
+        self._open.append(way)
+
+    def begin_renewal(self, parent: str) -> None:
         """All certificates are to be renewed; `parent` is the W3C traceparent of who asks, or empty."""
-        if self._span is not None:
-            self._faults += 1
-            self._end("given up: it was asked for again")
-        if not parent:
+        names = set(self._node.registry.workloads)
+        self._supersede(names, is_of_node=True)
+        if parent and (way := self._way("renew", _context_of(parent), {_CAUSE: "asked"})) is not None:
+            way.unsigned, way.is_node_unsigned = self._entries(names), True
+            way.follow(names)
+            way.follow_node(self._node.serial())
+
+    def begin_trust(self, parent: str) -> None:
+        """The roots change now; `parent` is the W3C traceparent of what has changed them, or empty."""
+        if parent and (way := self._way("trust", _context_of(parent), {})) is not None:
+            way.follow(self._node.registry.workloads, anew=False)
+
+    @contextlib.contextmanager
+    def wanting(self, entry: str) -> Iterator[None]:
+        """Somebody waits for a certificate of an entry: if it is issued meanwhile, that is below the present span."""
+        if trace.get_current_span().is_recording():
+            self._wanted[entry] = context.get_current()
+        try:
+            yield
+        finally:
+            self._wanted.pop(entry, None)
+
+    @contextlib.contextmanager
+    def signing(self, entries: Collection[str]) -> Iterator[None]:
+        """Certificates of these entries are signed within."""
+        names = {item.id for item in self._node.registry.workloads.values() if item.entry_name in entries}
+        is_first = not any(self._node.credentials.svid(name) for name in names)
+        asking = (way for way in self._open if not way.unsigned.isdisjoint(entries))
+        way = next((way for way in asking if is_first or not way.must_come), None)
+        if way is None:
+            way = self._begin_signing(names, entries, is_first)
+        if way is None:
+            with _within(Context()):
+                yield
             return
-        above = TraceContextTextMapPropagator().extract({"traceparent": parent}, context.Context())
-        names = sorted(self._registry.workloads)
-        self._span = self._tracer.start_span("renew", above, attributes={"mesh.workloads": len(names)})
-        self._old_node_serial, self._faults = self._node_serial(), 0
-        for name in names[:: -(-len(names) // MAX_WORKLOADS) or 1]:
-            svid = self._credentials.svid(name)
-            self._open[name] = _Delivery(svid.serial if svid is not None else "")
+        way.unsigned.difference_update(entries)
+        way.is_signing = True
+        try:
+            with _within(way.context):
+                yield
+        finally:
+            way.is_signing = False
+
+    @contextlib.contextmanager
+    def renewing_node(self) -> Iterator[None]:
+        """The node's certificate is renewed within; what is raised there has made nothing of it."""
+        way = next((way for way in self._open if way.is_node_unsigned), None)
+        if way is None:
+            self._supersede((), is_of_node=True)
+            way = self._way("renew", Context(), {_CAUSE: _HALF_LIFE})
+            if way is not None:
+                way.follow_node(self._node.serial())
+        if way is None:
+            with _within(Context()):
+                yield
+            return
+        way.is_node_unsigned = False
+        try:
+            with _within(way.context):
+                yield
+        except BaseException:
+            way.leave_node("the node's certificate was not renewed")
+            self.look()
+            raise
+
+    def _begin_signing(self, names: Collection[str], entries: Collection[str], is_first: bool) -> Way | None:
+        self._supersede(names)
+        if is_first:
+            above = next((self._wanted[entry] for entry in entries if entry in self._wanted), Context())
+            way = self._way("issue", above, {})
+        else:
+            way = self._way("renew", Context(), {_CAUSE: _HALF_LIFE})
+        if way is not None:
+            way.follow(names)
+        return way
+
+    # -- what goes on
+
+    def welcomed(self, serial: str) -> None:
+        """The control plane has welcomed a session of the node with the certificate of this serial."""
+        self._session_serial = serial
+        self.look()
+
+    def configured(self) -> None:
+        """Configuration has come."""
+        self._is_configured = True
+        self.look()
 
     def look(self) -> None:
         """Something has come on: ends what is over."""
-        if self._span is None:
-            return
-        waiting, errors = self._waiting(), self._credentials.errors()
-        for name, delivery in list(self._open.items()):
-            self._step(name, delivery, f"{name}/envoy" in waiting, errors)
-        if not self._open and self._node_serial() != self._old_node_serial:
-            self._end("")
+        if self._open:
+            errors = self._node.errors() if any(way.must_come for way in self._open) else {}
+            seen = Look(self._session_serial, self._answers, self._is_configured, errors)
+            self._open = [way for way in self._open if not way.look(seen)]
 
-    def present(self) -> context.Context | None:
-        """The context of the renewal that is under way."""
-        return None if self._span is None else trace.set_span_in_context(self._span, context.Context())
+    def present(self) -> Context | None:
+        """The context of the start, while that is not over."""
+        return next((way.context for way in self._open if way.must_come), None)
 
-    def _step(self, name: str, delivery: _Delivery, is_outstanding: bool, errors: Any) -> None:
-        workload, svid = self._registry.workloads.get(name), self._credentials.svid(name)
-        if workload is None:
-            self._delivered(name, "the workload has ended")
-            return
-        if svid is not None and svid.serial != delivery.serial:
-            if delivery.span is None:
-                about = {"mesh.workload": name, "mesh.serial": svid.serial}
-                delivery.span = self._tracer.start_span("deliver", self.present(), attributes=about)
-            if not is_outstanding and self._credentials.is_delivered(workload):
-                self._delivered(name, "")
-                return
-        reason = errors.get(name) or (errors.get(workload.entry_name) if delivery.span is None else None)
-        if reason:
-            self._delivered(name, reason)
+    def close(self) -> None:
+        """The agent ends, and with it all that is not over."""
+        for way in self._open:
+            way.give_up("given up: the agent has ended")
+        self._open.clear()
 
-    def _delivered(self, name: str, fault: str) -> None:
-        delivery = self._open.pop(name)
-        span = delivery.span
-        if span is None:
-            span = self._tracer.start_span("deliver", self.present(), attributes={"mesh.workload": name})
-        if fault:
-            self._faults += 1
-            span.set_status(trace.Status(trace.StatusCode.ERROR, fault))
-        span.end()
+    def _way(self, name: str, above: Context, about: dict[str, str]) -> Way | None:
+        if len(self._open) >= MAX_OPEN:
+            return None
+        way = Way(self._tracer, self._node, self._tracer.start_span(name, above, attributes=about))
+        self._open.append(way)
+        return way
 
-    def _end(self, fault: str) -> None:
-        for name in list(self._open):
-            self._delivered(name, fault)
-        if self._span is not None:
-            if self._faults:
-                text = fault or f"{self._faults} workloads are without it"
-                self._span.set_status(trace.Status(trace.StatusCode.ERROR, text))
-            self._span.end()
-        self._span = None
+    def _supersede(self, names: Collection[str], *, is_of_node: bool = False) -> None:
+        """The certificates that these workloads, or the node, wait for are not to come: others are, in their place."""
+        entries = self._entries(names)
+        for way in self._open:
+            if way.awaits_new:
+                way.unsigned -= entries
+                for name in set(names).intersection(way.workloads):
+                    way.leave(name, _SUPERSEDED)
+                if is_of_node:
+                    way.leave_node(_SUPERSEDED)
+                    way.is_node_unsigned = False
+        self.look()
+
+    def _entries(self, names: Collection[str]) -> set[str]:
+        return {self._node.registry.workloads[name].entry_name for name in names}
 
 
-class Below(grpc.aio.UnaryUnaryClientInterceptor):
-    """Has the spans of calls made while a context is present be below it; goes before what makes them."""
+@contextlib.contextmanager
+def _within(above: Context) -> Iterator[None]:
+    token: Any = context.attach(above)
+    try:
+        yield
+    finally:
+        context.detach(token)
 
-    def __init__(self, present: Callable[[], context.Context | None]) -> None:
-        """`present` tells the context; None leaves a call as it is."""
-        self._present = present
 
-    async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        """See grpc."""
-        found = self._present()
-        if found is None:
-            return await continuation(details, request)
-        token = context.attach(found)
-        try:
-            return await continuation(details, request)
-        finally:
-            context.detach(token)
+def _context_of(parent: str) -> Context:
+    return TraceContextTextMapPropagator().extract({"traceparent": parent}, Context())

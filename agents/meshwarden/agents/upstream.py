@@ -51,12 +51,14 @@ class Downstream:
         bundle: what to trust.
         config: configuration for data planes.
         renew: renew all certificates now.
+        welcomed: a session was opened with the node's certificate of this serial.
     """
 
     entries: Callable[[node_pb.EntrySet], None]
     bundle: Callable[[node_pb.Bundle], None]
     config: Callable[[node_pb.ConfigUpdate], None]
     renew: Callable[[node_pb.RenewNow], None]
+    welcomed: Callable[[str], None]
 
 
 class Upstream:
@@ -73,11 +75,12 @@ class Upstream:
         zone: str = "",
         version: str = "",
         metrics_address: str = "",
+        renewing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """Connects to nothing until `run`."""
+        """Connects to nothing until `run`; the node's certificate is renewed within `renewing`."""
         self._control_plane, self._identity, self._downstream = control_plane, identity, downstream
         self._clock, self._rng, self._zone, self._version = clock, rng, zone, version
-        self._metrics_address = metrics_address
+        self._metrics_address, self._renewing = metrics_address, renewing
         self._said: dict[str, node_pb.SyncRequest] = {}
         self._generation: Generation | None = None
         self._session: _Session | None = None
@@ -99,9 +102,9 @@ class Upstream:
         """Says which configuration this node needs: the whole set."""
         self._say("interest", node_pb.SyncRequest(interest=node_pb.Interest(data_planes=data_planes)))
 
-    def set_endpoints(self, endpoints: Sequence[node_pb.NodeEndpoint]) -> None:
+    def set_endpoints(self, report: node_pb.EndpointReport) -> None:
         """Says which endpoints this node has: the whole set."""
-        self._say("endpoints", node_pb.SyncRequest(endpoints=node_pb.EndpointReport(endpoints=endpoints)))
+        self._say("endpoints", node_pb.SyncRequest(endpoints=report))
 
     def set_workloads(self, workloads: Sequence[node_pb.WorkloadState]) -> None:
         """Says which workloads run: the whole set."""
@@ -249,6 +252,7 @@ class Upstream:
                 self._lost(session.error)
             return None
         self._swap(session, generation, group)
+        self._downstream.welcomed(present.svid.serial)
         return session
 
     def _swap(self, session: "_Session", generation: Generation, group: TaskGroup) -> None:
@@ -307,8 +311,9 @@ class Upstream:
             await self._connected.wait()
             self._renew.clear()
             try:
-                async with self._channel() as channel:
-                    await self._identity.renew(channel)
+                with self._renewing():
+                    async with self._channel() as channel:
+                        await self._identity.renew(channel)
                 due, self.renewal_error = self._identity.renewal(), ""
             except (OSError, grpc.RpcError, IdentityError) as error:
                 reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)

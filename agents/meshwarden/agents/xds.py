@@ -136,6 +136,10 @@ class DataPlanes:
         """The ids of the data planes whose answer is outstanding."""
         return {client.data_plane for client in self._clients if client.pending()}
 
+    def connected(self) -> set[str]:
+        """The ids of the data planes that are here."""
+        return {client.data_plane for client in self._clients}
+
     async def wait(self) -> None:
         """Returns after the next change of anything."""
         await self._changed.wait()

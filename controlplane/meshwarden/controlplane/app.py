@@ -65,6 +65,7 @@ from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.quota.division import Division
@@ -151,7 +152,8 @@ class ControlPlane:
         self._operator = _operator(config, authority, audit, rng)
         self._tracing = own_provider(OWN_NAME, lambda body, count: self._gather.take_own(body, count))
         self._trails = Trails(self._tracing, utc_now)
-        self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails)
+        roots = Roots(self._tracing, utc_now)
+        self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots)
         self._division = Division(store, self._publisher.mesh, f"{platform.node()}:{config.state_dir}", time.monotonic)
         self._publisher.listen(self._division.touch)
         self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
@@ -282,6 +284,7 @@ class ControlPlane:
             region=config.region,
             version=version_of("meshwarden"),
             authority=engines.authority,
+            store=engines.store,
             tokens=tokens,
             publisher=self._publisher,
             sessions=self._sessions,

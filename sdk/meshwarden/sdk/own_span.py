@@ -61,6 +61,13 @@ def own_provider(service: str, send: Send) -> Provider:
     return provider
 
 
+def note_revision(revision: int, change: str) -> None:
+    """The present span has made a revision of the store by a change, "JOINED node node-a"."""
+    here = trace.get_current_span()
+    here.set_attribute("mesh.revision", revision)
+    here.set_attribute("mesh.changes", [change])
+
+
 def present_trace_id() -> str:
     """The trace that is being recorded here, in hexadecimal; "" if none is."""
     here = trace.get_current_span()

@@ -1,4 +1,4 @@
-"""Configuration on its way to the data planes of a node, as spans."""
+"""What changes between a node and the mesh, as spans."""
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -6,8 +6,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from meshwarden.agents import progress
-from meshwarden.agents.progress import Progress
-from meshwarden.v1.node_service_pb2 import ConfigAck, ConfigUpdate, Nack
+from meshwarden.agents.progress import Progress, Reports
+from meshwarden.v1.node_service_pb2 import ConfigAck, ConfigUpdate, EndpointReport, Nack, NodeEndpoint
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -18,9 +18,14 @@ def exporter() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def told(exporter: InMemorySpanExporter) -> Progress:
+def provider(exporter: InMemorySpanExporter) -> TracerProvider:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider
+
+
+@pytest.fixture
+def told(provider: TracerProvider) -> Progress:
     return Progress(provider)
 
 
@@ -50,3 +55,26 @@ def test_a_parent_that_is_none_makes_a_trace_of_its_own(told: Progress, exporter
     told.end(ConfigAck(revision=1))
     (span,) = exporter.get_finished_spans()
     assert span.parent is None
+
+
+def test_each_change_of_endpoints_begins_a_trace_that_the_report_names(
+    provider: TracerProvider, exporter: InMemorySpanExporter
+) -> None:
+    said: list[EndpointReport] = []
+    reports = Reports(provider, lambda: None, said.append)
+    up = NodeEndpoint(id="orders-1", tenant="acme", entry="orders", address="127.0.0.1", port=7, health=1)
+    down = NodeEndpoint(id="orders-1", tenant="acme", entry="orders", address="127.0.0.1", port=7, health=2)
+    for endpoints in ([], [up], [up], [down], []):
+        reports(endpoints)
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["report"] * 3
+    assert [report.trace_parent[3:35] for report in said] == [
+        "",
+        *(format(spans[number].context.trace_id, "032x") for number in (0, 0, 1, 2)),
+    ]
+    named = [span.attributes["mesh.endpoints"] for span in spans if span.attributes]
+    assert named == [
+        ("acme/orders-1 HEALTHY at 127.0.0.1:7",),
+        ("acme/orders-1 UNHEALTHY at 127.0.0.1:7",),
+        ("acme/orders-1 gone",),
+    ]

@@ -67,7 +67,11 @@ def change() -> admin.GetTraceResponse:
     span = admin.TraceSpan(span_id="01", name="Apply", service="meshwarden-controlplane")
     span.attributes["mesh.revision"], span.attributes["mesh.by"] = "10", "spiffe://mesh.test/operator/root"
     span.attributes["mesh.changes"] = json.dumps(["UPDATED Service a/b\x1b[2J", "and 3 more"])
-    return admin.GetTraceResponse(spans=[span], region="eu", trace_id=TRACE)
+    configure = admin.TraceSpan(span_id="02", parent_span_id="01", name="configure", node="node-a")
+    configure.attributes["mesh.revision"] = "10"
+    roots = admin.TraceSpan(span_id="03", parent_span_id="01", name="roots")
+    roots.attributes["mesh.changes"] = json.dumps(["TRUSTED root r"])
+    return admin.GetTraceResponse(spans=[span, configure, roots], region="eu", trace_id=TRACE)
 
 
 def skewed() -> admin.GetTraceResponse:
@@ -252,9 +256,10 @@ def test_a_trace_is_a_tree_of_spans() -> None:
 def test_the_trace_of_a_change_is_found_by_its_revision() -> None:
     code, out, err = run("trace", "--revision", "10")
     assert code == 0
-    assert out.splitlines()[2:] == [
+    assert out.splitlines()[4:] == [
         "change\trevision 10\tUPDATED Service a/b\N{REPLACEMENT CHARACTER}[2J\tby spiffe://mesh.test/operator/root",
         "change\trevision 10\tand 3 more\tby spiffe://mesh.test/operator/root",
+        "change\tTRUSTED root r",
     ]
     assert f"trace {TRACE}" in err
     assert "INCOMPLETE" not in err

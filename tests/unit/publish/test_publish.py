@@ -11,12 +11,16 @@ from typing import Any
 import anyio
 import pytest
 from google.protobuf import json_format
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from meshwarden.controlplane.identity.record import NodeRecord, node_key
 from meshwarden.controlplane.policy.compile import compile_scope
 from meshwarden.controlplane.publish.feed import Feed
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Session, Sessions
+from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Delete, Op, Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
@@ -66,7 +70,10 @@ def ref(tenant: str, entry: str, listen: str = "") -> v1.DataPlaneRef:
 class Rig:
     def __init__(self, store: Store) -> None:
         self.store, self.audit = store, Audit()
-        self.publisher = Publisher(store, trust_domain="mesh.test", audit=self.audit)
+        self.spans = InMemorySpanExporter()
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.publisher = Publisher(store, trust_domain="mesh.test", audit=self.audit, trails=Trails(provider))
         self.sessions = Sessions(
             self.publisher, store, region="eu", clock=lambda: NOW, grace_s=0.05, start_grace_s=0.05
         )
@@ -314,6 +321,35 @@ async def test_an_endpoint_is_stored_with_what_the_entry_says_and_deleted_by_an_
     assert rig.publisher.revision == before + 1, "what has not changed is not written"
     session.take(endpoints())
     await rig.endpoint("n1-orders-1", lambda item: item is None)
+
+
+async def test_what_a_node_reports_leads_to_the_trace_of_the_revision_that_it_makes(rig: Rig) -> None:
+    report = endpoints(orders_endpoint())
+    report.endpoints.trace_parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    session = rig.session("n1", report)
+    session.take(report)
+    await rig.endpoint("n1-orders-1", healthy)
+    joined = rig.publisher.revision
+    session.close()
+    await rig.endpoint("n1-orders-1", unhealthy)
+    lost = rig.publisher.revision
+    said = [span for span in rig.spans.get_finished_spans() if span.name == "endpoints"]
+    assert [dict(span.attributes or {}) for span in said] == [
+        {
+            "mesh.revision": revision,
+            "mesh.by": by,
+            "mesh.changes": (change,),
+            "mesh.tenant": "platform",
+        }
+        for revision, by, change in (
+            (joined, "the report of node n1", "CREATED Endpoint platform/n1-orders-1 HEALTHY"),
+            (lost, "the loss of node n1", "UPDATED Endpoint platform/n1-orders-1 UNHEALTHY"),
+        )
+    ]
+    assert [format(span.context.trace_id, "032x") == report.endpoints.trace_parent[3:35] for span in said] == [
+        True,
+        False,
+    ]
 
 
 async def test_an_endpoint_of_anothers_entry_is_not_taken(rig: Rig) -> None:

@@ -163,3 +163,38 @@ def test_a_mesh_without_nodes_has_nobody_to_wait_for(world: World) -> None:
     world.apply(1)
     world.trails.published(1, set())
     assert world.trails.parent("a", 1) == ""
+
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+def test_what_the_mesh_changes_is_followed_below_what_has_caused_it(world: World) -> None:
+    world.trails.made(7, "acme", "the report of node n1", ["UPDATED Endpoint acme/a"], PARENT, START)
+    world.trails.published(7, {"a"})
+    world.trails.compiled("a", 7)
+    (made,), (compiled,) = world.spans("endpoints"), world.spans("compile")
+    assert made.parent is not None
+    assert format(made.parent.span_id, "016x") == PARENT[36:52]
+    assert compiled.parent is not None
+    assert compiled.parent.span_id == made.context.span_id
+    assert made.attributes is not None
+    assert made.attributes["mesh.by"] == "the report of node n1"
+    assert made.attributes["mesh.tenant"] == "acme"
+    for odd in ("", "nonsense", f"00-{'0' * 32}-{'0' * 16}-01"):
+        world.trails.made(8, "", "the loss of node n1", [], odd, START)
+        assert world.spans("endpoints")[-1].parent is None
+
+
+def test_what_the_mesh_changes_amid_much_else_is_told_of_and_not_followed(world: World) -> None:
+    for revision in range(1, 40):
+        world.trails.made(revision, "", "the report of node n1", [], "", START)
+        world.trails.published(revision, {"a"})
+    assert len(world.spans("endpoints")) == 39
+    world.trails.acknowledged("a", 40, [])
+    assert len(world.spans("compile")) == trail.MAX_QUIET
+    # What a person changes is followed all the same.
+    world.trails.made(41, "", "the report of node n1", [], "", START)
+    world.apply(42)
+    world.trails.published(42, {"a"})
+    world.trails.acknowledged("a", 42, [])
+    assert 42 in {told(span)[1] for span in world.spans("compile")}

@@ -10,6 +10,7 @@ from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.health import Health
+from meshwarden.controlplane.api.revision import described
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather import graph_query
@@ -26,6 +27,7 @@ from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.store.port import Store
 from meshwarden.sdk import own_span, peer
 from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1 import admin_service_pb2_grpc
@@ -52,6 +54,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         region: str,
         version: str,
         authority: Authority,
+        store: Store,
         tokens: JoinTokens,
         publisher: Publisher,
         sessions: Sessions,
@@ -64,7 +67,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         clock: Callable[[], datetime],
     ) -> None:
         self._trust_domain, self._region, self._version = trust_domain, region, version
-        self._authority, self._tokens = authority, tokens
+        self._authority, self._store, self._tokens = authority, store, tokens
         self._publisher, self._sessions, self._gather = publisher, sessions, gather
         self._remote, self._regions, self._division = remote, regions, division
         self._audit, self._health, self._clock = audit, health, clock
@@ -159,13 +162,15 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def GetTrace(self, request: v1.GetTraceRequest, context: Context) -> v1.GetTraceResponse:
         shown = _shown("GetTrace", request.tenant)
-        what, trace_id = f"trace {request.trace_id}", bytes.fromhex(request.trace_id) or None
+        trace_id = bytes.fromhex(request.trace_id) or None
         if request.revision:
-            what = f"a change that made revision {request.revision}"
             trace_id = await self._gather.changes.find(request.revision)
         found = await self._gather.traces.find(trace_id, shown) if trace_id is not None else None
+        if found is None and request.revision:
+            why = await described(self._store, request.revision, shown, is_whole=_is_operator() and not request.tenant)
+            raise NotFound(f"no span of a change that made revision {request.revision} is here: {why}")
         if found is None:
-            raise NotFound(f"no span of {what} is here: not yet, not any more, or not for you to see")
+            raise NotFound(f"no span of trace {request.trace_id} is here: not yet, not any more, or not for you to see")
         found.region = self._region
         return found
 

@@ -20,6 +20,7 @@ from meshwarden.controlplane.api.errors import InvalidRequest
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.sessions import Session, Sessions
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.sdk import peer
@@ -77,7 +78,8 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
             welcome = v1.Welcome(server_version=version_of("meshwarden"))
             welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
             await context.write(v1.SyncResponse(welcome=welcome))
-            silent = await _Stream(session, self._authority, context, self._heartbeat_s).run(request_iterator)
+            stream = _Stream(session, self._authority, self._publisher.roots, context, self._heartbeat_s)
+            silent = await stream.run(request_iterator)
         finally:
             session.close()
         if silent:
@@ -92,8 +94,10 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
 class _Stream:
     """A session's stream once it is opened."""
 
-    def __init__(self, session: Session, authority: Authority, context: Context, heartbeat_s: float) -> None:
-        self._session, self._authority, self._context = session, authority, context
+    def __init__(
+        self, session: Session, authority: Authority, roots: Roots, context: Context, heartbeat_s: float
+    ) -> None:
+        self._session, self._authority, self._roots, self._context = session, authority, roots, context
         self._timeout_s = heartbeat_s * HEARTBEATS_MISSED
         self._heard_s = asyncio.get_running_loop().time()
         self._bundle: Bundle | None = None
@@ -124,7 +128,8 @@ class _Stream:
         bundle = await self._authority.bundle()
         if bundle is not self._bundle:
             self._bundle = bundle
-            self._session.feed.say(v1.SyncResponse(bundle=bundle.to_proto()))
+            message = self._roots.message(self._session.node, bundle, self._authority.description)
+            self._session.feed.say(v1.SyncResponse(bundle=message))
 
     async def _write(self, group: TaskGroup) -> None:
         try:

@@ -170,15 +170,17 @@ def _more(span: TraceSpan) -> Iterator[str]:
     if changes := span.attributes.get("mesh.changes"):
         revision, by = span.attributes.get("mesh.revision", ""), span.attributes.get("mesh.by", "")
         for change in _listed(changes):
-            yield f"change\trevision {render.plain(revision)}\t{render.plain(change)}\tby {render.plain(by)}"
+            columns = (f"revision {revision}" if revision else "", change, f"by {by}" if by else "")
+            yield "\t".join(("change", *(render.plain(text) for text in columns if text)))
     for link in span.links:
         said = "".join(f" {key}={value}" for key, value in sorted(link.attributes.items()))
         yield f"link\t{render.plain(span.name)}\ttrace {link.trace_id} span {link.span_id}{render.plain(said)}"
 
 
 def _governed(spans: Iterable[TraceSpan]) -> list[str]:
-    """The revisions of the policies that calls were made under, as programs say, oldest first."""
+    """The revisions of the policies that calls were made under, as programs say, oldest first; not those made here."""
     said = {span.attributes.get("mesh.revision", "") for span in spans if span.node}
+    said -= {span.attributes.get("mesh.revision", "") for span in spans if "mesh.changes" in span.attributes}
     found = [revision for revision in said if re.fullmatch(r"[1-9][0-9]{0,18}", revision)]
     return sorted(found, key=lambda revision: (len(revision), revision))[:_MAX_REVISIONS]
 

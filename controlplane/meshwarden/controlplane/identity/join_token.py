@@ -13,6 +13,7 @@ import structlog
 
 from meshwarden.controlplane.identity.record import TOKENS, RecordError, TokenRecord
 from meshwarden.controlplane.store.port import ABSENT, Conflict, Delete, Op, Put, Store
+from meshwarden.sdk import own_span
 
 MAX_TTL = timedelta(minutes=10)
 # The same token and key get the same answer for so long, so that a lost reply costs nothing.
@@ -54,7 +55,8 @@ class JoinTokens:
             raise InvalidToken(f"ttl {ttl}: give more than nothing and at most {MAX_TTL}")
         token = secrets.token_urlsafe(32)
         record = TokenRecord(digest(token), node, self._clock() + ttl)
-        await self._store.commit([Put(record.key, record.encode(), ABSENT)])
+        revision = await self._store.commit([Put(record.key, record.encode(), ABSENT)])
+        own_span.note_revision(revision, f"CREATED join token of node {node}")
         await self._sweep()
         return token
 

@@ -21,6 +21,7 @@ from meshwarden.controlplane.identity.join_token import REPEAT, JoinTokens
 from meshwarden.controlplane.identity.record import NodeRecord, TokenRecord, Use, node_key
 from meshwarden.controlplane.identity.workload import WorkloadSigner
 from meshwarden.controlplane.store.port import ABSENT, Ambiguous, Conflict, Put, Store
+from meshwarden.sdk import own_span
 from meshwarden.v1 import node_service_pb2 as v1
 
 NODE_TTL = timedelta(hours=1)
@@ -89,13 +90,14 @@ class NodeIdentity:
         ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
         node = NodeRecord(record.node, now, address, f"{chain[0].serial_number:x}")
         stored, _ = await self._store.get(node.key)
-        await self._store.commit(
+        revision = await self._store.commit(
             [
                 Put(record.key, record.used(Use(now, key_hash, ders)).encode(), revision),
                 Put(node.key, node.encode(), stored.revision if stored is not None else ABSENT),
             ]
         )
         rejoined = stored is not None
+        own_span.note_revision(revision, f"{'JOINED again' if rejoined else 'JOINED'} node {node.node}")
         await self._record("node.attest", chain, node=node.node, address=address, key=key_hash, rejoined=rejoined)
         return await self._answer(record.node, ders)
 

@@ -6,7 +6,7 @@ knows. A node that was lost keeps its endpoints as UNHEALTHY until it comes back
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -32,15 +32,15 @@ class Endpoints:
 
     def __init__(self, publisher: Publisher, store: Store, *, region: str, clock: Callable[[], datetime]) -> None:
         self._publisher, self._store, self._region, self._clock = publisher, store, region, clock
-        self._reported: dict[str, tuple[str, list[v1.NodeEndpoint]]] = {}
+        self._reported: dict[str, tuple[str, v1.EndpointReport]] = {}
         self._lost: set[str] = set()
         self._due: set[str] = set()
         self._work = asyncio.Event()
         publisher.listen(self._changed)
 
-    def report(self, node: str, zone: str, endpoints: Iterable[v1.NodeEndpoint]) -> None:
+    def report(self, node: str, zone: str, report: v1.EndpointReport) -> None:
         """Takes what a node reports: the whole set. Those of entries that don't name it are left out."""
-        self._reported[node] = (zone, list(endpoints))
+        self._reported[node] = (zone, report)
         self._lost.discard(node)
         self._put_due(node)
 
@@ -85,9 +85,24 @@ class Endpoints:
     async def _write(self, node: str) -> None:
         ops = self._ops(node)
         for first in range(0, len(ops), _MAX_OPS):
-            revision = await self._store.commit(ops[first : first + _MAX_OPS])
+            some, begun = ops[first : first + _MAX_OPS], self._clock()
+            revision = await self._store.commit(some)
+            self._tell(node, revision, some, begun)
             # What follows is computed from the mesh: let it know of this first.
             await self._publisher.wait_revision(revision)
+
+    def _tell(self, node: str, revision: int, ops: Sequence[Op], begun: datetime) -> None:
+        """Says what has made a revision, in its trace."""
+        tenants = {model.parse_key(op.key).tenant for op in ops}
+        is_lost = node in self._lost
+        self._publisher.trails.made(
+            revision,
+            tenants.pop() if len(tenants) == 1 else "",
+            f"the loss of node {node}" if is_lost else f"the report of node {node}",
+            [_title(op) for op in ops],
+            "" if is_lost or node not in self._reported else self._reported[node][1].trace_parent,
+            begun,
+        )
 
     def _ops(self, node: str) -> list[Op]:
         stored = self._publisher.mesh.endpoints_on(node)
@@ -106,9 +121,9 @@ class Endpoints:
         return ops
 
     def _wanted(self, node: str) -> dict[Key, EndpointSpec]:
-        zone, reported = self._reported[node]
+        zone, report = self._reported[node]
         wanted: dict[Key, EndpointSpec] = {}
-        for item in reported:
+        for item in report.endpoints:
             entry = self._publisher.mesh.find("WorkloadEntry", item.tenant, item.entry)
             if entry is None or node not in entry.spec.nodes:
                 log.warning("endpoint.refused", node=node, endpoint=item.id, entry=f"{item.tenant}/{item.entry}")
@@ -142,6 +157,15 @@ class Endpoints:
         record.origin_region, record.epoch = self._region, 1
         record.update_time.FromDatetime(self._clock())
         return Put(_store_key(key), model.encode(model.wrap(message)), _revision(known) if known else ABSENT)
+
+
+def _title(op: Op) -> str:
+    ref = model.parse_key(op.key)
+    action = "DELETED" if isinstance(op, Delete) else "CREATED" if op.expect == ABSENT else "UPDATED"
+    if not isinstance(op, Put):
+        return f"{action} {model.title(ref)}"
+    stored = model.decode(op.value, 0).endpoint
+    return f"{action} {model.title(ref)} {EndpointSpec.Health.Name(stored.spec.health)}"
 
 
 def _unhealthy(spec: EndpointSpec) -> EndpointSpec:

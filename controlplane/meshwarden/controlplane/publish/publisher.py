@@ -18,6 +18,7 @@ from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Scopes
 from meshwarden.controlplane.publish.feed import Feed, Shared
+from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Batch, Compacted, Future, Store, StoreError
@@ -33,10 +34,20 @@ log = structlog.get_logger()
 class Publisher:
     """Keeps every node's session told of the newest revision."""
 
-    def __init__(self, store: Store, *, trust_domain: str, audit: AuditLog, trails: Trails | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        trust_domain: str,
+        audit: AuditLog,
+        trails: Trails | None = None,
+        roots: Roots | None = None,
+    ) -> None:
         self._store, self._audit = store, audit
         self.trails: Final = trails or Trails()
         """What is told of the way of each change."""
+        self.roots: Final = roots or Roots()
+        """What is told of the way of the roots."""
         self.mesh: Final = Mesh(trust_domain)
         """The resources as of `revision`."""
         self.revision = 0

@@ -82,6 +82,8 @@ class Session:
         """Takes note of a message that went to the agent."""
         if message.HasField("config"):
             self._publisher.trails.pushed(self.node, message.config.revision)
+        elif message.HasField("bundle"):
+            self._publisher.roots.told(self.node, message.bundle)
 
     def write_down(self) -> None:
         """Puts into `state` what changes too often to be kept there all the time."""
@@ -166,7 +168,7 @@ class Sessions:
 
     def report(self, node: str, zone: str, report: v1.EndpointReport) -> None:
         """Takes a node's endpoints."""
-        self._endpoints.report(node, zone, report.endpoints)
+        self._endpoints.report(node, zone, report)
 
     def ended(self, session: Session) -> None:
         """A session has ended; it means nothing if a newer one has replaced it."""

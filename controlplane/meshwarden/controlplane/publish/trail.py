@@ -21,6 +21,8 @@ from meshwarden.v1 import node_service_pb2 as v1
 TENANT: Final = "mesh.tenant"
 # Changes that are under way at once; a node that stays behind by more of them is not waited for.
 MAX_OPEN: Final = 256
+# While so many are, what the mesh itself changes is told of and not followed: a fleet that starts changes much at once.
+MAX_QUIET: Final = 16
 # Nodes that a change is followed to; of more, so many spread over all by name.
 MAX_NODES: Final = 32
 _SCOPE: Final = "meshwarden.controlplane"
@@ -54,7 +56,26 @@ class Trails:
         # What was published before its committer has heard of it: who it is for, and when.
         self._early: OrderedDict[int, tuple[frozenset[str], datetime]] = OrderedDict()
 
-    def committed(self, revision: int, tenant: str, by: str = "", changes: Sequence[str] = ()) -> None:
+    def made(self, revision: int, tenant: str, by: str, changes: Sequence[str], parent: str, begun: datetime) -> None:
+        """The mesh itself has committed a change, as the span `endpoints`.
+
+        Args:
+            revision: what it has made.
+            tenant: whom the span is to be shown to; "" is the mesh's own.
+            by: what has made it.
+            changes: what was changed, "UPDATED Endpoint platform/node-a-orders-1".
+            parent: the W3C traceparent of what has caused it, or empty.
+            begun: when that was to be written.
+        """
+        above = TraceContextTextMapPropagator().extract({"traceparent": parent}, Context())
+        span = self._tracer.start_span("endpoints", above, start_time=nanoseconds(begun))
+        with trace.use_span(span):
+            self.committed(revision, tenant, by, changes, is_followed=len(self._open) < MAX_QUIET)
+        span.end(nanoseconds(self._clock()))
+
+    def committed(
+        self, revision: int, tenant: str, by: str = "", changes: Sequence[str] = (), *, is_followed: bool = True
+    ) -> None:
         """A change was committed within the present span.
 
         Args:
@@ -62,6 +83,7 @@ class Trails:
             tenant: whom the span is to be shown to; "" is the mesh's own.
             by: who made it.
             changes: what was changed, "UPDATED AccessPolicy platform/orders".
+            is_followed: whether to tell how it comes to nodes.
         """
         here = trace.get_current_span()
         if not here.is_recording():
@@ -74,6 +96,8 @@ class Trails:
             here.set_attribute("mesh.changes", [*changes[:_MAX_NAMED], *more])
         if tenant:
             here.set_attribute(TENANT, tenant)
+        if not is_followed:
+            return
         context, headers = trace.set_span_in_context(here, Context()), dict[str, str]()
         TraceContextTextMapPropagator().inject(headers, context)
         self._open[revision] = trail = _Trail(context, headers.get("traceparent", ""), tenant, {})
@@ -153,11 +177,11 @@ class Trails:
         if trail.tenant:
             about[TENANT] = trail.tenant
         span = self._tracer.start_span(
-            _STAGES[stage.number], trail.context, attributes=about, start_time=_nanoseconds(stage.begun)
+            _STAGES[stage.number], trail.context, attributes=about, start_time=nanoseconds(stage.begun)
         )
         if fault:
             span.set_status(trace.Status(trace.StatusCode.ERROR, fault))
-        span.end(_nanoseconds(now))
+        span.end(nanoseconds(now))
 
 
 def followed(nodes: Collection[str]) -> list[str]:
@@ -171,5 +195,6 @@ def _is_of(data_plane: str, tenant: str) -> bool:
     return data_plane.partition("/")[0] == tenant
 
 
-def _nanoseconds(moment: datetime) -> int:
+def nanoseconds(moment: datetime) -> int:
+    """A moment as spans have it, since 1970."""
     return int(moment.timestamp()) * 10**9 + moment.microsecond * 1000
