@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.report import ReportServicer
-from meshwarden.controlplane.api.server import traced
+from meshwarden.controlplane.api.server import overload, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.gather.mark import Marks
@@ -42,8 +43,15 @@ from meshwarden.sdk.front import Front
 from meshwarden.sdk.own_span import own_provider, server_interceptor
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
+from meshwarden.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    node_service_pb2_grpc,
+    report_pb2,
+    report_pb2_grpc,
+    resources_pb2,
+)
 from meshwarden.v1 import node_service_pb2 as v1
-from meshwarden.v1 import node_service_pb2_grpc, report_pb2, report_pb2_grpc, resources_pb2
 
 DOMAIN, SERVER_NAME = "mesh.test", "controlplane.mesh.test"
 HELLO = v1.SyncRequest(hello=v1.NodeHello(agent_version="1", zone="a"))
@@ -79,6 +87,14 @@ class Gathered:
 
     async def settle(self) -> None:
         """Has nothing to wait for."""
+
+
+class Busy(admin_service_pb2_grpc.AdminServiceServicer):
+    """Computes for some milliseconds whatever it is asked, and waits for nothing."""
+
+    async def GetGraph(self, request: Any, context: Any) -> admin_service_pb2.GetGraphResponse:  # noqa: N802
+        sum(range(200_000))
+        return admin_service_pb2.GetGraphResponse()
 
 
 @dataclass
@@ -153,7 +169,9 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
             admit,
             lambda caller, method, reason: audit.note("rpc.refused", caller=caller, method=method, reason=reason),
         )
-        server = grpc.aio.server(interceptors=[peers, tracing(), ValidationInterceptor(audit)])
+        bound = overload(lambda: 0.5)
+        server = grpc.aio.server(interceptors=[peers, bound, tracing(), ValidationInterceptor(audit)])
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(Busy(), server)
         servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=getattr(request, "param", 30.0))
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
         gathered = Gathered()
@@ -388,6 +406,35 @@ async def test_while_nobody_can_sign_a_node_is_told_to_come_back(world: World, m
             await stranger.Attest(request, timeout=DEADLINE_S)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert (await stranger.Attest(request, timeout=DEADLINE_S)).node == "n2"
+
+
+async def test_a_flood_of_reads_stops_no_node(world: World) -> None:
+    """An operator asks for the graph as fast as it can, over three connections; a node renews and is heard."""
+    stream, mine = await opened(world), await world.stub(node())
+    answers = Counter[grpc.StatusCode]()
+    is_over = asyncio.Event()
+
+    async def flood(ask: Any) -> None:
+        while not is_over.is_set():
+            call = ask(admin_service_pb2.GetGraphRequest(), timeout=DEADLINE_S)
+            answers[await call.code()] += 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            channel = await world.channel(SpiffeId.for_operator(DOMAIN, "eve"))
+            for _ in range(60):
+                group.start_soon(flood, admin_service_pb2_grpc.AdminServiceStub(channel).GetGraph)
+        while not answers[grpc.StatusCode.UNAVAILABLE]:  # noqa: ASYNC110 - nothing signals it
+            await anyio.sleep(0.01)
+        for _ in range(10):
+            assert (await mine.Renew(v1.RenewRequest(csr=CSR), timeout=DEADLINE_S)).chain
+            await stream.write(v1.SyncRequest(heartbeat=v1.Heartbeat()))
+        is_over.set()
+    assert set(answers) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    revision = await world.store.commit([put("Service", "acme", "more", protocol="GRPC")])
+    ref = v1.DataPlaneRef(id="acme/web#1/grpc", tenant="acme", entry="web", dialect="GRPC")
+    await stream.write(v1.SyncRequest(interest=v1.Interest(data_planes=[ref])))
+    assert (await heard(stream, "config")).revision == revision
 
 
 @pytest.mark.parametrize("world", [0.5], indirect=True)

@@ -43,6 +43,11 @@ class Attestor:
         connection = self._front.find(peer)
         return None if connection is None else self._registry.find(connection)
 
+    def owner(self, peer: str) -> str:
+        """Among whose connections that of a `context.peer()` counts; empty if it did not come through the front."""
+        connection = self._front.find(peer)
+        return "" if connection is None else connection.owner
+
     async def registered(self, context: grpc.aio.ServicerContext[Any, Any]) -> Workload:
         """The workload that the caller registered as, or was started below.
 

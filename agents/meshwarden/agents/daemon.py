@@ -30,6 +30,7 @@ from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.health import Health
 from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.metrics import AgentMetrics
+from meshwarden.agents.overload import overload
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.progress import Progress, Reports
 from meshwarden.agents.quota.envoy import EnvoyQuotas
@@ -97,6 +98,7 @@ class Agent:
         `begun` is what was traced before, which the start goes on with.
         """
         self._config, self._place, self._identity, self._clock = config, place, identity, clock
+        self._rng = rng
         self._cache = cache = Cache(place.cache)
         self._memory = Memory(cache)
         self.executables = Executables()
@@ -238,8 +240,10 @@ class Agent:
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         front = Front(self._place.inner / "s")
+        attestor = Attestor(front, self.registry, self.executables)
+        self._overload = overload(attestor, self._rng.random)
         server = grpc.aio.server(
-            interceptors=[server_interceptor(self._provider, _TRACED_BELOW)],
+            interceptors=[self._overload, server_interceptor(self._provider, _TRACED_BELOW)],
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
@@ -247,7 +251,7 @@ class Agent:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        self._add_services(server, front)
+        self._add_services(server, attestor)
         server.add_insecure_port(front.inner_target)
         await server.start()
         try:
@@ -267,14 +271,18 @@ class Agent:
             yield
             return
         metrics = AgentMetrics(
-            self.status, self.spool.sizes, lambda: self._identity.present.svid.not_after, self.points, self._clock
+            self.status,
+            self.spool.sizes,
+            lambda: self._identity.present.svid.not_after,
+            self.points,
+            self._overload,
+            self._clock,
         )
         host, _, port = listen.rpartition(":")
         async with serve_pages(host.strip("[]"), int(port), metrics.find):
             yield
 
-    def _add_services(self, server: grpc.aio.Server, front: Front) -> None:
-        attestor = Attestor(front, self.registry, self.executables)
+    def _add_services(self, server: grpc.aio.Server, attestor: Attestor) -> None:
         parts = Parts(
             attestor,
             self.registry,

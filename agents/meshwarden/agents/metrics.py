@@ -19,6 +19,8 @@ from prometheus_client.registry import Collector
 
 from meshwarden.agents.envoy import admin
 from meshwarden.agents.quota.points import Points
+from meshwarden.sdk.criticality import Criticality
+from meshwarden.sdk.overload import OverloadInterceptor
 from meshwarden.sdk.scrape import Page, wants_openmetrics
 from meshwarden.v1 import workload_service_pb2 as workload_pb
 
@@ -37,6 +39,7 @@ class AgentMetrics(Collector):
         waiting: Callable[[], Mapping[str, int]],
         certificate_end: Callable[[], datetime],
         points: Points,
+        overload: OverloadInterceptor,
         clock: Callable[[], datetime],
     ) -> None:
         """Puts them together.
@@ -46,10 +49,11 @@ class AgentMetrics(Collector):
             waiting: what waits to go up: `{tenant: bytes}`.
             certificate_end: when the node's own certificate ends.
             points: the enforcement points.
+            overload: knows how many calls the agent takes.
             clock: the present, aware.
         """
         self._status, self._waiting, self._certificate_end, self._clock = status, waiting, certificate_end, clock
-        self._points = points
+        self._points, self._overload = points, overload
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -107,6 +111,7 @@ class AgentMetrics(Collector):
             [((tenant,), size) for tenant, size in {"": 0, **self._waiting()}.items()],
         )
         yield from _of_points(self._points)
+        yield from _of_calls(self._overload)
         yield _gauge(
             "meshwarden_agent_envoy_up",
             "Whether a workload's Envoy runs.",
@@ -131,6 +136,19 @@ def _of_points(points: Points) -> Iterable[Metric]:
     foreign = CounterMetricFamily("meshwarden_agent_quota_foreign", "Buckets of others that programs spoke of.")
     foreign.add_metric([], points.foreign)
     yield foreign
+
+
+def _of_calls(overload: OverloadInterceptor) -> Iterable[Metric]:
+    limit, in_flight = overload.now
+    text = "How many unary calls the agent takes at once, as it has found."
+    yield _gauge("meshwarden_agent_concurrency_limit", text, (), [((), limit)])
+    yield _gauge("meshwarden_agent_concurrency", "How many there are.", (), [((), in_flight)])
+    shed = CounterMetricFamily(
+        "meshwarden_agent_shed", "Calls that were not let in, by how much they matter.", labels=["criticality"]
+    )
+    for level in Criticality:
+        shed.add_metric([level.name], overload.shed[level])
+    yield shed
 
 
 def only_envoys(text: bytes) -> bytes:

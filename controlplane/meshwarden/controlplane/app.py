@@ -39,7 +39,7 @@ from meshwarden.controlplane.api.region import RegionServicer
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
 from meshwarden.controlplane.api.scrape import Scraped
-from meshwarden.controlplane.api.server import Api, Servicers, traced
+from meshwarden.controlplane.api.server import Api, Servicers, overload, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
@@ -174,6 +174,7 @@ class ControlPlane:
             tail=_tail(config, self._publisher.mesh),
         )
         self._regions, self._remote = _regions(config, self._durable, self._gather, self._metrics, self._serving, rng)
+        self._overload = overload(rng.random)
         self._vitals = Vitals(
             region=region,
             version=version_of("meshwarden"),
@@ -182,6 +183,7 @@ class ControlPlane:
             sessions=self._sessions,
             audit=audit,
             division=self._division,
+            overload=self._overload,
             svid=self._serving.svid,
             bundles=self._serving.bundles,
             clock=utc_now,
@@ -259,7 +261,8 @@ class ControlPlane:
 
     def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
         peers = PeerInterceptor(front, PeerVerifier(self._serving.bundles, utc_now), admit, self._no_call)
-        return [peers, server_interceptor(self._tracing, traced()), ValidationInterceptor(self._engines.audit)]
+        tracing, validation = server_interceptor(self._tracing, traced()), ValidationInterceptor(self._engines.audit)
+        return [peers, self._overload, tracing, validation]
 
     def _no_handshake(self, caller: str, reason: str) -> None:
         self._engines.audit.note("tls.refused", caller=caller, reason=reason)

@@ -2,14 +2,18 @@
 
 import asyncio
 import random
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshwarden.agents.metrics import AgentMetrics, only_envoys
 from meshwarden.agents.quota.points import Points
+from meshwarden.sdk.criticality import Criticality
 from meshwarden.v1 import workload_service_pb2 as pb
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
@@ -22,7 +26,9 @@ def metrics(admin_socket: Path) -> AgentMetrics:
     status.envoys.add(name="acme/web#1", admin_socket=str(admin_socket), pid=5, restarts=2)
     points = Points(None, lambda: 12.5, random.Random(1))  # type: ignore[arg-type]
     points.answered_s = 11.0
-    return AgentMetrics(lambda: status, lambda: {"acme": 512}, lambda: NOW + timedelta(hours=1), points, lambda: NOW)
+    overload: Any = SimpleNamespace(now=(20, 3), shed=Counter({Criticality.SHEDDABLE_PLUS: 5}))
+    end = NOW + timedelta(hours=1)
+    return AgentMetrics(lambda: status, lambda: {"acme": 512}, lambda: end, points, overload, lambda: NOW)
 
 
 async def test_how_the_agent_does(tmp_path: Path) -> None:
@@ -37,6 +43,9 @@ async def test_how_the_agent_does(tmp_path: Path) -> None:
     wanted = {
         ("meshwarden_agent_info", "1"): 1,
         ("meshwarden_agent_connected",): 1,
+        ("meshwarden_agent_concurrency_limit",): 20,
+        ("meshwarden_agent_concurrency",): 3,
+        ("meshwarden_agent_shed_total", "SHEDDABLE_PLUS"): 5,
         ("meshwarden_agent_acked_revision",): 7,
         ("meshwarden_agent_certificate_expiry_seconds",): 3600,
         ("meshwarden_agent_svid_expiry_seconds", "acme", "acme/web"): 600,

@@ -16,6 +16,7 @@ from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.policy.mesh import Key, Mesh
 from meshwarden.controlplane.quota.division import Division
+from meshwarden.sdk.criticality import Criticality
 from meshwarden.v1.admin_service_pb2 import NodeState
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
@@ -62,6 +63,7 @@ def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState) -> Vitals
         "svid": lambda: SimpleNamespace(not_before=NOW, not_after=NOW + timedelta(hours=1)),
         "bundles": lambda: {"mesh.test": SimpleNamespace(roots=[root])},
     }
+    fakes["overload"] = SimpleNamespace(now=(20, 3), shed=Counter({Criticality.SHEDDABLE: 5}))
     fakes["division"] = Division(None, Mesh("mesh.test"), "a", lambda: 0.0)  # type: ignore[arg-type]
     return Vitals(region="eu", version="1", state_dir=state_dir, audit=audit, clock=lambda: NOW, **fakes)
 
@@ -104,6 +106,10 @@ async def test_nodes_revisions_certificates_and_events(audit: CountedAuditLog, t
         ("meshwarden_denials_total", "rpc.refused"): 1,
         ("meshwarden_denials_total", "node.attest_denied"): 0,
         ("meshwarden_audit_events_total", "workload.sign"): 3,
+        ("meshwarden_server_concurrency_limit",): 20,
+        ("meshwarden_server_concurrency",): 3,
+        ("meshwarden_server_shed_total", "SHEDDABLE"): 5,
+        ("meshwarden_server_shed_total", "CRITICAL"): 0,
     }
     assert {key: found.get(key) for key in wanted} == wanted
     assert ("meshwarden_svid_expiry_seconds", "workload", "a", "acme", "acme/new") not in found

@@ -2,16 +2,22 @@
 
 Every RPC passes, in this order: the peer check and coarse admission (sdk.peer), a span of what changes something
 (sdk.own_span), the schema's rules (api.validation), then the servicer, which authorises the tenant. Bounds: a
-message of 4 MiB, a hundred streams a connection, and what the front bounds.
+message of 4 MiB, a hundred streams a connection, what the front bounds, and so many unary calls at once as it can do
+with (sdk.overload), parted among nodes, tenants and operators.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from meshwarden.sdk import peer
+from meshwarden.sdk.concurrency import Concurrency
+from meshwarden.sdk.criticality import Criticality
+from meshwarden.sdk.overload import OverloadInterceptor, by_name
 from meshwarden.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -28,11 +34,19 @@ from meshwarden.v1 import (
 )
 
 MESSAGE_BYTES = 4 << 20
+LEAST_CALLS, MOST_CALLS = 16, 1024
+"""Between which the limit on unary calls at once is found."""
 # 5,000 streams opened at once were refused with grpc's defaults (research/perf.md §1).
 PENDING_REQUESTS = 20_000
 READING = frozenset(
     {"GetStatus", "Explain", "ListCalls", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "Get", "List"},
 )
+# Without certificates the mesh ends; what is only looked at can be looked at later.
+CRITICALITY = {
+    **dict.fromkeys(("Attest", "Renew", "SignWorkload", "RenewSvids"), Criticality.CRITICAL_PLUS),
+    "Export": Criticality.SHEDDABLE_PLUS,
+    **dict.fromkeys(READING - {"GetStatus", "Get"}, Criticality.SHEDDABLE),
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,20 @@ def traced() -> frozenset[str]:
         for method in service.methods
         if not method.client_streaming and not method.server_streaming and method.name not in READING
     )
+
+
+def overload(chance: Callable[[], float]) -> OverloadInterceptor:
+    """Makes what bounds the unary calls of nodes, of tenants' operators and of the mesh's, each for themselves."""
+    places = Concurrency(LEAST_CALLS, MOST_CALLS, time.monotonic(), chance)
+    return OverloadInterceptor(places, _caller, by_name(CRITICALITY, Criticality.CRITICAL))
+
+
+def _caller(_: object) -> str:
+    calling = peer.current()
+    if calling is None:
+        return ""  # a node that has no certificate yet
+    known = calling.spiffe_id
+    return f"tenant {known.tenant}" if known.tenant else str(known)
 
 
 class Api:

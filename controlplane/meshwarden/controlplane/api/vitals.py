@@ -18,6 +18,8 @@ from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
+from meshwarden.sdk.criticality import Criticality
+from meshwarden.sdk.overload import OverloadInterceptor
 from meshwarden.v1.admin_service_pb2 import NodeState
 
 ISSUED: Final = {
@@ -52,6 +54,7 @@ class Vitals(Collector):
         sessions: Sessions,
         audit: CountedAuditLog,
         division: Division,
+        overload: OverloadInterceptor,
         svid: Callable[[], X509Svid | None],
         bundles: Callable[[], Mapping[str, Bundle]],
         clock: Callable[[], datetime],
@@ -66,13 +69,14 @@ class Vitals(Collector):
             sessions: knows the nodes.
             audit: knows what was issued and refused.
             division: knows how limits are divided.
+            overload: knows how many calls we take.
             svid: the control plane's own certificate.
             bundles: the roots.
             clock: the present, aware.
         """
         self._about = {"region": region, "version": version}
         self._state_dir, self._publisher, self._sessions = state_dir, publisher, sessions
-        self._division = division
+        self._division, self._overload = division, overload
         self._audit, self._svid, self._bundles, self._clock = audit, svid, bundles, clock
 
     def collect(self) -> Iterable[Metric]:
@@ -86,6 +90,19 @@ class Vitals(Collector):
         yield from self._of_certificates(nodes, now)
         yield from self._of_audit()
         yield from of_quotas(self._division)
+        yield from self._of_calls()
+
+    def _of_calls(self) -> Iterable[Metric]:
+        limit, in_flight = self._overload.now
+        text = "How many unary calls this control plane takes at once, as it has found."
+        yield _gauge("meshwarden_server_concurrency_limit", text, (), [((), limit)])
+        yield _gauge("meshwarden_server_concurrency", "How many there are.", (), [((), in_flight)])
+        shed = CounterMetricFamily(
+            "meshwarden_server_shed", "Calls that were not let in, by how much they matter.", labels=["criticality"]
+        )
+        for level in Criticality:
+            shed.add_metric([level.name], self._overload.shed[level])
+        yield shed
 
     def _of_store(self) -> Iterable[Metric]:
         yield _gauge("meshwarden_store_revision", "The newest revision.", (), [((), self._publisher.revision)])

@@ -67,6 +67,8 @@ def from_rpc(error: Any) -> Failure:
     code, details = error.code(), error.details() or "no reason given"
     if code == grpc.StatusCode.NOT_FOUND:
         return NotFound(details)
+    if any(name == "retry-after" for name, _ in error.trailing_metadata() or ()):
+        return Failure(details)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return Unreachable(
             f"the control plane does not answer: {details}",

@@ -1,0 +1,27 @@
+"""How many calls of programs the agent takes at once, and whose."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from meshwarden.agents.attest import Attestor
+from meshwarden.sdk.concurrency import Concurrency
+from meshwarden.sdk.criticality import Criticality
+from meshwarden.sdk.overload import OverloadInterceptor, by_name
+
+_LEAST, _MOST = 16, 1024
+_CRITICALITY: Final = {"Report": Criticality.SHEDDABLE_PLUS, "Export": Criticality.SHEDDABLE_PLUS}
+# What it takes is what the control plane and a sidecar take, and how many there may be is the registry's business.
+_WAITING: Final = frozenset({"/meshwarden.v1.WorkloadService/Register"})
+
+
+def overload(attestor: Attestor, chance: Callable[[], float]) -> OverloadInterceptor:
+    """Makes what bounds the unary calls of workloads, and of users whose programs are none, each for themselves."""
+
+    def caller(context: Any) -> str:
+        peer = context.peer()
+        workload = attestor.find(peer)
+        return workload.id if workload is not None else attestor.owner(peer)
+
+    places = Concurrency(_LEAST, _MOST, time.monotonic(), chance)
+    return OverloadInterceptor(places, caller, by_name(_CRITICALITY, Criticality.CRITICAL), exempt=_WAITING)
