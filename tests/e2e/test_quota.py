@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ BURST = 20
 STARTER = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A kind of enforcement point, and where they are.
 
@@ -63,6 +63,7 @@ SDK = Plan(
     {"op": "grpc"},
     ("OK", "RESOURCE_EXHAUSTED"),
 )
+FEW = replace(SDK, servers={version: SDK.servers[version] for version in ("v1", "v4")})
 # A bucket of Envoy stays full to the same part when it is made larger.
 ENVOY = Plan(
     "ledger",
@@ -82,27 +83,29 @@ kind: Tenant
 metadata: {name: acme}
 ---
 kind: Service
-metadata: {tenant: platform, name: NAME}
-spec: {protocol: PROTOCOL, exportTo: [acme]}
----
-kind: Service
 metadata: {tenant: acme, name: web}
 spec: {protocol: GRPC}
+---
+kind: WorkloadEntry
+metadata: {tenant: acme, name: web}
+spec: {service: web, dataPlane: ENVOY, nodes: [node-a, node-b], selectors: {uid: UID}, insecureSameUser: true}
+---
+kind: RatePolicy
+metadata: {tenant: platform, name: limit}
+spec:
+  REACH
+  whenAway: DENY
+  limits: [LIMIT]
+"""
+SERVICE = """\
+---
+kind: Service
+metadata: {tenant: platform, name: NAME}
+spec: {protocol: PROTOCOL, exportTo: [acme]}
 ---
 kind: AccessPolicy
 metadata: {tenant: platform, name: NAME}
 spec: {service: NAME, allow: [{from: [{tenant: acme, service: web}]}]}
----
-kind: WorkloadEntry
-metadata: {tenant: acme, name: web}
-spec: {service: web, dataPlane: PLANE, nodes: [node-a, node-b], selectors: {uid: UID}, insecureSameUser: true}
----
-kind: RatePolicy
-metadata: {tenant: platform, name: NAME}
-spec:
-  service: NAME
-  whenAway: DENY
-  limits: [LIMIT]
 ---
 kind: RoutePolicy
 metadata: {tenant: platform, name: NAME}
@@ -124,20 +127,27 @@ spec:
 
 
 class Quota:
-    """A mesh with servers that count, and callers."""
+    """A mesh with servers that count, of one service or of several under one limit, and callers."""
 
-    def __init__(self, up: Any, directory: Path, plan: Plan) -> None:
-        self.up, self.directory, self.plan = up, directory, plan
+    def __init__(self, up: Any, directory: Path, plans: Sequence[Plan]) -> None:
+        self.up, self.directory, self.plans = up, directory, plans
         self.programs: list[subprocess.Popen[str]] = []
 
+    @property
+    def points(self) -> list[tuple[Plan, str]]:
+        """Every server: its service, and its version."""
+        return [(plan, version) for plan in self.plans for version in plan.servers]
+
+    @property
+    def minted(self) -> int:
+        """What of bursts may be there again when shares move."""
+        return sum(plan.minted for plan in self.plans)
+
     def apply(self) -> None:
-        plan = self.plan
-        split = json.dumps([{"version": version, "weight": weight} for version, (_, weight, _) in plan.servers.items()])
-        text = TENANTS.replace("SPLIT", split).replace("LIMIT", f"{{tenant: acme, requests: {RATE}, burst: {BURST}}}")
-        for version, (node, _, _) in plan.servers.items():
-            text += ENTRY.replace("VERSION", version).replace("NODE", node).replace("PORT", str(_free_port()))
-        for word, value in (("NAME", plan.name), ("PROTOCOL", plan.protocol), ("PLANE", plan.data_plane)):
-            text = text.replace(word, value)
+        names = json.dumps([plan.name for plan in self.plans])
+        reach = f"services: {names}" if len(self.plans) > 1 else f"service: {self.plans[0].name}"
+        text = TENANTS.replace("LIMIT", f"{{tenant: acme, requests: {RATE}, burst: {BURST}}}").replace("REACH", reach)
+        text += "".join(map(_manifest, self.plans))
         path = self.directory / "quota.yaml"
         path.write_text(text.replace("UID", str(os.getuid())))
         said = self.up.run("apply", "-f", str(path))
@@ -154,20 +164,21 @@ class Quota:
         return program
 
     def serve(self) -> None:
-        for version, (node, _, program) in self.plan.servers.items():
-            entry = f"platform/{self.plan.name}-{version}"
-            self.start(node, entry, str(Path(__file__).with_name(program)), str(self.directory / f"served-{version}"))
+        for plan, version in self.points:
+            node, _, program = plan.servers[version]
+            command = str(Path(__file__).with_name(program)), self._log(plan, version)
+            self.start(node, f"platform/{plan.name}-{version}", *command)
 
-    def call(self, node: str) -> "subprocess.Popen[str]":
+    def call(self, node: str, plan: Plan) -> "subprocess.Popen[str]":
         """Starts to call, as fast as five callers can."""
         probe = self.start(node, "acme/web", "-m", "meshwarden.examples.probe")
-        call = {**self.plan.op, "rate": 150, "concurrency": 5, "timeout_s": 20}
+        call = {**plan.op, "rate": 150, "concurrency": 5, "timeout_s": 20}
         _ask(probe, op="steady_start", id="load", call=call)
         return probe
 
-    def served(self, version: str) -> list[float]:
+    def served(self, plan: Plan, version: str) -> list[float]:
         """When a server served a call of acme."""
-        path = self.directory / f"served-{version}"
+        path = Path(self._log(plan, version))
         if not path.exists():
             return []
         lines = [line.split() for line in path.read_text().splitlines()]
@@ -175,18 +186,21 @@ class Quota:
         return [float(moment) for moment, _ in lines]
 
     def all_served(self) -> list[float]:
-        return sorted(moment for version in self.plan.servers for moment in self.served(version))
+        return sorted(moment for plan, version in self.points for moment in self.served(plan, version))
 
     def until_each_served(self, more: int) -> None:
         """Waits until each server has served so many more calls."""
-        before = {version: len(self.served(version)) for version in self.plan.servers}
-        self.up.until(lambda: all(len(self.served(version)) >= before[version] + more for version in self.plan.servers))
+        before = {point: len(self.served(*point)) for point in self.points}
+        self.up.until(lambda: all(len(self.served(*point)) >= before[point] + more for point in self.points))
 
     def kill(self, name: str) -> None:
         """Kills a process of the mesh, which is started again."""
         process = next(item for item in record.load(self.up.state_dir) if item.name == name)
         os.kill(process.pid, signal.SIGKILL)
         assert kernel.wait_gone(process.pid, process.start_time, 60)
+
+    def _log(self, plan: Plan, version: str) -> str:
+        return str(self.directory / f"served-{plan.name}-{version}")
 
     def end(self) -> None:
         for program in self.programs:
@@ -204,19 +218,29 @@ def _ask(probe: "subprocess.Popen[str]", **request: Any) -> dict[str, Any]:
     return answer
 
 
+def _manifest(plan: Plan) -> str:
+    split = json.dumps([{"version": version, "weight": weight} for version, (_, weight, _) in plan.servers.items()])
+    text = SERVICE.replace("SPLIT", split)
+    for version, (node, _, _) in plan.servers.items():
+        text += ENTRY.replace("VERSION", version).replace("NODE", node).replace("PORT", str(_free_port()))
+    for word, value in (("NAME", plan.name), ("PROTOCOL", plan.protocol), ("PLANE", plan.data_plane)):
+        text = text.replace(word, value)
+    return text
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def within_bound(served: list[float], plan: Plan) -> None:
+def within_bound(served: list[float], points: int, minted: int) -> None:
     """Holds every window against the bound: what the rate gives in it, what may have been saved up, and starters.
 
     Saved up are the bursts: together one second's calls, but no bucket's is below one. A bucket that is opened anew
     holds two.
     """
-    extra = BURST + plan.minted + len(plan.servers) * (1 + STARTER)
+    extra = BURST + minted + points * (1 + STARTER)
     for width_s in (1.0, 10.0, 1e9):
         for start, moment in enumerate(served):
             inside = bisect_right(served, moment + width_s) - start
@@ -237,22 +261,25 @@ def quota(start: Callable[..., Any], directory: Path, request: pytest.FixtureReq
         made.end()
 
 
-@pytest.mark.parametrize("quota", [pytest.param(SDK, id="sdk"), pytest.param(ENVOY, id="envoy")], indirect=True)
+@pytest.mark.parametrize(
+    "quota",
+    [pytest.param([SDK], id="sdk"), pytest.param([ENVOY], id="envoy"), pytest.param([FEW, ENVOY], id="several")],
+    indirect=True,
+)
 def test_a_limit_holds_over_points_on_two_nodes_whoever_is_killed(quota: Quota) -> None:
-    passed, refused = quota.plan.codes
-    probes = [quota.call(node) for node in ("node-a", "node-b")]
+    probes = [(quota.call(node, plan), plan) for node in ("node-a", "node-b") for plan in quota.plans]
     quota.until_each_served(20)
     quota.kill("agent-node-a")
     quota.until_each_served(10)
     quota.kill("server")
     quota.until_each_served(10)
     # Long enough that points who had the whole limit each would be found out.
-    quota.up.until(lambda: _span_s(quota.all_served()) > 4 * (BURST + quota.plan.minted) / RATE)
-    answers = [_ask(probe, op="steady_stop", id="load") for probe in probes]
-    assert any(refused in answer["codes"] for answer in answers), answers
+    quota.up.until(lambda: _span_s(quota.all_served()) > 4 * (BURST + quota.minted) / RATE)
+    answers = [(_ask(probe, op="steady_stop", id="load")["codes"], plan.codes) for probe, plan in probes]
+    assert any(refused in codes for codes, (_, refused) in answers), answers
     served = quota.all_served()
-    assert len(served) >= sum(answer["codes"].get(passed, 0) for answer in answers)
-    within_bound(served, quota.plan)
+    assert len(served) >= sum(codes.get(passed, 0) for codes, (passed, _) in answers)
+    within_bound(served, len(quota.points), quota.minted)
 
 
 def _span_s(served: list[float]) -> float:
