@@ -40,9 +40,14 @@ class Place(NamedTuple):
     is_remote: bool
 
     @property
+    def said(self) -> str:
+        """The `traceparent` that says so."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+
+    @property
     def headers(self) -> Headers:
         """What says so to the next."""
-        parent = ("traceparent", f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}")
+        parent = ("traceparent", self.said)
         return (parent, ("tracestate", self.state)) if self.state else (parent,)
 
     @property
@@ -52,16 +57,27 @@ class Place(NamedTuple):
         return SpanContext(int(self.trace_id, 16), int(self.span_id, 16), self.is_remote, flags, state)
 
     @classmethod
-    def parse(cls, headers: Mapping[str, str], is_remote: bool) -> "Place":
+    def read(cls, said: str, state: str, is_remote: bool) -> "Place":
         """Reads well-formed headers."""
-        parent = headers["traceparent"]
-        return cls(parent[3:35], parent[36:52], int(parent[53:], 16), headers.get("tracestate", ""), is_remote)
+        return cls(said[3:35], said[36:52], int(said[53:], 16), state, is_remote)
 
     @classmethod
     def of(cls, known: SpanContext) -> "Place":
         """Reads OpenTelemetry's words."""
         state = known.trace_state.to_header() if known.trace_state else ""
         return cls(f"{known.trace_id:032x}", f"{known.span_id:016x}", known.trace_flags, state, known.is_remote)
+
+
+class Above(NamedTuple):
+    """What a call is below.
+
+    Attributes:
+        said: the `traceparent` that says where that is.
+        is_remote: whether another process has said so.
+    """
+
+    said: str
+    is_remote: bool
 
 
 @functools.lru_cache(256)
@@ -71,26 +87,22 @@ def trace_state(header: str) -> TraceState | None:
 
 
 class CallSpan:
-    """One side of a call that is recorded."""
+    """One side of a call that is recorded.
 
-    __slots__ = (
-        "_context",
-        "_ended",
-        "_headers",
-        "_keep",
-        "_real",
-        "_start",
-        "attributes",
-        "begun_ns",
-        "kind",
-        "parent",
-        "place",
-    )
+    Where it is in its trace is kept as the headers say it, and read by who wants to know.
+    """
+
+    # Of most calls these stay as they are.
+    _context: SpanContext | None = None
+    _ended: tuple[grpc.StatusCode, str, int] | None = None
+    _headers: Headers | None = None
+    _real: trace.Span | None = None
 
     def __init__(
         self,
-        place: Place,
-        parent: Place | None,
+        said: str,
+        state: str,
+        above: "Above | None",
         kind: SpanKind,
         attributes: dict[str, Any],
         start: "Callable[[CallSpan], trace.Span]",
@@ -99,29 +111,30 @@ class CallSpan:
         """Begins.
 
         Args:
-            place: its own.
-            parent: whose it is below.
+            said: the `traceparent` that says where it is.
+            state: the `tracestate` with it, which is its parent's too.
+            above: whose it is below.
             kind: which side.
             attributes: those that are known now, not to be changed; "rpc.method" is its name too.
             start: makes a span of the SDK of it.
             keep: takes it when it has ended.
         """
-        self.place = place
-        self.parent = parent
+        self.said = said
+        self.state = state
         self.kind = kind
         self.attributes = attributes
-        self.begun_ns = time.time_ns()
+        self._above = above
         self._start = start
         self._keep = keep
-        self._real: trace.Span | None = None
-        self._ended: tuple[grpc.StatusCode, str, int] | None = None
-        self._context: SpanContext | None = None
-        self._headers: Headers | None = None
+        self.begun_ns = time.time_ns()
 
     @property
     def headers(self) -> Headers:
         """See `Span`."""
-        return self.place.headers if self._headers is None else self._headers
+        if self._headers is not None:
+            return self._headers
+        parent = ("traceparent", self.said)
+        return (parent, ("tracestate", self.state)) if self.state else (parent,)
 
     @headers.setter
     def headers(self, headers: Headers) -> None:
@@ -130,7 +143,17 @@ class CallSpan:
     @property
     def sampled(self) -> TraceIds | None:
         """See `Span`."""
-        return bytes.fromhex(self.place.trace_id), bytes.fromhex(self.place.span_id)
+        return bytes.fromhex(self.said[3:35]), bytes.fromhex(self.said[36:52])
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place.read(self.said, self.state, is_remote=False)
+
+    @property
+    def parent(self) -> Place | None:
+        """Where what it is below is."""
+        return Place.read(self._above.said, self.state, self._above.is_remote) if self._above is not None else None
 
     @property
     def context(self) -> SpanContext:
@@ -232,19 +255,31 @@ class Shown(trace.Span):
 
 
 class Passed(trace.Span):
-    """A call that is not recorded: where it is in a trace goes on as it came."""
+    """A call that is not recorded: where it is in a trace goes on as it came.
+
+    Attributes:
+        said: the `traceparent` that says where it is.
+        state: the `tracestate` with it.
+        is_remote: whether another process has said so.
+    """
 
     sampled: Final = None
 
-    def __init__(self, headers: Headers, is_remote: bool) -> None:
-        """`headers` go along with calls below it; the first tells its place, which another process may have said."""
-        self.headers = headers
-        self._is_remote = is_remote
+    def __init__(self, said: str, state: str, is_remote: bool) -> None:
+        self.said = said
+        self.state = state
+        self.is_remote = is_remote
+
+    @property
+    def headers(self) -> Headers:
+        """See `Span`."""
+        parent = ("traceparent", f"00{self.said[2:]}")
+        return (parent, ("tracestate", self.state)) if self.state else (parent,)
 
     @property
     def place(self) -> Place:
         """Where it is."""
-        return Place.parse(dict(self.headers), self._is_remote)
+        return Place.read(self.said, self.state, self.is_remote)
 
     def get_span_context(self) -> SpanContext:
         """See opentelemetry.trace.Span."""

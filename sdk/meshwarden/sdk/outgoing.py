@@ -10,7 +10,7 @@ import grpc
 from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call, Known
-from meshwarden.sdk.span import Headers, Span
+from meshwarden.sdk.span import Headers, Span, Unrecorded
 from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -44,7 +44,8 @@ class Outgoing:
 
     def answered(self, method: str, span: Span, begun_s: float) -> None:
         """A call that began at `begun_s`, by `time.perf_counter`, has ended well."""
-        span.end(_OK, "")
+        if type(span) is not Unrecorded:
+            span.end(_OK, "")
         link = self._link
         link.counter.add(self._known.get(link.find_config(), (method, "OK", _ALLOWED)), begun_s, span.sampled)
 

@@ -5,7 +5,9 @@ What is decided, and what is said of it, is the same as OpenTelemetry's SDK has 
 said goes on to the calls below it.
 """
 
+import os
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,24 +16,35 @@ from opentelemetry.context import Context
 from opentelemetry.propagate import get_global_textmap
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import Span as OtelSpan
-from opentelemetry.trace import SpanKind, TraceFlags
+from opentelemetry.trace import SpanKind
 
-from meshwarden.sdk.call_span import CallSpan, Passed, Place, Shown, trace_state
+from meshwarden.sdk.call_span import Above, CallSpan, Passed, Place, Shown, trace_state
 from meshwarden.sdk.sampling import BITS, KEY, threshold_of, word_of
-from meshwarden.sdk.span import Headers, Metadata, Span
+from meshwarden.sdk.span import Headers, Metadata, Span, Unrecorded
 from meshwarden.sdk.trace import MAX_STATE, PARENT, STATE, TRACEPARENT
 
 _BAGGAGE: Final = "baggage"
 _FIELDS: Final = {PARENT, STATE, _BAGGAGE}
-_SAMPLED: Final = int(TraceFlags.SAMPLED)
+# How a `traceparent` ends: the flags of `TraceFlags`, of which two are known.
+_SAMPLED: Final = "01"
+_RANDOM: Final = "02"
+_RANDOM_SAMPLED: Final = "03"
 _NOT_SAMPLED: Final = "02468ace"
-"""How the flags in a `traceparent` end without `_SAMPLED`."""
-_RANDOM: Final = int(TraceFlags.RANDOM_TRACE_ID)
+_OF_RANDOM: Final = "2367abef"
 _MASK: Final = (1 << BITS) - 1
+_SPAN: Final = (1 << 64) - 1
+_DRAWN: Final = 64
 _NOWHERE: Final = Context()
 _KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, _NOWHERE)))
 """Under which a context has its span."""
+# What the module's own functions call, if that can be had.
+_runtime: Final[Any] = getattr(context, "_RUNTIME_CONTEXT", context)
+_attach: Final[Callable[[Context], object]] = _runtime.attach
+_current: Final[Callable[[], Context]] = _runtime.get_current
 _MAX_METHODS: Final = 1024
+# Looked up once: what hangs on an enumeration is found by way of its class.
+_CLIENT: Final = SpanKind.CLIENT
+_SERVER: Final = SpanKind.SERVER
 
 
 class Recorder:
@@ -62,8 +75,15 @@ class Recorder:
         self._keep = keep
         self._is_watched = is_watched
         self._random_bits = random_bits
-        self._sampling = (1.0, 0, "")  # a ratio, its threshold, and what is said of it
-        self._attributes: dict[tuple[str, str, SpanKind, int], dict[str, Any]] = {}
+        # A `traceparent` but for its flags, and the bits of its trace id that tell whether it is recorded.
+        self._drawn: list[tuple[str, int]] = []
+        forget = weakref.WeakMethod(self._forget_drawn)
+        os.register_at_fork(after_in_child=lambda: (found := forget()) and found())
+        # A ratio, its threshold, and the state of traces that are recorded.
+        self._sampling = (1.0, 0, "")
+        # {(method, who is at the other end, revision): what is said of a call}, for each side
+        self._client: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self._server: dict[tuple[str, str, int], dict[str, Any]] = {}
         self._propagator: TextMapPropagator | None = None
         self._is_plain = False
 
@@ -71,17 +91,26 @@ class Recorder:
         """See `Tracer`."""
         propagator = get_global_textmap()
         is_plain = self._is_plain if propagator is self._propagator else self._look(propagator)
-        here = context.get_current()
-        above = here.get(_KEY) if here else None
+        here = _current()
+        if not here and is_plain:
+            begun = self._begun(_CLIENT, method, destination)
+            return Unrecorded(((PARENT, begun),)) if isinstance(begun, str) else begun
+        shown = here.get(_KEY)
         made: Passed | CallSpan
-        if above is None:
-            made = self._made(None, SpanKind.CLIENT, method, destination)
-        elif type(above) is Passed:
-            made = above
+        if type(shown) is Passed:
+            made = shown
+        elif type(shown) is Shown:
+            made = self._below(shown.call.said, shown.call.state, False, _CLIENT, method, destination)
         else:
-            parent = above.call.place if type(above) is Shown else _place_of(trace.get_current_span(here))
-            made = self._made(parent, SpanKind.CLIENT, method, destination)
-        if not is_plain or len(here) > (above is not None):
+            place = _place_of(trace.get_current_span(here))
+            if place is None:
+                begun = self._begun(_CLIENT, method, destination)
+                made = Passed(begun, "", is_remote=False) if isinstance(begun, str) else begun
+            elif place.flags & 1:
+                made = self._below(place.said, place.state, place.is_remote, _CLIENT, method, destination)
+            else:
+                made = Passed(place.said, place.state, place.is_remote)
+        if not is_plain or len(here) > (shown is not None):
             # Baggage, perhaps, or headers of another kind.
             return self._with_headers(made, here)
         return made
@@ -98,71 +127,90 @@ class Recorder:
                 state = value
             elif name == _BAGGAGE:
                 is_plain = False
-        below = _NOWHERE
-        parent: Place | None = None
-        made: Passed | CallSpan
+        below, is_below, is_remote = _NOWHERE, False, True
         if not is_plain or (said and TRACEPARENT.fullmatch(said) is None):
             carrier = {name: value for name, value in metadata if isinstance(value, str)}
             below = propagate.extract(carrier, _NOWHERE)
-            parent = _place_of(trace.get_current_span(below))
+            place = _place_of(trace.get_current_span(below))
+            if place is not None:
+                said, state, is_remote, is_below = place.said, place.state, place.is_remote, True
         elif said:
+            is_below = True
             if state:
                 known = trace_state(state) if len(state) <= MAX_STATE else None
                 state = known.to_header() if known else ""
-            if said[-1] in _NOT_SAMPLED:
-                ours = (PARENT, f"00{said[2:]}")
-                made = Passed((ours, (STATE, state)) if state else (ours,), is_remote=True)
-                context.attach(Context({_KEY: made}))
-                return made
-            parent = Place(said[3:35], said[36:52], int(said[53:], 16), state, True)
-        made = self._made(parent, SpanKind.SERVER, method, source)
+        made: Passed | CallSpan
+        if not is_below:
+            begun = self._begun(_SERVER, method, source)
+            made = Passed(begun, "", is_remote=False) if isinstance(begun, str) else begun
+        elif said[-1] in _NOT_SAMPLED:
+            made = Passed(said, state, is_remote)
+        else:
+            made = self._below(said, state, is_remote, _SERVER, method, source)
         shown = made if type(made) is Passed else Shown(made)  # type: ignore[arg-type]  # it is one of the two
         # Never detached: grpc gives each call a context of its own.
-        context.attach(trace.set_span_in_context(shown, below))
+        _attach(Context({_KEY: shown}) if below is _NOWHERE else trace.set_span_in_context(shown, below))
         return made
 
-    def _made(self, parent: Place | None, kind: SpanKind, method: str, other: str) -> Passed | CallSpan:
-        """Decides on a call; `other` is at its other end, if it is known."""
-        if parent is None:
-            trace_id = self._random_bits(128) or 1
-            ratio, threshold, said = self._sampling
-            if ratio != (now := self._ratio()):
-                threshold = threshold_of(now)
-                word = word_of(threshold)
-                said = f"{KEY}={word}" if word else ""
-                self._sampling = (now, threshold, said)
-            if trace_id & _MASK < threshold:
-                said_of_it = f"00-{trace_id:032x}-{self._random_bits(64) or 1:016x}-{_RANDOM:02x}"
-                return Passed(((PARENT, said_of_it),), is_remote=False)
-            place = Place(f"{trace_id:032x}", self._span_id(), _RANDOM | _SAMPLED, said, False)
-        elif parent.flags & _SAMPLED:
-            flags = _SAMPLED | (parent.flags & _RANDOM)
-            place = Place(parent.trace_id, self._span_id(), flags, parent.state, False)
-        else:
-            return Passed(parent.headers, parent.is_remote)
-        made = CallSpan(place, parent, kind, self._written(kind, method, other), self._start, self._keep)
+    def _begun(self, kind: SpanKind, method: str, other: str) -> str | CallSpan:
+        """Begins a trace; `other` is at the other end of the call, if it is known.
+
+        Returns:
+            The `traceparent` alone if it is not to be recorded.
+        """
+        try:
+            said, low_bits = self._drawn.pop()
+        except IndexError:
+            said, low_bits = self._draw()
+        ratio, threshold, state = self._sampling
+        if ratio != (now := self._ratio()):
+            threshold = threshold_of(now)
+            word = word_of(threshold)
+            state = f"{KEY}={word}" if word else ""
+            self._sampling = (now, threshold, state)
+        if low_bits < threshold:
+            return said + _RANDOM
+        return self._recorded(said + _RANDOM_SAMPLED, state, None, kind, method, other)
+
+    def _below(self, said: str, state: str, is_remote: bool, kind: SpanKind, method: str, other: str) -> CallSpan:
+        """Goes on below what `said` and `state` tell of, which is recorded."""
+        try:
+            drawn, _ = self._drawn.pop()
+        except IndexError:
+            drawn, _ = self._draw()
+        own = f"00{said[2:36]}{drawn[36:]}{_RANDOM_SAMPLED if said[-1] in _OF_RANDOM else _SAMPLED}"
+        return self._recorded(own, state, Above(said, is_remote), kind, method, other)
+
+    def _recorded(
+        self, said: str, state: str, above: Above | None, kind: SpanKind, method: str, other: str
+    ) -> CallSpan:
+        revision = self._revision()
+        key = (method, other, revision)
+        known = self._client if kind is _CLIENT else self._server
+        attributes = known.get(key)
+        if attributes is None:
+            if len(known) >= _MAX_METHODS:
+                known.clear()
+            attributes = known[key] = _attributes(kind, *key)
+        made = CallSpan(said, state, above, kind, attributes, self._start, self._keep)
         if self._is_watched():
             made.real()
         return made
 
-    def _written(self, kind: SpanKind, method: str, other: str) -> dict[str, Any]:
-        """The attributes of a call, which are not to be changed."""
-        revision = self._revision()
-        key = (method, other, kind, revision)
-        found = self._attributes.get(key)
-        if found is None:
-            if len(self._attributes) >= _MAX_METHODS:
-                self._attributes.clear()
-            found = {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
-            if other:
-                found["server.address" if kind is SpanKind.CLIENT else "mesh.source"] = other
-            if revision:
-                found["mesh.revision"] = revision
-            self._attributes[key] = found
-        return found
+    def _draw(self) -> tuple[str, int]:
+        """Draws ids for some calls and returns the first: many at a time are a fifth of what they are one by one."""
+        drawn: list[tuple[str, int]] = []
+        while len(drawn) < _DRAWN:
+            bits = self._random_bits(192)
+            if bits >> 64 and bits & _SPAN:
+                text = f"{bits:048x}"
+                drawn.append((f"00-{text[:32]}-{text[32:]}-", bits >> 64 & _MASK))
+        self._drawn.extend(drawn[1:])
+        return drawn[0]
 
-    def _span_id(self) -> str:
-        return f"{self._random_bits(64) or 1:016x}"
+    def _forget_drawn(self) -> None:
+        """A process made by fork draws others than its parent."""
+        self._drawn.clear()
 
     def _look(self, propagator: TextMapPropagator) -> bool:
         """Whether the process hands on W3C's headers and no others, as it does unless told otherwise."""
@@ -175,8 +223,8 @@ class Recorder:
         carrier: dict[str, str] = {}
         propagate.inject(carrier, context=trace.set_span_in_context(shown, here))
         headers: Headers = tuple(carrier.items())
-        if isinstance(made, Passed):
-            return Passed(headers, is_remote=False)
+        if not isinstance(made, CallSpan):
+            return Unrecorded(headers)
         made.headers = headers
         return made
 
@@ -184,3 +232,13 @@ class Recorder:
 def _place_of(span: OtelSpan) -> Place | None:
     known = span.get_span_context()
     return Place.of(known) if known.is_valid else None
+
+
+def _attributes(kind: SpanKind, method: str, other: str, revision: int) -> dict[str, Any]:
+    """What is said of a call, which is not to be changed."""
+    found: dict[str, Any] = {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
+    if other:
+        found["server.address" if kind is _CLIENT else "mesh.source"] = other
+    if revision:
+        found["mesh.revision"] = revision
+    return found

@@ -1,7 +1,7 @@
 """The port to spans of calls; its engines are `otel`, and `trace` where OpenTelemetry is not installed."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 import grpc
 
@@ -24,6 +24,18 @@ class Span(Protocol):
 
     def end(self, code: grpc.StatusCode, details: str) -> None:
         """The call has ended. To be called once."""
+
+
+class Unrecorded:
+    """A call that is made and that nobody records. It has no end of its own: `end` need not be called."""
+
+    sampled: Final = None
+
+    def __init__(self, headers: Headers) -> None:
+        self.headers = headers
+
+    def end(self, code: grpc.StatusCode, details: str) -> None:
+        """See `Span`."""
 
 
 class Tracer(Protocol):

@@ -1,6 +1,8 @@
 """Calls under the provider that `telemetry` installs: what is recorded of them, and what goes on, as the SDK has it."""
 
 import contextvars
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +15,10 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased
-from tests.unit.sdk.carrier import Kept
 
 from meshwarden.sdk.otel import OtelTracer
 from meshwarden.sdk.provider import Provider
+from meshwarden.sdk.recorder import Recorder
 from meshwarden.sdk.sampling import PolicySampler, RevisionStamp
 from meshwarden.sdk.span import Tracer
 
@@ -34,7 +36,7 @@ class World:
         self.ratio = ratio
         self.provider: TracerProvider
         if is_ours:
-            self.provider = Provider(Kept(self.exporter), lambda: self.ratio, lambda: 7, shutdown_on_exit=False)
+            self.provider = Provider(self.exporter, lambda: self.ratio, lambda: 7, shutdown_on_exit=False)
         else:
             sampler = ParentBased(PolicySampler(lambda: self.ratio))
             self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
@@ -157,6 +159,36 @@ def test_as_many_traces_are_recorded_as_the_policy_says_and_they_say_so(world: W
     assert 0 < len(kept) == len(world.spans) < 400
     world.ratio = 0.0  # from now on
     assert world.call()["traceparent"].endswith("-02")
+
+
+def recorder(random_bits: Callable[[int], int]) -> Recorder:
+    def nothing(_: Any) -> Any:
+        raise AssertionError("nothing is recorded")
+
+    return Recorder(lambda: 0.0, lambda: 7, nothing, nothing, lambda: False, random_bits)
+
+
+def test_ids_are_each_drawn_once_and_none_is_zero() -> None:
+    drawn = iter([0, 1, 1 << 64, *(number << 64 | number for number in range(1, 200))])
+    ours = recorder(lambda bits: next(drawn))
+    said = [dict(ours.client(LIST, "stock").headers)["traceparent"] for _ in range(128)]
+    assert sorted(said) == [f"00-{number:032x}-{number:016x}-02" for number in range(1, 129)]
+
+
+def test_a_child_made_by_fork_draws_other_ids_than_its_parent() -> None:
+    program = """
+import os, random
+from meshwarden.sdk.recorder import Recorder
+ours = Recorder(lambda: 0.0, lambda: 7, None, None, lambda: False)
+said = lambda: " ".join(ours.client("/a/B", "stock").headers[0][1][:52] for _ in range(40))
+print(said(), flush=True)
+child = os.fork()
+print(said(), flush=True)
+if child:
+    os.waitpid(child, 0)
+"""
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert len(set(found)) == len(found) == 120
 
 
 def test_a_call_not_recorded_is_one_trace_with_those_below_it(world: World) -> None:
