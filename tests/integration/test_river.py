@@ -37,7 +37,7 @@ from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 
 TENANTS = ("acme", "globex")
-STAGES = ("agent.receive", "agent.spool", "control.ingest", "control.store", "control.sample", "backend.one")
+STAGES = ("sdk", "agent.receive", "agent.spool", "control.ingest", "control.store", "control.sample", "backend.one")
 # Sends twenty good spans and a bad one a request until it is told to end, and says what was answered. As an exporter
 # does it sends again what was not answered; and each fifth request once more, as if its answer had been lost.
 SENDER = """

@@ -22,10 +22,12 @@ from meshwarden.agents.entry import Refusal, RegistrationRefused
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.telemetry.account import SDK, Drops
 from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
+from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.workload import Workload
-from meshwarden.sdk import histogram
+from meshwarden.sdk import histogram, loss, numbered
 from meshwarden.sdk.connection import Connection
 from meshwarden.v1 import quota_service_pb2 as quota_pb
 from meshwarden.v1 import report_pb2 as report_pb
@@ -38,6 +40,8 @@ _MAX_CALLS: Final = 4096
 _REPORTS: Final = Share(part=0.25, burst_s=2.0)
 _SHARES: Final = Share(part=0.1, burst_s=1.0)
 _MAX_COUNT: Final = 1_000_000_000
+_MAX_DROPS: Final = 32
+_OTHER: Final = "other"
 _LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32}
 _CODES: Final = {
     Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -79,6 +83,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         self._parts = parts
         self._changed = asyncio.Event()
         self._allowance, self._shares = Allowance(_REPORTS), Allowance(_SHARES)
+        self._repeats = Repeats()
         parts.registry.listen(self._notify)
         parts.credentials.listen(self._notify)
         parts.scopes.listen(self._notify)
@@ -124,23 +129,28 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             await changed.wait()
 
     async def Report(self, request: pb.ReportCallsRequest, context: _Context) -> pb.ReportCallsResponse:
-        """Takes counts of the caller's own calls."""
+        """Takes counts of the caller's own calls, and of what it has lost."""
         workload = await self._registered(context)
+        number, tenant = numbered.find(context.invocation_metadata()), workload.spiffe_id.tenant or ""
+        if self._repeats.has(workload.id, number):
+            return pb.ReportCallsResponse()
         if not self._allowance.has(workload.id):
-            calls = sum(min(stat.count, _MAX_COUNT) for stat in request.calls)
-            self._parts.intake.drop_calls("rate_limited", workload.spiffe_id.tenant or "", calls)
+            if number is None:
+                calls = sum(min(stat.count, _MAX_COUNT) for stat in request.calls)
+                self._parts.intake.drop_calls("rate_limited", tenant, calls)
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "this workload's reports take more time than its share: report less"
             )
         with self._allowance.spend(workload.id):
             try:
-                stats = stamped(request, workload)
+                stats, lost = stamped(request, workload), lost_of(request, tenant)
             except InvalidReport as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             try:
-                self._parts.intake.take_calls(stats, workload.spiffe_id.tenant or "")
+                self._parts.intake.take_calls(stats, tenant, lost, is_numbered=number is not None)
             except IntakeRefused as refusal:
                 await context.abort(refusal.code, str(refusal))
+        self._repeats.add(workload.id, number)
         return pb.ReportCallsResponse()
 
     async def Share(  # type: ignore[override]  # it writes by itself, which the stubs don't know
@@ -233,6 +243,22 @@ def stamped(request: pb.ReportCallsRequest, workload: Workload) -> list[report_p
             stat.destination = f"{identity.tenant}/{identity.service}"
         stats.append(stat)
     return stats
+
+
+def lost_of(request: pb.ReportCallsRequest, tenant: str) -> Drops:
+    """What a program of a tenant says that it has lost, in words that we know.
+
+    Raises:
+        InvalidReport: there are too many of them.
+    """
+    if len(request.drops) > _MAX_DROPS:
+        raise InvalidReport(f"drops: {len(request.drops)} of them; at most {_MAX_DROPS} in a report")
+    found = Drops()
+    for drop in request.drops:
+        signal = drop.signal if drop.signal in loss.SIGNALS else _OTHER
+        reason = drop.reason if drop.reason in loss.REASONS else _OTHER
+        found[SDK, signal, reason, tenant] += min(drop.count, _MAX_COUNT)
+    return found
 
 
 def _check_call(call: report_pb.CallStat, where: str) -> None:

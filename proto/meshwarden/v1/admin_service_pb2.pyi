@@ -1308,6 +1308,7 @@ class QuotaState(_message.Message):
     SHADOWED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
     limit: _builtins.float
     floor: _builtins.float
     weight: _builtins.float
@@ -1318,6 +1319,7 @@ class QuotaState(_message.Message):
     denied: _builtins.int
     shadowed: _builtins.int
     reason: _builtins.str
+    unit: _builtins.str
     @_builtins.property
     def bucket(self) -> _quota_service_pb2.Bucket: ...
     @_builtins.property
@@ -1337,10 +1339,11 @@ class QuotaState(_message.Message):
         shadowed: _builtins.int = ...,
         reason: _builtins.str = ...,
         points: _abc.Iterable[Global___QuotaPoint] | None = ...,
+        unit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "floor", b"floor", "held", b"held", "limit", b"limit", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "floor", b"floor", "held", b"held", "limit", b"limit", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "unit", b"unit", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -865,10 +865,12 @@ class RatePolicySpec(_message.Message):
     WHEN_AWAY_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
+    RESERVE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     scope: Global___RatePolicySpec.Scope.ValueType
     when_away: Global___RatePolicySpec.WhenAway.ValueType
     shadow: _builtins.bool
+    reserve: _builtins.int
     @_builtins.property
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -888,10 +890,11 @@ class RatePolicySpec(_message.Message):
         when_away: Global___RatePolicySpec.WhenAway.ValueType = ...,
         fallback: Global___Rate | None = ...,
         shadow: _builtins.bool = ...,
+        reserve: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "limits", b"limits", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "limits", b"limits", "reserve", b"reserve", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -902,9 +905,11 @@ class Rate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUESTS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
+    cost: _builtins.int
     burst: _builtins.int
     @_builtins.property
     def per(self) -> _duration_pb2.Duration: ...
@@ -912,14 +917,15 @@ class Rate(_message.Message):
         self,
         *,
         requests: _builtins.int = ...,
+        cost: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "per", b"per", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "burst", b"burst", "per", b"per", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "burst", b"burst", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_amount) -> _WhichOneofReturnType_amount | None: ...
 
@@ -931,6 +937,7 @@ class RateLimit(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     FLOOR_FIELD_NUMBER: _builtins.int
@@ -939,6 +946,7 @@ class RateLimit(_message.Message):
     SERVICES_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     requests: _builtins.int
+    cost: _builtins.int
     burst: _builtins.int
     floor: _builtins.int
     weight: _builtins.int
@@ -953,6 +961,7 @@ class RateLimit(_message.Message):
         *,
         tenant: _builtins.str = ...,
         requests: _builtins.int = ...,
+        cost: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
         floor: _builtins.int = ...,
@@ -960,13 +969,13 @@ class RateLimit(_message.Message):
         methods: _abc.Iterable[Global___MethodLimit] | None = ...,
         services: _abc.Iterable[Global___ServiceLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "services", b"services", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "services", b"services", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
@@ -981,6 +990,7 @@ class ServiceLimit(_message.Message):
 
     SERVICE_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     FLOOR_FIELD_NUMBER: _builtins.int
@@ -988,6 +998,7 @@ class ServiceLimit(_message.Message):
     METHODS_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     requests: _builtins.int
+    cost: _builtins.int
     burst: _builtins.int
     floor: _builtins.int
     weight: _builtins.int
@@ -1000,19 +1011,20 @@ class ServiceLimit(_message.Message):
         *,
         service: _builtins.str = ...,
         requests: _builtins.int = ...,
+        cost: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
         floor: _builtins.int = ...,
         weight: _builtins.int | None = ...,
         methods: _abc.Iterable[Global___MethodLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "service", b"service", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "service", b"service", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
@@ -1027,12 +1039,14 @@ class MethodLimit(_message.Message):
 
     METHOD_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     FLOOR_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     requests: _builtins.int
+    cost: _builtins.int
     burst: _builtins.int
     floor: _builtins.int
     weight: _builtins.int
@@ -1043,18 +1057,19 @@ class MethodLimit(_message.Message):
         *,
         method: _builtins.str = ...,
         requests: _builtins.int = ...,
+        cost: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
         floor: _builtins.int = ...,
         weight: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "cost", b"cost", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...

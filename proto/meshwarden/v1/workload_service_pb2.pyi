@@ -176,16 +176,20 @@ class ReportCallsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALLS_FIELD_NUMBER: _builtins.int
+    DROPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.CallStat]: ...
+    @_builtins.property
+    def drops(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.Drop]: ...
     def __init__(
         self,
         *,
         calls: _abc.Iterable[_report_pb2.CallStat] | None = ...,
+        drops: _abc.Iterable[_report_pb2.Drop] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "drops", b"drops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,6 +12,7 @@
 
 from meshwarden.sdk.aio_handler import aio_server_interceptor
 from meshwarden.sdk.channel import aio_channel, channel
+from meshwarden.sdk.cost import report_cost
 from meshwarden.sdk.criticality import Criticality
 from meshwarden.sdk.error import AgentAway, NotStarted, SdkError
 from meshwarden.sdk.server import peer_identity, run, server
@@ -25,6 +26,7 @@ __all__ = [
     "aio_server_interceptor",
     "channel",
     "peer_identity",
+    "report_cost",
     "run",
     "server",
 ]

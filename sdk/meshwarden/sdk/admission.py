@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from meshwarden.sdk import cost
 from meshwarden.sdk.limit import ALLOWED, Decision
 
 
@@ -12,10 +13,6 @@ class Engine(Protocol):
 
     `now_s` is in seconds of a clock that never goes back, and the same for all methods.
     """
-
-    @property
-    def settles(self) -> bool:
-        """Whether a call means something to it after it was let in."""
 
     def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
         """Lets a call in that needs so much, and takes that; or not, and takes nothing."""
@@ -34,36 +31,67 @@ class Engine(Protocol):
         """A call that was let in has ended."""
 
 
+class Taken:
+    """What a call has taken of one policy's engine so far."""
+
+    __slots__ = ("amount", "engine")
+
+    def __init__(self, engine: Engine, amount: float) -> None:
+        self.engine, self.amount = engine, amount
+
+
 class Admission:
-    """One call's. `end` may be told more than once, and the first time counts.
+    """One call's. Safe to share between threads; `end` may be told more than once, and the first time counts.
 
     Attributes:
         decision: whether the call may go on.
     """
 
-    __slots__ = ("_engines", "_method", "_monotonic_s", "_open", "_tenant", "decision")
+    __slots__ = ("_cost", "_costs", "_ended", "_lock", "_method", "_monotonic_s", "_tenant", "decision")
 
     def __init__(
         self,
-        engines: Iterable[Engine],
         tenant: str = "",
         method: str = "",
         monotonic_s: Callable[[], float] = lambda: 0.0,
+        *,
+        costs: Iterable[Taken] = (),
         decision: Decision = ALLOWED,
     ) -> None:
-        """`engines` are those to which the call's end means something."""
-        self._engines, self._tenant, self._method, self._monotonic_s = tuple(engines), tenant, method, monotonic_s
-        self._open = threading.Lock()
+        """`costs` is what it has taken where its cost is counted."""
+        self._tenant, self._method, self._monotonic_s = tenant, method, monotonic_s
+        self._costs = tuple(costs)
+        self._cost: int | None = None
+        self._ended, self._lock = False, threading.Lock()
         self.decision = decision
 
-    def end(self) -> None:
-        """The call has ended, and its handler with it."""
-        if not self._engines or not self._open.acquire(blocking=False):
-            return
-        now_s = self._monotonic_s()
-        for engine in self._engines:
-            engine.end(self._tenant, self._method, now_s)
+    def cost(self, more: int) -> None:
+        """It has cost so much more, by its handler's word; see `cost.report_cost`."""
+        with self._lock:
+            if self._ended:
+                return
+            self._cost = min((self._cost or 0) + more, cost.MAX_COST)
+            for taken in self._costs:
+                if self._cost > taken.amount:
+                    self._settle(taken, self._cost)
+
+    def end(self, trailing: Iterable[tuple[str, str | bytes]] = ()) -> None:
+        """The call has ended, and its handler with it; `trailing` is the metadata at the end of the answer."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            if self._costs:
+                said = cost.find_reported(trailing)
+                said = self._cost if said is None else said
+                if said is not None:
+                    for taken in self._costs:
+                        self._settle(taken, said)
+
+    def _settle(self, taken: Taken, amount: float) -> None:
+        taken.engine.charge(self._tenant, self._method, amount - taken.amount, self._monotonic_s())
+        taken.amount = amount
 
 
-FREE: Final = Admission(())
+FREE: Final = Admission()
 """That of a call whose end means nothing to any policy."""

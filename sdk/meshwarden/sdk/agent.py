@@ -30,12 +30,13 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.count import Counter
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.error import AgentAway, NotStarted
+from meshwarden.sdk.loss import CALL, QUEUE_FULL, REFUSED, Losses
+from meshwarden.sdk.numbered import Number, Numbers
 from meshwarden.v1 import node_service_pb2, quota_service_pb2, workload_service_pb2, workload_service_pb2_grpc
 
 SOCKET_VARIABLE: Final = "MESHWARDEN_AGENT_SOCKET"
 START_S: Final = 15.0
 _REPORT_EVERY_S: Final = 1.0
-# A report that is cut off may have been counted or not; nobody waits for it but its thread.
 _REPORT_TIMEOUT_S: Final = 15.0
 _LAST_REPORT_S: Final = 2.0
 _BACKOFF_S: Final = (0.1, 5.0)
@@ -50,6 +51,21 @@ _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
 )
 _log = logging.getLogger("meshwarden.sdk")
+# Whether the agent has the report is not known, or it will take it later: it goes again, and the agent takes it once.
+_AGAIN: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Report:
+    number: Number
+    request: workload_service_pb2.ReportCallsRequest
 
 
 @dataclass(frozen=True)
@@ -81,17 +97,31 @@ class Config:
 
 
 class AgentLink:
-    """The link to the agent on one socket. Safe to share between threads."""
+    """The link to the agent on one socket. Safe to share between threads.
+
+    Attributes:
+        socket: the agent's.
+        counter: counts calls until they are reported.
+        losses: what the program has lost of its telemetry; the agent is told.
+        denials: who was refused of late.
+    """
 
     _lock = threading.Lock()
     _of_process: "AgentLink | None" = None
+    # Of a child's parents: to let go of a channel that another process has made may end this one.
+    _inherited: Final[list["AgentLink"]] = []
 
     def __init__(self, socket: Path, clock: Callable[[], datetime] = utc_now, rng: random.Random | None = None) -> None:
         """Starts watching; returns at once."""
         self.socket = socket
         self.counter = Counter(clock)
+        self.losses = Losses()
         self.denials = Denials()
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries
+        self._flushing = threading.Lock()
+        self._numbers = Numbers()
+        self._report: _Report | None = None
+        self._told = 0
         self._changed = threading.Condition()
         self._config: Config | None = None
         self._fault = ""
@@ -121,8 +151,9 @@ class AgentLink:
                         f"{SOCKET_VARIABLE} is not set: start the program with "
                         "`meshwarden-agent exec --entry NAME -- PROGRAM`"
                     )
-                link = cls._of_process = cls(Path(socket))
-                atexit.register(link.close)
+                if cls._of_process is not None:
+                    cls._inherited.append(cls._of_process)
+                cls._of_process = cls(Path(socket))
             return cls._of_process
 
     @property
@@ -180,21 +211,36 @@ class AgentLink:
         return answers
 
     def flush(self, timeout_s: float = _REPORT_TIMEOUT_S) -> None:
-        """Hands over the counts; those that the agent can't take now are kept."""
-        stats = self.counter.take()
-        if not stats:
-            return
+        """Hands over the counts, and what was lost; what the agent can't take now goes again the next time."""
+        with self._flushing:  # none may overtake the other
+            if self._report is None or self._is_answered(self._report, timeout_s):
+                self._report = self._next_report()
+                if self._report is not None and self._is_answered(self._report, timeout_s):
+                    self._report = None
+
+    def _next_report(self) -> _Report | None:
+        stats, dropped = self.counter.take(), self.counter.dropped
+        self.losses.add(CALL, QUEUE_FULL, dropped - self._told)
+        self._told = dropped
+        drops = self.losses.take()
+        if not stats and not drops:
+            return None
+        return _Report(self._numbers.next(), workload_service_pb2.ReportCallsRequest(calls=stats, drops=drops))
+
+    def _is_answered(self, report: _Report, timeout_s: float) -> bool:
+        """Sends a report; whether it is not to be sent again."""
         try:
-            self._stub.Report(workload_service_pb2.ReportCallsRequest(calls=stats), timeout=timeout_s)
+            self._stub.Report(report.request, timeout=timeout_s, metadata=report.number.metadata)
         except grpc.RpcError as error:
-            if _code(error) == grpc.StatusCode.UNAVAILABLE:
-                self.counter.put_back(stats)
-                return
-            # Sent again it might count twice, or be refused for ever.
-            self.counter.drop(stats)
+            if _code(error) in _AGAIN:
+                return False
+            # Sent again it might be refused for ever.
+            self.losses.put_back(report.request.drops)
+            self.losses.add(CALL, REFUSED, sum(stat.count for stat in report.request.calls))
             _log.warning("the node agent did not take counts of calls: %s", _reason(error))
         except ValueError:  # the channel was closed meanwhile
-            self.counter.put_back(stats)
+            return False
+        return True
 
     def close(self) -> None:
         """Hands over what is left, for a few seconds at most, and ends the threads."""
@@ -208,7 +254,8 @@ class AgentLink:
             stream.cancel()
         # To close the channel below a report would lose it.
         self._reporting.join(_LAST_REPORT_S)
-        self.flush(_LAST_REPORT_S)
+        if not self._reporting.is_alive():
+            self.flush(_LAST_REPORT_S)
         self._channel.close()
         self._watching.join(_LAST_REPORT_S)
 
@@ -253,13 +300,8 @@ class AgentLink:
         self._fault = fault
 
     def _report_steadily(self) -> None:
-        told = 0
         while not self._closing.wait(_REPORT_EVERY_S):
             self.flush()
-            dropped = self.counter.dropped
-            if dropped >= 2 * told + 1:  # ever more seldom
-                _log.warning("%d calls could not be counted: the node agent is away or slow", dropped)
-                told = dropped
 
 
 def _read(message: workload_service_pb2.WorkloadConfig, before: Config | None) -> Config:
@@ -293,3 +335,13 @@ def _reason(error: grpc.RpcError) -> str:
         return str(error)
     code = error.code()
     return f"{code.name if code else 'UNKNOWN'}: {error.details()}"
+
+
+def _close_at_exit() -> None:
+    """Closes the link of this process. Known to `atexit` before any provider of telemetry is, so that it comes last."""
+    link = AgentLink._of_process
+    if link is not None:
+        link.close()
+
+
+atexit.register(_close_at_exit)

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk import criticality, peer
+from meshwarden.sdk import cost, criticality, peer
 from meshwarden.sdk.admission import FREE
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Known
@@ -128,7 +128,8 @@ class ServedCall:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._admission.end()
+        if self._admission is not FREE:
+            self._admission.end(self._context.trailing_metadata() or ())
         code, details = self._ended(error)
         self._span.end(code, details)
         config = self._link.find_config()
@@ -152,7 +153,11 @@ class ServedCall:
                 await self._refuse(*fault, "denied")
             return
         tenant = caller.spiffe_id.tenant or ""
-        self._admission = self._limits.admit(tenant, self._method)
+        try:
+            self._admission = self._limits.admit(tenant, self._method, self._context.invocation_metadata() or ())
+        except cost.Malformed as error:
+            self._decision = CallStat.DENIED
+            await self._refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
         decision = self._admission.decision
         if not decision.allowed:
             refusal = self._limits.refusal(decision, tenant, self._method)

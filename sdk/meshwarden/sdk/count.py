@@ -3,7 +3,7 @@
 import collections
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
@@ -100,7 +100,7 @@ class Counter:
 
     @property
     def dropped(self) -> int:
-        """Calls that no report holds: there was no room, or the agent refused the report."""
+        """Calls that there was no room for."""
         with self._lock:
             self._fold()
             return self._dropped
@@ -125,25 +125,6 @@ class Counter:
             self._fold()
             sums, self._sums = self._sums, {}
         return [_stat(call, minute, total) for (call, minute), total in sums.items()]
-
-    def put_back(self, stats: Iterable[report_pb2.CallStat]) -> None:
-        """Adds counts again that couldn't be handed over."""
-        with self._lock:
-            for stat in stats:
-                call = Call(
-                    stat.source, stat.destination, stat.method, stat.status, stat.decision, stat.reporter, stat.revision
-                )
-                total = self._find((call, stat.minute.seconds), stat.count)
-                if total is not None:
-                    total.count += stat.count
-                    total.duration_s += stat.duration_sum_s
-                    total.durations.update(histogram.from_proto(stat.durations))
-                    total.exemplars.update(stat.exemplars)
-
-    def drop(self, stats: Iterable[report_pb2.CallStat]) -> None:
-        """Gives up on counts."""
-        with self._lock:
-            self._dropped += sum(stat.count for stat in stats)
 
     def _fold(self) -> None:
         """Adds up the calls of the row; the lock is held."""

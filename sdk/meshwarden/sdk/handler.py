@@ -102,7 +102,7 @@ class _Wrap:
                 raise
             finally:
                 if call.admission is not FREE:
-                    call.admission.end()
+                    call.leave()
             call.returned()
             return response
 
@@ -118,7 +118,7 @@ class _Wrap:
                 raise
             finally:
                 if call.admission is not FREE:
-                    call.admission.end()
+                    call.leave()
             call.returned()
             return response
 
@@ -135,7 +135,7 @@ class _Wrap:
                 raise
             finally:
                 if call.admission is not FREE:
-                    call.admission.end()
+                    call.leave()
             open_answer(context)
             call.returned()
 

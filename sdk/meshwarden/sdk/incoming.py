@@ -10,13 +10,13 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 
 from meshwarden.certs.clock import Clock
 from meshwarden.certs.verify import PeerRefused, VerifiedPeer
-from meshwarden.sdk import criticality
+from meshwarden.sdk import cost, criticality
 from meshwarden.sdk.admission import FREE
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.caller import Caller, Callers
@@ -93,7 +93,6 @@ class Incoming:
             caller = self._callers.identify(context)
         except PeerRefused as refusal:
             self._refuse(call, grpc.StatusCode.UNAUTHENTICATED, f"your certificate was refused: {refusal}", "denied")
-            raise AssertionError("abort raises") from None
         _peer.set(caller.peer)
         call.source = caller.source
         if not method.startswith(HEALTH):
@@ -105,7 +104,10 @@ class Incoming:
             self._open[number] = (caller, context)
             call.at_end(lambda: self._open.pop(number, None))
         if call.span is not None:  # last: what it takes is given back by whoever has the call
-            call.admission = admission = self._limits.admit(caller.tenant, method)
+            try:
+                call.admission = admission = self._limits.admit(caller.tenant, method, metadata)
+            except cost.Malformed as error:
+                self._refuse(call, grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
             if not admission.decision.allowed:
                 told = self._limits.refusal(admission.decision, caller.tenant, method)
                 open_answer(context, told.headers)
@@ -119,12 +121,13 @@ class Incoming:
         message: str,
         decision: str,
         *trailing: tuple[str, str | bytes],
-    ) -> None:
+    ) -> NoReturn:
         call.refused(CallStat.LIMITED if decision == "limited" else CallStat.DENIED)
         call.context.set_trailing_metadata(((DECISION_KEY, decision), *trailing))
         call.end(code, message)
         open_answer(call.context)
         call.context.abort(code, message)
+        raise AssertionError("abort raises")
 
     def _configured(self, config: Config) -> None:
         self.config = config
@@ -136,7 +139,7 @@ class IncomingCall:
 
     Attributes:
         context: its own, of grpc.
-        admission: what it holds of the policies; for whoever began it to end when the handler has, and no sooner.
+        admission: what it holds of the policies; held until `leave`.
         source: the caller's SPIFFE ID, as soon as it is known.
         span: its own, from then on; ended even if the handler never hears that the call was.
     """
@@ -165,6 +168,10 @@ class IncomingCall:
         self._begun_s = time.perf_counter()
         self._last: Callable[[], object] | None = None
         self._open: threading.Lock | None = None
+
+    def leave(self) -> None:
+        """The handler has ended, whatever becomes of its answer."""
+        self.admission.end(self.context.trailing_metadata() or ())
 
     def at_end(self, last: Callable[[], object]) -> None:
         """Has `last` called at the end of the call, which is watched for from now on, by a thread of grpc."""

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
-from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, ONE, Decision
+from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, DEBT_S, ONE, Decision
 from meshwarden.sdk.unit import amount_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec
@@ -44,6 +44,16 @@ class _Bucket:
         self.rate, self.burst = 0.0, STARTER
         self.lease: tuple[float, float] | None = None
         self.allowed = self.denied = self.shadowed = 0.0
+
+    @property
+    def least(self) -> float:
+        """How far below nothing it may be."""
+        rate, burst = self.most
+        return -(rate * DEBT_S + burst)
+
+    def lends(self, amount: float) -> bool:
+        """Whether it lets through what seems to be too much: by rounding, or if it is full and the limit could."""
+        return self.left >= amount * ONE or (0 < self.burst * ONE <= self.left and amount <= self.most[1])
 
     def fill(self, now_s: float) -> float:
         """Brings it to now, and returns what is in it."""
@@ -113,9 +123,6 @@ class Leases:
                 if limit is not None:
                     self._tenants[name] = self._changed(tenant, limit, now_s)
 
-    settles: Final = False
-    """See `meshwarden.sdk.admission.Engine`."""
-
     def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
         """Takes so much out of the bucket of a call; a tenant that no limit names is not limited."""
         with self._lock:
@@ -136,7 +143,7 @@ class Leases:
                 bucket.left = left if left < bucket.burst else bucket.burst
                 bucket.at_s = now_s
             bucket.used_s = now_s
-            if bucket.left < amount * ONE:
+            if bucket.left < amount and not bucket.lends(amount):
                 return self._refuse(bucket, amount, "tenant" if bucket is known.rest else "method")
             bucket.left -= amount
             bucket.allowed += amount
@@ -153,7 +160,7 @@ class Leases:
             if known is None:
                 return 0.0
             bucket = known.parts.get(method, known.rest) if method in known.methods else known.rest
-            bucket.left = min(bucket.burst, bucket.fill(now_s) - amount)
+            bucket.left = max(bucket.least, min(bucket.burst, bucket.fill(now_s) - amount))
             bucket.allowed += amount
             return bucket.wait_s(0) if bucket.left < 0 else 0.0
 
@@ -299,6 +306,8 @@ def _most(limit: _Limit) -> tuple[float, float]:
 def _is_idle(bucket: _Bucket, now_s: float) -> bool:
     return (
         now_s - bucket.used_s >= IDLE_S
+        # One in debt is kept until the whole limit could have paid it.
+        and bucket.left + (now_s - bucket.used_s) * bucket.most[0] >= 0
         and not (bucket.allowed >= 1 or bucket.denied)
         and (bucket.lease is None or bucket.lease[0] <= 0)
     )

@@ -17,6 +17,8 @@ from meshwarden.v1 import node_service_pb2, resources_pb2
 ANY_TENANT = "*"
 # Buckets of tenants without a limit of their own; past it the full ones, which say nothing, are forgotten.
 MAX_BUCKETS = 16_384
+DEBT_S: Final = 60.0
+"""The most that a bucket owes is its burst, and what the limit gives in so many seconds; the rest is forgiven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A bucket's shape: seconds between calls in the long run, and how many calls may come at once."""
+    """A bucket's shape: seconds for one in the long run, and how much may come at once."""
 
     interval_s: float
     burst: int
+
+    @property
+    def least(self) -> float:
+        """How far below nothing it may be."""
+        return -(DEBT_S / self.interval_s + self.burst)
 
 
 ALLOWED: Final = Decision(allowed=True)
@@ -74,11 +81,8 @@ class Limiter:
                     kept[tenant] = (max(0.0, after.burst - spent), now_s)
             self._buckets = kept
 
-    settles: Final = False
-    """See `meshwarden.sdk.admission.Engine`."""
-
     def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
-        """Takes so many calls of `tenant`, whatever their method; one that no limit names is not limited."""
+        """Takes so much of a tenant's bucket, whatever the method; one that no limit names is not limited."""
         if not self._rates:
             return ALLOWED
         with self._lock:
@@ -103,7 +107,7 @@ class Limiter:
         with self._lock:
             rate, bucket = self._rates.get(tenant) or self._rates.get(ANY_TENANT), self._buckets.get(tenant)
             if rate is not None and bucket is not None:
-                left = min(float(rate.burst), _left(bucket, rate, now_s) - amount)
+                left = max(rate.least, min(float(rate.burst), _left(bucket, rate, now_s) - amount))
                 self._buckets[tenant] = (left, now_s)
                 return max(0.0, -left * rate.interval_s)
         return 0.0

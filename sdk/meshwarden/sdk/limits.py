@@ -1,19 +1,19 @@
 """The limits of one server: a call must pass every policy, whatever its scope; and what a refused caller is told."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 
-from meshwarden.sdk import rate_limit_field, status_detail
-from meshwarden.sdk.admission import FREE, Admission, Engine
+from meshwarden.sdk import cost, rate_limit_field, status_detail
+from meshwarden.sdk.admission import FREE, Admission, Engine, Taken
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.lease import Leases
 from meshwarden.sdk.limit import ANY_TENANT, Decision, Limiter, retry_after
 from meshwarden.sdk.share import ShareLink
-from meshwarden.sdk.unit import amount_of
+from meshwarden.sdk.unit import COST, amount_of, unit_of
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
@@ -36,6 +36,27 @@ class Refusal:
     trailing: tuple[tuple[str, str | bytes], ...]
 
 
+class _Held(NamedTuple):
+    """The policies in force, in the order in which a call is held against them.
+
+    Attributes:
+        engines: of each.
+        reserves: what each takes of a call that declares nothing.
+        costs: the numbers of those that count costs.
+    """
+
+    engines: tuple[Engine, ...] = ()
+    reserves: tuple[int, ...] = ()
+    costs: tuple[int, ...] = ()
+
+    def amounts(self, metadata: Iterable[tuple[str, str | bytes]]) -> Sequence[int]:
+        """What each takes of a call with such metadata; none is let in for nothing."""
+        declared = cost.find_declared(metadata)
+        if declared is None:
+            return self.reserves
+        return [max(1, declared) if number in self.costs else reserve for number, reserve in enumerate(self.reserves)]
+
+
 class Limits:
     """Decides about calls. Safe to share between threads."""
 
@@ -44,8 +65,7 @@ class Limits:
         self._lock = threading.Lock()
         self._own: dict[str, Limiter] = {}
         self._shares: ShareLink | None = None
-        # In the order in which a call is held against them.
-        self._engines: tuple[Engine, ...] = ()
+        self._held = _Held()
         self._specs: dict[str, RatePolicySpec] = {}
 
     def update(self, limits: node_service_pb2.ServerLimits) -> None:
@@ -59,22 +79,35 @@ class Limits:
                 self._own[policy].update(said, now_s)
             leases = self._shared(shared, now_s)
             self._specs = {said.policy: said.spec for said in limits.policies}
-            self._engines = tuple(self._own.get(said.policy) or leases[said.policy] for said in limits.policies)
+            self._held = _Held(
+                tuple(self._own.get(said.policy) or leases[said.policy] for said in limits.policies),
+                tuple(max(1, said.spec.reserve) for said in limits.policies),
+                tuple(number for number, said in enumerate(limits.policies) if unit_of(said.spec) == COST),
+            )
 
-    def admit(self, tenant: str, method: str) -> Admission:
-        """Lets a call in, if every policy does; what it then holds is to be given back by `end`, however it ends."""
-        engines = self._engines
-        if not engines:
+    def admit(self, tenant: str, method: str, metadata: Iterable[tuple[str, str | bytes]] = ()) -> Admission:
+        """Lets a call in, if every policy does; what it then holds is to be given back by `end`, however it ends.
+
+        Raises:
+            cost.Malformed: a policy counts costs, and what the metadata declare is none.
+        """
+        held = self._held
+        if not held.engines:
             return FREE
         now_s = self._monotonic_s()
-        for number, engine in enumerate(engines):
-            decision = engine.take(tenant, method, 1, now_s)
+        amounts = held.amounts(metadata) if held.costs else held.reserves
+        for number, engine in enumerate(held.engines):
+            decision = engine.take(tenant, method, amounts[number], now_s)
             if not decision.allowed:
-                for taken in engines[:number]:
-                    taken.give_back(tenant, method, 1, now_s)
-                return Admission((), decision=decision)
-        settling = [engine for engine in engines if engine.settles]
-        return Admission(settling, tenant, method, self._monotonic_s) if settling else FREE
+                for taken, amount in zip(held.engines[:number], amounts, strict=False):
+                    taken.give_back(tenant, method, amount, now_s)
+                return Admission(decision=decision)
+        if not held.costs:
+            return FREE
+        costs = [Taken(held.engines[number], amounts[number]) for number in held.costs]
+        admission = Admission(tenant, method, self._monotonic_s, costs=costs)
+        cost.serving.set(admission)
+        return admission
 
     def refusal(self, decision: Decision, tenant: str, method: str) -> Refusal:
         """What a caller is told whose call was not let pass."""
@@ -95,6 +128,8 @@ class Limits:
         quota = rate_limit_field.Quota(decision.policy, decision.level, tenant + method if by_method else tenant)
         left = (rate_limit_field.KEY, quota.field(0.0, decision.retry_after_s))
         spec = self._specs.get(decision.policy, RatePolicySpec())
+        if unit_of(spec) == COST:  # which the draft has no unit for
+            return ()
         by_tenant = {limit.tenant: limit for limit in spec.limits}
         found = by_tenant.get(tenant) or by_tenant.get(ANY_TENANT)
         parts = found.methods if by_method and found is not None else ()

@@ -6,29 +6,31 @@ calls have spans of the SDK from the start, for a processor wants to see them be
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
-from opentelemetry.sdk.trace import SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from meshwarden.sdk.call_span import CallSpan
 from meshwarden.sdk.call_span import trace_state as state_of
+from meshwarden.sdk.loss import SPAN, Losses
 from meshwarden.sdk.otel import SCOPE
 from meshwarden.sdk.recorder import Recorder
 from meshwarden.sdk.sampling import PolicySampler, RevisionStamp
+from meshwarden.sdk.span_queue import Carrier, Lost, SpanQueue
 
 _SCOPE: Final = InstrumentationScope(SCOPE, "")
 
 
 class Provider(TracerProvider):
-    """Samples as its service's policy says, and exports in batches.
+    """Samples as its service's policy says, and sends in batches (`meshwarden.sdk.span_queue`).
 
     Attributes:
         recorder: the tracer of calls; None where OpenTelemetry is turned off.
@@ -36,18 +38,20 @@ class Provider(TracerProvider):
 
     def __init__(
         self,
-        exporter: SpanExporter,
+        carrier: Carrier,
         ratio: Callable[[], float],
         revision: Callable[[], int] = lambda: 0,
+        lost: Lost | None = None,
         delay_s: float = 1.0,
         shutdown_on_exit: bool = True,
     ) -> None:
         """Makes a provider.
 
         Args:
-            exporter: what takes the spans.
+            carrier: what takes the spans.
             ratio: how many of the traces that begin here are to be recorded now, from 0 to 1.
             revision: the store revision of the policies in force; 0 is none.
+            lost: is told of spans that nobody has taken; None: they are counted in the log.
             delay_s: how long spans may wait for others to go with.
             shutdown_on_exit: whether what is left goes when the program ends.
         """
@@ -57,12 +61,16 @@ class Provider(TracerProvider):
             active_span_processor=processors,
             shutdown_on_exit=shutdown_on_exit,
         )
-        batch: Any = BatchSpanProcessor(_Readable(exporter, self), schedule_delay_millis=delay_s * 1000)
-        for one in (RevisionStamp(revision), batch):
+        queue = SpanQueue(carrier, lost or partial(Losses().add, SPAN), self._readable, delay_s)
+        for one in (RevisionStamp(revision), queue):
             processors.add_own(one)
         start = _Start(self, processors)
         is_off = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
-        self.recorder = None if is_off else Recorder(ratio, revision, start, batch.on_end, processors.has_others)
+        self.recorder = None if is_off else Recorder(ratio, revision, start, queue.keep, processors.has_others)
+
+    def _readable(self, span: Any) -> ReadableSpan:
+        found: ReadableSpan = span.readable(self.resource, _SCOPE) if type(span) is CallSpan else span
+        return found
 
 
 class _Processors(SynchronousMultiSpanProcessor):
@@ -84,27 +92,6 @@ class _Processors(SynchronousMultiSpanProcessor):
     def has_others(self) -> bool:
         """Whether somebody else looks at spans."""
         return self._others
-
-
-class _Readable(SpanExporter):
-    """Makes of our spans what exporters read."""
-
-    def __init__(self, inner: SpanExporter, provider: TracerProvider) -> None:
-        self._inner = inner
-        self._provider = provider
-
-    def export(self, spans: Sequence[Any]) -> SpanExportResult:
-        """See SpanExporter."""
-        resource = self._provider.resource
-        return self._inner.export([one.readable(resource, _SCOPE) if type(one) is CallSpan else one for one in spans])
-
-    def shutdown(self) -> None:
-        """See SpanExporter."""
-        self._inner.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """See SpanExporter."""
-        return self._inner.force_flush(timeout_millis)
 
 
 class _Start(IdGenerator, Sampler):

@@ -6,12 +6,14 @@ from typing import Any, Final
 
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.error import NotStarted
+from meshwarden.sdk.loss import SPAN, Losses
 
 ENDPOINT_VARIABLE: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 INTERVAL_VARIABLE: Final = "OTEL_METRIC_EXPORT_INTERVAL"
 _TIMEOUT_S: Final = 2
 # OpenTelemetry's own is a minute: too long for Prometheus, which asks every 15 seconds.
 _INTERVAL_MS: Final = 10_000
+_untold: Final = Losses()
 
 
 def _config() -> Config | None:
@@ -34,6 +36,15 @@ def _revision() -> int:
     return config.revision if config is not None else 0
 
 
+def _lost(reason: str, count: int) -> None:
+    """Has the agent told of spans that it did not get."""
+    try:
+        losses = AgentLink.of_process().losses
+    except NotStarted:
+        losses = _untold
+    losses.add(SPAN, reason, count)
+
+
 def configure() -> bool:
     """Installs providers of traces and metrics that export by OTLP to the environment's endpoint, the agent's socket.
 
@@ -51,16 +62,16 @@ def configure() -> bool:
     try:
         from opentelemetry import metrics, trace
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
+        from meshwarden.sdk.otlp import OtlpCarrier
         from meshwarden.sdk.provider import Provider
     except ImportError:
         return False
     # Plain text: the socket is local and the kernel says who calls. The providers flush at exit.
+    trace.set_tracer_provider(Provider(OtlpCarrier(endpoint), _ratio, _revision, _lost))
     way: dict[str, Any] = {"endpoint": endpoint, "insecure": not endpoint.startswith("https://"), "timeout": _TIMEOUT_S}
-    trace.set_tracer_provider(Provider(OTLPSpanExporter(**way), _ratio, _revision))
     interval_ms = None if os.environ.get(INTERVAL_VARIABLE) else _INTERVAL_MS
     metrics.set_meter_provider(
         MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter(**way), export_interval_millis=interval_ms)])

@@ -4,8 +4,9 @@ from typing import Any, Final, Literal, TypeAlias
 
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
-Unit: TypeAlias = 'Literal["requests"]'
+Unit: TypeAlias = 'Literal["requests", "cost"]'
 REQUESTS: Final = "requests"
+COST: Final = "cost"
 
 
 def unit_of(spec: RatePolicySpec) -> Unit:

@@ -9,9 +9,11 @@ from typing import Any
 import grpc
 import pytest
 
+from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier
+from meshwarden.sdk import cost
 from meshwarden.sdk.agent import Config
 from meshwarden.sdk.aio_handler import ServedInterceptor
 from meshwarden.sdk.front import Front
@@ -171,3 +173,64 @@ async def test_a_server_that_an_envoy_guards_only_traces_and_counts(tmp_path: Pa
         for method in (*SHAPES, "Sync"):
             for _ in range(3):
                 assert await ended(aio.channel, method) is None
+
+
+class Costly:
+    """Handlers whose calls cost what the request says."""
+
+    async def unary(self, request: bytes, context: Any) -> bytes:
+        if request:
+            sdk.report_cost(int(request))
+        return b""
+
+    async def trailing(self, request: bytes, context: Any) -> bytes:
+        context.set_trailing_metadata(((cost.KEY, request.decode()),))
+        return b""
+
+    async def fan(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        for _ in range(3):
+            sdk.report_cost(int(request))
+            yield b"x"
+
+    async def fail(self, request: bytes, context: Any) -> bytes:
+        sdk.report_cost(int(request))
+        raise ValueError("boom")
+
+    def generic(self) -> grpc.GenericRpcHandler:
+        made: Any = grpc
+        unary = made.unary_unary_rpc_method_handler
+        handlers = {"Unary": unary(self.unary), "Trailing": unary(self.trailing), "Fail": unary(self.fail)}
+        handlers["Fan"] = made.unary_stream_rpc_method_handler(self.fan)
+        return made.method_handlers_generic_handler("c.C", handlers)
+
+
+async def test_a_call_costs_what_it_says_and_is_settled_by_what_its_handler_says(
+    tmp_path: Path, authority: Any
+) -> None:
+    limit = RateLimit(tenant="acme", cost=1, burst=1000)
+    limit.per.FromSeconds(1000)
+    spec = RatePolicySpec(limits=[limit], scope=RatePolicySpec.POINT, reserve=100)
+    link = Limited({}, ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=spec)]))
+    proved = Proved(tmp_path, authority(), link)
+    proved.server.add_generic_rpc_handlers((Costly().generic(),))
+    async with proved.running(), proved.channel() as channel:
+
+        async def code(method: str, request: bytes, *said: str) -> grpc.StatusCode:
+            metadata = tuple((cost.KEY, value) for value in said)
+            if method == "Fan":
+                stream = channel.unary_stream("/c.C/Fan")(request, metadata=metadata, timeout=DEADLINE_S)
+                assert [message async for message in stream] == [b"x"] * 3
+                return await stream.code()
+            call = channel.unary_unary(f"/c.C/{method}")(request, metadata=metadata, timeout=DEADLINE_S)
+            return await call.code()
+
+        ok, refused = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await code("Unary", b"10", "900") is ok
+        assert await code("Trailing", b"20", "900") is ok
+        assert await code("Fan", b"10") is ok
+        assert await code("Fail", b"40", "900") is grpc.StatusCode.UNKNOWN, "100 are gone"
+        for hostile in (("-1",), ("many",), ("1", "2"), ("9" * 400,)):
+            assert await code("Unary", b"", *hostile) is grpc.StatusCode.INVALID_ARGUMENT
+        assert await code("Unary", b"", "902") is refused
+        assert await code("Unary", b"5000") is ok, "what it costs is known too late for that"
+        assert await code("Unary", b"", "0") is refused, "all of it is owed"

@@ -15,6 +15,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tests.unit.sdk.carrier import Kept
 
 from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
@@ -38,7 +39,7 @@ def kit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     if request.param == INSTALLED:
-        provider = Provider(exporter, lambda: 1.0, shutdown_on_exit=False)
+        provider = Provider(Kept(exporter), lambda: 1.0, shutdown_on_exit=False)
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     monkeypatch.setattr(trace, "get_tracer", lambda name, *_, **__: provider.get_tracer(name))
     tracer.cache_clear()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshwarden.agents.api import InvalidReport, stamped
+from meshwarden.agents.api import InvalidReport, lost_of, stamped
 from meshwarden.agents.workload import Workload
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.v1 import report_pb2 as report_pb
@@ -73,3 +73,24 @@ def test_a_report_out_of_bounds_is_refused_whole(field: str, value: Any) -> None
 def test_a_report_has_an_end() -> None:
     with pytest.raises(InvalidReport, match="calls: 4097"):
         stamped(pb.ReportCallsRequest(calls=[call()] * 4097), workload())
+
+
+def test_what_a_program_has_lost_is_its_own_tenants_and_of_the_sdk() -> None:
+    said = [
+        report_pb.Drop(signal="span", reason="queue_full", count=5),
+        report_pb.Drop(signal="span", reason="queue_full", tenant="globex", stage="agent.spool", count=2),
+        report_pb.Drop(signal="call", reason="refused"),
+    ]
+    lost = lost_of(pb.ReportCallsRequest(drops=said), "acme")
+    assert lost == {("sdk", "span", "queue_full", "acme"): 7, ("sdk", "call", "refused", "acme"): 0}
+
+
+@pytest.mark.parametrize("count", [10**9 + 1, 2**63, 2**64 - 1])
+def test_an_absurd_loss_is_cut_and_its_words_are_ours(count: int) -> None:
+    drop = report_pb.Drop(signal="\n" * 32, reason="password=hunter2", count=count)
+    assert lost_of(pb.ReportCallsRequest(drops=[drop]), "acme") == {("sdk", "other", "other", "acme"): 10**9}
+
+
+def test_losses_have_an_end() -> None:
+    with pytest.raises(InvalidReport, match="drops: 33"):
+        lost_of(pb.ReportCallsRequest(drops=[report_pb.Drop()] * 33), "acme")

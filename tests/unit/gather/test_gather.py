@@ -243,12 +243,24 @@ async def test_series_and_rows_of_a_tenant_are_bounded_and_totals_stay_right(
 def test_what_the_agent_dropped_is_shown(gather: Gather, metrics: Metrics) -> None:
     drops = [
         Drop(stage="agent.spool", signal="span", reason="queue_full", tenant="acme", count=5),
+        Drop(stage="sdk", signal="span", reason="queue_full", tenant="acme", count=4),
         Drop(signal="\n", reason="a b", count=1),
     ]
     gather.ingest("a", batch(1, drops=drops))
     assert gather.tally.drops() == {
+        ("sdk", "span", "queue_full", "acme"): 4,
         ("agent.spool", "span", "queue_full", "acme"): 5,
         ("agent.receive", "other", "other", ""): 1,
+    }
+    counts = {key[:2]: count for key, count in gather.tally.totals().items() if key[2:4] == ("span", "acme")}
+    assert counts == {
+        ("received", "sdk"): 9,
+        ("dropped", "sdk"): 4,
+        ("passed", "sdk"): 5,
+        ("received", "agent.receive"): 5,
+        ("passed", "agent.receive"): 5,
+        ("received", "agent.spool"): 5,
+        ("dropped", "agent.spool"): 5,
     }
 
 

@@ -98,23 +98,28 @@ def test_a_total_limits_the_tenants_that_nothing_names() -> None:
     assert compiled.find("acme") == Limit("acme", Rate(2, 1.0, 2), floor=1)
 
 
+UNITS = st.sampled_from(["requests", "cost"])
 RATES = st.builds(
-    lambda requests, per_s, burst: {"requests": requests, "per": f"{per_s}s", "burst": burst},
+    lambda amount, per_s, burst: {"requests": amount, "per": f"{per_s}s", "burst": burst},
     st.integers(1, 1_000_000),
     st.integers(1, 3600),
     st.integers(0, 99),
 )
 
 
-@given(RATES, RATES, RATES, st.sampled_from(["KEEP_LAST", "FALLBACK", "DENY"]), st.booleans(), st.integers(1, 9))
+@given(RATES, RATES, RATES, st.sampled_from(["KEEP_LAST", "FALLBACK", "DENY"]), st.booleans(), st.integers(1, 9), UNITS)
 def test_a_spec_that_leaves_nothing_out_means_the_same(
-    a: dict[str, Any], b: dict[str, Any], c: dict[str, Any], away: str, shadow: bool, weight: int
+    a: dict[str, Any], b: dict[str, Any], c: dict[str, Any], away: str, shadow: bool, weight: int, unit: str
 ) -> None:
+    a, b, c = ({unit if name == "requests" else name: value for name, value in one.items()} for one in (a, b, c))
     limit = {"tenant": "acme", "weight": weight, "methods": [{"method": "/a.B/C", **b}], **a}
     spec = {"service": "orders", "limits": [limit], "total": c, "whenAway": away, "shadow": shadow}
     if away == "FALLBACK":
         spec["fallback"] = b
+    if unit == "cost":
+        spec["reserve"] = weight
     (said,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    assert said.unit == unit
     assert rate.of_spec(said.policy, rate.to_spec(said, ORDERS)) == said
 
 

@@ -319,6 +319,30 @@ async def test_it_says_what_is_divided_and_why(tmp_path: Path) -> None:
         assert "are wanted of it" not in own.reason, "what others want is theirs"
 
 
+async def test_costs_are_divided_and_shown_as_costs(tmp_path: Path) -> None:
+    said = made(
+        "RatePolicy",
+        "platform",
+        "limits",
+        service="orders",
+        total={"cost": 900},
+        limits=[{"tenant": "globex", "cost": 400}],
+    )
+    async with dividing(tmp_path, mesh_of(said)) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("globex", 500, 2**64 - 1), used("acme", 1000, 0)))
+        await told(stream, "p")
+        acme, globex = world.division.states(POLICY, lambda tenant: True, whole=True)
+        assert (globex.unit, globex.limit, acme.limit) == ("cost", 400, 900)
+        assert globex.share == pytest.approx(400)
+        assert acme.share == pytest.approx(500)
+        assert acme.reason.startswith("900.0 cost/s are wanted; the total of 900/s is short")
+        samples = [one for family in of_quotas(world.division) for one in family.samples]
+        found = {(one.name, *one.labels.values()): one.value for one in samples}
+        assert found["meshwarden_quota_used_total", POLICY, "globex", "", "", "cost", "allowed"] == 500
+        assert found["meshwarden_quota_used_total", POLICY, "globex", "", "", "cost", "limited"] == 1_000_000_000
+
+
 async def test_prometheus_is_told(tmp_path: Path) -> None:
     async with dividing(tmp_path, mesh_of(policy())) as world:
         stream = world.division.open("n1")
@@ -326,7 +350,7 @@ async def test_prometheus_is_told(tmp_path: Path) -> None:
         await told(stream, "p")
         samples = [one for family in of_quotas(world.division) for one in family.samples]
         found = {(one.name, *one.labels.values()): one.value for one in samples}
-        assert found["meshwarden_quota_calls_total", POLICY, "globex", "", "", "limited"] == 9
+        assert found["meshwarden_quota_used_total", POLICY, "globex", "", "", "requests", "limited"] == 9
         assert found["meshwarden_quota_limit", POLICY, "acme", "", CREATE] == 10
         assert found["meshwarden_quota_share", POLICY, "globex", "", ""] == pytest.approx(40)
         assert found["meshwarden_quota_points", POLICY, "globex", "", ""] == 1
@@ -340,11 +364,11 @@ def test_the_table_of_top_counts_between_two_answers() -> None:
     now.now.FromSeconds(12)
     bucket = pb.Bucket(policy=POLICY, tenant="acme", method=CREATE)
     before.quotas.add(bucket=bucket, allowed=100, denied=4)
-    now.quotas.add(bucket=bucket, allowed=120, denied=3, limit=10, demand=12, share=9.5)
-    now.quotas.add(bucket=pb.Bucket(policy=POLICY, tenant="new"), allowed=1)
+    now.quotas.add(bucket=bucket, allowed=120, denied=3, limit=10, demand=12, share=9.5, unit="cost")
+    now.quotas.add(bucket=pb.Bucket(policy=POLICY, tenant="new"), allowed=1, unit="requests")
     assert quota_command.rows(before, now) == [
-        (POLICY, "acme", CREATE, "10.0", "12.0", "9.5", "10.0", "0.0", "0.0", 0),
-        (POLICY, "new", "-", "0.0", "0.0", "0.0", "0.5", "0.0", "0.0", 0),
+        (POLICY, "acme", CREATE, "cost", "10.0", "12.0", "9.5", "10.0", "0.0", "0.0", 0),
+        (POLICY, "new", "-", "requests", "0.0", "0.0", "0.0", "0.5", "0.0", "0.0", 0),
     ]
 
 

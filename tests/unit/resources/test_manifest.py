@@ -244,6 +244,18 @@ def test_a_tenant_has_one_limit() -> None:
         ),
         ("{fallback: {requests: 1}, limits: [{tenant: a, requests: 9}]}", "spec.fallback: only with whenAway FALLBACK"),
         ("{scope: POINT, total: {requests: 9}}", "spec.total: only with scope MESH"),
+        ("limits: [{tenant: a}]", "spec.limits[0].requests: is required"),
+        ("limits: [{tenant: a, cost: 0}]", "spec.limits[0].cost: must be greater than or equal to 1"),
+        ("limits: [{tenant: a, cost: 1000000001}]", "and less than or equal to 1000000000"),
+        ("{total: {cost: 9}, limits: [{tenant: a}]}", "spec.limits[0].cost: is required"),
+        ("{reserve: 5, limits: [{tenant: a, requests: 9}]}", "spec.reserve: only where costs are counted"),
+        ("{reserve: 10, total: {cost: 9}}", "spec.reserve: 10 is above the burst of spec.total"),
+        ("{scope: POINT, reserve: 10, limits: [{tenant: a, cost: 90}]}", "spec.reserve: 10 is above the burst of spec"),
+        ("{total: {cost: 9}, limits: [{tenant: a, requests: 9}]}", "spec.limits[0].requests: this policy counts cost"),
+        (
+            "limits: [{tenant: a, cost: 9, methods: [{method: /x/B, requests: 1}]}]",
+            "spec.limits[0].methods[0].requests: this policy counts cost: all its amounts are of one unit",
+        ),
         ("{scope: POINT, shadow: true, limits: [{tenant: a, requests: 9}]}", "spec.shadow: only with scope MESH"),
         ("{scope: POINT, limits: [{tenant: a, requests: 9, floor: 1}]}", "spec.limits[0].floor: only with scope MESH"),
         (

@@ -341,3 +341,13 @@ def test_an_envoy_holds_one_policy_of_each_width(mesh: View) -> None:
     assert fault.startswith(
         "resources[3].spec.services: RatePolicy platform/wide is for platform/orders already, and an Envoy"
     )
+
+
+def test_an_envoy_counts_requests_only(mesh: View) -> None:
+    counted = SECOND.replace("requests: 1", "cost: 1").replace("name: second", "name: orders")
+    reason = "an Envoy (WorkloadEntry platform/orders-v2) counts requests only"
+    assert not told(counted, mesh)
+    assert told(f"{counted}---\n{ENVOY}", mesh) == [
+        f"resources[0].spec.limits[0].cost: {reason}",
+        f"resources[1].spec.dataPlane: RatePolicy platform/orders can't be held: spec.limits[0].cost: {reason}",
+    ]

@@ -1,5 +1,6 @@
 """The link to the agent, where there is none or a slow one."""
 
+import dataclasses
 import os
 import threading
 import time
@@ -13,7 +14,8 @@ import pytest
 
 from meshwarden.sdk import agent
 from meshwarden.sdk.agent import AgentLink
-from meshwarden.sdk.count import Call
+from meshwarden.sdk.count import MAX_STATS, Call
+from meshwarden.sdk.numbered import Number, find
 from meshwarden.v1 import workload_service_pb2 as pb
 from meshwarden.v1 import workload_service_pb2_grpc as pb_grpc
 from meshwarden.v1.report_pb2 import CallStat
@@ -34,10 +36,80 @@ def test_a_process_has_one_link(link: AgentLink) -> None:
     assert AgentLink.of_process() is link
 
 
-def test_counts_that_nobody_takes_are_kept(link: AgentLink) -> None:
+class Agent(pb_grpc.WorkloadServiceServicer):
+    """Notes what is reported, and answers as it is told to."""
+
+    def __init__(self, socket: Path) -> None:
+        self.answers: list[grpc.StatusCode] = []
+        self.heard: list[tuple[Number | None, int, dict[tuple[str, str], int]]] = []
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        pb_grpc.add_WorkloadServiceServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"unix:{socket}")
+        self._server.start()
+
+    def Report(self, request: pb.ReportCallsRequest, context: Any) -> pb.ReportCallsResponse:  # noqa: N802
+        drops = {(drop.signal, drop.reason): drop.count for drop in request.drops}
+        number = find(context.invocation_metadata())
+        self.heard.append((number, sum(stat.count for stat in request.calls), drops))
+        if self.answers:
+            context.abort(self.answers.pop(0), "as told")
+        return pb.ReportCallsResponse()
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+
+@pytest.fixture
+def told(link: AgentLink) -> Iterator[Agent]:
+    """The agent of `link`, which has its reporting to the test."""
+    link._closing.set()
+    link._reporting.join(60)
+    link._closing.clear()
+    agent = Agent(link.socket)
+    grpc.channel_ready_future(link._channel).result(60)
+    yield agent
+    agent.stop()
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+def test_a_report_whose_fate_is_not_known_goes_again_as_it_was(
+    link: AgentLink, told: Agent, code: grpc.StatusCode
+) -> None:
+    told.answers = [code, code]
     link.counter.add(CALL, time.perf_counter())
+    link.losses.add("span", "queue_full", 5)
     link.flush()
-    assert [stat.count for stat in link.counter.take()] == [1]
+    link.counter.add(CALL, time.perf_counter())
+    link.losses.add("span", "queue_full", 2)
+    link.flush()
+    link.flush()
+    number = told.heard[0][0]
+    assert number is not None
+    again = Number(number.run, number.sequence + 1)
+    drops = {("span", "queue_full"): 5}
+    assert told.heard == [(number, 1, drops)] * 3 + [(again, 1, {("span", "queue_full"): 2})]
+    link.flush()
+    assert len(told.heard) == 4
+
+
+def test_what_was_lost_is_told_although_the_agent_refuses_the_calls(link: AgentLink, told: Agent) -> None:
+    told.answers = [grpc.StatusCode.INVALID_ARGUMENT]
+    link.counter.add(CALL, time.perf_counter())
+    link.losses.add("span", "refused", 5)
+    link.flush()
+    link.flush()
+    assert [heard[1:] for heard in told.heard] == [
+        (1, {("span", "refused"): 5}),
+        (0, {("span", "refused"): 5, ("call", "refused"): 1}),
+    ]
+
+
+def test_calls_that_there_was_no_room_for_are_told(link: AgentLink, told: Agent) -> None:
+    for number in range(MAX_STATS + 3):
+        link.counter.add(dataclasses.replace(CALL, status=str(number)), time.perf_counter())
+    link.flush()
+    link.flush()
+    assert [heard[1:] for heard in told.heard] == [(MAX_STATS, {("call", "queue_full"): 3})]
 
 
 def test_a_child_made_by_fork_reports_nothing_of_its_parents(link: AgentLink, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,4 +151,4 @@ def test_a_report_under_way_at_the_end_is_waited_for(tmp_path: Path, monkeypatch
     slow.go_on.set()
     ending.join(30)
     server.stop(0).wait()
-    assert (slow.counted, link.counter.dropped) == (1, 0)
+    assert (slow.counted, link.losses.total) == (1, 0)

@@ -53,16 +53,6 @@ def test_a_clock_that_is_set_is_believed_from_the_next_look_on() -> None:
     assert stat.minute.ToDatetime(tzinfo=UTC) == now[0].replace(second=0)
 
 
-def test_what_is_put_back_is_added_to_what_came_meanwhile() -> None:
-    counts = counter()
-    counts.add(call(), -0.1)
-    taken = counts.take()
-    counts.add(call(), -0.1)
-    counts.put_back(taken)
-    (stat,) = counts.take()
-    assert (stat.count, sum(stat.durations.counts)) == (2, 2)
-
-
 def test_methods_without_end_become_one() -> None:
     counts = counter()
     for number in range(MAX_METHODS + 50):
@@ -78,9 +68,7 @@ def test_what_there_is_no_room_for_is_dropped_and_counted() -> None:
     for number in range(MAX_STATS + 3):
         counts.add(call(status=str(number)), -0.1)
     assert counts.dropped == 3
-    kept = counts.take()
-    counts.drop(kept)
-    assert counts.dropped == 3 + MAX_STATS
+    assert len(counts.take()) == MAX_STATS
 
 
 def test_threads_lose_no_call() -> None:

@@ -1,46 +1,15 @@
 """A server under several policies."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from meshwarden.sdk.admission import Admission
-from meshwarden.sdk.limit import ALLOWED, Decision
 from meshwarden.sdk.limits import Limits
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 GET = "/shop.v1.Orders/Get"
-
-
-class Held:
-    """A policy's engine to which the end of a call means something: so many calls at once."""
-
-    settles = True
-
-    def __init__(self, most: int) -> None:
-        self.left = most
-
-    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
-        """Lets a call in while there is room."""
-        if self.left < amount:
-            return Decision(False, 1.0, "tenant", "platform/held")
-        self.left -= int(amount)
-        return ALLOWED
-
-    def give_back(self, tenant: str, method: str, amount: float, now_s: float) -> None:
-        """Another policy has refused."""
-        self.left += int(amount)
-
-    def charge(self, tenant: str, method: str, amount: float, now_s: float) -> float:
-        """Never asked."""
-        raise AssertionError
-
-    def end(self, tenant: str, method: str, now_s: float) -> None:
-        """The call has ended."""
-        self.left += 1
 
 
 class Silent:
@@ -117,13 +86,3 @@ def test_a_refused_caller_is_told_the_limit_in_the_drafts_fields(limits: Limits)
     refused = limits.admit("acme", GET).decision
     limits.update(ServerLimits())
     assert dict(limits.refusal(refused, "acme", GET).headers).keys() == {"ratelimit"}, "of a policy that has gone"
-
-
-def test_what_a_call_holds_is_given_back_once_however_often_its_end_is_told() -> None:
-    engine = Held(2)
-    assert engine.take("acme", GET, 1, 0.0).allowed
-    first = Admission([engine], "acme", GET)
-    assert engine.left == 1
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: first.end(), range(100)))
-    assert engine.left == 2

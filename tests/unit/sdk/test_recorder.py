@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased
+from tests.unit.sdk.carrier import Kept
 
 from meshwarden.sdk.otel import OtelTracer
 from meshwarden.sdk.provider import Provider
@@ -36,7 +37,7 @@ class World:
         self.ratio = ratio
         self.provider: TracerProvider
         if is_ours:
-            self.provider = Provider(self.exporter, lambda: self.ratio, lambda: 7, shutdown_on_exit=False)
+            self.provider = Provider(Kept(self.exporter), lambda: self.ratio, lambda: 7, shutdown_on_exit=False)
         else:
             sampler = ParentBased(PolicySampler(lambda: self.ratio))
             self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)

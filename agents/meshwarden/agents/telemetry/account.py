@@ -7,6 +7,7 @@ from typing import Final
 from meshwarden.agents.telemetry.segment import Damage, Items
 from meshwarden.v1 import report_pb2 as pb
 
+SDK: Final = "sdk"
 RECEIVE: Final = "agent.receive"
 SPOOL: Final = "agent.spool"
 

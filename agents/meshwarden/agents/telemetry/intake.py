@@ -32,10 +32,12 @@ from meshwarden.agents.telemetry.budget import Budget, Rate
 from meshwarden.agents.telemetry.pack import packed
 from meshwarden.agents.telemetry.point import bound_points
 from meshwarden.agents.telemetry.record import bound_records
+from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.sieve import sift
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.workload import Workload
+from meshwarden.sdk.numbered import Number
 from meshwarden.v1 import report_pb2 as pb
 
 _MAX_BODY_BYTES: Final = 1_048_576
@@ -86,11 +88,14 @@ class Unreadable(Exception):
 
 
 class IntakeRefused(Exception):
-    """A request is not taken; the message is for its sender, who may try again after `retry_s` if there is one."""
+    """A request is not taken; the message is for its sender, who may try again after `retry_s` if there is one.
 
-    def __init__(self, code: grpc.StatusCode, message: str, retry_s: float | None = None) -> None:
+    `drops` is what is lost by that, unless the sender has it still.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, drops: Drops, retry_s: float | None = None) -> None:
         super().__init__(message)
-        self.code, self.retry_s = code, retry_s
+        self.code, self.drops, self.retry_s = code, drops, retry_s
 
 
 @dataclass
@@ -133,28 +138,40 @@ class Intake:
         self._place, self._aggregator, self._spool, self._revision = place, aggregator, spool, revision
         self._allowances = {signal: Allowance(share) for signal, share in _SHARES.items()}
         self._budget = Budget(rate)
+        self._repeats = Repeats()
 
     def refuse_stranger(self, signal: str) -> IntakeRefused:
         """Counts a request of nobody that we know, and says what to answer."""
-        self._drop(signal, "unidentified", "", 1)
+        drops = _dropped(signal, "unidentified", "", 1)
+        self._spool.drop(drops)
         return IntakeRefused(
             grpc.StatusCode.PERMISSION_DENIED,
             "not a workload of this node: start the program with `meshwarden-agent exec`",
+            drops,
         )
 
     def drop_calls(self, reason: str, tenant: str, count: int) -> None:
         """Counts calls that are not counted otherwise."""
-        self._drop("call", reason, tenant, count)
+        self._spool.drop(_dropped("call", reason, tenant, count))
 
-    def take_calls(self, stats: Iterable[pb.CallStat], tenant: str) -> None:
+    def take_calls(
+        self, stats: Iterable[pb.CallStat], tenant: str, lost: Drops | None = None, *, is_numbered: bool = False
+    ) -> None:
         """Takes counts of calls, of which the reporter's own side is our word.
+
+        Args:
+            stats: the counts.
+            tenant: whose they are.
+            lost: what the reporter has lost of its telemetry.
+            is_numbered: whether the reporter accounts for what is refused.
 
         Raises:
             IntakeRefused: they cannot be kept.
         """
         for stat in stats:
             self._aggregator.add(stat)
-        self._put_calls(tenant)
+        with self._counting(is_numbered):
+            self._put_calls(tenant, lost)
 
     def take(
         self,
@@ -162,6 +179,7 @@ class Intake:
         body: bytes,
         workload: Workload,
         read: Callable[[Any, bytes], bytes] = lambda kind, body: body,
+        number: Number | None = None,
     ) -> Any:
         """Takes an OTLP request; returns OTLP's answer.
 
@@ -173,10 +191,19 @@ class Intake:
             body: as it came.
             workload: who has sent it.
             read: makes of it a serialised message of a class; raises DecodeError or Unreadable.
+            number: of the request, from a sender that accounts for what is refused.
 
         Raises:
             IntakeRefused: nothing of it is taken.
         """
+        if self._repeats.has(workload.id, number):
+            return _KINDS[signal].response()
+        with self._counting(number is not None):
+            answer = self._take(signal, body, workload, read)
+        self._repeats.add(workload.id, number)
+        return answer
+
+    def _take(self, signal: str, body: bytes, workload: Workload, read: Callable[[Any, bytes], bytes]) -> Any:
         kind, tenant = _KINDS[signal], workload.spiffe_id.tenant or ""
         self._ration(signal, workload)
         with self._allowances[signal].spend(workload.id) as used_s:
@@ -284,9 +311,9 @@ class Intake:
             self._aggregator.add_call(call, self._revision())
         return call is not None
 
-    def _put_calls(self, tenant: str) -> None:
+    def _put_calls(self, tenant: str, lost: Drops | None = None) -> None:
         stats, malformed = self._aggregator.take()
-        drops = Drops({(account.RECEIVE, "call", "malformed", tenant): malformed} if malformed else {})
+        drops = (lost or Drops()) + _dropped("call", "malformed", tenant, malformed)
         for some in _chunks(stats):
             payload = pb.ExportRequest(calls=some).SerializeToString()
             self._put(tenant, payload, Items(call=sum(stat.count for stat in some)), len(some), drops)
@@ -296,7 +323,7 @@ class Intake:
     def take_own_spans(self, body: bytes, count: int) -> None:
         """Takes a serialised ResourceSpans of the agent itself; what can't be kept stands among the drops."""
         payload = pb.ExportRequest(resource_spans=[body]).SerializeToString()
-        with contextlib.suppress(IntakeRefused):
+        with contextlib.suppress(IntakeRefused), self._counting(False):
             self._put("", payload, Items(span=count), 1, None)
 
     # -- all signals
@@ -305,22 +332,29 @@ class Intake:
         try:
             self._spool.put(tenant, packed(payload), items, entries=entries, drops=drops)
         except SpoolFull:
-            self._spool.drop(account.lost(items, "disk_full", tenant, account.RECEIVE) + (drops or Drops()))
             raise IntakeRefused(
-                grpc.StatusCode.UNAVAILABLE, "the node's disk is full: nothing that is sent can be kept now"
+                grpc.StatusCode.UNAVAILABLE,
+                "the node's disk is full: nothing that is sent can be kept now",
+                account.lost(items, "disk_full", tenant, account.RECEIVE) + (drops or Drops()),
             ) from None
 
-    def _drop(self, signal: str, reason: str, tenant: str, count: int) -> None:
-        if count:
-            self._spool.drop(Drops({(account.RECEIVE, signal, reason, tenant): count}))
+    @contextlib.contextmanager
+    def _counting(self, is_numbered: bool) -> Iterator[None]:
+        """Counts what a refusal loses: of who numbers its requests nothing, for it has them still."""
+        try:
+            yield
+        except IntakeRefused as refusal:
+            if not is_numbered:
+                self._spool.drop(refusal.drops)
+            raise
 
     def _ration(self, signal: str, workload: Workload) -> None:
         tenant = workload.spiffe_id.tenant or ""
         if not self._allowances[signal].has(workload.id):
-            self._drop(signal, "rate_limited", tenant, 1)
             raise IntakeRefused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "this workload's telemetry takes more time than its share: send less",
+                _dropped(signal, "rate_limited", tenant, 1),
                 _RETRY_S,
             )
         # Logs may be Envoys' word on calls, which no span and no log of the tenant may push out: they are read first.
@@ -328,14 +362,13 @@ class Intake:
             self._hold_to_budget(signal, tenant, Drops(), 1)
 
     def _hold_to_budget(self, signal: str, tenant: str, drops: Drops, count: int) -> None:
-        """Refuses what is beyond what a tenant may send, and counts it with what was dropped before."""
+        """Refuses what is beyond what a tenant may send; `drops` is what was dropped of it before."""
         wait_s = self._budget.wait_s(tenant)
         if wait_s:
-            self._spool.drop(drops)
-            self._drop(signal, "rate_limited", tenant, count)
             raise IntakeRefused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"the programs of tenant {tenant} on this node send more than they may: send less",
+                drops + _dropped(signal, "rate_limited", tenant, count),
                 wait_s,
             )
 
@@ -349,11 +382,15 @@ class Intake:
             message = kind.request.FromString(request)
         except (DecodeError, Unreadable) as error:  # UnicodeDecodeError's kin too: protobuf wraps them
             reason = str(error) if isinstance(error, Unreadable) else "the message can't be read"
-            self._drop(signal, "malformed", tenant, 1)
-            raise IntakeRefused(grpc.StatusCode.INVALID_ARGUMENT, reason) from None
+            drops = _dropped(signal, "malformed", tenant, 1)
+            raise IntakeRefused(grpc.StatusCode.INVALID_ARGUMENT, reason, drops) from None
         if signal == "span":
             return _Resources(wire.Request.FromString(request).resource_spans, False)
         return _Resources(getattr(message, kind.field), False)
+
+
+def _dropped(signal: str, reason: str, tenant: str, count: int) -> Drops:
+    return Drops({(account.RECEIVE, signal, reason, tenant): count} if count else {})
 
 
 def _payload(kind: _Kind, bodies: Sequence[bytes]) -> bytes:

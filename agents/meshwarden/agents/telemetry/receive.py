@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.workload import Workload
+from meshwarden.sdk import numbered
 
 _SERVICES: Final = {
     "opentelemetry.proto.collector.trace.v1.TraceService": "span",
@@ -44,7 +45,8 @@ class Receiver:
             try:
                 if workload is None:
                     raise self._intake.refuse_stranger(signal)
-                return self._intake.take(signal, body, workload)
+                number = numbered.find(context.invocation_metadata())
+                return self._intake.take(signal, body, workload, number=number)
             except IntakeRefused as refusal:
                 await refuse(context, refusal)
 

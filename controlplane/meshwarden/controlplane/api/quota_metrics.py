@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.quota.policy import name_of
+from meshwarden.sdk.unit import REQUESTS
 
 _BUCKET: Final = ("policy", "tenant", "service", "method")
 
@@ -16,18 +17,19 @@ def of_quotas(division: Division) -> Iterable[Metric]:
     dividing = GaugeMetricFamily("meshwarden_quota_dividing", "Whether this control plane divides limits.")
     dividing.add_metric([], division.leases is not None)
     yield dividing
-    calls = CounterMetricFamily(
-        "meshwarden_quota_calls",
-        "Calls under limits that hold across the mesh: allowed, limited, and those that shadow mode let through.",
-        labels=[*_BUCKET, "decision"],
+    total = CounterMetricFamily(
+        "meshwarden_quota_used",
+        "What was used under limits that hold across the mesh: allowed, limited, and what shadow mode let through.",
+        labels=[*_BUCKET, "unit", "decision"],
     )
+    units = {policy: tree.unit for policy in division.policies() if (tree := division.tree(policy)) is not None}
     for bucket, used in division.usages.all.items():
         named = name_of(bucket)
-        labels = [getattr(named, name) for name in _BUCKET]
-        calls.add_metric([*labels, "allowed"], used.allowed)
-        calls.add_metric([*labels, "limited"], used.denied)
-        calls.add_metric([*labels, "shadowed"], used.shadowed)
-    yield calls
+        labels = [*(getattr(named, name) for name in _BUCKET), units.get(named.policy, REQUESTS)]
+        total.add_metric([*labels, "allowed"], used.allowed)
+        total.add_metric([*labels, "limited"], used.denied)
+        total.add_metric([*labels, "shadowed"], used.shadowed)
+    yield total
     yield from _shares(division)
     ignored = CounterMetricFamily(
         "meshwarden_quota_ignored", "What nodes said of limits and was not believed.", labels=["reason"]
@@ -39,9 +41,9 @@ def of_quotas(division: Division) -> Iterable[Metric]:
 
 def _shares(division: Division) -> Iterable[Metric]:
     texts = {
-        "limit": "The most that a bucket may have, in calls a second.",
-        "demand": "What is wanted of a bucket, in calls a second.",
-        "share": "What enforcement points were told that they may use of a bucket, in calls a second.",
+        "limit": "The most that a bucket may have, in its unit a second.",
+        "demand": "What is wanted of a bucket, in its unit a second.",
+        "share": "What enforcement points were told that they may use of a bucket, in its unit a second.",
         "held": "What they may be using: more than the share until a lower one is obeyed.",
         "points": "How many enforcement points have a part of a bucket.",
     }

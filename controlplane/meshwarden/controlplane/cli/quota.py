@@ -8,12 +8,14 @@ from collections.abc import Iterable
 import click
 
 from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.quota.view import measured
 from meshwarden.v1.admin_service_pb2 import GetQuotasRequest, GetQuotasResponse, QuotaState
 
 _COLUMNS = (
     "POLICY",
     "TENANT",
     "PART",
+    "UNIT",
     "LIMIT/S",
     "WANTED/S",
     "SHARE/S",
@@ -36,7 +38,7 @@ def quota() -> None:
 @click.option("--once", is_flag=True, help="Show it once; so it is where the output is no terminal.")
 @render.output_option
 def top(tenant: str, policy: str, every_s: float, once: bool, output: str) -> None:
-    """Show each bucket's limit, what is wanted of it, its share and its calls, until Ctrl-C."""
+    """Show each bucket's limit, what is wanted of it, its share and its use, until Ctrl-C."""
     request = GetQuotasRequest(tenant=tenant, policy=policy)
     with client.connect_current() as mesh:
         first = mesh.admin.GetQuotas(request, timeout=client.TIMEOUT_S)
@@ -68,12 +70,13 @@ def explain(tenant: str, policy: str, output: str) -> None:
         click.echo(f"tenant {render.plain(tenant)} uses no limit that holds across the mesh", err=True)
     for state in answer.quotas:
         part = _part(state)
-        what = f" at {part}" if part else ""
-        click.echo(f"RatePolicy {render.plain(state.bucket.policy)}{render.plain(what)}: {state.share:.1f}/s")
+        what = f"{state.bucket.policy} at {part}" if part else state.bucket.policy
+        click.echo(f"RatePolicy {render.plain(what)}: {measured(state.share, state.unit)}")
         click.echo(f"  {state.reason}")
         for point in state.points:
             name = render.plain(f"{point.node} {point.point}")
-            click.echo(f"  {name}: {point.share:.1f}/s of {point.demand:.1f}/s wanted there")
+            share, demand = (measured(rate, state.unit) for rate in (point.share, point.demand))
+            click.echo(f"  {name}: {share} of {demand} wanted there")
 
 
 def rows(before: GetQuotasResponse, now: GetQuotasResponse) -> list[tuple[object, ...]]:
@@ -104,7 +107,7 @@ def _row(state: QuotaState, before: QuotaState, passed_s: float) -> tuple[object
     )
     rates = (f"{rate:.1f}" for rate in (state.limit, state.demand, state.share))
     bucket = state.bucket
-    return bucket.policy, bucket.tenant, _part(state) or "-", *rates, *calls, len(state.points)
+    return bucket.policy, bucket.tenant, _part(state) or "-", state.unit, *rates, *calls, len(state.points)
 
 
 def _part(state: QuotaState) -> str:

@@ -26,14 +26,14 @@ from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.resource import Checked, check_resource, own_span
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
-from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, RECEIVE, SAMPLE, SPOOL, Tally
+from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, RECEIVE, SAMPLE, SDK, SPOOL, Tally
 from meshwarden.controlplane.gather.trace_store import TraceStore
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
 from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
 SIGNALS = ("call", "span", "point", "log", "record")
-AGENT_STAGES = (RECEIVE, SPOOL)
+AGENT_STAGES = (SDK, RECEIVE, SPOOL)
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
 _REFUSED: Mapping[int, str] = {CallStat.DENIED: DENIED, CallStat.LIMITED: LIMITED}
@@ -346,7 +346,7 @@ class Gather:
                 self.queue.put(Lane(backend.name, signal, tenant), items, body)
 
     def _arrived(self, signal: str, tenant: str, count: int) -> None:
-        """Counts what has come through all stages of an agent."""
+        """Counts what has come through all stages before this one."""
         for stage in AGENT_STAGES:
             self.tally.received(stage, signal, tenant, count)
             self.tally.passed(stage, signal, tenant, count)

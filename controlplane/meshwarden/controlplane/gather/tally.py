@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.gather.resource import nanos
 
+SDK: Final = "sdk"
 RECEIVE: Final = "agent.receive"
 SPOOL: Final = "agent.spool"
 INGEST: Final = "control.ingest"

@@ -11,6 +11,7 @@ from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Limits, Name, Rate
 from meshwarden.controlplane.resources.reach import Width
+from meshwarden.sdk.unit import REQUESTS, Unit
 from meshwarden.v1 import admin_service_pb2, resources_pb2
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -166,22 +167,23 @@ def _limit_of(call: _Call, said: Limits) -> None:
     if limit is None:
         call.step("limit", True, f"tenant {tenant} is not limited", title)
         return
-    call.answer.limit = f"{call.answer.limit}; {_rate(limit.rate)}" if call.answer.limit else _rate(limit.rate)
+    own = _rate(limit.rate, said.unit)
+    call.answer.limit = f"{call.answer.limit}; {own}" if call.answer.limit else own
     where = _WHERE[said.width] if said.mesh else "at each enforcement point"
     shared = "one limit for the tenant" if limit.tenant == tenant else "a limit of its own, as every tenant not named"
-    text = f"{_rate(limit.rate)} {where}: {shared}"
+    text = f"{own} {where}: {shared}"
     if said.total is not None:
-        text += f"; of all callers together {_rate(said.total)}"
+        text += f"; of all callers together {_rate(said.total, said.unit)}"
     place = f"spec.limits[{said.limits.index(limit)}]"
     parts = limit.methods
     of_service = next((part for part in limit.services if part.service == call.callee), None)
     if of_service is not None:
-        text += f"; of this service {_rate(of_service.rate)}"
+        text += f"; of this service {_rate(of_service.rate, said.unit)}"
         place += f".services[{limit.services.index(of_service)}]"
         parts = of_service.methods
     part = next((part for part in parts if part.method == call.path), None)
     if part is not None:
-        text += f"; of this method {_rate(part.rate)}"
+        text += f"; of this method {_rate(part.rate, said.unit)}"
         place += f".methods[{parts.index(part)}]"
     elif limit.tenant == "*" and said.total is not None and limit.rate == said.total:
         place = "spec.total"
@@ -204,9 +206,10 @@ def _healthy(call: _Call, version: str) -> int:
     return sum(takes_calls(item.spec) for item in found if not version or item.spec.version == version)
 
 
-def _rate(limit: Rate) -> str:
+def _rate(limit: Rate, unit: Unit) -> str:
+    what = "calls" if unit == REQUESTS else unit
     per = "1 s" if limit.per_s == 1 else f"{limit.per_s:g} s"
-    return f"{limit.amount} calls in {per}, {limit.burst} at once"
+    return f"{limit.amount} {what} in {per}, {limit.burst} at once"
 
 
 def _name(text: str) -> Name:

@@ -217,6 +217,7 @@ class Limits:
         fallback: each tenant's at each point meanwhile, if `away` is "fallback".
         shadow: whether nothing is refused.
         unit: what all amounts count.
+        reserve: where that is cost: what a call takes that declares nothing.
     """
 
     policy: Name
@@ -228,6 +229,7 @@ class Limits:
     fallback: Rate | None = None
     shadow: bool = False
     unit: Unit = REQUESTS
+    reserve: int = 1
 
     def find(self, tenant: str) -> Limit | None:
         """The limit on a tenant: its own before the one for all others."""

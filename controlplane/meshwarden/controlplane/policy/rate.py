@@ -5,7 +5,7 @@ from typing import Any, Final, Literal
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Name, Rate, ServiceLimit
 from meshwarden.controlplane.resources.reach import full, width
-from meshwarden.sdk.unit import Unit, amount_of, unit_of
+from meshwarden.sdk.unit import COST, Unit, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 # How many seconds' calls may come at once, where a policy doesn't say.
@@ -36,7 +36,7 @@ def of_spec(policy: Name, spec: Any) -> Limits:
     """What a policy says."""
     if spec.scope == RatePolicySpec.POINT:
         found = tuple(Limit(item.tenant, _rate(item, POINT_BURST_S)) for item in spec.limits)
-        return Limits(policy, found, unit=unit_of(spec))
+        return Limits(policy, found, unit=unit_of(spec), reserve=spec.reserve or 1)
     found = tuple(_limit(policy.tenant, item) for item in spec.limits)
     total = _mesh_rate(spec.total) if spec.HasField("total") else None
     if total is not None and all(limit.tenant != "*" for limit in found):
@@ -51,12 +51,14 @@ def of_spec(policy: Name, spec: Any) -> Limits:
         fallback=_mesh_rate(spec.fallback) if spec.HasField("fallback") else None,
         shadow=spec.shadow,
         unit=unit_of(spec),
+        reserve=spec.reserve or 1,
     )
 
 
 def to_spec(said: Limits, service: Name) -> RatePolicySpec:
     """The same as a policy of that service that leaves nothing out."""
-    spec = RatePolicySpec(service=service.name, shadow=said.shadow)
+    reserve = said.reserve if said.unit == COST else 0
+    spec = RatePolicySpec(service=service.name, shadow=said.shadow, reserve=reserve)
     spec.scope = RatePolicySpec.MESH if said.mesh else RatePolicySpec.POINT
     if said.mesh:
         spec.when_away = next(number for number, away in _AWAY.items() if away == said.away)

@@ -9,7 +9,7 @@ from meshwarden.controlplane.quota.tree import Bucket, Point
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a point has done with a bucket since its last report, in calls."""
+    """What a point has done with a bucket since its last report, in the policy's unit."""
 
     allowed: float
     denied: float
@@ -17,7 +17,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a point may use of a bucket: calls a second, and how many at once. Rate 0 takes the bucket from it."""
+    """What a point may use of a bucket: so much a second, and how much at once. Rate 0 takes the bucket from it."""
 
     bucket: Bucket
     rate: float
@@ -28,7 +28,7 @@ class Lease:
     """What one point has of one bucket.
 
     Attributes:
-        given: the rate that it was last told, in calls a second.
+        given: the rate that it was last told.
         target: the rate that is meant for it.
     """
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from meshwarden.sdk.unit import REQUESTS, Unit
+
 OTHERS: Final = "*"
 """The part of a level that stands for each name that no other part has, each by itself."""
 REST: Final = ""
@@ -33,7 +35,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A level of a policy's tree, in calls a second over the whole mesh.
+    """A level of a policy's tree, in its unit each second over the whole mesh.
 
     Attributes:
         weight: its claim beside its siblings when there is too little, above 0.
@@ -42,6 +44,7 @@ class Level:
         burst_s: how much may come at once: what comes in so many seconds at the rate.
         parts: what it is divided into, by name.
         by_service: whether the parts are services.
+        unit: of the policy; said by the level above all others.
     """
 
     weight: float = 1.0
@@ -50,6 +53,7 @@ class Level:
     burst_s: float = 1.0
     parts: Mapping[str, "Level"] = field(default_factory=dict)
     by_service: bool = False
+    unit: Unit = REQUESTS
 
     def find(self, path: tuple[str, ...]) -> "Level | None":
         """The level of a bucket; None if the path names none, or one that is divided further."""

@@ -15,7 +15,7 @@ MOST: Final = 1_000_000_000
 
 @dataclass(slots=True)
 class Used:
-    """Calls that went on, that were refused, and that would have been but for shadow mode."""
+    """What went on, what was refused, and what would have been but for shadow mode; in the policy's unit."""
 
     allowed: int = 0
     denied: int = 0

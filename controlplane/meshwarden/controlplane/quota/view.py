@@ -8,9 +8,15 @@ from meshwarden.controlplane.quota.leases import Leases
 from meshwarden.controlplane.quota.policy import name_of
 from meshwarden.controlplane.quota.tree import Bucket, Level
 from meshwarden.controlplane.quota.usage import Usages
+from meshwarden.sdk.unit import REQUESTS
 from meshwarden.v1.admin_service_pb2 import QuotaState
 
 _NEAR: Final = 0.97
+
+
+def measured(amount: float, unit: str) -> str:
+    """A rate, in words: "4.5/s" of requests, "4.5 cost/s" of anything else."""
+    return f"{amount:.1f}/s" if unit == REQUESTS else f"{amount:.1f} {unit}/s"
 
 
 def states(
@@ -55,6 +61,7 @@ def _state(bucket: Bucket, tree: Level, leases: Sequence[Lease]) -> QuotaState:
         demand=sum(lease.demand.rate for lease in leases),
         share=sum(lease.given for lease in leases),
         held=sum(lease.held for lease in leases),
+        unit=tree.unit,
     )
     for lease in sorted(leases, key=lambda lease: lease.point):
         state.points.add(node=lease.point.node, point=lease.point.name, demand=lease.demand.rate, share=lease.given)
@@ -64,7 +71,7 @@ def _state(bucket: Bucket, tree: Level, leases: Sequence[Lease]) -> QuotaState:
 def _reason(state: QuotaState, bucket: Bucket, tree: Level, demands: dict[Bucket, float], *, whole: bool) -> str:
     if not state.points:
         return "not used at present"
-    wants = f"{state.demand:.1f}/s are wanted"
+    wants = f"{measured(state.demand, tree.unit)} are wanted"
     if state.share >= state.demand * _NEAR and state.demand < state.limit * _NEAR:
         return f"{wants}, and it has them"
     tenant_level = tree.part(bucket.path[0])

@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 
 from meshwarden.controlplane.resources.model import ref_of, title
 from meshwarden.controlplane.resources.reach import Width, width
+from meshwarden.sdk.unit import REQUESTS, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicy, WorkloadEntry, WorkloadEntrySpec
 
 MAX_POLICIES: Final = 8
@@ -42,6 +43,9 @@ def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> 
                 " several tenants'"
             )
             yield Unheld(policy, _about(policy), text)
+        if (unit := unit_of(policy.spec)) != REQUESTS:
+            field = "total" if policy.spec.HasField("total") else "limits[0]"
+            yield Unheld(policy, f"spec.{field}.{unit}", f"an Envoy ({title(ref_of(envoy))}) counts requests only")
 
 
 def _about(policy: RatePolicy) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from meshwarden.sdk.unit import amount_of, unit_of
+from meshwarden.sdk.unit import COST, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 Faults = Iterator[tuple[str, str]]
@@ -54,6 +54,18 @@ def _amount_faults(spec: RatePolicySpec) -> Faults:
             yield f"{path}.{unit}", "is required"
         elif named != unit:
             yield f"{path}.{named}", f"this policy counts {unit}: all its amounts are of one unit"
+    if spec.reserve and unit != COST:
+        yield "spec.reserve", "only where costs are counted"
+    for path, rate in _rates(spec):
+        if unit == COST and spec.reserve > _burst(rate, spec.scope) and path != "spec.fallback":
+            yield "spec.reserve", f"{spec.reserve} is above the burst of {path}: what declares nothing would never pass"
+            return
+
+
+def _burst(rate: Any, scope: "RatePolicySpec.Scope.ValueType") -> float:
+    """How much may come at once."""
+    seconds = Fraction(1, 10) if scope == RatePolicySpec.POINT else 1
+    return float(rate.burst) or max(1.0, float(per_s(rate) * seconds))
 
 
 def _rates(spec: RatePolicySpec) -> Iterator[tuple[str, Any]]:

@@ -30,6 +30,7 @@ class Model(daena_pb2_grpc.ModelServicer):
         caller, begun_s = str(self._identify(context)), self._monotonic_s()
         with answering(context):
             made = extract.complete(request.model, request.prompt, request.max_tokens)
+        sdk.report_cost(made.input_tokens + made.output_tokens)
         self._tokens.add(made.input_tokens, {genai.TOKEN_TYPE: "input", "mesh.source": caller})
         self._tokens.add(made.output_tokens, {genai.TOKEN_TYPE: "output", "mesh.source": caller})
         self._duration.record(self._monotonic_s() - begun_s, {genai.RESPONSE_MODEL: extract.NAME})

@@ -1,0 +1,162 @@
+"""Requests that go again, and what is counted of those that are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from meshwarden.agents.bootstrap import NodePlace
+from meshwarden.agents.telemetry.account import Drops
+from meshwarden.agents.telemetry.aggregate import Aggregator
+from meshwarden.agents.telemetry.budget import Rate
+from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
+from meshwarden.agents.telemetry.segment import Items
+from meshwarden.agents.telemetry.spool import SpoolFull
+from meshwarden.agents.workload import Workload
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.sdk.numbered import Number, Numbers
+from meshwarden.v1 import report_pb2 as report_pb
+from meshwarden.v1 import resources_pb2 as resources
+
+LOST = Drops({("sdk", "span", "queue_full", "acme"): 5})
+
+
+class Kept:
+    """A spool on a disk that is full or not."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+        self.items = 0
+        self.drops = Drops()
+
+    def put(self, tenant: str, payload: bytes, items: Items, *, entries: int, drops: Drops | None) -> None:
+        if self.is_full:
+            raise SpoolFull("full")
+        self.items += sum(items)
+        self.drops += drops or Drops()
+
+    def drop(self, drops: Drops) -> None:
+        self.drops += drops
+
+
+class World:
+    """An intake and one workload."""
+
+    def __init__(self, rate: Rate) -> None:
+        self.spool = Kept()
+        place = NodePlace("node-a", "eu", "z", Path("/a.sock"), Path("/w.sock"))
+        spool: Any = self.spool
+        self.intake = Intake(place, Aggregator(utc_now), spool, lambda: 1, rate)
+        self.workload = Workload(
+            id="acme/web#1",
+            entry=resources.WorkloadEntry(metadata=resources.Metadata(tenant="acme", name="web")),
+            service=resources.Service(),
+            spiffe_id=SpiffeId.workload("mesh.test", "acme", "web"),
+            pid=1,
+            start_time=1,
+            pidfd=-1,
+            uid=0,
+            gid=0,
+            port=0,
+            directory=Path("/nowhere"),
+            number=1,
+        )
+
+    def send(self, body: bytes, number: Number | None) -> grpc.StatusCode:
+        try:
+            self.intake.take("span", body, self.workload, number=number)
+        except IntakeRefused as refusal:
+            return refusal.code
+        return grpc.StatusCode.OK
+
+
+def spans(count: int) -> bytes:
+    request = ExportTraceServiceRequest()
+    scope = request.resource_spans.add().scope_spans.add()
+    for number in range(count):
+        scope.spans.add(trace_id=b"\x01" * 16, span_id=(number + 1).to_bytes(8, "big"), name="x")
+    return request.SerializeToString()
+
+
+def calls_of_two() -> report_pb.CallStat:
+    stat = report_pb.CallStat(
+        source="spiffe://mesh.test/tenant/acme/service/web",
+        destination="acme/web",
+        method="/a/B",
+        status="OK",
+        decision=report_pb.CallStat.ALLOWED,
+        reporter=report_pb.CallStat.DESTINATION,
+        count=2,
+        durations=report_pb.Histogram(buckets=[1], counts=[2]),
+    )
+    stat.minute.GetCurrentTime()
+    return stat
+
+
+@pytest.fixture
+def world() -> World:
+    return World(Rate(1 << 40, 1 << 40))
+
+
+def test_a_request_that_goes_again_is_taken_once(world: World) -> None:
+    numbers = Numbers()
+    first, second = numbers.next(), numbers.next()
+    for number in (first, first, second, first):
+        assert world.send(spans(3), number) is grpc.StatusCode.OK
+    assert (world.spool.items, world.spool.drops) == (6, Drops())
+
+
+def test_one_without_a_number_is_taken_as_often_as_it_comes(world: World) -> None:
+    for _ in range(2):
+        assert world.send(spans(3), None) is grpc.StatusCode.OK
+    assert world.spool.items == 6
+
+
+def test_who_numbers_its_requests_has_what_is_refused_still(world: World) -> None:
+    number = Numbers().next()
+    world.spool.is_full = True
+    assert world.send(spans(3), number) is grpc.StatusCode.UNAVAILABLE
+    assert world.send(b"\xff", number) is grpc.StatusCode.INVALID_ARGUMENT
+    assert world.spool.drops == Drops()
+    world.spool.is_full = False
+    assert world.send(spans(3), number) is grpc.StatusCode.OK
+    assert (world.spool.items, world.spool.drops) == (3, Drops())
+
+
+def test_of_who_does_not_it_is_lost(world: World) -> None:
+    world.spool.is_full = True
+    assert world.send(spans(3), None) is grpc.StatusCode.UNAVAILABLE
+    assert world.send(b"\xff", None) is grpc.StatusCode.INVALID_ARGUMENT
+    assert world.spool.drops == {
+        ("agent.receive", "span", "disk_full", "acme"): 3,
+        ("agent.receive", "span", "malformed", "acme"): 1,
+    }
+
+
+@pytest.mark.parametrize(("number", "dropped"), [(None, 1), (Numbers().next(), 0)])
+def test_a_request_beyond_the_tenants_rate_is_lost_to_who_does_not_send_it_again(
+    number: Number | None, dropped: int
+) -> None:
+    world = World(Rate(size_bytes=1, items=1, burst_s=1.0))
+    assert world.send(spans(3), Numbers().next()) is grpc.StatusCode.OK
+    assert world.send(spans(3), number) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert world.spool.drops["agent.receive", "span", "rate_limited", "acme"] == dropped
+
+
+def test_what_a_program_has_lost_is_kept_with_its_calls_or_by_itself(world: World) -> None:
+    world.intake.take_calls([calls_of_two()], "acme", LOST)
+    assert (world.spool.items, world.spool.drops) == (2, LOST)
+    world.intake.take_calls([], "acme", LOST)
+    assert (world.spool.items, world.spool.drops) == (2, LOST + LOST)
+
+
+@pytest.mark.parametrize("is_numbered", [False, True])
+def test_it_is_not_lost_itself_where_the_disk_is_full(world: World, is_numbered: bool) -> None:
+    world.spool.is_full = True
+    with pytest.raises(IntakeRefused):
+        world.intake.take_calls([calls_of_two()], "acme", LOST, is_numbered=is_numbered)
+    calls = Drops({("agent.receive", "call", "disk_full", "acme"): 2})
+    assert world.spool.drops == (Drops() if is_numbered else LOST + calls)
