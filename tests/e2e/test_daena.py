@@ -182,7 +182,9 @@ def assert_shop_to_memory(up: Any, backend: OtlpReceiver, directory: Path) -> No
         # As the samples' own manifests have it.
         up.until(lambda: ask(op="grpc", method="Review", timeout_s=60)["codes"] == {"OK": 1})
         up.until(lambda: found.extend(crossed()) or found)
-    assert all(value(span, "mesh.revision") for span in found if value(span, "rpc.method"))
+    ours = [span for span in found if value(span, "rpc.method") or value(span, "upstream_cluster")]
+    assert {bool(value(span, "upstream_cluster")) for span in ours} == {True, False}, "programs and Envoys"
+    assert all(value(span, "mesh.revision") for span in ours)
     ids = {span.span.span_id.hex() for span in found}
     up.until(lambda: {span["spanId"] for span in trace_of(up, found[0].trace_id)["spans"]} == ids)
     whole = trace_of(up, found[0].trace_id)
@@ -203,6 +205,9 @@ def assert_leads_to(up: Any, revision: int, trace_id: str) -> None:
 
     up.until(lambda: [span["name"] for span in led()["spans"]].count("acknowledge") == 2)
     assert led()["traceId"] == trace_id
+    # And from there to calls that it has come to.
+    call = led()["calls"][0]["traceId"]
+    assert str(revision) in {span.get("attributes", {}).get("mesh.revision") for span in trace_of(up, call)["spans"]}
     assert "UPDATED AccessPolicy daena/council-review" in json.dumps(led())
 
 

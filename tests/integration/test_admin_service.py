@@ -392,6 +392,7 @@ async def test_the_trace_of_a_change_is_found_by_its_revision(world: World) -> N
     for stub, revision in ((root, 7), (root, 8), (anna, 8)):
         answer = await stub.GetTrace(v1.GetTraceRequest(revision=revision))
         assert (answer.trace_id, [span.name for span in answer.spans]) == (f"{revision:032x}", ["Apply"])
+        assert not answer.calls
     paul = world.stub("tenant/platform/operator/paul")
     for stub, revision in ((anna, 7), (paul, 8), (root, 9), (root, 2**64 - 1)):
         with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -22,7 +22,7 @@ from meshwarden.controlplane.local.port import free_port
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 sys.path.insert(0, str(Path(__file__).parent))
-from policy_world import HTTP, Policy, healthy
+from policy_world import HTTP, Policy, healthy, settled
 
 pytestmark = pytest.mark.timeout(180)
 CALLER = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True); sys.stdin.read()"
@@ -174,6 +174,21 @@ async def test_the_service_where_a_trace_begins_decides_live_and_calls_are_count
     assert len({span.trace_id for _, span in mesh.spans("/all")}) == 40
     assert not mesh.spans("/none"), "an Envoy sends its spans in their order"
     await mesh.all_are_counted()
+
+
+async def test_a_span_of_an_envoy_names_the_revision_that_it_ran_under(mesh: World) -> None:
+    await mesh.start()
+    link = mesh.open()
+    revisions = []
+    for number in range(2):
+        await settled(mesh.policy, mesh.until)
+        revisions.append(mesh.policy.revision)
+        await mesh.ask(link, f"/number{number}", 5)
+        mesh.policy.push()  # the same once more, which is in force as soon as it comes
+    for number, revision in enumerate(revisions):
+        await mesh.until(lambda number=number: len(mesh.spans(f"/number{number}")) == 10, "both sides tell of all", 60)
+        said = [pair for _, span in mesh.spans(f"/number{number}") for pair in span.attributes]
+        assert [pair.value.int_value for pair in said if pair.key == "mesh.revision"] == [revision] * 10
 
 
 async def test_who_has_decided_before_is_followed(mesh: World) -> None:

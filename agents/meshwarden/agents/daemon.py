@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import grpc
@@ -29,6 +29,7 @@ from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.health import Health
 from meshwarden.agents.identity import NodeIdentity
+from meshwarden.agents.in_force import InForce, RevisionAt
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
 from meshwarden.agents.planes import Planes
@@ -51,7 +52,7 @@ from meshwarden.agents.telemetry.spool import Spool, SpoolLimits
 from meshwarden.agents.telemetry.token import Tokens
 from meshwarden.agents.upstream import Downstream, Upstream
 from meshwarden.agents.way import Node
-from meshwarden.agents.workload import sharers
+from meshwarden.agents.workload import Workload, sharers
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
@@ -298,6 +299,7 @@ class Agent:
         )
         workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)
         WorkloadApi(attestor, self.registry, self.credentials).add_to(server)
+        in_force = InForce(self._clock)
         planes = DataPlanes(
             attestor,
             self.registry,
@@ -306,13 +308,19 @@ class Agent:
             self.attendants.envoy_pid,
             self._acknowledge,
             self.planes.refs,
+            in_force,
         )
         self.health.watch(planes)
         self._rotation.watch(planes)
         planes.watch(self._rotation.look)
         add_ads(server, planes)
         EnvoyQuotas(attestor, self.points, self.scopes.limits).add_to(server)
-        Receiver(lambda context: attestor.find(context.peer()), self.intake).add_to(server)
+
+        def revisions(context: grpc.aio.ServicerContext[Any, Any], workload: Workload) -> RevisionAt | None:
+            is_envoy = attestor.connection(context.peer()).pid == self.attendants.envoy_pid(workload.id)
+            return in_force.of(f"{workload.id}/envoy") if is_envoy else None
+
+        Receiver(lambda context: attestor.find(context.peer()), self.intake, revisions).add_to(server)
 
     # -- what comes down
 

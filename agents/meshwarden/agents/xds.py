@@ -18,6 +18,7 @@ from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
+from meshwarden.agents.in_force import InForce
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import Workload
 from meshwarden.v1 import node_service_pb2 as node_pb
@@ -51,6 +52,7 @@ class DataPlanes:
         envoy_pid: Callable[[str], int],
         acknowledge: Acknowledge,
         refs: Refs,
+        in_force: InForce,
     ) -> None:
         """Serves what `scopes` and `credentials` hold.
 
@@ -62,7 +64,9 @@ class DataPlanes:
             envoy_pid: the process of a workload's Envoy, 0 if it has none.
             acknowledge: takes what became of a revision.
             refs: the data planes of a workload, with the addresses that they have now.
+            in_force: is told what each data plane has taken.
         """
+        self._in_force = in_force
         self._attestor = attestor
         self._registry = registry
         self._scopes = scopes
@@ -164,7 +168,13 @@ class DataPlanes:
         for callback in self._watchers:
             callback()
         revision = self._scopes.revision
-        if not revision or any(client.pending() for client in self._clients):
+        if not revision:
+            return
+        pending = {client for client in self._clients if client.pending()}
+        for client in self._clients - pending:
+            if not client.refusals():
+                self._in_force.taken(client.data_plane, revision)
+        if pending:
             return
         nacks = [nack for client in self._clients for nack in client.refusals()]
         nacks.sort(key=lambda nack: (nack.data_plane, nack.type_url))

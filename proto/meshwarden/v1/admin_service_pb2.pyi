@@ -1023,12 +1023,15 @@ class GetTraceResponse(_message.Message):
     INCOMPLETE_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
     omitted: _builtins.int
     incomplete: _builtins.bool
     region: _builtins.str
     trace_id: _builtins.str
     @_builtins.property
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceSpan]: ...
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceSummary]: ...
     def __init__(
         self,
         *,
@@ -1037,10 +1040,11 @@ class GetTraceResponse(_message.Message):
         incomplete: _builtins.bool = ...,
         region: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        calls: _abc.Iterable[Global___TraceSummary] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incomplete", b"incomplete", "omitted", b"omitted", "region", b"region", "spans", b"spans", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "incomplete", b"incomplete", "omitted", b"omitted", "region", b"region", "spans", b"spans", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

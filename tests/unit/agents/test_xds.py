@@ -19,6 +19,7 @@ from meshwarden.agents.caller import Executables
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
+from meshwarden.agents.in_force import InForce
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.name import Names
@@ -77,6 +78,7 @@ class Node:
         self.credentials = Credentials(self.registry, cache, bundle, self._sign, utc_now, random.Random(1))
         self.acks: list[node_pb.ConfigAck] = []
         self.planes = Planes(cache, "127.0.0.1", random.Random(1))
+        self.in_force = InForce(utc_now)
         self.data_planes = DataPlanes(
             Attestor(self.front, self.registry, executables),
             self.registry,
@@ -85,6 +87,7 @@ class Node:
             lambda _: 0,
             self.acks.append,
             self.planes.refs,
+            self.in_force,
         )
         self.revision = 0
 

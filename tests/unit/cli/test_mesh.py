@@ -71,7 +71,8 @@ def change() -> admin.GetTraceResponse:
     configure.attributes["mesh.revision"] = "10"
     roots = admin.TraceSpan(span_id="03", parent_span_id="01", name="roots")
     roots.attributes["mesh.changes"] = json.dumps(["TRUSTED root r"])
-    return admin.GetTraceResponse(spans=[span, configure, roots], region="eu", trace_id=TRACE)
+    call = admin.TraceSummary(trace_id=SKEWED, service="acme/web", name="GET /\x1b[2J")
+    return admin.GetTraceResponse(spans=[span, configure, roots], region="eu", trace_id=TRACE, calls=[call])
 
 
 def skewed() -> admin.GetTraceResponse:
@@ -260,6 +261,7 @@ def test_the_trace_of_a_change_is_found_by_its_revision() -> None:
         "change\trevision 10\tUPDATED Service a/b\N{REPLACEMENT CHARACTER}[2J\tby spiffe://mesh.test/operator/root",
         "change\trevision 10\tand 3 more\tby spiffe://mesh.test/operator/root",
         "change\tTRUSTED root r",
+        f"call\tacme/web GET /\N{REPLACEMENT CHARACTER}[2J\tmeshwarden trace {SKEWED}",
     ]
     assert f"trace {TRACE}" in err
     assert "INCOMPLETE" not in err

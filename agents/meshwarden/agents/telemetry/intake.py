@@ -22,6 +22,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.agents.bootstrap import NodePlace
+from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry import account, wire
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.account import Drops
@@ -34,7 +35,7 @@ from meshwarden.agents.telemetry.point import bound_points
 from meshwarden.agents.telemetry.record import bound_records
 from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.telemetry.segment import Items
-from meshwarden.agents.telemetry.sieve import sift
+from meshwarden.agents.telemetry.sieve import sift, stamped
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk.numbered import Number
@@ -115,6 +116,15 @@ class _Resources:
     are_flat: bool
 
 
+@dataclass(frozen=True)
+class _Sender:
+    """Who has sent a request, whether reading it takes too long, and what its spans ran under; see `Intake.take`."""
+
+    workload: Workload
+    is_late: Callable[[], bool]
+    revision_at: RevisionAt | None
+
+
 class Intake:
     """Takes what programs of this node report."""
 
@@ -180,6 +190,7 @@ class Intake:
         workload: Workload,
         read: Callable[[Any, bytes], bytes] = lambda kind, body: body,
         number: Number | None = None,
+        revision_at: RevisionAt | None = None,
     ) -> Any:
         """Takes an OTLP request; returns OTLP's answer.
 
@@ -192,6 +203,7 @@ class Intake:
             workload: who has sent it.
             read: makes of it a serialised message of a class; raises DecodeError or Unreadable.
             number: of the request, from a sender that accounts for what is refused.
+            revision_at: what each span is to name as the revision that it ran under; None if they say so themselves.
 
         Raises:
             IntakeRefused: nothing of it is taken.
@@ -199,17 +211,25 @@ class Intake:
         if self._repeats.has(workload.id, number):
             return _KINDS[signal].response()
         with self._counting(number is not None):
-            answer = self._take(signal, body, workload, read)
+            answer = self._take(signal, body, workload, read, revision_at)
         self._repeats.add(workload.id, number)
         return answer
 
-    def _take(self, signal: str, body: bytes, workload: Workload, read: Callable[[Any, bytes], bytes]) -> Any:
+    def _take(
+        self,
+        signal: str,
+        body: bytes,
+        workload: Workload,
+        read: Callable[[Any, bytes], bytes],
+        revision_at: RevisionAt | None,
+    ) -> Any:
         kind, tenant = _KINDS[signal], workload.spiffe_id.tenant or ""
         self._ration(signal, workload)
         with self._allowances[signal].spend(workload.id) as used_s:
             resources = self._parse(kind, body, signal, tenant, read)
             drops = Drops()
-            pieces = self._pieces(signal, resources, workload, drops, lambda: used_s() > _MAX_READING_S)
+            sender = _Sender(workload, lambda: used_s() > _MAX_READING_S, revision_at)
+            pieces = self._pieces(signal, resources, sender, drops)
             self._put_calls(tenant)
             if pieces and signal == "log":
                 self._hold_to_budget(signal, tenant, drops, sum(piece.items for piece in pieces))
@@ -232,16 +252,14 @@ class Intake:
 
     # -- OTLP
 
-    def _pieces(
-        self, signal: str, resources: _Resources, workload: Workload, drops: Drops, is_late: Callable[[], bool]
-    ) -> Sequence[_Piece]:
+    def _pieces(self, signal: str, resources: _Resources, sender: _Sender, drops: Drops) -> Sequence[_Piece]:
         """What is in a request as records of the spool; what is left out stands in `drops`."""
-        tenant = workload.spiffe_id.tenant or ""
+        tenant = sender.workload.spiffe_id.tenant or ""
         left_out = Bounded(too_many=max(0, len(resources.all) - _MAX_BODIES))
         found: list[_Piece] = []
         taken = 0
         for resource in resources.all[:_MAX_BODIES]:
-            body, bounded = self._bound(signal, resource, resources.are_flat, _MAX_ITEMS - taken, workload, is_late)
+            body, bounded = self._bound(signal, resource, resources.are_flat, _MAX_ITEMS - taken, sender)
             taken += bounded.claimed
             left_out.malformed += bounded.malformed
             left_out.too_many += bounded.too_many
@@ -261,13 +279,14 @@ class Intake:
                 drops[account.RECEIVE, signal, reason, tenant] += count
         return found
 
-    def _bound(
-        self, signal: str, resource: Any, is_flat: bool, most: int, workload: Workload, is_late: Callable[[], bool]
-    ) -> tuple[bytes, Bounded]:
+    def _bound(self, signal: str, resource: Any, is_flat: bool, most: int, sender: _Sender) -> tuple[bytes, Bounded]:
         """What may go on of a resource's things, stamped, and how much that is."""
+        workload, is_late = sender.workload, sender.is_late
         if signal == "span":
             opened = wire.Resource.FromString(resource)
             scopes, bounded = sift(opened.scope_spans, most, is_late, is_flat)
+            if sender.revision_at is not None:
+                scopes = stamped(scopes, sender.revision_at)
             return self._about(opened, workload) + wire.all_framed(2, scopes), bounded
         if signal == "point":
             bounded = bound_points(resource, most, is_late)

@@ -6,6 +6,7 @@ from typing import Any, Final, NoReturn, Protocol
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk import numbered
@@ -25,12 +26,25 @@ class CallerOf(Protocol):
         """The workload that calls; None if it is none."""
 
 
+class RevisionsOf(Protocol):
+    """What data planes that can't say so themselves have run."""
+
+    def __call__(self, context: _Context, workload: Workload, /) -> RevisionAt | None:
+        """That of a workload's Envoy, if it is that which calls."""
+
+
 class Receiver:
     """The three OTLP services."""
 
-    def __init__(self, caller: CallerOf, intake: Intake) -> None:
-        """Serves nothing until `add_to`; `caller` tells who sends, `intake` takes what they send."""
-        self._caller, self._intake = caller, intake
+    def __init__(self, caller: CallerOf, intake: Intake, revisions: RevisionsOf = lambda context, workload: None):
+        """Serves nothing until `add_to`.
+
+        Args:
+            caller: tells who sends.
+            intake: takes what they send.
+            revisions: tells what spans of an Envoy ran under.
+        """
+        self._caller, self._intake, self._revisions = caller, intake, revisions
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serves them on `server`."""
@@ -46,7 +60,8 @@ class Receiver:
                 if workload is None:
                     raise self._intake.refuse_stranger(signal)
                 number = numbered.find(context.invocation_metadata())
-                return self._intake.take(signal, body, workload, number=number)
+                revision_at = self._revisions(context, workload) if signal == "span" else None
+                return self._intake.take(signal, body, workload, number=number, revision_at=revision_at)
             except IntakeRefused as refusal:
                 await refuse(context, refusal)
 

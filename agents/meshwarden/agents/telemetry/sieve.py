@@ -6,14 +6,16 @@ is. Who writes ids twice, so that the second are none, has a span that the contr
 read, one by one, and bounded by `span`.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
-from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
+from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry import wire
 from meshwarden.agents.telemetry.attribute import MAX_SCOPES, Bounded, bound_scope
 from meshwarden.agents.telemetry.span import bound_span
@@ -26,6 +28,7 @@ _HEAD: Final = itemgetter(slice(0, 30))
 # Field 1, sixteen bytes; field 2, eight bytes, neither all zero; then a parent of eight bytes, or the name.
 _IDS: Final = re.compile(rb"(?:\x0a\x10(?!\0{16}).{16}\x12\x08(?!\0{8}).{8}(?:\x22\x08|\x2a.))*", re.DOTALL)
 _HEAD_BYTES: Final = 30
+_MAX_REVISION: Final = 2**63 - 1
 _LINK: Final = b"\x6a"  # field 13
 
 
@@ -57,6 +60,23 @@ def sift(scopes: Sequence[bytes], most: int, is_late: Callable[[], bool], is_fla
         found.kept += len(bounded)
         kept.append(_head_of(scope) + wire.all_framed(2, bounded))
     return kept, found
+
+
+def stamped(scopes: Sequence[bytes], revision_at: RevisionAt) -> list[bytes]:
+    """The same scopes, each span with the revision that was in force when it began as `mesh.revision`."""
+    found = []
+    for body in scopes:
+        scope = wire.Scope.FromString(body)
+        spans = [span + _revision(revision_at(Span.FromString(span).start_time_unix_nano)) for span in scope.spans]
+        head = (*(wire.framed(1, item) for item in scope.scope), *(wire.framed(3, url) for url in scope.schema_url))
+        found.append(b"".join(head) + wire.all_framed(2, spans))
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _revision(revision: int) -> bytes:
+    pair = KeyValue(key="mesh.revision", value=AnyValue(int_value=min(revision, _MAX_REVISION)))
+    return bytes(Span(attributes=[pair]).SerializeToString())
 
 
 def _are_plain(spans: Sequence[bytes]) -> bool:

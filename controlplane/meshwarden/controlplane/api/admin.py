@@ -172,6 +172,9 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         if found is None:
             raise NotFound(f"no span of trace {request.trace_id} is here: not yet, not any more, or not for you to see")
         found.region = self._region
+        if request.revision and trace_id is not None:
+            since_ns = min(span.start.ToNanoseconds() for span in found.spans)
+            found.calls.extend(await self._gather.traces.under(request.revision, since_ns, trace_id, shown))
         return found
 
     async def GetQuotas(self, request: v1.GetQuotasRequest, context: Context) -> v1.GetQuotasResponse:

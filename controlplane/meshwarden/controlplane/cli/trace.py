@@ -159,6 +159,8 @@ def _show(answer: GetTraceResponse) -> None:
             click.echo(line)
     for revision in _governed(answer.spans):
         click.echo(f"policies\trevision {render.plain(revision)}\tmeshwarden trace --revision {render.plain(revision)}")
+    for call in answer.calls:
+        click.echo(f"call\t{render.plain(call.service)} {render.plain(call.name)}\tmeshwarden trace {call.trace_id}")
     if answer.omitted:
         click.echo(f"incomplete: {answer.omitted} more spans than one answer holds", err=True)
     elif answer.incomplete:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 import structlog
 
-from meshwarden.controlplane.gather import trace_query
+from meshwarden.controlplane.gather import trace_query, trace_under
 from meshwarden.controlplane.gather.durable import Durable, transaction
 from meshwarden.controlplane.gather.pack import pack
 from meshwarden.controlplane.gather.resource import Checked, framed
@@ -153,6 +153,10 @@ class TraceStore:
     async def find(self, trace_id: bytes, sees: Sees) -> v1.GetTraceResponse | None:
         """Returns what has been flushed of a trace and the asker may see; None if that is nothing."""
         return await self._durable.read(lambda db: trace_query.find(db, trace_id, sees))
+
+    async def under(self, revision: int, since_ns: int, but: bytes, sees: Sees) -> Sequence[v1.TraceSummary]:
+        """Returns some of the flushed traces that ran under a revision; see `trace_under.under`."""
+        return await self._durable.read(lambda db: trace_under.under(db, revision, since_ns, but, sees))
 
     # -- writing
 
