@@ -41,8 +41,8 @@ from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.files import read
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk import criticality
-from meshwarden.sdk.agent import Config
+from meshwarden.sdk import criticality, telemetry
+from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.caller import Callers
 from meshwarden.sdk.count import Counter
 from meshwarden.sdk.counted import CountedChannel
@@ -84,14 +84,15 @@ class Nowhere(SpanExporter):
 
 
 class Link:
-    """What the interceptors need of the link to the agent, without the agent."""
+    """What the interceptors and the provider need of the process's link to the agent, without the agent."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, ratio: float) -> None:
         self.counter = Counter(utc_now)
         self.denials = Denials()
         identity = SpiffeId.workload(DOMAIN, "platform", "orders")
         bundles, names = {DOMAIN: bundle}, {"orders": "platform/orders"}
-        self.config = Config(identity, bundles, ServerLimits(), 1, Path(), names)
+        self.config = Config(identity, bundles, ServerLimits(), 1, Path(), names, ratio)
+        AgentLink._of_process = self  # type: ignore[assignment]  # it stands in for one
         threading.Thread(target=self._take_steadily, daemon=True).start()
 
     def find_config(self) -> Config:
@@ -99,6 +100,9 @@ class Link:
 
     def listen(self, listener: Callable[[Config], None]) -> None:
         listener(self.config)
+
+    def close(self) -> None:
+        pass
 
     def _take_steadily(self) -> None:
         while True:
@@ -180,7 +184,7 @@ class Providers:
     def __init__(self, ratio: float, link: Any) -> None:
         """Installs what `telemetry.configure` does in a program of the mesh."""
         self._link = link
-        self._ours = Provider(Nowhere(), lambda: ratio, lambda: 1)
+        self._ours = Provider(Nowhere(), telemetry.ratio, telemetry.revision)
         trace.set_tracer_provider(self._ours)
         self.contribs = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)), shutdown_on_exit=False)
         self.contribs.add_span_processor(BatchSpanProcessor(Nowhere(), schedule_delay_millis=1000))
@@ -196,7 +200,7 @@ class Providers:
 def serve(ratio: float, directory: Path) -> None:
     """Serves until nobody asks."""
     chain, key, roots = read(directory, "tls.crt", "tls.key", "ca.crt")
-    link: Any = Link(Bundle.parse_pem(DOMAIN, roots))
+    link: Any = Link(Bundle.parse_pem(DOMAIN, roots), ratio)
     providers = Providers(ratio, link)
     made: dict[str, list[Any]] = {
         "bare": [],
@@ -263,7 +267,7 @@ def call_below(channel: grpc.Channel, calls: int, ratio: float) -> None:
 def answer(ratio: float, directory: Path) -> None:
     """Makes calls as it is asked, until nobody asks."""
     *_, roots = read(directory, "tls.crt", "tls.key", "ca.crt")
-    link: Any = Link(Bundle.parse_pem(DOMAIN, roots))
+    link: Any = Link(Bundle.parse_pem(DOMAIN, roots), ratio)
     providers = Providers(ratio, link)
     made: dict[str, Any] = {
         "bare": dial(directory, "bare"),

@@ -44,7 +44,7 @@ async def echo(request: bytes, context: Any) -> bytes:
 async def serve(ratio: float, directory: Path) -> None:
     """Serves until nobody asks."""
     chain, key, roots = read(directory, "tls.crt", "tls.key", "ca.crt")
-    link: Any = Link(Bundle.parse_pem(DOMAIN, roots))
+    link: Any = Link(Bundle.parse_pem(DOMAIN, roots), ratio)
     providers = Providers(ratio, link)
     made: dict[str, list[Any]] = {
         "bare": [],
@@ -74,7 +74,7 @@ async def serve(ratio: float, directory: Path) -> None:
 async def answer(ratio: float, directory: Path) -> None:
     """Makes calls as it is asked, until nobody asks."""
     *_, roots = read(directory, "tls.crt", "tls.key", "ca.crt")
-    link: Any = Link(Bundle.parse_pem(DOMAIN, roots))
+    link: Any = Link(Bundle.parse_pem(DOMAIN, roots), ratio)
     providers = Providers(ratio, link)
 
     def dial(*interceptors: Any) -> grpc.aio.Channel:

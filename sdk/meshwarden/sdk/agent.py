@@ -143,18 +143,29 @@ class AgentLink:
         Raises:
             NotStarted: the environment names no agent.
         """
+        link = cls._of_process  # asked at each call that is traced
+        return cls._begin() if link is None else link
+
+    @classmethod
+    def _begin(cls) -> "AgentLink":
         with cls._lock:
-            if cls._of_process is None or not cls._of_process._is_ours():
+            if cls._of_process is None:
                 socket = os.environ.get(SOCKET_VARIABLE)
                 if not socket:
                     raise NotStarted(
                         f"{SOCKET_VARIABLE} is not set: start the program with "
                         "`meshwarden-agent exec --entry NAME -- PROGRAM`"
                     )
-                if cls._of_process is not None:
-                    cls._inherited.append(cls._of_process)
                 cls._of_process = cls(Path(socket))
             return cls._of_process
+
+    @classmethod
+    def _leave_to_parent(cls) -> None:
+        """In a child made by fork: it gets a link of its own at the first need."""
+        cls._lock = threading.Lock()  # another thread of the parent may have held it
+        if cls._of_process is not None:
+            cls._inherited.append(cls._of_process)
+            cls._of_process = None
 
     @property
     def config(self) -> Config:
@@ -345,3 +356,4 @@ def _close_at_exit() -> None:
 
 
 atexit.register(_close_at_exit)
+os.register_at_fork(after_in_child=AgentLink._leave_to_parent)

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Any, Final
 
-from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.error import NotStarted
 from meshwarden.sdk.loss import SPAN, Losses
 
@@ -16,24 +16,22 @@ _INTERVAL_MS: Final = 10_000
 _untold: Final = Losses()
 
 
-def _config() -> Config | None:
-    """What the agent has said; None as long as it has not."""
-    try:
-        return AgentLink.of_process().find_config()
-    except NotStarted:
-        return None
-
-
-def _ratio() -> float:
+def ratio() -> float:
     """How many of the traces that begin here are to be recorded; all, as long as the agent has not said."""
-    config = _config()
-    return config.trace_ratio if config is not None else 1.0
+    try:
+        config = AgentLink.of_process().find_config()
+    except NotStarted:
+        return 1.0
+    return 1.0 if config is None else config.trace_ratio
 
 
-def _revision() -> int:
+def revision() -> int:
     """The store revision of the policies that this program runs under; 0 as long as the agent has not said."""
-    config = _config()
-    return config.revision if config is not None else 0
+    try:
+        config = AgentLink.of_process().find_config()
+    except NotStarted:
+        return 0
+    return 0 if config is None else config.revision
 
 
 def _lost(reason: str, count: int) -> None:
@@ -70,7 +68,7 @@ def configure() -> bool:
     except ImportError:
         return False
     # Plain text: the socket is local and the kernel says who calls. The providers flush at exit.
-    trace.set_tracer_provider(Provider(OtlpCarrier(endpoint), _ratio, _revision, _lost))
+    trace.set_tracer_provider(Provider(OtlpCarrier(endpoint), ratio, revision, _lost))
     way: dict[str, Any] = {"endpoint": endpoint, "insecure": not endpoint.startswith("https://"), "timeout": _TIMEOUT_S}
     interval_ms = None if os.environ.get(INTERVAL_VARIABLE) else _INTERVAL_MS
     metrics.set_meter_provider(

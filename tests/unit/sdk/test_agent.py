@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -116,10 +118,32 @@ def test_a_child_made_by_fork_reports_nothing_of_its_parents(link: AgentLink, mo
     with monkeypatch.context() as child:
         child.setattr(os, "getpid", lambda: 1)
         link.close()
-        its_own = AgentLink.of_process()
-        assert its_own is not link
-        its_own.close()
     assert not link._closing.is_set()
+
+
+def test_a_child_made_by_fork_has_a_link_of_its_own_even_if_its_parent_was_making_one(tmp_path: Path) -> None:
+    program = """
+import os, threading
+from meshwarden.sdk.agent import AgentLink
+def fork(name):
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    link = AgentLink.of_process()
+    assert link is not theirs and AgentLink.of_process() is link
+    print(name, flush=True)
+    link.close()
+    os._exit(0)
+theirs = None
+with AgentLink._lock:
+    assert fork("amid") == 0
+theirs = AgentLink.of_process()
+assert fork("after") == 0
+assert AgentLink.of_process() is theirs
+"""
+    variables = os.environ | {"MESHWARDEN_AGENT_SOCKET": str(tmp_path / "none.sock")}
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=variables, timeout=60)
+    assert (found.returncode, found.stdout.split()) == (0, ["amid", "after"]), found.stderr
 
 
 class SlowAgent(pb_grpc.WorkloadServiceServicer):
