@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ class Plan:
         op: how the probe calls.
         codes: of a call that went on, and of one that was refused.
         minted: what of a burst may be there again when shares move.
+        throttled: whether callers hold calls back that would be refused.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Plan:
     op: dict[str, Any]
     codes: tuple[str, str]
     minted: int = 0
+    throttled: bool = False
 
 
 SDK = Plan(
@@ -62,6 +65,7 @@ SDK = Plan(
     },
     {"op": "grpc"},
     ("OK", "RESOURCE_EXHAUSTED"),
+    throttled=True,
 )
 FEW = replace(SDK, servers={version: SDK.servers[version] for version in ("v1", "v4")})
 # A bucket of Envoy stays full to the same part when it is made larger.
@@ -170,9 +174,10 @@ class Quota:
             self.start(node, f"platform/{plan.name}-{version}", *command)
 
     def call(self, node: str, plan: Plan) -> "subprocess.Popen[str]":
-        """Starts to call, as fast as five callers can."""
+        """Starts to call, as fast as five callers can; on node-b, as the SDK lets them."""
         probe = self.start(node, "acme/web", "-m", "meshwarden.examples.probe")
-        call = {**plan.op, "rate": 150, "concurrency": 5, "timeout_s": 20}
+        held = plan.throttled and node == "node-b"
+        call = {**plan.op, "rate": 150, "concurrency": 5, "timeout_s": 20, "throttled": held}
         _ask(probe, op="steady_start", id="load", call=call)
         return probe
 
@@ -192,6 +197,17 @@ class Quota:
         """Waits until each server has served so many more calls."""
         before = {point: len(self.served(*point)) for point in self.points}
         self.up.until(lambda: all(len(self.served(*point)) >= before[point] + more for point in self.points))
+
+    def held_back(self, plan: Plan) -> float:
+        """How many calls the control plane says that callers didn't make."""
+        try:
+            with urllib.request.urlopen(self.up.up_json["metrics_url"], timeout=30) as answer:  # noqa: S310 - on loopback
+                lines = answer.read().decode().splitlines()
+        except OSError:  # it is starting again
+            return 0
+        of_service = f'destination_service="{plan.name}"'
+        found = [line for line in lines if line.startswith("meshwarden_requests_total{") and of_service in line]
+        return sum(float(line.split()[-1]) for line in found if 'decision="throttled"' in line)
 
     def kill(self, name: str) -> None:
         """Kills a process of the mesh, which is started again."""
@@ -280,6 +296,7 @@ def test_a_limit_holds_over_points_on_two_nodes_whoever_is_killed(quota: Quota) 
     served = quota.all_served()
     assert len(served) >= sum(codes.get(passed, 0) for codes, (passed, _) in answers)
     within_bound(served, len(quota.points), quota.minted)
+    quota.up.until(lambda: all(quota.held_back(plan) for plan in quota.plans if plan.throttled))
 
 
 def _span_s(served: list[float]) -> float:

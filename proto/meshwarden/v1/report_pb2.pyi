@@ -133,12 +133,14 @@ class CallStat(_message.Message):
         ALLOWED: CallStat._Decision.ValueType  # 1
         DENIED: CallStat._Decision.ValueType  # 2
         LIMITED: CallStat._Decision.ValueType  # 3
+        THROTTLED: CallStat._Decision.ValueType  # 4
 
     class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper): ...
     DECISION_UNSPECIFIED: CallStat.Decision.ValueType  # 0
     ALLOWED: CallStat.Decision.ValueType  # 1
     DENIED: CallStat.Decision.ValueType  # 2
     LIMITED: CallStat.Decision.ValueType  # 3
+    THROTTLED: CallStat.Decision.ValueType  # 4
 
     class _Reporter:
         ValueType = _typing.NewType("ValueType", _builtins.int)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import grpc
 
 from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
+from meshwarden.sdk.throttled import AioThrottled
 from meshwarden.sdk.trace import add_headers
 
 T = TypeVar("T")
@@ -68,9 +69,12 @@ class _Method:
         self._inner = inner
         self._outgoing = outgoing
         self._method = method
+        self._throttle = outgoing.throttle(method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.aio.UnaryUnaryMultiCallable."""
+        if self._throttle.on and (refusal := self._outgoing.refusal(self._method)) is not None:
+            return AioThrottled(refusal)
         one = self._outgoing.begin(self._method)
         args = add_headers(args, kwargs, one.headers)
         try:

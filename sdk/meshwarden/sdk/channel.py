@@ -17,7 +17,7 @@ BOOTSTRAP_VARIABLES: Final = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
 _SCHEME: Final = "xds:///"
 
 
-def channel(target: str, *, options: Options = ()) -> grpc.Channel:
+def channel(target: str, *, options: Options = (), throttled: bool = True) -> grpc.Channel:
     """Opens a channel to a service of the mesh, over mTLS or not at all.
 
     Its calls are counted and carry the trace of the call being served.
@@ -25,6 +25,8 @@ def channel(target: str, *, options: Options = ()) -> grpc.Channel:
     Args:
         target: `xds:///orders`, or `xds:///orders.platform`, which is exact.
         options: gRPC channel arguments.
+        throttled: whether calls are refused here that the destination would most likely refuse
+            (`meshwarden.sdk.throttle`).
 
     Raises:
         ValueError: the target is no name in the mesh.
@@ -34,10 +36,10 @@ def channel(target: str, *, options: Options = ()) -> grpc.Channel:
     name, link = _dial(target)
     link.wait()
     made = grpc.secure_channel(target, _credentials(), options=list(options))
-    return CountedChannel(made, Outgoing(link, name))
+    return CountedChannel(made, Outgoing(link, name, throttled=throttled))
 
 
-def aio_channel(target: str, *, options: Options = ()) -> grpc.aio.Channel:
+def aio_channel(target: str, *, options: Options = (), throttled: bool = True) -> grpc.aio.Channel:
     """Opens a channel like `channel` for grpc.aio. It waits for nothing: an agent that is away shows at the first call.
 
     Raises:
@@ -46,7 +48,7 @@ def aio_channel(target: str, *, options: Options = ()) -> grpc.aio.Channel:
     """
     name, link = _dial(target)
     made = grpc.aio.secure_channel(target, _credentials(), options=list(options))
-    return CountedAioChannel(made, Outgoing(link, name))
+    return CountedAioChannel(made, Outgoing(link, name, throttled=throttled))
 
 
 def _dial(target: str) -> tuple[str, AgentLink]:

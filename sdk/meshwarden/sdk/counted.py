@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from meshwarden.sdk.outgoing import Outgoing, along
+from meshwarden.sdk.throttled import Throttled
 from meshwarden.sdk.trace import add_headers
 
 
@@ -98,10 +99,13 @@ class _Method:
         self._inner = inner
         self._outgoing = outgoing
         self._method = method
+        self._throttle = outgoing.throttle(method)
 
     def _answered(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Makes a call and waits for its end. Nobody else hears of that, so it is told once."""
         outgoing, method = self._outgoing, self._method
+        if self._throttle.on and (refusal := outgoing.refusal(method)) is not None:
+            raise Throttled(refusal)
         span = outgoing.span(method)
         args = add_headers(args, kwargs, along(span))
         begun_s = time.perf_counter()
@@ -115,6 +119,8 @@ class _Method:
 
     def _under_way(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begins a call, whose end is heard of later."""
+        if self._throttle.on and (refusal := self._outgoing.refusal(self._method)) is not None:
+            return Throttled(refusal)
         one = self._outgoing.begin(self._method)
         args = add_headers(args, kwargs, one.headers)
         try:

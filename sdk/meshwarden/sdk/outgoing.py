@@ -1,8 +1,12 @@
-"""What is kept of the calls that a program makes: a count, a span, and a word in the log when one is denied."""
+"""What is kept of the calls that a program makes: a count, a span, and a word in the log when one is denied.
 
+And which of them are not made: those that the destination would most likely refuse (`throttle`).
+"""
+
+import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 import grpc
@@ -11,6 +15,8 @@ from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.span import Headers, Span, Unrecorded
+from meshwarden.sdk.throttle import Throttle, is_refusal
+from meshwarden.sdk.throttled import CODE
 from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -21,6 +27,9 @@ _Key: TypeAlias = "tuple[str, str, CallStat.Decision.ValueType]"
 # Looked up once: what hangs on an enumeration or a message is found by way of its class.
 _OK: Final = grpc.StatusCode.OK
 _ALLOWED: Final = CallStat.ALLOWED
+# What grpc.aio says of a call that ended while a message was written, a moment before it knows how.
+_LOST_DETAILS: Final = "Internal error from Core"
+_MAX_METHODS: Final = 1024
 # What C-core's RBAC filter answers, before any of our code runs.
 _RBAC_DETAILS: Final = "Unauthorized RPC rejected"
 
@@ -28,11 +37,49 @@ _RBAC_DETAILS: Final = "Unauthorized RPC rejected"
 class Outgoing:
     """The calls of one channel."""
 
-    def __init__(self, link: AgentLink, name: str) -> None:
-        """`name` is what was dialled, "orders" or "orders.platform"."""
+    def __init__(
+        self,
+        link: AgentLink,
+        name: str,
+        *,
+        throttled: bool = True,
+        now_s: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """Begins to keep them.
+
+        Args:
+            link: to the agent.
+            name: what was dialled, "orders" or "orders.platform".
+            throttled: whether a destination that refuses most calls is spared others.
+            now_s: the present, of any clock that never goes back.
+            chance: a number from 0 up to 1.
+        """
         self._link = link
         self._name = name
         self._known = Known(self._call)
+        self._throttled, self._now_s, self._chance = throttled, now_s, chance
+        self._throttles = _Throttles(now_s)
+
+    def throttle(self, method: str) -> Throttle:
+        """What is known of a method's calls; while it is `on`, `refusal` is to be asked before each."""
+        return self._throttles[method]
+
+    def refusal(self, method: str) -> str | None:
+        """Why a call isn't made, which is counted and traced; None if it is to be made."""
+        throttle, begun_s = self._throttles[method], time.perf_counter()
+        if throttle.admits(self._now_s(), self._chance()):
+            return None
+        config, (refused, calls) = self._link.find_config(), throttle.counts()
+        message = (
+            f"the SDK itself refuses this call, since {self._destination(config) or self._name} refused {refused} of "
+            f"the last {calls} calls of {method}: try again later"
+        )
+        span = self.span(method)
+        span.end(CODE, message)
+        counted = self._known.get(config, (method, CODE.name, CallStat.THROTTLED))
+        self._link.counter.add(counted, begun_s, span.sampled)
+        return message
 
     def span(self, method: str) -> Span:
         """A call begins; `answered` or `failed` is to be told when it ends, or `begin` to be used instead."""
@@ -44,6 +91,7 @@ class Outgoing:
 
     def answered(self, method: str, span: Span, begun_s: float) -> None:
         """A call that began at `begun_s`, by `time.perf_counter`, has ended well."""
+        self._throttles[method].accepted += 1
         if type(span) is not Unrecorded:
             span.end(_OK, "")
         link = self._link
@@ -62,6 +110,12 @@ class Outgoing:
         if code is _OK:
             self.answered(method, span, begun_s)
             return
+        trailing = tuple(trailing)
+        throttle = self._throttles[method]
+        if self._throttled and is_refusal(code, trailing):
+            throttle.refused(self._now_s())
+        elif details != _LOST_DETAILS:
+            throttle.accepted += 1
         span.end(code, details)
         config = self._link.find_config()
         decision = _decision(code, details, trailing)
@@ -96,6 +150,18 @@ class Outgoing:
             service, _, tenant = self._name.partition(".")
             found = f"{tenant}/{service}"
         return found or ""
+
+
+class _Throttles(dict[str, Throttle]):
+    """{method: what is known of its calls}; of more methods than a program has nothing is kept."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        super().__init__()
+        self._now_s = now_s
+
+    def __missing__(self, method: str) -> Throttle:
+        made = Throttle(self._now_s())
+        return self.setdefault(method, made) if len(self) < _MAX_METHODS else made
 
 
 class OutgoingCall:

@@ -31,6 +31,7 @@ ALLOWED, DENIED, LIMITED = CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED
         ("403", DENIED, "denied"),
         ("429", LIMITED, "limited"),
         ("RESOURCE_EXHAUSTED", LIMITED, "limited"),
+        ("RESOURCE_EXHAUSTED", CallStat.THROTTLED, "limited"),
         ("_OTHER", ALLOWED, "client_error"),
     ],
 )

@@ -36,7 +36,7 @@ _METHOD_LENGTH: Final = 512
 _SOURCE_LENGTH: Final = 2048
 _STATUSES: Final = frozenset(status.name for status in grpc.StatusCode) | {str(code) for code in (0, *range(100, 600))}
 _MISSING: Final = frozenset({"UNIMPLEMENTED", "404"})
-_DECISIONS: Final = (pb.CallStat.ALLOWED, pb.CallStat.DENIED, pb.CallStat.LIMITED)
+_DECISIONS: Final = (pb.CallStat.ALLOWED, pb.CallStat.DENIED, pb.CallStat.LIMITED, pb.CallStat.THROTTLED)
 
 Resolve = Callable[[str, str], str | None]
 """What a tenant's workload means by a name: `(tenant, name) -> "<tenant>/<service>"`; `Names.find`."""

@@ -159,7 +159,7 @@ def parse(stat: CallStat, trust_domain: str, region: str, most: int = MAX_COUNT)
     Raises:
         Refused: it is malformed, or names a source that is none of our trust domain's workloads.
     """
-    if stat.decision not in (CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED):
+    if stat.decision not in (CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED, CallStat.THROTTLED):
         raise Refused("malformed")
     if stat.reporter not in (CallStat.SOURCE, CallStat.DESTINATION):
         raise Refused("malformed")

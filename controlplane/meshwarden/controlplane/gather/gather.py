@@ -36,7 +36,7 @@ SIGNALS = ("call", "span", "point", "log", "record")
 AGENT_STAGES = (SDK, RECEIVE, SPOOL)
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
-_REFUSED: Mapping[int, str] = {CallStat.DENIED: DENIED, CallStat.LIMITED: LIMITED}
+_REFUSED: Mapping[int, str] = {CallStat.DENIED: DENIED, CallStat.LIMITED: LIMITED, CallStat.THROTTLED: LIMITED}
 
 log = structlog.get_logger()
 

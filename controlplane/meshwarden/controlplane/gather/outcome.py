@@ -28,7 +28,7 @@ def outcome(status: str, decision: int) -> str:
     """
     if decision == CallStat.DENIED:
         return DENIED
-    if decision == CallStat.LIMITED:
+    if decision in (CallStat.LIMITED, CallStat.THROTTLED):
         return LIMITED
     if status.isdecimal():
         code = int(status)

@@ -7,7 +7,8 @@ from datetime import datetime
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.v1.report_pb2 import CallStat
 
-_DECISIONS = (CallStat.ALLOWED, CallStat.LIMITED, CallStat.DENIED)
+# Where a decision stands in what `read` returns. Who throttles itself is limited, too.
+_DECISIONS: dict[int, int] = {CallStat.ALLOWED: 0, CallStat.LIMITED: 1, CallStat.THROTTLED: 1, CallStat.DENIED: 2}
 # (tenant, source, destination, decision, reporter)
 _Key = tuple[str, str, str, int, int]
 
@@ -51,5 +52,5 @@ class Rates:
         span_s = max(1, min(self._window_s, now - self._started))
         rates: dict[str, list[float]] = {}
         for (tenant, _, _, decision), sides in edges.items():
-            rates.setdefault(tenant, [0.0, 0.0, 0.0])[_DECISIONS.index(decision)] += max(sides.values()) / span_s
+            rates.setdefault(tenant, [0.0, 0.0, 0.0])[_DECISIONS[decision]] += max(sides.values()) / span_s
         return {tenant: (allowed, limited, denied) for tenant, (allowed, limited, denied) in rates.items()}

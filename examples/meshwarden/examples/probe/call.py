@@ -29,7 +29,7 @@ class Connections:
     def grpc_call(self, said: Mapping[str, Any]) -> Callable[[int], Outcome]:
         """Returns what makes the call of a `grpc` request."""
         target, method = str(said.get("target", "xds:///orders")), str(said.get("method", "Get"))
-        channel = self._channel(str(said.get("channel", "default")), target)
+        channel = self._channel(str(said.get("channel", "default")), target, bool(said.get("throttled", False)))
         metadata = tuple((str(key).lower(), str(value)) for key, value in said.get("metadata", {}).items())
         ask = _method(orders_pb2_grpc.OrdersStub(channel), method, said)
         timeout_s = float(said.get("timeout_s", 5.0))
@@ -64,13 +64,14 @@ class Connections:
         for outbound, _ in self._outbounds.values():
             outbound.close()
 
-    def _channel(self, name: str, target: str) -> grpc.Channel:
+    def _channel(self, name: str, target: str, throttled: bool) -> grpc.Channel:
         with self._lock:
             found = self._channels.get((name, target))
             if found is None:
                 # Else channels to one server share their connections.
                 options = [("grpc.use_local_subchannel_pool", 1)]
-                found = self._channels[name, target] = sdk.channel(target, options=options)
+                # Who measures what servers refuse must not be kept from asking.
+                found = self._channels[name, target] = sdk.channel(target, options=options, throttled=throttled)
             return found
 
     def _outbound(self, name: str, worker: int, timeout_s: float) -> tuple[Outbound, threading.Lock]:
