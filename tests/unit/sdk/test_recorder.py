@@ -181,10 +181,10 @@ def test_a_child_made_by_fork_draws_other_ids_than_its_parent() -> None:
 import os, random
 from meshwarden.sdk.recorder import Recorder
 ours = Recorder(lambda: 0.0, lambda: 7, None, None, lambda: False)
-said = lambda: " ".join(ours.client("/a/B", "stock").headers[0][1][:52] for _ in range(40))
-print(said(), flush=True)
+said = lambda: " ".join(ours.client("/a/B", "stock").headers[0][1][:52] for _ in range(40)) + "\\n"
+os.write(1, said().encode())
 child = os.fork()
-print(said(), flush=True)
+os.write(1, said().encode())  # in one piece: both write
 if child:
     os.waitpid(child, 0)
 """
