@@ -16,6 +16,7 @@ import grpc
 from meshwarden.agents.attend import Attendants, SidecarMissing
 from meshwarden.agents.attest import Attestor, Unidentified, is_own_user
 from meshwarden.agents.cache import ScopeStore
+from meshwarden.agents.concurrency import Concurrencies, InvalidState
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.dial import names
 from meshwarden.agents.entry import Refusal, RegistrationRefused
@@ -37,6 +38,7 @@ from meshwarden.v1 import workload_service_pb2_grpc as pb_grpc
 _CREDENTIAL_S: Final = 15.0
 _READY_S: Final = 5.0
 _MAX_CALLS: Final = 4096
+_MAX_STATES: Final = 8
 _REPORTS: Final = Share(part=0.25, burst_s=2.0)
 _SHARES: Final = Share(part=0.1, burst_s=1.0)
 _MAX_COUNT: Final = 1_000_000_000
@@ -69,6 +71,7 @@ class Parts:
     scopes: ScopeStore
     intake: Intake
     points: Points
+    concurrencies: Concurrencies
     otlp_environment: Callable[[Workload], dict[str, str]]
     status: Callable[[], pb.AgentStatusResponse]
     wanting: Callable[[str], contextlib.AbstractContextManager[None]]
@@ -144,7 +147,8 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         with self._allowance.spend(workload.id):
             try:
                 stats, lost = stamped(request, workload), lost_of(request, tenant)
-            except InvalidReport as error:
+                self._take_concurrency(request, workload, context.peer())
+            except (InvalidReport, InvalidState) as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             try:
                 self._parts.intake.take_calls(stats, tenant, lost, is_numbered=number is not None)
@@ -161,8 +165,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         parts, connection = self._parts, self._parts.attestor.connection(context.peer())
 
         def policies() -> list[str]:
-            limits = parts.scopes.limits(f"{workload.id}/grpc")
-            return [said.policy for said in limits.policies] if limits is not None else []
+            return self._policies(workload)
 
         @contextlib.contextmanager
         def allow() -> Iterator[None]:
@@ -196,6 +199,23 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
                 f"the agent's status is for uid {os.geteuid()} and root; you are uid {connection.uid}",
             )
         return self._parts.status()
+
+    def _policies(self, workload: Workload) -> list[str]:
+        """The rate policies of a workload's service."""
+        limits = self._parts.scopes.limits(f"{workload.id}/grpc")
+        return [said.policy for said in limits.policies] if limits is not None else []
+
+    def _take_concurrency(self, request: pb.ReportCallsRequest, workload: Workload, peer: str) -> None:
+        """Takes what the calling process says of calls at once at its server.
+
+        Raises:
+            InvalidReport: it says it of too many policies.
+            InvalidState: what it says is out of bounds.
+        """
+        if len(request.concurrency) > _MAX_STATES:
+            raise InvalidReport(f"concurrency: {len(request.concurrency)} of them; at most {_MAX_STATES} in a report")
+        process = self._parts.attestor.connection(peer).pid or 0
+        self._parts.concurrencies.take(workload.id, process, request.concurrency, self._policies(workload))
 
     async def _registered(self, context: _Context) -> Workload:
         try:

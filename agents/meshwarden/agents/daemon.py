@@ -25,6 +25,7 @@ from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.cache import Cache, ScopeStore
 from meshwarden.agents.caller import Executables
 from meshwarden.agents.channel import ControlPlane
+from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.health import Health
@@ -130,6 +131,7 @@ class Agent:
             renewing=lambda: self._rotation.renewing_node(),
         )
         self.points = Points(self.upstream, time.monotonic, rng)
+        self.concurrencies = Concurrencies(time.monotonic)
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self._sign, clock, rng)
         self._rotation = Rotation(
             self._provider,
@@ -276,6 +278,7 @@ class Agent:
             self.spool.sizes,
             lambda: self._identity.present.svid.not_after,
             self.points,
+            self.concurrencies,
             self._overload,
             self._clock,
         )
@@ -292,6 +295,7 @@ class Agent:
             self.scopes,
             self.intake,
             self.points,
+            self.concurrencies,
             self.door.environment,
             self.status,
             self._rotation.wanting,

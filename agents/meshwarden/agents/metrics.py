@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.envoy import admin
 from meshwarden.agents.quota.points import Points
 from meshwarden.sdk.criticality import Criticality
@@ -39,6 +40,7 @@ class AgentMetrics(Collector):
         waiting: Callable[[], Mapping[str, int]],
         certificate_end: Callable[[], datetime],
         points: Points,
+        concurrencies: Concurrencies,
         overload: OverloadInterceptor,
         clock: Callable[[], datetime],
     ) -> None:
@@ -49,11 +51,12 @@ class AgentMetrics(Collector):
             waiting: what waits to go up: `{tenant: bytes}`.
             certificate_end: when the node's own certificate ends.
             points: the enforcement points.
+            concurrencies: how it is with calls at once at servers.
             overload: knows how many calls the agent takes.
             clock: the present, aware.
         """
         self._status, self._waiting, self._certificate_end, self._clock = status, waiting, certificate_end, clock
-        self._points, self._overload = points, overload
+        self._points, self._concurrencies, self._overload = points, concurrencies, overload
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -111,6 +114,7 @@ class AgentMetrics(Collector):
             [((tenant,), size) for tenant, size in {"": 0, **self._waiting()}.items()],
         )
         yield from _of_points(self._points)
+        yield from self._concurrencies.metrics()
         yield from _of_calls(self._overload)
         yield _gauge(
             "meshwarden_agent_envoy_up",

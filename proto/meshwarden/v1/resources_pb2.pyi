@@ -866,6 +866,7 @@ class RatePolicySpec(_message.Message):
     FALLBACK_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
     RESERVE_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     scope: Global___RatePolicySpec.Scope.ValueType
     when_away: Global___RatePolicySpec.WhenAway.ValueType
@@ -879,6 +880,8 @@ class RatePolicySpec(_message.Message):
     def total(self) -> Global___Rate: ...
     @_builtins.property
     def fallback(self) -> Global___Rate: ...
+    @_builtins.property
+    def adaptive(self) -> Global___Adaptive: ...
     def __init__(
         self,
         *,
@@ -891,14 +894,37 @@ class RatePolicySpec(_message.Message):
         fallback: Global___Rate | None = ...,
         shadow: _builtins.bool = ...,
         reserve: _builtins.int = ...,
+        adaptive: Global___Adaptive | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fallback", b"fallback", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback", b"fallback", "limits", b"limits", "reserve", b"reserve", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fallback", b"fallback", "limits", b"limits", "reserve", b"reserve", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RatePolicySpec: _TypeAlias = RatePolicySpec  # noqa: Y015
+
+@_typing.final
+class Adaptive(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    min: _builtins.int
+    max: _builtins.int
+    def __init__(
+        self,
+        *,
+        min: _builtins.int = ...,
+        max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max", b"max", "min", b"min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adaptive: _TypeAlias = Adaptive  # noqa: Y015
 
 @_typing.final
 class Rate(_message.Message):

@@ -177,23 +177,81 @@ class ReportCallsRequest(_message.Message):
 
     CALLS_FIELD_NUMBER: _builtins.int
     DROPS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.CallStat]: ...
     @_builtins.property
     def drops(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.Drop]: ...
+    @_builtins.property
+    def concurrency(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConcurrencyState]: ...
     def __init__(
         self,
         *,
         calls: _abc.Iterable[_report_pb2.CallStat] | None = ...,
         drops: _abc.Iterable[_report_pb2.Drop] | None = ...,
+        concurrency: _abc.Iterable[Global___ConcurrencyState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "drops", b"drops"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "concurrency", b"concurrency", "drops", b"drops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportCallsRequest: _TypeAlias = ReportCallsRequest  # noqa: Y015
+
+@_typing.final
+class ConcurrencyState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    SHED_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    limit: _builtins.int
+    in_flight: _builtins.int
+    @_builtins.property
+    def shed(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShedCalls]: ...
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        shed: _abc.Iterable[Global___ShedCalls] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_flight", b"in_flight", "limit", b"limit", "policy", b"policy", "shed", b"shed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConcurrencyState: _TypeAlias = ConcurrencyState  # noqa: Y015
+
+@_typing.final
+class ShedCalls(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    CRITICALITY_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    criticality: _builtins.str
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        criticality: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "criticality", b"criticality", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShedCalls: _TypeAlias = ShedCalls  # noqa: Y015
 
 @_typing.final
 class ReportCallsResponse(_message.Message):

@@ -1,10 +1,11 @@
 """What a call that was let in holds of its server's policies until it ends."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from meshwarden.sdk import cost
+from meshwarden.sdk.concurrency import Concurrency, Place
 from meshwarden.sdk.limit import ALLOWED, Decision
 
 
@@ -47,7 +48,7 @@ class Admission:
         decision: whether the call may go on.
     """
 
-    __slots__ = ("_cost", "_costs", "_ended", "_lock", "_method", "_monotonic_s", "_tenant", "decision")
+    __slots__ = ("_cost", "_costs", "_ended", "_lock", "_method", "_monotonic_s", "_places", "_tenant", "decision")
 
     def __init__(
         self,
@@ -56,11 +57,12 @@ class Admission:
         monotonic_s: Callable[[], float] = lambda: 0.0,
         *,
         costs: Iterable[Taken] = (),
+        places: Sequence[tuple[Concurrency, Place]] = (),
         decision: Decision = ALLOWED,
     ) -> None:
-        """`costs` is what it has taken where its cost is counted."""
+        """`costs` is what it has taken where its cost is counted, `places` are those that it has at the server."""
         self._tenant, self._method, self._monotonic_s = tenant, method, monotonic_s
-        self._costs = tuple(costs)
+        self._costs, self._places = tuple(costs), places
         self._cost: int | None = None
         self._ended, self._lock = False, threading.Lock()
         self.decision = decision
@@ -75,18 +77,35 @@ class Admission:
                 if self._cost > taken.amount:
                     self._settle(taken, self._cost)
 
-    def end(self, trailing: Iterable[tuple[str, str | bytes]] = ()) -> None:
-        """The call has ended, and its handler with it; `trailing` is the metadata at the end of the answer."""
+    def answered(self) -> None:
+        """A stream has had its first answer: it may stay for long and do little, so it has a place no more."""
+        if self._places:
+            self._leave(is_measured=False)
+
+    def end(self, trailing: Iterable[tuple[str, str | bytes]] = (), *, is_measured: bool = False) -> None:
+        """The call has ended, and its handler with it.
+
+        Args:
+            trailing: the metadata at the end of the answer.
+            is_measured: whether how long it took says how busy the server is.
+        """
         with self._lock:
             if self._ended:
                 return
             self._ended = True
+            if self._places:
+                self._leave(is_measured)
             if self._costs:
                 said = cost.find_reported(trailing)
                 said = self._cost if said is None else said
                 if said is not None:
                     for taken in self._costs:
                         self._settle(taken, said)
+
+    def _leave(self, is_measured: bool) -> None:
+        now_s = self._monotonic_s()
+        for concurrency, place in self._places:
+            concurrency.leave(place, now_s, is_measured)
 
     def _settle(self, taken: Taken, amount: float) -> None:
         taken.engine.charge(self._tenant, self._method, amount - taken.amount, self._monotonic_s())

@@ -126,6 +126,7 @@ class AgentLink:
         self._config: Config | None = None
         self._fault = ""
         self._listeners: list[Callable[[Config], None]] = []
+        self._observed: tuple[Callable[[], list[workload_service_pb2.ConcurrencyState]], ...] = ()
         self._closing = threading.Event()
         self._pid = os.getpid()
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS)
@@ -221,6 +222,14 @@ class AgentLink:
         answers: Iterator[quota_service_pb2.ShareResponse] = self._stub.Share(reports)
         return answers
 
+    def observe(self, states: Callable[[], list[workload_service_pb2.ConcurrencyState]]) -> None:
+        """Tells the agent with each report how it is with calls at once, as `states` says then."""
+        self._observed = (*self._observed, states)
+
+    def unobserve(self, states: Callable[[], list[workload_service_pb2.ConcurrencyState]]) -> None:
+        """Asks it no more."""
+        self._observed = tuple(one for one in self._observed if one != states)
+
     def flush(self, timeout_s: float = _REPORT_TIMEOUT_S) -> None:
         """Hands over the counts, and what was lost; what the agent can't take now goes again the next time."""
         with self._flushing:  # none may overtake the other
@@ -234,9 +243,11 @@ class AgentLink:
         self.losses.add(CALL, QUEUE_FULL, dropped - self._told)
         self._told = dropped
         drops = self.losses.take()
-        if not stats and not drops:
+        concurrency = [state for states in self._observed for state in states()]
+        if not stats and not drops and not concurrency:
             return None
-        return _Report(self._numbers.next(), workload_service_pb2.ReportCallsRequest(calls=stats, drops=drops))
+        request = workload_service_pb2.ReportCallsRequest(calls=stats, drops=drops, concurrency=concurrency)
+        return _Report(self._numbers.next(), request)
 
     def _is_answered(self, report: _Report, timeout_s: float) -> bool:
         """Sends a report; whether it is not to be sent again."""

@@ -34,6 +34,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 _MAX_METHODS: Final = 1024
+_WELL: Final = (None, 0, grpc.StatusCode.OK)
 _log = logging.getLogger("meshwarden.sdk")
 
 
@@ -118,6 +119,7 @@ class ServedCall:
         self._caller = caller = peer.current()
         self._decision: CallStat.Decision.ValueType = CallStat.ALLOWED
         self._admission = FREE
+        self._is_measured = False
         self._source = str(caller.spiffe_id) if caller is not None else ""
         metadata = context.invocation_metadata() or ()
         self._span = tracer().server(method, metadata, self._source)
@@ -129,7 +131,8 @@ class ServedCall:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._admission is not FREE:
-            self._admission.end(self._context.trailing_metadata() or ())
+            is_measured = self._is_measured and error is None and self._context.code() in _WELL
+            self._admission.end(self._context.trailing_metadata() or (), is_measured=is_measured)
         code, details = self._ended(error)
         self._span.end(code, details)
         config = self._link.find_config()
@@ -161,9 +164,20 @@ class ServedCall:
         decision = self._admission.decision
         if not decision.allowed:
             refusal = self._limits.refusal(decision, tenant, self._method)
-            self._decision = CallStat.LIMITED
             await self._context.send_initial_metadata(refusal.headers)
-            await self._refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal.message, "limited", *refusal.trailing)
+            if refusal.code is grpc.StatusCode.UNAVAILABLE:
+                # Of a server that can do no more it is no policy's doing that a call fails.
+                await self._context.abort(refusal.code, refusal.message, refusal.trailing)
+            self._decision = CallStat.LIMITED
+            await self._refuse(refusal.code, refusal.message, "limited", *refusal.trailing)
+
+    def answered(self) -> None:
+        """A stream has had its first answer."""
+        self._admission.answered()
+
+    def returned(self) -> None:
+        """A handler of one request and one response has come to its end."""
+        self._is_measured = True
 
     async def _refuse(
         self, code: grpc.StatusCode, message: str, decision: str, *trailing: tuple[str, str | bytes]
@@ -197,6 +211,8 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
         with begin(context) as call:
             await call.admit()
             response = await inner(read(request_or_requests) if read else request_or_requests, context)
+            if not handler.request_streaming:
+                call.returned()
             return write(response) if write else response
 
     async def streaming(request_or_requests: Any, context: Any) -> None:
@@ -204,10 +220,12 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
             await call.admit()
             answer = inner(read(request_or_requests) if read else request_or_requests, context)
             if isinstance(answer, Awaitable):  # a handler that writes by itself
+                call.answered()  # nobody sees when it does
                 await answer
                 return
             async with contextlib.aclosing(answer) as messages:
                 async for message in messages:
+                    call.answered()
                     await context.write(message)
 
     made: Any = grpc  # the constructors' types know sync handlers only

@@ -70,7 +70,7 @@ class Usage(NamedTuple):
     Attributes:
         limit: how many calls may be at the server.
         in_flight: how many are.
-        shed: {(tenant, level): how many were not let in since the last time}.
+        shed: {(tenant, level): how many were not let in since the beginning}.
     """
 
     limit: int
@@ -153,11 +153,11 @@ class Concurrency:
             if self._gradient.end(place.cohort, place.method, place.began_s, now_s, is_measured):
                 self._rebalance(now_s)
 
-    def take_usage(self) -> Usage:
-        """Returns how things are, and which calls were shed since the last time."""
+    @property
+    def usage(self) -> Usage:
+        """How things are."""
         with self._lock:
-            shed, self._shed = self._shed, Counter()
-            return Usage(self._limit, self._in_flight, shed)
+            return Usage(self._limit, self._in_flight, Counter(self._shed))
 
     def _part(self, tenant: str) -> Part:
         return self._parts.get(tenant) or self._parts.get(ANY_TENANT) or Part()

@@ -21,6 +21,7 @@ Behaviour = Callable[[Any, Any], Any]
 Write: TypeAlias = Callable[[Any], bytes] | None
 
 _MAX_METHODS: Final = 1024
+_WELL: Final = (None, grpc.StatusCode.OK)
 _log = logging.getLogger("meshwarden.sdk")
 
 
@@ -97,6 +98,8 @@ class _Wrap:
                 response = inner(request if read is None else _read(request, read, context), context)
                 if response is None or write is not None:
                     response = _written(response, write, context)
+                if call.admission is not FREE:
+                    call.leave(is_measured=context.code() in _WELL)
             except BaseException as error:
                 _raised(call, error)
                 raise
@@ -129,6 +132,8 @@ class _Wrap:
             call = self._incoming.begin(self._method, context, stream=True)
             try:
                 for response in inner(request_or_requests, context):
+                    if call.admission is not FREE:
+                        call.admission.answered()
                     yield _written(response, write, context)
             except BaseException as error:
                 _raised(call, error)

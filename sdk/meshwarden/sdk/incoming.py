@@ -24,6 +24,7 @@ from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.limits import Limits
 from meshwarden.sdk.outgoing import DECISION_KEY
+from meshwarden.sdk.room import MOST_CALLS
 from meshwarden.sdk.span import Span
 from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
@@ -56,13 +57,26 @@ class Incoming:
         known: what is counted, by its key.
     """
 
-    def __init__(self, link: AgentLink, clock: Clock, monotonic_s: Callable[[], float] = time.monotonic) -> None:
-        """Begins to listen to the agent, which must have said already who the program is (`AgentLink.wait`)."""
+    def __init__(
+        self,
+        link: AgentLink,
+        clock: Clock,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        most_calls: int = MOST_CALLS,
+    ) -> None:
+        """Begins to listen to the agent, which must have said already who the program is (`AgentLink.wait`).
+
+        Args:
+            link: to the agent.
+            clock: the present, for checking certificates.
+            monotonic_s: the same, for limits.
+            most_calls: how many calls the server could serve at once and refuse one more.
+        """
         self.config: Config = link.config
         self.counter = link.counter
         self.known = Known(served_call)
         self._link = link
-        self._limits = Limits(link, monotonic_s)
+        self._limits = Limits(link, monotonic_s, most_calls)
         self._callers = Callers(lambda: self.config.bundles, clock)
         self._open: dict[int, tuple[Caller, Any]] = {}
         self._numbers = itertools.count()
@@ -111,7 +125,9 @@ class Incoming:
             if not admission.decision.allowed:
                 told = self._limits.refusal(admission.decision, caller.tenant, method)
                 open_answer(context, told.headers)
-                self._refuse(call, grpc.StatusCode.RESOURCE_EXHAUSTED, told.message, "limited", *told.trailing)
+                # Of a server that can do no more it is no policy's doing that a call fails.
+                decision = "" if told.code is grpc.StatusCode.UNAVAILABLE else "limited"
+                self._refuse(call, told.code, told.message, decision, *told.trailing)
         return call
 
     def _refuse(
@@ -122,8 +138,10 @@ class Incoming:
         decision: str,
         *trailing: tuple[str, str | bytes],
     ) -> NoReturn:
-        call.refused(CallStat.LIMITED if decision == "limited" else CallStat.DENIED)
-        call.context.set_trailing_metadata(((DECISION_KEY, decision), *trailing))
+        if decision:
+            call.refused(CallStat.LIMITED if decision == "limited" else CallStat.DENIED)
+            trailing = ((DECISION_KEY, decision), *trailing)
+        call.context.set_trailing_metadata(trailing)
         call.end(code, message)
         open_answer(call.context)
         call.context.abort(code, message)
@@ -169,9 +187,9 @@ class IncomingCall:
         self._last: Callable[[], object] | None = None
         self._open: threading.Lock | None = None
 
-    def leave(self) -> None:
-        """The handler has ended, whatever becomes of its answer."""
-        self.admission.end(self.context.trailing_metadata() or ())
+    def leave(self, is_measured: bool = False) -> None:
+        """The handler has ended, whatever becomes of its answer; see `Admission.end`."""
+        self.admission.end(self.context.trailing_metadata() or (), is_measured=is_measured)
 
     def at_end(self, last: Callable[[], object]) -> None:
         """Has `last` called at the end of the call, which is watched for from now on, by a thread of grpc."""

@@ -1,5 +1,6 @@
 """The limits of one server: a call must pass every policy, whatever its scope; and what a refused caller is told."""
 
+import random
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,18 +8,24 @@ from typing import Final, NamedTuple
 
 import grpc
 
-from meshwarden.sdk import cost, rate_limit_field, status_detail
+from meshwarden.sdk import cost, criticality, rate_limit_field, status_detail
 from meshwarden.sdk.admission import FREE, Admission, Engine, Taken
 from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.concurrency import Concurrency, Place
 from meshwarden.sdk.lease import Leases
 from meshwarden.sdk.limit import ANY_TENANT, Decision, Limiter, retry_after
+from meshwarden.sdk.overload import BUSY, RETRY_S
+from meshwarden.sdk.room import CONCURRENCY, MOST_CALLS, Rooms
 from meshwarden.sdk.share import ShareLink
 from meshwarden.sdk.unit import COST, amount_of, unit_of
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 POLICY_KEY: Final = "x-meshwarden-policy"
-_CODE: Final = int(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
+_EXHAUSTED: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
+_CODE: Final = int(_EXHAUSTED.value[0])
+_UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE
+_chance: Final = random.SystemRandom().random
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +33,13 @@ class Refusal:
     """What a refused caller is told.
 
     Attributes:
+        code: the status: UNAVAILABLE where another server may have room.
         message: of the status.
         headers: the RateLimit fields. They go before the status: the draft forbids them in trailers.
         trailing: when to try again, the policy, and google.rpc's details.
     """
 
+    code: grpc.StatusCode
     message: str
     headers: tuple[tuple[str, str], ...]
     trailing: tuple[tuple[str, str | bytes], ...]
@@ -60,8 +69,23 @@ class _Held(NamedTuple):
 class Limits:
     """Decides about calls. Safe to share between threads."""
 
-    def __init__(self, link: AgentLink, monotonic_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        link: AgentLink,
+        monotonic_s: Callable[[], float],
+        most_calls: int = MOST_CALLS,
+        chance: Callable[[], float] = _chance,
+    ) -> None:
+        """Nothing is limited yet.
+
+        Args:
+            link: to the agent.
+            monotonic_s: seconds of any clock that never goes back.
+            most_calls: how many calls the server could serve at once and refuse one more.
+            chance: from 0 to 1; see `meshwarden.sdk.gradient`.
+        """
         self._link, self._monotonic_s = link, monotonic_s
+        self._rooms, self._told = Rooms(most_calls, chance), False
         self._lock = threading.Lock()
         self._own: dict[str, Limiter] = {}
         self._shares: ShareLink | None = None
@@ -72,17 +96,20 @@ class Limits:
         """Puts other limits in force; policies that stay keep what was spent."""
         now_s = self._monotonic_s()
         with self._lock:
-            shared = [said for said in limits.policies if said.spec.scope != RatePolicySpec.POINT]
-            own = {said.policy: said for said in limits.policies if said.spec.scope == RatePolicySpec.POINT}
+            self._rooms.update(limits, now_s)
+            self._tell(bool(self._rooms.all))
+            policies = [said for said in limits.policies if not said.spec.HasField("adaptive")]
+            shared = [said for said in policies if said.spec.scope != RatePolicySpec.POINT]
+            own = {said.policy: said for said in policies if said.spec.scope == RatePolicySpec.POINT}
             self._own = {policy: self._own.get(policy) or Limiter() for policy in own}
             for policy, said in own.items():
                 self._own[policy].update(said, now_s)
             leases = self._shared(shared, now_s)
             self._specs = {said.policy: said.spec for said in limits.policies}
             self._held = _Held(
-                tuple(self._own.get(said.policy) or leases[said.policy] for said in limits.policies),
-                tuple(max(1, said.spec.reserve) for said in limits.policies),
-                tuple(number for number, said in enumerate(limits.policies) if unit_of(said.spec) == COST),
+                tuple(self._own.get(said.policy) or leases[said.policy] for said in policies),
+                tuple(max(1, said.spec.reserve) for said in policies),
+                tuple(number for number, said in enumerate(policies) if unit_of(said.spec) == COST),
             )
 
     def admit(self, tenant: str, method: str, metadata: Iterable[tuple[str, str | bytes]] = ()) -> Admission:
@@ -91,26 +118,36 @@ class Limits:
         Raises:
             cost.Malformed: a policy counts costs, and what the metadata declare is none.
         """
-        held = self._held
-        if not held.engines:
+        held, rooms = self._held, self._rooms.all
+        if not held.engines and not rooms:
             return FREE
         now_s = self._monotonic_s()
         amounts = held.amounts(metadata) if held.costs else held.reserves
         for number, engine in enumerate(held.engines):
             decision = engine.take(tenant, method, amounts[number], now_s)
             if not decision.allowed:
-                for taken, amount in zip(held.engines[:number], amounts, strict=False):
-                    taken.give_back(tenant, method, amount, now_s)
+                _give_back(held.engines[:number], amounts, tenant, method, now_s)
                 return Admission(decision=decision)
+        places: list[tuple[Concurrency, Place]] = []
+        # Last: a call that is over its limit is no sign of a server that has too much to do.
+        for policy, room in rooms:
+            place = room.enter(tenant, method, criticality.current() or criticality.DEFAULT, now_s)
+            if place is None:
+                _give_back(held.engines, amounts, tenant, method, now_s)
+                Admission(tenant, method, self._monotonic_s, places=places).end()
+                return Admission(decision=Decision(False, RETRY_S, CONCURRENCY, policy))
+            places.append((room, place))
         if not held.costs:
-            return FREE
+            return Admission(tenant, method, self._monotonic_s, places=places) if places else FREE
         costs = [Taken(held.engines[number], amounts[number]) for number in held.costs]
-        admission = Admission(tenant, method, self._monotonic_s, costs=costs)
+        admission = Admission(tenant, method, self._monotonic_s, costs=costs, places=places)
         cost.serving.set(admission)
         return admission
 
     def refusal(self, decision: Decision, tenant: str, method: str) -> Refusal:
         """What a caller is told whose call was not let pass."""
+        if decision.level == CONCURRENCY:
+            return _busy(decision, tenant)
         wait, policy = retry_after(decision), decision.policy
         level = f"tenant {tenant} at {method}" if decision.level == "method" else f"tenant {tenant}"
         message = f"rate policy {policy} limits {level}: try again in {wait} s"
@@ -120,7 +157,7 @@ class Limits:
             (POLICY_KEY, f"RatePolicy {policy}"),
             (status_detail.KEY, details),
         )
-        return Refusal(message, self._fields(decision, tenant, method), trailing)
+        return Refusal(_EXHAUSTED, message, self._fields(decision, tenant, method), trailing)
 
     def _fields(self, decision: Decision, tenant: str, method: str) -> tuple[tuple[str, str], ...]:
         """The RateLimit fields."""
@@ -143,6 +180,15 @@ class Limits:
         """Ends the stream to the agent, if there is one."""
         with self._lock:
             self._drop_shares()
+            self._tell(is_told=False)
+
+    def _tell(self, is_told: bool) -> None:
+        """Has the agent told of calls at once, or no more."""
+        if is_told and not self._told:
+            self._link.observe(self._rooms.states)
+        elif self._told and not is_told:
+            self._link.unobserve(self._rooms.states)
+        self._told = is_told
 
     def _shared(self, said: list[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Leases]:
         """The leases of policies that hold across the mesh."""
@@ -159,3 +205,21 @@ class Limits:
         if self._shares is not None:
             self._shares.close()
             self._shares = None
+
+
+def _give_back(engines: Iterable[Engine], amounts: Iterable[int], tenant: str, method: str, now_s: float) -> None:
+    """Puts back what policies took of a call that another refuses."""
+    for taken, amount in zip(engines, amounts, strict=False):
+        taken.give_back(tenant, method, amount, now_s)
+
+
+def _busy(decision: Decision, tenant: str) -> Refusal:
+    """What a caller is told whom another server of the service may serve; see `meshwarden.sdk.overload`."""
+    policy = f"RatePolicy {decision.policy}"
+    message = (
+        f"rate policy {decision.policy}: this server has as many calls as it can do with, or tenant {tenant} has its"
+        f" part of them: try again in {RETRY_S} s"
+    )
+    level = f"{policy}: calls at once of tenant {tenant}"
+    details = status_detail.limited(int(_UNAVAILABLE.value[0]), message, decision.retry_after_s, tenant, level)
+    return Refusal(_UNAVAILABLE, message, (), (*BUSY, (POLICY_KEY, policy), (status_detail.KEY, details)))

@@ -76,7 +76,7 @@ class OverloadInterceptor(grpc.aio.ServerInterceptor):
     @property
     def now(self) -> tuple[int, int]:
         """How many calls may be at the server, and how many are."""
-        usage = self._concurrency.take_usage()
+        usage = self._concurrency.usage
         return usage.limit, usage.in_flight
 
     async def intercept_service(

@@ -109,7 +109,8 @@ def server(
     """Makes a server of the mesh; open its port by `add_port`.
 
     Args:
-        max_workers: threads, each of which serves one call at a time.
+        max_workers: threads, each of which serves one call at a time; by default as many as a ThreadPoolExecutor has.
+            Under a rate policy with `adaptive` one of them is left to refuse calls.
         interceptors: the program's own; they come after the checks, and `peer_identity` answers in them.
         options: gRPC channel arguments; they go before ours.
         max_connection_age: after which a client is asked to connect anew (grpc adds up to a tenth either way).
@@ -123,7 +124,8 @@ def server(
     require_bootstrap()
     link = AgentLink.of_process()
     link.wait()
-    incoming = Incoming(link, clock)
+    workers = max_workers or min(32, (os.cpu_count() or 1) + 4)
+    incoming = Incoming(link, clock, most_calls=workers - 1)
     ours: list[tuple[str, Any]] = [
         ("grpc.max_connection_age_ms", round(max_connection_age.total_seconds() * 1000)),
         ("grpc.max_connection_age_grace_ms", round(connection_grace.total_seconds() * 1000)),
@@ -132,7 +134,7 @@ def server(
     ]
     given = {name for name, _ in options}
     inner = grpc.server(
-        ThreadPoolExecutor(max_workers, thread_name_prefix="meshwarden-serve"),
+        ThreadPoolExecutor(workers, thread_name_prefix="meshwarden-serve"),
         interceptors=[IncomingInterceptor(incoming), *interceptors],
         options=[*options, *(pair for pair in ours if pair[0] not in given)],
         xds=True,

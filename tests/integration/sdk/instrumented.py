@@ -273,8 +273,8 @@ class Sync:
         self.server = grpc.server(ThreadPoolExecutor(4), interceptors=server)
         self.server.add_generic_rpc_handlers((made.method_handlers_generic_handler("t.T", handlers),))
         takes = grpc.ssl_server_credentials([(own.key_pem(), own.chain_pem())], roots, require_client_auth=True)
-        port = self.server.add_secure_port("127.0.0.1:0", takes)
-        self.plain = grpc.secure_channel(f"127.0.0.1:{port}", *shown(issuer, web))
+        self.port = self.server.add_secure_port("127.0.0.1:0", takes)
+        self.plain = grpc.secure_channel(f"127.0.0.1:{self.port}", *shown(issuer, web))
         self.channel = client(self.plain)
 
     def fail(self, request: bytes, context: Any) -> bytes:

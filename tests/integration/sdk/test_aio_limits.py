@@ -1,5 +1,6 @@
 """A grpc.aio server under limits: certificates through a front, calls of all shapes, and callers that nobody knows."""
 
+import contextlib
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,11 +22,11 @@ from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.report_pb2 import CallStat
-from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
+from meshwarden.v1.resources_pb2 import Adaptive, RateLimit, RatePolicySpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from instrumented import DEADLINE_S, Aio, Handlers, Link, certified, shown
+from instrumented import DEADLINE_S, Aio, Handlers, Link, certified, shown, soon
 
 # One call each of them, and the next in a thousand seconds.
 SHAPES = ["Echo", "Fan", "Write", "Gather", "Both", "Read"]
@@ -43,7 +44,17 @@ class Limited(Link):
 
     def __init__(self, bundles: dict[str, Any], told: ServerLimits | None = None) -> None:
         super().__init__(bundles)
+        self.observed: list[Any] = []
         self.tell(told or ServerLimits())
+
+    def observe(self, states: Any) -> None:
+        self.observed.append(states)
+
+    def unobserve(self, states: Any) -> None:
+        self.observed.remove(states)
+
+    def unlisten(self, listener: Any) -> None:
+        pass
 
     def tell(self, told: ServerLimits) -> None:
         before = self.config
@@ -234,3 +245,80 @@ async def test_a_call_costs_what_it_says_and_is_settled_by_what_its_handler_says
         assert await code("Unary", b"", "902") is refused
         assert await code("Unary", b"5000") is ok, "what it costs is known too late for that"
         assert await code("Unary", b"", "0") is refused, "all of it is owed"
+
+
+def room(least: int, most: int) -> ServerLimits:
+    spec = RatePolicySpec(scope=RatePolicySpec.POINT, adaptive=Adaptive(min=least, max=most))
+    return ServerLimits(policies=[PolicyLimits(policy="platform/room", spec=spec)])
+
+
+def in_flight(link: Limited) -> int:
+    """What the server would tell its agent."""
+    ((state,),) = (states() for states in link.observed)
+    found: int = state.in_flight
+    return found
+
+
+async def test_a_full_server_refuses_and_whoever_leaves_makes_room(tmp_path: Path, authority: Any) -> None:
+    issuer = authority()
+    link = Limited({}, room(1, 1))
+    async with Proved(tmp_path, issuer, link).running() as proved, proved.channel() as channel:
+        waiting = channel.unary_unary("/t.T/Wait")(b"", timeout=DEADLINE_S)
+        await soon(lambda: proved.handlers.came == 1)
+        for method in SHAPES:
+            refused = await ended(channel, method)
+            assert refused is not None
+            assert refused.code() is grpc.StatusCode.UNAVAILABLE
+            assert "this server has as many calls as it can do with" in (refused.details() or "")
+            trailing = dict(refused.trailing_metadata())
+            assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("1", "1000")
+            assert "mesh-decision" not in trailing, "it is the server's lack, not the caller's"
+        waiting.cancel()
+        await soon(lambda: in_flight(link) == 0)
+        for method in SHAPES:
+            assert await ended(channel, method) is None
+            await soon(lambda: in_flight(link) == 0)
+    stats = {(stat.status, stat.decision) for stat in link.counter.take()}
+    assert ("UNAVAILABLE", CallStat.ALLOWED) in stats
+    assert CallStat.LIMITED not in {decision for _, decision in stats}
+    proved.interceptor.close()
+    assert link.observed == []
+
+
+async def test_a_place_comes_back_whatever_the_end_of_the_call(tmp_path: Path, authority: Any) -> None:
+    issuer = authority()
+    link = Limited({}, room(100, 100))
+    async with Proved(tmp_path, issuer, link).running() as proved:
+        async with proved.channel() as channel:
+            for method in ("Echo", "Fail", "Abort", "None", "Bad", "Code"):
+                await ended(channel, method)
+            for method in ("Wait", "Stubborn"):
+                before = proved.handlers.came
+                call = channel.unary_unary(f"/t.T/{method}")(b"", timeout=DEADLINE_S)
+                await soon(lambda before=before: proved.handlers.came > before)
+                call.cancel()
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await channel.unary_unary("/t.T/Wait")(b"", timeout=0.3)
+            assert [one async for one in channel.unary_stream("/t.T/Fan")(b"3", timeout=DEADLINE_S)]
+            broken = channel.unary_stream("/t.T/Fan")(b"1000000", timeout=DEADLINE_S)
+            assert await broken.read() == b"x"
+            broken.cancel()
+            before = proved.handlers.came
+            lost = channel.unary_unary("/t.T/Wait")(b"", timeout=DEADLINE_S)
+            await soon(lambda: proved.handlers.came > before)
+            assert in_flight(link) >= 1
+            del lost
+        await soon(lambda: in_flight(link) == 0)  # the caller has gone
+
+
+async def test_an_open_stream_holds_no_place_and_one_without_an_answer_does(tmp_path: Path, authority: Any) -> None:
+    issuer = authority()
+    link = Limited({}, room(1, 1))
+    async with Proved(tmp_path, issuer, link).running() as proved, proved.channel() as channel:
+        silent = channel.stream_stream("/t.T/Both")(timeout=DEADLINE_S)
+        await soon(lambda: in_flight(link) == 1)
+        await silent.write(b"a")
+        assert await silent.read() == b"a"
+        assert in_flight(link) == 0
+        assert await ended(channel, "Echo") is None
+        silent.cancel()

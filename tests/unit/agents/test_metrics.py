@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.metrics import AgentMetrics, only_envoys
 from meshwarden.agents.quota.points import Points
 from meshwarden.sdk.criticality import Criticality
@@ -28,7 +29,11 @@ def metrics(admin_socket: Path) -> AgentMetrics:
     points.answered_s = 11.0
     overload: Any = SimpleNamespace(now=(20, 3), shed=Counter({Criticality.SHEDDABLE_PLUS: 5}))
     end = NOW + timedelta(hours=1)
-    return AgentMetrics(lambda: status, lambda: {"acme": 512}, lambda: end, points, overload, lambda: NOW)
+    said = Concurrencies(lambda: 0.0)
+    state = pb.ConcurrencyState(policy="platform/orders", limit=12, in_flight=9)
+    state.shed.add(tenant="acme", criticality="SHEDDABLE", count=4)
+    said.take("platform/orders", 7, [state, pb.ConcurrencyState(policy="foreign/one", limit=1)], ["platform/orders"])
+    return AgentMetrics(lambda: status, lambda: {"acme": 512}, lambda: end, points, said, overload, lambda: NOW)
 
 
 async def test_how_the_agent_does(tmp_path: Path) -> None:
@@ -45,6 +50,9 @@ async def test_how_the_agent_does(tmp_path: Path) -> None:
         ("meshwarden_agent_connected",): 1,
         ("meshwarden_agent_concurrency_limit",): 20,
         ("meshwarden_agent_concurrency",): 3,
+        ("meshwarden_concurrency_limit", "platform/orders", "platform/orders"): 12,
+        ("meshwarden_concurrency", "platform/orders", "platform/orders"): 9,
+        ("meshwarden_concurrency_shed_total", "SHEDDABLE", "platform/orders", "acme", "platform/orders"): 4,
         ("meshwarden_agent_shed_total", "SHEDDABLE_PLUS"): 5,
         ("meshwarden_agent_acked_revision",): 7,
         ("meshwarden_agent_certificate_expiry_seconds",): 3600,

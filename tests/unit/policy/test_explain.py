@@ -115,6 +115,16 @@ def test_the_limit_is_told_with_its_place() -> None:
     assert asked(ORDERS).limit == ""
 
 
+def test_a_limit_that_is_found_is_told_with_the_callers_part() -> None:
+    spec = {"service": "orders", "scope": "POINT", "adaptive": {"max": 40}, "limits": [{"tenant": "acme", "weight": 3}]}
+    answer = asked(ORDERS, made("RatePolicy", "platform", "room", spec))
+    assert step(answer, "limit").field == "spec.limits[0]"
+    part = "tenant acme has a part of weight 3, and what is spare"
+    assert step(answer, "limit").text == f"each server takes from 4 to 40 calls at once, as it finds; {part}"
+    spec["limits"] = []
+    assert step(asked(ORDERS, made("RatePolicy", "platform", "room", spec)), "limit").field == "spec.adaptive"
+
+
 LIMIT = made("RatePolicy", "platform", "much", {"service": "orders", "limits": [{"tenant": "*", "requests": 7}]})
 HELD = (ORDERS, ALLOW, SPLIT, LIMIT, endpoint("a", "v1"))
 

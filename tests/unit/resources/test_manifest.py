@@ -266,6 +266,25 @@ def test_a_tenant_has_one_limit() -> None:
             "{scope: POINT, limits: [{tenant: a, requests: 9, methods: [{method: /x/B, requests: 1}]}]}",
             "spec.limits[0].methods: only with scope MESH",
         ),
+        ("{adaptive: {}}", "spec.scope: must be POINT"),
+        ("{scope: MESH, adaptive: {}}", "spec.scope: must be POINT"),
+        ("{scope: POINT, adaptive: {min: 9, max: 8}}", "spec.adaptive.max: 8 is below min, 9"),
+        ("{scope: POINT, adaptive: {max: 3}}", "spec.adaptive.max: 3 is below min, 4"),
+        ("{scope: POINT, adaptive: {min: -1}}", "spec.adaptive.min"),
+        ("{scope: POINT, adaptive: {min: 100001}}", "spec.adaptive.min"),
+        ("{scope: POINT, adaptive: {}, shadow: true}", "spec.shadow: not with adaptive"),
+        ("{scope: POINT, adaptive: {}, total: {requests: 1}}", "spec.total: not with adaptive"),
+        ("{scope: POINT, adaptive: {}, whenAway: DENY}", "spec.whenAway: not with adaptive"),
+        (
+            "{scope: POINT, adaptive: {}, limits: [{tenant: a, requests: 9}]}",
+            "spec.limits[0].requests: with adaptive a tenant has a weight and nothing else",
+        ),
+        (
+            "{scope: POINT, adaptive: {}, limits: [{tenant: a, burst: 9}]}",
+            "spec.limits[0].burst: with adaptive a tenant has a weight and nothing else",
+        ),
+        ("{scope: POINT, adaptive: {}, limits: [{tenant: a, weight: 0}]}", "spec.limits[0].weight"),
+        ("{scope: POINT, adaptive: {}, limits: [{tenant: a}, {tenant: a}]}", "a has a limit already"),
     ],
 )
 def test_a_rate_policy_that_can_not_hold_is_refused_at_its_field(spec: str, fault: str) -> None:
@@ -318,6 +337,13 @@ PART = "limits: [{tenant: a, requests: 9, services: [PARTS]}]"
 def test_a_policy_of_several_services_that_can_not_hold_is_refused_at_its_field(spec: str, fault: str) -> None:
     (found,) = faults(f"kind: RatePolicy\nmetadata: {{tenant: a, name: b}}\nspec: {spec}\n")
     assert fault in found
+
+
+@pytest.mark.parametrize("adaptive", ["{}", "{min: 2}", "{min: 2000}", "{min: 5, max: 5}"])
+@pytest.mark.parametrize("limits", ["[]", "[{tenant: a, weight: 3}, {tenant: '*'}]"])
+def test_a_limit_that_is_found_needs_no_more(adaptive: str, limits: str) -> None:
+    spec = f"{{service: b, scope: POINT, adaptive: {adaptive}, limits: {limits}}}"
+    assert parse(f"kind: RatePolicy\nmetadata: {{tenant: a, name: b}}\nspec: {spec}\n", "m")
 
 
 def test_a_total_alone_is_a_rate_policy() -> None:

@@ -308,6 +308,26 @@ def test_a_service_may_have_several_rate_policies_but_where_envoys_serve_it(mesh
     assert told(ENVOY, mesh) == [f"resources[0].{of_entry}"]
 
 
+ADAPTIVE = (
+    "kind: RatePolicy\nmetadata: {tenant: platform, name: NAME}\nspec: {service: orders, scope: POINT, adaptive: {}}\n"
+)
+
+
+def test_a_limit_that_is_found_is_one_and_not_an_envoys(mesh: View) -> None:
+    room = ADAPTIVE.replace("NAME", "room")
+    assert not told(room, mesh)
+    assert told(f"{room}---\n{ADAPTIVE.replace('NAME', 'second')}", mesh) == [
+        "resources[1].spec.adaptive: RatePolicy platform/room finds that limit already"
+    ]
+    mesh.put(batch(room)[0])
+    reason = "an Envoy (WorkloadEntry platform/orders-v2) can't hold it: its own knows of no tenants"
+    assert any(
+        f"RatePolicy platform/room can't be held: spec.adaptive: {reason}" in fault for fault in told(ENVOY, mesh)
+    )
+    mesh.put(batch(ENVOY)[0])
+    assert any(f"spec.adaptive: {reason}" in fault for fault in told(room, mesh))
+
+
 def wide(
     services: str, limits: str = "[{tenant: '*', requests: 9}]", tenant: str = "platform", name: str = "wide"
 ) -> str:

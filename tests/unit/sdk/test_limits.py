@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
 
-from meshwarden.sdk.limits import Limits
+from meshwarden.sdk.limits import POLICY_KEY, Limits
+from meshwarden.sdk.overload import PUSHBACK_KEY
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
@@ -14,6 +16,17 @@ GET = "/shop.v1.Orders/Get"
 
 class Silent:
     """An agent that answers nothing."""
+
+    def __init__(self) -> None:
+        self.observed: list[Any] = []
+
+    def observe(self, states: Any) -> None:
+        """Will ask how it is with calls at once."""
+        self.observed.append(states)
+
+    def unobserve(self, states: Any) -> None:
+        """Won't any more."""
+        self.observed.remove(states)
 
     def share(self, requests: Any) -> Iterator[Any]:
         """No answer to what a server has used."""
@@ -28,11 +41,16 @@ def said(name: str, tenant: str, burst: int, scope: "RatePolicySpec.Scope.ValueT
 
 
 @pytest.fixture
-def limits() -> Iterator[Limits]:
-    agent: Any = Silent()
+def agent() -> Any:
+    return Silent()
+
+
+@pytest.fixture
+def limits(agent: Any) -> Iterator[Limits]:
     made = Limits(agent, lambda: 100.0)
     yield made
     made.close()
+    assert agent.observed == []
 
 
 def test_a_call_must_pass_every_policy_and_costs_those_nothing_that_let_a_refused_one_pass(limits: Limits) -> None:
@@ -86,3 +104,83 @@ def test_a_refused_caller_is_told_the_limit_in_the_drafts_fields(limits: Limits)
     refused = limits.admit("acme", GET).decision
     limits.update(ServerLimits())
     assert dict(limits.refusal(refused, "acme", GET).headers).keys() == {"ratelimit"}, "of a policy that has gone"
+
+
+def adaptive(least: int, most: int, name: str = "platform/room") -> PolicyLimits:
+    spec = RatePolicySpec(scope=RatePolicySpec.POINT, limits=[RateLimit(tenant="acme", weight=3)])
+    spec.adaptive.min, spec.adaptive.max = least, most
+    return PolicyLimits(policy=name, spec=spec)
+
+
+def test_a_server_that_is_full_lets_nobody_in_until_a_call_ends(limits: Limits, agent: Any) -> None:
+    limits.update(ServerLimits(policies=[adaptive(2, 2)]))
+    admitted = [limits.admit("acme", GET) for _ in range(4)]
+    assert [one.decision.allowed for one in admitted] == [True, True, False, False]
+    ((states,),) = (one() for one in agent.observed)
+    assert (states.policy, states.limit, states.in_flight) == ("platform/room", 2, 2)
+    assert [(one.tenant, one.criticality, one.count) for one in states.shed] == [("acme", "CRITICAL", 2)]
+    for one in admitted:
+        one.end(is_measured=True)
+        one.end()
+    assert [limits.admit("acme", GET).decision.allowed for _ in range(3)] == [True, True, False]
+
+
+def test_a_stream_has_a_place_until_its_first_answer(limits: Limits) -> None:
+    limits.update(ServerLimits(policies=[adaptive(1, 1)]))
+    stream = limits.admit("acme", GET)
+    assert not limits.admit("acme", GET).decision.allowed
+    stream.answered()
+    stream.answered()
+    assert limits.admit("acme", GET).decision.allowed
+    stream.end()
+    assert not limits.admit("acme", GET).decision.allowed
+
+
+def test_who_is_not_let_in_is_told_that_another_server_may_have_room(limits: Limits) -> None:
+    limits.update(ServerLimits(policies=[adaptive(1, 1)]))
+    limits.admit("acme", GET)
+    told = limits.refusal(limits.admit("acme", GET).decision, "acme", GET)
+    assert told.code is grpc.StatusCode.UNAVAILABLE
+    assert "rate policy platform/room: this server has as many calls as it can do with" in told.message
+    trailing = dict(told.trailing)
+    assert (trailing["retry-after"], trailing[PUSHBACK_KEY]) == ("1", "1000")
+    assert trailing[POLICY_KEY] == "RatePolicy platform/room"
+    assert b"RetryInfo" in trailing["grpc-status-details-bin"]
+    assert told.headers == ()
+
+
+def test_who_finds_no_place_has_used_nothing_of_other_policies(limits: Limits) -> None:
+    wide = said("platform/wide", "acme", 5, RatePolicySpec.POINT)
+    limits.update(ServerLimits(policies=[adaptive(1, 1), wide]))
+    first = limits.admit("acme", GET)
+    assert [limits.admit("acme", GET).decision.policy for _ in range(20)] == ["platform/room"] * 20
+    for _ in range(4):
+        first.end()
+        first = limits.admit("acme", GET)
+        assert first.decision.allowed
+    first.end()
+    over = limits.admit("acme", GET)
+    assert over.decision.policy == "platform/wide"
+    over.end()
+    limits.update(ServerLimits(policies=[adaptive(1, 1)]))
+    assert limits.admit("acme", GET).decision.allowed, "who was over a limit held no place"
+
+
+def test_what_was_found_stays_when_other_policies_change(limits: Limits) -> None:
+    limits.update(ServerLimits(policies=[adaptive(1, 1)]))
+    held = limits.admit("acme", GET)
+    limits.update(ServerLimits(policies=[adaptive(1, 1), said("platform/wide", "acme", 5, RatePolicySpec.POINT)]))
+    assert not limits.admit("acme", GET).decision.allowed
+    held.end()
+    assert limits.admit("acme", GET).decision.allowed
+
+
+def test_a_server_takes_no_more_than_it_has_threads_but_one(agent: Any) -> None:
+    few = Limits(agent, lambda: 100.0, most_calls=3)
+    few.update(ServerLimits(policies=[adaptive(4, 1000)]))
+    assert [few.admit("acme", GET).decision.allowed for _ in range(5)] == [True] * 3 + [False] * 2
+    few.close()
+    one = Limits(agent, lambda: 100.0, most_calls=0)
+    one.update(ServerLimits(policies=[adaptive(4, 1000)]))
+    assert one.admit("acme", GET).decision.allowed, "who has one thread serves one call"
+    one.close()

@@ -164,6 +164,12 @@ def _limit(call: _Call) -> None:
 def _limit_of(call: _Call, said: Limits) -> None:
     tenant, title = call.caller.tenant, f"RatePolicy {said.policy}"
     limit = said.find(tenant)
+    if said.adaptive is not None:
+        text = f"each server takes from {said.adaptive.least} to {said.adaptive.most} calls at once, as it finds"
+        text += f"; tenant {tenant} has a part of weight {limit.weight if limit is not None else 1}, and what is spare"
+        place = f"spec.limits[{said.limits.index(limit)}]" if limit is not None else "spec.adaptive"
+        call.step("limit", True, text, title, place)
+        return
     if limit is None:
         call.step("limit", True, f"tenant {tenant} is not limited", title)
         return

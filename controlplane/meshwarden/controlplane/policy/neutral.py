@@ -204,6 +204,14 @@ class Limit:
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """A limit on calls at once that each server finds by itself, between two numbers."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Limits:
     """What one policy lets each tenant call; a tenant without a limit is not limited.
 
@@ -218,6 +226,7 @@ class Limits:
         shadow: whether nothing is refused.
         unit: what all amounts count.
         reserve: where that is cost: what a call takes that declares nothing.
+        adaptive: if the limit is on calls at once and found: the limits have weights and nothing else.
     """
 
     policy: Name
@@ -230,6 +239,7 @@ class Limits:
     shadow: bool = False
     unit: Unit = REQUESTS
     reserve: int = 1
+    adaptive: Adaptive | None = None
 
     def find(self, tenant: str) -> Limit | None:
         """The limit on a tenant: its own before the one for all others."""

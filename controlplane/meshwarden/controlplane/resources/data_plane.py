@@ -30,9 +30,15 @@ def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> 
     """What the data planes of one service can't hold of its policies, the narrowest of which come first."""
     for policy in policies[MAX_POLICIES:]:
         yield Unheld(policy, _about(policy), f"a service has at most {MAX_POLICIES} RatePolicies")
+    adaptive = [policy for policy in policies if policy.spec.HasField("adaptive")]
+    for policy in adaptive[1:]:
+        yield Unheld(policy, "spec.adaptive", f"{title(ref_of(adaptive[0]))} finds that limit already")
     envoy = next((entry for entry in entries if is_envoy(entry)), None)
     if envoy is None:
         return
+    for policy in adaptive:
+        text = f"an Envoy ({title(ref_of(envoy))}) can't hold it: its own knows of no tenants"
+        yield Unheld(policy, "spec.adaptive", text)
     first: dict[Width, RatePolicy] = {}
     for policy in policies:
         known = first.setdefault(width(policy.metadata.tenant, policy.spec), policy)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from meshwarden.controlplane.resources.adaptive import adaptive_faults
 from meshwarden.sdk.unit import COST, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
@@ -18,13 +19,17 @@ def rate_faults(spec: RatePolicySpec) -> Faults:
     """Every fault of a policy that keeps the schema's rules."""
     if bool(spec.service) == bool(spec.services):
         yield "spec.service", "is required, or services" if not spec.service else "this or services, not both"
-    if not spec.limits and not spec.HasField("total"):
+    is_adaptive = spec.HasField("adaptive")
+    if not spec.limits and not spec.HasField("total") and not is_adaptive:
         yield "spec.limits", "is required, unless there is a total"
     named = Counter[str]()
     for number, limit in enumerate(spec.limits):
         if named[limit.tenant]:
             yield f"spec.limits[{number}].tenant", f"{limit.tenant} has a limit already"
         named[limit.tenant] += 1
+    if is_adaptive:
+        yield from adaptive_faults(spec)
+        return
     yield from _amount_faults(spec)
     if spec.scope == RatePolicySpec.POINT:
         yield from _point_faults(spec)

@@ -23,7 +23,7 @@ class Envoy:
     def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
         """Routes to the program, who may call, and how much."""
         # Validation lets a service that Envoys serve have one policy of each width.
-        limits = {said.width: said for said in reversed(rate.limits(mesh, service))}
+        limits = {said.width: said for said in reversed(rate.limits(mesh, service)) if said.adaptive is None}
         return (
             inbound.routes(service),
             inbound.access(access.access(mesh, service), mesh.trust_domain),
