@@ -271,6 +271,6 @@ class SpanQueue(SpanProcessor):
                 self._changed.wait_for(lambda: self._is_over, min(pause_s, _LAST_PAUSE_S))
 
     def _say_away(self, why: str) -> None:
-        if not self._is_away:
+        if not self._is_away and not self._is_over:
             _log.warning("spans wait until they are taken: %s", why)
         self._is_away = True
