@@ -1313,6 +1313,7 @@ class QuotaState(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
+    IN_USE_FIELD_NUMBER: _builtins.int
     limit: _builtins.float
     floor: _builtins.float
     weight: _builtins.float
@@ -1324,6 +1325,7 @@ class QuotaState(_message.Message):
     shadowed: _builtins.int
     reason: _builtins.str
     unit: _builtins.str
+    in_use: _builtins.float
     @_builtins.property
     def bucket(self) -> _quota_service_pb2.Bucket: ...
     @_builtins.property
@@ -1344,10 +1346,11 @@ class QuotaState(_message.Message):
         reason: _builtins.str = ...,
         points: _abc.Iterable[Global___QuotaPoint] | None = ...,
         unit: _builtins.str = ...,
+        in_use: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "floor", b"floor", "held", b"held", "limit", b"limit", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "unit", b"unit", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "floor", b"floor", "held", b"held", "in_use", b"in_use", "limit", b"limit", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "unit", b"unit", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1361,10 +1364,12 @@ class QuotaPoint(_message.Message):
     POINT_FIELD_NUMBER: _builtins.int
     DEMAND_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
+    IN_USE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     point: _builtins.str
     demand: _builtins.float
     share: _builtins.float
+    in_use: _builtins.float
     def __init__(
         self,
         *,
@@ -1372,10 +1377,11 @@ class QuotaPoint(_message.Message):
         point: _builtins.str = ...,
         demand: _builtins.float = ...,
         share: _builtins.float = ...,
+        in_use: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "node", b"node", "point", b"point", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "in_use", b"in_use", "node", b"node", "point", b"point", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -90,9 +90,11 @@ class BucketUsage(_message.Message):
     ALLOWED_FIELD_NUMBER: _builtins.int
     DENIED_FIELD_NUMBER: _builtins.int
     SHADOWED_FIELD_NUMBER: _builtins.int
+    IN_USE_FIELD_NUMBER: _builtins.int
     allowed: _builtins.int
     denied: _builtins.int
     shadowed: _builtins.int
+    in_use: _builtins.int
     @_builtins.property
     def bucket(self) -> Global___Bucket: ...
     def __init__(
@@ -102,10 +104,11 @@ class BucketUsage(_message.Message):
         allowed: _builtins.int = ...,
         denied: _builtins.int = ...,
         shadowed: _builtins.int = ...,
+        in_use: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "denied", b"denied", "shadowed", b"shadowed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "denied", b"denied", "in_use", b"in_use", "shadowed", b"shadowed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -932,10 +932,12 @@ class Rate(_message.Message):
 
     REQUESTS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    CONCURRENT_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
     cost: _builtins.int
+    concurrent: _builtins.int
     burst: _builtins.int
     @_builtins.property
     def per(self) -> _duration_pb2.Duration: ...
@@ -944,14 +946,15 @@ class Rate(_message.Message):
         *,
         requests: _builtins.int = ...,
         cost: _builtins.int = ...,
+        concurrent: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "burst", b"burst", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "burst", b"burst", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost", "concurrent"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_amount) -> _WhichOneofReturnType_amount | None: ...
 
@@ -964,6 +967,7 @@ class RateLimit(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    CONCURRENT_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     FLOOR_FIELD_NUMBER: _builtins.int
@@ -973,6 +977,7 @@ class RateLimit(_message.Message):
     tenant: _builtins.str
     requests: _builtins.int
     cost: _builtins.int
+    concurrent: _builtins.int
     burst: _builtins.int
     floor: _builtins.int
     weight: _builtins.int
@@ -988,6 +993,7 @@ class RateLimit(_message.Message):
         tenant: _builtins.str = ...,
         requests: _builtins.int = ...,
         cost: _builtins.int = ...,
+        concurrent: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
         floor: _builtins.int = ...,
@@ -995,13 +1001,13 @@ class RateLimit(_message.Message):
         methods: _abc.Iterable[Global___MethodLimit] | None = ...,
         services: _abc.Iterable[Global___ServiceLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "services", b"services", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "services", b"services", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost", "concurrent"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
@@ -1017,6 +1023,7 @@ class ServiceLimit(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    CONCURRENT_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     FLOOR_FIELD_NUMBER: _builtins.int
@@ -1025,6 +1032,7 @@ class ServiceLimit(_message.Message):
     service: _builtins.str
     requests: _builtins.int
     cost: _builtins.int
+    concurrent: _builtins.int
     burst: _builtins.int
     floor: _builtins.int
     weight: _builtins.int
@@ -1038,19 +1046,20 @@ class ServiceLimit(_message.Message):
         service: _builtins.str = ...,
         requests: _builtins.int = ...,
         cost: _builtins.int = ...,
+        concurrent: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
         floor: _builtins.int = ...,
         weight: _builtins.int | None = ...,
         methods: _abc.Iterable[Global___MethodLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "service", b"service", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "service", b"service", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost", "concurrent"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
@@ -1066,6 +1075,7 @@ class MethodLimit(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
+    CONCURRENT_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     FLOOR_FIELD_NUMBER: _builtins.int
@@ -1073,6 +1083,7 @@ class MethodLimit(_message.Message):
     method: _builtins.str
     requests: _builtins.int
     cost: _builtins.int
+    concurrent: _builtins.int
     burst: _builtins.int
     floor: _builtins.int
     weight: _builtins.int
@@ -1084,18 +1095,19 @@ class MethodLimit(_message.Message):
         method: _builtins.str = ...,
         requests: _builtins.int = ...,
         cost: _builtins.int = ...,
+        concurrent: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
         floor: _builtins.int = ...,
         weight: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "cost", b"cost", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost", "concurrent"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...

@@ -48,7 +48,18 @@ class Admission:
         decision: whether the call may go on.
     """
 
-    __slots__ = ("_cost", "_costs", "_ended", "_lock", "_method", "_monotonic_s", "_places", "_tenant", "decision")
+    __slots__ = (
+        "_cost",
+        "_costs",
+        "_ended",
+        "_lock",
+        "_method",
+        "_monotonic_s",
+        "_places",
+        "_slots",
+        "_tenant",
+        "decision",
+    )
 
     def __init__(
         self,
@@ -57,12 +68,23 @@ class Admission:
         monotonic_s: Callable[[], float] = lambda: 0.0,
         *,
         costs: Iterable[Taken] = (),
+        slots: Sequence[Engine] = (),
         places: Sequence[tuple[Concurrency, Place]] = (),
         decision: Decision = ALLOWED,
     ) -> None:
-        """`costs` is what it has taken where its cost is counted, `places` are those that it has at the server."""
+        """What it has, by how that is counted.
+
+        Args:
+            tenant: the caller's.
+            method: that it calls.
+            monotonic_s: seconds of any clock that never goes back.
+            costs: what it has taken where its cost is counted.
+            slots: the engines that count it while it runs.
+            places: those that it has at the server, where that finds by itself how many there are.
+            decision: whether it may go on.
+        """
         self._tenant, self._method, self._monotonic_s = tenant, method, monotonic_s
-        self._costs, self._places = tuple(costs), places
+        self._costs, self._slots, self._places = tuple(costs), slots, places
         self._cost: int | None = None
         self._ended, self._lock = False, threading.Lock()
         self.decision = decision
@@ -101,6 +123,8 @@ class Admission:
                 if said is not None:
                     for taken in self._costs:
                         self._settle(taken, said)
+            for engine in self._slots:
+                engine.end(self._tenant, self._method, self._monotonic_s())
 
     def _leave(self, is_measured: bool) -> None:
         now_s = self._monotonic_s()

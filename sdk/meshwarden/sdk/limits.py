@@ -17,11 +17,14 @@ from meshwarden.sdk.limit import ANY_TENANT, Decision, Limiter, retry_after
 from meshwarden.sdk.overload import BUSY, RETRY_S
 from meshwarden.sdk.room import CONCURRENCY, MOST_CALLS, Rooms
 from meshwarden.sdk.share import ShareLink
-from meshwarden.sdk.unit import COST, amount_of, unit_of
+from meshwarden.sdk.slot import Slots
+from meshwarden.sdk.unit import CONCURRENT, COST, REQUESTS, Unit, amount_of, unit_of
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 POLICY_KEY: Final = "x-meshwarden-policy"
+_DRAFTS_UNITS: Final[Mapping[Unit, str]] = {REQUESTS: "requests", CONCURRENT: "concurrent-requests"}
+"""What the RateLimit fields call what we count; costs they have no unit for."""
 _EXHAUSTED: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
 _CODE: Final = int(_EXHAUSTED.value[0])
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE
@@ -52,11 +55,25 @@ class _Held(NamedTuple):
         engines: of each.
         reserves: what each takes of a call that declares nothing.
         costs: the numbers of those that count costs.
+        slots: the engines of those that count calls at once.
     """
 
     engines: tuple[Engine, ...] = ()
     reserves: tuple[int, ...] = ()
     costs: tuple[int, ...] = ()
+    slots: tuple[Engine, ...] = ()
+
+    @classmethod
+    def of(cls, policies: Sequence[node_service_pb2.PolicyLimits], engines: Mapping[str, Engine]) -> "_Held":
+        """Those of a server, by name of the policy."""
+        units = [unit_of(said.spec) for said in policies]
+        found = tuple(engines[said.policy] for said in policies)
+        return cls(
+            found,
+            tuple(max(1, said.spec.reserve) for said in policies),
+            tuple(number for number, unit in enumerate(units) if unit == COST),
+            tuple(engine for engine, unit in zip(found, units, strict=True) if unit == CONCURRENT),
+        )
 
     def amounts(self, metadata: Iterable[tuple[str, str | bytes]]) -> Sequence[int]:
         """What each takes of a call with such metadata; none is let in for nothing."""
@@ -87,7 +104,7 @@ class Limits:
         self._link, self._monotonic_s = link, monotonic_s
         self._rooms, self._told = Rooms(most_calls, chance), False
         self._lock = threading.Lock()
-        self._own: dict[str, Limiter] = {}
+        self._own: dict[str, Limiter | Slots] = {}
         self._shares: ShareLink | None = None
         self._held = _Held()
         self._specs: dict[str, RatePolicySpec] = {}
@@ -101,16 +118,12 @@ class Limits:
             policies = [said for said in limits.policies if not said.spec.HasField("adaptive")]
             shared = [said for said in policies if said.spec.scope != RatePolicySpec.POINT]
             own = {said.policy: said for said in policies if said.spec.scope == RatePolicySpec.POINT}
-            self._own = {policy: self._own.get(policy) or Limiter() for policy in own}
+            self._own = {policy: self._engine(policy, said.spec) for policy, said in own.items()}
             for policy, said in own.items():
                 self._own[policy].update(said, now_s)
             leases = self._shared(shared, now_s)
             self._specs = {said.policy: said.spec for said in limits.policies}
-            self._held = _Held(
-                tuple(self._own.get(said.policy) or leases[said.policy] for said in policies),
-                tuple(max(1, said.spec.reserve) for said in policies),
-                tuple(number for number, said in enumerate(policies) if unit_of(said.spec) == COST),
-            )
+            self._held = _Held.of(policies, {**leases, **self._own})
 
     def admit(self, tenant: str, method: str, metadata: Iterable[tuple[str, str | bytes]] = ()) -> Admission:
         """Lets a call in, if every policy does; what it then holds is to be given back by `end`, however it ends.
@@ -137,11 +150,12 @@ class Limits:
                 Admission(tenant, method, self._monotonic_s, places=places).end()
                 return Admission(decision=Decision(False, RETRY_S, CONCURRENCY, policy))
             places.append((room, place))
-        if not held.costs:
-            return Admission(tenant, method, self._monotonic_s, places=places) if places else FREE
+        if not places and not held.costs and not held.slots:
+            return FREE
         costs = [Taken(held.engines[number], amounts[number]) for number in held.costs]
-        admission = Admission(tenant, method, self._monotonic_s, costs=costs, places=places)
-        cost.serving.set(admission)
+        admission = Admission(tenant, method, self._monotonic_s, costs=costs, slots=held.slots, places=places)
+        if costs:
+            cost.serving.set(admission)
         return admission
 
     def refusal(self, decision: Decision, tenant: str, method: str) -> Refusal:
@@ -165,7 +179,8 @@ class Limits:
         quota = rate_limit_field.Quota(decision.policy, decision.level, tenant + method if by_method else tenant)
         left = (rate_limit_field.KEY, quota.field(0.0, decision.retry_after_s))
         spec = self._specs.get(decision.policy, RatePolicySpec())
-        if unit_of(spec) == COST:  # which the draft has no unit for
+        unit = _DRAFTS_UNITS.get(unit_of(spec))
+        if unit is None:
             return ()
         by_tenant = {limit.tenant: limit for limit in spec.limits}
         found = by_tenant.get(tenant) or by_tenant.get(ANY_TENANT)
@@ -173,8 +188,8 @@ class Limits:
         limit = next((part for part in parts if part.method == method), None) if by_method else found
         if limit is None:  # the policies have changed meanwhile
             return (left,)
-        per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0
-        return ((rate_limit_field.POLICY_KEY, quota.policy_field(amount_of(limit), per_s)), left)
+        per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0 if unit_of(spec) != CONCURRENT else None
+        return ((rate_limit_field.POLICY_KEY, quota.policy_field(amount_of(limit), per_s, unit)), left)
 
     def close(self) -> None:
         """Ends the stream to the agent, if there is one."""
@@ -189,6 +204,12 @@ class Limits:
         elif self._told and not is_told:
             self._link.unobserve(self._rooms.states)
         self._told = is_told
+
+    def _engine(self, policy: str, spec: RatePolicySpec) -> Limiter | Slots:
+        """What a policy with scope POINT is held by: as before, if it counts the same way."""
+        kind = Slots if unit_of(spec) == CONCURRENT else Limiter
+        known = self._own.get(policy)
+        return known if isinstance(known, kind) else kind()
 
     def _shared(self, said: list[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Leases]:
         """The leases of policies that hold across the mesh."""

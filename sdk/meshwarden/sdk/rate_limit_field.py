@@ -38,18 +38,21 @@ class Quota:
     level: str
     partition: str = ""
 
-    def policy_field(self, amount: int, per_s: float, unit: str = REQUESTS) -> str:
+    def policy_field(self, amount: int, per_s: float | None, unit: str = REQUESTS) -> str:
         """RateLimit-Policy.
 
         Args:
             amount: what may be used each `per_s`.
             per_s: above 0. The field has whole seconds: it tells the same rate over more of them, where that can be
-                told exactly within a minute, or else a little less.
+                told exactly within a minute, or else a little less. None of what has no time, as calls at once.
             unit: of the draft's registry: "requests", "content-bytes" or "concurrent-requests".
         """
-        quota, window_s = _whole(amount, per_s)
+        quota, window = amount, ""
+        if per_s is not None:
+            quota, window_s = _whole(amount, per_s)
+            window = f";w={window_s}"
         told = "" if unit == REQUESTS else f";qu={_string(unit)}"
-        return f"{self._name};q={min(quota, _MOST)}{told};w={window_s}{self._partition_key}"
+        return f"{self._name};q={min(quota, _MOST)}{told}{window}{self._partition_key}"
 
     def field(self, remaining: float, reset_s: float) -> str:
         """RateLimit: what is left, and after how many seconds there is more."""

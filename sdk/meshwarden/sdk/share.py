@@ -16,6 +16,8 @@ import grpc
 
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.lease import Leases
+from meshwarden.sdk.slot import Slots
+from meshwarden.sdk.unit import CONCURRENT, unit_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 
 _EVERY_S: Final = 1.0
@@ -93,7 +95,9 @@ class _Shares:
         """Puts other limits in force; those of a policy that stays keep what they hold."""
         found = {}
         for said in policies:
-            leases = found[said.policy] = self._leases.get(said.policy) or Leases(self._press)
+            kind = Slots if unit_of(said.spec) == CONCURRENT else Leases
+            known = self._leases.get(said.policy)
+            leases = found[said.policy] = known if type(known) is kind else kind(self._press)
             leases.update(said, now_s)
             leases.prolong(self._ends_s, now_s)
         self._leases = MappingProxyType(found)

@@ -4,9 +4,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
-Unit: TypeAlias = 'Literal["requests", "cost"]'
+Unit: TypeAlias = 'Literal["requests", "cost", "concurrent"]'
 REQUESTS: Final = "requests"
 COST: Final = "cost"
+CONCURRENT: Final = "concurrent"
 
 
 def unit_of(spec: RatePolicySpec) -> Unit:

@@ -120,6 +120,19 @@ def test_a_held_rate_that_is_none_is_nothing(rate: float) -> None:
     assert made.held()[ACME] == Amount(0.0, 0.0)
 
 
+def test_how_many_calls_run_is_told_as_the_most_and_again_when_a_stream_begins() -> None:
+    def run(key: Key, in_use: int) -> pb.BucketUsage:
+        return pb.BucketUsage(bucket=key.to_proto(), in_use=in_use)
+
+    made, globex = point(), Key(POLICY, "globex", "")
+    made.take(1, pb.PointReport(usages=[run(ACME, 4), run(globex, 2**64 - 1)]))
+    made.take(2, pb.PointReport(usages=[run(ACME, 3), run(globex, 0)]))
+    assert list(made.report(1)[1].usages) == [run(ACME, 4), run(globex, MAX_COUNT)]
+    assert not made.report(1)[1].usages
+    made.begin()
+    assert list(made.report(2)[1].usages) == [run(ACME, 4)], "what has ended is not"
+
+
 def test_absurd_numbers_are_clamped() -> None:
     made = point()
     made.take(1, pb.PointReport(usages=[used(ACME, 2**64 - 1, 2**64 - 1)], held=[share(ACME, float("inf"), 1e300)]))

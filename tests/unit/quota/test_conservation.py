@@ -10,7 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meshwarden.agents.quota.point import Point as AgentPoint
@@ -19,7 +19,9 @@ from meshwarden.controlplane.quota.node import NodeStream, SayAgain
 from meshwarden.controlplane.quota.policy import share_to_proto
 from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
-from meshwarden.sdk.lease import STARTER, Leases
+from meshwarden.sdk.bucket import STARTER
+from meshwarden.sdk.lease import Leases
+from meshwarden.sdk.slot import Slots
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
@@ -27,9 +29,14 @@ from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 pytestmark = pytest.mark.timeout(300)
 
 POLICY, RATE, STEP_S = "platform/orders", 100.0, 0.05
+AT_ONCE = 20
 TREE = Level(parts={"acme": Level(ceiling=RATE)})
 SPEC = RatePolicySpec(
     limits=[RateLimit(tenant="acme", requests=int(RATE), burst=int(RATE))], when_away=RatePolicySpec.DENY
+)
+SLOTS_TREE = Level(parts={"acme": Level(ceiling=AT_ONCE)}, unit="concurrent")
+SLOTS_SPEC = RatePolicySpec(
+    limits=[RateLimit(tenant="acme", concurrent=AT_ONCE, burst=AT_ONCE)], when_away=RatePolicySpec.DENY
 )
 
 
@@ -39,6 +46,7 @@ class Server:
 
     name: str
     load: float
+    at_once: bool = False
     leases: Leases = field(init=False)
     agent: AgentPoint | None = None
     pressing: bool = False
@@ -48,14 +56,17 @@ class Server:
     next_s: float = 0.0
     sent_s: dict[int, float] = field(default_factory=dict)
     opened: int = 0
+    # When each call that runs will end, and whether its slot may be somebody else's by now.
+    running: list[tuple[float, bool]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         """Starts, or starts again with nothing."""
-        self.leases = Leases(self.press)
-        self.leases.update(PolicyLimits(policy=POLICY, spec=SPEC), 0.0)
+        self.leases = Slots(self.press) if self.at_once else Leases(self.press)
+        self.leases.update(PolicyLimits(policy=POLICY, spec=SLOTS_SPEC if self.at_once else SPEC), 0.0)
+        self.running = []
         self.opened += 1
         self.cut()
 
@@ -93,11 +104,13 @@ class Server:
 class Mesh:
     """Servers of one node, their agent's stream, and the control plane."""
 
+    whole, at_once = TREE, False
+
     def __init__(self, loads: list[float], rng: random.Random) -> None:
         self.rng, self.now_s = rng, 0.0
-        self.servers = [Server(f"s{number}", load) for number, load in enumerate(loads)]
+        self.servers = [Server(f"s{number}", load, self.at_once) for number, load in enumerate(loads)]
         self.allocator = Allocator(0.0, learn=True)
-        self.allocator.put(POLICY, TREE)
+        self.allocator.put(POLICY, self.whole)
         self._usages = Usages()
         self.stream: NodeStream | None = None
         self.number, self.sequence = 0, 0
@@ -112,7 +125,7 @@ class Mesh:
         return self._usages
 
     def tree(self, policy: str) -> Level | None:
-        return TREE
+        return self.whole
 
     def hosts(self, node: str, service: str) -> bool:
         return True
@@ -134,9 +147,7 @@ class Mesh:
     def step(self, number: int) -> None:
         self.now_s = now_s = number * STEP_S
         for server in self.servers:
-            for _ in range(self._calls(server.load * STEP_S)):
-                if server.leases.take("acme", "/x/Y", 1, now_s).allowed:
-                    self.passed.append(now_s)
+            self.call(server, self._calls(server.load * STEP_S))
             server.report(now_s)
         if now_s < self.away_until_s:
             return
@@ -149,6 +160,12 @@ class Mesh:
             if self.stream is not None and messages:
                 self.stream.say(pb.ShareResponse(sequence=told, points=messages))
         self._down()
+
+    def call(self, server: Server, times: int) -> None:
+        """Calls a server."""
+        for _ in range(times):
+            if server.leases.take("acme", "/x/Y", 1, self.now_s).allowed:
+                self.passed.append(self.now_s)
 
     def _agent(self) -> None:
         """The agent says what is new."""
@@ -211,7 +228,7 @@ class Mesh:
 
     def restart_control_plane(self, _: int) -> None:
         self.stream, self.allocator = None, Allocator(self.now_s, learn=True)
-        self.allocator.put(POLICY, TREE)
+        self.allocator.put(POLICY, self.whole)
 
     def part(self, which: int) -> None:
         """The control plane and the node hear nothing of each other for some seconds."""
@@ -221,6 +238,10 @@ class Mesh:
         """Load moves from one server to another."""
         first, second = self.servers[0], self.servers[which % len(self.servers)]
         first.load, second.load = second.load, first.load
+
+    def surge(self, which: int) -> None:
+        """One has much more to do."""
+        self.servers[which % len(self.servers)].load = 80.0
 
     def extra(self) -> float:
         """What the bound has beside the rate: bursts, of which none is below a call, and starters."""
@@ -234,6 +255,34 @@ class Mesh:
                 inside = bisect_right(self.passed, moment + width_s) - start
                 span_s = min(width_s, self.passed[-1] - moment) + STEP_S
                 assert inside <= RATE * span_s + self.extra(), f"{inside} in {span_s:.2f} s from {moment:.2f}"
+
+
+class Crowd(Mesh):
+    """The same with a limit on calls at once, some of which run for long."""
+
+    whole, at_once = SLOTS_TREE, True
+
+    def step(self, number: int) -> None:
+        """One step; then whether more run than may."""
+        super().step(number)
+        known = {point.name for point in self.allocator._points}
+        for server in self.servers:
+            # Calls of a point whose lease has run out go on, and nobody counts on them any more.
+            if server.name not in known and not self.allocator.learns(self.now_s):
+                server.running = [(end_s, True) for end_s, _ in server.running]
+        running = sum(not lapsed for server in self.servers for _, lapsed in server.running)
+        # One is what a bucket is opened with.
+        assert running <= AT_ONCE + len(self.servers), f"{running} run at {self.now_s:.2f}"
+
+    def call(self, server: Server, times: int) -> None:
+        """Calls that are over end, and others begin."""
+        for call in [call for call in server.running if call[0] <= self.now_s]:
+            server.running.remove(call)
+            server.leases.end("acme", "/x/Y", self.now_s)
+        for _ in range(times):
+            if server.leases.take("acme", "/x/Y", 1, self.now_s).allowed:
+                self.passed.append(self.now_s)
+                server.running.append((self.now_s + self.rng.choice([0.1, 1.0, 20.0]), False))
 
 
 class _Limits:
@@ -279,6 +328,34 @@ def test_no_window_has_more_than_the_bound(seed: int, loads: list[float], faults
             getattr(mesh, name)(which)
         mesh.step(number)
     mesh.check()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32),
+    loads=st.lists(st.sampled_from([0.5, 5.0, 30.0, 80.0]), min_size=1, max_size=6),
+    faults=st.lists(
+        st.tuples(st.integers(0, 400), st.sampled_from([*FAULTS, "surge"]), st.integers(0, 99)), max_size=8
+    ),
+)
+@example(seed=7, loads=[30.0, 0.0], faults=[(200, "surge", 1)])
+def test_never_more_calls_run_than_the_bound(seed: int, loads: list[float], faults: list[tuple[int, str, int]]) -> None:
+    crowd = Crowd(loads, random.Random(seed))
+    due = {number: (name, which) for number, name, which in faults}
+    for number in range(500):
+        if number in due:
+            name, which = due[number]
+            getattr(crowd, name)(which)
+        crowd.step(number)
+
+
+@pytest.mark.parametrize("loads", [[80.0], [30.0, 30.0, 5.0], [80.0, 5.0, 5.0, 5.0], [30.0] * 4])
+def test_slots_are_used_however_the_load_is_spread(loads: list[float]) -> None:
+    crowd, running = Crowd(loads, random.Random(7)), list[int]()
+    for number in range(600):
+        crowd.step(number)
+        running.append(sum(len(server.running) for server in crowd.servers))
+    assert sum(running[300:]) / 300 >= 0.75 * AT_ONCE
 
 
 # What is set aside for the chance of a small load is lost to a large one.

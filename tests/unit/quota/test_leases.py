@@ -341,3 +341,89 @@ class Mesh(RuleBasedStateMachine):
 
 TestMesh = Mesh.TestCase
 TestMesh.settings = settings(max_examples=150, stateful_step_count=60)
+
+
+SLOTS = Level(
+    ceiling=10,
+    parts={"acme": Level(ceiling=8), "globex": Level(ceiling=8, floor=2), OTHERS: Level()},
+    unit="concurrent",
+)
+ACME = Bucket(POLICY, ("acme",))
+
+
+def at_once(*, learn: bool = False) -> Leases:
+    leases = Leases(0.0, learn=learn)
+    leases.put(POLICY, SLOTS)
+    return leases
+
+
+def test_calls_at_once_are_shared_in_whole_and_all_of_them() -> None:
+    leases = at_once()
+    settled(leases, 0.0, {ONE: {ACME: Usage(9, 90, 3), GLOBEX: Usage(9, 90, 2)}, TWO: {ACME: Usage(9, 50, 3)}})
+    rates = given(leases)
+    assert all(rate == int(rate) for rate in rates.values())
+    assert sum(rates.values()) == 10
+    assert rates[ONE, ACME] + rates[TWO, ACME] == 5
+
+
+def test_what_runs_is_held_until_it_has_ended_whatever_was_taken_away() -> None:
+    leases = at_once()
+    now_s = settled(leases, 0.0, {ONE: {ACME: Usage(1, 9, 8)}})
+    assert given(leases) == {(ONE, ACME): 8}
+    leases.report(TWO, {ACME: Usage(0, 50)}, now_s)
+    number, told = leases.tick(now_s)
+    (less,) = told[ONE]
+    assert less.rate == 4
+    for running in (8, 7):
+        leases.report(ONE, {ACME: Usage(0, 9, running)}, now_s, acknowledged=number)
+        _, told = leases.tick(now_s)
+        assert [lease.held for lease in leases.find(POLICY) if lease.point == ONE] == [running]
+        assert sum(given(leases).values()) <= 8 + (8 - running)
+    leases.report(ONE, {ACME: Usage(0, 0, 2)}, now_s, acknowledged=number)
+    assert leases.presses, "slots are free"
+    leases.report(TWO, {ACME: Usage(0, 50)}, now_s)
+    leases.tick(now_s)
+    assert sum(given(leases).values()) == 8
+
+
+@pytest.mark.parametrize("absurd", [9, 10**9, 2**63])
+def test_a_point_that_exaggerates_what_runs_keeps_nobody_from_getting_more(absurd: int) -> None:
+    leases = at_once()
+    leases.report(ONE, {ACME: Usage(0, 1, absurd)}, 0.0)
+    (lease,) = leases.find(POLICY)
+    assert lease.held <= 1, "a bucket is opened with one"
+    assert leases.ignored.overdrawn == 1
+    now_s = settled(leases, 0.0, {ONE: {ACME: Usage(1, 0, absurd)}, TWO: {GLOBEX: Usage(5, 99, 5)}}, rounds=20)
+    assert all(lease.held <= 8 for lease in leases.find(POLICY))
+    assert given(leases)[TWO, GLOBEX] >= 4
+    leases.leave(ONE)
+    settled(leases, now_s, {TWO: {GLOBEX: Usage(5, 99, 5)}})
+    assert given(leases)[TWO, GLOBEX] == 8
+
+
+def test_what_runs_of_a_policy_that_counts_something_else_means_nothing() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    leases.report(ONE, {GLOBEX: Usage(1, 1, 10**9)}, 0.0)
+    assert [lease.held for lease in leases.find(POLICY)] == [0.0]
+
+
+def test_who_begins_anew_learns_what_runs() -> None:
+    leases = at_once(learn=True)
+    leases.learn(ONE, {ACME: 3.0}, 0.0)
+    leases.report(ONE, {ACME: Usage(0, 0, 6)}, 0.0)
+    leases.report(TWO, {ACME: Usage(0, 9)}, TERM_S - 1)
+    leases.report(ONE, {ACME: Usage(0, 0, 6)}, TERM_S - 1)
+    leases.tick(TERM_S)
+    held = {lease.point: lease.held for lease in leases.find(POLICY)}
+    assert held[ONE] == 6
+    assert held[TWO] <= 2
+
+
+def test_another_unit_begins_with_nothing() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    settled(leases, 0.0, {ONE: {GLOBEX: Usage(500, 300)}})
+    assert given(leases)[ONE, GLOBEX] > 400
+    leases.put(POLICY, SLOTS)
+    assert given(leases) == {}

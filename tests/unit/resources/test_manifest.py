@@ -245,6 +245,14 @@ def test_a_tenant_has_one_limit() -> None:
         ("{fallback: {requests: 1}, limits: [{tenant: a, requests: 9}]}", "spec.fallback: only with whenAway FALLBACK"),
         ("{scope: POINT, total: {requests: 9}}", "spec.total: only with scope MESH"),
         ("limits: [{tenant: a}]", "spec.limits[0].requests: is required"),
+        ("limits: [{tenant: a, concurrent: 9, burst: 9}]", "spec.limits[0].burst: calls at once have none"),
+        ("{total: {concurrent: 9, per: 1s}}", "spec.total.per: calls at once have none"),
+        ("limits: [{tenant: a, concurrent: 1000001}]", "and less than or equal to 1000000"),
+        (
+            "{total: {concurrent: 9}, limits: [{tenant: a, concurrent: 9, floor: 9}, "
+            "{tenant: b, concurrent: 9, floor: 1}]}",
+            "spec.limits[1].floor: with the floors before it 10 at once, above the total of 9 at once",
+        ),
         ("limits: [{tenant: a, cost: 0}]", "spec.limits[0].cost: must be greater than or equal to 1"),
         ("limits: [{tenant: a, cost: 1000000001}]", "and less than or equal to 1000000000"),
         ("{total: {cost: 9}, limits: [{tenant: a}]}", "spec.limits[0].cost: is required"),

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from meshwarden.sdk import cost
 from meshwarden.sdk.admission import Admission, Taken
-from meshwarden.sdk.lease import IDLE_S, Leases
+from meshwarden.sdk.bucket import IDLE_S
+from meshwarden.sdk.lease import Leases
 from meshwarden.sdk.limit import DEBT_S, Limiter
 from meshwarden.sdk.limits import Limits
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.sdk import lease
-from meshwarden.sdk.lease import IDLE_S, LATELY_S, STARTER, Leases
+from meshwarden.sdk.bucket import IDLE_S, LATELY_S, STARTER
+from meshwarden.sdk.lease import Leases
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec

@@ -77,6 +77,8 @@ class Point:
         self.news = False
         """Whether it has reported since it was last told of."""
         self._usages: dict[Key, list[int]] = {}
+        # Calls at once that run, by its last word.
+        self._in_use: dict[Key, int] = {}
         self._held: dict[Key, Amount] = {}
         self._granted: dict[Key, Amount] = {}
         self._out: dict[Key, Amount] = {}
@@ -105,17 +107,26 @@ class Point:
             if key is None or not self._has_room(key, self._usages):
                 continue
             presses = presses or usage.denied > 0 or key not in self._granted
-            known = self._usages.setdefault(key, [0, 0, 0])
+            known = self._usages.setdefault(key, [0, 0, 0, 0])
             for number, count in enumerate((usage.allowed, usage.denied, usage.shadowed)):
                 known[number] = min(known[number] + count, MAX_COUNT)
+            known[3] = max(known[3], min(usage.in_use, MAX_COUNT))
+            if not usage.in_use:
+                self._in_use.pop(key, None)
+            elif self._has_room(key, self._in_use):
+                self._in_use[key] = known[3]
         return presses
 
     def report(self, stream: int) -> tuple[int, pb.PointReport]:
         """The number of its last report, and all that the control plane is to be told on that stream."""
         number = self._acknowledged[1] if self._acknowledged[0] == stream else 0
         report = pb.PointReport(point=self.name, acknowledged=number, begins=not self._is_told, service=self._service)
-        for key, (allowed, denied, shadowed) in self._usages.items():
-            report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied, shadowed=shadowed)
+        if not self._is_told:
+            for key, in_use in self._in_use.items():
+                self._usages.setdefault(key, [0, 0, 0, in_use])
+        for key, (allowed, denied, shadowed, in_use) in self._usages.items():
+            named = key.to_proto()
+            report.usages.add(bucket=named, allowed=allowed, denied=denied, shadowed=shadowed, in_use=in_use)
         if not self._is_told:
             for key, amount in self._held.items():
                 report.held.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)

@@ -9,6 +9,7 @@ import click
 
 from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.quota.view import measured
+from meshwarden.sdk.unit import CONCURRENT
 from meshwarden.v1.admin_service_pb2 import GetQuotasRequest, GetQuotasResponse, QuotaState
 
 _COLUMNS = (
@@ -16,9 +17,9 @@ _COLUMNS = (
     "TENANT",
     "PART",
     "UNIT",
-    "LIMIT/S",
-    "WANTED/S",
-    "SHARE/S",
+    "LIMIT",
+    "WANTED",
+    "SHARE",
     "ALLOWED/S",
     "LIMITED/S",
     "SHADOW/S",
@@ -76,7 +77,8 @@ def explain(tenant: str, policy: str, output: str) -> None:
         for point in state.points:
             name = render.plain(f"{point.node} {point.point}")
             share, demand = (measured(rate, state.unit) for rate in (point.share, point.demand))
-            click.echo(f"  {name}: {share} of {demand} wanted there")
+            used = f", {point.in_use:.0f} in use" if state.unit == CONCURRENT else ""
+            click.echo(f"  {name}: {share} of {demand} wanted there{used}")
 
 
 def rows(before: GetQuotasResponse, now: GetQuotasResponse) -> list[tuple[object, ...]]:

@@ -11,7 +11,7 @@ from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Limits, Name, Rate
 from meshwarden.controlplane.resources.reach import Width
-from meshwarden.sdk.unit import REQUESTS, Unit
+from meshwarden.sdk.unit import CONCURRENT, REQUESTS, Unit
 from meshwarden.v1 import admin_service_pb2, resources_pb2
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -213,6 +213,8 @@ def _healthy(call: _Call, version: str) -> int:
 
 
 def _rate(limit: Rate, unit: Unit) -> str:
+    if unit == CONCURRENT:
+        return f"{limit.amount} calls at once"
     what = "calls" if unit == REQUESTS else unit
     per = "1 s" if limit.per_s == 1 else f"{limit.per_s:g} s"
     return f"{limit.amount} {what} in {per}, {limit.burst} at once"

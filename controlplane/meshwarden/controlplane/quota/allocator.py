@@ -24,9 +24,10 @@ class Part:
         demand: what it wants; `divide` sets it for what has parts.
         parts: what it is divided into.
         rate: what it gets, set by `divide`.
+        had: what it had before; where whole numbers are divided, it tips the scales.
     """
 
-    __slots__ = ("_floor", "ceiling", "demand", "floor", "parts", "rate", "weight")
+    __slots__ = ("_floor", "ceiling", "demand", "floor", "had", "parts", "rate", "weight")
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class Part:
         demand: float = 0.0,
     ) -> None:
         self.parts, self.weight, self.floor, self.ceiling, self.demand = parts, weight, floor, ceiling, demand
-        self.rate = 0.0
+        self.rate = self.had = 0.0
         # What it must get: its own floor and its parts', as far as they are wanted.
         self._floor = 0.0
 

@@ -31,6 +31,16 @@ class Demand:
         self.rate = rate if rate > self.rate else rate + (self.rate - rate) * kept
         self._calls, self._since_s = 0.0, now_s
 
+    def peak(self, at_once: float, now_s: float, ceiling: float) -> None:
+        """Notes how many of what is counted at once were wanted since the last report; no more than a ceiling."""
+        passed_s, self._since_s = max(0.0, now_s - self._since_s), now_s
+        wanted = min(ceiling, at_once)
+        self.rate = max(wanted, wanted + (self.rate - wanted) * 0.5 ** (passed_s / HALF_LIFE_S))
+
+    def planned_at_once(self) -> float:
+        """What of that to set aside: a tenth more, and one, so that a next call finds one."""
+        return 1.1 * self.rate + 1.0
+
     def planned(self, interval_s: float) -> float:
         """What to set aside: a tenth more, and as much as calls at random vary between two reports.
 

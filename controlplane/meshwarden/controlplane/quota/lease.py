@@ -9,10 +9,17 @@ from meshwarden.controlplane.quota.tree import Bucket, Point
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a point has done with a bucket since its last report, in the policy's unit."""
+    """What a point has done with a bucket since its last report, in the policy's unit.
+
+    Attributes:
+        allowed: what went on.
+        denied: what was refused.
+        in_use: where calls at once are counted, the most that there were.
+    """
 
     allowed: float
     denied: float
+    in_use: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +37,26 @@ class Lease:
     Attributes:
         given: the rate that it was last told.
         target: the rate that is meant for it.
+        in_use: where calls at once are counted, how many may still run there, whatever it was told.
     """
 
-    __slots__ = ("_acknowledged", "_pending", "bucket", "demand", "given", "part", "point", "target", "used_s")
+    __slots__ = (
+        "_acknowledged",
+        "_pending",
+        "bucket",
+        "demand",
+        "given",
+        "in_use",
+        "part",
+        "point",
+        "target",
+        "used_s",
+    )
 
     def __init__(self, point: Point, bucket: Bucket, held: float, now_s: float) -> None:
         self.point, self.bucket = point, bucket
         self.given = self._acknowledged = held
-        self.target = 0.0
+        self.target = self.in_use = 0.0
         self.demand, self.used_s = Demand(now_s), now_s
         self.part = Part()
         # What was told since, and not acknowledged: (number, rate).
@@ -45,8 +64,9 @@ class Lease:
 
     @property
     def held(self) -> float:
-        """The highest rate that the point may be using."""
-        return max(self._acknowledged, *(rate for _, rate in self._pending)) if self._pending else self._acknowledged
+        """The most that the point may be using."""
+        least = max(self._acknowledged, self.in_use)
+        return max(least, *(rate for _, rate in self._pending)) if self._pending else least
 
     def tell(self, number: int, rate: float) -> None:
         """Notes that the point is told another rate."""

@@ -18,6 +18,8 @@ from typing import Final
 from meshwarden.controlplane.quota.lease import Lease, Share, Usage
 from meshwarden.controlplane.quota.pool import Pool
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point
+from meshwarden.sdk.slot import STARTER
+from meshwarden.sdk.unit import CONCURRENT
 
 TTL_S: Final = 3.0
 """How long a share may be used after the sending of the report that it answers."""
@@ -82,6 +84,9 @@ class Leases:
                     self._drop(lease)
         elif pool is None:
             self._pools[policy] = Pool(tree)
+        elif pool.tree.unit != tree.unit:  # what was given is worth nothing in another unit
+            self.put(policy, None)
+            self._pools[policy] = Pool(tree)
         else:
             for lease in pool.change(tree):
                 self._drop(lease)
@@ -126,8 +131,10 @@ class Leases:
         if acknowledged > self._number:
             self.ignored.garbage += 1
             acknowledged = 0
-        for lease in told.leases.values():
+        for bucket, lease in told.leases.items():
             before = lease.held
+            if (said := usages.get(bucket)) is not None and (said.in_use or lease.in_use):
+                self._note_in_use(lease, said.in_use, now_s)
             lease.acknowledge(acknowledged)
             self._wanting |= lease.held < before
         for bucket, usage in usages.items():
@@ -135,11 +142,17 @@ class Leases:
             if tree is None or not (_sane(usage.allowed) and _sane(usage.denied)):
                 self._ignore(tree is None)
                 continue
-            using = told.leases.get(bucket) or self._open(point, bucket, now_s)
+            known = told.leases.get(bucket)
+            using = known or self._open(point, bucket, now_s)
             if using is None:
                 continue
-            using.demand.add(usage.allowed + usage.denied, now_s, tree.least_ceiling(bucket.path))
-            if usage.allowed or usage.denied:
+            if tree.unit == CONCURRENT:
+                if known is None:
+                    self._note_in_use(using, usage.in_use, now_s)
+                using.demand.peak(_wanted(usage), now_s, tree.least_ceiling(bucket.path))
+            else:
+                using.demand.add(usage.allowed + usage.denied, now_s, tree.least_ceiling(bucket.path))
+            if usage.allowed or usage.denied or usage.in_use:
                 using.used_s = now_s
             self._wanting |= usage.denied > 0 or using.given == 0
 
@@ -210,11 +223,34 @@ class Leases:
         else:
             del self._of_node[lease.point.node]
 
+    def _note_in_use(self, lease: Lease, in_use: int, now_s: float) -> None:
+        """Believes how many calls run at a point, as far as it may have let them in.
+
+        That is what it holds, or the one that a bucket is opened with; while we learn, up to the bucket's ceiling. A
+        point that exaggerates would keep everybody else from getting more.
+        """
+        if (tree := self._tree_of(lease.bucket)) is None or tree.unit != CONCURRENT:
+            return
+        most = max(lease.held, STARTER)
+        if now_s < self._learns_until_s:
+            most = max(most, tree.least_ceiling(lease.bucket.path))
+        if in_use > most:
+            self.ignored.overdrawn += 1
+        lease.in_use = min(float(in_use), most)
+
     def _ignore(self, unknown: bool) -> None:
         if unknown:
             self.ignored.unknown += 1
         else:
             self.ignored.garbage += 1
+
+
+def _wanted(usage: Usage) -> float:
+    """How many calls at once are wanted, where so many passed in the time in which so many were refused.
+
+    Source: Little's law; those refused would have stayed for as long as the others.
+    """
+    return usage.in_use + max(usage.in_use, 1) * usage.denied / max(usage.allowed, 1)
 
 
 def _sane(count: float) -> bool:

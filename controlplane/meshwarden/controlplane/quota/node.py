@@ -112,7 +112,7 @@ class NodeStream:
         self._until_s[report.point] = now_s + TTL_S
         usages = {}
         for bucket, usage in self._own(report.service, report.usages):
-            usages[bucket] = Usage(min(usage.allowed, MOST), min(usage.denied, MOST))
+            usages[bucket] = Usage(min(usage.allowed, MOST), min(usage.denied, MOST), min(usage.in_use, MOST))
             self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
         self._leases.report(point, usages, now_s, acknowledged=report.acknowledged)
 

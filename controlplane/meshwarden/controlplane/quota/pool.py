@@ -1,11 +1,14 @@
 """The leases of one policy, divided as its tree says."""
 
 import math
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
 
 from meshwarden.controlplane.quota.allocator import Part, divide
 from meshwarden.controlplane.quota.lease import Lease, Share
 from meshwarden.controlplane.quota.tree import Level, Point
+from meshwarden.controlplane.quota.whole import apportion, round_down
+from meshwarden.sdk.unit import CONCURRENT
 
 REPORT_S: Final = 1.0
 """How often points report what they use."""
@@ -15,11 +18,16 @@ WORTH_SAYING: Final = 0.03
 """A share is said anew if it differs by more than this part of itself."""
 
 
+_Sharing: TypeAlias = "Callable[[float, Sequence[float]], list[float]]"
+"""What each gets of so much room who wants so much more."""
+
+
 class Pool:
     """One policy: its tree, and the leases of its buckets."""
 
     def __init__(self, tree: Level) -> None:
         self.tree = tree
+        self._whole = tree.unit == CONCURRENT
         self.leases: dict[Lease, None] = {}
         self._root = _Branch(tree)
         self._arranged = False
@@ -55,7 +63,7 @@ class Pool:
     def change(self, tree: Level) -> list[Lease]:
         """Puts another tree in place; returns the leases whose buckets it doesn't have."""
         leases, self.leases = self.leases, {}
-        self.tree, self._root = tree, _Branch(tree)
+        self.tree, self._root, self._whole = tree, _Branch(tree), tree.unit == CONCURRENT
         gone = []
         for lease in leases:
             if tree.find(lease.bucket.path) is None:
@@ -72,13 +80,16 @@ class Pool:
         for lease in self.leases:
             idle = now_s - lease.used_s > IDLE_S
             lease.part.ceiling = 0.0 if idle else math.inf
-            lease.part.demand = lease.demand.planned(REPORT_S)
+            lease.part.demand = lease.demand.planned_at_once() if self._whole else lease.demand.planned(REPORT_S)
         divide(self._root.part)
+        if self._whole:
+            self._root.remember()
+            round_down(self._root.part)
         for lease in self.leases:
             lease.target = lease.part.rate
         self._root.count()
         rates: dict[Lease, float] = {}
-        self._root.settle(0.0 if learning else self._root.more, rates)
+        self._root.settle(0.0 if learning else self._root.more, rates, _in_whole if self._whole else _in_proportion)
         # Where somebody goes short, the others' least is not too little to be given back.
         short = any(rate < lease.target * (1 - WORTH_SAYING) for lease, rate in rates.items())
         return [
@@ -130,13 +141,32 @@ class _Branch:
             self.more += max(0.0, lease.target - held)
         self.more = max(0.0, min(self.more, self.level.ceiling - self.held))
 
-    def settle(self, room: float, rates: dict[Lease, float]) -> None:
+    def settle(self, room: float, rates: dict[Lease, float], share: _Sharing) -> None:
         """Says what each lease is to be: lower at once; higher by what there is room for, as it lacks."""
-        wanted = sum(branch.more for branch in self.branches.values())
-        wanted += sum(max(0.0, lease.target - lease.held) for lease in self.leases.values())
-        part = min(1.0, room / wanted) if wanted > 0 else 0.0
-        for branch in self.branches.values():
-            branch.settle(branch.more * part, rates)
-        for lease in self.leases.values():
+        branches, leases = list(self.branches.values()), list(self.leases.values())
+        lacking = [branch.more for branch in branches] + [max(0.0, lease.target - lease.held) for lease in leases]
+        given = share(room, lacking)
+        for branch, more in zip(branches, given, strict=False):
+            branch.settle(more, rates, share)
+        for lease, more in zip(leases, given[len(branches) :], strict=True):
             held = lease.held
-            rates[lease] = lease.target if lease.target <= held else held + (lease.target - held) * part
+            rates[lease] = lease.target if lease.target <= held else held + more
+
+    def remember(self) -> float:
+        """Has each part know what it has."""
+        had = sum(branch.remember() for branch in self.branches.values())
+        for lease in self.leases.values():
+            lease.part.had = lease.given
+            had += lease.given
+        self.part.had = had
+        return had
+
+
+def _in_proportion(room: float, wants: Sequence[float]) -> list[float]:
+    wanted = sum(wants)
+    part = min(1.0, room / wanted) if wanted > 0 else 0.0
+    return [want * part for want in wants]
+
+
+def _in_whole(room: float, wants: Sequence[float]) -> list[float]:
+    return [float(one) for one in apportion(int(room), [int(want) for want in wants])]

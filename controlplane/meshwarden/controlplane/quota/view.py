@@ -8,14 +8,16 @@ from meshwarden.controlplane.quota.leases import Leases
 from meshwarden.controlplane.quota.policy import name_of
 from meshwarden.controlplane.quota.tree import Bucket, Level
 from meshwarden.controlplane.quota.usage import Usages
-from meshwarden.sdk.unit import REQUESTS
+from meshwarden.sdk.unit import CONCURRENT, REQUESTS
 from meshwarden.v1.admin_service_pb2 import QuotaState
 
 _NEAR: Final = 0.97
 
 
 def measured(amount: float, unit: str) -> str:
-    """A rate, in words: "4.5/s" of requests, "4.5 cost/s" of anything else."""
+    """A rate, in words: "4.5/s" of requests, "4 at once", "4.5 cost/s"."""
+    if unit == CONCURRENT:
+        return f"{amount:.0f} at once"
     return f"{amount:.1f}/s" if unit == REQUESTS else f"{amount:.1f} {unit}/s"
 
 
@@ -62,21 +64,27 @@ def _state(bucket: Bucket, tree: Level, leases: Sequence[Lease]) -> QuotaState:
         share=sum(lease.given for lease in leases),
         held=sum(lease.held for lease in leases),
         unit=tree.unit,
+        in_use=sum(lease.in_use for lease in leases),
     )
     for lease in sorted(leases, key=lambda lease: lease.point):
-        state.points.add(node=lease.point.node, point=lease.point.name, demand=lease.demand.rate, share=lease.given)
+        at = state.points.add(node=lease.point.node, point=lease.point.name, demand=lease.demand.rate)
+        at.share, at.in_use = lease.given, lease.in_use
     return state
 
 
 def _reason(state: QuotaState, bucket: Bucket, tree: Level, demands: dict[Bucket, float], *, whole: bool) -> str:
     if not state.points:
         return "not used at present"
+
+    def limited(amount: float) -> str:
+        return f"{amount:g} at once" if tree.unit == CONCURRENT else f"{amount:g}/s"
+
     wants = f"{measured(state.demand, tree.unit)} are wanted"
     if state.share >= state.demand * _NEAR and state.demand < state.limit * _NEAR:
         return f"{wants}, and it has them"
     tenant_level = tree.part(bucket.path[0])
     if state.share >= state.limit * _NEAR:
-        return f"{wants}; it has its limit of {state.limit:g}/s"
+        return f"{wants}; it has its limit of {limited(state.limit)}"
     for depth, level in enumerate(list(tree.along(bucket.path))[1:-1], 1):
         above = bucket.path[:depth]
         if _sum(demand for other, demand in demands.items() if other.path[:depth] == above) > level.ceiling:
@@ -85,9 +93,9 @@ def _reason(state: QuotaState, bucket: Bucket, tree: Level, demands: dict[Bucket
     total, wanted = tree.ceiling, _sum(demands.values())
     if wanted > total:
         weighed = f"by weights (this one's is {tenant_level.weight:g}"
-        weighed += f", its floor {tenant_level.floor:g}/s)" if tenant_level.floor else ")"
-        others = f": {wanted:.1f}/s are wanted of it" if whole else ""
-        return f"{wants}; the total of {total:g}/s is short{others}, and divided {weighed}"
+        weighed += f", its floor {limited(tenant_level.floor)})" if tenant_level.floor else ")"
+        others = f": {measured(wanted, tree.unit)} are wanted of it" if whole else ""
+        return f"{wants}; the total of {limited(total)} is short{others}, and divided {weighed}"
     if state.held > state.share or state.share < state.demand:
         return f"{wants}; what others had comes to it when they have given it back"
     return f"{wants}, and it has them"

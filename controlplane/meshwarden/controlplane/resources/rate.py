@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from meshwarden.controlplane.resources.adaptive import adaptive_faults
-from meshwarden.sdk.unit import COST, amount_of, unit_of
+from meshwarden.sdk.unit import CONCURRENT, COST, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 Faults = Iterator[tuple[str, str]]
@@ -59,6 +59,10 @@ def _amount_faults(spec: RatePolicySpec) -> Faults:
             yield f"{path}.{unit}", "is required"
         elif named != unit:
             yield f"{path}.{named}", f"this policy counts {unit}: all its amounts are of one unit"
+        if unit == CONCURRENT:
+            for name in ("per", "burst"):
+                if getattr(rate, name) if name == "burst" else rate.HasField(name):
+                    yield f"{path}.{name}", "calls at once have none"
     if spec.reserve and unit != COST:
         yield "spec.reserve", "only where costs are counted"
     for path, rate in _rates(spec):
@@ -151,7 +155,7 @@ def _floors(parts: Iterator[tuple[str, Any]], whole: Any, name: str) -> Faults:
     for path, part in parts:
         together += per_s(part, part.floor)
         if together > per_s(whole):
-            text = f"with the floors before it {float(together):g}/s, above the {name} of {_said(whole)}"
+            text = f"with the floors before it {_said(whole, together)}, above the {name} of {_said(whole)}"
             yield f"{path}.floor", text
             return
 
@@ -162,5 +166,6 @@ def per_s(rate: Any, amount: int | None = None) -> Fraction:
     return Fraction(amount_of(rate) if amount is None else amount) / (period or 1)
 
 
-def _said(rate: Any) -> str:
-    return f"{float(per_s(rate)):g}/s"
+def _said(rate: Any, amount: Fraction | None = None) -> str:
+    unit = " at once" if rate.WhichOneof("amount") == CONCURRENT else "/s"
+    return f"{float(per_s(rate) if amount is None else amount):g}{unit}"

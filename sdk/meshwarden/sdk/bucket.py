@@ -1,0 +1,107 @@
+"""What one server's calls of one tenant are taken out of: token buckets. Time is passed in; nothing here blocks.
+
+What is in a bucket is counted absolutely: another share fills it at another rate but puts nothing into it, so that a
+limit that moves between points mints no calls.
+"""
+
+from collections.abc import Iterable
+from typing import ClassVar, Final, TypeAlias
+
+from meshwarden.sdk.limit import DEBT_S, ONE
+from meshwarden.sdk.unit import amount_of
+from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit
+
+STARTER: Final = 2.0
+"""Calls in a bucket that was just opened; calls a second of one that never had a share, while none can come."""
+IDLE_S: Final = 60.0
+LATELY_S: Final = 10.0
+UNSHARED_WAIT_S: Final = 1.0
+_Limit: TypeAlias = "RateLimit | MethodLimit | Rate"
+
+
+class Bucket:
+    """One bucket: what is in it and as of when, how it fills, its share, and what was used since the last report."""
+
+    starter: ClassVar[float] = STARTER
+    """What it has until its share comes."""
+
+    __slots__ = ("allowed", "at_s", "burst", "denied", "lease", "left", "most", "rate", "shadowed", "used_s")
+
+    def __init__(self, most: tuple[float, float], now_s: float) -> None:
+        self.most = most
+        self.left, self.at_s, self.used_s = self.starter, now_s, now_s
+        self.rate, self.burst = 0.0, self.starter
+        self.lease: tuple[float, float] | None = None
+        self.allowed = self.denied = self.shadowed = 0.0
+
+    @property
+    def least(self) -> float:
+        """How far below nothing it may be."""
+        rate, burst = self.most
+        return -(rate * DEBT_S + burst)
+
+    def lends(self, amount: float) -> bool:
+        """Whether it lets through what seems to be too much: by rounding, or if it is full and the limit could."""
+        return self.left >= amount * ONE or (0 < self.burst * ONE <= self.left and amount <= self.most[1])
+
+    def fill(self, now_s: float) -> float:
+        """Brings it to now, and returns what is in it."""
+        if now_s > self.at_s:
+            self.left = min(self.burst, self.left + (now_s - self.at_s) * self.rate)
+            self.at_s = now_s
+        return self.left
+
+    def tune(self, rate: float, burst: float, now_s: float) -> None:
+        """Fills it differently from now on."""
+        self.fill(now_s)
+        self.rate = min(rate, self.most[0])
+        # Less than one would never let a call through.
+        self.burst = max(1.0, min(burst, self.most[1])) if self.rate > 0 else burst
+        self.left = min(self.left, self.burst)
+
+    def is_lately_used(self, now_s: float) -> bool:
+        """Whether there is something to say of it, or was a moment ago."""
+        return self.allowed >= 1 or self.denied > 0 or now_s - self.used_s < LATELY_S
+
+    def is_idle(self, now_s: float) -> bool:
+        """Whether it may be forgotten."""
+        return (
+            now_s - self.used_s >= IDLE_S
+            # One in debt is kept until the whole limit could have paid it.
+            and self.left + (now_s - self.used_s) * self.most[0] >= 0
+            and not (self.allowed >= 1 or self.denied)
+            and (self.lease is None or self.lease[0] <= 0)
+        )
+
+    def take_usage(self) -> tuple[int, int, int, int]:
+        """What was used since the last time: allowed, denied, shadowed, and at once."""
+        used = max(0, int(self.allowed)), int(self.denied), int(self.shadowed), 0
+        # More may have been put back since than was taken: that counts against what will be.
+        self.allowed, self.denied, self.shadowed = self.allowed - used[0], 0, 0
+        return used
+
+    def wait_s(self, amount: float) -> float:
+        """In how many seconds there is so much."""
+        return (amount - self.left) / self.rate if self.rate > 0 else UNSHARED_WAIT_S
+
+
+class Tenant:
+    """The buckets of one tenant: one for each of its methods that has a limit, and one for the rest of its calls."""
+
+    __slots__ = ("limit", "methods", "parts", "rest")
+
+    def __init__(self, limit: RateLimit, make: type[Bucket], now_s: float) -> None:
+        self.limit = limit
+        self.rest = make(most_of(limit), now_s)
+        self.methods = {part.method: part for part in limit.methods}
+        self.parts: dict[str, Bucket] = {}
+
+    def buckets(self) -> Iterable[tuple[str, Bucket]]:
+        """Its buckets: (method, bucket); the method of the rest is empty."""
+        return (("", self.rest), *self.parts.items())
+
+
+def most_of(limit: _Limit) -> tuple[float, float]:
+    """The rate in calls a second and the burst of a limit."""
+    per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0
+    return amount_of(limit) / per_s, float(max(1, limit.burst))
