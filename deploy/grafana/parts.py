@@ -4,6 +4,7 @@ from typing import Final
 
 from board import Board, Panel, Query, Row, Variable
 from expression import calls, share, some
+from sampling import SAMPLING
 
 NODE: Final = Board(
     "meshwarden-node",
@@ -334,6 +335,7 @@ LIMITS: Final = Board(
                 ),
             ),
         ),
+        SAMPLING,
     ),
 )
 

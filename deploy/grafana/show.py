@@ -24,12 +24,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import anyio.from_thread
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from render import render, span_of
 
 from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.local.otlp import receiver
 
 sys.path.append(str(Path(__file__).parents[1] / "prometheus"))
 from watch import OBJECTIVES, Prometheus, watching
@@ -56,13 +58,14 @@ spec:
 class Mesh:
     """A running `meshwarden up`."""
 
-    def __init__(self, directory: Path, seconds: float) -> None:
-        """Starts it, to end by itself after so many seconds."""
+    def __init__(self, directory: Path, seconds: float, otlp_endpoint: str) -> None:
+        """Starts it, to end by itself after so many seconds; some of its traces go on."""
         self._state_dir = directory / "mesh"
         self._environment = {**os.environ, "XDG_CONFIG_HOME": str(directory)}
         self._directory = directory
         samples = ["--samples", "shop", "--samples", "daena"]
-        command = ["up", "--state-dir", str(self._state_dir), *samples, "--for", f"{seconds:.0f}"]
+        going_on = ["--otlp-endpoint", otlp_endpoint, "--tail-sampling", "0.1"]
+        command = ["up", "--state-dir", str(self._state_dir), *samples, *going_on, "--for", f"{seconds:.0f}"]
         with (directory / "up.out").open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "meshwarden.controlplane", *command],
@@ -157,12 +160,13 @@ def until(condition: Callable[[], object]) -> None:
 @contextlib.contextmanager
 def running(directory: Path, seconds: float) -> Iterator[Mesh]:
     """A mesh that ends with the block."""
-    mesh = Mesh(directory, seconds)
-    try:
-        yield mesh
-    finally:
-        mesh.process.terminate()
-        mesh.process.wait()
+    with anyio.from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(receiver()) as backend:
+        mesh = Mesh(directory, seconds, backend.endpoint)
+        try:
+            yield mesh
+        finally:
+            mesh.process.terminate()
+            mesh.process.wait()
 
 
 def spoil(mesh: Mesh, minutes: float) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 import pytest
 from fault import full, small_disks, stopped
 from watch import OBJECTIVES, Prometheus, watching
@@ -25,6 +26,7 @@ from meshwarden.controlplane.local import record
 from meshwarden.controlplane.local.check.call import http_calls, only
 from meshwarden.controlplane.local.check.probe import probe
 from meshwarden.controlplane.local.kernel import MARK
+from meshwarden.controlplane.local.otlp import receiver
 
 pytestmark = [
     pytest.mark.e2e,
@@ -84,10 +86,17 @@ class Watched:
     disks: dict[str, Path]
 
 
+@contextlib.contextmanager
+def _backend() -> Iterator[str]:
+    """Where the mesh sends some of its traces on to."""
+    with anyio.from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(receiver()) as kept:
+        yield kept.endpoint
+
+
 @pytest.fixture(scope="module")
 def watched(start_shared: Callable[..., Any], shared_directory: Path) -> Iterator[Watched]:
-    with small_disks(shared_directory / "watched", "node-b") as disks:
-        up = start_shared("watched")
+    with small_disks(shared_directory / "watched", "node-b") as disks, _backend() as endpoint:
+        up = start_shared("watched", "--otlp-endpoint", endpoint, "--tail-sampling", "0.2")
         said = up.wait_until_up()
         manifest = shared_directory / "slo.yaml"
         manifest.write_text(OBJECTIVES)

@@ -130,7 +130,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         durable.add(inbox)
         there = Peer("us", "us.example:7443")
         own = Own(DOMAIN, lambda: None, lambda: {DOMAIN: bundle})
-        puller = Puller(there, own, inbox, gather.ledger, gather.tally, gather.settle, utc_now, random.Random())
+        puller = Puller(
+            there, own, inbox, gather.ledger, gather.tail, gather.tally, gather.settle, utc_now, random.Random()
+        )
         sessions = Sessions(publisher, store, region="eu", clock=utc_now)
         admin = AdminServicer(
             trust_domain=DOMAIN,

@@ -28,6 +28,7 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
+from meshwarden.controlplane.gather.tail_policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.regions.inbox import Inbox
@@ -110,6 +111,7 @@ class Region:
         self.authority = authority
         self.refused: list[str] = []
         self.servicer: RegionServiceServicer | None = None
+        self.tail: TailPolicy | None = TailPolicy(ratio=0.0)
 
     async def start(self, stack: AsyncExitStack, port: int = 0) -> None:
         rng = random.Random(1)
@@ -118,7 +120,7 @@ class Region:
         self.ledger = Ledger(self.durable, TRUST_DOMAIN, utc_now, region=self.name)
         owns: Callable[..., bool] = lambda *_: True  # noqa: E731
         mesh: dict[str, Any] = {"owns": owns, "trust_domain": TRUST_DOMAIN, "region": self.name}
-        self.gather = Gather(self.durable, self.ledger, Metrics(), [], utc_now, rng, **mesh)
+        self.gather = Gather(self.durable, self.ledger, Metrics(), [], utc_now, rng, **mesh, tail=self.tail)
         self.remote = Remote([self.other], utc_now)
         self.remote.recall(self.ledger.totals_told())
         self.inbox = Inbox(self.ledger, self.remote)
@@ -137,7 +139,7 @@ class Region:
             lambda caller, method, reason: self.refused.append(reason),
         )
         self.server = grpc.aio.server(interceptors=[peers, ValidationInterceptor(audit)])
-        servicer = self.servicer or RegionServicer(self.ledger, TRUST_DOMAIN, self.name)
+        servicer = self.servicer or RegionServicer(self.ledger, self.gather.tail, TRUST_DOMAIN, self.name)
         add_RegionServiceServicer_to_server(servicer, self.server)
         self.server.add_insecure_port(front.inner_target)
         await self.server.start()
@@ -147,8 +149,9 @@ class Region:
     def puller(self, port: int, region: str = "") -> Puller:
         peer = Peer(region or self.other, f"127.0.0.1:{port}")
         own = Own(TRUST_DOMAIN, self.serving.svid, self.serving.bundles)
+        gather = self.gather
         return Puller(
-            peer, own, self.inbox, self.ledger, self.gather.tally, self.gather.settle, utc_now, random.Random(2)
+            peer, own, self.inbox, self.ledger, gather.tail, gather.tally, gather.settle, utc_now, random.Random(2)
         )
 
     async def count(self, *calls: Call) -> None:
@@ -215,6 +218,36 @@ async def test_each_tells_the_other_page_by_page(eu: Region, us: Region) -> None
     await there.pull()
     assert await eu.rows("us") == await us.rows("us")
     assert sum(row.count for row in await eu.rows("eu")) == 5
+
+
+async def test_what_one_region_keeps_the_other_keeps_too(eu: Region, us: Region) -> None:
+    there, back = eu.puller(us.port), us.puller(eu.port)
+    for number in range(1, 4):
+        us.gather.tail.keep(number.to_bytes(16, "big"), "error")
+    us.gather.tail.keep(bytes(15) + b"\x09", "mesh")
+    await there.pull()
+    heard = eu.gather.tail.word
+    assert [heard.has_heard(number.to_bytes(16, "big")) for number in (1, 2, 3, 4, 9)] == [True] * 3 + [False] * 2
+    # It is told once, and does not come back to where it is from.
+    await there.pull()
+    await back.pull()
+    assert not us.gather.tail.word.has_heard((1).to_bytes(16, "big"))
+    us.gather.tail.keep((4).to_bytes(16, "big"), "denied")
+    await there.pull()
+    assert heard.has_heard((4).to_bytes(16, "big"))
+
+
+@pytest.mark.parametrize("off", ["eu", "us"])
+async def test_a_region_that_keeps_all_neither_asks_nor_tells(
+    off: str, tmp_path: Path, authority: MemoryAuthority, stack: AsyncExitStack
+) -> None:
+    eu, us = Region("eu", "us", tmp_path, authority), Region("us", "eu", tmp_path, authority)
+    for region in (eu, us):
+        region.tail = None if region.name == off else region.tail
+        await region.start(stack)
+    us.gather.tail.keep(b"t" * 16, "error")
+    await eu.puller(us.port).pull()
+    assert not eu.gather.tail.word.has_heard(b"t" * 16)
 
 
 async def test_a_link_that_is_cut_costs_nothing_but_time(eu: Region, us: Region, stack: AsyncExitStack) -> None:
@@ -377,8 +410,26 @@ async def test_rows_that_make_no_sense_are_refused_and_counted_and_the_rest_take
         {"incarnation": "a\nb", "sequence": 1},
         {"incarnation": "0a", "sequence": 2**63},
         {"incarnation": "0a", "sequence": 1, "rows": [row()] * (MAX_ROWS + 1)},
+        {"kept": {"epoch": "", "sequence": 1}},
+        {"kept": {"epoch": "0" * 65}},
+        {"kept": {"epoch": "a b"}},
+        {"kept": {"epoch": "0a", "sequence": 2**63}},
+        {"kept": {"epoch": "0a", "trace_ids": b"t" * 17}},
+        {"kept": {"epoch": "0a", "trace_ids": b"t" * 16 * 4097}},
     ],
-    ids=["none", "long", "control", "beyond", "flood"],
+    ids=[
+        "none",
+        "long",
+        "control",
+        "beyond",
+        "flood",
+        "no-epoch",
+        "long-epoch",
+        "odd-epoch",
+        "beyond-epoch",
+        "half-a-trace",
+        "flood-of-traces",
+    ],
 )
 async def test_a_page_that_cannot_be_gone_on_with_ends_the_pull(
     eu: Region, hostile: tuple[Region, Hostile], page: dict[str, Any]

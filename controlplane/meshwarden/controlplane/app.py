@@ -55,7 +55,7 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.resource import OWN_NAME
-from meshwarden.controlplane.gather.tail_policy import TailPolicy
+from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
@@ -310,7 +310,7 @@ class ControlPlane:
             admin=admin,
             node=NodeServicer(nodes, self._publisher, self._sessions, engines.authority),
             quota=QuotaServicer(nodes, self._division, self._publisher),
-            region=RegionServicer(self._gather.ledger, config.trust_domain, config.region),
+            region=RegionServicer(self._gather.ledger, self._gather.tail, config.trust_domain, config.region),
             report=ReportServicer(self._gather, nodes),
             resource=ResourceServicer(engines.store, utc_now, config.region, engines.audit, self._trails),
         )
@@ -385,7 +385,10 @@ def _tail(config: Config, mesh: Mesh) -> TailPolicy | None:
         found = [slo.spec.latency.threshold for slo in slos if slo.spec.HasField("latency")]
         return min((threshold.ToNanoseconds() / 1e9 for threshold in found), default=None)
 
-    return TailPolicy(**dict(config.tail_sampling), slow_after=slow_after)
+    said = dict(config.tail_sampling)
+    if said["grace_s"] is None:
+        said["grace_s"] = ACROSS_GRACE_S if config.peer else GRACE_S
+    return TailPolicy(**said, slow_after=slow_after)
 
 
 def _regions(
@@ -399,7 +402,17 @@ def _regions(
     durable.add(inbox)
     own = Own(config.trust_domain, serving.svid, serving.bundles)
     pullers = [
-        Puller(Peer(peer.region, peer.address), own, inbox, gather.ledger, gather.tally, gather.settle, utc_now, rng)
+        Puller(
+            Peer(peer.region, peer.address),
+            own,
+            inbox,
+            gather.ledger,
+            gather.tail,
+            gather.tally,
+            gather.settle,
+            utc_now,
+            rng,
+        )
         for peer in config.peer
     ]
     regions = Regions(config.region, pullers, inbox, utc_now)

@@ -107,9 +107,10 @@ class TailSamplingConfig(_Frozen):
     tenants: dict[Annotated[str, Field(pattern=f"^{LABEL}$")], Annotated[float, Field(ge=0.0, le=1.0)]] = {}
     # A span that takes longer is slow, and so is a call that takes longer than its service's SLO says.
     slow_s: float | None = Field(default=None, gt=0.0, le=86_400.0)
-    # How long is waited for a trace that does not become complete, and how long for what comes late to one that has.
+    # How long is waited for a trace that does not become complete, and how long for what comes late to one that has: a
+    # second, or three where other regions may still say that they keep it.
     wait_s: float = Field(default=10.0, ge=0.1, le=600.0)
-    grace_s: float = Field(default=1.0, ge=0.0, le=60.0)
+    grace_s: float | None = Field(default=None, ge=0.0, le=60.0)
     # What may wait, in memory and on disk; beyond, the oldest of the tenant that has most of it is decided on.
     max_waiting_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
 

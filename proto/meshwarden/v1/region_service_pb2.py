@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from meshwarden.v1 import report_pb2 as meshwarden_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"meshwarden/v1/region_service.proto\x12\rmeshwarden.v1\x1a\x1ameshwarden/v1/report.proto\"G\n\x0bPullRequest\x12\"\n\x0bincarnation\x18\x01 \x01(\tB\x00R\x0bincarnation\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\"y\n\x0cPullResponse\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12+\n\x04rows\x18\x03 \x03(\x0b\x32\x17.meshwarden.v1.CallStatR\x04rows2R\n\rRegionService\x12\x41\n\x04Pull\x12\x1a.meshwarden.v1.PullRequest\x1a\x1b.meshwarden.v1.PullResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"meshwarden/v1/region_service.proto\x12\rmeshwarden.v1\x1a\x1ameshwarden/v1/report.proto\"v\n\x0bPullRequest\x12\"\n\x0bincarnation\x18\x01 \x01(\tB\x00R\x0bincarnation\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\x12-\n\x04kept\x18\x03 \x01(\x0b\x32\x19.meshwarden.v1.KeptCursorR\x04kept\":\n\nKeptCursor\x12\x16\n\x05\x65poch\x18\x01 \x01(\tB\x00R\x05\x65poch\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\"[\n\nKeptTraces\x12\x14\n\x05\x65poch\x18\x01 \x01(\tR\x05\x65poch\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12\x1b\n\ttrace_ids\x18\x03 \x01(\x0cR\x08traceIds\"\xa8\x01\n\x0cPullResponse\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12+\n\x04rows\x18\x03 \x03(\x0b\x32\x17.meshwarden.v1.CallStatR\x04rows\x12-\n\x04kept\x18\x04 \x01(\x0b\x32\x19.meshwarden.v1.KeptTracesR\x04kept2R\n\rRegionService\x12\x41\n\x04Pull\x12\x1a.meshwarden.v1.PullRequest\x1a\x1b.meshwarden.v1.PullResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshwarden.v1.region_servic
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PULLREQUEST']._serialized_start=81
-  _globals['_PULLREQUEST']._serialized_end=152
-  _globals['_PULLRESPONSE']._serialized_start=154
-  _globals['_PULLRESPONSE']._serialized_end=275
-  _globals['_REGIONSERVICE']._serialized_start=277
-  _globals['_REGIONSERVICE']._serialized_end=359
+  _globals['_PULLREQUEST']._serialized_end=199
+  _globals['_KEPTCURSOR']._serialized_start=201
+  _globals['_KEPTCURSOR']._serialized_end=259
+  _globals['_KEPTTRACES']._serialized_start=261
+  _globals['_KEPTTRACES']._serialized_end=352
+  _globals['_PULLRESPONSE']._serialized_start=355
+  _globals['_PULLRESPONSE']._serialized_end=523
+  _globals['_REGIONSERVICE']._serialized_start=525
+  _globals['_REGIONSERVICE']._serialized_end=607
 # @@protoc_insertion_point(module_scope)

@@ -116,6 +116,39 @@ def test_a_reason_is_acted_on_at_once_and_takes_all_of_the_trace_along() -> None
     assert world.tail.decided() == {"error": 1}
 
 
+def test_what_another_region_keeps_is_kept_here_whether_it_waits_comes_or_was_left_to_chance() -> None:
+    world = World()
+    waits, comes, late = (bytes([number]) + UNLUCKY[1:] for number in (1, 2, 3))
+    world.add(span(late, 1))
+    world.wait(1.1)
+    world.add(span(waits, 2, 1))
+    world.tail.hear([waits, comes, late])
+    assert world.names() == [(waits, bytes(7) + b"\2")]
+    world.add(span(comes, 2, 1), span(late, 2, 1))
+    assert len(world.names()) == 3
+    assert set(world.states()) == {"ot=th:0"}
+    assert world.counts() == {"received": 4, "passed": 3, "sampled": 1}
+    assert world.tail.decided() == {"complete": 1, "region": 3}
+    # Nobody is told of what others have said, and what never comes here takes no room among decisions.
+    assert world.tail.word.told("", 0).trace_ids == ()
+    world.tail.hear(number.to_bytes(16, "big") for number in range(1000, 1100))
+    assert world.tail.decided() == {"complete": 1, "region": 3}
+    world.now_s += 61
+    world.add(span((1000).to_bytes(16, "big"), 2, 1))
+    assert len(world.names()) == 3, "it was heard too long ago"
+
+
+def test_others_are_told_of_what_is_kept_here_and_nobody_hears_where_all_is() -> None:
+    world = World()
+    world.add(span(UNLUCKY, 2, 1, error=True))
+    world.tail.keep(LUCKY, "denied")
+    world.add(span(bytes([9]) + UNLUCKY[1:], 1), is_mesh=True)
+    assert world.tail.word.told("", 0).trace_ids == (UNLUCKY, LUCKY)
+    everything = World(None)
+    everything.tail.hear([UNLUCKY])
+    assert not everything.tail.word.has_heard(UNLUCKY)
+
+
 def test_chance_decides_once_a_trace_is_complete_and_the_grace_is_over() -> None:
     world = World()
     world.add(span(LUCKY, 1), span(UNLUCKY, 1), span(LUCKY, 2, 1))

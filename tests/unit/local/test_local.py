@@ -56,6 +56,12 @@ def test_the_control_plane_takes_what_we_write(tmp_path: Path) -> None:
     config = load_config(file)
     assert config.authority == VaultAuthorityConfig(kind="vault", **vault)  # type: ignore[arg-type]
     assert config.otlp[0].authorization == "vault:kv/meshwarden#otlp_authorization"
+    assert config.tail_sampling is None
+    for ratio in (0.0, 1e-7, 0.25, 1.0):
+        file.write_text(plan.server_toml(mesh, "mesh.test", LISTEN, "http://127.0.0.1:4", None, tail_ratio=ratio))
+        config = load_config(file)
+        assert config.tail_sampling is not None
+        assert config.tail_sampling.ratio == ratio
 
 
 def test_one_region_lies_where_it_always_did_and_several_lie_beside_each_other(tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ def _reach(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 )
 @click.option("--otlp-endpoint", metavar="URL", help="Send traces, metrics and logs on to an OTLP/gRPC backend.")
 @click.option(
+    "--tail-sampling",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Of traces, send on what failed, was refused, slow or new, and this share of the others, from 0 to 1.",
+)
+@click.option(
     "--regions",
     metavar="NAME,NAME,…",
     callback=_regions,
@@ -89,6 +95,7 @@ def up(
     listen: str,
     metrics_listen: str,
     otlp_endpoint: str | None,
+    tail_sampling: float | None,
     regions: tuple[str, ...],
     reach: dict[str, str],
     trust_domain: str,
@@ -102,6 +109,8 @@ def up(
         raise click.UsageError("--check calls the samples of the shop: leave out --no-samples, or add --samples shop")
     if check and otlp_endpoint is not None:
         raise click.UsageError("--check has telemetry sent to itself: leave out --otlp-endpoint")
+    if tail_sampling is not None and otlp_endpoint is None:
+        raise click.UsageError("--tail-sampling is of what goes to --otlp-endpoint: say that, too")
     if regions and (check or not listen.endswith(":0") or not metrics_listen.endswith(":0")):
         raise click.UsageError("--regions goes with neither --check nor a port: each region takes a free one")
     if strange := sorted(set(reach) - set(regions)):
@@ -117,6 +126,7 @@ def up(
         listen=listen,
         metrics_listen=metrics_listen,
         otlp_endpoint=otlp_endpoint,
+        tail_ratio=tail_sampling,
         regions=regions or (REGION,),
         reach=reach,
     )

@@ -28,6 +28,7 @@ from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tail_memory import TRACES, Decided, TailMemory
 from meshwarden.controlplane.gather.tail_policy import MESH, TailPolicy, reason
 from meshwarden.controlplane.gather.tail_trace import SPAN_BYTES, Cut, Row, Trace, cut_out
+from meshwarden.controlplane.gather.tail_word import Word
 from meshwarden.controlplane.gather.tally import SAMPLE, Tally
 from meshwarden.controlplane.gather.trace_part import is_sound, owner_of
 from meshwarden.controlplane.gather.trace_state import randomness
@@ -35,6 +36,10 @@ from meshwarden.controlplane.gather.trace_state import randomness
 COMPLETE: Final = "complete"
 WAITED: Final = "waited"
 FULL: Final = "full"
+REGION: Final = "region"
+"""Another region keeps it."""
+# Each region knows these of its own.
+_NOT_TOLD: Final = frozenset({MESH, REGION})
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS tail_waiting (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, body BLOB NOT NULL)
 """
@@ -88,6 +93,8 @@ class TailSampler(Collector):
         self._last_id = 0
         self._waiting = _Waiting({}, [], {})
         self._decided: Counter[str] = Counter()
+        self.word: Final = Word(monotonic)
+        """What regions tell each other of what they keep."""
 
     def add(self, checked: Checked, *, is_mesh: bool = False) -> None:
         """Takes spans, and hands on those that are decided on.
@@ -122,6 +129,16 @@ class TailSampler(Collector):
         if self.is_on and not self._known(trace_id):
             self._settle(trace_id, True, why)
             self._cut()
+
+    def hear(self, trace_ids: Iterable[bytes]) -> None:
+        """Takes note of traces that another region keeps: what is here of them, or comes, is kept as well."""
+        if not self.is_on:
+            return
+        for trace_id in trace_ids:
+            self.word.hear(trace_id)
+            if trace_id in self._traces or self._known(trace_id) is False:
+                self._settle(trace_id, True, REGION)
+        self._cut()
 
     def decide(self) -> None:
         """Decides on what is complete or was waited for long enough."""
@@ -166,9 +183,12 @@ class TailSampler(Collector):
                 trace_id = span.trace_id
                 if is_sound(trace_id, span.span_id):
                     sound.append(span)
-                    if not self._known(trace_id) and (why := MESH if is_mesh else reason(span, limits)):
+                    if not self._known(trace_id) and (why := MESH if is_mesh else self._reason(span, limits)):
                         self._settle(trace_id, True, why)
         return sound
+
+    def _reason(self, span: Span, limits: tuple[int | None, int | None]) -> str:
+        return reason(span, limits) or (REGION if self.word.has_heard(span.trace_id) else "")
 
     def _known(self, trace_id: bytes) -> bool | None:
         found = self._memory.find(trace_id)
@@ -195,6 +215,8 @@ class TailSampler(Collector):
             return
         self._remember(trace_id, is_kept)
         self._decided[why] += 1
+        if is_kept and why not in _NOT_TOLD:
+            self.word.tell(trace_id)
         for row in trace.rows if trace is not None else ():
             self._settle_in(row, trace_id, is_kept, trace is not None and trace.has_randomness)
 

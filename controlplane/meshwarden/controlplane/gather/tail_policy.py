@@ -18,6 +18,9 @@ SLOW: Final = "slow"
 NEW_EDGE: Final = "new_edge"
 MESH: Final = "mesh"
 MAX_WAITING_BYTES: Final = 64 << 20
+GRACE_S: Final = 1.0
+ACROSS_GRACE_S: Final = 3.0
+"""Where other regions tell what they keep: a report is a second on its way, and their word as long."""
 # Of OpenTelemetry's conventions, old ones included, and of Envoy's.
 _RPC: Final = frozenset({"rpc.response.status_code", "rpc.grpc.status_code", "grpc.status_code"})
 _HTTP: Final = frozenset({"http.response.status_code", "http.status_code"})
@@ -52,7 +55,7 @@ class TailPolicy:
     tenants: Mapping[str, float] = field(default_factory=dict)
     slow_s: float | None = None
     wait_s: float = 10.0
-    grace_s: float = 1.0
+    grace_s: float = GRACE_S
     max_waiting_bytes: int = MAX_WAITING_BYTES
     slow_after: SlowAfter = _nothing
 

@@ -193,7 +193,9 @@ class LocalMesh:
             "metrics_listen": _with_port(self.options.metrics_listen, self._ports[self.plan.named("metrics")]),
         }
         endpoint = otlp.endpoint if otlp else self.options.otlp_endpoint
-        text = server_toml(self.plan, self.options.trust_domain, listen, endpoint, vault, peers)
+        text = server_toml(
+            self.plan, self.options.trust_domain, listen, endpoint, vault, peers, self.options.tail_ratio
+        )
         write_private(self.plan.server_config, text)
         argv = (*_python(), "-m", "meshwarden.controlplane", "server", "--config", str(self.plan.server_config))
         self.plan.server_json.unlink(missing_ok=True)

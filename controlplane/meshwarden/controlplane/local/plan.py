@@ -38,6 +38,7 @@ class Options:
         listen: where the control plane listens, "HOST:PORT".
         metrics_listen: where it serves metrics, "HOST:PORT".
         otlp_endpoint: where traces go on to, "http://HOST:PORT"; None for nowhere.
+        tail_ratio: which share of them, of those that nothing asks for, from 0 to 1; None for all.
         regions: their names.
         reach: where the other regions reach one, {region: "HOST:PORT"}; else where it listens.
     """
@@ -52,6 +53,7 @@ class Options:
     listen: str = "127.0.0.1:0"
     metrics_listen: str = "127.0.0.1:0"
     otlp_endpoint: str | None = None
+    tail_ratio: float | None = None
     regions: tuple[str, ...] = (REGION,)
     reach: Mapping[str, str] = field(default_factory=dict)
 
@@ -237,6 +239,7 @@ def server_toml(
     otlp_endpoint: str | None,
     vault: Mapping[str, str] | None,
     peers: Mapping[str, str] | None = None,
+    tail_ratio: float | None = None,
 ) -> str:
     """Returns the control plane's configuration as TOML.
 
@@ -247,6 +250,7 @@ def server_toml(
         otlp_endpoint: where telemetry goes on to.
         vault: address, token (a reference) and mount; None for the embedded authority.
         peers: where the other regions are reached, {region: "HOST:PORT"}.
+        tail_ratio: see `Options`.
     """
     settings: dict[str, str | bool | int] = {
         "trust_domain": trust_domain,
@@ -266,6 +270,8 @@ def server_toml(
         if vault is not None:
             backend["authorization"] = "vault:kv/meshwarden#otlp_authorization"
         text += "\n[[otlp]]\n" + toml(backend)
+    if tail_ratio is not None:
+        text += "\n[tail_sampling]\n" + toml({"ratio": tail_ratio})
     for region, address in (peers or {}).items():
         text += "\n[[peer]]\n" + toml({"region": region, "address": address})
     return text
@@ -290,15 +296,15 @@ def agent_toml(agent: AgentPlan, trust_domain: str, control_plane: str, ca_file:
     )
 
 
-def toml(settings: Mapping[str, str | bool | int]) -> str:
+def toml(settings: Mapping[str, str | bool | int | float]) -> str:
     """Writes one table. Source: TOML 1.0, basic strings."""
     return "".join(f"{key} = {_value(value)}\n" for key, value in settings.items())
 
 
-def _value(value: str | bool | int) -> str:
+def _value(value: str | bool | int | float) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    if isinstance(value, int | float):
         return str(value)
     # A path may hold anything but NUL: what is no plain character is written by its number.
     plain = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in value)

@@ -20,9 +20,11 @@ from meshwarden.certs.svid import X509Svid
 from meshwarden.controlplane.gather.call import Call, Refused, parse
 from meshwarden.controlplane.gather.gather import Unwritten
 from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.tail import TailSampler
+from meshwarden.controlplane.gather.tail_word import ids_of
 from meshwarden.controlplane.gather.tally import Tally
 from meshwarden.controlplane.regions.inbox import Inbox
-from meshwarden.v1.region_service_pb2 import PullRequest, PullResponse
+from meshwarden.v1.region_service_pb2 import KeptCursor, KeptTraces, PullRequest, PullResponse
 from meshwarden.v1.region_service_pb2_grpc import RegionServiceStub
 
 INTERVAL_S: Final = 1.0
@@ -87,6 +89,7 @@ class Puller:
         own: Own,
         inbox: Inbox,
         ledger: Ledger,
+        tail: TailSampler,
         tally: Tally,
         settle: Callable[[], Awaitable[None]],
         clock: Callable[[], datetime],
@@ -99,6 +102,7 @@ class Puller:
             own: who asks.
             inbox: takes what it tells.
             ledger: of this region.
+            tail: of this region, which is to know what the peer keeps.
             tally: counts rows.
             settle: returns once all that the inbox has taken is on disk.
             clock: the present, aware.
@@ -107,6 +111,7 @@ class Puller:
         self.peer = peer
         self.error: str | None = None
         self._own, self._inbox, self._ledger, self._tally = own, inbox, ledger, tally
+        self._tail, self._kept = tail, KeptCursor()
         self._settle, self._clock, self._rng = settle, clock, rng
         self._channel: grpc.aio.Channel | None = None
         self._shown: X509Svid | None = None
@@ -131,11 +136,15 @@ class Puller:
             Unwritten: our disk refuses.
         """
         cursor, began = self._inbox.cursor(self.peer.region), self._clock()
-        request = PullRequest(incarnation=cursor.incarnation, after=cursor.sequence)
+        kept = self._kept if self._tail.is_on else None
+        request = PullRequest(incarnation=cursor.incarnation, after=cursor.sequence, kept=kept)
         stub: Any = RegionServiceStub(await self._open())
         call = stub.Pull(request, timeout=PULL_S, compression=grpc.Compression.Gzip)
         try:
             async for page in call:
+                if page.HasField("kept"):
+                    self._hear(page.kept)
+                    continue
                 self._take(page)
                 await self._settle()
         finally:
@@ -226,6 +235,21 @@ class Puller:
                 self._tally.drop(f"region.{region}", "row", refused.reason, "")
         self._tally.passed(f"region.{region}", "row", "", len(calls))
         self._inbox.put(region, page.incarnation, page.sequence, calls)
+
+    def _hear(self, kept: KeptTraces) -> None:
+        """Checks which traces the peer keeps, and hands that on.
+
+        Raises:
+            Untrue: it is nothing that can be gone on with.
+        """
+        if not kept.epoch or len(kept.epoch) > 64 or not kept.epoch.isalnum() or kept.sequence > MAX_SEQUENCE:
+            raise Untrue(f"traces up to {kept.sequence} of no epoch")
+        try:
+            trace_ids = ids_of(kept.trace_ids)
+        except ValueError as error:
+            raise Untrue(str(error)) from None
+        self._kept = KeptCursor(epoch=kept.epoch, after=kept.sequence)
+        self._tail.hear(trace_ids)
 
     def _check(self, row: Any) -> Call:
         if row.region or row.exemplars:
