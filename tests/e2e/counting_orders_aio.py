@@ -30,14 +30,14 @@ class Orders(orders_pb2_grpc.OrdersServicer):
         return orders_pb2.Order(id=request.id)
 
 
-async def serve(directory: Path, count: Count) -> None:
+async def serve(directory: Path, orders: orders_pb2_grpc.OrdersServicer) -> None:
     link = AgentLink.of_process()
     await asyncio.to_thread(link.wait)
     files = Path(os.environ["MESHWARDEN_CREDENTIALS"])
     front = Front(directory / "s")
     peers = PeerInterceptor(front, PeerVerifier(lambda: link.config.bundles, utc_now))
     server = grpc.aio.server(interceptors=[peers, sdk.aio_server_interceptor()])
-    orders_pb2_grpc.add_OrdersServicer_to_server(Orders(count), server)
+    orders_pb2_grpc.add_OrdersServicer_to_server(orders, server)
     server.add_insecure_port(front.inner_target)
     await server.start()
     async with front:
@@ -52,4 +52,4 @@ async def serve(directory: Path, count: Count) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
-        asyncio.run(serve(Path(made), Count(sys.argv[1])))
+        asyncio.run(serve(Path(made), Orders(Count(sys.argv[1]))))
