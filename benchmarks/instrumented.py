@@ -170,8 +170,9 @@ def checked(link: Any, inner: Any) -> Any:
 
     def serve(request: bytes, context: Any) -> Any:
         caller = callers.identify(context)
-        criticality.serve(context.invocation_metadata())
-        if not limits.admit(caller.tenant, METHOD).decision.allowed:
+        metadata = context.invocation_metadata()
+        criticality.serve(metadata)
+        if not limits.admit(caller.tenant, METHOD, metadata).decision.allowed:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "limited")
         return inner(request, context)
 

@@ -24,7 +24,7 @@ from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Known
 from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.incoming import HEALTH, Key, served_call
-from meshwarden.sdk.limits import Limits
+from meshwarden.sdk.limits import Limits, Refusal
 from meshwarden.sdk.outgoing import DECISION_KEY
 from meshwarden.sdk.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
@@ -34,7 +34,9 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 _MAX_METHODS: Final = 1024
-_WELL: Final = (None, 0, grpc.StatusCode.OK)
+# Looked up once: what hangs on an enumeration is found by way of its class.
+_OK: Final = grpc.StatusCode.OK
+_WELL: Final = (None, 0, _OK)
 _log = logging.getLogger("meshwarden.sdk")
 
 
@@ -108,6 +110,22 @@ def aio_server_interceptor(*, enforce: bool = True) -> ServedInterceptor:
 class ServedCall:
     """One call, from the moment that its handler may run."""
 
+    __slots__ = (
+        "_admission",
+        "_begun_s",
+        "_caller",
+        "_context",
+        "_decision",
+        "_is_measured",
+        "_known",
+        "_limits",
+        "_link",
+        "_metadata",
+        "_method",
+        "_source",
+        "_span",
+    )
+
     def __init__(
         self, link: AgentLink, known: Known[Config, Key], limits: Limits | None, method: str, context: Any
     ) -> None:
@@ -121,7 +139,7 @@ class ServedCall:
         self._admission = FREE
         self._is_measured = False
         self._source = str(caller.spiffe_id) if caller is not None else ""
-        metadata = context.invocation_metadata() or ()
+        self._metadata = metadata = context.invocation_metadata() or ()
         self._span = tracer().server(method, metadata, self._source)
         criticality.serve(metadata)
         self._begun_s = time.perf_counter()
@@ -137,39 +155,40 @@ class ServedCall:
         self._span.end(code, details)
         config = self._link.find_config()
         if self._source and config is not None:
-            counted = self._known.get(config, (self._source, self._method, code.name, self._decision))
+            status = "OK" if code is _OK else code.name
+            counted = self._known.get(config, (self._source, self._method, status, self._decision))
             self._link.counter.add(counted, self._begun_s, self._span.sampled)
 
-    async def admit(self) -> None:
-        """Lets the call go on, or aborts it.
-
-        Raises:
-            Exception: that of `context.abort`.
-        """
+    def admit(self) -> Awaitable[None] | None:
+        """Lets the call go on; or returns what aborts it, to be awaited."""
         if self._limits is None:
-            return
+            return None
         config, caller = self._link.find_config(), self._caller
         if caller is None or config is None:
             fault = _unproved(config)
-            if fault is not None:
-                self._decision = CallStat.DENIED
-                await self._refuse(*fault, "denied")
-            return
+            if fault is None:
+                return None
+            self._decision = CallStat.DENIED
+            return self._refuse(*fault, "denied")
         tenant = caller.spiffe_id.tenant or ""
         try:
-            self._admission = self._limits.admit(tenant, self._method, self._context.invocation_metadata() or ())
+            self._admission = admission = self._limits.admit(tenant, self._method, self._metadata)
         except cost.Malformed as error:
             self._decision = CallStat.DENIED
-            await self._refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
-        decision = self._admission.decision
-        if not decision.allowed:
-            refusal = self._limits.refusal(decision, tenant, self._method)
-            await self._context.send_initial_metadata(refusal.headers)
-            if refusal.code is grpc.StatusCode.UNAVAILABLE:
-                # Of a server that can do no more it is no policy's doing that a call fails.
-                await self._context.abort(refusal.code, refusal.message, refusal.trailing)
-            self._decision = CallStat.LIMITED
-            await self._refuse(refusal.code, refusal.message, "limited", *refusal.trailing)
+            return self._refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
+        return (
+            None
+            if admission.decision.allowed
+            else self._limited(self._limits.refusal(admission.decision, tenant, self._method))
+        )
+
+    async def _limited(self, refusal: Refusal) -> None:
+        await self._context.send_initial_metadata(refusal.headers)
+        if refusal.code is grpc.StatusCode.UNAVAILABLE:
+            # Of a server that can do no more it is no policy's doing that a call fails.
+            await self._context.abort(refusal.code, refusal.message, refusal.trailing)
+        self._decision = CallStat.LIMITED
+        await self._refuse(refusal.code, refusal.message, "limited", *refusal.trailing)
 
     def answered(self) -> None:
         """A stream has had its first answer."""
@@ -186,16 +205,16 @@ class ServedCall:
 
     def _ended(self, error: BaseException | None) -> tuple[grpc.StatusCode, str]:
         """What the caller is told, or would be if it were still there."""
-        said = self._context.code() or grpc.StatusCode.OK
+        said = self._context.code() or _OK
         task = asyncio.current_task()
         # A handler may keep its task's cancellation to itself, and return.
         if not isinstance(error, Exception | None) or (task is not None and task.cancelling()):
             left_s = self._context.time_remaining()
             given_s = None if left_s is None else left_s + time.perf_counter() - self._begun_s
             return Deadline(given_s).code(left_s), "the caller has gone"
-        if error is not None and said is grpc.StatusCode.OK:
-            return grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"[:500]
-        return said, _text(self._context.details())
+        if said is not _OK:
+            return said, _text(self._context.details())
+        return (_OK, "") if error is None else (grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}"[:500])
 
 
 def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) -> Handler:
@@ -209,7 +228,8 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
 
     async def single(request_or_requests: Any, context: Any) -> Any:
         with begin(context) as call:
-            await call.admit()
+            if (aborting := call.admit()) is not None:
+                await aborting
             response = await inner(read(request_or_requests) if read else request_or_requests, context)
             if not handler.request_streaming:
                 call.returned()
@@ -217,7 +237,8 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
 
     async def streaming(request_or_requests: Any, context: Any) -> None:
         with begin(context) as call:
-            await call.admit()
+            if (aborting := call.admit()) is not None:
+                await aborting
             answer = inner(read(request_or_requests) if read else request_or_requests, context)
             if isinstance(answer, Awaitable):  # a handler that writes by itself
                 call.answered()  # nobody sees when it does
