@@ -26,7 +26,9 @@ from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api.report import unpacked
 from meshwarden.sdk import peer
+from meshwarden.sdk.call_table import rows_of
 from meshwarden.sdk.front import Front
+from meshwarden.sdk.histogram import to_proto
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
@@ -39,6 +41,19 @@ from meshwarden.v1 import resources_pb2 as resources
 TRUST_DOMAIN = "mesh.test"
 TOKEN = "a-join-token-of-the-tests"
 AGENT = [sys.executable, "-m", "meshwarden.agents.cli"]
+
+
+def spread(request: report_pb.ExportRequest) -> report_pb.ExportRequest:
+    """A batch with each row of its tables as a count of its own."""
+    for table in request.call_tables:
+        for row in rows_of(table):
+            stat = report_pb.CallStat.FromString(row.kind)
+            stat.minute.seconds, stat.count, stat.duration_sum_s = table.minute_s, row.calls, row.duration_sum_s
+            stat.durations.CopyFrom(to_proto(row.durations))
+            stat.exemplars.extend(row.exemplars)
+            request.calls.append(stat)
+    del request.call_tables[:]
+    return request
 
 
 async def until(condition: Callable[[], Any], what: str, deadline_s: float = 60.0) -> Any:
@@ -193,7 +208,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._caller(context)
-        self.exports.append(unpacked(request))
+        self.exports.append(spread(unpacked(request)))
         return report_pb.ExportResponse(sequence=request.sequence)
 
     async def Share(self, requests: Any, context: Any) -> AsyncIterator[quota_pb.ShareResponse]:  # noqa: N802

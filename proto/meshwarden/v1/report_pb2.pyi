@@ -33,6 +33,7 @@ class ExportRequest(_message.Message):
     RESOURCE_METRICS_FIELD_NUMBER: _builtins.int
     RESOURCE_LOGS_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
+    CALL_TABLES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     run_id: _builtins.str
     first_sequence: _builtins.int
@@ -48,6 +49,8 @@ class ExportRequest(_message.Message):
     def resource_logs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def packed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def call_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallTable]: ...
     def __init__(
         self,
         *,
@@ -60,10 +63,11 @@ class ExportRequest(_message.Message):
         resource_metrics: _abc.Iterable[_builtins.bytes] | None = ...,
         resource_logs: _abc.Iterable[_builtins.bytes] | None = ...,
         packed: _abc.Iterable[_builtins.bytes] | None = ...,
+        call_tables: _abc.Iterable[Global___CallTable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "packed", b"packed", "resource_logs", b"resource_logs", "resource_metrics", b"resource_metrics", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_tables", b"call_tables", "calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "packed", b"packed", "resource_logs", b"resource_logs", "resource_metrics", b"resource_metrics", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -213,6 +217,57 @@ class CallStat(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CallStat: _TypeAlias = CallStat  # noqa: Y015
+
+@_typing.final
+class CallTable(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    MINUTE_S_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    DURATION_SUMS_S_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    BUCKET_COUNTS_FIELD_NUMBER: _builtins.int
+    EXEMPLARS_FIELD_NUMBER: _builtins.int
+    EXEMPLAR_ROWS_FIELD_NUMBER: _builtins.int
+    minute_s: _builtins.int
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def duration_sums_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def bucket_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def exemplars(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exemplar]: ...
+    @_builtins.property
+    def exemplar_rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[_builtins.bytes] | None = ...,
+        minute_s: _builtins.int = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        duration_sums_s: _abc.Iterable[_builtins.float] | None = ...,
+        sizes: _abc.Iterable[_builtins.int] | None = ...,
+        buckets: _abc.Iterable[_builtins.int] | None = ...,
+        bucket_counts: _abc.Iterable[_builtins.int] | None = ...,
+        exemplars: _abc.Iterable[Global___Exemplar] | None = ...,
+        exemplar_rows: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket_counts", b"bucket_counts", "buckets", b"buckets", "counts", b"counts", "duration_sums_s", b"duration_sums_s", "exemplar_rows", b"exemplar_rows", "exemplars", b"exemplars", "kinds", b"kinds", "minute_s", b"minute_s", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallTable: _TypeAlias = CallTable  # noqa: Y015
 
 @_typing.final
 class Exemplar(_message.Message):

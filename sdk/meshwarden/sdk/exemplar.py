@@ -34,6 +34,11 @@ class Exemplars:
                 time_s = exemplar.time.seconds + exemplar.time.nanos / 1e9
                 self.add((exemplar.trace_id, exemplar.span_id), exemplar.duration_s, time_s)
 
+    def merge(self, other: "Exemplars") -> None:
+        """Takes those of another count."""
+        for trace, duration_s, time_s in other._by_bucket.values():
+            self.add(trace, duration_s, time_s)
+
     def to_proto(self) -> list[report_pb2.Exemplar]:
         """Returns them as messages."""
         found = []

@@ -14,7 +14,6 @@ Source: OpenTelemetry semantic conventions 1.44, `rpc.server.call.duration`, for
 
 import math
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Final
@@ -80,18 +79,19 @@ def to_proto(counts: Mapping[int, int]) -> report_pb2.Histogram:
     return report_pb2.Histogram(buckets=[bucket for bucket, _ in ordered], counts=[count for _, count in ordered])
 
 
-def from_proto(message: report_pb2.Histogram) -> Counter[int]:
+def from_proto(message: report_pb2.Histogram) -> dict[int, int]:
     """Reads counts.
 
     Raises:
         ValueError: a bucket has no count, is there twice or doesn't exist, or a count is 0.
     """
-    if len(message.buckets) != len(message.counts):
-        raise ValueError(f"{len(message.buckets)} buckets and {len(message.counts)} counts")
-    found: Counter[int] = Counter()
-    dict.update(found, zip(message.buckets, message.counts, strict=True))  # Counter's own adds up, one by one
-    if len(found) != len(message.buckets):
+    # Sliced: protobuf makes a list of them at once, and takes three times as long to hand them out one by one.
+    buckets, counts = message.buckets[:], message.counts[:]
+    if len(buckets) != len(counts):
+        raise ValueError(f"{len(buckets)} buckets and {len(counts)} counts")
+    found = dict(zip(buckets, counts, strict=True))
+    if len(found) != len(buckets):
         raise ValueError("a bucket is there twice")
-    if found and (max(found) > len(LIMITS_S) or min(found.values()) < 1):
+    if found and (max(found) > len(LIMITS_S) or min(counts) < 1):
         raise ValueError(f"buckets are numbered 0 to {len(LIMITS_S)} and counts are positive")
     return found

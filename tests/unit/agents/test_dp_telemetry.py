@@ -1,6 +1,6 @@
 """Counts, spans and batches on their way up: what adds up stays, what is too much is bounded, and nothing is silent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,9 +14,11 @@ from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of,
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.attribute import Bounded
+from meshwarden.agents.telemetry.flat import is_flat
 from meshwarden.agents.telemetry.sieve import sift
-from meshwarden.agents.telemetry.wire import is_flat
+from meshwarden.sdk.call_table import rows_of
 from meshwarden.sdk.histogram import bucket_of, from_proto, to_proto
+from meshwarden.sdk.wire import framed
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
 
@@ -44,8 +46,25 @@ def stat(**fields: object) -> pb.CallStat:
     return pb.CallStat(**{**plain, **fields})  # type: ignore[arg-type]
 
 
+def stats_in(tables: Iterable[pb.CallTable]) -> list[pb.CallStat]:
+    """What is in tables, each row as a count of its own."""
+    found = []
+    for table in tables:
+        for row in rows_of(table):
+            one = pb.CallStat.FromString(row.kind)
+            assert {field.name for field, _ in one.ListFields()}.isdisjoint(
+                {"minute", "count", "durations", "exemplars"}
+            )
+            one.minute.seconds = table.minute_s
+            one.count, one.duration_sum_s = row.calls, row.duration_sum_s
+            one.durations.CopyFrom(to_proto(row.durations))
+            one.exemplars.extend(row.exemplars)
+            found.append(one)
+    return found
+
+
 def take(counts: Aggregator) -> list[pb.CallStat]:
-    return counts.take()[0]
+    return stats_in(table.message() for table in counts.take()[0])
 
 
 def seen(**fields: object) -> Call:
@@ -69,8 +88,8 @@ def aggregator() -> Aggregator:
 
 def test_counts_of_one_kind_add_up_under_the_minute_of_the_agent() -> None:
     counts = aggregator()
-    counts.add(stat())
-    counts.add(stat(destination="orders.platform"))
+    counts.add([stat()])
+    counts.add([stat(destination="orders.platform")])
     counts.add_call(seen(duration_s=0.06), 0)
     (total,) = take(counts)
     assert (total.destination, total.count, total.minute.seconds % 60) == ("platform/orders", 5, 0)
@@ -103,7 +122,7 @@ def test_counts_of_one_kind_add_up_under_the_minute_of_the_agent() -> None:
 )
 def test_counts_that_cannot_be_are_dropped_and_counted(fields: dict[str, object]) -> None:
     counts = aggregator()
-    counts.add(stat(**fields))
+    counts.add([stat(**fields)])
     found, malformed = counts.take()
     assert not found
     assert malformed > 0
@@ -112,7 +131,7 @@ def test_counts_that_cannot_be_are_dropped_and_counted(fields: dict[str, object]
 @pytest.mark.parametrize("said", ["", "nowhere", "platform/secret", "a/b/c", "\x1b[2J", "x" * 127])
 def test_a_name_that_leads_nowhere_is_counted_as_unknown(said: str) -> None:
     counts = aggregator()
-    counts.add(stat(destination=said))
+    counts.add([stat(destination=said)])
     (total,) = take(counts)
     assert (total.destination, total.method) == (UNKNOWN, OTHER)
 
@@ -120,7 +139,7 @@ def test_a_name_that_leads_nowhere_is_counted_as_unknown(said: str) -> None:
 def test_methods_beyond_the_bound_are_counted_together() -> None:
     counts = aggregator()
     for number in range(500):
-        counts.add(stat(method=f"/o.Orders/M{number}"))
+        counts.add([stat(method=f"/o.Orders/M{number}")])
     found = take(counts)
     assert len(found) == 201
     assert sum(item.count for item in found) == 1000
@@ -129,7 +148,7 @@ def test_methods_beyond_the_bound_are_counted_together() -> None:
 
 def known(counts: Aggregator, **fields: object) -> bool:
     """Whether a method that nobody has used before is counted by its name."""
-    counts.add(stat(method="/o.Orders/New", **fields))
+    counts.add([stat(method="/o.Orders/New", **fields)])
     return "/o.Orders/New" in {item.method for item in take(counts)}
 
 
@@ -145,7 +164,7 @@ def known(counts: Aggregator, **fields: object) -> bool:
 def test_methods_that_were_not_served_take_no_room_of_those_that_were(made_up: dict[str, object]) -> None:
     counts = aggregator()
     for number in range(1000):
-        counts.add(stat(destination="acme/web", reporter=DESTINATION, method=f"GET /{number}", **made_up))
+        counts.add([stat(destination="acme/web", reporter=DESTINATION, method=f"GET /{number}", **made_up)])
     assert sum(item.count for item in take(counts)) == 2000
     assert known(counts, destination="acme/web", reporter=DESTINATION)
     assert known(counts, destination="acme/web", reporter=DESTINATION, **made_up)
@@ -154,7 +173,7 @@ def test_methods_that_were_not_served_take_no_room_of_those_that_were(made_up: d
 def test_methods_that_a_callers_program_makes_up_take_no_room_of_the_callee() -> None:
     counts = Aggregator(lambda: NOW)
     for number in range(1000):
-        counts.add(stat(destination="platform/orders", method=f"/made.Up/{number}"))
+        counts.add([stat(destination="platform/orders", method=f"/made.Up/{number}")])
     take(counts)
     assert not known(counts, destination="platform/orders")
     assert known(counts, destination="platform/orders", reporter=DESTINATION)
@@ -164,7 +183,7 @@ def test_the_room_for_methods_is_there_again_in_the_next_hour() -> None:
     now = NOW
     counts = Aggregator(lambda: now, resolve)
     for number in range(1000):
-        counts.add(stat(method=f"/o.Orders/M{number}"))
+        counts.add([stat(method=f"/o.Orders/M{number}")])
     take(counts)
     assert not known(counts)
     now += timedelta(hours=1)
@@ -175,17 +194,49 @@ def test_callers_beyond_the_bound_are_unknown() -> None:
     counts = aggregator()
     for number in range(2100):
         source = f"spiffe://mesh.test/tenant/t{number}/service/s"
-        counts.add(stat(source=source, destination="acme/web", reporter=DESTINATION))
+        counts.add([stat(source=source, destination="acme/web", reporter=DESTINATION)])
     found = take(counts)
     assert sum(item.count for item in found) == 4200
     assert {item.count for item in found if not item.source} == {200}
 
 
+def test_what_a_name_stands_for_now_counts_not_what_it_stood_for() -> None:
+    means: dict[str, str] = {"orders": "platform/orders"}
+    regions = {"platform/orders": "eu"}
+    counts = Aggregator(
+        lambda: NOW, lambda tenant, said: means.get(said), lambda tenant, said, _: regions.get(said, "")
+    )
+    found = []
+    for now_means, where in ({"orders": "globex/orders"}, "us"), ({}, "us"), ({"orders": "platform/orders"}, "moon"):
+        counts.add([stat()])
+        found += [(item.destination, item.destination_region, item.count) for item in take(counts)]
+        means.clear()
+        means.update(now_means)
+        regions["platform/orders"] = where
+    counts.add([stat()])
+    found += [(item.destination, item.destination_region, item.count) for item in take(counts)]
+    assert found == [
+        ("platform/orders", "eu", 2),
+        ("globex/orders", "", 2),
+        (UNKNOWN, "", 2),
+        ("platform/orders", "moon", 2),
+    ]
+
+
+def test_nothing_unknown_of_a_report_goes_up() -> None:
+    counts = aggregator()
+    told = pb.CallStat.FromString(stat(region="moon").SerializeToString() + framed(999, b"x" * 500))
+    counts.add([told])
+    (found,) = take(counts)
+    assert found.ByteSize() < 200
+    assert not found.region
+
+
 def test_a_made_up_status_is_other() -> None:
     counts = aggregator()
-    counts.add(stat(status="GREAT"))
-    counts.add(stat(status="PERMISSION_DENIED"))
-    counts.add(stat(status="503"))
+    counts.add([stat(status="GREAT")])
+    counts.add([stat(status="PERMISSION_DENIED")])
+    counts.add([stat(status="503")])
     assert {item.status for item in take(counts)} == {OTHER, "PERMISSION_DENIED", "503"}
 
 
@@ -245,7 +296,7 @@ def test_counts_are_told_apart_by_the_region_called_and_carry_exemplars() -> Non
     counts = Aggregator(lambda: NOW, resolve, lambda tenant, service, address: regions.get(address, ""))
     for address in ("10.0.0.1:1", "10.0.0.1:1", "10.0.0.2:1", ""):
         counts.add_call(seen(upstream=address, trace=(b"\x01" * 16, b"\x02" * 8)), 1)
-    counts.add(stat(reporter=DESTINATION, destination="acme/web", destination_region="moon"))
+    counts.add([stat(reporter=DESTINATION, destination="acme/web", destination_region="moon")])
     stats = take(counts)
     assert [(one.destination_region, one.count) for one in stats] == [("eu", 2), ("us", 1), ("", 1), ("", 2)]
     (exemplar,) = stats[0].exemplars
@@ -261,7 +312,7 @@ def test_no_record_breaks_the_reading(attributes: dict[str, str]) -> None:
     if call is not None:
         counts.add_call(call, 1)
         found, malformed = counts.take()
-        assert len(found) + malformed == 1
+        assert sum(table.calls for table in found) + malformed == 1
 
 
 # -- spans

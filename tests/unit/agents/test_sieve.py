@@ -8,11 +8,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
-from meshwarden.agents.telemetry import wire
 from meshwarden.agents.telemetry.attribute import Bounded
+from meshwarden.agents.telemetry.flat import is_flat, is_flat_span
 from meshwarden.agents.telemetry.sieve import sift
 from meshwarden.agents.telemetry.span import bound_span
-from meshwarden.agents.telemetry.wire import all_framed, framed, is_flat, is_flat_span
+from meshwarden.sdk import wire
+from meshwarden.sdk.wire import all_framed, framed
 
 TEXT = AnyValue(string_value="text")
 LIST = AnyValue(array_value=ArrayValue(values=[TEXT]))

@@ -5,6 +5,7 @@ import random
 import stat as file_mode
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from prometheus_client import generate_latest
 
 from meshwarden.controlplane.gather.backend import parse_endpoint
+from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.mark import CHAINS_PER_NODE, Marks
 from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.reporter import Reporter
+from meshwarden.controlplane.gather.tally import INGEST
 from meshwarden.sdk.histogram import bucket_of, to_proto
-from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest, Histogram
+from meshwarden.v1.report_pb2 import CallStat, Drop, Exemplar, ExportRequest, Histogram
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
 MINUTE = int(NOW.timestamp()) - 30
@@ -204,6 +208,104 @@ def test_what_cannot_be_believed_is_refused_and_the_rest_taken(
     gather.ingest("a", batch(1, stat, call()))
     assert [key[1:3] for key in gather.tally.drops()] == [("call", reason)]
     assert shown(metrics, "meshwarden_requests_total") == 3
+
+
+# -- counts as a table
+
+
+def tabled(request: ExportRequest) -> ExportRequest:
+    """The same batch with each count in a table of its own."""
+    made = ExportRequest()
+    made.CopyFrom(request)
+    del made.calls[:]
+    for stat in request.calls:
+        kind = CallStat()
+        kind.CopyFrom(stat)
+        for field in ("minute", "count", "duration_sum_s", "durations", "exemplars"):
+            kind.ClearField(field)  # type: ignore[arg-type]
+        made.call_tables.add(
+            kinds=[kind.SerializeToString()],
+            minute_s=stat.minute.seconds,
+            counts=[stat.count],
+            duration_sums_s=[stat.duration_sum_s],
+            sizes=[len(stat.durations.buckets)],
+            buckets=stat.durations.buckets,
+            bucket_counts=stat.durations.counts,
+            exemplars=stat.exemplars,
+            exemplar_rows=[0] * len(stat.exemplars),
+        )
+    return made
+
+
+some_calls = st.lists(
+    st.builds(
+        call,
+        source=st.sampled_from([WEB, "", "nobody", "spiffe://mesh.test/tenant/globex/service/x"]),
+        destination=st.sampled_from(["platform/orders", "acme/web", "none"]),
+        destination_region=st.sampled_from(["", "us", "\x1b"]),
+        method=st.sampled_from(["/a/B", "", "\n"]),
+        decision=st.integers(0, 5),
+        reporter=st.integers(0, 3),
+        revision=st.sampled_from([7, 2**63]),
+        count=st.sampled_from([0, 3, 2**40]),
+        duration_sum_s=st.sampled_from([0.03, float("nan"), -1.0]),
+        durations=st.sampled_from(
+            [Histogram(), to_proto({5: 3}), to_proto({5: 2, 9: 1}), to_proto({5: 2}), Histogram(buckets=[9999])]
+        ),
+        exemplars=st.lists(
+            st.sampled_from([Exemplar(), Exemplar(trace_id=b"t" * 16, span_id=b"s" * 8, duration_s=1)]), max_size=5
+        ),
+    ),
+    max_size=6,
+)
+
+
+@given(some_calls)
+def test_a_table_is_believed_as_counts_are(calls: list[CallStat]) -> None:
+    reporter = Reporter("a", lambda *entry: entry in ENTRIES, "mesh.test", "eu", NOW)
+    told = batch(1, *calls)
+    (in_table, refused), (by_count, also_refused) = reporter.believed(tabled(told)), reporter.believed(told)
+    assert refused == also_refused
+    assert added_up(in_table) == added_up(by_count)
+
+
+def added_up(calls: list[Call]) -> dict[tuple[object, ...], tuple[int, Counter[int], int]]:
+    """How many there are of each kind; a row may say more than counts."""
+    found: dict[tuple[object, ...], tuple[int, Counter[int], int]] = {}
+    for one in calls:
+        plain = replace(one, count=0, sum_s=0.0, durations={}, exemplars=())
+        key = (str(plain), bool(one.durations))
+        count, durations, exemplars = found.get(key, (0, Counter(), 0))
+        found[key] = (count + one.count, durations + Counter(one.durations), exemplars + len(one.exemplars))
+    return found
+
+
+@pytest.mark.parametrize("kind", [b"\xff", CallStat(source="s" * 3000).SerializeToString(), b"k" * 4096])
+def test_a_row_of_no_kind_is_refused_and_the_rest_taken(gather: Gather, metrics: Metrics, kind: bytes) -> None:
+    odd = tabled(batch(1, call(count=2, durations=to_proto({5: 2})), call()))
+    odd.call_tables[0].kinds[0] = kind
+    gather.ingest("a", odd)
+    assert gather.tally.drops() == {(INGEST, "call", "malformed", ""): 2}
+    assert shown(metrics, "meshwarden_requests_total") == 3
+
+
+def test_a_table_that_is_none_is_refused_with_all_its_calls(gather: Gather, metrics: Metrics) -> None:
+    odd = tabled(batch(1, call(), call(count=5, durations=to_proto({5: 5}))))
+    odd.call_tables[1].counts.append(6)
+    gather.ingest("a", odd)
+    assert gather.tally.drops() == {(INGEST, "call", "malformed", ""): 11}
+    assert shown(metrics, "meshwarden_requests_total") == 3
+
+
+def test_more_rows_than_a_batch_may_have_are_refused(gather: Gather, metrics: Metrics) -> None:
+    told = tabled(batch(1, call()))
+    for column in (told.call_tables[0].kinds, told.call_tables[0].counts, told.call_tables[0].duration_sums_s):
+        column.extend(column[:] * 8191)  # type: ignore[arg-type]
+    told.call_tables[0].sizes.extend([0] * 8191)
+    told.call_tables.add().CopyFrom(tabled(batch(1, call())).call_tables[0])
+    gather.ingest("a", told)
+    assert gather.tally.drops() == {(INGEST, "call", "malformed", ""): 3}
+    assert shown(metrics, "meshwarden_requests_total") == 3 * 8192
 
 
 @pytest.mark.parametrize("offset", [timedelta(days=-2), timedelta(minutes=10)])

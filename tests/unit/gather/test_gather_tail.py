@@ -86,7 +86,7 @@ async def waiting(durable: Durable, gather: Gather) -> int:
 
 async def test_calls_that_no_one_was_known_to_make_have_their_traces_kept(durable: Durable) -> None:
     gather = make(durable, TailPolicy(ratio=0))
-    gather.ingest("a", batch(1, call(1), call(2), bodies=[spans(1, 2, 3)]))
+    gather.ingest("a", batch(1, call(1), bodies=[spans(1, 2, 3)]))
     assert await waiting(durable, gather) == 1
     assert gather.tail.decided() == {"new_edge": 1}
     gather.ingest("a", batch(2, call(4), call(5, destination="platform/billing"), bodies=[spans(4, 5)]))
@@ -95,6 +95,13 @@ async def test_calls_that_no_one_was_known_to_make_have_their_traces_kept(durabl
     await durable.flush()
     again.ingest("a", batch(3, call(6), bodies=[spans(6)]))
     assert again.tail.decided() == {}
+
+
+async def test_of_many_calls_that_no_one_was_known_to_make_a_few_have_their_traces_kept(durable: Durable) -> None:
+    gather = make(durable, TailPolicy(ratio=0))
+    gather.ingest("a", batch(1, *map(call, range(1, 20)), bodies=[spans(*range(1, 20))]))
+    assert await waiting(durable, gather) == 4
+    assert gather.tail.decided() == {"new_edge": 4}
 
 
 async def test_refused_calls_have_their_traces_kept(durable: Durable) -> None:

@@ -8,10 +8,8 @@ a caller can make up at will, that of methods that were served.
 """
 
 import functools
-import math
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -20,15 +18,18 @@ import grpc
 from meshwarden.agents.telemetry import access_log
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.sdk import histogram
+from meshwarden.sdk.call_table import Row, Table
 from meshwarden.sdk.exemplar import Exemplars
 from meshwarden.v1 import report_pb2 as pb
 
 OTHER: Final = "_OTHER"
 UNKNOWN: Final = "unknown/unknown"
 """The destination of calls to names that lead nowhere."""
+TABLE_BYTES: Final = 1 << 20
 _MAX_METHODS: Final = 200
 _MAX_UNSERVED: Final = 50
 _MAX_SOURCES: Final = 2000
+_MAX_KINDS: Final = 4096
 _MAX_COUNT: Final = 1_000_000_000
 _MAX_DURATION_S: Final = 86_400.0
 _MAX_REVISION: Final = 2**63 - 1
@@ -43,28 +44,29 @@ Resolve = Callable[[str, str], str | None]
 Locate = Callable[[str, str, str], str]
 """Where a called endpoint is: `(tenant, "<tenant>/<service>", address) -> region`; `Localities.region`."""
 
-
-@dataclass(frozen=True)
-class CallKey:
-    """What calls are counted by; `minute` is the beginning of one, in seconds since 1970."""
-
-    source: str
-    destination: str
-    method: str
-    status: str
-    decision: int
-    reporter: int
-    revision: int
-    minute: int
-    destination_region: str
+# What is said of calls: source, destination, method, status, decision, reporter, revision.
+_Said = tuple[str, str, str, str, int, int, int]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sum:
-    count: int = 0
-    duration_s: float = 0.0
-    durations: Counter[int] = field(default_factory=Counter)
-    exemplars: Exemplars = field(default_factory=Exemplars)
+    """Calls of one kind within a minute; whose own these durations are."""
+
+    count: int
+    duration_s: float
+    durations: dict[int, int]
+    exemplars: Exemplars | None
+
+    def add(self, other: "_Sum") -> None:
+        self.count += other.count
+        self.duration_s += other.duration_s
+        known = self.durations
+        for bucket, count in other.durations.items():
+            known[bucket] = known.get(bucket, 0) + count
+        if self.exemplars is None:
+            self.exemplars = other.exemplars
+        elif other.exemplars is not None:
+            self.exemplars.merge(other.exemplars)
 
 
 class Aggregator:
@@ -83,77 +85,125 @@ class Aggregator:
         self._clock = clock
         self._resolve = resolve or _in_full
         self._locate = locate or (lambda tenant, service, address: "")
-        self._sums: dict[CallKey, _Sum] = {}
+        # {beginning of a minute in seconds since 1970: {kind: calls}}
+        self._sums: dict[int, dict[bytes, _Sum]] = {}
         self._words = _Words()
+        # Of this hour: what is reported comes again with each report.
+        self._kinds: dict[tuple[str | int, ...], bytes] = {}
         self._malformed = 0
 
     def add_call(self, call: access_log.Call, revision: int) -> None:
         """Counts one call that has just ended."""
-        stat = pb.CallStat(
-            source=call.source,
-            destination=call.destination,
-            method=call.method,
-            status=call.status,
-            decision=call.decision,  # type: ignore[arg-type]
-            reporter=call.reporter,  # type: ignore[arg-type]
-            revision=revision,
-            count=1,
-            duration_sum_s=call.duration_s,
-            durations=histogram.to_proto({histogram.bucket_of(call.duration_s): 1}),
-        )
+        exemplars = None
         if call.trace is not None:
-            exemplar = stat.exemplars.add(trace_id=call.trace[0], span_id=call.trace[1], duration_s=call.duration_s)
-            exemplar.time.FromDatetime(self._clock())
-        self.add(stat, call.upstream)
+            exemplars = Exemplars()
+            exemplars.add(call.trace, call.duration_s, self._clock().timestamp())
+        said = (call.source, call.destination, call.method, call.status, call.decision, call.reporter, revision)
+        sum_ = _Sum(1, call.duration_s, {histogram.bucket_of(call.duration_s): 1}, exemplars)
+        self._add(said, sum_, call.upstream, self._minute())
 
-    def add(self, stat: pb.CallStat, upstream: str = "") -> None:
+    def add(self, stats: Iterable[pb.CallStat]) -> None:
         """Adds counts that somebody else has made.
 
-        The reporter's own side in it must be the agent's word by now. The minute is ours: a sender's clock is not
-        believed. `upstream` is the address of the endpoint that took the calls, where it is known.
+        The reporter's own side in them must be the agent's word by now. The minute is ours: a sender's clock is not
+        believed.
         """
-        tenant = _reporter_tenant(stat)
-        durations = _durations(stat)
-        if not _is_sound(stat, durations) or not tenant:
-            self._malformed += min(max(stat.count, 1), _MAX_COUNT)
-            return
-        key = self._key(stat, tenant, upstream)
-        total = self._sums.setdefault(key, _Sum())
-        total.count += stat.count
-        total.duration_s += stat.duration_sum_s
-        total.durations.update(durations)
-        total.exemplars.update(stat.exemplars)
+        minute = self._minute()
+        for stat in stats:
+            said = (
+                stat.source,
+                stat.destination,
+                stat.method,
+                stat.status,
+                stat.decision,
+                stat.reporter,
+                stat.revision,
+            )
+            exemplars = None
+            if stat.exemplars:
+                exemplars = Exemplars()
+                exemplars.update(stat.exemplars)
+            self._add(said, _Sum(stat.count, stat.duration_sum_s, _durations(stat), exemplars), "", minute)
 
-    def take(self) -> tuple[list[pb.CallStat], int]:
-        """Removes and returns all counts, and how many calls were in none because what was said of them cannot be."""
+    def take(self) -> tuple[list[Table], int]:
+        """Removes and returns all counts, and how many calls were in none because what was said of them cannot be.
+
+        The counts are divided into tables of about `TABLE_BYTES`.
+        """
         sums, self._sums = self._sums, {}
         malformed, self._malformed = self._malformed, 0
-        return [_stat(key, total) for key, total in sums.items()], malformed
+        tables = []
+        for minute, of_minute in sums.items():
+            table = Table(minute)
+            tables.append(table)
+            for kind, found in of_minute.items():
+                if table.size_bytes >= TABLE_BYTES:
+                    table = Table(minute)
+                    tables.append(table)
+                exemplars = tuple(found.exemplars.to_proto()) if found.exemplars is not None else ()
+                table.add(Row(kind, found.count, found.duration_s, found.durations, exemplars))
+        return tables, malformed
 
-    def _key(self, stat: pb.CallStat, tenant: str, upstream: str) -> CallKey:
-        now = int(self._clock().timestamp())
-        self._words.of_hour(now // 3600)
-        source, destination, region = stat.source, stat.destination, ""
-        if stat.reporter == pb.CallStat.SOURCE:
+    def _minute(self) -> int:
+        """The beginning of this one. With a new hour there is new room for words."""
+        now_s = int(self._clock().timestamp())
+        if self._words.of_hour(now_s // 3600):
+            self._kinds.clear()
+        return now_s - now_s % 60
+
+    def _add(self, said: _Said, more: _Sum, upstream: str, minute: int) -> None:
+        tenant = _reporter_tenant(said)
+        if not tenant or not _is_sound(said, more):
+            self._malformed += min(max(more.count, 1), _MAX_COUNT)
+            return
+        sums = self._sums.setdefault(minute, {})
+        kind = self._kind(said, tenant, upstream)
+        known = sums.get(kind)
+        if known is None:
+            sums[kind] = more
+        else:
+            known.add(more)
+
+    def _kind(self, said: _Said, tenant: str, upstream: str) -> bytes:
+        """What calls are counted by, serialised: a `CallStat`."""
+        source, destination, method, status, decision, reporter, revision = said
+        region = ""
+        if reporter == pb.CallStat.SOURCE:
             destination = self._resolve(tenant, destination) or UNKNOWN
             region = self._locate(tenant, destination, upstream)
-        elif not self._words.has_room(("source", destination), source, _MAX_SOURCES):
+        found = (source, destination, method, status, decision, reporter, revision, region)
+        known = self._kinds.get(found)
+        if known is not None:
+            return known
+        if reporter != pb.CallStat.SOURCE and not self._words.has_room(("source", destination), source, _MAX_SOURCES):
             source = ""
-        method = self._method(stat, tenant, destination) if destination != UNKNOWN else OTHER
-        status = stat.status if stat.status in _STATUSES else OTHER
-        minute = now - now % 60
-        return CallKey(source, destination, method, status, stat.decision, stat.reporter, stat.revision, minute, region)
+        counted = self._method(said, tenant, destination) if destination != UNKNOWN else OTHER
+        kind = pb.CallStat(
+            source=source,
+            destination=destination,
+            method=counted,
+            status=status if status in _STATUSES else OTHER,
+            decision=decision,  # type: ignore[arg-type]
+            reporter=reporter,  # type: ignore[arg-type]
+            revision=revision,
+            destination_region=region,
+        ).SerializeToString()
+        if counted == method:  # others may get room yet
+            if len(self._kinds) >= _MAX_KINDS:
+                self._kinds.clear()
+            self._kinds[found] = kind
+        return kind
 
-    def _method(self, stat: pb.CallStat, tenant: str, destination: str) -> str:
-        said = stat.method
-        if not said or not said.isprintable() or len(said) > _METHOD_LENGTH:
+    def _method(self, said: _Said, tenant: str, destination: str) -> str:
+        method, status, decision = said[2:5]
+        if not method or not method.isprintable() or len(method) > _METHOD_LENGTH:
             return OTHER
         served, unserved = ("served", tenant, destination), ("unserved", tenant, destination)
-        if stat.decision != pb.CallStat.DENIED and stat.status not in _MISSING:
-            is_known = self._words.has_room(served, said, _MAX_METHODS)
+        if decision != pb.CallStat.DENIED and status not in _MISSING:
+            is_known = self._words.has_room(served, method, _MAX_METHODS)
         else:
-            is_known = self._words.has(served, said) or self._words.has_room(unserved, said, _MAX_UNSERVED)
-        return said if is_known else OTHER
+            is_known = self._words.has(served, method) or self._words.has_room(unserved, method, _MAX_UNSERVED)
+        return method if is_known else OTHER
 
 
 class _Words:
@@ -163,11 +213,13 @@ class _Words:
         self._hour = 0
         self._known: dict[tuple[str, ...], set[str]] = {}
 
-    def of_hour(self, hour: int) -> None:
-        """Forgets the words of another hour."""
-        if hour != self._hour:
-            self._hour = hour
-            self._known.clear()
+    def of_hour(self, hour: int) -> bool:
+        """Forgets the words of another hour; whether it is another."""
+        if hour == self._hour:
+            return False
+        self._hour = hour
+        self._known.clear()
+        return True
 
     def has(self, kind: tuple[str, ...], word: str) -> bool:
         """Whether a word is known."""
@@ -192,54 +244,36 @@ def _tenant_of(spiffe_id: str) -> str | None:
         return None
 
 
-def _reporter_tenant(stat: pb.CallStat) -> str:
-    """The tenant of the side that reports; empty if the stat names none."""
-    if stat.reporter == pb.CallStat.DESTINATION:
-        return stat.destination.partition("/")[0]
-    return _tenant_of(stat.source) or ""
+def _reporter_tenant(said: _Said) -> str:
+    """The tenant of the side that reports; empty if nothing names one."""
+    source, destination, *_, reporter, _ = said
+    if reporter == pb.CallStat.DESTINATION:
+        return destination.partition("/")[0]
+    return _tenant_of(source) or ""
 
 
-def _is_sound(stat: pb.CallStat, durations: Counter[int]) -> bool:
+def _is_sound(said: _Said, more: _Sum) -> bool:
+    source, *_, decision, reporter, revision = said
     return (
-        0 < stat.count <= _MAX_COUNT
-        and durations.total() == stat.count
-        and math.isfinite(stat.duration_sum_s)
-        and 0 <= stat.duration_sum_s <= stat.count * _MAX_DURATION_S
-        and stat.revision <= _MAX_REVISION
-        and stat.decision in _DECISIONS
-        and stat.reporter in (pb.CallStat.SOURCE, pb.CallStat.DESTINATION)
+        0 < more.count <= _MAX_COUNT
+        and sum(more.durations.values()) == more.count
+        and 0 <= more.duration_s <= more.count * _MAX_DURATION_S  # NaN is nowhere in between
+        and revision <= _MAX_REVISION
+        and decision in _DECISIONS
+        and reporter in (pb.CallStat.SOURCE, pb.CallStat.DESTINATION)
         # A server may not have been able to tell who called.
-        and (_tenant_of(stat.source) is not None or (not stat.source and stat.reporter == pb.CallStat.DESTINATION))
+        and (_tenant_of(source) is not None or (not source and reporter == pb.CallStat.DESTINATION))
     )
 
 
-def _durations(stat: pb.CallStat) -> Counter[int]:
+def _durations(stat: pb.CallStat) -> dict[int, int]:
     """The spread of a stat's durations; empty if it is none."""
     try:
         return histogram.from_proto(stat.durations)
     except ValueError:
-        return Counter()
+        return {}
 
 
 def _in_full(_: str, said: str) -> str | None:
     tenant, slash, service = said.partition("/")
     return said if tenant and slash and service and "/" not in service else None
-
-
-def _stat(key: CallKey, total: _Sum) -> pb.CallStat:
-    stat = pb.CallStat(
-        source=key.source,
-        destination=key.destination,
-        method=key.method,
-        status=key.status,
-        decision=key.decision,  # type: ignore[arg-type]
-        reporter=key.reporter,  # type: ignore[arg-type]
-        revision=key.revision,
-        count=total.count,
-        duration_sum_s=total.duration_s,
-        durations=histogram.to_proto(total.durations),
-        destination_region=key.destination_region,
-        exemplars=total.exemplars.to_proto(),
-    )
-    stat.minute.FromSeconds(key.minute)
-    return stat

@@ -23,13 +23,14 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.in_force import RevisionAt
-from meshwarden.agents.telemetry import account, wire
+from meshwarden.agents.telemetry import account
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.attribute import Bounded, bound_resource
 from meshwarden.agents.telemetry.budget import Budget, Rate
+from meshwarden.agents.telemetry.flat import is_flat
 from meshwarden.agents.telemetry.pack import packed
 from meshwarden.agents.telemetry.point import bound_points
 from meshwarden.agents.telemetry.record import bound_records
@@ -38,6 +39,7 @@ from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.sieve import sift, stamped
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.workload import Workload
+from meshwarden.sdk import wire
 from meshwarden.sdk.numbered import Number
 from meshwarden.v1 import report_pb2 as pb
 
@@ -178,8 +180,7 @@ class Intake:
         Raises:
             IntakeRefused: they cannot be kept.
         """
-        for stat in stats:
-            self._aggregator.add(stat)
+        self._aggregator.add(stats)
         with self._counting(is_numbered):
             self._put_calls(tenant, lost)
 
@@ -331,11 +332,11 @@ class Intake:
         return call is not None
 
     def _put_calls(self, tenant: str, lost: Drops | None = None) -> None:
-        stats, malformed = self._aggregator.take()
+        tables, malformed = self._aggregator.take()
         drops = (lost or Drops()) + _dropped("call", "malformed", tenant, malformed)
-        for some in _chunks(stats):
-            payload = pb.ExportRequest(calls=some).SerializeToString()
-            self._put(tenant, payload, Items(call=sum(stat.count for stat in some)), len(some), drops)
+        for table in tables:
+            payload = pb.ExportRequest(call_tables=[table.message()]).SerializeToString()
+            self._put(tenant, payload, Items(call=table.calls), table.rows, drops)
             drops = Drops()
         self._spool.drop(drops)
 
@@ -396,7 +397,7 @@ class Intake:
     ) -> _Resources:
         try:
             request = read(kind.request, body)
-            if signal == "span" and wire.is_flat(request):
+            if signal == "span" and is_flat(request):
                 return _Resources(wire.Request.FromString(request).resource_spans, True)
             message = kind.request.FromString(request)
         except (DecodeError, Unreadable) as error:  # UnicodeDecodeError's kin too: protobuf wraps them
@@ -414,17 +415,3 @@ def _dropped(signal: str, reason: str, tenant: str, count: int) -> Drops:
 
 def _payload(kind: _Kind, bodies: Sequence[bytes]) -> bytes:
     return wire.all_framed(pb.ExportRequest.DESCRIPTOR.fields_by_name[kind.field].number, bodies)
-
-
-def _chunks(stats: Sequence[pb.CallStat]) -> Iterator[list[pb.CallStat]]:
-    """Counts, divided so that each part fits into one record."""
-    some: list[pb.CallStat] = []
-    size = 0
-    for stat in stats:
-        some.append(stat)
-        size += stat.ByteSize()
-        if size >= _RECORD_BYTES:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some

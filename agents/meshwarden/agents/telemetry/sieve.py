@@ -1,35 +1,31 @@
 """Spans that programs send, bounded as bytes: what is plainly within all bounds stays as it came.
 
-A span is plain if it is small, nothing in it is nested, its ids come first, as every exporter writes them, and it has
-no links. So small a span goes beyond no bound on texts; what a bound on keys or numbers would cut of it is less than it
-is. Who writes ids twice, so that the second are none, has a span that the control plane won't store. All others are
+A span is plain if it is small, nothing in it is nested, its ids are ids, its state is short, and it has no links. So
+small a span goes beyond no bound on other texts; what a bound on keys or numbers would cut of it is less than it is.
+Who writes an id twice in one span and none in another has a span that the control plane won't store. All others are
 read, one by one, and bounded by `span`.
 """
 
 import functools
-import re
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any, Final
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from meshwarden.agents.in_force import RevisionAt
-from meshwarden.agents.telemetry import wire
 from meshwarden.agents.telemetry.attribute import MAX_SCOPES, Bounded, bound_scope
-from meshwarden.agents.telemetry.span import bound_span
+from meshwarden.agents.telemetry.flat import is_flat_span
+from meshwarden.agents.telemetry.span import MAX_STATE, bound_span
+from meshwarden.sdk import wire
 
 _SMALL_BYTES: Final = 1024
 _SMALL_SCOPE_BYTES: Final = 256
 # What a field of a span takes beside it, at most.
 _FRAME_BYTES: Final = 3
-_HEAD: Final = itemgetter(slice(0, 30))
-# Field 1, sixteen bytes; field 2, eight bytes, neither all zero; then a parent of eight bytes, or the name.
-_IDS: Final = re.compile(rb"(?:\x0a\x10(?!\0{16}).{16}\x12\x08(?!\0{8}).{8}(?:\x22\x08|\x2a.))*", re.DOTALL)
-_HEAD_BYTES: Final = 30
 _MAX_REVISION: Final = 2**63 - 1
-_LINK: Final = b"\x6a"  # field 13
+_NO_TRACE: Final = bytes(16)
+_NO_SPAN: Final = bytes(8)
 
 
 def sift(scopes: Sequence[bytes], most: int, is_late: Callable[[], bool], is_flat: bool) -> tuple[list[bytes], Bounded]:
@@ -81,12 +77,20 @@ def _revision(revision: int) -> bytes:
 
 def _are_plain(spans: Sequence[bytes]) -> bool:
     """Whether all of some flat spans are."""
-    sizes = list(map(len, spans))
-    if not spans or min(sizes) < _HEAD_BYTES or max(sizes) > _SMALL_BYTES:
+    if not spans or max(map(len, spans)) > _SMALL_BYTES:
         return not spans
-    if not _IDS.fullmatch(b"".join(map(_HEAD, spans))):
-        return False
-    return not any(Span.FromString(span).links for span in spans if _LINK in span)
+    all_of_them = wire.Spans.FromString(b"".join(spans))
+    trace_ids, span_ids = all_of_them.trace_id[:], all_of_them.span_id[:]
+    return (
+        len(trace_ids) == len(span_ids) == len(spans)
+        and set(map(len, trace_ids)) == {16}
+        and set(map(len, span_ids)) == {8}
+        and set(map(len, all_of_them.parent_span_id[:])) <= {0, 8}
+        and _NO_TRACE not in trace_ids
+        and _NO_SPAN not in span_ids
+        and not all_of_them.links
+        and max(map(len, all_of_them.trace_state[:]), default=0) <= MAX_STATE
+    )
 
 
 def _bound(spans: Sequence[bytes], is_late: Callable[[], bool], is_flat: bool, found: Bounded) -> list[bytes]:
@@ -95,7 +99,7 @@ def _bound(spans: Sequence[bytes], is_late: Callable[[], bool], is_flat: bool, f
         if is_late():
             found.too_many += len(spans) - index
             break
-        if _are_plain((body,)) and (is_flat or wire.is_flat_span(body)):
+        if _are_plain((body,)) and (is_flat or is_flat_span(body)):
             kept.append(body)
             continue
         span = Span.FromString(body)

@@ -21,6 +21,7 @@ from meshwarden.agents.telemetry.attribute import (
 _MAX_SPAN_BYTES: Final = 262_144
 _MAX_EVENTS: Final = 128
 _MAX_LINKS: Final = 128
+MAX_STATE: Final = MAX_KEY * 2
 
 
 def bound_span(span: Span, found: Bounded) -> bool:
@@ -63,7 +64,7 @@ def _is_id(value: bytes, length: int) -> bool:
 def _cut(span: Span) -> None:
     if len(span.name) > MAX_NAME:
         span.name = span.name[:MAX_NAME]
-    if len(span.trace_state) > MAX_KEY * 2:
+    if len(span.trace_state) > MAX_STATE:
         span.trace_state = ""  # half of it would say something else
     if len(span.status.message) > MAX_NAME:
         span.status.message = span.status.message[:MAX_NAME]
@@ -77,5 +78,5 @@ def _cut(span: Span) -> None:
         if not _is_id(link.trace_id, 16) or not _is_id(link.span_id, 8):
             del span.links[index]
             continue
-        link.trace_state = link.trace_state if len(link.trace_state) <= MAX_KEY * 2 else ""
+        link.trace_state = link.trace_state if len(link.trace_state) <= MAX_STATE else ""
         link.dropped_attributes_count += bound_attributes(link.attributes, MAX_OF_PART)

@@ -44,12 +44,12 @@ def unpacked(request: ExportRequest) -> ExportRequest:
     """
     if not request.packed:
         return request
-    more, left_bytes = [], _MAX_BATCH_BYTES
+    rest, left_bytes = ExportRequest(), _MAX_BATCH_BYTES
     try:
         for packed in request.packed:
-            more.append(unpack_bounded(packed, left_bytes))
-            left_bytes -= len(more[-1])
-        rest = ExportRequest.FromString(b"".join(more))  # which adds up what is repeated
+            content = unpack_bounded(packed, left_bytes)
+            left_bytes -= len(content)
+            rest.MergeFromString(content)
     except ValueError as error:
         raise InvalidRequest([FieldFault("packed", str(error))]) from None
     except DecodeError:

@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from meshwarden.controlplane.gather.header import Headers
-from meshwarden.controlplane.gather.resource import framed
+from meshwarden.sdk.wire import all_framed
 
 TIMEOUT_S: Final = 10.0
 _ANSWER_BYTES: Final = 65_536
@@ -128,7 +128,7 @@ class GrpcTransport:
         export: Any = self._channel.unary_unary(f"/{service}/Export", None, None)
         try:
             answer = await export(
-                b"".join(map(framed, bodies)),
+                all_framed(1, bodies),
                 timeout=TIMEOUT_S,
                 metadata=tuple(self._headers.of(tenant).items()),
                 compression=grpc.Compression.Gzip,
@@ -176,7 +176,7 @@ class HttpTransport:
         self._session.close()
 
     def _post(self, url: str, headers: dict[str, str], bodies: Sequence[bytes]) -> tuple[int, bytes, float]:
-        data = gzip.compress(b"".join(map(framed, bodies)), 1)
+        data = gzip.compress(all_framed(1, bodies), 1)
         # A redirect would take the headers somewhere else.
         options: Any = {"timeout": TIMEOUT_S, "allow_redirects": False, "stream": True}
         try:

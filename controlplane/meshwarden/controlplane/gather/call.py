@@ -1,9 +1,8 @@
 """A reported count of calls, checked: what an agent may say, and of whom."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
@@ -21,6 +20,7 @@ MAX_DURATION_S = 86_400.0
 # A revision is a row's number in the store, and a column in the ledger: SQLite has no greater integers.
 MAX_REVISION = 2**63 - 1
 UNKNOWN = "unknown"
+_DECISIONS = (CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED, CallStat.THROTTLED)
 # Names come again with each batch; those of the last are known to be sound.
 _NAMES_KEPT = 4096
 
@@ -120,31 +120,115 @@ def _destination(text: str) -> tuple[str, str]:
     return _text(tenant, "malformed"), _text(service, "malformed")
 
 
-def _durations(stat: CallStat, most: int) -> Mapping[int, int]:
-    if not 0 < stat.count <= most:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What calls are counted by, read; a minute is all that it leaves out."""
+
+    sides: tuple[str, str, str, str]
+    method: str
+    status: str
+    decision: int
+    reporter: int
+    revision: int
+    regions: tuple[str, str]
+
+    @property
+    def own(self) -> tuple[str, str]:
+        """The side that reports: tenant and service."""
+        return self.sides[:2] if self.reporter == CallStat.SOURCE else self.sides[2:]
+
+
+def read_kind(stat: CallStat, trust_domain: str, region: str) -> Kind:
+    """Reads what a count is of.
+
+    Args:
+        stat: the count, of which its numbers and its minute are not looked at.
+        trust_domain: ours.
+        region: of the side that reports.
+
+    Raises:
+        Refused: it is malformed, or names a source that is none of our trust domain's workloads.
+    """
+    decision, reporter, revision = stat.decision, stat.reporter, stat.revision
+    if decision not in _DECISIONS:
         raise Refused("malformed")
-    if not 0 <= stat.duration_sum_s <= stat.count * MAX_DURATION_S:  # NaN is nowhere in between
+    if reporter not in (CallStat.SOURCE, CallStat.DESTINATION):
         raise Refused("malformed")
+    if revision > MAX_REVISION:
+        raise Refused("malformed")
+    sides = (*_source(stat.source, reporter, trust_domain), *_destination(stat.destination))
+    # Where they are, as far as the side that reports can tell.
+    regions = (UNKNOWN, region)
+    if reporter == CallStat.SOURCE:
+        regions = (region, _text(stat.destination_region or UNKNOWN, "malformed"))
+    method, status = _text(stat.method, "malformed"), _text(stat.status, "malformed")
+    return Kind(sides, method, status, decision, reporter, revision, regions)
+
+
+@dataclass(slots=True)
+class Sum:
+    """How many calls there are of a kind within a minute, and how long they took; its own to add to."""
+
+    count: int
+    sum_s: float
+    durations: dict[int, int]
+    exemplars: tuple[Exemplar, ...]
+
+    def check(self, most: int) -> None:
+        """Checks that there can be such calls.
+
+        Raises:
+            Refused: there can't, or there are more than `most`.
+        """
+        if not 0 < self.count <= most:
+            raise Refused("malformed")
+        if not 0 <= self.sum_s <= self.count * MAX_DURATION_S:  # NaN is nowhere in between
+            raise Refused("malformed")
+        if sum(self.durations.values()) > self.count:
+            raise Refused("malformed")
+        if self.exemplars and (len(self.exemplars) > MOST or not all(map(is_sound, self.exemplars))):
+            raise Refused("malformed")
+
+    def add(self, other: "Sum") -> None:
+        """Takes in others of the same kind and minute."""
+        self.count += other.count
+        self.sum_s += other.sum_s
+        self.exemplars += other.exemplars
+        known = self.durations
+        for bucket, count in other.durations.items():
+            known[bucket] = known.get(bucket, 0) + count
+
+    def call(self, kind: Kind, minute_s: int) -> Call:
+        """Puts all together; `minute_s` is within the minute, in seconds since 1970."""
+        return Call(
+            *kind.sides,
+            kind.method,
+            kind.status,
+            kind.decision,
+            kind.reporter,
+            kind.revision,
+            minute_s - minute_s % 60,
+            self.count,
+            self.sum_s,
+            self.durations,
+            *kind.regions,
+            self.exemplars,
+        )
+
+
+def read_sum(stat: CallStat, most: int) -> Sum:
+    """Reads the numbers of a count.
+
+    Raises:
+        Refused: there can't be such calls, or there are more than `most`.
+    """
     try:
         durations = histogram.from_proto(stat.durations)
     except ValueError:
         raise Refused("malformed") from None
-    if durations.total() > stat.count:
-        raise Refused("malformed")
-    return durations
-
-
-def _regions(stat: CallStat, region: str) -> tuple[str, str]:
-    """Where the caller and the one called are, as far as the side that reports can tell."""
-    if stat.reporter == CallStat.DESTINATION:
-        return UNKNOWN, region
-    return region, _text(stat.destination_region or UNKNOWN, "malformed")
-
-
-def _exemplars(stat: CallStat) -> tuple[Exemplar, ...]:
-    if len(stat.exemplars) > MOST or not all(map(is_sound, stat.exemplars)):
-        raise Refused("malformed")
-    return tuple(stat.exemplars)
+    found = Sum(stat.count, stat.duration_sum_s, durations, tuple(stat.exemplars))
+    found.check(most)
+    return found
 
 
 def parse(stat: CallStat, trust_domain: str, region: str, most: int = MAX_COUNT) -> Call:
@@ -159,95 +243,4 @@ def parse(stat: CallStat, trust_domain: str, region: str, most: int = MAX_COUNT)
     Raises:
         Refused: it is malformed, or names a source that is none of our trust domain's workloads.
     """
-    if stat.decision not in (CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED, CallStat.THROTTLED):
-        raise Refused("malformed")
-    if stat.reporter not in (CallStat.SOURCE, CallStat.DESTINATION):
-        raise Refused("malformed")
-    if stat.revision > MAX_REVISION:
-        raise Refused("malformed")
-    durations = _durations(stat, most)
-    source_region, destination_region = _regions(stat, region)
-    return Call(
-        *_source(stat.source, stat.reporter, trust_domain),
-        *_destination(stat.destination),
-        method=_text(stat.method, "malformed"),
-        status=_text(stat.status, "malformed"),
-        decision=stat.decision,
-        reporter=stat.reporter,
-        revision=stat.revision,
-        minute=stat.minute.seconds - stat.minute.seconds % 60,
-        count=stat.count,
-        sum_s=stat.duration_sum_s,
-        durations=durations,
-        source_region=source_region,
-        destination_region=destination_region,
-        exemplars=_exemplars(stat),
-    )
-
-
-def check(stat: CallStat, node: str, owns: Owns, trust_domain: str, now: datetime, region: str = UNKNOWN) -> Call:
-    """Takes a count that `node` reports, if it may say so.
-
-    Args:
-        stat: the count.
-        node: the node, from its certificate.
-        owns: tells whether a node has a workload entry of (node, tenant, service).
-        trust_domain: ours.
-        now: the time, aware.
-        region: the node's, which is ours.
-
-    Raises:
-        Refused: it is malformed, too old, or about a side that isn't the node's own.
-    """
-    call = parse(stat, trust_domain, region)
-    if call.durations and sum(call.durations.values()) != call.count:
-        raise Refused("malformed")
-    is_source = call.reporter == CallStat.SOURCE
-    own = (
-        (call.source_tenant, call.source_service) if is_source else (call.destination_tenant, call.destination_service)
-    )
-    if not owns(node, *own):
-        raise Refused("not_owned")
-    if not -OLDEST.total_seconds() <= call.minute - now.timestamp() <= NEWEST.total_seconds():
-        raise Refused("out_of_time")
-    return call
-
-
-def added_up(calls: Iterable[Call]) -> list[Call]:
-    """The same calls, each kind of them once: what reads them does so once for all of a batch."""
-    kinds: dict[tuple[object, ...], list[Call]] = {}
-    for call in calls:
-        kinds.setdefault(_kind(call), []).append(call)
-    return [same[0] if len(same) == 1 else _sum(same) for same in kinds.values()]
-
-
-def _kind(call: Call) -> tuple[object, ...]:
-    return (
-        call.source_tenant,
-        call.source_service,
-        call.destination_tenant,
-        call.destination_service,
-        call.method,
-        call.status,
-        call.decision,
-        call.reporter,
-        call.revision,
-        call.minute,
-        call.source_region,
-        call.destination_region,
-        bool(call.durations),
-    )
-
-
-def _sum(calls: list[Call]) -> Call:
-    durations: Counter[int] = Counter()
-    for call in calls:
-        for bucket, count in call.durations.items():
-            durations[bucket] += count
-    return replace(
-        calls[0],
-        count=sum(call.count for call in calls),
-        sum_s=sum(call.sum_s for call in calls),
-        durations=durations,
-        exemplars=tuple(exemplar for call in calls for exemplar in call.exemplars),
-    )
+    return read_sum(stat, most).call(read_kind(stat, trust_domain, region), stat.minute.seconds)

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 
 import anyio
 import apsw
@@ -13,7 +14,7 @@ import structlog
 
 from meshwarden.controlplane.gather import trace_store
 from meshwarden.controlplane.gather.backend import Backend
-from meshwarden.controlplane.gather.call import Call, Owns, Refused, added_up, check
+from meshwarden.controlplane.gather.call import Call, Owns, Refused
 from meshwarden.controlplane.gather.change import Changes
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.forward import FIRST_BACKOFF_S, Forwarder
@@ -23,12 +24,14 @@ from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
-from meshwarden.controlplane.gather.resource import Checked, check_resource, own_span
+from meshwarden.controlplane.gather.reporter import Reporter
+from meshwarden.controlplane.gather.resource import Checked, check_resource, count_spans, own_span
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
 from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, RECEIVE, SAMPLE, SDK, SPOOL, Tally
 from meshwarden.controlplane.gather.trace_store import TraceStore
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
+from meshwarden.sdk.exemplar import MOST
 from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
@@ -101,6 +104,8 @@ class Gather:
             durable, self.tally, clock, retention=traces_retention, max_size_bytes=traces_max_bytes
         )
         self._keeps_traces = traces_max_bytes > 0
+        self._sends_spans = any("span" in backend.signals for backend in backends)
+        self._reads_spans = self._keeps_traces or self._sends_spans
         self._workload_metrics = WorkloadMetrics(self.tally)
         self.tail = TailSampler(tail, self.tally, self._send_spans_on)
         durable.add(self.tail)
@@ -126,16 +131,16 @@ class Gather:
         """
         if not self.marks.first(node, request.run_id, request.first_sequence, request.sequence):
             return False
-        each = self._believed(node, request.calls)
-        calls = added_up(each)
+        reporter = Reporter(node, cache(self._owns), self._trust_domain, self._region, self._clock())
+        calls = self._believed(reporter, request)
         self._metrics.add(calls)
         self._rates.add(calls)
-        self._keep_traces(each, self.graph.add(each))
+        self._keep_traces(calls, self.graph.add(calls))
         self.ledger.add(calls)
         bodies = {"span": request.resource_spans, "point": request.resource_metrics, "log": request.resource_logs}
         for signal, of_signal in bodies.items():
             for body in of_signal:
-                self._take(signal, body, node)
+                self._take(signal, body, reporter)
         for drop in request.drops:
             self._take_drop(drop)
         return True
@@ -285,37 +290,32 @@ class Gather:
 
     # -- what comes in
 
-    def _believed(self, node: str, stats: Iterable[CallStat]) -> list[Call]:
-        calls, now = [], self._clock()
+    def _believed(self, reporter: Reporter, request: ExportRequest) -> list[Call]:
+        calls, refused = reporter.believed(request)
         taken: Counter[str] = Counter()
-        refused: Counter[str] = Counter()
-        for stat in stats:
-            try:
-                call = check(stat, node, self._owns, self._trust_domain, now, self._region)
-            except Refused as reason:
-                refused[reason.reason] += max(1, min(stat.count, 2**31))
-                continue
-            calls.append(call)
+        for call in calls:
             taken[call.owner] += call.count
         for owner, count in taken.items():
-            self._arrived("call", owner, count)
-            self.tally.passed(INGEST, "call", owner, count)
+            self._took("call", owner, count)
         for why, count in refused.items():
             self._arrived("call", "", count)
             self.tally.drop(INGEST, "call", why, "", count)
-            log.info("calls refused", node=node, reason=why, calls=count)
+            log.info("calls refused", node=reporter.node, reason=why, calls=count)
         return calls
 
-    def _take(self, signal: str, body: bytes, node: str) -> None:
+    def _take(self, signal: str, body: bytes, reporter: Reporter) -> None:
         try:
-            checked = check_resource(signal, body, node, self._region, self._owns)
+            if signal == "span" and not self._reads_spans:
+                tenant, items = count_spans(body, reporter.node, reporter.owns)
+                self._took(signal, tenant, items)
+                return
+            checked = check_resource(signal, body, reporter.node, self._region, reporter.owns)
         except Refused as refused:
             self._arrived(signal, "", refused.count)
             self.tally.drop(INGEST, signal, refused.reason, "", refused.count)
-            log.info("telemetry refused", node=node, signal=signal, reason=refused.reason)
+            log.info("telemetry refused", node=reporter.node, signal=signal, reason=refused.reason)
             return
-        self._arrived(signal, checked.tenant, checked.items)
-        self.tally.passed(INGEST, signal, checked.tenant, checked.items)
+        self._took(signal, checked.tenant, checked.items)
         self._hand_on(checked)
 
     def _hand_on(self, checked: Checked, *, is_mesh: bool = False) -> None:
@@ -326,16 +326,19 @@ class Gather:
             return
         if self._keeps_traces:
             self.traces.add(checked)
-        if any("span" in backend.signals for backend in self._backends):
+        if self._sends_spans:
             self.tail.add(checked, is_mesh=is_mesh or not checked.tenant)
 
     def _keep_traces(self, calls: Sequence[Call], first: Sequence[Call]) -> None:
         """Has the traces kept of calls that spans alone tell nothing of."""
         if self.tail.is_on:
             refused = [(call, _REFUSED[call.decision]) for call in calls if call.decision in _REFUSED]
-            for call, why in [*refused, *((call, NEW_EDGE) for call in first)]:
+            for call, why in refused:
                 for exemplar in call.exemplars:
                     self.tail.keep(exemplar.trace_id, why)
+            for call in first:
+                for exemplar in call.exemplars[:MOST]:
+                    self.tail.keep(exemplar.trace_id, NEW_EDGE)
 
     def _send_spans_on(self, tenant: str, items: int, body: bytes) -> None:
         self._send_on("span", tenant, items, body)
@@ -344,6 +347,11 @@ class Gather:
         for backend in self._backends:
             if signal in backend.signals:
                 self.queue.put(Lane(backend.name, signal, tenant), items, body)
+
+    def _took(self, signal: str, tenant: str, count: int) -> None:
+        """Counts what is believed."""
+        self._arrived(signal, tenant, count)
+        self.tally.passed(INGEST, signal, tenant, count)
 
     def _arrived(self, signal: str, tenant: str, count: int) -> None:
         """Counts what has come through all stages before this one."""

@@ -354,7 +354,7 @@ def _packed(durations: Any) -> bytes:
 
 
 def _unpacked(packed: bytes) -> Counter[int]:
-    return histogram.from_proto(Histogram.FromString(packed))
+    return Counter(histogram.from_proto(Histogram.FromString(packed)))
 
 
 def _added(one: Any, other: Any) -> Any:

@@ -9,9 +9,11 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import ResourceLogs
 from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.controlplane.gather.call import Owns, Refused
+from meshwarden.sdk import wire
 
 # The agent's own spans carry this service name and no tenant.
 AGENT: Final = "meshwarden-agent"
@@ -75,17 +77,41 @@ def check_resource(signal: str, body: bytes, node: str, region: str, owns: Owns)
     except DecodeError:
         raise Refused("malformed") from None
     items = count(message)
-    names = [pair.value.string_value for pair in message.resource.attributes if pair.key == "service.name"]
+    tenant, service = _reporter(message.resource, node, owns, items)
+    place = {"mesh.node": node, "mesh.region": region}
+    is_changed = _stamp(message, {**place, "mesh.tenant": tenant, "mesh.service": service if tenant else ""})
+    return Checked(signal, tenant, message, items, message.SerializeToString() if is_changed else body)
+
+
+def count_spans(body: bytes, node: str, owns: Owns) -> tuple[str, int]:
+    """Takes spans that `node` reports, if it may, and that are kept nowhere and go nowhere: nobody will read them.
+
+    Returns:
+        The tenant whose they are, as of `Checked`, and how many they are.
+
+    Raises:
+        Refused: they are malformed, as far as they are read, or of no workload of the node.
+    """
+    try:
+        opened = wire.Resource.FromString(body)
+        resource = Resource.FromString(b"".join(opened.resource))
+        items = sum(len(wire.Scope.FromString(scope).spans) for scope in opened.scope_spans)
+    except DecodeError:
+        raise Refused("malformed") from None
+    return _reporter(resource, node, owns, items)[0], items
+
+
+def _reporter(resource: Resource, node: str, owns: Owns, items: int) -> tuple[str, str]:
+    """Whose telemetry it is: tenant and service; of the agent's own the tenant is empty."""
+    names = [pair.value.string_value for pair in resource.attributes if pair.key == "service.name"]
     if len(names) != 1:
         raise Refused("unidentified", items)
     service, _, tenant = names[0].rpartition(".")
     if names[0] == AGENT:
-        tenant = ""
-    elif not service or not owns(node, tenant, service):
+        return "", service
+    if not service or not owns(node, tenant, service):
         raise Refused("not_owned", items)
-    place = {"mesh.node": node, "mesh.region": region}
-    is_changed = _stamp(message, {**place, "mesh.tenant": tenant, "mesh.service": service if tenant else ""})
-    return Checked(signal, tenant, message, items, message.SerializeToString() if is_changed else body)
+    return tenant, service
 
 
 def own_span(body: bytes, region: str) -> Checked:
@@ -100,16 +126,6 @@ def own_span(body: bytes, region: str) -> Checked:
 def nanos(moment: datetime) -> int:
     """A moment as OTLP has it, in nanoseconds since 1970."""
     return int(moment.timestamp() * 1_000_000) * 1000
-
-
-def framed(body: bytes) -> bytes:
-    """A message as an element of field 1, which is what all of OTLP's requests consist of."""
-    head, length = bytearray(b"\x0a"), len(body)
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + body
 
 
 def _stamp(message: Any, ours: Mapping[str, str]) -> bool:

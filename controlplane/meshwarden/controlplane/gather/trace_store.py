@@ -20,11 +20,12 @@ import structlog
 from meshwarden.controlplane.gather import trace_query, trace_under
 from meshwarden.controlplane.gather.durable import Durable, transaction
 from meshwarden.controlplane.gather.pack import pack
-from meshwarden.controlplane.gather.resource import Checked, framed
+from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tally import DROPPED, PASSED, STORE, Tally
 from meshwarden.controlplane.gather.trace_block import Row, Rows, ids_in, keys_of, pack_rows
 from meshwarden.controlplane.gather.trace_part import ID_BYTES, Owner, Spans, by_part, summed
 from meshwarden.controlplane.gather.trace_query import Page, Place, Question, Sees
+from meshwarden.sdk.wire import all_framed
 from meshwarden.v1 import admin_service_pb2 as v1
 
 RETENTION: Final = timedelta(hours=24)
@@ -226,7 +227,7 @@ class TraceStore:
         now_ns = int(now.timestamp() * 1e9)
         rows = [Row(item.trace_id, item.owner, summed(item.spans.values(), now_ns)) for item in entries if item.spans]
         starts = [row.part.start_ns for row in rows]
-        body, packed = pack(b"".join(framed(item.body) for item in items)), pack_rows(rows)
+        body, packed = pack(all_framed(1, (item.body for item in items))), pack_rows(rows)
         size = _size_of(len(body) + len(packed), len(rows), kept)
         values = (tenant, int(now.timestamp()), size, min(starts), max(starts), packed, body)
         block = int(db.execute(_BLOCK, values).get)

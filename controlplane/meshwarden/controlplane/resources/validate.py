@@ -15,8 +15,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from meshwarden.controlplane.resources.batch import keeps_rules
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
 from meshwarden.controlplane.resources.rate import rate_faults
+from meshwarden.v1.report_pb2 import ExportRequest
 from meshwarden.v1.resources_pb2 import (
     Endpoint,
     RatePolicy,
@@ -84,8 +86,9 @@ def rule_faults(message: Message) -> list[FieldFault]:
     """Holds any message against the schema's rules; the first fault of each field, in the schema's order."""
     if not schema().knows(message.DESCRIPTOR.full_name):
         return []
-    data = message.SerializeToString()
-    return list((_small_faults if len(data) <= SMALL_BYTES else _faults)(message.DESCRIPTOR, data))
+    if isinstance(message, ExportRequest) and keeps_rules(message, _holds):
+        return []
+    return list(_faults_of(message))
 
 
 def unknown_faults(resource: Resource) -> list[FieldFault]:
@@ -125,6 +128,15 @@ def _faults(descriptor: Any, data: bytes) -> tuple[FieldFault, ...]:
 
 # Heartbeats are all alike, and so are a thousand agents' acknowledgements of one revision.
 _small_faults = functools.lru_cache(4096)(_faults)
+
+
+def _faults_of(message: Message) -> tuple[FieldFault, ...]:
+    data = message.SerializeToString()
+    return (_small_faults if len(data) <= SMALL_BYTES else _faults)(message.DESCRIPTOR, data)
+
+
+def _holds(message: Message) -> bool:
+    return not _faults_of(message)
 
 
 def resource_faults(resource: Resource) -> list[FieldFault]:

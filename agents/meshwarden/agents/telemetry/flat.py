@@ -1,11 +1,9 @@
-"""OTLP's trace requests as the bytes they are: cut open where spans begin and end, read no further, put together again.
+"""Whether OTLP's spans are flat: whether no attribute in them holds other values.
 
-Python takes longer to look at one span than protobuf to read ten. So what can be known of all spans at once is asked of
-protobuf itself: `is_flat` has it read a request inside so many envelopes that its own bound on nesting is reached by
-any value that holds others.
+Protobuf is asked for all spans of a request at once: it reads the request inside so many envelopes that its own bound
+on nesting is reached by any value that holds others.
 """
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -15,10 +13,10 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-_PACKAGE: Final = "meshwarden.wire"
-_BYTES: Final = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
+from meshwarden.sdk.wire import head
+
+_PACKAGE: Final = "meshwarden.flat"
 _MESSAGE: Final = descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE
-_REPEATED: Final = descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
 _OPTIONAL: Final = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
 _REQUEST: Final = 2
 _SPAN: Final = 3
@@ -38,21 +36,12 @@ def _depend(file: FileDescriptor, pool: descriptor_pool.DescriptorPool, known: s
     pool.Add(proto)
 
 
-def _classes() -> dict[str, Any]:
-    """Messages that have of OTLP's what is cut open, as bytes; and the envelope. In a pool of their own."""
+def _envelope() -> Any:
+    """A message that holds a request, a span or another of its kind. In a pool of its own."""
     pool = descriptor_pool.DescriptorPool()
     _depend(trace_pb.DESCRIPTOR, pool, set())
-    file = descriptor_pb2.FileDescriptorProto(name="meshwarden/wire.proto", package=_PACKAGE, syntax="proto3")
+    file = descriptor_pb2.FileDescriptorProto(name="meshwarden/flat.proto", package=_PACKAGE, syntax="proto3")
     file.dependency.append(trace_pb.DESCRIPTOR.name)
-    fields = {
-        "Request": {"resource_spans": 1},
-        "Resource": {"resource": 1, "scope_spans": 2, "schema_url": 3},
-        "Scope": {"scope": 1, "spans": 2, "schema_url": 3},
-    }
-    for name, numbers in fields.items():
-        message = file.message_type.add(name=name)
-        for field, number in numbers.items():
-            message.field.add(name=field, number=number, type=_BYTES, label=_REPEATED)
     kinds = {
         1: f".{_PACKAGE}.Envelope",
         _REQUEST: f".{trace_pb.ExportTraceServiceRequest.DESCRIPTOR.full_name}",
@@ -62,29 +51,10 @@ def _classes() -> dict[str, Any]:
     for number, kind in kinds.items():
         envelope.field.add(name=f"in_{number}", number=number, type=_MESSAGE, label=_OPTIONAL, type_name=kind)
     pool.Add(file)
-    names = [*fields, "Envelope"]
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in names}
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.Envelope"))
 
 
-_CLASSES: Final = _classes()
-Request: Final = _CLASSES["Request"]
-Resource: Final = _CLASSES["Resource"]
-Scope: Final = _CLASSES["Scope"]
-_Envelope: Final = _CLASSES["Envelope"]
-
-
-def framed(number: int, body: bytes) -> bytes:
-    """A field of a message that holds these bytes."""
-    return _head(number, len(body)) + body
-
-
-def all_framed(number: int, bodies: Iterable[bytes]) -> bytes:
-    """A repeated field of a message."""
-    parts = []
-    for body in bodies:
-        parts.append(_head(number, len(body)))
-        parts.append(body)
-    return b"".join(parts)
+_Envelope: Final = _envelope()
 
 
 def is_flat(request: bytes) -> bool:
@@ -100,10 +70,10 @@ def is_flat_span(span: bytes) -> bool:
 def _is_read(number: int, body: bytes, envelopes: int) -> bool:
     if envelopes < 0:
         return False
-    heads = [_head(number, len(body))]
+    heads = [head(number, len(body))]
     size = len(body) + len(heads[0])
     for _ in range(envelopes):
-        heads.append(_head(1, size))
+        heads.append(head(1, size))
         size += len(heads[-1])
     heads.reverse()
     heads.append(body)
@@ -112,19 +82,6 @@ def _is_read(number: int, body: bytes, envelopes: int) -> bool:
     except DecodeError:
         return False
     return True
-
-
-def _head(number: int, length: int) -> bytes:
-    return _varint(number << 3 | 2) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
 
 
 def _envelopes() -> int:

@@ -1,0 +1,41 @@
+"""An agent's batch, held against the schema's rules in a fraction of the time that protovalidate takes.
+
+What a batch is made of is bytes, whose bounds are asked of protobuf for all of them at once. Who fails here is held
+against the schema as ever, which says what is wrong. What a kind of a table says is held against it by who reads it.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from google.protobuf.message import Message
+
+from meshwarden.v1.report_pb2 import CallTable, ExportRequest
+
+_MAX_ITEMS: Final = 8192
+_MAX_BODY_BYTES: Final = 1 << 20
+_MAX_KIND_BYTES: Final = 4096
+_ID_BYTES: Final = (16, 8)
+
+Holds = Callable[[Message], bool]
+"""Whether a message keeps the schema's rules, by protovalidate."""
+
+
+def keeps_rules(batch: ExportRequest, holds: Holds) -> bool:
+    """Whether a batch certainly keeps the rules of the schema; where it doesn't, it may."""
+    if batch.calls:
+        return False
+    bodies = (batch.resource_spans[:], batch.resource_metrics[:], batch.resource_logs[:])
+    if max(len(batch.packed), len(batch.call_tables), *map(len, bodies)) > _MAX_ITEMS:
+        return False
+    if any(len(body) > _MAX_BODY_BYTES for of_signal in bodies for body in of_signal):
+        return False
+    if not all(map(_keep_rules, batch.call_tables)):
+        return False
+    return holds(ExportRequest(run_id=batch.run_id, drops=batch.drops))
+
+
+def _keep_rules(table: CallTable) -> bool:
+    kinds = table.kinds[:]
+    if len(kinds) > _MAX_ITEMS or max(map(len, kinds), default=0) > _MAX_KIND_BYTES:
+        return False
+    return all((len(one.trace_id), len(one.span_id)) == _ID_BYTES for one in table.exemplars)
