@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
 from meshwarden.controlplane.api.server import traced
-from meshwarden.sdk.own_span import add_trace, client_interceptor, own_provider, server_interceptor
+from meshwarden.sdk.own_span import MAX_KEPT, Kept, add_trace, client_interceptor, own_provider, server_interceptor
 
 METHODS = {"/t.T/Fine", "/t.T/Abort", "/t.T/Log"}
 
@@ -96,3 +96,12 @@ def test_the_control_plane_traces_unary_calls_alone() -> None:
     methods = traced()
     assert {"/meshwarden.v1.ResourceService/Apply", "/meshwarden.v1.NodeService/SignWorkload"} <= methods
     assert not {"/meshwarden.v1.NodeService/Sync", "/meshwarden.v1.ReportService/Export"} & methods
+
+
+def test_what_ends_before_anybody_takes_it_is_kept_and_bounded() -> None:
+    kept, sent = Kept(), list[int]()
+    for number in range(MAX_KEPT + 2):
+        kept(b"", number)
+    kept.pass_to(lambda body, count: sent.append(count))
+    kept(b"", 1000)
+    assert sent == [*range(2, MAX_KEPT + 2), 1000]

@@ -79,7 +79,7 @@ from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.front import Front
-from meshwarden.sdk.own_span import own_provider, server_interceptor
+from meshwarden.sdk.own_span import Kept, Provider, own_provider, server_interceptor
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.scrape import serve_pages, url_of
 
@@ -135,22 +135,26 @@ async def serve(config: Config) -> None:
             await stack.enter_async_context(FileAuditLog.open(config.state_dir / "audit.jsonl", utc_now))
         )
         secrets = Secrets(vault=config.vault or _vault_of(config))
-        authority = await stack.enter_async_context(_authority(config, secrets, recorder(audit)))
+        spans = Kept()
+        tracing = own_provider(OWN_NAME, spans)
+        authority = await stack.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
         backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
-        await ControlPlane(config, Engines(store, audit, authority, backends)).run()
+        control_plane = ControlPlane(config, Engines(store, audit, authority, backends), tracing)
+        spans.pass_to(control_plane.take_own_spans)
+        await control_plane.run()
 
 
 class ControlPlane:
     """All parts of one control plane. `run` serves until it is told to stop."""
 
-    def __init__(self, config: Config, engines: Engines) -> None:
-        """Puts the parts together; nothing runs yet."""
+    def __init__(self, config: Config, engines: Engines, tracing: Provider) -> None:
+        """Puts the parts together; nothing runs yet. What `tracing` makes is to go to `take_own_spans`."""
         self._config, self._engines = config, engines
         store, audit, authority = engines.store, engines.audit, engines.authority
         domain, region, rng = config.trust_domain, config.region, random.SystemRandom()
         self._serving = ServingIdentity(authority, domain, region, audit=audit, clock=utc_now, rng=rng)
         self._operator = _operator(config, authority, audit, rng)
-        self._tracing = own_provider(OWN_NAME, lambda body, count: self._gather.take_own(body, count))
+        self._tracing = tracing
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
         self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots)
@@ -173,6 +177,8 @@ class ControlPlane:
             traces_max_bytes=config.traces_max_bytes,
             tail=_tail(config, self._publisher.mesh),
         )
+        self.take_own_spans = self._gather.take_own
+        """Takes what is traced of this process."""
         self._regions, self._remote = _regions(config, self._durable, self._gather, self._metrics, self._serving, rng)
         self._overload = overload(rng.random)
         self._vitals = Vitals(

@@ -7,8 +7,9 @@ opentelemetry-instrumentation-grpc makes them. It is right for unary calls of gr
 context it breaks, spans of streams it may never end, and one span as long as a session says nothing.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, MutableMapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 from opentelemetry import trace
@@ -23,6 +24,28 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 Provider: TypeAlias = TracerProvider
 Send = Callable[[bytes, int], None]
 """Takes a serialised ResourceSpans and how many spans are in it."""
+MAX_KEPT: Final = 64
+
+
+class Kept:
+    """A `Send` for before there is anybody to send to: of what ends until then the newest is kept."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[bytes, int]] = deque(maxlen=MAX_KEPT)
+        self._send: Send | None = None
+
+    def __call__(self, body: bytes, count: int) -> None:
+        """See `Send`."""
+        if self._send is None:
+            self._kept.append((body, count))
+        else:
+            self._send(body, count)
+
+    def pass_to(self, send: Send) -> None:
+        """All goes there from now on, what was kept first."""
+        self._send = send
+        while self._kept:
+            send(*self._kept.popleft())
 
 
 class _Sender(SpanExporter):
