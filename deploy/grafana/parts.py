@@ -280,6 +280,58 @@ LIMITS: Final = Board(
             ),
         ),
         Row(
+            "Calls at once",
+            (
+                Panel(
+                    "At servers that find how many they take",
+                    (
+                        Query("sum by (policy, workload) (meshwarden_concurrency_limit)", "{{workload}}: limit"),
+                        Query("sum by (policy, workload) (meshwarden_concurrency)", "{{workload}}: calls"),
+                    ),
+                    about="RatePolicies with adaptive; as the servers say themselves, once a second.",
+                    width=12,
+                ),
+                Panel(
+                    "Not let in there",
+                    (
+                        Query(
+                            "sum by (tenant, criticality) (rate(meshwarden_concurrency_shed_total[$__rate_interval]))"
+                            " or vector(0)",
+                            "{{tenant}} {{criticality}}",
+                        ),
+                    ),
+                    "reqps",
+                    about="By who called and how much it mattered: UNAVAILABLE, and an error of the service.",
+                    width=12,
+                ),
+                Panel(
+                    "At the control plane and agents",
+                    (
+                        Query("meshwarden_server_concurrency_limit", "control plane: limit"),
+                        Query("meshwarden_server_concurrency", "control plane: calls"),
+                        Query("meshwarden_agent_concurrency_limit", "{{node}}: limit"),
+                        Query("meshwarden_agent_concurrency", "{{node}}: calls"),
+                    ),
+                    width=12,
+                ),
+                Panel(
+                    "Not let in there",
+                    (
+                        Query(
+                            "sum by (criticality) (rate(meshwarden_server_shed_total[$__rate_interval]))",
+                            "control plane {{criticality}}",
+                        ),
+                        Query(
+                            "sum by (node, criticality) (rate(meshwarden_agent_shed_total[$__rate_interval]))",
+                            "{{node}} {{criticality}}",
+                        ),
+                    ),
+                    "reqps",
+                    width=12,
+                ),
+            ),
+        ),
+        Row(
             "Our own bounds",
             (
                 Panel(

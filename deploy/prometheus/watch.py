@@ -35,6 +35,10 @@ spec:
   service: orders
   limits: [{tenant: globex, requests: 2}]
 ---
+kind: RatePolicy
+metadata: {tenant: platform, name: orders-room}
+spec: {service: orders, scope: POINT, adaptive: {min: 15}}
+---
 kind: RoutePolicy
 metadata: {tenant: platform, name: orders}
 spec:
@@ -42,7 +46,8 @@ spec:
   rules:
   - split: [{version: v1, weight: 50}, {version: v2, weight: 50}]
 """
-"""What the sample mesh is held to: objectives, a limit, and a split that lets one version spoil half of the calls."""
+"""What the sample mesh is held to: objectives, a limit, calls at once that servers find, and a split that lets one
+version spoil half of the calls."""
 
 
 class Prometheus:

@@ -41,7 +41,9 @@ class Rooms:
                 least = min(said.spec.adaptive.min, self._most_calls)
                 most = min(said.spec.adaptive.max, self._most_calls)
                 room = known.get(said.policy) or Concurrency(least, most, now_s, self._chance)
-                room.update(least, most, {part.tenant: Part(part.weight) for part in said.spec.limits}, now_s)
+                room.update(
+                    least, most, {part.tenant: Part(part.weight, part.concurrent) for part in said.spec.limits}, now_s
+                )
                 found.append((said.policy, room))
         self.all = tuple(found)
 

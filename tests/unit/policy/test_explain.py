@@ -121,6 +121,9 @@ def test_a_limit_that_is_found_is_told_with_the_callers_part() -> None:
     assert step(answer, "limit").field == "spec.limits[0]"
     part = "tenant acme has a part of weight 3, and what is spare"
     assert step(answer, "limit").text == f"each server takes from 4 to 40 calls at once, as it finds; {part}"
+    spec["limits"] = [{"tenant": "acme", "concurrent": 7}]
+    told = step(asked(ORDERS, made("RatePolicy", "platform", "room", spec)), "limit").text
+    assert told.endswith("tenant acme has a part of weight 1, and what is spare, up to 7")
     spec["limits"] = []
     assert step(asked(ORDERS, made("RatePolicy", "platform", "room", spec)), "limit").field == "spec.adaptive"
 

@@ -123,6 +123,20 @@ def test_a_spec_that_leaves_nothing_out_means_the_same(
     assert rate.of_spec(said.policy, rate.to_spec(said, ORDERS)) == said
 
 
+@given(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 99))
+def test_a_limit_that_is_found_means_the_same_when_nothing_is_left_out(
+    least: int, more: int, weight: int, ceiling: int
+) -> None:
+    limit = {"tenant": "acme"} | ({"weight": weight} if weight else {}) | ({"concurrent": ceiling} if ceiling else {})
+    adaptive = {"min": least, "max": least + more} if more else {"min": least}
+    spec = {"service": "orders", "scope": "POINT", "adaptive": adaptive, "limits": [limit, {"tenant": "*"}]}
+    (said,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    whole = rate.to_spec(said, ORDERS)
+    assert rate.of_spec(said.policy, whole) == said
+    assert (whole.adaptive.min, whole.adaptive.max) == (least, least + more if more else 1000)
+    assert [(part.weight, part.concurrent) for part in whole.limits] == [(weight or 1, ceiling), (1, 0)]
+
+
 def test_a_change_touches_only_the_scopes_that_depend_on_it() -> None:
     mesh = mesh_of(service(*ORDERS, "acme"))
     policy = made("RatePolicy", "platform", "r", {"service": "orders", "limits": [{"tenant": "*", "requests": 1}]})

@@ -285,12 +285,13 @@ def test_a_tenant_has_one_limit() -> None:
         ("{scope: POINT, adaptive: {}, whenAway: DENY}", "spec.whenAway: not with adaptive"),
         (
             "{scope: POINT, adaptive: {}, limits: [{tenant: a, requests: 9}]}",
-            "spec.limits[0].requests: with adaptive a tenant has a weight and nothing else",
+            "spec.limits[0].requests: with adaptive a tenant has a weight, a ceiling (concurrent) and nothing else",
         ),
         (
             "{scope: POINT, adaptive: {}, limits: [{tenant: a, burst: 9}]}",
-            "spec.limits[0].burst: with adaptive a tenant has a weight and nothing else",
+            "spec.limits[0].burst: with adaptive a tenant has a weight, a ceiling (concurrent) and nothing else",
         ),
+        ("{scope: POINT, adaptive: {}, limits: [{tenant: a, concurrent: 0}]}", "spec.limits[0].concurrent"),
         ("{scope: POINT, adaptive: {}, limits: [{tenant: a, weight: 0}]}", "spec.limits[0].weight"),
         ("{scope: POINT, adaptive: {}, limits: [{tenant: a}, {tenant: a}]}", "a has a limit already"),
     ],
@@ -348,7 +349,7 @@ def test_a_policy_of_several_services_that_can_not_hold_is_refused_at_its_field(
 
 
 @pytest.mark.parametrize("adaptive", ["{}", "{min: 2}", "{min: 2000}", "{min: 5, max: 5}"])
-@pytest.mark.parametrize("limits", ["[]", "[{tenant: a, weight: 3}, {tenant: '*'}]"])
+@pytest.mark.parametrize("limits", ["[]", "[{tenant: a, weight: 3}, {tenant: b, concurrent: 9}, {tenant: '*'}]"])
 def test_a_limit_that_is_found_needs_no_more(adaptive: str, limits: str) -> None:
     spec = f"{{service: b, scope: POINT, adaptive: {adaptive}, limits: {limits}}}"
     assert parse(f"kind: RatePolicy\nmetadata: {{tenant: a, name: b}}\nspec: {spec}\n", "m")

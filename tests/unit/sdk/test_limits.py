@@ -184,3 +184,11 @@ def test_a_server_takes_no_more_than_it_has_threads_but_one(agent: Any) -> None:
     one.update(ServerLimits(policies=[adaptive(4, 1000)]))
     assert one.admit("acme", GET).decision.allowed, "who has one thread serves one call"
     one.close()
+
+
+def test_a_ceiling_holds_whatever_is_free(limits: Limits) -> None:
+    policy = adaptive(10, 10)
+    policy.spec.limits[0].concurrent = 2
+    limits.update(ServerLimits(policies=[policy]))
+    assert [limits.admit("acme", GET).decision.allowed for _ in range(4)] == [True, True, False, False]
+    assert limits.admit("globex", GET).decision.allowed

@@ -167,6 +167,8 @@ def _limit_of(call: _Call, said: Limits) -> None:
     if said.adaptive is not None:
         text = f"each server takes from {said.adaptive.least} to {said.adaptive.most} calls at once, as it finds"
         text += f"; tenant {tenant} has a part of weight {limit.weight if limit is not None else 1}, and what is spare"
+        if limit is not None and limit.rate.amount:
+            text += f", up to {limit.rate.amount}"
         place = f"spec.limits[{said.limits.index(limit)}]" if limit is not None else "spec.adaptive"
         call.step("limit", True, text, title, place)
         return

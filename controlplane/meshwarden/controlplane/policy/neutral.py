@@ -226,7 +226,7 @@ class Limits:
         shadow: whether nothing is refused.
         unit: what all amounts count.
         reserve: where that is cost: what a call takes that declares nothing.
-        adaptive: if the limit is on calls at once and found: the limits have weights and nothing else.
+        adaptive: if the limit is on calls at once and found: the limits are weights, and ceilings if they aren't 0.
     """
 
     policy: Name

@@ -7,12 +7,11 @@ from meshwarden.controlplane.policy.neutral import Adaptive, Limit, Limits, Meth
 from meshwarden.controlplane.resources.adaptive import bounds
 from meshwarden.controlplane.resources.reach import full, width
 from meshwarden.sdk.unit import COST, Unit, amount_of, unit_of
-from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
+from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 # How many seconds' calls may come at once, where a policy doesn't say.
 MESH_BURST_S: Final = 1.0
 POINT_BURST_S: Final = 0.1
-_NO_RATE: Final = Rate(0, 1.0, 0)
 _AWAY: Final[dict["RatePolicySpec.WhenAway.ValueType", Literal["keep", "fallback", "deny"]]] = {
     RatePolicySpec.KEEP_LAST: "keep",
     RatePolicySpec.FALLBACK: "fallback",
@@ -37,7 +36,9 @@ def of_policy(mesh: Mesh, policy: Name) -> Limits | None:
 def of_spec(policy: Name, spec: Any) -> Limits:
     """What a policy says."""
     if spec.HasField("adaptive"):
-        found = tuple(Limit(item.tenant, _NO_RATE, weight=item.weight or 1) for item in spec.limits)
+        found = tuple(
+            Limit(item.tenant, Rate(item.concurrent, 1.0, 0), weight=item.weight or 1) for item in spec.limits
+        )
         return Limits(policy, found, adaptive=Adaptive(*bounds(spec)))
     if spec.scope == RatePolicySpec.POINT:
         found = tuple(Limit(item.tenant, _rate(item, POINT_BURST_S)) for item in spec.limits)
@@ -67,7 +68,8 @@ def to_spec(said: Limits, service: Name) -> RatePolicySpec:
     spec.scope = RatePolicySpec.MESH if said.mesh else RatePolicySpec.POINT
     if said.adaptive is not None:
         spec.adaptive.min, spec.adaptive.max = said.adaptive.least, said.adaptive.most
-        spec.limits.extend(RateLimit(tenant=limit.tenant, weight=limit.weight) for limit in said.limits)
+        for limit in said.limits:
+            spec.limits.add(tenant=limit.tenant, weight=limit.weight, concurrent=limit.rate.amount or None)
         return spec
     if said.mesh:
         spec.when_away = next(number for number, away in _AWAY.items() if away == said.away)

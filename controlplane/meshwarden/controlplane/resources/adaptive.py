@@ -1,12 +1,14 @@
 """What a rate policy must hold whose limit each server finds by itself."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 LEAST_CALLS = 4
 MOST_CALLS = 1000
 """Between which the limit is found, where a policy doesn't say."""
+_OF_PART: Final = ("tenant", "weight", "concurrent")
 
 
 def adaptive_faults(spec: RatePolicySpec) -> Iterator[tuple[str, str]]:
@@ -25,8 +27,9 @@ def adaptive_faults(spec: RatePolicySpec) -> Iterator[tuple[str, str]]:
             yield f"spec.{name}", text
     for number, limit in enumerate(spec.limits):
         for field, _ in limit.ListFields():
-            if field.name not in ("tenant", "weight"):
-                yield f"spec.limits[{number}].{field.name}", "with adaptive a tenant has a weight and nothing else"
+            if field.name not in _OF_PART:
+                text = "with adaptive a tenant has a weight, a ceiling (concurrent) and nothing else"
+                yield f"spec.limits[{number}].{field.name}", text
 
 
 def bounds(spec: RatePolicySpec) -> tuple[int, int]:
