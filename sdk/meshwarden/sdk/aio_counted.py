@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import grpc
 
 from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
+from meshwarden.sdk.retried import RetriedCall
 from meshwarden.sdk.throttled import AioThrottled
 from meshwarden.sdk.trace import add_headers
 
@@ -47,7 +48,8 @@ class CountedAioChannel(grpc.aio.Channel):
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """See grpc.aio.Channel."""
-        return _UnaryUnary(self._inner.unary_unary(method, *args, **kwargs), self._outgoing, method)
+        made = _Retried if self._outgoing.retries.most else _UnaryUnary
+        return made(self._inner.unary_unary(method, *args, **kwargs), self._outgoing, method)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """See grpc.aio.Channel."""
@@ -88,6 +90,18 @@ class _Method:
 
 class _UnaryUnary(_Method, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[type-arg]  # no parameters when it runs
     pass
+
+
+class _Retried(_UnaryUnary):
+    """A method whose calls may be made again."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.aio.UnaryUnaryMultiCallable."""
+
+        def attempt(timeout_s: float | None) -> Any:
+            return super(_Retried, self).__call__(*args, **{**kwargs, "timeout": timeout_s})
+
+        return RetriedCall(attempt, self._outgoing.retries.begin(kwargs.get("timeout")))
 
 
 class _UnaryStream(_Method, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]

@@ -17,7 +17,7 @@ BOOTSTRAP_VARIABLES: Final = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
 _SCHEME: Final = "xds:///"
 
 
-def channel(target: str, *, options: Options = (), throttled: bool = True) -> grpc.Channel:
+def channel(target: str, *, options: Options = (), throttled: bool = True, retries: int = 0) -> grpc.Channel:
     """Opens a channel to a service of the mesh, over mTLS or not at all.
 
     Its calls are counted and carry the trace of the call being served.
@@ -27,19 +27,22 @@ def channel(target: str, *, options: Options = (), throttled: bool = True) -> gr
         options: gRPC channel arguments.
         throttled: whether calls are refused here that the destination would most likely refuse
             (`meshwarden.sdk.throttle`).
+        retries: how often, at most 5 times, a unary call that was refused or ended with UNAVAILABLE is made again,
+            within a budget of a tenth of the calls (`meshwarden.sdk.retry`). UNAVAILABLE may hide that the server did
+            it: this is for methods that may run twice.
 
     Raises:
-        ValueError: the target is no name in the mesh.
+        ValueError: the target is no name in the mesh, or that many retries are not made.
         NotStarted: the program doesn't run under a node agent.
         AgentAway: the agent doesn't say who the program is.
     """
     name, link = _dial(target)
     link.wait()
     made = grpc.secure_channel(target, _credentials(), options=list(options))
-    return CountedChannel(made, Outgoing(link, name, throttled=throttled))
+    return CountedChannel(made, Outgoing(link, name, throttled=throttled, retries=retries))
 
 
-def aio_channel(target: str, *, options: Options = (), throttled: bool = True) -> grpc.aio.Channel:
+def aio_channel(target: str, *, options: Options = (), throttled: bool = True, retries: int = 0) -> grpc.aio.Channel:
     """Opens a channel like `channel` for grpc.aio. It waits for nothing: an agent that is away shows at the first call.
 
     Raises:
@@ -48,7 +51,7 @@ def aio_channel(target: str, *, options: Options = (), throttled: bool = True) -
     """
     name, link = _dial(target)
     made = grpc.aio.secure_channel(target, _credentials(), options=list(options))
-    return CountedAioChannel(made, Outgoing(link, name, throttled=throttled))
+    return CountedAioChannel(made, Outgoing(link, name, throttled=throttled, retries=retries))
 
 
 def _dial(target: str) -> tuple[str, AgentLink]:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from meshwarden.sdk.outgoing import Outgoing, along
+from meshwarden.sdk.retried import answer, timeout_of, with_timeout
 from meshwarden.sdk.throttled import Throttled
 from meshwarden.sdk.trace import add_headers
 
@@ -67,7 +68,8 @@ class CountedChannel(grpc.Channel):
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
-        return _UnaryUnary(self._inner.unary_unary(method, *args, **kwargs), self._outgoing, method)
+        made = _Retried if self._outgoing.retries.most else _UnaryUnary
+        return made(self._inner.unary_unary(method, *args, **kwargs), self._outgoing, method)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """See grpc.Channel."""
@@ -158,6 +160,16 @@ class _Streamed(_Method):
 
 class _UnaryUnary(_Answered, grpc.UnaryUnaryMultiCallable):  # type: ignore[type-arg]  # no parameters when it runs
     pass
+
+
+class _Retried(_UnaryUnary):
+    """A method whose calls may be made again, but for those in the hands of the program."""
+
+    def _answered(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def attempt(timeout_s: float | None) -> Any:
+            return super(_Retried, self)._answered(make, *with_timeout(args, kwargs, timeout_s))
+
+        return answer(attempt, self._outgoing.retries.begin(timeout_of(args, kwargs)))
 
 
 class _UnaryStream(_Streamed, grpc.UnaryStreamMultiCallable):  # type: ignore[type-arg]

@@ -14,6 +14,7 @@ import grpc
 from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call, Known
+from meshwarden.sdk.retry import Retries
 from meshwarden.sdk.span import Headers, Span, Unrecorded
 from meshwarden.sdk.throttle import Throttle, is_refusal
 from meshwarden.sdk.throttled import CODE
@@ -43,6 +44,7 @@ class Outgoing:
         name: str,
         *,
         throttled: bool = True,
+        retries: int = 0,
         now_s: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -52,14 +54,19 @@ class Outgoing:
             link: to the agent.
             name: what was dialled, "orders" or "orders.platform".
             throttled: whether a destination that refuses most calls is spared others.
+            retries: how often a unary call may be made again.
             now_s: the present, of any clock that never goes back.
             chance: a number from 0 up to 1.
+
+        Raises:
+            ValueError: that many retries are not made.
         """
         self._link = link
         self._name = name
         self._known = Known(self._call)
         self._throttled, self._now_s, self._chance = throttled, now_s, chance
         self._throttles = _Throttles(now_s)
+        self.retries = Retries(retries, now_s, chance)
 
     def throttle(self, method: str) -> Throttle:
         """What is known of a method's calls; while it is `on`, `refusal` is to be asked before each."""

@@ -10,7 +10,8 @@ from typing import Any, Final, NoReturn, Self
 import grpc
 
 CODE: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
-TRAILING: Final = (("mesh-decision", "throttled"), ("retry-after", "1"))
+THROTTLED: Final = ("mesh-decision", "throttled")
+TRAILING: Final = (THROTTLED, ("retry-after", "1"))
 
 
 class Throttled(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]  # no parameters when it runs

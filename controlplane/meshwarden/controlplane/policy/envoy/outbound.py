@@ -32,7 +32,13 @@ _RETRY: Final = {
 }
 # No deadline of Envoy's own, which would cut streams: the caller's is enough.
 _ROUTE: Final = {"timeout": "0s", "retry_policy": _RETRY}
-_PARALLEL: Final = {"max_connections": 4096, "max_pending_requests": 16_384, "max_requests": 16_384}
+_PARALLEL: Final = {
+    "max_connections": 4096,
+    "max_pending_requests": 16_384,
+    "max_requests": 16_384,
+    # Of the calls under way; Envoy's own bound is three retries, whatever there is to do.
+    "retry_budget": {"budget_percent": {"value": 10.0}, "min_retry_concurrency": 3},
+}
 
 
 def listener(path: str, service: Name) -> Resource:
