@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,7 @@ SDK = Plan(
     ("OK", "RESOURCE_EXHAUSTED"),
     throttled=True,
 )
+THREE = replace(SDK, servers={version: SDK.servers[version] for version in ("v1", "v2", "v3")})
 FEW = replace(SDK, servers={version: SDK.servers[version] for version in ("v1", "v4")})
 # A bucket of Envoy stays full to the same part when it is made larger.
 ENVOY = Plan(
@@ -78,6 +80,12 @@ ENVOY = Plan(
     ("200", "429"),
     minted=2 * BURST,
 )
+
+LIMITS = f"""\
+whenAway: DENY
+  limits: [{{tenant: acme, requests: {RATE}, burst: {BURST}}}]
+"""
+DAY = 1500
 
 TENANTS = """\
 kind: Tenant
@@ -98,8 +106,7 @@ kind: RatePolicy
 metadata: {tenant: platform, name: limit}
 spec:
   REACH
-  whenAway: DENY
-  limits: [LIMIT]
+  LIMITS
 """
 SERVICE = """\
 ---
@@ -147,10 +154,10 @@ class Quota:
         """What of bursts may be there again when shares move."""
         return sum(plan.minted for plan in self.plans)
 
-    def apply(self) -> None:
+    def apply(self, limits: str) -> None:
         names = json.dumps([plan.name for plan in self.plans])
         reach = f"services: {names}" if len(self.plans) > 1 else f"service: {self.plans[0].name}"
-        text = TENANTS.replace("LIMIT", f"{{tenant: acme, requests: {RATE}, burst: {BURST}}}").replace("REACH", reach)
+        text = TENANTS.replace("LIMITS", limits).replace("REACH", reach)
         text += "".join(map(_manifest, self.plans))
         path = self.directory / "quota.yaml"
         path.write_text(text.replace("UID", str(os.getuid())))
@@ -169,9 +176,12 @@ class Quota:
 
     def serve(self) -> None:
         for plan, version in self.points:
-            node, _, program = plan.servers[version]
-            command = str(Path(__file__).with_name(program)), self._log(plan, version)
-            self.start(node, f"platform/{plan.name}-{version}", *command)
+            self.serve_one(plan, version)
+
+    def serve_one(self, plan: Plan, version: str) -> None:
+        node, _, program = plan.servers[version]
+        command = str(Path(__file__).with_name(program)), self._log(plan, version)
+        self.start(node, f"platform/{plan.name}-{version}", *command)
 
     def call(self, node: str, plan: Plan) -> "subprocess.Popen[str]":
         """Starts to call, as fast as five callers can; on node-b, as the SDK lets them."""
@@ -268,9 +278,10 @@ def within_bound(served: list[float], points: int, minted: int) -> None:
 def quota(start: Callable[..., Any], directory: Path, request: pytest.FixtureRequest) -> Iterator[Quota]:
     up = start("q", "--no-samples")
     up.wait_until_up()
-    made = Quota(up, directory, request.param)
+    plans, limits = request.param
+    made = Quota(up, directory, plans)
     try:
-        made.apply()
+        made.apply(limits)
         made.serve()
         yield made
     finally:
@@ -279,7 +290,11 @@ def quota(start: Callable[..., Any], directory: Path, request: pytest.FixtureReq
 
 @pytest.mark.parametrize(
     "quota",
-    [pytest.param([SDK], id="sdk"), pytest.param([ENVOY], id="envoy"), pytest.param([FEW, ENVOY], id="several")],
+    [
+        pytest.param(([SDK], LIMITS), id="sdk"),
+        pytest.param(([ENVOY], LIMITS), id="envoy"),
+        pytest.param(([FEW, ENVOY], LIMITS), id="several"),
+    ],
     indirect=True,
 )
 def test_a_limit_holds_over_points_on_two_nodes_whoever_is_killed(quota: Quota) -> None:
@@ -297,6 +312,47 @@ def test_a_limit_holds_over_points_on_two_nodes_whoever_is_killed(quota: Quota) 
     assert len(served) >= sum(codes.get(passed, 0) for codes, (passed, _) in answers)
     within_bound(served, len(quota.points), quota.minted)
     quota.up.until(lambda: all(quota.held_back(plan) for plan in quota.plans if plan.throttled))
+
+
+def a_day() -> str:
+    """So many calls for a day that is about half over somewhere, so that none ends here."""
+    ahead = 12 - time.gmtime().tm_hour
+    zone = f"Etc/GMT{-ahead:+d}" if ahead else "UTC"  # whose names say the opposite
+    return f"period: DAY\n  timeZone: {zone}\n  limits: [{{tenant: acme, requests: {DAY}}}]\n"
+
+
+@pytest.mark.parametrize("quota", [pytest.param(([THREE], a_day()), id="day")], indirect=True)
+def test_a_day_has_its_calls_and_no_more_whoever_is_killed(quota: Quota) -> None:
+    """What is missing at the end is no more than what is shown as lost."""
+    probes = [quota.call(node, THREE) for node in ("node-a", "node-b")]
+    quota.until_each_served(20)
+    quota.kill("server")
+    quota.until_each_served(10)
+    dead = quota.programs[0]
+    assert "counting_orders.py" in " ".join(map(str, dead.args)), "the one of which most is asked"
+    dead.kill()
+    dead.wait()
+    before = len(quota.served(THREE, "v1"))
+    quota.serve_one(THREE, "v1")
+    quota.up.until(lambda: len(quota.served(THREE, "v1")) > before)
+    quota.up.until(lambda: (state := _day(quota)) is not None and state["left"] < 1 and state["held"] < 1)
+    refused = [_ask(probe, op="steady_stop", id="load")["codes"].get("RESOURCE_EXHAUSTED", 0) for probe in probes]
+    assert any(refused)
+    served, state = len(quota.all_served()), _day(quota)
+    assert state is not None
+    assert DAY - state["lost"] <= served <= DAY, state
+    shown = quota.up.run("quota", "explain", "acme")
+    assert f"of {DAY} used" in shown.stdout, shown
+
+
+def _day(quota: Quota) -> dict[str, float] | None:
+    """How the day stands, as the operator is shown; None while nobody can say."""
+    shown = quota.up.run("quota", "top", "-o", "json")
+    if shown.returncode != 0:
+        return None
+    for state in json.loads(shown.stdout).get("quotas", []):
+        return {name: float(state["period"].get(name, 0)) for name in ("granted", "used", "held", "lost", "left")}
+    return None
 
 
 def _span_s(served: list[float]) -> float:

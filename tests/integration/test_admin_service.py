@@ -146,7 +146,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             gather=gather,
             remote=remote,
             regions=Regions("eu", [puller], inbox, utc_now),
-            division=Division(store, publisher.mesh, "test", time.monotonic),
+            division=Division(store, publisher.mesh, "test", time.monotonic, lambda: 0.0, lambda: 1),
             audit=audit,
             health=Health(
                 state_dir=tmp_path,

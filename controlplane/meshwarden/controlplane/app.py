@@ -158,7 +158,14 @@ class ControlPlane:
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
         self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots)
-        self._division = Division(store, self._publisher.mesh, f"{platform.node()}:{config.state_dir}", time.monotonic)
+        self._division = Division(
+            store,
+            self._publisher.mesh,
+            f"{platform.node()}:{config.state_dir}",
+            time.monotonic,
+            lambda: utc_now().timestamp(),
+            lambda: rng.getrandbits(62) + 1,
+        )
         self._publisher.listen(self._division.touch)
         self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))

@@ -1314,6 +1314,7 @@ class QuotaState(_message.Message):
     POINTS_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     IN_USE_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
     limit: _builtins.float
     floor: _builtins.float
     weight: _builtins.float
@@ -1330,6 +1331,8 @@ class QuotaState(_message.Message):
     def bucket(self) -> _quota_service_pb2.Bucket: ...
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuotaPoint]: ...
+    @_builtins.property
+    def period(self) -> Global___QuotaPeriod: ...
     def __init__(
         self,
         *,
@@ -1347,14 +1350,59 @@ class QuotaState(_message.Message):
         points: _abc.Iterable[Global___QuotaPoint] | None = ...,
         unit: _builtins.str = ...,
         in_use: _builtins.float = ...,
+        period: Global___QuotaPeriod | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "period", b"period"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "floor", b"floor", "held", b"held", "in_use", b"in_use", "limit", b"limit", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "unit", b"unit", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "floor", b"floor", "held", b"held", "in_use", b"in_use", "limit", b"limit", "period", b"period", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "unit", b"unit", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QuotaState: _TypeAlias = QuotaState  # noqa: Y015
+
+@_typing.final
+class QuotaPeriod(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    USED_BEFORE_FIELD_NUMBER: _builtins.int
+    granted: _builtins.float
+    used: _builtins.float
+    held: _builtins.float
+    lost: _builtins.float
+    left: _builtins.float
+    used_before: _builtins.float
+    @_builtins.property
+    def start(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        start: _timestamp_pb2.Timestamp | None = ...,
+        end: _timestamp_pb2.Timestamp | None = ...,
+        granted: _builtins.float = ...,
+        used: _builtins.float = ...,
+        held: _builtins.float = ...,
+        lost: _builtins.float = ...,
+        left: _builtins.float = ...,
+        used_before: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_used_before", b"_used_before", "end", b"end", "start", b"start", "used_before", b"used_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_used_before", b"_used_before", "end", b"end", "granted", b"granted", "held", b"held", "left", b"left", "lost", b"lost", "start", b"start", "used", b"used", "used_before", b"used_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__used_before: _TypeAlias = _typing.Literal["used_before"]  # noqa: Y015
+    _WhichOneofArgType__used_before: _TypeAlias = _typing.Literal["_used_before", b"_used_before"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__used_before) -> _WhichOneofReturnType__used_before | None: ...
+
+Global___QuotaPeriod: _TypeAlias = QuotaPeriod  # noqa: Y015
 
 @_typing.final
 class QuotaPoint(_message.Message):

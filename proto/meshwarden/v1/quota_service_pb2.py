@@ -25,27 +25,31 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!meshwarden/v1/quota_service.proto\x12\rmeshwarden.v1\x1a\x1egoogle/protobuf/duration.proto\"v\n\x0cShareRequest\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12\x34\n\x06points\x18\x02 \x03(\x0b\x32\x1a.meshwarden.v1.PointReportB\x00R\x06points\x12\x14\n\x04left\x18\x03 \x03(\tB\x00R\x04left\"\xdf\x01\n\x0bPointReport\x12\x16\n\x05point\x18\x01 \x01(\tB\x00R\x05point\x12\"\n\x0c\x61\x63knowledged\x18\x02 \x01(\x04R\x0c\x61\x63knowledged\x12\x34\n\x06usages\x18\x03 \x03(\x0b\x32\x1a.meshwarden.v1.BucketUsageB\x00R\x06usages\x12*\n\x04held\x18\x04 \x03(\x0b\x32\x14.meshwarden.v1.ShareB\x00R\x04held\x12\x16\n\x06\x62\x65gins\x18\x05 \x01(\x08R\x06\x62\x65gins\x12\x1a\n\x07service\x18\x06 \x01(\tB\x00R\x07service\"\xa1\x01\n\x0b\x42ucketUsage\x12-\n\x06\x62ucket\x18\x01 \x01(\x0b\x32\x15.meshwarden.v1.BucketR\x06\x62ucket\x12\x18\n\x07\x61llowed\x18\x02 \x01(\x04R\x07\x61llowed\x12\x16\n\x06\x64\x65nied\x18\x03 \x01(\x04R\x06\x64\x65nied\x12\x1a\n\x08shadowed\x18\x04 \x01(\x04R\x08shadowed\x12\x15\n\x06in_use\x18\x05 \x01(\x04R\x05inUse\"r\n\x06\x42ucket\x12\x18\n\x06policy\x18\x01 \x01(\tB\x00R\x06policy\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x18\n\x06method\x18\x03 \x01(\tB\x00R\x06method\x12\x1a\n\x07service\x18\x04 \x01(\tB\x00R\x07service\"\xa6\x01\n\rShareResponse\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12\x18\n\x07\x61nswers\x18\x02 \x01(\x04R\x07\x61nswers\x12+\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03ttl\x12\x32\n\x06points\x18\x04 \x03(\x0b\x32\x1a.meshwarden.v1.PointSharesR\x06points\"Q\n\x0bPointShares\x12\x14\n\x05point\x18\x01 \x01(\tR\x05point\x12,\n\x06shares\x18\x02 \x03(\x0b\x32\x14.meshwarden.v1.ShareR\x06shares\"`\n\x05Share\x12-\n\x06\x62ucket\x18\x01 \x01(\x0b\x32\x15.meshwarden.v1.BucketR\x06\x62ucket\x12\x12\n\x04rate\x18\x02 \x01(\x01R\x04rate\x12\x14\n\x05\x62urst\x18\x03 \x01(\x01R\x05\x62urst2V\n\x0cQuotaService\x12\x46\n\x05Share\x12\x1b.meshwarden.v1.ShareRequest\x1a\x1c.meshwarden.v1.ShareResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!meshwarden/v1/quota_service.proto\x12\rmeshwarden.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa8\x01\n\x0cShareRequest\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12\x34\n\x06points\x18\x02 \x03(\x0b\x32\x1a.meshwarden.v1.PointReportB\x00R\x06points\x12\x14\n\x04left\x18\x03 \x03(\tB\x00R\x04left\x12\x30\n\x04last\x18\x04 \x03(\x0b\x32\x1a.meshwarden.v1.PointReportB\x00R\x04last\"\xdf\x01\n\x0bPointReport\x12\x16\n\x05point\x18\x01 \x01(\tB\x00R\x05point\x12\"\n\x0c\x61\x63knowledged\x18\x02 \x01(\x04R\x0c\x61\x63knowledged\x12\x34\n\x06usages\x18\x03 \x03(\x0b\x32\x1a.meshwarden.v1.BucketUsageB\x00R\x06usages\x12*\n\x04held\x18\x04 \x03(\x0b\x32\x14.meshwarden.v1.ShareB\x00R\x04held\x12\x16\n\x06\x62\x65gins\x18\x05 \x01(\x08R\x06\x62\x65gins\x12\x1a\n\x07service\x18\x06 \x01(\tB\x00R\x07service\"\xd0\x01\n\x0b\x42ucketUsage\x12-\n\x06\x62ucket\x18\x01 \x01(\x0b\x32\x15.meshwarden.v1.BucketR\x06\x62ucket\x12\x18\n\x07\x61llowed\x18\x02 \x01(\x04R\x07\x61llowed\x12\x16\n\x06\x64\x65nied\x18\x03 \x01(\x04R\x06\x64\x65nied\x12\x1a\n\x08shadowed\x18\x04 \x01(\x04R\x08shadowed\x12\x15\n\x06in_use\x18\x05 \x01(\x04R\x05inUse\x12-\n\x06\x63hunks\x18\x06 \x01(\x0b\x32\x15.meshwarden.v1.ChunksR\x06\x63hunks\"\xa8\x01\n\x06\x43hunks\x12\x16\n\x06series\x18\x01 \x01(\x04R\x06series\x12\x12\n\x04turn\x18\x02 \x01(\x04R\x04turn\x12\x16\n\x06\x61mount\x18\x03 \x01(\x01R\x06\x61mount\x12\x12\n\x04left\x18\x04 \x01(\x01R\x04left\x12\x1a\n\x08returned\x18\x05 \x01(\x01R\x08returned\x12\x16\n\x06wanted\x18\x06 \x01(\x01R\x06wanted\x12\x12\n\x04\x61sks\x18\x07 \x01(\x08R\x04\x61sks\"r\n\x06\x42ucket\x12\x18\n\x06policy\x18\x01 \x01(\tB\x00R\x06policy\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x18\n\x06method\x18\x03 \x01(\tB\x00R\x06method\x12\x1a\n\x07service\x18\x04 \x01(\tB\x00R\x07service\"\xa6\x01\n\rShareResponse\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12\x18\n\x07\x61nswers\x18\x02 \x01(\x04R\x07\x61nswers\x12+\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03ttl\x12\x32\n\x06points\x18\x04 \x03(\x0b\x32\x1a.meshwarden.v1.PointSharesR\x06points\"Q\n\x0bPointShares\x12\x14\n\x05point\x18\x01 \x01(\tR\x05point\x12,\n\x06shares\x18\x02 \x03(\x0b\x32\x14.meshwarden.v1.ShareR\x06shares\"\x8c\x01\n\x05Share\x12-\n\x06\x62ucket\x18\x01 \x01(\x0b\x32\x15.meshwarden.v1.BucketR\x06\x62ucket\x12\x12\n\x04rate\x18\x02 \x01(\x01R\x04rate\x12\x14\n\x05\x62urst\x18\x03 \x01(\x01R\x05\x62urst\x12*\n\x05\x63hunk\x18\x04 \x01(\x0b\x32\x14.meshwarden.v1.ChunkR\x05\x63hunk\"\x92\x01\n\x05\x43hunk\x12\x16\n\x06series\x18\x01 \x01(\x04R\x06series\x12\x12\n\x04turn\x18\x02 \x01(\x04R\x04turn\x12\x16\n\x06\x61mount\x18\x03 \x01(\x01R\x06\x61mount\x12/\n\x05until\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05until\x12\x14\n\x05spent\x18\x05 \x01(\tR\x05spent2V\n\x0cQuotaService\x12\x46\n\x05Share\x12\x1b.meshwarden.v1.ShareRequest\x1a\x1c.meshwarden.v1.ShareResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshwarden.v1.quota_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHAREREQUEST']._serialized_start=84
-  _globals['_SHAREREQUEST']._serialized_end=202
-  _globals['_POINTREPORT']._serialized_start=205
-  _globals['_POINTREPORT']._serialized_end=428
-  _globals['_BUCKETUSAGE']._serialized_start=431
-  _globals['_BUCKETUSAGE']._serialized_end=592
-  _globals['_BUCKET']._serialized_start=594
-  _globals['_BUCKET']._serialized_end=708
-  _globals['_SHARERESPONSE']._serialized_start=711
-  _globals['_SHARERESPONSE']._serialized_end=877
-  _globals['_POINTSHARES']._serialized_start=879
-  _globals['_POINTSHARES']._serialized_end=960
-  _globals['_SHARE']._serialized_start=962
-  _globals['_SHARE']._serialized_end=1058
-  _globals['_QUOTASERVICE']._serialized_start=1060
-  _globals['_QUOTASERVICE']._serialized_end=1146
+  _globals['_SHAREREQUEST']._serialized_start=85
+  _globals['_SHAREREQUEST']._serialized_end=253
+  _globals['_POINTREPORT']._serialized_start=256
+  _globals['_POINTREPORT']._serialized_end=479
+  _globals['_BUCKETUSAGE']._serialized_start=482
+  _globals['_BUCKETUSAGE']._serialized_end=690
+  _globals['_CHUNKS']._serialized_start=693
+  _globals['_CHUNKS']._serialized_end=861
+  _globals['_BUCKET']._serialized_start=863
+  _globals['_BUCKET']._serialized_end=977
+  _globals['_SHARERESPONSE']._serialized_start=980
+  _globals['_SHARERESPONSE']._serialized_end=1146
+  _globals['_POINTSHARES']._serialized_start=1148
+  _globals['_POINTSHARES']._serialized_end=1229
+  _globals['_SHARE']._serialized_start=1232
+  _globals['_SHARE']._serialized_end=1372
+  _globals['_CHUNK']._serialized_start=1375
+  _globals['_CHUNK']._serialized_end=1521
+  _globals['_QUOTASERVICE']._serialized_start=1523
+  _globals['_QUOTASERVICE']._serialized_end=1609
 # @@protoc_insertion_point(module_scope)

@@ -26,21 +26,25 @@ class ShareRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointReport]: ...
     @_builtins.property
     def left(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def last(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointReport]: ...
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         points: _abc.Iterable[Global___PointReport] | None = ...,
         left: _abc.Iterable[_builtins.str] | None = ...,
+        last: _abc.Iterable[Global___PointReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["left", b"left", "points", b"points", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "left", b"left", "points", b"points", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,12 +95,15 @@ class BucketUsage(_message.Message):
     DENIED_FIELD_NUMBER: _builtins.int
     SHADOWED_FIELD_NUMBER: _builtins.int
     IN_USE_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     allowed: _builtins.int
     denied: _builtins.int
     shadowed: _builtins.int
     in_use: _builtins.int
     @_builtins.property
     def bucket(self) -> Global___Bucket: ...
+    @_builtins.property
+    def chunks(self) -> Global___Chunks: ...
     def __init__(
         self,
         *,
@@ -105,14 +112,52 @@ class BucketUsage(_message.Message):
         denied: _builtins.int = ...,
         shadowed: _builtins.int = ...,
         in_use: _builtins.int = ...,
+        chunks: Global___Chunks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "chunks", b"chunks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "denied", b"denied", "in_use", b"in_use", "shadowed", b"shadowed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "chunks", b"chunks", "denied", b"denied", "in_use", b"in_use", "shadowed", b"shadowed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BucketUsage: _TypeAlias = BucketUsage  # noqa: Y015
+
+@_typing.final
+class Chunks(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    ASKS_FIELD_NUMBER: _builtins.int
+    series: _builtins.int
+    turn: _builtins.int
+    amount: _builtins.float
+    left: _builtins.float
+    returned: _builtins.float
+    wanted: _builtins.float
+    asks: _builtins.bool
+    def __init__(
+        self,
+        *,
+        series: _builtins.int = ...,
+        turn: _builtins.int = ...,
+        amount: _builtins.float = ...,
+        left: _builtins.float = ...,
+        returned: _builtins.float = ...,
+        wanted: _builtins.float = ...,
+        asks: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "asks", b"asks", "left", b"left", "returned", b"returned", "series", b"series", "turn", b"turn", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunks: _TypeAlias = Chunks  # noqa: Y015
 
 @_typing.final
 class Bucket(_message.Message):
@@ -202,21 +247,57 @@ class Share(_message.Message):
     BUCKET_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
     rate: _builtins.float
     burst: _builtins.float
     @_builtins.property
     def bucket(self) -> Global___Bucket: ...
+    @_builtins.property
+    def chunk(self) -> Global___Chunk: ...
     def __init__(
         self,
         *,
         bucket: Global___Bucket | None = ...,
         rate: _builtins.float = ...,
         burst: _builtins.float = ...,
+        chunk: Global___Chunk | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "chunk", b"chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "burst", b"burst", "rate", b"rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "burst", b"burst", "chunk", b"chunk", "rate", b"rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Share: _TypeAlias = Share  # noqa: Y015
+
+@_typing.final
+class Chunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    series: _builtins.int
+    turn: _builtins.int
+    amount: _builtins.float
+    spent: _builtins.str
+    @_builtins.property
+    def until(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        series: _builtins.int = ...,
+        turn: _builtins.int = ...,
+        amount: _builtins.float = ...,
+        until: _duration_pb2.Duration | None = ...,
+        spent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "series", b"series", "spent", b"spent", "turn", b"turn", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chunk: _TypeAlias = Chunk  # noqa: Y015

@@ -857,6 +857,23 @@ class RatePolicySpec(_message.Message):
     FALLBACK: RatePolicySpec.WhenAway.ValueType  # 2
     DENY: RatePolicySpec.WhenAway.ValueType  # 3
 
+    class _Period:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RatePolicySpec._Period.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PERIOD_UNSPECIFIED: RatePolicySpec._Period.ValueType  # 0
+        HOUR: RatePolicySpec._Period.ValueType  # 1
+        DAY: RatePolicySpec._Period.ValueType  # 2
+        MONTH: RatePolicySpec._Period.ValueType  # 3
+
+    class Period(_Period, metaclass=_PeriodEnumTypeWrapper): ...
+    PERIOD_UNSPECIFIED: RatePolicySpec.Period.ValueType  # 0
+    HOUR: RatePolicySpec.Period.ValueType  # 1
+    DAY: RatePolicySpec.Period.ValueType  # 2
+    MONTH: RatePolicySpec.Period.ValueType  # 3
+
     SERVICE_FIELD_NUMBER: _builtins.int
     SERVICES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
@@ -865,12 +882,16 @@ class RatePolicySpec(_message.Message):
     WHEN_AWAY_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
     SHADOW_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
     RESERVE_FIELD_NUMBER: _builtins.int
     ADAPTIVE_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     scope: Global___RatePolicySpec.Scope.ValueType
     when_away: Global___RatePolicySpec.WhenAway.ValueType
     shadow: _builtins.bool
+    period: Global___RatePolicySpec.Period.ValueType
+    time_zone: _builtins.str
     reserve: _builtins.int
     @_builtins.property
     def services(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -893,12 +914,14 @@ class RatePolicySpec(_message.Message):
         when_away: Global___RatePolicySpec.WhenAway.ValueType = ...,
         fallback: Global___Rate | None = ...,
         shadow: _builtins.bool = ...,
+        period: Global___RatePolicySpec.Period.ValueType = ...,
+        time_zone: _builtins.str = ...,
         reserve: _builtins.int = ...,
         adaptive: Global___Adaptive | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fallback", b"fallback", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fallback", b"fallback", "limits", b"limits", "reserve", b"reserve", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fallback", b"fallback", "limits", b"limits", "period", b"period", "reserve", b"reserve", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "time_zone", b"time_zone", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

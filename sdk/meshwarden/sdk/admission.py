@@ -19,7 +19,7 @@ class Engine(Protocol):
         """Lets a call in that needs so much, and takes that; or not, and takes nothing."""
 
     def give_back(self, tenant: str, method: str, amount: float, now_s: float) -> None:
-        """Puts back what was taken for a call that another policy has refused."""
+        """Puts back what was taken at `now_s` for a call that another policy has refused, or that took less."""
 
     def charge(self, tenant: str, method: str, amount: float, now_s: float) -> float:
         """Takes more for a call than was taken, or puts back, if `amount` is negative; what there is may go below 0.
@@ -35,10 +35,10 @@ class Engine(Protocol):
 class Taken:
     """What a call has taken of one policy's engine so far."""
 
-    __slots__ = ("amount", "engine")
+    __slots__ = ("amount", "at_s", "engine")
 
-    def __init__(self, engine: Engine, amount: float) -> None:
-        self.engine, self.amount = engine, amount
+    def __init__(self, engine: Engine, amount: float, at_s: float) -> None:
+        self.engine, self.amount, self.at_s = engine, amount, at_s
 
 
 class Admission:
@@ -132,7 +132,11 @@ class Admission:
             concurrency.leave(place, now_s, is_measured)
 
     def _settle(self, taken: Taken, amount: float) -> None:
-        taken.engine.charge(self._tenant, self._method, amount - taken.amount, self._monotonic_s())
+        more = amount - taken.amount
+        if more < 0:
+            taken.engine.give_back(self._tenant, self._method, -more, taken.at_s)
+        else:
+            taken.engine.charge(self._tenant, self._method, more, self._monotonic_s())
         taken.amount = amount
 
 

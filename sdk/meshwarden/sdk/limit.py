@@ -28,7 +28,7 @@ class Decision:
     Attributes:
         allowed: whether it may.
         retry_after_s: if not, after how many seconds one more may.
-        level: if not, whose limit it is: "tenant" or "method".
+        level: if not, whose limit it is: "total" (only of an amount for a period), "tenant", "service" or "method".
         policy: if not, the policy's name.
     """
 

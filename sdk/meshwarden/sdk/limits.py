@@ -4,7 +4,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 
@@ -12,7 +12,6 @@ from meshwarden.sdk import cost, criticality, rate_limit_field, status_detail
 from meshwarden.sdk.admission import FREE, Admission, Engine, Taken
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.concurrency import Concurrency, Place
-from meshwarden.sdk.lease import Leases
 from meshwarden.sdk.limit import ANY_TENANT, Decision, Limiter, retry_after
 from meshwarden.sdk.overload import BUSY, RETRY_S
 from meshwarden.sdk.room import CONCURRENCY, MOST_CALLS, Rooms
@@ -25,6 +24,12 @@ from meshwarden.v1.resources_pb2 import RatePolicySpec
 POLICY_KEY: Final = "x-meshwarden-policy"
 _DRAFTS_UNITS: Final[Mapping[Unit, str]] = {REQUESTS: "requests", CONCURRENT: "concurrent-requests"}
 """What the RateLimit fields call what we count; costs they have no unit for."""
+_PERIODS_S: Final = {RatePolicySpec.HOUR: 3600.0, RatePolicySpec.DAY: 86_400.0, RatePolicySpec.MONTH: 30 * 86_400.0}
+_LEVELS: Final = {
+    "total": "all callers together",
+    "service": "tenant {tenant} at this service",
+    "method": "tenant {tenant} at {method}",
+}
 _EXHAUSTED: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
 _CODE: Final = int(_EXHAUSTED.value[0])
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE
@@ -152,7 +157,7 @@ class Limits:
             places.append((room, place))
         if not places and not held.costs and not held.slots:
             return FREE
-        costs = [Taken(held.engines[number], amounts[number]) for number in held.costs]
+        costs = [Taken(held.engines[number], amounts[number], now_s) for number in held.costs]
         admission = Admission(tenant, method, self._monotonic_s, costs=costs, slots=held.slots, places=places)
         if costs:
             cost.serving.set(admission)
@@ -163,7 +168,7 @@ class Limits:
         if decision.level == CONCURRENCY:
             return _busy(decision, tenant)
         wait, policy = retry_after(decision), decision.policy
-        level = f"tenant {tenant} at {method}" if decision.level == "method" else f"tenant {tenant}"
+        level = _LEVELS.get(decision.level, "tenant {tenant}").format(tenant=tenant, method=method)
         message = f"rate policy {policy} limits {level}: try again in {wait} s"
         details = status_detail.limited(_CODE, message, decision.retry_after_s, tenant, f"RatePolicy {policy}: {level}")
         trailing = (
@@ -176,7 +181,8 @@ class Limits:
     def _fields(self, decision: Decision, tenant: str, method: str) -> tuple[tuple[str, str], ...]:
         """The RateLimit fields."""
         by_method = decision.level == "method"
-        quota = rate_limit_field.Quota(decision.policy, decision.level, tenant + method if by_method else tenant)
+        partition = "" if decision.level == "total" else tenant + method if by_method else tenant
+        quota = rate_limit_field.Quota(decision.policy, decision.level, partition)
         left = (rate_limit_field.KEY, quota.field(0.0, decision.retry_after_s))
         spec = self._specs.get(decision.policy, RatePolicySpec())
         unit = _DRAFTS_UNITS.get(unit_of(spec))
@@ -185,10 +191,13 @@ class Limits:
         by_tenant = {limit.tenant: limit for limit in spec.limits}
         found = by_tenant.get(tenant) or by_tenant.get(ANY_TENANT)
         parts = found.methods if by_method and found is not None else ()
-        limit = next((part for part in parts if part.method == method), None) if by_method else found
+        limit: Any = next((part for part in parts if part.method == method), None) if by_method else found
+        if decision.level == "total":
+            limit = spec.total
         if limit is None:  # the policies have changed meanwhile
             return (left,)
         per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0 if unit_of(spec) != CONCURRENT else None
+        per_s = _PERIODS_S.get(spec.period, per_s)
         return ((rate_limit_field.POLICY_KEY, quota.policy_field(amount_of(limit), per_s, unit)), left)
 
     def close(self) -> None:
@@ -211,8 +220,8 @@ class Limits:
         known = self._own.get(policy)
         return known if isinstance(known, kind) else kind()
 
-    def _shared(self, said: list[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Leases]:
-        """The leases of policies that hold across the mesh."""
+    def _shared(self, said: list[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Engine]:
+        """What holds the policies that hold across the mesh."""
         if not said:
             self._drop_shares()
             return {}

@@ -30,7 +30,7 @@ class Quota:
 
     Attributes:
         policy: the RatePolicy, "<tenant>/<name>".
-        level: whose limit it is: "tenant" or "method".
+        level: whose limit it is: "total", "tenant", "service" or "method".
         partition: whose part of it, as the module has it; empty where that isn't known.
     """
 

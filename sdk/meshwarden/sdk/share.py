@@ -10,11 +10,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 import grpc
 
 from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.chunk import Chunks
 from meshwarden.sdk.lease import Leases
 from meshwarden.sdk.slot import Slots
 from meshwarden.sdk.unit import CONCURRENT, unit_of
@@ -26,6 +27,7 @@ _BACKOFF_S: Final = (0.1, 2.0)
 _GOODBYE_S: Final = 0.5
 _LONGEST_TTL_S: Final = 60.0
 _MAX_UNANSWERED: Final = 256
+_Engine: TypeAlias = "Leases | Slots | Chunks"
 _log = logging.getLogger("meshwarden.sdk")
 
 
@@ -37,10 +39,10 @@ class ShareLink:
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries
         self._pressing, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._shares = _Shares(self._pressing.set)
+        self._shares = _Shares(self._pressing.set, self._rng)
 
-    def update(self, policies: Iterable[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Leases]:
-        """Puts other limits in force; returns the leases of each policy."""
+    def update(self, policies: Iterable[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, _Engine]:
+        """Puts other limits in force; returns what holds each policy."""
         return self._shares.update(policies, now_s)
 
     def start(self) -> None:
@@ -79,11 +81,11 @@ class ShareLink:
 
 
 class _Shares:
-    """The leases of all policies of a server: one enforcement point."""
+    """What a server has of all policies: one enforcement point."""
 
-    def __init__(self, press: Callable[[], None]) -> None:
-        self._press = press
-        self._leases: Mapping[str, Leases] = MappingProxyType({})
+    def __init__(self, press: Callable[[], None], rng: random.Random) -> None:
+        self._press, self._rng = press, rng
+        self._leases: Mapping[str, _Engine] = MappingProxyType({})
         self._ends_s = float("-inf")
 
     @property
@@ -91,13 +93,11 @@ class _Shares:
         """Whether a call was refused or a bucket opened since the last report of usage."""
         return any(leases.presses for leases in self._leases.values())
 
-    def update(self, policies: Iterable[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Leases]:
+    def update(self, policies: Iterable[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, _Engine]:
         """Puts other limits in force; those of a policy that stays keep what they hold."""
-        found = {}
+        found: dict[str, _Engine] = {}
         for said in policies:
-            kind = Slots if unit_of(said.spec) == CONCURRENT else Leases
-            known = self._leases.get(said.policy)
-            leases = found[said.policy] = known if type(known) is kind else kind(self._press)
+            leases = found[said.policy] = self._engine(said)
             leases.update(said, now_s)
             leases.prolong(self._ends_s, now_s)
         self._leases = MappingProxyType(found)
@@ -110,13 +110,16 @@ class _Shares:
             report.MergeFrom(leases.report(now_s, usage=usage, full=full))
         return report
 
-    def grant(self, shares: Iterable[quota_service_pb2.Share], now_s: float) -> None:
-        """Obeys shares; those of policies that aren't there are let go."""
+    def grant(self, shares: Iterable[quota_service_pb2.Share], base_s: float, now_s: float) -> None:
+        """Obeys shares; those of policies that aren't there are let go. See `Chunks.grant` for `base_s`."""
         by_policy: dict[str, list[quota_service_pb2.Share]] = {}
         for share in shares:
             by_policy.setdefault(share.bucket.policy, []).append(share)
         for policy, granted in by_policy.items():
-            if (leases := self._leases.get(policy)) is not None:
+            leases = self._leases.get(policy)
+            if isinstance(leases, Chunks):
+                leases.grant(granted, base_s, now_s)
+            elif leases is not None:
                 leases.grant(granted, now_s)
 
     def prolong(self, ends_s: float, now_s: float) -> None:
@@ -124,6 +127,20 @@ class _Shares:
         self._ends_s = max(self._ends_s, ends_s)
         for leases in self._leases.values():
             leases.prolong(self._ends_s, now_s)
+
+    def close(self) -> None:
+        """Gives back what can be given back: the next report says so."""
+        for leases in self._leases.values():
+            if isinstance(leases, Chunks):
+                leases.close()
+
+    def _engine(self, said: node_service_pb2.PolicyLimits) -> _Engine:
+        """What holds a policy, as before if that is of the same kind."""
+        known = self._leases.get(said.policy)
+        if said.spec.period:
+            return known if isinstance(known, Chunks) else Chunks(self._press, lambda: self._rng.getrandbits(63) or 1)
+        kind = Slots if unit_of(said.spec) == CONCURRENT else Leases
+        return known if type(known) is kind else kind(self._press)
 
 
 class _Stream:
@@ -138,6 +155,8 @@ class _Stream:
         self._sent_s: OrderedDict[int, float] = OrderedDict()
         self._obeyed = 0
         self._told_s = float("-inf")
+        # When the report was sent that was answered last.
+        self._base_s = float("-inf")
 
     def requests(self) -> Iterator[quota_service_pb2.ShareRequest]:
         """The reports, until the stream ends or the server does; grpc asks for them in a thread of its own."""
@@ -155,13 +174,16 @@ class _Stream:
     def take(self, response: quota_service_pb2.ShareResponse) -> None:
         """Obeys an answer."""
         now_s = self._monotonic_s()
-        for point in response.points:
-            self._shares.grant(point.shares, now_s)
         with self._lock:
-            self._obeyed = response.sequence
             sent_s = self._sent_s.get(response.answers)
             while self._sent_s and next(iter(self._sent_s)) <= response.answers:
                 self._sent_s.popitem(last=False)
+        if sent_s is not None:
+            self._base_s = sent_s
+        for point in response.points:
+            self._shares.grant(point.shares, self._base_s, now_s)
+        with self._lock:
+            self._obeyed = response.sequence
         if response.points:
             self._pressing.set()  # what was taken from us is given to others when we say so
         if sent_s is not None:
@@ -184,6 +206,8 @@ class _Stream:
         usage = closing or self._shares.presses or now_s - self._told_s >= 0.9 * _EVERY_S
         if usage:
             self._told_s = now_s
+        if closing:
+            self._shares.close()
         report = self._shares.report(now_s, usage=usage, full=sequence == 1)
         report.acknowledged, report.begins = obeyed, sequence == 1
         # By any name: the agent knows who calls.

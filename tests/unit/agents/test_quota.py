@@ -43,8 +43,8 @@ def point() -> Point:
 
 def test_usage_adds_up_until_it_is_told() -> None:
     made = point()
-    assert made.take(1, pb.PointReport(usages=[used(ACME, 2)])), "a bucket without a share presses"
-    made.take(2, pb.PointReport(usages=[used(ACME, 3, 1)]))
+    assert made.take(1, pb.PointReport(usages=[used(ACME, 2)]), 0.0), "a bucket without a share presses"
+    made.take(2, pb.PointReport(usages=[used(ACME, 3, 1)]), 0.0)
     number, report = made.report(1)
     assert (number, list(report.usages)) == (2, [used(ACME, 5, 1)])
     assert not made.news
@@ -53,41 +53,41 @@ def test_usage_adds_up_until_it_is_told() -> None:
 
 async def test_what_may_be_used_is_the_most_until_the_point_has_obeyed() -> None:
     made = point()
-    made.take(1, pb.PointReport(held=[share(ACME, 8)]))
+    made.take(1, pb.PointReport(held=[share(ACME, 8)]), 0.0)
     await made.next()
-    made.grant(1, 5, [share(ACME, 2)])
+    made.grant(1, 5, [share(ACME, 2)], 0.0)
     assert made.held()[ACME].rate == 8, "it may not know yet"
     response = await made.next()
     assert [item.rate for item in response.points[0].shares] == [2]
     assert made.held()[ACME].rate == 8
-    assert made.take(2, pb.PointReport(acknowledged=response.sequence)), "an acknowledgement should go up soon"
+    assert made.take(2, pb.PointReport(acknowledged=response.sequence), 0.0), "an acknowledgement should go up soon"
     assert made.held() == {ACME: Amount(2, 1)}
     assert made.report(1)[1].acknowledged == 5
 
 
 async def test_an_acknowledgement_does_not_pass_from_one_stream_to_the_next() -> None:
     made = point()
-    made.grant(1, 500, [share(ACME, 2)])
+    made.grant(1, 500, [share(ACME, 2)], 0.0)
     response = await made.next()
-    made.take(1, pb.PointReport(acknowledged=response.sequence))
+    made.take(1, pb.PointReport(acknowledged=response.sequence), 0.0)
     assert made.report(1)[1].acknowledged == 500
     assert made.report(2)[1].acknowledged == 0, "a new control plane counts anew"
-    made.grant(2, 3, [share(ACME, 4)])
+    made.grant(2, 3, [share(ACME, 4)], 0.0)
     response = await made.next()
-    made.take(2, pb.PointReport(acknowledged=response.sequence))
+    made.take(2, pb.PointReport(acknowledged=response.sequence), 0.0)
     assert made.report(2)[1].acknowledged == 3
 
 
 async def test_shares_from_before_it_was_heard_what_a_point_holds_are_let_go() -> None:
     made = point()
-    made.take(1, pb.PointReport(held=[share(ACME, 8)]))
+    made.take(1, pb.PointReport(held=[share(ACME, 8)]), 0.0)
     made.begin()
-    made.grant(1, 5, [share(ACME, 100)])
+    made.grant(1, 5, [share(ACME, 100)], 0.0)
     assert made.held()[ACME].rate == 8
     report = made.report(2)[1]
     assert (report.begins, [item.rate for item in report.held]) == (True, [8])
     made.prolong(1, TTL)
-    made.grant(2, 6, [share(ACME, 9)])
+    made.grant(2, 6, [share(ACME, 9)], 0.0)
     assert made.held()[ACME].rate == 9
 
 
@@ -95,20 +95,20 @@ async def test_a_slow_point_is_told_the_newest_of_each_bucket_in_one_message() -
     made = point()
     other = Key(POLICY, "globex", "")
     for rate in (1, 2, 3):
-        made.grant(1, rate, [share(ACME, rate)])
-    made.grant(1, 4, [share(other, 9)])
+        made.grant(1, rate, [share(ACME, rate)], 0.0)
+    made.grant(1, 4, [share(other, 9)], 0.0)
     made.prolong(7, TTL)
     response = await made.next()
     assert {item.bucket.tenant: item.rate for item in response.points[0].shares} == {"acme": 3, "globex": 9}
     assert (response.answers, response.ttl) == (7, TTL)
-    made.take(8, pb.PointReport(acknowledged=response.sequence))
+    made.take(8, pb.PointReport(acknowledged=response.sequence), 0.0)
     assert made.report(1)[1].acknowledged == 4
 
 
 async def test_acknowledging_what_was_never_said_means_nothing() -> None:
     made = point()
-    made.grant(1, 5, [share(ACME, 2)])
-    made.take(1, pb.PointReport(acknowledged=2**64 - 1))
+    made.grant(1, 5, [share(ACME, 2)], 0.0)
+    made.take(1, pb.PointReport(acknowledged=2**64 - 1), 0.0)
     assert made.report(1)[1].acknowledged == 0
     assert made.held()[ACME].rate == 2
 
@@ -116,7 +116,7 @@ async def test_acknowledging_what_was_never_said_means_nothing() -> None:
 @pytest.mark.parametrize("rate", [float("nan"), float("-inf"), -1.0])
 def test_a_held_rate_that_is_none_is_nothing(rate: float) -> None:
     made = point()
-    made.take(1, pb.PointReport(held=[share(ACME, rate, rate)]))
+    made.take(1, pb.PointReport(held=[share(ACME, rate, rate)]), 0.0)
     assert made.held()[ACME] == Amount(0.0, 0.0)
 
 
@@ -125,8 +125,8 @@ def test_how_many_calls_run_is_told_as_the_most_and_again_when_a_stream_begins()
         return pb.BucketUsage(bucket=key.to_proto(), in_use=in_use)
 
     made, globex = point(), Key(POLICY, "globex", "")
-    made.take(1, pb.PointReport(usages=[run(ACME, 4), run(globex, 2**64 - 1)]))
-    made.take(2, pb.PointReport(usages=[run(ACME, 3), run(globex, 0)]))
+    made.take(1, pb.PointReport(usages=[run(ACME, 4), run(globex, 2**64 - 1)]), 0.0)
+    made.take(2, pb.PointReport(usages=[run(ACME, 3), run(globex, 0)]), 0.0)
     assert list(made.report(1)[1].usages) == [run(ACME, 4), run(globex, MAX_COUNT)]
     assert not made.report(1)[1].usages
     made.begin()
@@ -135,8 +135,10 @@ def test_how_many_calls_run_is_told_as_the_most_and_again_when_a_stream_begins()
 
 def test_absurd_numbers_are_clamped() -> None:
     made = point()
-    made.take(1, pb.PointReport(usages=[used(ACME, 2**64 - 1, 2**64 - 1)], held=[share(ACME, float("inf"), 1e300)]))
-    made.take(2, pb.PointReport(usages=[used(ACME, 2**64 - 1)]))
+    made.take(
+        1, pb.PointReport(usages=[used(ACME, 2**64 - 1, 2**64 - 1)], held=[share(ACME, float("inf"), 1e300)]), 0.0
+    )
+    made.take(2, pb.PointReport(usages=[used(ACME, 2**64 - 1)]), 0.0)
     (usage,) = made.report(1)[1].usages
     assert (usage.allowed, usage.denied) == (MAX_COUNT, MAX_COUNT)
     assert made.held()[ACME] == Amount(MAX_COUNT, MAX_COUNT)
@@ -148,7 +150,7 @@ def test_absurd_numbers_are_clamped() -> None:
 )
 def test_buckets_of_others_are_counted_and_ignored(key: Key) -> None:
     made = point()
-    assert not made.take(1, pb.PointReport(usages=[used(key, 1, 1)], held=[share(key, 1)]))
+    assert not made.take(1, pb.PointReport(usages=[used(key, 1, 1)], held=[share(key, 1)]), 0.0)
     assert made.foreign == 2
     assert not made.report(1)[1].usages
     assert not made.held()
@@ -157,8 +159,10 @@ def test_buckets_of_others_are_counted_and_ignored(key: Key) -> None:
 def test_what_a_point_can_have_told_is_bounded() -> None:
     made = point()
     keys = [Key(POLICY, "t", f"/{number:06}" + "x" * 500) for number in range(20_000)]
-    made.take(1, pb.PointReport(usages=[used(key, 1) for key in keys[:10_000]]))
-    made.take(2, pb.PointReport(usages=[used(key, 1) for key in keys[10_000:]], held=[share(key, 1) for key in keys]))
+    made.take(1, pb.PointReport(usages=[used(key, 1) for key in keys[:10_000]]), 0.0)
+    made.take(
+        2, pb.PointReport(usages=[used(key, 1) for key in keys[10_000:]], held=[share(key, 1) for key in keys]), 0.0
+    )
     made.begin()
     report = made.report(1)[1]
     assert 1000 < len(report.usages) < 2000
@@ -364,3 +368,50 @@ async def test_a_program_that_says_too_much_is_cut_off(process: Any) -> None:
         with pytest.raises(Ended, match="report less"):
             await converse(points, made, _said(pb.ShareRequest()), write, never)
         assert len(points) == 0
+
+
+def chunks(key: Key, **fields: Any) -> pb.BucketUsage:
+    return pb.BucketUsage(bucket=key.to_proto(), chunks=pb.Chunks(series=3, turn=1, **fields))
+
+
+async def test_what_a_point_has_of_a_period_goes_up_as_it_last_said_and_anew_with_each_stream() -> None:
+    made = point()
+    assert not made.take(1, pb.PointReport(usages=[chunks(ACME, amount=9, left=9)]), 0.0)
+    assert made.take(2, pb.PointReport(usages=[chunks(ACME, amount=9, left=4, asks=True)]), 1.0), "it asks for more"
+    (usage,) = made.report(1)[1].usages
+    assert (usage.chunks.amount, usage.chunks.left) == (9, 4)
+    assert not made.report(1)[1].usages, "it has said nothing since"
+    made.begin()
+    (usage,) = made.report(2)[1].usages
+    assert (usage.allowed, usage.chunks.left) == (0, 4)
+    assert not made.report(2)[1].held
+
+
+async def test_a_chunk_comes_down_with_its_end_counted_from_the_points_own_report() -> None:
+    made = point()
+    made.take(5, pb.PointReport(usages=[chunks(ACME)]), 100.0)
+    share = pb.Share(bucket=ACME.to_proto(), chunk=pb.Chunk(series=3, turn=1, amount=7))
+    share.chunk.until.FromSeconds(60)
+    made.grant(1, 1, [share], 100.5)
+    made.prolong(5, Duration(seconds=3))
+    made.grant(1, 2, [share], 100.5)
+    (told,) = (await made.next()).points[0].shares
+    assert (told.chunk.amount, told.chunk.until.ToTimedelta().total_seconds()) == (7, 60.5)
+    assert not made.held(), "it is no rate"
+
+
+async def test_the_last_word_of_a_point_that_ends_in_order_is_said_until_it_is_answered(process: Any) -> None:
+    popen, pidfd = process
+    async with running() as (points, upstream):
+        made = points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
+        points.take(made, 1, pb.PointReport(usages=[chunks(ACME, amount=9, returned=4)]))
+        points.close(made, has_left=True)
+        for answer in (0, 0, 1, None):
+            call = await upstream.calls.get()
+            request = await call.requests.get()
+            assert [report.point for report in request.last] == ([made.name] if answer is not None else [])
+            if answer is not None:
+                assert request.last[0].usages[0].chunks.returned == 4
+                assert request.last[0].service == "platform/orders"
+                await call.responses.put(pb.ShareResponse(answers=answer))
+                await call.responses.put(None)

@@ -64,7 +64,7 @@ def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState) -> Vitals
         "bundles": lambda: {"mesh.test": SimpleNamespace(roots=[root])},
     }
     fakes["overload"] = SimpleNamespace(now=(20, 3), shed=Counter({Criticality.SHEDDABLE: 5}))
-    fakes["division"] = Division(None, Mesh("mesh.test"), "a", lambda: 0.0)  # type: ignore[arg-type]
+    fakes["division"] = Division(None, Mesh("mesh.test"), "a", lambda: 0.0, lambda: 0.0, lambda: 1)  # type: ignore[arg-type]
     return Vitals(region="eu", version="1", state_dir=state_dir, audit=audit, clock=lambda: NOW, **fakes)
 
 

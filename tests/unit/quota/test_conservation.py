@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from meshwarden.agents.quota.point import Point as AgentPoint
 from meshwarden.controlplane.quota.leases import Leases as Allocator
+from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.node import NodeStream, SayAgain
 from meshwarden.controlplane.quota.policy import share_to_proto
 from meshwarden.controlplane.quota.tree import Level
@@ -90,7 +91,7 @@ class Server:
         self.told_s = now_s if usage else self.told_s
         report = self.leases.report(now_s, usage=usage, full=self.sequence == 1)
         report.acknowledged = self.obeyed
-        self.agent.take(self.sequence, report)
+        self.agent.take(self.sequence, report, now_s)
 
     def obey(self, response: pb.ShareResponse, now_s: float) -> None:
         for point in response.points:
@@ -171,7 +172,7 @@ class Mesh:
         """The agent says what is new."""
         if self.stream is None:
             self.number, self.sequence, self.told = self.number + 1, 0, {}
-            self.stream = NodeStream("n1", _Limits(self), self.allocator)
+            self.stream = NodeStream("n1", _Limits(self), self.allocator, Ledgers({}, lambda: 1))
             for server in self.servers:
                 if server.agent is not None:
                     server.agent.begin()
@@ -200,7 +201,7 @@ class Mesh:
             for shares in response.points:
                 for server in self.servers:
                     if server.name == shares.point and server.agent is not None:
-                        server.agent.grant(self.number, response.sequence, shares.shares)
+                        server.agent.grant(self.number, response.sequence, shares.shares, self.now_s)
         for server in self.servers:
             # Now and then one is slow to take what it is told.
             if server.agent is not None and server.agent._wake.is_set() and self.rng.random() < 0.7:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1 import resources_pb2
 from meshwarden.v1.admin_service_pb2 import GetQuotasResponse
 
+TURNS = itertools.count(1)
 POLICY, CREATE = "platform/limits", "/shop.v1.Orders/Create"
 LIMITS: list[Any] = [
     {"tenant": "acme", "requests": 100, "methods": [{"method": CREATE, "requests": 10}]},
@@ -64,6 +66,7 @@ class World:
     def __init__(self, division: Division, store: Any) -> None:
         self.division, self.store = division, store
         self.now_s = 0.0
+        self.wall_s = 1_790_000_000.0
 
 
 @contextlib.asynccontextmanager
@@ -72,7 +75,9 @@ async def dividing(tmp_path: Path, mesh: Mesh, owner: str = "a", ahead_s: float 
     async with open_store(tmp_path / "store.sqlite") as store:
         world = World(None, store)  # type: ignore[arg-type]
         loop = asyncio.get_running_loop()
-        world.division = Division(store, mesh, owner, lambda: loop.time() + world.now_s)
+        world.division = Division(
+            store, mesh, owner, lambda: loop.time() + world.now_s, lambda: world.wall_s, lambda: next(TURNS)
+        )
         world.division.touch(mesh.apply([]))
         task = asyncio.ensure_future(world.division.run())
         try:
@@ -251,7 +256,7 @@ async def test_nobody_divides_where_no_policy_holds_across_the_mesh(tmp_path: Pa
     limits = [{"tenant": "acme", "requests": 1}]
     mesh = mesh_of(made("RatePolicy", "platform", "limits", service="orders", scope="POINT", limits=limits))
     async with open_store(tmp_path / "store.sqlite") as store:
-        division = Division(store, mesh, "a", lambda: 0.0)
+        division = Division(store, mesh, "a", lambda: 0.0, lambda: 0.0, lambda: 1)
         task = asyncio.ensure_future(division.run())
         division.touch(mesh.apply([mesh_change(mesh)]))
         await asyncio.sleep(0)
@@ -267,7 +272,7 @@ async def test_nobody_divides_where_no_policy_holds_across_the_mesh(tmp_path: Pa
 async def test_one_process_divides_at_a_time(tmp_path: Path) -> None:
     mesh = mesh_of(policy())
     async with dividing(tmp_path, mesh, "a") as world:
-        other = Division(world.store, mesh, "b", lambda: 0.0)
+        other = Division(world.store, mesh, "b", lambda: 0.0, lambda: 0.0, lambda: 1)
         task = asyncio.ensure_future(other.run())
         other.touch(mesh.apply([mesh_change(mesh)]))
         stream = world.division.open("n1")

@@ -156,7 +156,7 @@ def test_a_bucket_in_debt_is_kept_until_the_limit_could_have_paid() -> None:
 def test_settled_up_and_down_once(engine: Any) -> None:
     for said, expected in (([], 900), ([30], 970), ([0], 1000), ([250, 150], 600)):
         assert engine.take("acme", ASK, 100, 1000.0).allowed
-        call = Admission("acme", ASK, lambda: 1000.0, costs=[Taken(engine, 100)])
+        call = Admission("acme", ASK, lambda: 1000.0, costs=[Taken(engine, 100, 1000.0)])
         for more in said:
             call.cost(more)
         call.end()
@@ -168,7 +168,7 @@ def test_settled_up_and_down_once(engine: Any) -> None:
 
 def test_what_exceeds_the_reserve_counts_before_the_call_has_ended(engine: Any) -> None:
     assert engine.take("acme", ASK, 100, 1000.0).allowed
-    call = Admission("acme", ASK, lambda: 1000.0, costs=[Taken(engine, 100)])
+    call = Admission("acme", ASK, lambda: 1000.0, costs=[Taken(engine, 100, 1000.0)])
     call.cost(40)
     call.cost(40)
     assert not engine.take("acme", ASK, 901, 1000.0).allowed, "the reserve stands until the end"
@@ -178,7 +178,7 @@ def test_what_exceeds_the_reserve_counts_before_the_call_has_ended(engine: Any) 
 
 def test_trailing_metadata_settle_what_the_handler_says(engine: Any) -> None:
     assert engine.take("acme", ASK, 100, 1000.0).allowed
-    call = Admission("acme", ASK, lambda: 1000.0, costs=[Taken(engine, 100)])
+    call = Admission("acme", ASK, lambda: 1000.0, costs=[Taken(engine, 100, 1000.0)])
     call.cost(400)
     call.end([("x", "y"), (cost.KEY, "10")])
     assert left(engine, 1000.0) == 990
@@ -255,7 +255,7 @@ def test_a_refusal_has_no_fields_that_the_draft_has_no_unit_for(limits: Limits) 
 def test_an_end_that_many_threads_tell_counts_once() -> None:
     engine = leased()
     assert engine.take("acme", ASK, 100, 1000.0).allowed
-    call = Admission("acme", ASK, lambda: 1000.0, costs=[Taken(engine, 100)])
+    call = Admission("acme", ASK, lambda: 1000.0, costs=[Taken(engine, 100, 1000.0)])
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: call.end([(cost.KEY, "90")]), range(200)))
     assert left(engine, 1000.0) == 910

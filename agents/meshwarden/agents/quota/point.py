@@ -6,7 +6,7 @@ is open now.
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -82,7 +82,13 @@ class Point:
         self._held: dict[Key, Amount] = {}
         self._granted: dict[Key, Amount] = {}
         self._out: dict[Key, Amount] = {}
+        # Of amounts for periods: what it said last that it has, and what it was given, with when that ends.
+        self._chunks: dict[Key, pb.Chunks] = {}
+        self._given: dict[Key, tuple[pb.Chunk, float]] = {}
         self._reported, self._size_bytes = 0, 0
+        # When its reports came, and when that came that it was last answered.
+        self._came_s: OrderedDict[int, float] = OrderedDict()
+        self._base_s = 0.0
         self._answers, self._ttl = 0, Duration()
         self._sent = 0
         self._source: tuple[int, int] = (0, 0)
@@ -95,9 +101,12 @@ class Point:
         """A stream to the control plane begins: all that may be used is to be told anew."""
         self._is_told = self._is_known = False
 
-    def take(self, sequence: int, report: pb.PointReport) -> bool:
+    def take(self, sequence: int, report: pb.PointReport, now_s: float) -> bool:
         """Takes a report; whether it should go up soon: a call was refused, a bucket is new, or a share is obeyed."""
         self.news, self._reported = True, sequence
+        self._came_s[sequence] = now_s
+        if len(self._came_s) > MAX_UNACKNOWLEDGED:
+            self._came_s.popitem(last=False)
         presses = self._acknowledge(report.acknowledged)
         for share in report.held[:MAX_BUCKETS]:
             if (key := self._own(share.bucket)) is not None and self._has_room(key, self._held):
@@ -106,7 +115,11 @@ class Point:
             key = self._own(usage.bucket)
             if key is None or not self._has_room(key, self._usages):
                 continue
-            presses = presses or usage.denied > 0 or key not in self._granted
+            if usage.HasField("chunks"):
+                self._chunks[key] = usage.chunks
+                presses = presses or usage.chunks.asks
+            else:
+                presses = presses or usage.denied > 0 or key not in self._granted
             known = self._usages.setdefault(key, [0, 0, 0, 0])
             for number, count in enumerate((usage.allowed, usage.denied, usage.shadowed)):
                 known[number] = min(known[number] + count, MAX_COUNT)
@@ -121,20 +134,26 @@ class Point:
         """The number of its last report, and all that the control plane is to be told on that stream."""
         number = self._acknowledged[1] if self._acknowledged[0] == stream else 0
         report = pb.PointReport(point=self.name, acknowledged=number, begins=not self._is_told, service=self._service)
+        policies = self._policies()
+        self._chunks = {key: said for key, said in self._chunks.items() if key.policy in policies}
         if not self._is_told:
             for key, in_use in self._in_use.items():
                 self._usages.setdefault(key, [0, 0, 0, in_use])
+            for key in self._chunks:
+                self._usages.setdefault(key, [0, 0, 0, 0])
         for key, (allowed, denied, shadowed, in_use) in self._usages.items():
-            named = key.to_proto()
-            report.usages.add(bucket=named, allowed=allowed, denied=denied, shadowed=shadowed, in_use=in_use)
+            usage = report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied, shadowed=shadowed)
+            usage.in_use = in_use
+            if (chunks := self._chunks.get(key)) is not None:
+                usage.chunks.CopyFrom(chunks)
         if not self._is_told:
             for key, amount in self._held.items():
                 report.held.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)
         self._usages, self.news, self._is_told = {}, False, True
         return self._reported, report
 
-    def grant(self, stream: int, sequence: int, shares: Iterable[pb.Share]) -> None:
-        """Hands shares down, that came in such a message of such a stream.
+    def grant(self, stream: int, sequence: int, shares: Iterable[pb.Share], base_s: float) -> None:
+        """Hands shares down, that came in such a message of such a stream; the ends of periods count from `base_s`.
 
         Those from before the control plane has heard what the point holds are let go: it counts on that since.
         """
@@ -143,6 +162,9 @@ class Point:
         self._source = (stream, sequence)
         for share in shares:
             key, amount = Key.of(share.bucket), Amount.of(share)
+            if share.HasField("chunk"):
+                self._given[key] = share.chunk, base_s + share.chunk.until.seconds + share.chunk.until.nanos / 1e9
+                continue
             self._out[key] = self._granted[key] = amount
             held = self._held.get(key, amount)
             # Until it has obeyed it may use what it had.
@@ -153,6 +175,7 @@ class Point:
         """Its leases hold for `ttl` from the sending of that report of its, which the control plane has heard."""
         self._is_known = True
         self._answers, self._ttl = answers, ttl
+        self._base_s = self._came_s.get(answers, self._base_s)
         self._wake.set()
 
     async def next(self) -> pb.ShareResponse:
@@ -162,11 +185,15 @@ class Point:
         self._sent += 1
         self._unacknowledged.append((self._sent, *self._source))
         response = pb.ShareResponse(sequence=self._sent, answers=self._answers, ttl=self._ttl)
-        if self._out:
+        if self._out or self._given:
             shares = response.points.add(point=self.name).shares
             for key, amount in self._out.items():
                 shares.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)
-        self._out, self._answers = {}, 0
+            for key, (chunk, until_s) in self._given.items():
+                # Counted from when its report came, it ends no later on the point's clock, which began before.
+                chunk.until.FromNanoseconds(max(0, round((until_s - self._base_s) * 1e9)))
+                shares.add(bucket=key.to_proto(), chunk=chunk)
+        self._out, self._given, self._answers = {}, {}, 0
         return response
 
     def held(self) -> dict[Key, Amount]:

@@ -50,10 +50,14 @@ class Points:
         # Those whose stream broke off: their process, and when to forget it.
         self._lost: dict[str, tuple[int, float]] = {}
         self._left: list[str] = []
+        # The last reports of points that have ended in good order, with the message that has told of them; 0: none yet.
+        self._last: dict[str, tuple[int, pb.PointReport]] = {}
         self._work, self._some = asyncio.Event(), asyncio.Event()
         self._presses = False
         self._stream, self._sequence = 0, 0
-        self._sent: dict[int, list[tuple[Point, int]]] = {}
+        # When each message was sent, and the points in it with the numbers of their reports.
+        self._sent: dict[int, tuple[float, list[tuple[Point, int]]]] = {}
+        self._base_s = 0.0
         self.answered_s: float | None = None
         """When the control plane answered last, on `now_s`; None if it has not."""
         self.foreign = 0
@@ -95,7 +99,7 @@ class Points:
     def take(self, point: Point, sequence: int, report: pb.PointReport) -> None:
         """Takes a point's report."""
         before = point.foreign
-        presses = point.take(sequence, report)
+        presses = point.take(sequence, report, self._now_s())
         self.foreign += point.foreign - before
         self._presses = self._presses or presses
         self._work.set()
@@ -106,6 +110,8 @@ class Points:
         process = self._processes.pop(point.name)
         if has_left:
             os.close(process)
+            if len(self._last) < MAX_POINTS:
+                self._last[point.name] = 0, point.report(self._stream)[1]
             self._leave(point.name)
         else:
             # Its socket is closed a moment before the process has ended for others to see.
@@ -160,6 +166,7 @@ class Points:
         self._stream, self._sequence, self._sent = self._stream + 1, 0, {}
         for point in self._points.values():
             point.begin()
+        self._last = {name: (0, report) for name, (_, report) in self._last.items()}
         reason = ""
         async with anyio.create_task_group() as group:
 
@@ -205,8 +212,14 @@ class Points:
         self._sequence += 1
         request = pb.ShareRequest(sequence=self._sequence, left=self._left)
         self._left = []
-        told = self._sent[self._sequence] = []
+        told: list[tuple[Point, int]] = []
+        self._sent[self._sequence] = self._now_s(), told
         size_bytes = 0
+        for name, (sequence, report) in self._last.items():
+            if not sequence and size_bytes < _MAX_BYTES:
+                request.last.append(report)
+                self._last[name] = self._sequence, report
+                size_bytes += report.ByteSize()
         for point in [point for point in self._points.values() if point.news]:
             if size_bytes >= _MAX_BYTES:
                 self._presses = True  # the others come with the next
@@ -223,11 +236,14 @@ class Points:
     def _obey(self, response: pb.ShareResponse) -> None:
         self.answered_s = self._now_s()
         for sequence in [number for number in self._sent if number <= response.answers]:
-            for point, number in self._sent.pop(sequence):
+            self._base_s, told = self._sent.pop(sequence)
+            for point, number in told:
                 point.prolong(number, response.ttl)
+        if response.answers:
+            self._last = {name: said for name, said in self._last.items() if not 0 < said[0] <= response.answers}
         for shares in response.points:
             if (granted := self._points.get(shares.point)) is not None:
-                granted.grant(self._stream, response.sequence, shares.shares)
+                granted.grant(self._stream, response.sequence, shares.shares, self._base_s)
 
     def _look_for_ends(self) -> None:
         now_s = self._now_s()

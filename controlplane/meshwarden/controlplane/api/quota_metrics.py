@@ -1,6 +1,6 @@
 """How limits are divided, for Prometheus."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,6 +10,16 @@ from meshwarden.controlplane.quota.policy import name_of
 from meshwarden.sdk.unit import REQUESTS
 
 _BUCKET: Final = ("policy", "tenant", "service", "method")
+
+_PERIOD: Final = {
+    "limit": "The most that a bucket may have in its policy's hour, day or month.",
+    "granted": "What of that was given to enforcement points, less what they gave back.",
+    "used": "What of that was used, as far as they have said.",
+    "held": "What of that they have at hand.",
+    "lost": "What of that nobody says that he has.",
+    "left": "What can still be given.",
+    "end_seconds": "When the period ends, in seconds since 1970.",
+}
 
 
 def of_quotas(division: Division) -> Iterable[Metric]:
@@ -47,13 +57,23 @@ def _shares(division: Division) -> Iterable[Metric]:
         "held": "What they may be using: more than the share until a lower one is obeyed.",
         "points": "How many enforcement points have a part of a bucket.",
     }
-    families = {
-        name: GaugeMetricFamily(f"meshwarden_quota_{name}", text, labels=_BUCKET) for name, text in texts.items()
-    }
+    families = _gauges("meshwarden_quota", texts)
+    periods = _gauges("meshwarden_quota_period", _PERIOD)
     for policy in division.policies():
         for state in division.states(policy, lambda tenant: True, whole=True):
             labels = [getattr(state.bucket, name) for name in _BUCKET]
+            if state.HasField("period"):
+                periods["limit"].add_metric(labels, state.limit)
+                for name in ("granted", "used", "held", "lost", "left"):
+                    periods[name].add_metric(labels, getattr(state.period, name))
+                periods["end_seconds"].add_metric(labels, state.period.end.seconds)
+                continue
             for name in ("limit", "demand", "share", "held"):
                 families[name].add_metric(labels, getattr(state, name))
             families["points"].add_metric(labels, len(state.points))
     yield from families.values()
+    yield from periods.values()
+
+
+def _gauges(prefix: str, texts: Mapping[str, str]) -> dict[str, GaugeMetricFamily]:
+    return {name: GaugeMetricFamily(f"{prefix}_{name}", text, labels=_BUCKET) for name, text in texts.items()}

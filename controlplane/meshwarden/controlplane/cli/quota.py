@@ -1,6 +1,7 @@
 """`meshwarden quota`: how limits that hold across the mesh are divided at this moment."""
 
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ _COLUMNS = (
     "SHADOW/S",
     "POINTS",
 )
+_PERIOD_COLUMNS = ("POLICY", "TENANT", "PART", "LIMIT", "USED", "LEFT", "HELD", "LOST", "LIMITED/S", "ENDS")
 
 
 @click.group()
@@ -50,7 +52,7 @@ def top(tenant: str, policy: str, every_s: float, once: bool, output: str) -> No
         for before, now in itertools.pairwise(_answers(mesh, request, first, every_s)):
             if sys.stdout.isatty() and not once:
                 click.clear()
-            render.table(_COLUMNS, rows(before, now))
+            _show(before, now)
             if once or not sys.stdout.isatty():
                 return
 
@@ -72,6 +74,9 @@ def explain(tenant: str, policy: str, output: str) -> None:
     for state in answer.quotas:
         part = _part(state)
         what = f"{state.bucket.policy} at {part}" if part else state.bucket.policy
+        if state.HasField("period"):
+            _explain_period(state, what)
+            continue
         click.echo(f"RatePolicy {render.plain(what)}: {measured(state.share, state.unit)}")
         click.echo(f"  {state.reason}")
         for point in state.points:
@@ -81,11 +86,58 @@ def explain(tenant: str, policy: str, output: str) -> None:
             click.echo(f"  {name}: {share} of {demand} wanted there{used}")
 
 
+def _show(before: GetQuotasResponse, now: GetQuotasResponse) -> None:
+    rates, periods = rows(before, now), period_rows(before, now)
+    if rates or not periods:
+        render.table(_COLUMNS, rates)
+    if rates and periods:
+        click.echo()
+    if periods:
+        render.table(_PERIOD_COLUMNS, periods)
+
+
+def _explain_period(state: QuotaState, what: str) -> None:
+    period = state.period
+    click.echo(
+        f"RatePolicy {render.plain(what)}: {period.used:.0f} of {_amount(state.limit)} used,"
+        f" {render.moment(period.start)} to {render.moment(period.end)}"
+    )
+    click.echo(f"  {state.reason}; {period.held:.0f} are at hand at enforcement points, {period.lost:.0f} are lost")
+    for point in state.points:
+        name = render.plain(f"{point.node} {point.point}")
+        click.echo(f"  {name}: {point.share:.0f} at hand, {point.demand:.1f}/s are used there")
+    if period.HasField("used_before"):
+        click.echo(f"  {period.used_before:.0f} were used in the period before")
+
+
+def period_rows(before: GetQuotasResponse, now: GetQuotasResponse) -> list[tuple[object, ...]]:
+    """The rows of amounts for a period; what was refused is taken between two answers."""
+    known = {_key(state): state for state in before.quotas}
+    passed_s = max(1e-3, (now.now.ToNanoseconds() - before.now.ToNanoseconds()) / 1e9)
+    found: list[tuple[object, ...]] = []
+    for state in now.quotas:
+        if state.HasField("period"):
+            period, bucket = state.period, state.bucket
+            amounts = (f"{amount:.0f}" for amount in (period.used, period.left, period.held, period.lost))
+            limited = max(0, state.denied - known.get(_key(state), QuotaState()).denied) / passed_s
+            named = bucket.policy, bucket.tenant, _part(state) or "-", _amount(state.limit)
+            found.append((*named, *amounts, f"{limited:.1f}", render.moment(period.end)))
+    return found
+
+
+def _amount(limit: float) -> str:
+    return f"{limit:.0f}" if math.isfinite(limit) else "-"
+
+
 def rows(before: GetQuotasResponse, now: GetQuotasResponse) -> list[tuple[object, ...]]:
     """The table's rows; what was called is taken between two answers."""
     known = {_key(state): state for state in before.quotas}
     passed_s = max(1e-3, (now.now.ToNanoseconds() - before.now.ToNanoseconds()) / 1e9)
-    return [_row(state, known.get(_key(state), QuotaState()), passed_s) for state in now.quotas]
+    return [
+        _row(state, known.get(_key(state), QuotaState()), passed_s)
+        for state in now.quotas
+        if not state.HasField("period")
+    ]
 
 
 def _answers(

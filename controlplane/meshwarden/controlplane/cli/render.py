@@ -4,11 +4,13 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC
 from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.v1.admin_service_pb2 import RegionState
 
@@ -71,6 +73,11 @@ def progress(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
+
+
+def moment(when: Timestamp) -> str:
+    """A moment to the minute, in UTC: "2026-11-26T23:00Z"."""
+    return when.ToDatetime(UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
 def life(seconds: float) -> str:

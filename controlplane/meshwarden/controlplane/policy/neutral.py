@@ -227,6 +227,8 @@ class Limits:
         unit: what all amounts count.
         reserve: where that is cost: what a call takes that declares nothing.
         adaptive: if the limit is on calls at once and found: the limits are weights, and ceilings if they aren't 0.
+        period: what all amounts are for, where they are not rates.
+        zone: the time zone whose clocks say when that begins.
     """
 
     policy: Name
@@ -240,6 +242,8 @@ class Limits:
     unit: Unit = REQUESTS
     reserve: int = 1
     adaptive: Adaptive | None = None
+    period: Literal["HOUR", "DAY", "MONTH"] | None = None
+    zone: str = "UTC"
 
     def find(self, tenant: str) -> Limit | None:
         """The limit on a tenant: its own before the one for all others."""

@@ -17,6 +17,11 @@ _AWAY: Final[dict["RatePolicySpec.WhenAway.ValueType", Literal["keep", "fallback
     RatePolicySpec.FALLBACK: "fallback",
     RatePolicySpec.DENY: "deny",
 }
+_PERIODS: Final[dict["RatePolicySpec.Period.ValueType", Literal["HOUR", "DAY", "MONTH"]]] = {
+    RatePolicySpec.HOUR: "HOUR",
+    RatePolicySpec.DAY: "DAY",
+    RatePolicySpec.MONTH: "MONTH",
+}
 
 
 def limits(mesh: Mesh, service: Name) -> tuple[Limits, ...]:
@@ -58,6 +63,8 @@ def of_spec(policy: Name, spec: Any) -> Limits:
         shadow=spec.shadow,
         unit=unit_of(spec),
         reserve=spec.reserve or 1,
+        period=_PERIODS.get(spec.period),
+        zone=spec.time_zone or "UTC",
     )
 
 
@@ -73,6 +80,8 @@ def to_spec(said: Limits, service: Name) -> RatePolicySpec:
         return spec
     if said.mesh:
         spec.when_away = next(number for number, away in _AWAY.items() if away == said.away)
+    if said.period is not None:
+        spec.period, spec.time_zone = RatePolicySpec.Period.Value(said.period), said.zone
     for name, rate in (("total", said.total), ("fallback", said.fallback)):
         if rate is not None:
             _fill(getattr(spec, name), rate, said.unit)

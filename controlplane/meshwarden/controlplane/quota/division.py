@@ -18,9 +18,11 @@ import structlog
 from meshwarden.controlplane.policy import rate
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.quota import book, period_view
 from meshwarden.controlplane.quota.leases import Leases
+from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.node import NodeStream
-from meshwarden.controlplane.quota.policy import share_to_proto, tree_of
+from meshwarden.controlplane.quota.policy import grant_to_proto, share_to_proto, terms_of, tree_of
 from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.controlplane.quota.view import states
@@ -45,7 +47,15 @@ class NotAllocator(Exception):
 class Division:
     """The limits, as far as this process divides them. Used on the event loop's thread alone."""
 
-    def __init__(self, store: port.Store, mesh: Mesh, owner: str, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: port.Store,
+        mesh: Mesh,
+        owner: str,
+        now_s: Callable[[], float],
+        wall_s: Callable[[], float],
+        new_turn: Callable[[], int],
+    ) -> None:
         """Does nothing until `run`.
 
         Args:
@@ -53,14 +63,19 @@ class Division:
             mesh: the resources; `touch` says what of them has changed.
             owner: this process's name, the same when it starts again.
             now_s: the clock of the store's leases, `time.monotonic`.
+            wall_s: the clock that says which hour, day and month it is, in seconds since 1970.
+            new_turn: gives a number below 2^63 that nobody was ever given; see `Ledgers`.
         """
         self._store, self.mesh, self._owner, self._now_s = store, mesh, owner, now_s
+        self._wall_s, self._new_turn = wall_s, new_turn
         self.leases: Leases | None = None
         """All leases; None while another process divides."""
+        self.ledgers = Ledgers({}, new_turn)
+        """What there is of amounts for periods, while this process divides."""
         self._usages, self._ignored = Usages(), Counter[str]()
         self._trees: dict[str, Level] = {}
         self._streams: dict[str, NodeStream] = {}
-        self._work, self._wanted = asyncio.Event(), asyncio.Event()
+        self._work, self._wanted, self._asked = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         """Divides, whenever it holds the lease, until it is cancelled."""
@@ -114,6 +129,8 @@ class Division:
         tree = self.tree(policy)
         if self.leases is None or tree is None:
             return []
+        if policy in self.ledgers:
+            return period_view.states(policy, self.ledgers, self._usages, shown, self._now_s(), whole=whole)
         return states(policy, tree, self.leases, self._usages, shown, whole=whole)
 
     def open(self, node: str) -> NodeStream:
@@ -126,7 +143,7 @@ class Division:
             raise NotAllocator("this control plane does not divide limits at present: ask again")
         if (older := self._streams.get(node)) is not None:
             older.end("a newer stream of this node has replaced this one")
-        stream = self._streams[node] = NodeStream(node, self, self.leases)
+        stream = self._streams[node] = NodeStream(node, self, self.leases, self.ledgers)
         return stream
 
     def ignored(self) -> dict[str, int]:
@@ -136,6 +153,7 @@ class Division:
             found.update(stream.ignored)
         if self.leases is not None:
             found.update(asdict(self.leases.ignored))
+            found["too_many"] += self.ledgers.too_many
         return dict(found)
 
     def close(self, stream: NodeStream) -> None:
@@ -152,18 +170,24 @@ class Division:
         """A report was taken."""
         if self.leases is not None and self.leases.presses:
             self._work.set()
+        if self.ledgers.presses:
+            self._asked.set()
 
     async def _divide_while(self, lease: port.Lease) -> None:
         """Divides for as long as the store's lease holds."""
+        self.ledgers = Ledgers(await book.load(self._store), self._new_turn)
         self.leases = Leases(self._now_s(), learn=True)
         self._trees = {}
         for key in self.mesh.all():
             if key.kind == "RatePolicy":
                 self._arrange(Name(key.tenant, key.name))
+        self.ledgers.plan(self._now_s(), self._wall_s())  # so that what nodes say first finds the ledgers of today
         log.info("quota.dividing", policies=len(self._trees))
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._tick_steadily)
+                # Its token stays the same for as long as it is ours.
+                group.start_soon(self._grant_steadily, lease)
                 while True:
                     await asyncio.sleep(LEASE_TTL_S / 3)
                     lease = await self._renewed(lease)
@@ -171,7 +195,7 @@ class Division:
             # What is raised here would come out as a group again.
             log.warning("quota.lease_lost", reason=str(failed.exceptions[0]))
         finally:
-            self.leases = None
+            self.leases, self.ledgers = None, Ledgers({}, self._new_turn)
             for stream in self._streams.values():
                 stream.end("this control plane does not divide limits any more")
             self._streams = {}
@@ -215,6 +239,44 @@ class Division:
             if (stream := self._streams.get(node)) is not None:
                 stream.say(pb.ShareResponse(sequence=number, points=points))
 
+    async def _grant_steadily(self, lease: port.Lease) -> None:
+        """Gives out of amounts for periods: what is charged is written, in as few commits as can be, and then told.
+
+        Raises:
+            Fenced: the lease is another's.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    await self._asked.wait()
+            self._asked.clear()
+            writes = self.ledgers.plan(self._now_s(), self._wall_s())
+            try:
+                await book.write(self._store, writes, lease)
+            except port.Fenced:
+                raise
+            except port.StoreError as error:
+                # Nobody was told; it is charged, and is written with the next.
+                log.warning("quota.not_written", reason=str(error))
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._tell_grants()
+            await asyncio.sleep(LEAST_S)
+
+    def _tell_grants(self) -> None:
+        now_s, wall_s = self._now_s(), self._wall_s()
+        by_node: dict[str, dict[str, list[pb.Share]]] = {}
+        for policy, turn, grant in self.ledgers.written():
+            stream, period = self._streams.get(grant.point.node), self.ledgers.period(policy)
+            if stream is not None and period is not None:
+                until_s = period.end_s - wall_s + now_s - stream.heard_s
+                share = grant_to_proto(policy, turn, grant, until_s)
+                by_node.setdefault(grant.point.node, {}).setdefault(grant.point.name, []).append(share)
+        for node, points in by_node.items():
+            told = [pb.PointShares(point=name, shares=shares) for name, shares in points.items()]
+            number = self.leases.number if self.leases is not None else 0
+            self._streams[node].say(pb.ShareResponse(sequence=number, points=told))
+
     def _arrange(self, named: Name) -> None:
         """Puts a policy in force as it is now."""
         limits, policy = rate.of_policy(self.mesh, named), str(named)
@@ -224,11 +286,19 @@ class Division:
         if self.leases is None:
             return
         before = self._trees.pop(policy, None)
+        terms = terms_of(limits) if limits is not None else None
         if tree is not None:
             self._trees[policy] = tree
-            if tree != before:
-                self.leases.put(policy, tree)
-                self._work.set()
         elif before is not None:
-            self.leases.put(policy, None)
             self._usages.forget(policy)
+        if policy in self.ledgers:
+            before = None  # of another kind
+        if tree is not None and terms is not None:
+            self.ledgers.put(policy, terms, tree)
+            self._asked.set()
+        else:
+            self.ledgers.drop(policy)
+        rates = tree if terms is None else None
+        if rates != before or terms is not None:
+            self.leases.put(policy, rates)
+            self._work.set()

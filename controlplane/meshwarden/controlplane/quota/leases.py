@@ -65,6 +65,11 @@ class Leases:
         self._wanting = False
         self.ignored = Ignored()
 
+    @property
+    def number(self) -> int:
+        """Under which points acknowledge what `tick` told last."""
+        return self._number
+
     def learns(self, now_s: float) -> bool:
         """Whether it still hears what a predecessor has given, and gives nothing more."""
         return now_s < self._learns_until_s

@@ -9,6 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshwarden.controlplane.quota.lease import Usage
 from meshwarden.controlplane.quota.leases import TTL_S, Leases
+from meshwarden.controlplane.quota.ledger import Chunks
+from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.policy import bucket_of
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point
 from meshwarden.controlplane.quota.usage import MOST, Usages
@@ -53,13 +55,15 @@ class Limits(Protocol):
 class NodeStream:
     """One stream of a node."""
 
-    def __init__(self, node: str, limits: Limits, leases: Leases) -> None:
+    def __init__(self, node: str, limits: Limits, leases: Leases, ledgers: Ledgers) -> None:
         self.node = node
+        self.heard_s = limits.now_s()
+        """When that came which it was answered last."""
         self.ended = ""
         """Why we end it; empty while we don't."""
         self.ignored: Counter[str] = Counter()
         """What it said that was not believed: how much, by reason."""
-        self._limits, self._leases = limits, leases
+        self._limits, self._leases, self._ledgers = limits, leases, ledgers
         # When the leases of a point run out, by its name.
         self._until_s: dict[str, float] = {}
         self._out: list[pb.ShareResponse] = []
@@ -71,11 +75,16 @@ class NodeStream:
         Raises:
             SayAgain: the node was silent about a point for too long.
         """
-        now_s = self._limits.now_s()
+        now_s = self.heard_s = self._limits.now_s()
         # One that has left may be back under its name in the same message.
+        for report in request.last:
+            for bucket, usage in self._own(report.service, report.usages):
+                if bucket.policy in self._ledgers and (chunks := self._chunks(usage)) is not None:
+                    self._ledgers.end(Point(self.node, report.point), bucket, chunks)
         for name in request.left:
             if self._until_s.pop(name, None) is not None:
                 self._leases.leave(Point(self.node, name))
+                self._ledgers.leave(Point(self.node, name))
         for report in request.points:
             self._take(report, now_s)
         self._limits.took()
@@ -111,10 +120,31 @@ class NodeStream:
             self._leases.learn(point, held, now_s)
         self._until_s[report.point] = now_s + TTL_S
         usages = {}
+        self._ledgers.hear(point, now_s)
         for bucket, usage in self._own(report.service, report.usages):
+            if bucket.policy in self._ledgers:
+                self._use(point, bucket, usage, now_s, again=report.begins)
+                continue
             usages[bucket] = Usage(min(usage.allowed, MOST), min(usage.denied, MOST), min(usage.in_use, MOST))
             self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
         self._leases.report(point, usages, now_s, acknowledged=report.acknowledged)
+
+    def _use(self, point: Point, bucket: Bucket, usage: pb.BucketUsage, now_s: float, *, again: bool) -> None:
+        """Takes what was used of an amount for a period."""
+        chunks = self._chunks(usage)
+        if chunks is not None:
+            self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
+            wanted = min(usage.allowed, MOST) + min(usage.denied, MOST)
+            self._ledgers.report(point, bucket, chunks, wanted, now_s, again=again)
+
+    def _chunks(self, usage: pb.BucketUsage) -> Chunks | None:
+        """What a point says that it has; None, and counted, if that can't be."""
+        said = usage.chunks
+        chunks = Chunks(said.series, said.turn, said.amount, said.left, said.returned, said.wanted)
+        if said.series and chunks.is_sane():
+            return chunks
+        self.ignored["garbage"] += 1
+        return None
 
     def _own(self, service: str, items: Iterable[_Item]) -> Iterable[tuple[Bucket, _Item]]:
         """Those whose buckets the node may speak of, for a point of that service."""

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Rate, ServiceLimit
 from meshwarden.controlplane.quota.lease import Share
+from meshwarden.controlplane.quota.ledger import Grant
+from meshwarden.controlplane.quota.ledgers import Terms
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level
 from meshwarden.v1 import quota_service_pb2 as pb
 
@@ -39,6 +41,20 @@ def share_to_proto(share: Share) -> pb.Share:
     bucket = name_of(share.bucket)
     bucket.ClearField("service")
     return pb.Share(bucket=bucket, rate=share.rate, burst=share.burst)
+
+
+def grant_to_proto(policy: str, turn: int, grant: Grant, until_s: float) -> pb.Share:
+    """What a point was given of an amount for a period, which ends in so many seconds, as it is told of it."""
+    bucket = name_of(Bucket(policy, grant.path))
+    bucket.ClearField("service")
+    chunk = pb.Chunk(series=grant.series, turn=turn, amount=grant.amount, spent=grant.spent)
+    chunk.until.FromNanoseconds(round(max(0.0, until_s) * 1e9))
+    return pb.Share(bucket=bucket, chunk=chunk)
+
+
+def terms_of(limits: Limits) -> Terms | None:
+    """What the amounts of a policy are for; None if they are rates."""
+    return Terms(limits.period, limits.zone, limits.unit) if limits.period is not None else None
 
 
 def _tenant(limit: Limit) -> Level:

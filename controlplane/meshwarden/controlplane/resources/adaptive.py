@@ -22,7 +22,8 @@ def adaptive_faults(spec: RatePolicySpec) -> Iterator[tuple[str, str]]:
     for name in ("total", "fallback"):
         if spec.HasField(name):
             yield f"spec.{name}", text
-    for name, given in (("services", spec.services), ("whenAway", spec.when_away), ("shadow", spec.shadow)):
+    fields = {"services": spec.services, "whenAway": spec.when_away, "shadow": spec.shadow}
+    for name, given in (fields | {"period": spec.period, "timeZone": spec.time_zone}).items():
         if given:
             yield f"spec.{name}", text
     for number, limit in enumerate(spec.limits):

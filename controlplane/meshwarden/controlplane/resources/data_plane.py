@@ -41,6 +41,10 @@ def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> 
         yield Unheld(policy, "spec.adaptive", text)
     first: dict[Width, RatePolicy] = {}
     for policy in policies:
+        if policy.spec.period:
+            text = f"an Envoy ({title(ref_of(envoy))}) holds rates alone, no amounts for a period"
+            yield Unheld(policy, "spec.period", text)
+            continue
         known = first.setdefault(width(policy.metadata.tenant, policy.spec), policy)
         if known is not policy:
             text = (

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from meshwarden.controlplane.resources.adaptive import adaptive_faults
 from meshwarden.sdk.unit import CONCURRENT, COST, amount_of, unit_of
@@ -13,6 +14,8 @@ Faults = Iterator[tuple[str, str]]
 """The path of a field and what is wrong with it."""
 MAX_METHODS = 4096
 MAX_LIMITS = 4096
+MOST_PER = 1_000_000
+"""Calls, where they are no period's."""
 
 
 def rate_faults(spec: RatePolicySpec) -> Faults:
@@ -31,6 +34,7 @@ def rate_faults(spec: RatePolicySpec) -> Faults:
         yield from adaptive_faults(spec)
         return
     yield from _amount_faults(spec)
+    yield from _period_faults(spec)
     if spec.scope == RatePolicySpec.POINT:
         yield from _point_faults(spec)
         return
@@ -75,6 +79,39 @@ def _burst(rate: Any, scope: "RatePolicySpec.Scope.ValueType") -> float:
     """How much may come at once."""
     seconds = Fraction(1, 10) if scope == RatePolicySpec.POINT else 1
     return float(rate.burst) or max(1.0, float(per_s(rate) * seconds))
+
+
+def _period_faults(spec: RatePolicySpec) -> Faults:
+    """What goes only with amounts for a period, and what doesn't go with them."""
+    if not spec.period:
+        if spec.time_zone:
+            yield "spec.timeZone", "only with period"
+        for path, rate in _rates(spec):
+            if rate.requests > MOST_PER:
+                yield f"{path}.requests", f"more than {MOST_PER} only with period"
+        return
+    if unit_of(spec) == CONCURRENT:
+        yield "spec.period", "calls at once are no amount that is used up"
+    if spec.time_zone and not _is_zone(spec.time_zone):
+        yield "spec.timeZone", f"{spec.time_zone} is no time zone: an IANA name, as Europe/Berlin"
+    if spec.scope == RatePolicySpec.POINT:
+        yield "spec.scope", "POINT does not go with period: its amounts are the whole mesh's"
+    if spec.when_away == RatePolicySpec.FALLBACK:
+        yield "spec.whenAway", "FALLBACK does not go with period: nobody would count what it lets through"
+    for path, rate in _rates(spec):
+        for name in ("per", "burst"):
+            if rate.HasField(name) if name == "per" else getattr(rate, name):
+                yield f"{path}.{name}", "does not go with period"
+        if "weight" in rate.DESCRIPTOR.fields_by_name and rate.HasField("weight"):
+            yield f"{path}.weight", "does not go with period: who asks first is given first; a floor keeps its part"
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # as a directory's name
+        return False
+    return True
 
 
 def _rates(spec: RatePolicySpec) -> Iterator[tuple[str, Any]]:

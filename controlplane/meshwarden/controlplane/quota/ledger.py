@@ -1,0 +1,379 @@
+"""What is left of a policy's amounts in one period, and who was given what of it. Pure: time is passed in, in seconds.
+
+An amount is given in chunks. It is charged to every level of the policy's tree when it is planned, and the point is
+told of it only when that is written: so whatever gets lost after that, a message, a point or this process, nothing is
+given twice. What points were told is a sum that only grows, so that a word that comes twice, or late, mints nothing.
+
+What nobody can say any more that he has is lost: it stays charged until the period ends.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from meshwarden.controlplane.quota.demand import Demand
+from meshwarden.controlplane.quota.tree import OTHERS, REST, Level, Point
+
+Path = tuple[str, ...]
+AHEAD_S: Final = 2.0
+"""A chunk is what a point uses in so many seconds, "2 s of demand", unless that is too much of what is left."""
+LEAST_S: Final = 1.0
+"""But not less than what it uses in so many, while every point could have that."""
+MOST_OF_REST: Final = 0.01
+LIVES_S: Final = 5.0
+"""A point that was not heard of for so long counts as lost until it is."""
+MOST: Final = 1e15
+
+
+@dataclass(slots=True)
+class Account:
+    """One bucket in the period: what was given of it, less what came back; and what of that was used, as points say."""
+
+    granted: float = 0.0
+    used: float = 0.0
+
+
+class Chunks(NamedTuple):
+    """What a point says of its chunks of a bucket.
+
+    Attributes:
+        series: its own name for this count, another if it has forgotten what it had.
+        turn: the ledger's for which it holds.
+        amount: what it was given in all.
+        left: what of that it may still use; below 0 if it had to use more than it had.
+        returned: what of it it has given back, in all.
+        wanted: what a call needs that it had to turn away.
+    """
+
+    series: int = 0
+    turn: int = 0
+    amount: float = 0.0
+    left: float = 0.0
+    returned: float = 0.0
+    wanted: float = 0.0
+
+    def is_sane(self) -> bool:
+        """Whether that can be."""
+        kept = 0 <= self.returned <= self.amount <= MOST and 0 <= self.wanted <= MOST
+        return kept and -MOST <= self.left <= self.amount - self.returned
+
+
+class Grant(NamedTuple):
+    """What a point is told: all that it was given so far, and at which level nothing is left, if so ("" if not)."""
+
+    point: Point
+    path: Path
+    series: int
+    amount: float
+    spent: str
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """What one point has of one bucket.
+
+    Attributes:
+        given: in all, as far as we know: by us or, before we began, by whoever did.
+        base: what of that is its own word only.
+        said: how much of it the point knows of.
+        used: what it has used.
+        returned: what it has given back, in all.
+        credited: what of that was taken back.
+        wanted: what a call needs that it had to turn away.
+        asks: whether it needs more.
+        tell: whether there is something to say to it.
+        spent: the level at which it was told that nothing is left.
+    """
+
+    point: Point
+    path: Path
+    series: int
+    demand: Demand
+    given: float
+    base: float
+    said: float
+    used: float
+    returned: float
+    wanted: float = 0.0
+    credited: float = 0.0
+    asks: bool = False
+    tell: bool = False
+    spent: str = ""
+
+    @property
+    def out(self) -> float:
+        """What it can still use, with what is under way to it."""
+        return self.given - self.used - self.returned
+
+
+class Ledger:
+    """One policy's accounts of one period."""
+
+    def __init__(self, tree: Level, turn: int, accounts: Mapping[Path, Account] = {}) -> None:
+        """Begins with what was written of it.
+
+        Args:
+            tree: the policy's, in amounts for the period.
+            turn: names this count; never one that points may hold already for something else.
+            accounts: by path; `restored` says more.
+        """
+        self.tree, self.turn = tree, turn
+        self.accounts: dict[Path, Account] = {path: Account(one.granted, one.used) for path, one in accounts.items()}
+        self.holdings: dict[tuple[str, int, Path], Holding] = {}
+        self.dirty: set[str] = set()
+        """The tenants to whom something was given, or who gave something back, since that was written."""
+        self.aged: set[str] = set()
+        """The tenants of whose use there is news."""
+        # {point: {path: its series}}
+        self._series: dict[Point, dict[Path, int]] = {}
+        self._sharers: dict[Path, int] = {}
+        self.of_node: dict[str, int] = {}
+        """How many holdings each node's points have."""
+        self._heard_s: dict[Point, float] = {}
+        self._planned: dict[Holding, None] = {}
+        self._granted: dict[Path, float] = {}
+        self._reserved: dict[Path, float] = {}
+        self.change(tree)
+
+    def change(self, tree: Level) -> None:
+        """Puts another tree in force; what was spent stays spent."""
+        self.tree = tree
+        before, self.accounts = self.accounts, {}
+        for path, account in before.items():
+            here = leaf_of(tree, path) or path
+            known = self.accounts.setdefault(here, Account())
+            known.granted += account.granted
+            known.used += account.used
+            if here != path:
+                self.dirty.add(path[0])
+        held = list(self.holdings.values())
+        self._forget_holdings()
+        for holding in held:
+            place = leaf_of(tree, holding.path)
+            if place is not None and _named(place) == _named(holding.path):
+                holding.path, holding.spent = place, ""
+                self._keep(holding)
+        self._granted, self._reserved = {}, {}
+        for prefix, level in _levels(tree):
+            self._reserved[prefix] = sum(part.floor for part in level.parts.values())
+        for path, account in self.accounts.items():
+            self._add(path, account.granted)
+
+    def hear(self, point: Point, now_s: float) -> None:
+        """Notes that a point lives."""
+        self._heard_s[point] = now_s
+
+    def report(self, point: Point, path: Path, said: Chunks, calls: float, now_s: float, *, again: bool) -> bool:
+        """Takes what a point says of a bucket of the tree's.
+
+        Args:
+            point: who says it.
+            path: of the bucket.
+            said: what it has, sane.
+            calls: what it wanted since it last said so, in the policy's unit.
+            now_s: the present.
+            again: whether it may have missed what it was told.
+
+        Returns:
+            Whether it should be given more soon.
+        """
+        if said.turn != self.turn:
+            said = Chunks(said.series, wanted=said.wanted)
+        holding = self.holdings.get((point.node, said.series, path))
+        if holding is None:
+            given, used = said.amount, said.amount - said.left - said.returned
+            demand = Demand(now_s)
+            holding = Holding(point, path, said.series, demand, given, given, given, used, said.returned)
+        else:
+            self._say(holding, said)
+        holding.point = point
+        self._keep(holding)
+        ceiling = self.tree.least_ceiling(path)
+        holding.demand.add(calls, now_s, min(ceiling, MOST))
+        holding.wanted = said.wanted
+        # What was lost on the way is said again: it is given already.
+        holding.tell |= holding.given > holding.said and (again or said.wanted > 0)
+        holding.asks = self._lacks(holding) >= 1
+        return holding.tell or (holding.asks and not (holding.spent and self.room(path)[0] < 1))
+
+    def end(self, point: Point, path: Path, said: Chunks) -> None:
+        """Takes a point's last word of a bucket: what it gives back, and what it was not told of yet, comes back."""
+        holding = self.holdings.get((point.node, said.series, path))
+        if holding is None or said.turn != self.turn:
+            return
+        self._say(holding, said)
+        self._credit(holding, holding.given - holding.said)
+        self._drop(holding)
+        self._series.get(holding.point, {}).pop(path, None)
+
+    def leave(self, point: Point) -> None:
+        """Notes that a point has ended: what it had is lost."""
+        self._heard_s.pop(point, None)
+        for path, series in self._series.pop(point, {}).items():
+            holding = self.holdings.get((point.node, series, path))
+            if holding is not None and holding.point == point:
+                self._drop(holding)
+
+    def plan(self) -> None:
+        """Charges what points ask for, as far as there is room; `grants` tells them when it is written."""
+        asking = [holding for holding in self.holdings.values() if holding.asks]
+        # Who has had least comes first, so that the last of an amount is shared.
+        for holding in sorted(asking, key=lambda one: (one.given, one.path, one.point)):
+            holding.asks = False
+            amount = math.floor(min(self._lacks(holding), self.room(holding.path)[0]))
+            if amount >= 1:
+                self._charge(holding.path, amount)
+                holding.given += amount
+                holding.tell = True
+            room, level = self.room(holding.path)
+            spent = level if room < 1 else ""
+            if spent != holding.spent:
+                holding.spent, holding.tell = spent, True
+        for holding in self.holdings.values():
+            if holding.tell:
+                self._planned[holding] = None
+                holding.tell = False
+
+    def grants(self) -> list[Grant]:
+        """What is to be said now that all that was planned is written."""
+        planned, self._planned = self._planned, {}
+        return [
+            Grant(one.point, one.path, one.series, one.given, one.spent)
+            for one in planned
+            if self.holdings.get((one.point.node, one.series, one.path)) is one
+        ]
+
+    def room(self, path: Path) -> tuple[float, str]:
+        """How much a bucket can still be given, and whose limit says so: "total", "tenant", "service" or "method"."""
+        level, prefix, whose = self.tree, path[:0], "total"
+        least, where = math.inf, whose
+        for name in path:
+            child, part = (*prefix, name), level.part(name)
+            reserved = self._reserved.get(prefix, 0.0) - self._unfilled(child, part)
+            left = level.ceiling - self._granted.get(prefix, 0.0) - reserved
+            if left < least:
+                least, where = left, whose
+            if name != REST:
+                whose = "tenant" if not prefix else "service" if level.by_service else "method"
+            level, prefix = part, child
+        left = level.ceiling - self._granted.get(prefix, 0.0)
+        return max(0.0, min(least, left)), whose if left < least else where
+
+    def lives(self, holding: Holding, now_s: float) -> bool:
+        """Whether a point was heard of lately."""
+        return now_s - self._heard_s.get(holding.point, -math.inf) < LIVES_S
+
+    def is_known(self, point: Point, said: Chunks, path: Path) -> bool:
+        """Whether a bucket's count at a point has a place already."""
+        return (point.node, said.series, path) in self.holdings
+
+    def _keep(self, holding: Holding) -> None:
+        """Notes a holding in the place of any other that its point had of the bucket."""
+        key = (holding.point.node, holding.series, holding.path)
+        mine = self._series.setdefault(holding.point, {})
+        before = mine.get(holding.path)
+        if before is not None and before != holding.series:
+            other = self.holdings.get((holding.point.node, before, holding.path))
+            if other is not None and other.point == holding.point:
+                self._drop(other)
+        mine[holding.path] = holding.series
+        if key not in self.holdings:
+            self._sharers[holding.path] = self._sharers.get(holding.path, 0) + 1
+            self.of_node[holding.point.node] = self.of_node.get(holding.point.node, 0) + 1
+        self.holdings[key] = holding
+
+    def _drop(self, holding: Holding) -> None:
+        del self.holdings[holding.point.node, holding.series, holding.path]
+        self._sharers[holding.path] -= 1
+        self.of_node[holding.point.node] -= 1
+
+    def _forget_holdings(self) -> None:
+        self.holdings, self._series, self._sharers, self.of_node = {}, {}, {}, {}
+
+    def _say(self, holding: Holding, said: Chunks) -> None:
+        """Takes what a point that we know says of what it has."""
+        if said.amount > holding.given:  # given by whoever came before us
+            holding.base += said.amount - holding.given
+            holding.given = said.amount
+        holding.said = max(holding.said, said.amount)
+        used = max(0.0, min(said.amount - said.left - said.returned, MOST))
+        account = self.accounts.get(holding.path)
+        if account is not None and used != holding.used:
+            account.used = max(0.0, min(account.used + used - holding.used, MOST))
+            self.aged.add(holding.path[0])
+        holding.used = used
+        if said.returned > holding.returned:
+            self._credit(holding, said.returned - holding.returned)
+            holding.returned = said.returned
+
+    def _credit(self, holding: Holding, amount: float) -> None:
+        """Takes back what we have given ourselves: for the rest there is only the point's word."""
+        amount = min(amount, holding.given - holding.base - holding.credited)
+        if amount > 0:
+            holding.credited += amount
+            self._charge(holding.path, -amount)
+
+    def _lacks(self, holding: Holding) -> float:
+        """What a point is to be given, if there is room; 0 while it has half of a chunk."""
+        room, _ = self.room(holding.path)
+        rate, out = holding.demand.rate, holding.out
+        least = min(rate * LEAST_S, room / (2 * self._sharers[holding.path]))
+        chunk = max(1.0, min(rate * AHEAD_S, max(room * MOST_OF_REST, least)))
+        if out >= holding.wanted and 2 * out >= chunk:
+            return 0.0
+        return max(math.ceil(chunk), math.ceil(holding.wanted)) - out
+
+    def _charge(self, path: Path, amount: float) -> None:
+        self.accounts.setdefault(path, Account()).granted += amount
+        self._add(path, amount)
+        self.dirty.add(path[0])
+
+    def _add(self, path: Path, amount: float) -> None:
+        """Counts an amount at each level of a path, and against the floors that are kept free for it."""
+        level: Level | None = self.tree
+        for end in range(len(path) + 1):
+            prefix = path[:end]
+            if end and level is not None:
+                name = path[end - 1]
+                level = level.part(name) if name in level.parts or OTHERS in level.parts else None
+            before = self._unfilled(prefix, level)
+            self._granted[prefix] = self._granted.get(prefix, 0.0) + amount
+            if end:
+                parent = path[: end - 1]
+                self._reserved[parent] = self._reserved.get(parent, 0.0) + self._unfilled(prefix, level) - before
+
+    def _unfilled(self, prefix: Path, level: Level | None) -> float:
+        """What of a level's floor it has not had yet."""
+        return max(0.0, level.floor - self._granted.get(prefix, 0.0)) if level is not None else 0.0
+
+
+def _named(path: Path) -> Path:
+    """A path as messages name it: what is left of a tenant that is divided is the tenant's."""
+    return _named(path[:-1]) if path and path[-1] == REST else path
+
+
+def leaf_of(tree: Level, path: Path) -> Path | None:
+    """The bucket of a tree that a path's amounts belong to; None if it has none for it."""
+    level, found = tree, []
+    for name in path:
+        if not level.parts:
+            break
+        if name not in level.parts and OTHERS not in level.parts:
+            name = REST
+        if name not in level.parts and OTHERS not in level.parts:
+            return None
+        found.append(name)
+        level = level.part(name)
+    while level.parts:
+        if REST not in level.parts:
+            return None
+        found.append(REST)
+        level = level.parts[REST]
+    return tuple(found)
+
+
+def _levels(tree: Level, prefix: Path = ()) -> Iterator[tuple[Path, Level]]:
+    yield prefix, tree
+    yield from itertools.chain.from_iterable(_levels(part, (*prefix, name)) for name, part in tree.parts.items())
