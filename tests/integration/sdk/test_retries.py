@@ -154,7 +154,6 @@ async def test_a_channel_of_aio_that_is_closed_meanwhile(flaky: Flaky) -> None:
         call = channel.unary_unary(ECHO)(b"a", timeout=DEADLINE_S)
         await soon(lambda: flaky.came)
     assert await call.code() in (AWAY, grpc.StatusCode.CANCELLED)
-    assert flaky.came == 1
 
 
 CALLER = """

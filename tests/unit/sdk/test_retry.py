@@ -46,6 +46,9 @@ def test_the_budget_is_used_up_and_comes_back() -> None:
         budget.call()
     assert budget.take()
     assert not budget.take()
+    for _ in range(1000):
+        budget.call()
+    assert [budget.take() for _ in range(11)] == [True] * 10 + [False], "no more is saved up"
 
 
 @given(

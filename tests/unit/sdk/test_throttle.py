@@ -131,6 +131,15 @@ def test_a_short_fault_after_two_good_minutes_holds_nobody_back() -> None:
     assert caller.refused_here == 0
 
 
+def test_what_was_refused_is_forgotten_after_two_minutes() -> None:
+    throttle = Throttle(0.0)
+    for _ in range(50):
+        throttle.refused(0.0)
+    assert [throttle.admits(100.0, 0.0) for _ in range(2)] == [True, False], "one a second"
+    assert [throttle.admits(100.0 + WINDOW_S + 10, 0.0) for _ in range(9)] == [True] * 9
+    assert not throttle.on
+
+
 def test_a_day_of_accepted_calls_counts_for_two_minutes() -> None:
     throttle = Throttle(0.0)
     throttle.accepted += 864_000
