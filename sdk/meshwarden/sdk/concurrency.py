@@ -43,14 +43,17 @@ class Part(NamedTuple):
 
 
 class _Tenant:
-    """One tenant's calls: how many there are, how many there were lately or would have been, and its part."""
+    """One tenant's calls: how many there are, how many there were lately or would have been, and its part.
 
-    __slots__ = ("ceiling", "in_flight", "name", "part", "peak", "reserved", "wants", "weight")
+    What it wants of its part (`claim`) and hasn't got is kept for it: `reserved` is what there is of claim - in_flight.
+    """
+
+    __slots__ = ("ceiling", "claim", "in_flight", "name", "part", "peak", "reserved", "wants", "weight")
 
     def __init__(self, name: str, part: Part) -> None:
         self.name = name
         self.weight, self.ceiling = part
-        self.in_flight = self.peak = self.part = self.reserved = 0
+        self.in_flight = self.peak = self.part = self.claim = self.reserved = 0
         self.wants = 0.0
 
 
@@ -109,29 +112,23 @@ class Concurrency:
                 self._rebalance(now_s)
             one = self._tenants.get(tenant) or self._come(tenant, now_s)
             # What others have, and what they may still claim, is not to be had.
-            room = self._limit - (self._in_flight - one.in_flight) - (self._reserved - one.reserved)
-            most = max(one.part, room)
+            most = self._limit - (self._in_flight - one.in_flight) - (self._reserved - one.reserved)
+            if most < one.part:
+                most = one.part
             if 0 < one.ceiling < most:
                 most = one.ceiling
-            free = FREE_OF_CONCURRENCY[level]
-            if self._in_flight < self._limit and one.in_flight + int(most * free) < most:
-                one.in_flight += 1
-                self._in_flight += 1
-                cohort = self._gradient.begin(method, self._in_flight, now_s)
-                if one.in_flight > one.peak:
-                    one.peak = one.in_flight
-                self._reserve(one)
-                return Place(one, method, cohort, now_s)
-            self._gradient.refuse()
-            claim = one.part - int(one.part * free)
-            if one.ceiling:
-                claim = min(claim, one.ceiling)
-            if one.in_flight < claim:
-                one.peak = max(one.peak, claim)
-                self._reserve(one)
-            known = (one.name, level) if len(self._shed) < MAX_SHED or (one.name, level) in self._shed else None
-            self._shed[known or (CROWD, level)] += 1
-            return None
+            if self._in_flight >= self._limit or one.in_flight + int(most * FREE_OF_CONCURRENCY[level]) >= most:
+                self._refuse(one, level)
+                return None
+            one.in_flight += 1
+            self._in_flight += 1
+            if one.in_flight > one.peak:
+                one.peak = one.in_flight
+                one.claim = max(one.claim, min(one.peak, one.part))
+            if one.reserved:
+                one.reserved -= 1
+                self._reserved -= 1
+            return Place(one, method, self._gradient.begin(method, self._in_flight, now_s), now_s)
 
     def leave(self, place: Place, now_s: float, is_measured: bool) -> None:
         """Gives a place back; only the first time counts.
@@ -149,7 +146,9 @@ class Concurrency:
             tenant = place.tenant
             tenant.in_flight -= 1
             self._in_flight -= 1
-            self._reserve(tenant)
+            if tenant.in_flight < tenant.claim:
+                tenant.reserved += 1
+                self._reserved += 1
             if self._gradient.end(place.cohort, place.method, place.began_s, now_s, is_measured):
                 self._rebalance(now_s)
 
@@ -176,10 +175,23 @@ class Concurrency:
             one.part = max(1, int(self._limit * one.weight / self._weights))
         return one
 
+    def _refuse(self, one: _Tenant, level: Criticality) -> None:
+        """Remembers that a tenant wanted more, and counts the call."""
+        self._gradient.refuse()
+        allowed = one.part - int(one.part * FREE_OF_CONCURRENCY[level])
+        allowed = min(allowed, one.ceiling or allowed)
+        if one.in_flight < allowed:
+            one.peak = max(one.peak, allowed)
+            self._reserve(one)
+        known = (one.name, level)
+        if len(self._shed) >= MAX_SHED and known not in self._shed:
+            known = (CROWD, level)
+        self._shed[known] += 1
+
     def _reserve(self, one: _Tenant) -> None:
         """Keeps what a tenant wants of its part and hasn't got."""
-        wants = max(one.peak, int(one.wants))
-        reserved = max(0, min(one.part, wants) - one.in_flight)
+        one.claim = min(one.part, max(one.peak, int(one.wants)))
+        reserved = max(0, one.claim - one.in_flight)
         self._reserved += reserved - one.reserved
         one.reserved = reserved
 

@@ -343,7 +343,8 @@ class Random(RuleBasedStateMachine):
         assert self.least <= made._gradient._limit <= self.most
         assert self.least <= made._limit <= self.most
         assert made._reserved == sum(one.reserved for one in tenants)
-        assert all(0 <= one.reserved <= one.part for one in tenants)
+        assert all(0 <= one.reserved == max(0, one.claim - one.in_flight) for one in tenants)
+        assert all(one.claim <= one.part for one in tenants)
         assert sum(one.part for one in tenants) <= made._limit + len(tenants) or not made._weights
 
 
