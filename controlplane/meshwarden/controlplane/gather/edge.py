@@ -81,7 +81,7 @@ def _start(packed: bytes) -> int:
 class _Side:
     """What one side of an edge has told."""
 
-    __slots__ = ("_is_stale", "_open", "_over", "_since_s", "_sum", "_until_s", "total")
+    __slots__ = ("_first_s", "_is_stale", "_open", "_over", "_since_s", "_sum", "_until_s", "total")
 
     def __init__(self) -> None:
         self.total: dict[str, int] = {}
@@ -90,6 +90,7 @@ class _Side:
         self._over: list[bytes] = []
         # Of the slots that are over and begin from `_since_s` on and before `_until_s`.
         self._sum, self._since_s, self._until_s = _Counts(), 0, 0
+        self._first_s = math.inf
         self._is_stale = False
 
     def add(self, result: str, call: Call, at_s: int) -> None:
@@ -121,6 +122,7 @@ class _Side:
         """What came in in the slots that begin at `start_s` or later, in parts that add up to it."""
         if self._is_stale or start_s < self._since_s:
             self._sum, self._since_s, self._until_s, self._is_stale = _Counts(), start_s, start_s, False
+            self._first_s = math.inf
         if self._open is None:
             return ()
         if (start_s, self._open.start_s) != (self._since_s, self._until_s):
@@ -129,22 +131,26 @@ class _Side:
             return ()
         return (self._sum, self._open) if self._sum.outcomes else (self._open,)
 
-    def first_s(self, start_s: int) -> float:
-        """When the first of those slots begins; infinity where there is none."""
-        at = bisect_left(self._over, start_s, key=_start)
-        if at < len(self._over):
-            return _start(self._over[at])
-        return self._open.start_s if self._open is not None and self._open.start_s >= start_s else math.inf
+    def first_s(self) -> float:
+        """When the first of the slots begins that were asked for last; infinity where there is none."""
+        if self._first_s < math.inf:
+            return self._first_s
+        return self._open.start_s if self._open is not None and self._open.start_s >= self._since_s else math.inf
 
     def _move(self, since_s: int, until_s: int) -> None:
         """Makes the sum that of other slots, later ones."""
+        self._first_s = math.inf
         for packed in self._over:
             begins_s = _start(packed)
+            if since_s <= begins_s < self._first_s:
+                self._first_s = begins_s
             if self._since_s <= begins_s < min(since_s, self._until_s):
                 self._sum.take(_Slot.unpacked(packed))
             elif max(since_s, self._until_s) <= begins_s < until_s:
                 self._sum.add(_Slot.unpacked(packed))
         self._since_s, self._until_s = since_s, until_s
+        # In order, so that what is added to a copy of it is sorted at once.
+        self._sum.durations = dict(sorted(self._sum.durations.items()))
 
 
 class Edge:
@@ -228,30 +234,26 @@ class Edge:
         return told
 
     def _work_out(self, start_s: int) -> None:
-        sides = self._sides.values()
+        sides = list(self._sides.values())
         parts = [side.recent(start_s) for side in sides]
         outcomes = [_summed([part.outcomes for part in of_side]) for of_side in parts]
         known = _merged(outcomes)
-        self._recent = (_calls(known), known.get(SERVER_ERROR, 0), known.get(DENIED, 0), known.get(LIMITED, 0))
-        told = self._told
-        told.calls_per_s = told.errors_per_s = told.denied_per_s = told.limited_per_s = 0.0
-        # Those of the side that saw more.
-        most = max(range(len(parts)), key=lambda number: _calls(outcomes[number]))
+        # Of the side that saw more.
+        most = max(range(len(parts)), key=lambda number: _calls(outcomes[number])) if len(parts) > 1 else 0
         durations = _summed([part.durations for part in parts[most]])
-        told.p50_s, told.p95_s, told.p99_s = quantiles(durations, _SHARES)
-        self._work_out_totals()
-        self._is_changed = False
-        self._valid_s = (start_s, min(side.first_s(start_s) for side in sides))
-
-    def _work_out_totals(self) -> None:
         told = self._told
-        known = told.outcomes
-        for result, count in _merged([side.total for side in self._sides.values()]).items():
+        self._recent = (_calls(known), known.get(SERVER_ERROR, 0), known.get(DENIED, 0), known.get(LIMITED, 0))
+        told.calls_per_s = told.errors_per_s = told.denied_per_s = told.limited_per_s = 0.0
+        told.p50_s, told.p95_s, told.p99_s = quantiles(durations, _SHARES)
+        said = told.outcomes
+        for result, count in _merged([side.total for side in sides]).items():
             if count:
-                known[result] = count
+                said[result] = count
             else:
-                known.pop(result, None)
+                said.pop(result, None)
         told.first_seen.seconds, told.last_seen.seconds = self.first_s, self.last_s
+        self._is_changed = False
+        self._valid_s = (start_s, min([side.first_s() for side in sides]))
 
     def _mutual_tls(self) -> GraphEdge.MutualTls.ValueType:
         if CallStat.DESTINATION not in self._sides:
@@ -266,12 +268,9 @@ def _calls(outcomes: Mapping[str, int]) -> int:
 def _summed(parts: Sequence[Mapping[_Key, int]]) -> Mapping[_Key, int]:
     if len(parts) == 1:
         return parts[0]
-    found: dict[_Key, int] = {}
-    for part in parts:
-        if found:
-            _add(found, part)
-        else:
-            found.update(part)
+    found = dict(parts[0]) if parts else {}
+    for part in parts[1:]:
+        _add(found, part)
     return found
 
 
