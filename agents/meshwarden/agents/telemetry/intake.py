@@ -16,10 +16,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
-from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.logs.v1 import logs_pb2
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.in_force import RevisionAt
@@ -28,7 +25,7 @@ from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.allowance import Allowance, Share
-from meshwarden.agents.telemetry.attribute import Bounded, bound_resource
+from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.budget import Budget, Rate
 from meshwarden.agents.telemetry.flat import is_flat
 from meshwarden.agents.telemetry.pack import packed
@@ -38,6 +35,7 @@ from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.sieve import sift, stamped
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
+from meshwarden.agents.telemetry.stamp import Stamp
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk import wire
 from meshwarden.sdk.numbered import Number
@@ -56,8 +54,6 @@ _SHARES: Final = {
 }
 _RETRY_S: Final = 1.0
 _RECORD_BYTES: Final = 1 << 20
-_OURS: Final = "mesh."
-_NAME: Final = "service.name"
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ class Intake:
             revision: of the policies in force.
             rate: what each tenant may send.
         """
-        self._place, self._aggregator, self._spool, self._revision = place, aggregator, spool, revision
+        self._stamp, self._aggregator, self._spool, self._revision = Stamp(place), aggregator, spool, revision
         self._allowances = {signal: Allowance(share) for signal, share in _SHARES.items()}
         self._budget = Budget(rate)
         self._repeats = Repeats()
@@ -288,38 +284,13 @@ class Intake:
             scopes, bounded = sift(opened.scope_spans, most, is_late, is_flat)
             if sender.revision_at is not None:
                 scopes = stamped(scopes, sender.revision_at)
-            return self._about(opened, workload) + wire.all_framed(2, scopes), bounded
+            return self._stamp.head(opened, workload) + wire.all_framed(2, scopes), bounded
         if signal == "point":
             bounded = bound_points(resource, most, is_late)
         else:
             bounded = bound_records(resource, most, is_late, lambda record: self._count(record, workload))
-        self._stamp(resource.resource, workload)
+        self._stamp.put(resource.resource, workload)
         return resource.SerializeToString(), bounded
-
-    def _about(self, opened: Any, workload: Workload) -> bytes:
-        """What `ResourceSpans` say of their resource, bounded and stamped."""
-        about = ResourceSpans(resource=Resource.FromString(b"".join(opened.resource)))
-        for url in opened.schema_url:
-            about.schema_url = url.decode()
-        bound_resource(about)
-        self._stamp(about.resource, workload)
-        return about.SerializeToString()
-
-    def _stamp(self, resource: Resource, workload: Workload) -> None:
-        identity = workload.spiffe_id
-        ours = {
-            _NAME: f"{identity.service}.{identity.tenant}",
-            "mesh.tenant": identity.tenant or "",
-            "mesh.service": identity.service or "",
-            "mesh.workload": workload.id,
-            "mesh.node": self._place.node,
-            "mesh.region": self._place.region,
-        }
-        kept = [pair for pair in resource.attributes if pair.key != _NAME and not pair.key.startswith(_OURS)]
-        stamped = [
-            common_pb2.KeyValue(key=key, value=common_pb2.AnyValue(string_value=value)) for key, value in ours.items()
-        ]
-        resource.CopyFrom(Resource(attributes=[*kept, *stamped]))
 
     # -- calls
 
