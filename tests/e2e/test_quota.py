@@ -4,6 +4,7 @@ What is asserted is the bound of docs/quotas.md, computed for the run, and that 
 something takes. The policy says DENY, so that nobody goes on with a share that may be another's by then.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -70,6 +71,15 @@ SDK = Plan(
 )
 THREE = replace(SDK, servers={version: SDK.servers[version] for version in ("v1", "v2", "v3")})
 FEW = replace(SDK, servers={version: SDK.servers[version] for version in ("v1", "v4")})
+# Their calls take a while, cost something and answer at length.
+WORK = replace(
+    SDK,
+    servers={
+        version: (node, 25, program.replace("counting", "working"))
+        for version, (node, _, program) in SDK.servers.items()
+    },
+    throttled=False,
+)
 # A bucket of Envoy stays full to the same part when it is made larger.
 ENVOY = Plan(
     "ledger",
@@ -183,11 +193,24 @@ class Quota:
         command = str(Path(__file__).with_name(program)), self._log(plan, version)
         self.start(node, f"platform/{plan.name}-{version}", *command)
 
-    def call(self, node: str, plan: Plan) -> "subprocess.Popen[str]":
-        """Starts to call, as fast as five callers can; on node-b, as the SDK lets them."""
+    def limit(self, spec: str) -> None:
+        """Puts another limit in force, and waits until every server has a part of it."""
+        path = self.directory / "limit.yaml"
+        path.write_text(f"kind: RatePolicy\nmetadata: {{tenant: platform, name: limit}}\nspec: {spec}\n")
+        said = self.up.run("apply", "-f", str(path))
+        assert said.returncode == 0, said.stderr
+
+        def is_divided() -> bool:
+            quotas = json.loads(self.up.run("quota", "top", "-o", "json").stdout).get("quotas", [])
+            return any(f"{quota['unit']}: " in spec and len(quota["points"]) == len(self.points) for quota in quotas)
+
+        self.up.until(is_divided)
+
+    def call(self, node: str, plan: Plan, callers: int = 5) -> "subprocess.Popen[str]":
+        """Starts to call, as fast as so many callers can; on node-b, as the SDK lets them."""
         probe = self.start(node, "acme/web", "-m", "meshwarden.examples.probe")
         held = plan.throttled and node == "node-b"
-        call = {**plan.op, "rate": 150, "concurrency": 5, "timeout_s": 20, "throttled": held}
+        call = {**plan.op, "rate": 150, "concurrency": callers, "timeout_s": 20, "throttled": held}
         _ask(probe, op="steady_start", id="load", call=call)
         return probe
 
@@ -357,3 +380,69 @@ def _day(quota: Quota) -> dict[str, float] | None:
 
 def _span_s(served: list[float]) -> float:
     return served[-1] - served[0]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call, by the word of the server that served it."""
+
+    begun_s: float
+    ended_s: float
+    size_bytes: int
+
+
+CALLERS = 10
+COST = 8  # of working_orders.py
+
+
+def worked(quota: Quota, since_s: float) -> list[Call]:
+    """The calls that began since then, by their beginning."""
+    lines = [
+        line.split()
+        for point in quota.points
+        for line in Path(quota._log(*point)).read_text().splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
+    calls = [Call(float(begun_s), float(ended_s), int(size)) for begun_s, ended_s, _, size in lines]
+    return sorted((call for call in calls if call.begun_s >= since_s), key=lambda call: call.begun_s)
+
+
+def spent_within(calls: list[Call], amounts: list[float], rate: float, extra: float) -> None:
+    """Holds every window against what the rate gives in it, and what comes to that."""
+    for start, first in enumerate(calls):
+        together = 0.0
+        for call, amount in zip(calls[start:], amounts[start:], strict=True):
+            together += amount
+            span_s = call.begun_s - first.begun_s
+            assert together <= rate * span_s + extra, f"{together} in {span_s:.2f} s from {first.begun_s}"
+
+
+def most_at_once(calls: list[Call]) -> int:
+    """How many ran at once, at most."""
+    steps = sorted([(call.begun_s, 1) for call in calls] + [(call.ended_s, -1) for call in calls])
+    return max(itertools.accumulate(step for _, step in steps))
+
+
+@pytest.mark.parametrize("quota", [pytest.param([WORK], id="work")], indirect=True)
+def test_costs_and_calls_at_once_hold_over_points_on_two_nodes(quota: Quota) -> None:
+    points = len(quota.points)
+    probes = [quota.call(node, WORK, CALLERS) for node in ("node-a", "node-b")]
+
+    def calls_under(limit: str, least_s: float) -> list[Call]:
+        quota.limit(f"{{service: orders, whenAway: DENY, {limit}}}")
+        since_s = time.monotonic()
+        quota.up.until(lambda: _span(worked(quota, since_s)) > least_s)
+        return worked(quota, since_s)
+
+    # Far less is reserved than a call costs: what is not settled would pass four times over.
+    calls = calls_under("reserve: 2, limits: [{tenant: acme, cost: 40, burst: 40}]", 6)
+    # What runs has been let in for its reserve; and a bucket lets one call in when it is opened, and when it is full.
+    spent_within(calls, [COST] * len(calls), 40, 40 + (2 * CALLERS + 2 * points) * COST)
+    calls = calls_under("limits: [{tenant: acme, concurrent: 6}]", 4)
+    assert 3 <= most_at_once(calls) <= 6 + points
+    answers = [_ask(probe, op="steady_stop", id="load")["codes"] for probe in probes]
+    assert all(codes.keys() == {"OK", "RESOURCE_EXHAUSTED"} for codes in answers), answers
+
+
+def _span(calls: list[Call]) -> float:
+    return calls[-1].begun_s - calls[0].begun_s if calls else 0.0

@@ -954,11 +954,13 @@ class Rate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUESTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     CONCURRENT_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     requests: _builtins.int
+    bytes: _builtins.int
     cost: _builtins.int
     concurrent: _builtins.int
     burst: _builtins.int
@@ -968,16 +970,17 @@ class Rate(_message.Message):
         self,
         *,
         requests: _builtins.int = ...,
+        bytes: _builtins.int = ...,
         cost: _builtins.int = ...,
         concurrent: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
         burst: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "burst", b"burst", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "burst", b"burst", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost", "concurrent"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "bytes", "cost", "concurrent"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_amount) -> _WhichOneofReturnType_amount | None: ...
 
@@ -989,6 +992,7 @@ class RateLimit(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     CONCURRENT_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
@@ -999,6 +1003,7 @@ class RateLimit(_message.Message):
     SERVICES_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     requests: _builtins.int
+    bytes: _builtins.int
     cost: _builtins.int
     concurrent: _builtins.int
     burst: _builtins.int
@@ -1015,6 +1020,7 @@ class RateLimit(_message.Message):
         *,
         tenant: _builtins.str = ...,
         requests: _builtins.int = ...,
+        bytes: _builtins.int = ...,
         cost: _builtins.int = ...,
         concurrent: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
@@ -1024,13 +1030,13 @@ class RateLimit(_message.Message):
         methods: _abc.Iterable[Global___MethodLimit] | None = ...,
         services: _abc.Iterable[Global___ServiceLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "services", b"services", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "services", b"services", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost", "concurrent"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "bytes", "cost", "concurrent"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
@@ -1045,6 +1051,7 @@ class ServiceLimit(_message.Message):
 
     SERVICE_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     CONCURRENT_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
@@ -1054,6 +1061,7 @@ class ServiceLimit(_message.Message):
     METHODS_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     requests: _builtins.int
+    bytes: _builtins.int
     cost: _builtins.int
     concurrent: _builtins.int
     burst: _builtins.int
@@ -1068,6 +1076,7 @@ class ServiceLimit(_message.Message):
         *,
         service: _builtins.str = ...,
         requests: _builtins.int = ...,
+        bytes: _builtins.int = ...,
         cost: _builtins.int = ...,
         concurrent: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
@@ -1076,13 +1085,13 @@ class ServiceLimit(_message.Message):
         weight: _builtins.int | None = ...,
         methods: _abc.Iterable[Global___MethodLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "service", b"service", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "methods", b"methods", "per", b"per", "requests", b"requests", "service", b"service", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost", "concurrent"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "bytes", "cost", "concurrent"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
@@ -1097,6 +1106,7 @@ class MethodLimit(_message.Message):
 
     METHOD_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     CONCURRENT_FIELD_NUMBER: _builtins.int
     PER_FIELD_NUMBER: _builtins.int
@@ -1105,6 +1115,7 @@ class MethodLimit(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     requests: _builtins.int
+    bytes: _builtins.int
     cost: _builtins.int
     concurrent: _builtins.int
     burst: _builtins.int
@@ -1117,6 +1128,7 @@ class MethodLimit(_message.Message):
         *,
         method: _builtins.str = ...,
         requests: _builtins.int = ...,
+        bytes: _builtins.int = ...,
         cost: _builtins.int = ...,
         concurrent: _builtins.int = ...,
         per: _duration_pb2.Duration | None = ...,
@@ -1124,13 +1136,13 @@ class MethodLimit(_message.Message):
         floor: _builtins.int = ...,
         weight: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
-    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "cost", "concurrent"]  # noqa: Y015
+    _WhichOneofReturnType_amount: _TypeAlias = _typing.Literal["requests", "bytes", "cost", "concurrent"]  # noqa: Y015
     _WhichOneofArgType_amount: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...

@@ -56,6 +56,7 @@ class Admission:
         "_method",
         "_monotonic_s",
         "_places",
+        "_sizes",
         "_slots",
         "_tenant",
         "decision",
@@ -68,6 +69,7 @@ class Admission:
         monotonic_s: Callable[[], float] = lambda: 0.0,
         *,
         costs: Iterable[Taken] = (),
+        sizes: Iterable[Taken] = (),
         slots: Sequence[Engine] = (),
         places: Sequence[tuple[Concurrency, Place]] = (),
         decision: Decision = ALLOWED,
@@ -79,12 +81,13 @@ class Admission:
             method: that it calls.
             monotonic_s: seconds of any clock that never goes back.
             costs: what it has taken where its cost is counted.
+            sizes: what it has taken where the bytes of its messages are counted.
             slots: the engines that count it while it runs.
             places: those that it has at the server, where that finds by itself how many there are.
             decision: whether it may go on.
         """
         self._tenant, self._method, self._monotonic_s = tenant, method, monotonic_s
-        self._costs, self._slots, self._places = tuple(costs), slots, places
+        self._costs, self._sizes, self._slots, self._places = tuple(costs), tuple(sizes), slots, places
         self._cost: int | None = None
         self._ended, self._lock = False, threading.Lock()
         self.decision = decision
@@ -98,6 +101,26 @@ class Admission:
             for taken in self._costs:
                 if self._cost > taken.amount:
                     self._settle(taken, self._cost)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the bytes of its messages are counted."""
+        return bool(self._sizes)
+
+    def weigh(self, size_bytes: int) -> None:
+        """A message of that size came or goes."""
+        with self._lock:
+            if self._ended:
+                return
+            for taken in self._sizes:
+                taken.engine.charge(self._tenant, self._method, size_bytes - taken.amount, self._monotonic_s())
+                taken.amount = 0
+
+    def owed_s(self) -> float:
+        """For how many seconds a stream should wait with its next message; ask again then."""
+        now_s = self._monotonic_s()
+        waits = [taken.engine.charge(self._tenant, self._method, 0, now_s) for taken in self._sizes]
+        return max(waits, default=0.0)
 
     def answered(self) -> None:
         """A stream has had its first answer: it may stay for long and do little, so it has a place no more."""

@@ -21,9 +21,10 @@ import grpc
 from meshwarden.sdk import cost, criticality, peer
 from meshwarden.sdk.admission import FREE
 from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.aio_slow import slowed, weighing
 from meshwarden.sdk.count import Known
 from meshwarden.sdk.deadline import Deadline
-from meshwarden.sdk.incoming import HEALTH, Key, served_call
+from meshwarden.sdk.incoming import HEALTH, LONGEST_HOLD_S, Key, served_call
 from meshwarden.sdk.limits import Limits, Refusal
 from meshwarden.sdk.outgoing import DECISION_KEY
 from meshwarden.sdk.trace import tracer
@@ -108,10 +109,13 @@ def aio_server_interceptor(*, enforce: bool = True) -> ServedInterceptor:
 
 
 class ServedCall:
-    """One call, from the moment that its handler may run."""
+    """One call, from the moment that its handler may run.
+
+    Attributes:
+        admission: what it holds of the policies until it ends.
+    """
 
     __slots__ = (
-        "_admission",
         "_begun_s",
         "_caller",
         "_context",
@@ -124,6 +128,7 @@ class ServedCall:
         "_method",
         "_source",
         "_span",
+        "admission",
     )
 
     def __init__(
@@ -136,7 +141,7 @@ class ServedCall:
         self._context = context
         self._caller = caller = peer.current()
         self._decision: CallStat.Decision.ValueType = CallStat.ALLOWED
-        self._admission = FREE
+        self.admission = FREE
         self._is_measured = False
         self._source = str(caller.spiffe_id) if caller is not None else ""
         self._metadata = metadata = context.invocation_metadata() or ()
@@ -148,9 +153,9 @@ class ServedCall:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._admission is not FREE:
+        if self.admission is not FREE:
             is_measured = self._is_measured and error is None and self._context.code() in _WELL
-            self._admission.end(self._context.trailing_metadata() or (), is_measured=is_measured)
+            self.admission.end(self._context.trailing_metadata() or (), is_measured=is_measured)
         code, details = self._ended(error)
         self._span.end(code, details)
         config = self._link.find_config()
@@ -172,7 +177,7 @@ class ServedCall:
             return self._refuse(*fault, "denied")
         tenant = caller.spiffe_id.tenant or ""
         try:
-            self._admission = admission = self._limits.admit(tenant, self._method, self._metadata)
+            self.admission = admission = self._limits.admit(tenant, self._method, self._metadata)
         except cost.Malformed as error:
             self._decision = CallStat.DENIED
             return self._refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
@@ -192,7 +197,22 @@ class ServedCall:
 
     def answered(self) -> None:
         """A stream has had its first answer."""
-        self._admission.answered()
+        self.admission.answered()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the bytes of its messages are counted."""
+        return self.admission.weighs
+
+    def weigh(self, message: Any) -> None:
+        """Counts the bytes of a message, if any policy does."""
+        if self.admission.weighs and isinstance(message, bytes):
+            self.admission.weigh(len(message))
+
+    async def hold(self) -> None:
+        """Waits until what messages have taken too much is paid; who calls no more ends the task."""
+        while (wait_s := self.admission.owed_s()) > 0:  # noqa: ASYNC110  # time pays, and a larger share
+            await asyncio.sleep(min(wait_s, LONGEST_HOLD_S))
 
     def returned(self) -> None:
         """A handler of one request and one response has come to its end."""
@@ -230,15 +250,22 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
         with begin(context) as call:
             if (aborting := call.admit()) is not None:
                 await aborting
+            if call.admission is not FREE:
+                request_or_requests, context = slowed(call, request_or_requests, context)
             response = await inner(read(request_or_requests) if read else request_or_requests, context)
             if not handler.request_streaming:
                 call.returned()
-            return write(response) if write else response
+            response = write(response) if write else response
+            if call.admission is not FREE:
+                call.weigh(response)
+            return response
 
     async def streaming(request_or_requests: Any, context: Any) -> None:
         with begin(context) as call:
             if (aborting := call.admit()) is not None:
                 await aborting
+            if call.admission is not FREE:
+                request_or_requests, context = slowed(call, request_or_requests, context)
             answer = inner(read(request_or_requests) if read else request_or_requests, context)
             if isinstance(answer, Awaitable):  # a handler that writes by itself
                 call.answered()  # nobody sees when it does
@@ -258,8 +285,8 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
     }[bool(handler.request_streaming), bool(handler.response_streaming)]
     traced: Handler = make(
         streaming if handler.response_streaming else single,
-        handler.request_deserializer if handler.request_streaming else None,
-        handler.response_serializer if handler.response_streaming else None,
+        weighing(handler.request_deserializer) if handler.request_streaming else None,
+        weighing(handler.response_serializer) if handler.response_streaming else None,
     )
     return traced
 

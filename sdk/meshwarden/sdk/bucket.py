@@ -12,7 +12,7 @@ from meshwarden.sdk.unit import amount_of
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit
 
 STARTER: Final = 2.0
-"""Calls in a bucket that was just opened; calls a second of one that never had a share, while none can come."""
+"""What is in a bucket that was just opened: calls, or enough of anything else to let one in."""
 IDLE_S: Final = 60.0
 LATELY_S: Final = 10.0
 UNSHARED_WAIT_S: Final = 1.0
@@ -33,6 +33,11 @@ class Bucket:
         self.rate, self.burst = 0.0, self.starter
         self.lease: tuple[float, float] | None = None
         self.allowed = self.denied = self.shadowed = 0.0
+
+    @property
+    def alone(self) -> float:
+        """What a second brings, and may come at once, of one that never had a share, while none can come."""
+        return self.starter
 
     @property
     def least(self) -> float:
@@ -83,6 +88,17 @@ class Bucket:
     def wait_s(self, amount: float) -> float:
         """In how many seconds there is so much."""
         return (amount - self.left) / self.rate if self.rate > 0 else UNSHARED_WAIT_S
+
+
+class Large(Bucket):
+    """A bucket of which a call takes many."""
+
+    __slots__ = ()
+
+    @property
+    def alone(self) -> float:
+        """A fiftieth of the limit: what one point of many would have."""
+        return max(self.starter, self.most[0] / 50)
 
 
 class Tenant:

@@ -95,10 +95,13 @@ class _Wrap:
         def checked(request: bytes, context: Any) -> Any:
             call = begin(method, context, False)
             try:
+                if call.admission is not FREE:
+                    _weigh(call, request)
                 response = inner(request if read is None else _read(request, read, context), context)
                 if response is None or write is not None:
                     response = _written(response, write, context)
                 if call.admission is not FREE:
+                    _weigh(call, response)
                     call.leave(is_measured=context.code() in _WELL)
             except BaseException as error:
                 _raised(call, error)
@@ -115,7 +118,11 @@ class _Wrap:
         def checked(requests: Any, context: Any) -> Any:
             call = self._incoming.begin(self._method, context, stream=True)
             try:
+                if call.admission is not FREE:
+                    requests = _weighed(call, requests)
                 response = _written(inner(requests, context), write, context)
+                if call.admission is not FREE:
+                    _weigh(call, response)
             except BaseException as error:
                 _raised(call, error)
                 raise
@@ -131,10 +138,15 @@ class _Wrap:
         def checked(request_or_requests: Any, context: Any) -> Iterator[Any]:
             call = self._incoming.begin(self._method, context, stream=True)
             try:
+                if call.admission is not FREE:
+                    request_or_requests = _weighed(call, request_or_requests)
                 for response in inner(request_or_requests, context):
+                    message = _written(response, write, context)
                     if call.admission is not FREE:
                         call.admission.answered()
-                    yield _written(response, write, context)
+                        call.hold()
+                        _weigh(call, message)
+                    yield message
             except BaseException as error:
                 _raised(call, error)
                 raise
@@ -145,6 +157,29 @@ class _Wrap:
             call.returned()
 
         return checked
+
+
+def _weigh(call: IncomingCall, message: Any) -> None:
+    """Counts the bytes of a message, if any policy does."""
+    if call.admission.weighs and isinstance(message, bytes):
+        call.admission.weigh(len(message))
+
+
+def _weighed(call: IncomingCall, request_or_requests: Any) -> Any:
+    """The same, with the bytes counted as they come: of a stream, the next is asked for when there is nothing owed."""
+    if not call.admission.weighs:
+        return request_or_requests
+    if isinstance(request_or_requests, bytes):
+        _weigh(call, request_or_requests)
+        return request_or_requests
+    return _slowed(call, request_or_requests)
+
+
+def _slowed(call: IncomingCall, requests: Iterable[bytes]) -> Iterator[bytes]:
+    for request in requests:
+        _weigh(call, request)
+        yield request
+        call.hold()
 
 
 def _raised(call: IncomingCall, error: BaseException) -> None:

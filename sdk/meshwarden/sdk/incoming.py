@@ -35,6 +35,8 @@ HEALTH: Final = "/grpc.health.v1.Health/"
 Key: TypeAlias = "tuple[str, str, str, CallStat.Decision.ValueType]"
 """The caller's SPIFFE ID, the method, the name of the status, and the decision of the policies."""
 # Looked up once: what hangs on an enumeration or a message is found by way of its class.
+LONGEST_HOLD_S: Final = 0.5
+"""After so long a stream that waits asks again whether it must."""
 _OK: Final = grpc.StatusCode.OK
 _ALLOWED: Final = CallStat.ALLOWED
 _peer: contextvars.ContextVar[VerifiedPeer | None] = contextvars.ContextVar("meshwarden_sdk_peer", default=None)
@@ -169,6 +171,7 @@ class IncomingCall:
         "_last",
         "_method",
         "_open",
+        "_over",
         "admission",
         "context",
         "source",
@@ -186,10 +189,22 @@ class IncomingCall:
         self._begun_s = time.perf_counter()
         self._last: Callable[[], object] | None = None
         self._open: threading.Lock | None = None
+        self._over: threading.Event | None = None
 
     def leave(self, is_measured: bool = False) -> None:
         """The handler has ended, whatever becomes of its answer; see `Admission.end`."""
         self.admission.end(self.context.trailing_metadata() or (), is_measured=is_measured)
+
+    def hold(self) -> None:
+        """Waits until what messages have taken too much is paid, or the call is over."""
+        while (wait_s := self.admission.owed_s()) > 0:
+            if self._over is None:
+                self._over = threading.Event()
+                if not self.context.add_callback(self._over.set):
+                    return
+            # A larger share may come meanwhile.
+            if self._over.wait(min(wait_s, LONGEST_HOLD_S)):
+                return
 
     def at_end(self, last: Callable[[], object]) -> None:
         """Has `last` called at the end of the call, which is watched for from now on, by a thread of grpc."""

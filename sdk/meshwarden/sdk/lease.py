@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Final
 
-from meshwarden.sdk.bucket import UNSHARED_WAIT_S, Bucket, Tenant, most_of
+from meshwarden.sdk.bucket import UNSHARED_WAIT_S, Bucket, Large, Tenant, most_of
 from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, Decision
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
@@ -219,7 +219,7 @@ class Leases:
         elif spec.when_away == RatePolicySpec.FALLBACK:
             bucket.tune(*most_of(spec.fallback), now_s)
         else:
-            bucket.tune(*(lease or (bucket.starter, bucket.starter)), now_s)
+            bucket.tune(*(lease or (bucket.alone, bucket.alone)), now_s)
 
     def _forget_idle(self, name: str, tenant: Tenant, now_s: float) -> None:
         for method, part in list(tenant.parts.items()):
@@ -233,3 +233,9 @@ class Leases:
         if tenant is None or named.policy != self._policy:
             return None
         return tenant.parts.get(named.method) if named.method else tenant.rest
+
+
+class Costs(Leases):
+    """The same of what calls cost."""
+
+    _make: ClassVar[type[Bucket]] = Large

@@ -17,12 +17,16 @@ from meshwarden.sdk.overload import BUSY, RETRY_S
 from meshwarden.sdk.room import CONCURRENCY, MOST_CALLS, Rooms
 from meshwarden.sdk.share import ShareLink
 from meshwarden.sdk.slot import Slots
-from meshwarden.sdk.unit import CONCURRENT, COST, REQUESTS, Unit, amount_of, unit_of
+from meshwarden.sdk.unit import BYTES, CONCURRENT, COST, REQUESTS, Unit, amount_of, unit_of
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 POLICY_KEY: Final = "x-meshwarden-policy"
-_DRAFTS_UNITS: Final[Mapping[Unit, str]] = {REQUESTS: "requests", CONCURRENT: "concurrent-requests"}
+_DRAFTS_UNITS: Final[Mapping[Unit, str]] = {
+    REQUESTS: "requests",
+    BYTES: "content-bytes",
+    CONCURRENT: "concurrent-requests",
+}
 """What the RateLimit fields call what we count; costs they have no unit for."""
 _PERIODS_S: Final = {RatePolicySpec.HOUR: 3600.0, RatePolicySpec.DAY: 86_400.0, RatePolicySpec.MONTH: 30 * 86_400.0}
 _LEVELS: Final = {
@@ -60,13 +64,20 @@ class _Held(NamedTuple):
         engines: of each.
         reserves: what each takes of a call that declares nothing.
         costs: the numbers of those that count costs.
+        sizes: the numbers of those that count bytes.
         slots: the engines of those that count calls at once.
     """
 
     engines: tuple[Engine, ...] = ()
     reserves: tuple[int, ...] = ()
     costs: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
     slots: tuple[Engine, ...] = ()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all is known when a call is let in."""
+        return not (self.costs or self.sizes or self.slots)
 
     @classmethod
     def of(cls, policies: Sequence[node_service_pb2.PolicyLimits], engines: Mapping[str, Engine]) -> "_Held":
@@ -77,6 +88,7 @@ class _Held(NamedTuple):
             found,
             tuple(max(1, said.spec.reserve) for said in policies),
             tuple(number for number, unit in enumerate(units) if unit == COST),
+            tuple(number for number, unit in enumerate(units) if unit == BYTES),
             tuple(engine for engine, unit in zip(found, units, strict=True) if unit == CONCURRENT),
         )
 
@@ -155,10 +167,15 @@ class Limits:
                 Admission(tenant, method, self._monotonic_s, places=places).end()
                 return Admission(decision=Decision(False, RETRY_S, CONCURRENCY, policy))
             places.append((room, place))
-        if not places and not held.costs and not held.slots:
+        if held.is_settled and not places:
             return FREE
-        costs = [Taken(held.engines[number], amounts[number], now_s) for number in held.costs]
-        admission = Admission(tenant, method, self._monotonic_s, costs=costs, slots=held.slots, places=places)
+        costs, sizes = (
+            [Taken(held.engines[number], amounts[number], now_s) for number in numbers]
+            for numbers in (held.costs, held.sizes)
+        )
+        admission = Admission(
+            tenant, method, self._monotonic_s, costs=costs, sizes=sizes, slots=held.slots, places=places
+        )
         if costs:
             cost.serving.set(admission)
         return admission

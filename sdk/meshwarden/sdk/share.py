@@ -16,9 +16,10 @@ import grpc
 
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.chunk import Chunks
-from meshwarden.sdk.lease import Leases
+from meshwarden.sdk.lease import Costs, Leases
+from meshwarden.sdk.size import Sizes
 from meshwarden.sdk.slot import Slots
-from meshwarden.sdk.unit import CONCURRENT, unit_of
+from meshwarden.sdk.unit import BYTES, CONCURRENT, COST, REQUESTS, Unit, unit_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 
 _EVERY_S: Final = 1.0
@@ -28,6 +29,7 @@ _GOODBYE_S: Final = 0.5
 _LONGEST_TTL_S: Final = 60.0
 _MAX_UNANSWERED: Final = 256
 _Engine: TypeAlias = "Leases | Slots | Chunks"
+_KINDS: Final[Mapping[Unit, type[Leases]]] = {REQUESTS: Leases, BYTES: Sizes, COST: Costs, CONCURRENT: Slots}
 _log = logging.getLogger("meshwarden.sdk")
 
 
@@ -139,7 +141,7 @@ class _Shares:
         known = self._leases.get(said.policy)
         if said.spec.period:
             return known if isinstance(known, Chunks) else Chunks(self._press, lambda: self._rng.getrandbits(63) or 1)
-        kind = Slots if unit_of(said.spec) == CONCURRENT else Leases
+        kind = _KINDS[unit_of(said.spec)]
         return known if type(known) is kind else kind(self._press)
 
 

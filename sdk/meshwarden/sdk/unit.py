@@ -4,8 +4,9 @@ from typing import Any, Final, Literal, TypeAlias
 
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
-Unit: TypeAlias = 'Literal["requests", "cost", "concurrent"]'
+Unit: TypeAlias = 'Literal["requests", "bytes", "cost", "concurrent"]'
 REQUESTS: Final = "requests"
+BYTES: Final = "bytes"
 COST: Final = "cost"
 CONCURRENT: Final = "concurrent"
 

@@ -1,5 +1,6 @@
 """A grpc.aio server under limits: certificates through a front, calls of all shapes, and callers that nobody knows."""
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
@@ -322,3 +323,70 @@ async def test_an_open_stream_holds_no_place_and_one_without_an_answer_does(tmp_
         assert in_flight(link) == 0
         assert await ended(channel, "Echo") is None
         silent.cancel()
+
+
+def bytes_limited(per_s: int, burst: int) -> ServerLimits:
+    limit = RateLimit(tenant="acme", bytes=per_s, burst=burst)
+    limit.per.FromSeconds(3600 if per_s == 1 else 1)
+    spec = RatePolicySpec(limits=[limit], scope=RatePolicySpec.POINT)
+    return ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=spec)])
+
+
+@pytest.mark.parametrize("method", ["Fan", "Write", "Gather", "Both", "Read", "Echo"])
+async def test_the_bytes_of_every_shape_are_owed(method: str, tmp_path: Path, authority: Any) -> None:
+    link = Limited({}, bytes_limited(1, 60))
+    async with Proved(tmp_path, authority(), link).running() as proved, proved.channel() as channel:
+        sent = b"a" * 50
+        if method in ("Fan", "Write"):
+            stream = channel.unary_stream(f"/t.T/{method}")(b"100" if method == "Fan" else sent, timeout=DEADLINE_S)
+            for _ in range(50 if method == "Fan" else 1):
+                assert await stream.read()
+            await soon(lambda: not proved.interceptor._limits.admit("acme", "/t.T/Echo").decision.allowed)
+            stream.cancel()
+        elif method in ("Both", "Read"):
+            both = channel.stream_stream(f"/t.T/{method}")(timeout=DEADLINE_S)
+            await both.write(sent)
+            assert await both.read() == sent
+            both.cancel()
+        elif method == "Gather":
+            assert await channel.stream_unary("/t.T/Gather")(iter([sent]), timeout=DEADLINE_S) == sent
+        else:
+            assert await channel.unary_unary("/t.T/Echo")(sent, timeout=DEADLINE_S) == sent
+        refused = await ended(channel, "Echo")
+        assert refused is not None
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        if method == "Echo":
+            quota = dict(refused.initial_metadata())["ratelimit-policy"]
+            assert quota == '"platform/orders tenant";q=1;qu="content-bytes";w=3600;pk=:YWNtZQ==:'
+
+
+@pytest.mark.parametrize("method", ["Fan", "Both", "Read"])
+async def test_a_stream_waits_while_something_is_owed_and_goes_on_when_it_is_paid(
+    method: str, tmp_path: Path, authority: Any
+) -> None:
+    link = Limited({}, bytes_limited(1, 20))
+    async with Proved(tmp_path, authority(), link).running() as proved, proved.channel() as channel:
+        got: list[bytes] = []
+
+        async def requests() -> AsyncIterator[bytes]:
+            for _ in range(100):
+                yield b"a"
+
+        async def read() -> None:
+            if method == "Fan":
+                stream = channel.unary_stream("/t.T/Fan")(b"100", timeout=DEADLINE_S)
+            else:
+                stream = channel.stream_stream(f"/t.T/{method}")(requests(), timeout=DEADLINE_S)
+            async for message in stream:
+                got.append(message)
+
+        reading = asyncio.ensure_future(read())
+        await soon(lambda: len(got) >= 10)
+        refused = await ended(channel, "Echo")
+        assert refused is not None
+        assert len(got) <= 21, "as much as was there, and what made it too much"
+        link.tell(bytes_limited(1_000_000, 1_000_000))
+        listener = proved.interceptor._configured
+        listener(link.config)
+        await reading
+        assert len(got) == 100

@@ -98,7 +98,7 @@ def test_a_total_limits_the_tenants_that_nothing_names() -> None:
     assert compiled.find("acme") == Limit("acme", Rate(2, 1.0, 2), floor=1)
 
 
-UNITS = st.sampled_from(["requests", "cost", "concurrent"])
+UNITS = st.sampled_from(["requests", "bytes", "cost", "concurrent"])
 RATES = st.builds(
     lambda amount, per_s, burst: {"requests": amount, "per": f"{per_s}s", "burst": burst},
     st.integers(1, 1_000_000),

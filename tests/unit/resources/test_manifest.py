@@ -271,6 +271,12 @@ def test_a_tenant_has_one_limit() -> None:
         ("limits: [{tenant: a}]", "spec.limits[0].requests: is required"),
         ("limits: [{tenant: a, concurrent: 9, burst: 9}]", "spec.limits[0].burst: calls at once have none"),
         ("{total: {concurrent: 9, per: 1s}}", "spec.total.per: calls at once have none"),
+        ("limits: [{tenant: a, bytes: 0}]", "spec.limits[0].bytes: must be greater than or equal to 1"),
+        ("limits: [{tenant: a, bytes: 1000000001}]", "and less than or equal to 1000000000"),
+        (
+            "{total: {bytes: 9}, limits: [{tenant: a, requests: 9}]}",
+            "spec.limits[0].requests: this policy counts bytes",
+        ),
         ("limits: [{tenant: a, concurrent: 1000001}]", "and less than or equal to 1000000"),
         (
             "{total: {concurrent: 9}, limits: [{tenant: a, concurrent: 9, floor: 9}, "

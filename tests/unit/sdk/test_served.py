@@ -1,6 +1,8 @@
 """What a served call costs its tenant, whatever its shape and its end, on a server with threads."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,7 +78,8 @@ class World:
             config=config, counter=Counter(utc_now), listen=lambda listener: listener(config)
         )
         # Time stands still: nothing fills up meanwhile.
-        self.incoming = Incoming(self.link, utc_now, lambda: 100.0)
+        self.now_s = 100.0
+        self.incoming = Incoming(self.link, utc_now, lambda: self.now_s)
         caller = SimpleNamespace(peer=None, source="spiffe://mesh.test/tenant/acme/service/web", tenant="acme")
         callers: Any = SimpleNamespace(identify=lambda context: caller)
         self.incoming._callers = callers
@@ -189,3 +192,68 @@ def test_one_that_asks_for_more_than_is_left_is_refused_and_one_that_asks_for_no
         assert text in context.ended[1]
     assert not served
     assert world.left() == BURST
+
+
+def sized() -> World:
+    limit = RateLimit(tenant="acme", bytes=1, burst=BURST)
+    return World(RatePolicySpec(scope=RatePolicySpec.POINT, limits=[limit]))
+
+
+def until(condition: Any) -> None:
+    deadline_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_messages_of_all_shapes_are_weighed() -> None:
+    def owed(handler: Any, request: Any) -> float:
+        world = sized()
+        answer = world.serve(handler, Context(), request)
+        assert answer if isinstance(answer, bytes) else all(answer)
+        probe = world.incoming._limits.admit("acme", GET)
+        probe.weigh(BURST)
+        return probe.owed_s()
+
+    unary, fan = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+    assert owed(unary(lambda request, context: b"y" * 30), b"x" * 20) == pytest.approx(50)
+    assert owed(unary(lambda request, context: request, int, lambda number: b"y" * number), b"12") == pytest.approx(14)
+    assert owed(fan(lambda request, context: iter([b"y" * 30] * 3)), b"x" * 20) == pytest.approx(110)
+    gather = grpc.stream_unary_rpc_method_handler(lambda requests, context: b"".join(requests))
+    assert owed(gather, iter([b"x" * 20] * 2)) == pytest.approx(80)
+    both = grpc.stream_stream_rpc_method_handler(lambda requests, context: (one * 2 for one in requests))
+    assert owed(both, iter([b"x" * 20] * 2)) == pytest.approx(120)
+
+
+def test_a_stream_waits_while_something_is_owed_and_goes_on_when_it_is_paid() -> None:
+    world, context = sized(), Context()
+    answers = world.serve(grpc.unary_stream_rpc_method_handler(lambda *_: iter([b"x" * BURST] * 3)), context)
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(next, answers).result()) == BURST
+        watching = len(context.callbacks)
+        assert len(pool.submit(next, answers).result()) == BURST
+        third = pool.submit(next, answers)
+        until(lambda: len(context.callbacks) > watching)
+        assert not third.done()
+        world.now_s += 2 * BURST
+        assert len(third.result(60)) == BURST
+        assert list(answers) == []
+
+
+def test_a_stream_that_waits_ends_with_its_call() -> None:
+    world, context, read = sized(), Context(), list[bytes]()
+
+    def handler(requests: Any, _: Any) -> Iterator[bytes]:
+        for request in requests:
+            read.append(request)
+            yield b""
+
+    requests = iter([b"x" * (BURST + 1)] * 5)
+    answers = world.serve(grpc.stream_stream_rpc_method_handler(handler), context, requests)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(list, answers)
+        until(lambda: len(context.callbacks) > 1)
+        assert len(read) == 1, "the next is asked for when the first is paid"
+        for callback in context.callbacks:
+            callback()
+        assert len(waiting.result(60)) == 5, "grpc would end them"
