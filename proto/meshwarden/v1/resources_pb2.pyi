@@ -1104,6 +1104,25 @@ Global___ServiceLimit: _TypeAlias = ServiceLimit  # noqa: Y015
 class MethodLimit(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Criticality:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CriticalityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[MethodLimit._Criticality.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CRITICALITY_UNSPECIFIED: MethodLimit._Criticality.ValueType  # 0
+        CRITICAL_PLUS: MethodLimit._Criticality.ValueType  # 1
+        CRITICAL: MethodLimit._Criticality.ValueType  # 2
+        SHEDDABLE_PLUS: MethodLimit._Criticality.ValueType  # 3
+        SHEDDABLE: MethodLimit._Criticality.ValueType  # 4
+
+    class Criticality(_Criticality, metaclass=_CriticalityEnumTypeWrapper): ...
+    CRITICALITY_UNSPECIFIED: MethodLimit.Criticality.ValueType  # 0
+    CRITICAL_PLUS: MethodLimit.Criticality.ValueType  # 1
+    CRITICAL: MethodLimit.Criticality.ValueType  # 2
+    SHEDDABLE_PLUS: MethodLimit.Criticality.ValueType  # 3
+    SHEDDABLE: MethodLimit.Criticality.ValueType  # 4
+
     METHOD_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
@@ -1113,6 +1132,7 @@ class MethodLimit(_message.Message):
     BURST_FIELD_NUMBER: _builtins.int
     FLOOR_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    CRITICALITY_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     requests: _builtins.int
     bytes: _builtins.int
@@ -1121,6 +1141,7 @@ class MethodLimit(_message.Message):
     burst: _builtins.int
     floor: _builtins.int
     weight: _builtins.int
+    criticality: Global___MethodLimit.Criticality.ValueType
     @_builtins.property
     def per(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -1135,10 +1156,11 @@ class MethodLimit(_message.Message):
         burst: _builtins.int = ...,
         floor: _builtins.int = ...,
         weight: _builtins.int | None = ...,
+        criticality: Global___MethodLimit.Criticality.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "criticality", b"criticality", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015

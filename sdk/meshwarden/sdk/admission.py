@@ -15,8 +15,16 @@ class Engine(Protocol):
     `now_s` is in seconds of a clock that never goes back, and the same for all methods.
     """
 
-    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
-        """Lets a call in that needs so much, and takes that; or not, and takes nothing."""
+    def take(self, tenant: str, method: str, amount: float, now_s: float, free: float | None = None) -> Decision:
+        """Lets a call in that needs so much, and takes that; or not, and takes nothing.
+
+        Args:
+            tenant: the caller's.
+            method: that it calls.
+            amount: of the unit.
+            now_s: the present.
+            free: which part of what may be saved up must be left then, by its criticality; None: the method's own.
+        """
 
     def give_back(self, tenant: str, method: str, amount: float, now_s: float) -> None:
         """Puts back what was taken at `now_s` for a call that another policy has refused, or that took less."""

@@ -7,6 +7,7 @@ limit that moves between points mints no calls.
 from collections.abc import Iterable
 from typing import ClassVar, Final, TypeAlias
 
+from meshwarden.sdk.criticality import FREE_OF_BUCKET, Criticality
 from meshwarden.sdk.limit import DEBT_S, ONE
 from meshwarden.sdk.unit import amount_of
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit
@@ -25,10 +26,10 @@ class Bucket:
     starter: ClassVar[float] = STARTER
     """What it has until its share comes."""
 
-    __slots__ = ("allowed", "at_s", "burst", "denied", "lease", "left", "most", "rate", "shadowed", "used_s")
+    __slots__ = ("allowed", "at_s", "burst", "denied", "free", "lease", "left", "most", "rate", "shadowed", "used_s")
 
     def __init__(self, most: tuple[float, float], now_s: float) -> None:
-        self.most = most
+        self.most, self.free = most, 0.0
         self.left, self.at_s, self.used_s = self.starter, now_s, now_s
         self.rate, self.burst = 0.0, self.starter
         self.lease: tuple[float, float] | None = None
@@ -45,9 +46,14 @@ class Bucket:
         rate, burst = self.most
         return -(rate * DEBT_S + burst)
 
-    def lends(self, amount: float) -> bool:
-        """Whether it lets through what seems to be too much: by rounding, or if it is full and the limit could."""
-        return self.left >= amount * ONE or (0 < self.burst * ONE <= self.left and amount <= self.most[1])
+    def admits(self, amount: float, free: float) -> bool:
+        """Whether it lets so much through and has such a part of its burst left.
+
+        A full one does in any case, if the whole limit could.
+        """
+        if (amount + free * self.burst) * ONE <= self.left:
+            return True
+        return 0 < self.burst * ONE <= self.left and amount <= self.most[1]
 
     def fill(self, now_s: float) -> float:
         """Brings it to now, and returns what is in it."""
@@ -121,3 +127,8 @@ def most_of(limit: _Limit) -> tuple[float, float]:
     """The rate in calls a second and the burst of a limit."""
     per_s = limit.per.seconds + limit.per.nanos / 1e9 or 1.0
     return amount_of(limit) / per_s, float(max(1, limit.burst))
+
+
+def free_of(limit: MethodLimit) -> float:
+    """Which part of a method's burst must be left after a call that doesn't say how much it matters."""
+    return FREE_OF_BUCKET[Criticality(limit.criticality)] if limit.criticality else 0.0

@@ -143,8 +143,11 @@ class Chunks:
                     made = self._tenants[name] = _Tenant(limit, tenant.rest)
                     made.parts = {method: part for method, part in tenant.parts.items() if method in made.methods}
 
-    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
-        """Takes so much out of the bucket of a call; a tenant that no limit names is not limited."""
+    def take(self, tenant: str, method: str, amount: float, now_s: float, free: float | None = None) -> Decision:
+        """Takes so much out of the bucket of a call; a tenant that no limit names is not limited.
+
+        Nothing is saved up in an amount that is used up, so `free`, a part of that, means nothing.
+        """
         with self._lock:
             known = self._tenants.get(tenant) or self._open(tenant, now_s)
             if known is None:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Final
 
-from meshwarden.sdk.bucket import UNSHARED_WAIT_S, Bucket, Large, Tenant, most_of
+from meshwarden.sdk.bucket import UNSHARED_WAIT_S, Bucket, Large, Tenant, free_of, most_of
 from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, Decision
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
@@ -53,7 +53,7 @@ class Leases:
                 if limit is not None:
                     self._tenants[name] = self._changed(tenant, limit, now_s)
 
-    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
+    def take(self, tenant: str, method: str, amount: float, now_s: float, free: float | None = None) -> Decision:
         """Takes so much out of the bucket of a call; a tenant that no limit names is not limited."""
         with self._lock:
             if now_s >= self._ends_s and not self._stale:
@@ -71,7 +71,9 @@ class Leases:
                 bucket.left = left if left < bucket.burst else bucket.burst
                 bucket.at_s = now_s
             bucket.used_s = now_s
-            if bucket.left < amount and not bucket.lends(amount):
+            if free is None:
+                free = bucket.free
+            if (free or bucket.left < amount) and not bucket.admits(amount, free):
                 return self._refuse(bucket, amount, "tenant" if bucket is known.rest else "method")
             bucket.left -= amount
             bucket.allowed += amount
@@ -185,7 +187,9 @@ class Leases:
     def _part(self, tenant: Tenant, method: str, now_s: float) -> Bucket:
         part = tenant.parts.get(method)
         if part is None:
-            part = tenant.parts[method] = self._make(most_of(tenant.methods[method]), now_s)
+            limit = tenant.methods[method]
+            part = tenant.parts[method] = self._make(most_of(limit), now_s)
+            part.free = free_of(limit)
             self._begin(part, now_s)
         return part
 
@@ -200,6 +204,7 @@ class Leases:
         made.parts = {method: part for method, part in tenant.parts.items() if method in made.methods}
         for method, bucket in made.buckets():
             bucket.most = most_of(made.methods[method] if method else limit)
+            bucket.free = free_of(made.methods[method]) if method else 0.0
             self._tune(bucket, now_s)
         return made
 

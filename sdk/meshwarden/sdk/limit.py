@@ -81,7 +81,7 @@ class Limiter:
                     kept[tenant] = (max(0.0, after.burst - spent), now_s)
             self._buckets = kept
 
-    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
+    def take(self, tenant: str, method: str, amount: float, now_s: float, free: float | None = None) -> Decision:
         """Takes so much of a tenant's bucket, whatever the method; one that no limit names is not limited."""
         if not self._rates:
             return ALLOWED
@@ -91,8 +91,9 @@ class Limiter:
                 return ALLOWED
             bucket = self._buckets.get(tenant)
             left = rate.burst if bucket is None else _left(bucket, rate, now_s)
-            if left < amount * ONE:
-                return Decision(False, (amount - left) * rate.interval_s, "tenant", self._policy)
+            need = amount if not free else max(amount, min(float(rate.burst), amount + free * rate.burst))
+            if left < need * ONE:
+                return Decision(False, (need - left) * rate.interval_s, "tenant", self._policy)
             if bucket is None and len(self._buckets) >= MAX_BUCKETS:
                 self._forget_full(now_s)
             self._buckets[tenant] = (left - amount, now_s)

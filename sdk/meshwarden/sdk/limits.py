@@ -153,15 +153,17 @@ class Limits:
             return FREE
         now_s = self._monotonic_s()
         amounts = held.amounts(metadata) if held.costs else held.reserves
+        level = criticality.current()
+        free = None if level is None else criticality.FREE_OF_BUCKET[level]
         for number, engine in enumerate(held.engines):
-            decision = engine.take(tenant, method, amounts[number], now_s)
+            decision = engine.take(tenant, method, amounts[number], now_s, free)
             if not decision.allowed:
                 _give_back(held.engines[:number], amounts, tenant, method, now_s)
                 return Admission(decision=decision)
         places: list[tuple[Concurrency, Place]] = []
         # Last: a call that is over its limit is no sign of a server that has too much to do.
         for policy, room in rooms:
-            place = room.enter(tenant, method, criticality.current() or criticality.DEFAULT, now_s)
+            place = room.enter(tenant, method, level or criticality.DEFAULT, now_s)
             if place is None:
                 _give_back(held.engines, amounts, tenant, method, now_s)
                 Admission(tenant, method, self._monotonic_s, places=places).end()

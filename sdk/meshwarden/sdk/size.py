@@ -44,9 +44,9 @@ class Sizes(Leases):
 
     _make: ClassVar[type[Bucket]] = Sized
 
-    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
+    def take(self, tenant: str, method: str, amount: float, now_s: float, free: float | None = None) -> Decision:
         """Lets a call in while something is left, and takes the first of what it is going to take."""
-        decision = super().take(tenant, method, amount, now_s)
+        decision = super().take(tenant, method, amount, now_s, free)
         if decision.allowed:
             with self._lock:
                 bucket = self._open_bucket(tenant, method)

@@ -36,6 +36,11 @@ class Slot(Bucket):
         self.rate = min(rate, self.most[0])
         self.burst = float(int(min(burst, self.most[1])))
 
+    def admits(self, amount: float, free: float) -> bool:
+        """Whether there is a slot, and such a part of them beside it, whole ones; the first of all in any case."""
+        most = self.burst if self.in_use == 0 else self.burst - int(free * self.burst)
+        return self.in_use + amount <= most
+
     def is_lately_used(self, now_s: float) -> bool:
         """Whether there is something to say of it, or was a moment ago."""
         return self.in_use > 0 or self.peak > 0 or super().is_lately_used(now_s)
@@ -76,7 +81,7 @@ class Slots(Leases):
                 if isinstance(known, Tenant):
                     self._add(known, method, count, now_s)
 
-    def take(self, tenant: str, method: str, amount: float, now_s: float) -> Decision:
+    def take(self, tenant: str, method: str, amount: float, now_s: float, free: float | None = None) -> Decision:
         """Takes a slot, if one is free; a tenant that no limit names is not limited."""
         with self._lock:
             if now_s >= self._ends_s and not self._stale:
@@ -85,7 +90,7 @@ class Slots(Leases):
             if isinstance(known, Tenant):
                 bucket = _slot(self._part(known, method, now_s) if method in known.methods else known.rest)
                 bucket.used_s = now_s
-                if bucket.in_use + 1 > bucket.burst:
+                if not bucket.admits(1, bucket.free if free is None else free):
                     decision = self._refuse(bucket, 1, "tenant" if bucket is known.rest else "method")
                     if not decision.allowed:
                         return decision

@@ -112,7 +112,7 @@ def test_a_spec_that_leaves_nothing_out_means_the_same(
     a: dict[str, Any], b: dict[str, Any], c: dict[str, Any], away: str, shadow: bool, weight: int, unit: str
 ) -> None:
     a, b, c = ({unit if name == "requests" else name: value for name, value in one.items()} for one in (a, b, c))
-    limit = {"tenant": "acme", "weight": weight, "methods": [{"method": "/a.B/C", **b}], **a}
+    limit = {"tenant": "acme", "weight": weight, "methods": [{"method": "/a.B/C", "criticality": weight % 5, **b}], **a}
     spec = {"service": "orders", "limits": [limit], "total": c, "whenAway": away, "shadow": shadow}
     if away == "FALLBACK":
         spec["fallback"] = b

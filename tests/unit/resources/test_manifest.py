@@ -271,6 +271,15 @@ def test_a_tenant_has_one_limit() -> None:
         ("limits: [{tenant: a}]", "spec.limits[0].requests: is required"),
         ("limits: [{tenant: a, concurrent: 9, burst: 9}]", "spec.limits[0].burst: calls at once have none"),
         ("{total: {concurrent: 9, per: 1s}}", "spec.total.per: calls at once have none"),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: /x/B, requests: 1, criticality: VITAL}]}]",
+            "spec.limits[0].methods[0].criticality",
+        ),
+        ("{period: DAY, total: {bytes: 9}}", "spec.period: how many bytes a call takes is known too late"),
+        (
+            "{period: DAY, limits: [{tenant: a, cost: 9, methods: [{method: /x/B, cost: 1, criticality: SHEDDABLE}]}]}",
+            "spec.limits[0].methods[0].criticality: does not go with period",
+        ),
         ("limits: [{tenant: a, bytes: 0}]", "spec.limits[0].bytes: must be greater than or equal to 1"),
         ("limits: [{tenant: a, bytes: 1000000001}]", "and less than or equal to 1000000000"),
         (

@@ -371,3 +371,13 @@ def test_an_envoy_counts_requests_only(mesh: View) -> None:
         f"resources[0].spec.limits[0].cost: {reason}",
         f"resources[1].spec.dataPlane: RatePolicy platform/orders can't be held: spec.limits[0].cost: {reason}",
     ]
+
+
+def test_to_an_envoy_calls_matter_alike(mesh: View) -> None:
+    methods = "methods: [{method: /o.O/Get, requests: 1}, {method: /o.O/All, requests: 1, criticality: SHEDDABLE}]"
+    sheds = SECOND.replace("requests: 1", f"requests: 1, {methods}").replace("name: second", "name: orders")
+    assert not told(sheds, mesh)
+    (policy, entry) = told(f"{sheds}---\n{ENVOY}", mesh)
+    reason = "an Envoy (WorkloadEntry platform/orders-v2) lets calls in as they come, whatever they matter"
+    assert policy == f"resources[0].spec.limits[0].methods[1].criticality: {reason}"
+    assert reason in entry

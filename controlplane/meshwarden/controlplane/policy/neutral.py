@@ -154,12 +154,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class MethodLimit:
-    """A limit on a part of a tenant's calls; `floor` is for each `rate.per_s`."""
+    """A limit on a part of a tenant's calls; `floor` is for each `rate.per_s`.
+
+    `criticality` is the level of calls that say none, a number of `MethodLimit.Criticality`; 0 for the default.
+    """
 
     method: str
     rate: Rate
     floor: int = 0
     weight: int = 1
+    criticality: int = 0
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ def to_spec(said: Limits, service: Name) -> RatePolicySpec:
         item = spec.limits.add(tenant=limit.tenant, floor=limit.floor, weight=limit.weight)
         _fill(item, limit.rate, said.unit)
         for part in limit.methods:
-            _fill(item.methods.add(method=part.method, floor=part.floor, weight=part.weight), part.rate, said.unit)
+            made = item.methods.add(method=part.method, floor=part.floor, weight=part.weight)
+            made.criticality = part.criticality  # type: ignore[assignment]  # a number of that enumeration
+            _fill(made, part.rate, said.unit)
     return spec
 
 
@@ -108,7 +110,10 @@ def _limit(owner: str, item: Any) -> Limit:
 
 
 def _methods(item: Any) -> tuple[MethodLimit, ...]:
-    return tuple(MethodLimit(part.method, _mesh_rate(part), part.floor, part.weight or 1) for part in item.methods)
+    return tuple(
+        MethodLimit(part.method, _mesh_rate(part), part.floor, part.weight or 1, part.criticality)
+        for part in item.methods
+    )
 
 
 def _mesh_rate(item: Any) -> Rate:

@@ -56,6 +56,21 @@ def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> 
         if (unit := unit_of(policy.spec)) != REQUESTS:
             field = "total" if policy.spec.HasField("total") else "limits[0]"
             yield Unheld(policy, f"spec.{field}.{unit}", f"an Envoy ({title(ref_of(envoy))}) counts requests only")
+        if (place := _criticality(policy)) is not None:
+            text = f"an Envoy ({title(ref_of(envoy))}) lets calls in as they come, whatever they matter"
+            yield Unheld(policy, place, text)
+
+
+def _criticality(policy: RatePolicy) -> str | None:
+    """The first field that says how much calls matter."""
+    for number, limit in enumerate(policy.spec.limits):
+        parts = [("", limit.methods)]
+        parts += [(f".services[{index}]", part.methods) for index, part in enumerate(limit.services)]
+        for place, methods in parts:
+            for index, method in enumerate(methods):
+                if method.criticality:
+                    return f"spec.limits[{number}]{place}.methods[{index}].criticality"
+    return None
 
 
 def _about(policy: RatePolicy) -> str:

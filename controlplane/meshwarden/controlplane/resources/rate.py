@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from meshwarden.controlplane.resources.adaptive import adaptive_faults
-from meshwarden.sdk.unit import CONCURRENT, COST, amount_of, unit_of
+from meshwarden.sdk.unit import BYTES, CONCURRENT, COST, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 Faults = Iterator[tuple[str, str]]
@@ -92,6 +92,8 @@ def _period_faults(spec: RatePolicySpec) -> Faults:
         return
     if unit_of(spec) == CONCURRENT:
         yield "spec.period", "calls at once are no amount that is used up"
+    elif unit_of(spec) == BYTES:
+        yield "spec.period", "how many bytes a call takes is known too late for an amount that must not be exceeded"
     if spec.time_zone and not _is_zone(spec.time_zone):
         yield "spec.timeZone", f"{spec.time_zone} is no time zone: an IANA name, as Europe/Berlin"
     if spec.scope == RatePolicySpec.POINT:
@@ -102,6 +104,8 @@ def _period_faults(spec: RatePolicySpec) -> Faults:
         for name in ("per", "burst"):
             if rate.HasField(name) if name == "per" else getattr(rate, name):
                 yield f"{path}.{name}", "does not go with period"
+        if "criticality" in rate.DESCRIPTOR.fields_by_name and rate.criticality:
+            yield f"{path}.criticality", "does not go with period: nothing is saved up of it"
         if "weight" in rate.DESCRIPTOR.fields_by_name and rate.HasField("weight"):
             yield f"{path}.weight", "does not go with period: who asks first is given first; a floor keeps its part"
 
