@@ -25,7 +25,7 @@ SAMPLING: Final = Row(
         ),
         Panel(
             "Spans kept and dropped",
-            (Query(_spans("passed"), "{{tenant}}: kept"), Query(_spans("dropped"), "{{tenant}}: dropped")),
+            (Query(_spans("passed"), "kept {{tenant}}"), Query(_spans("dropped"), "dropped {{tenant}}")),
             about="The mesh's own have no tenant.",
             width=12,
         ),

@@ -1,5 +1,6 @@
 """The service graph as a picture: where services stand, and that names cannot break out of it."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
@@ -114,3 +115,16 @@ def test_edges_of_a_tree_do_not_cross() -> None:
     places = picture.arrange(sorted({end for edge in edges for end in edge}), edges)
     assert sorted(places[caller].y for caller, _ in edges) == sorted(places[callee].y for _, callee in edges)
     assert all(places[caller].y == places[callee].y for caller, callee in edges)
+
+
+@pytest.mark.parametrize("callers", [1, 3, 12, 30])
+def test_each_edge_has_an_end_of_its_own_and_its_label_on_that(callers: int) -> None:
+    edges = [GraphEdge(source=f"a/c{number}", destination="b/s", calls_per_s=1) for number in range(callers)]
+    drawn = picture.svg(GetGraphResponse(region="eu", edges=edges))
+    ends = [float(y) for y in re.findall(r"L[\d.]+,([\d.]+)\"", drawn)]
+    labels = [float(y) for y in re.findall(r'class="label" x="[\d.]+" y="([\d.]+)"', drawn)]
+    assert len(set(ends)) == callers
+    assert labels == [pytest.approx(end - 3, abs=0.1) for end in ends]
+    boxes = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="170" height="([\d.]+)"', drawn)
+    _, top, tall = max(tuple(map(float, box)) for box in boxes)
+    assert all(top < end < top + tall for end in ends)

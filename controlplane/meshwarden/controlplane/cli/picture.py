@@ -15,10 +15,14 @@ from meshwarden.v1.admin_service_pb2 import GetGraphResponse, GraphEdge
 
 _WIDTH: Final = 170
 _HEIGHT: Final = 46
-_GAP_X: Final = 240
+_GAP_X: Final = 320
 _GAP_Y: Final = 34
 _MARGIN: Final = 24
-_LINE: Final = 13
+_LINE: Final = 15
+# How long an edge goes straight before it ends: its label stands on that.
+_STRAIGHT: Final = 200
+# Edges that end at one box with a line for each; more stand closer.
+_MAX_LINES: Final = 12
 _FOOT: Final = 30
 # Services that are drawn, but for those at the ends of edges, which all are.
 _MAX_SERVICES: Final = 100
@@ -65,7 +69,7 @@ def dot(graph: GetGraphResponse) -> str:
         lines.append("  }")
     lines += [
         f"  {_quoted(edge.source)} -> {_quoted(edge.destination)} [label={_quoted(label)}];"
-        for edge, label, _ in _labelled(graph)
+        for edge, label in _labelled(graph)
     ]
     return "\n".join([*lines, "}"])
 
@@ -73,14 +77,16 @@ def dot(graph: GetGraphResponse) -> str:
 def svg(graph: GetGraphResponse) -> str:
     """Returns the graph as an SVG document."""
     services, rest = _services(graph)
-    places = arrange(services, [(edge.source, edge.destination) for edge in graph.edges])
+    tall = _tall(graph)
+    places = arrange(services, [(edge.source, edge.destination) for edge in graph.edges], tall)
     width = max((place.x for place in places.values()), default=0) + _WIDTH + _MARGIN
     backward = any(places[edge.source].x >= places[edge.destination].x for edge in graph.edges)
-    height = max((place.y for place in places.values()), default=0) + _HEIGHT + _MARGIN + (60 if backward else 0)
+    height = max((place.y for place in places.values()), default=0) + tall + _MARGIN + (60 if backward else 0)
     foot = [f'<text class="rest" x="{_MARGIN}" y="{height + _FOOT / 2:g}">{escape(rest)}</text>'] if rest else []
     height += _FOOT * len(foot)
     down = _down(graph)
     is_labelled = len(graph.edges) <= _LABELLED
+    ends = _ends(graph, places, tall)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
@@ -88,20 +94,20 @@ def svg(graph: GetGraphResponse) -> str:
             f"<style>{_STYLE}</style>",
             _TIP,
             *(
-                _drawn_edge(edge, places[edge.source], places[edge.destination], label, number, is_labelled)
-                for edge, label, number in _labelled(graph)
+                _drawn_edge(edge, _way(edge, places, tall, end, is_labelled), label, is_labelled)
+                for (edge, label), end in zip(_labelled(graph), ends, strict=True)
             ),
-            *(_drawn_node(service, place, service in down) for service, place in places.items()),
+            *(_drawn_node(service, place, tall, service in down) for service, place in places.items()),
             *foot,
             "</svg>",
         ]
     )
 
 
-def arrange(services: Sequence[str], edges: Iterable[tuple[str, str]]) -> dict[str, Place]:
+def arrange(services: Sequence[str], edges: Iterable[tuple[str, str]], tall: float = _HEIGHT) -> dict[str, Place]:
     """Returns where each service stands: callers left of whom they call, near those that they are joined to.
 
-    Those that nothing joins to others stand below.
+    Those that nothing joins to others stand below. `tall` is how high a box is.
     """
     callers: dict[str, list[str]] = {service: [] for service in services}
     called: dict[str, list[str]] = {service: [] for service in services}
@@ -119,15 +125,35 @@ def arrange(services: Sequence[str], edges: Iterable[tuple[str, str]]) -> dict[s
         by_column.setdefault(columns[service], []).append(service)
     rows = _rows([by_column[column] for column in sorted(by_column)], callers, called)
     tallest = max(map(len, by_column.values()), default=0)
-    places = {service: _place(columns[service], rows[service] + (tallest - 1) / 2) for service in joined}
+    places = {service: _place(columns[service], rows[service] + (tallest - 1) / 2, tall) for service in joined}
     across = max(by_column, default=7) + 1
     for number, service in enumerate(service for service in services if service not in places):
-        places[service] = _place(number % across, tallest + number // across)
+        places[service] = _place(number % across, tallest + number // across, tall)
     return places
 
 
-def _place(column: float, row: float) -> Place:
-    return Place(_MARGIN + column * (_WIDTH + _GAP_X), _MARGIN + row * (_HEIGHT + _GAP_Y))
+def _place(column: float, row: float, tall: float) -> Place:
+    return Place(_MARGIN + column * (_WIDTH + _GAP_X), _MARGIN + row * (tall + _GAP_Y))
+
+
+def _tall(graph: GetGraphResponse) -> float:
+    """How high boxes are: a line for each edge that ends at one."""
+    most = max(Counter(edge.destination for edge in graph.edges).values(), default=0)
+    return max(_HEIGHT, min(most, _MAX_LINES) * _LINE + 8)
+
+
+def _ends(graph: GetGraphResponse, places: Mapping[str, Place], tall: float) -> list[float]:
+    """How far below the top of its destination each edge ends: in the order of their sources, so that few cross."""
+    into: dict[str, list[int]] = {}
+    for number, edge in enumerate(graph.edges):
+        into.setdefault(edge.destination, []).append(number)
+    found = [0.0] * len(graph.edges)
+    for numbers in into.values():
+        numbers.sort(key=lambda number: (places[graph.edges[number].source].y, number))
+        step = min(float(_LINE), (tall - 8) / len(numbers))
+        for line, number in enumerate(numbers):
+            found[number] = tall / 2 + (line - (len(numbers) - 1) / 2) * step
+    return found
 
 
 def _rows(
@@ -190,46 +216,54 @@ def _down(graph: GetGraphResponse) -> frozenset[str]:
     return frozenset(node.service for node in graph.nodes if node.endpoints and not node.healthy_endpoints)
 
 
-def _drawn_node(service: str, place: Place, down: bool) -> str:
+def _drawn_node(service: str, place: Place, tall: float, down: bool) -> str:
     tenant, _, name = service.partition("/")
-    x, y = place.x + 12, place.y
+    x, y = place.x + 12, place.y + (tall - _HEIGHT) / 2
     return (
-        f'<g class="node{" down" if down else ""}"><rect x="{place.x:g}" y="{y:g}" width="{_WIDTH}" '
-        f'height="{_HEIGHT}" rx="8"/><text x="{x:g}" y="{y + 20:g}">{escape(_shortened(name))}</text>'
+        f'<g class="node{" down" if down else ""}"><rect x="{place.x:g}" y="{place.y:g}" width="{_WIDTH}" '
+        f'height="{tall:g}" rx="8"/><text x="{x:g}" y="{y + 20:g}">{escape(_shortened(name))}</text>'
         f'<text class="tenant" x="{x:g}" y="{y + 36:g}">{escape(_shortened(tenant))}</text></g>'
     )
 
 
-def _labelled(graph: GetGraphResponse) -> Iterator[tuple[GraphEdge, str, int]]:
-    """Each edge with its label, and how many of the same two services go before it: those of other regions."""
-    seen = Counter[tuple[str, str]]()
+def _labelled(graph: GetGraphResponse) -> Iterator[tuple[GraphEdge, str]]:
+    """Each edge with its label."""
     for edge in graph.edges:
-        label = f"{edge.region}: {_label(edge)}" if len(graph.regions) > 1 else _label(edge)
-        yield edge, label, seen[edge.source, edge.destination]
-        seen[edge.source, edge.destination] += 1
+        yield edge, f"{edge.region}: {_label(edge)}" if len(graph.regions) > 1 else _label(edge)
 
 
-def _drawn_edge(edge: GraphEdge, source: Place, destination: Place, label: str, number: int, is_labelled: bool) -> str:
-    x1, y1, x2, y2 = source.x + _WIDTH, source.y + _HEIGHT / 2, destination.x, destination.y + _HEIGHT / 2
+class _Way(NamedTuple):
+    """The line of an edge, and where its label is: the point, and which end of the text is there."""
+
+    path: str
+    x: float
+    y: float
+    anchor: str
+
+
+def _way(edge: GraphEdge, places: Mapping[str, Place], tall: float, end: float, is_labelled: bool) -> _Way:
+    source, destination = places[edge.source], places[edge.destination]
+    x1, y1, x2, y2 = source.x + _WIDTH, source.y + tall / 2, destination.x, destination.y + end
     if x2 > x1:
-        bend = (x2 - x1) / 2
-        way = f"M{x1:g},{y1:g} C{x1 + bend:g},{y1:g} {x2 - bend:g},{y2:g} {x2:g},{y2:g}"
-        # Nearer to the destination than the middle, where edges of one source have parted.
-        at_x, at_y = x1 + (x2 - x1) * 0.55, y1 + (y2 - y1) * 0.75 - 5
-    else:
-        x1, y1, x2, y2 = source.x + _WIDTH / 2, source.y + _HEIGHT, destination.x + _WIDTH / 2, destination.y + _HEIGHT
-        low = max(y1, y2) + 40
-        way = f"M{x1:g},{y1:g} C{x1:g},{low:g} {x2 + 30:g},{low:g} {x2:g},{y2:g}"
-        at_x, at_y = (x1 + x2) / 2, low - 8
+        straight = x2 - (_STRAIGHT if is_labelled else _LINE)
+        bend = (straight - x1) / 2
+        curve = f"M{x1:g},{y1:g} C{x1 + bend:g},{y1:g} {straight - bend:g},{y2:g} {straight:g},{y2:g}"
+        return _Way(f"{curve} L{x2:g},{y2:g}", x2 - _LINE, y2 - 3, "end")
+    x1, y1, x2, y2 = source.x + _WIDTH / 2, source.y + tall, destination.x + _WIDTH / 2, destination.y + tall
+    low = max(y1, y2) + 40
+    path = f"M{x1:g},{y1:g} C{x1:g},{low:g} {x2 + 30:g},{low:g} {x2:g},{y2:g}"
+    return _Way(path, (x1 + x2) / 2, low - 8 + end - tall / 2, "middle")
+
+
+def _drawn_edge(edge: GraphEdge, way: _Way, label: str, is_labelled: bool) -> str:
     thick = 1 + min(4.0, math.log10(1 + edge.calls_per_s) * 1.5)
-    at_y += _LINE * number
-    text = f'<text class="label" x="{at_x:g}" y="{at_y:g}" text-anchor="middle">{escape(label)}</text>'
+    text = f'<text class="label" x="{way.x:g}" y="{way.y:g}" text-anchor="{way.anchor}">{escape(label)}</text>'
     if not is_labelled and _state(edge) in ("fine", "idle"):
         text = ""
     title = f"{edge.source} → {edge.destination}: {label}"
     return (
         f'<g class="edge {_state(edge)}"><title>{escape(title)}</title>'
-        f'<path d="{way}" stroke-width="{thick:.2g}" marker-end="url(#tip)"/>'
+        f'<path d="{way.path}" stroke-width="{thick:.2g}" marker-end="url(#tip)"/>'
         f"{text}</g>"
     )
 
