@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshwarden import sdk
 from meshwarden.examples.daena import daena_pb2, daena_pb2_grpc
 from meshwarden.examples.daena.error import Away, DaenaError
 from meshwarden.examples.daena.metric import Meter
@@ -96,6 +97,15 @@ def test_bad_fields_are_named_and_counted_for_nothing(
     assert said.isascii()
     assert len(said) < 300
     assert not [point for point in meter.stats().points if point.value]
+
+
+def test_a_call_costs_its_caller_the_tokens(model: Any, callers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub, _ = model
+    costs: list[int] = []
+    monkeypatch.setattr(sdk, "report_cost", costs.append)
+    callers.become("acme", "analyst")
+    made = stub.Generate(daena_pb2.GenerateRequest(model=extract.ALIAS, prompt=PROMPT, max_tokens=40))
+    assert costs == [made.input_tokens + made.output_tokens]
 
 
 def test_the_client_counts_what_the_service_counted(model: Any, callers: Any) -> None:
