@@ -86,15 +86,34 @@ def trace_state(header: str) -> TraceState | None:
     return TraceState.from_header([header]) if header else None
 
 
+class Said(dict[str, Any]):
+    """The attributes of all calls of a method, which are not to be changed.
+
+    Attributes:
+        written: what `meshwarden.sdk.call_otlp` has made of them.
+    """
+
+    written = b""
+
+
 class CallSpan:
     """One side of a call that is recorded.
 
     Where it is in its trace is kept as the headers say it, and read by who wants to know.
+
+    Attributes:
+        said: the `traceparent` that says where it is.
+        state: the `tracestate` with it, which is its parent's too.
+        above: whose it is below.
+        kind: which side.
+        attributes: those that are known from the start; "rpc.method" is its name too.
+        begun_ns: when it began, in nanoseconds since 1970.
+        ended: its status, what is said of that, and when it ended; None before that.
     """
 
     # Of most calls these stay as they are.
     _context: SpanContext | None = None
-    _ended: tuple[grpc.StatusCode, str, int] | None = None
+    ended: tuple[grpc.StatusCode, str, int] | None = None
     _headers: Headers | None = None
     _real: trace.Span | None = None
 
@@ -104,18 +123,18 @@ class CallSpan:
         state: str,
         above: "Above | None",
         kind: SpanKind,
-        attributes: dict[str, Any],
+        attributes: Said,
         start: "Callable[[CallSpan], trace.Span]",
         keep: "Callable[[CallSpan], None]",
     ) -> None:
         """Begins.
 
         Args:
-            said: the `traceparent` that says where it is.
-            state: the `tracestate` with it, which is its parent's too.
-            above: whose it is below.
-            kind: which side.
-            attributes: those that are known now, not to be changed; "rpc.method" is its name too.
+            said: see the attributes, as for the next four.
+            state: see above.
+            above: see above.
+            kind: see above.
+            attributes: see above.
             start: makes a span of the SDK of it.
             keep: takes it when it has ended.
         """
@@ -123,7 +142,7 @@ class CallSpan:
         self.state = state
         self.kind = kind
         self.attributes = attributes
-        self._above = above
+        self.above = above
         self._start = start
         self._keep = keep
         self.begun_ns = time.time_ns()
@@ -153,7 +172,7 @@ class CallSpan:
     @property
     def parent(self) -> Place | None:
         """Where what it is below is."""
-        return Place.read(self._above.said, self.state, self._above.is_remote) if self._above is not None else None
+        return Place.read(self.above.said, self.state, self.above.is_remote) if self.above is not None else None
 
     @property
     def context(self) -> SpanContext:
@@ -165,11 +184,11 @@ class CallSpan:
     @property
     def is_over(self) -> bool:
         """Whether the call has ended."""
-        return self._ended is not None
+        return self.ended is not None
 
     def end(self, code: grpc.StatusCode, details: str) -> None:
         """See `Span`."""
-        self._ended = (code, details, time.time_ns())
+        self.ended = (code, details, time.time_ns())
         if self._real is None:
             self._keep(self)
         else:
@@ -178,15 +197,15 @@ class CallSpan:
     def real(self) -> trace.Span:
         """Returns it as a span of the SDK, which anybody may write to; one that takes nothing if the call is over."""
         if self._real is None:
-            if self._ended is not None:
+            if self.ended is not None:
                 return trace.INVALID_SPAN
             self._real = self._start(self)
         return self._real
 
     def readable(self, resource: Resource, scope: InstrumentationScope) -> ReadableSpan:
         """Returns it as exporters want it; to be called when it has ended."""
-        assert self._ended is not None  # noqa: S101  # `keep` takes those that have
-        code, details, ended_ns = self._ended
+        assert self.ended is not None  # noqa: S101  # `keep` takes those that have
+        code, details, ended_ns = self.ended
         attributes = {**self.attributes, STATUS: code.name}
         failure = failure_of(code, details, self.kind)
         if failure is not None:

@@ -14,9 +14,13 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.util.re import parse_env_headers
 
+from meshwarden.sdk.call_otlp import write_calls
+from meshwarden.sdk.call_span import CallSpan
 from meshwarden.sdk.numbered import Number
 from meshwarden.sdk.span_queue import Away, Refused
 
@@ -56,6 +60,10 @@ class OtlpCarrier:
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._is_closed = False
+
+    def pack_calls(self, calls: Sequence[CallSpan], resource: Resource, scope: InstrumentationScope) -> bytes:
+        """See `Carrier`."""
+        return write_calls(calls, resource, scope)
 
     def pack(self, spans: Sequence[ReadableSpan]) -> bytes:
         """See `Carrier`."""

@@ -6,14 +6,14 @@ calls have spans of the SDK from the start, for a processor wants to see them be
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -61,16 +61,20 @@ class Provider(TracerProvider):
             active_span_processor=processors,
             shutdown_on_exit=shutdown_on_exit,
         )
-        queue = SpanQueue(carrier, lost or partial(Losses().add, SPAN), self._readable, delay_s)
+        self._carrier = carrier
+        queue = SpanQueue(carrier, lost or partial(Losses().add, SPAN), self._pack, delay_s)
         for one in (RevisionStamp(revision), queue):
             processors.add_own(one)
         start = _Start(self, processors)
         is_off = os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true"
         self.recorder = None if is_off else Recorder(ratio, revision, start, queue.keep, processors.has_others)
 
-    def _readable(self, span: Any) -> ReadableSpan:
-        found: ReadableSpan = span.readable(self.resource, _SCOPE) if type(span) is CallSpan else span
-        return found
+    def _pack(self, spans: Sequence[Any]) -> bytes:
+        """Writes spans: ours as they are, and the SDK's."""
+        calls = [span for span in spans if type(span) is CallSpan]
+        others = [span for span in spans if type(span) is not CallSpan]
+        written = self._carrier.pack_calls(calls, self.resource, _SCOPE) if calls else b""
+        return written + self._carrier.pack(others) if others else written
 
 
 class _Processors(SynchronousMultiSpanProcessor):

@@ -18,7 +18,7 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import SpanKind
 
-from meshwarden.sdk.call_span import Above, CallSpan, Passed, Place, Shown, trace_state
+from meshwarden.sdk.call_span import Above, CallSpan, Passed, Place, Said, Shown, trace_state
 from meshwarden.sdk.sampling import BITS, KEY, threshold_of, word_of
 from meshwarden.sdk.span import Headers, Metadata, Span, Unrecorded
 from meshwarden.sdk.trace import MAX_STATE, PARENT, STATE, TRACEPARENT
@@ -82,8 +82,8 @@ class Recorder:
         # A ratio, its threshold, and the state of traces that are recorded.
         self._sampling = (1.0, 0, "")
         # {(method, who is at the other end, revision): what is said of a call}, for each side
-        self._client: dict[tuple[str, str, int], dict[str, Any]] = {}
-        self._server: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self._client: dict[tuple[str, str, int], Said] = {}
+        self._server: dict[tuple[str, str, int], Said] = {}
         self._propagator: TextMapPropagator | None = None
         self._is_plain = False
 
@@ -234,9 +234,8 @@ def _place_of(span: OtelSpan) -> Place | None:
     return Place.of(known) if known.is_valid else None
 
 
-def _attributes(kind: SpanKind, method: str, other: str, revision: int) -> dict[str, Any]:
-    """What is said of a call, which is not to be changed."""
-    found: dict[str, Any] = {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
+def _attributes(kind: SpanKind, method: str, other: str, revision: int) -> Said:
+    found = Said({"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")})
     if other:
         found["server.address" if kind is _CLIENT else "mesh.source"] = other
     if revision:

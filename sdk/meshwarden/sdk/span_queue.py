@@ -19,8 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, set_value
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from meshwarden.sdk.call_span import CallSpan
 from meshwarden.sdk.loss import MALFORMED, QUEUE_FULL, REFUSED, SHUTDOWN, TOO_LARGE
 from meshwarden.sdk.numbered import Number, Numbers
 
@@ -58,6 +61,9 @@ class Away(Exception):
 class Carrier(Protocol):
     """Brings spans to whoever takes them."""
 
+    def pack_calls(self, calls: Sequence[CallSpan], resource: Resource, scope: InstrumentationScope, /) -> bytes:
+        """Writes one or more spans of calls, so that what `pack` has written may follow."""
+
     def pack(self, spans: Sequence[ReadableSpan], /) -> bytes:
         """Writes spans as they are sent."""
 
@@ -88,7 +94,7 @@ class SpanQueue(SpanProcessor):
         self,
         carrier: Carrier,
         lost: Lost,
-        readable: Callable[[Any], ReadableSpan] = lambda span: span,
+        pack: Callable[[Sequence[Any]], bytes] | None = None,
         delay_s: float = 1.0,
         max_row: int = MAX_ROW,
         max_bytes: int = MAX_BYTES,
@@ -98,12 +104,12 @@ class SpanQueue(SpanProcessor):
         Args:
             carrier: takes the spans away.
             lost: is told of those that are lost, on any thread.
-            readable: makes what `keep` takes into what carriers read.
+            pack: writes what `keep` takes as it is sent; None: the carrier does.
             delay_s: how long spans may wait for others to go with.
             max_row: how many may wait to be packed.
             max_bytes: what packed ones may take.
         """
-        self._carrier, self._lost, self._readable = carrier, lost, readable
+        self._carrier, self._lost, self._write = carrier, lost, pack or carrier.pack
         self._delay_s, self._max_row, self._max_bytes = delay_s, max_row, max_bytes
         self._begin()
         begin = weakref.WeakMethod(self._begin_in_child)
@@ -202,7 +208,7 @@ class SpanQueue(SpanProcessor):
 
     def _pack_some(self, spans: Sequence[Any]) -> None:
         try:
-            body: bytes | None = self._carrier.pack([self._readable(span) for span in spans])
+            body: bytes | None = self._write(spans)
         except Exception:
             if len(spans) == 1:
                 _log.exception("a span can't be written")

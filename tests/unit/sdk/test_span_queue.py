@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from meshwarden.sdk import span_queue
@@ -282,20 +282,29 @@ def test_only_sampled_spans_of_a_program_are_taken(make: Callable[..., World]) -
     assert len(world.agent.taken) == 1
 
 
-def test_spans_of_calls_and_of_the_program_go_the_same_way(make: Callable[..., World]) -> None:
-    agent, lost = Agent(), Counter[str]()
-    names: list[str] = []
+class Mixed(Agent):
+    """Takes spans of calls and of the program, by their names."""
 
-    def pack(spans: Sequence[ReadableSpan]) -> bytes:
-        names.extend(span.name for span in spans)
-        return b"x"
+    def pack_calls(self, calls: Sequence[Any], resource: Any, scope: Any) -> bytes:
+        assert resource.attributes["service.name"]
+        assert scope.name == "meshwarden.sdk"
+        return b"".join(f"call {call.attributes['rpc.method']},".encode() for call in calls)
 
-    agent.pack = pack  # type: ignore[method-assign]
-    provider = Provider(agent, lambda: 1.0, lost=lambda *_: lost.update("x"), shutdown_on_exit=False)
+    def pack(self, spans: Sequence[Any]) -> bytes:
+        return b"".join(f"{span.name},".encode() for span in spans)
+
+
+def test_spans_of_calls_and_of_the_program_go_the_same_way() -> None:
+    agent, lost = Mixed(), Counter[str]()
+    provider = Provider(
+        agent, lambda: 1.0, lost=lambda *_: lost.update("x"), delay_s=FOR_EVER_S, shutdown_on_exit=False
+    )
     assert provider.recorder is not None
-    with provider.get_tracer("test").start_as_current_span("work"):
-        call = provider.recorder.client("/o.Orders/Get", "orders")
-        call.end(grpc.StatusCode.OK, "")
+    for _ in range(2):
+        with provider.get_tracer("test").start_as_current_span("work"):
+            provider.recorder.client("/o.Orders/Get", "orders").end(grpc.StatusCode.OK, "")
+    provider.force_flush()
+    provider.recorder.client("/o.Orders/Put", "orders").end(grpc.StatusCode.OK, "")
     provider.shutdown()
-    assert sorted(names) == ["o.Orders/Get", "work"]
+    assert [body for _, body in agent.sent] == [b"call o.Orders/Get," * 2 + b"work," * 2, b"call o.Orders/Put,"]
     assert not lost
