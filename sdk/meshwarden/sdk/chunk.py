@@ -178,14 +178,19 @@ class Chunks:
                 bucket.allowed -= amount
 
     def charge(self, tenant: str, method: str, amount: float, now_s: float) -> float:
-        """Takes more, or puts back; see `meshwarden.sdk.admission.Engine`."""
+        """Takes more; see `meshwarden.sdk.admission.Engine`. Nothing is put back of which nobody knows the turn."""
         with self._lock:
             known = self._tenants.get(tenant)
             bucket = known.bucket(method) if known is not None else None
-            if bucket is not None:
-                bucket.left = min(bucket.left - amount, bucket.amount - bucket.returned)
-                bucket.allowed += amount
-            return 0.0
+            if bucket is None:
+                return 0.0
+            bucket.used_s, more = now_s, max(0.0, amount)
+            bucket.left -= more
+            bucket.allowed += more
+            if bucket.left < bucket.low and not bucket.asked:
+                bucket.asked = True
+                self._ask()
+            return _SOON_S if bucket.left < 0 and not self._spec.shadow else 0.0
 
     def end(self, tenant: str, method: str, now_s: float) -> None:
         """A call that was let in has ended, which frees nothing."""

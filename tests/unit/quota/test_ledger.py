@@ -255,6 +255,32 @@ def test_a_server_that_ends_in_good_order_gives_back_what_it_has_once() -> None:
     assert world.call(other, "acme") is False
 
 
+def test_a_server_that_ends_before_it_hears_of_a_new_day_gives_back_what_it_was_to_have_of_that() -> None:
+    world = day(100)
+    spend(world, rounds=4)
+    world.wall_s += 86_400
+    one, _ = world.servers
+    for server in world.servers:
+        world.call(server, "acme")
+        server.report(world.now_s)
+    for _ in range(2):
+        world.up()
+        world.plan()
+        world.write()
+        world.tell()
+        for server in world.servers:
+            server.report(world.now_s)
+    before = spent(world)
+    assert before >= 2
+    world.leave(one)
+    world.up()
+    assert 0 < spent(world) < before
+    world.ended = []
+    spend(world)
+    (_, calls) = sorted(world.admitted.items())
+    assert sum(calls[1].values()) == 100
+
+
 def test_a_server_that_dies_loses_what_it_had_and_that_is_shown() -> None:
     world = day(100)
     dead = world.servers[0]
@@ -274,6 +300,29 @@ def test_a_server_that_dies_loses_what_it_had_and_that_is_shown() -> None:
     assert state.period.granted == 100
     assert state.period.left == 0
     assert "used up" in state.reason
+
+
+def test_who_goes_on_knows_what_was_used_meanwhile() -> None:
+    world = day(300, servers=3)
+    spend(world, rounds=4)
+    for server in world.servers:
+        while world.call(server, "acme"):
+            pass
+    world.start_control_plane()
+    dead = world.servers.pop().chunks._tenants["acme"].rest
+    for _ in range(3):
+        world.wait(3)
+        world.round()
+    (state,) = period_view.states(POLICY, world.ledgers, world.usages, lambda _: True, world.now_s, whole=True)
+    assert state.period.lost == dead.amount, "it has not said that it used any of it"
+    spend(world)
+    world.wait(1)
+    world.round()
+    ledger = world.ledgers.find(POLICY)
+    assert ledger is not None
+    (account,) = ledger.accounts.values()
+    assert let_in(world) == 300
+    assert account.used == 300 - dead.amount
 
 
 def test_another_process_under_the_same_name_has_nothing() -> None:
@@ -414,13 +463,15 @@ def test_what_can_t_be_is_not_believed(said: Chunks) -> None:
 def test_of_a_record_that_can_t_be_read_nothing_is_given() -> None:
     world = day(100)
     spend(world, rounds=3)
-    (key,) = [key for key in world.store if key.endswith("/acme")]
+    (key,) = [key for key, value in world.store.items() if b'"acme"' in value]
     world.store[key] = b"{"
     world.start_control_plane()
     world.servers = []
     world.start_server()
     assert spend(world) == 0
-    assert spend(world, "globex") == 0, "nor of the total that it is part of"
+    assert spend(world, "globex") == 0, "nor to others"
+    world.wall_s += 86_400
+    assert spend(world) > 0
 
 
 def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,14 @@ def test_a_tenant_has_one_limit() -> None:
             "{period: DAY, limits: [{tenant: a, requests: 9, weight: 2}]}",
             "spec.limits[0].weight: does not go with period",
         ),
+        (
+            "{period: DAY, limits: [{tenant: a, requests: 9, methods: [{method: /x/A, requests: 10}]}]}",
+            "spec.limits[0].methods[0].requests: 10 are above the tenant's 9",
+        ),
+        (
+            "{period: DAY, total: {requests: 9}, limits: [{tenant: a, requests: 20, floor: 10}]}",
+            "spec.limits[0].floor: with the floors before it 10, above the total of 9",
+        ),
         ("{period: DAY, total: {concurrent: 9}}", "spec.period: calls at once are no amount that is used up"),
         (
             "{period: DAY, whenAway: FALLBACK, fallback: {requests: 1}, total: {requests: 9}}",

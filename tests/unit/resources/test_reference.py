@@ -381,3 +381,13 @@ def test_to_an_envoy_calls_matter_alike(mesh: View) -> None:
     reason = "an Envoy (WorkloadEntry platform/orders-v2) lets calls in as they come, whatever they matter"
     assert policy == f"resources[0].spec.limits[0].methods[1].criticality: {reason}"
     assert reason in entry
+
+
+def test_an_envoy_holds_no_amounts_for_a_period(mesh: View) -> None:
+    day = SECOND.replace("service: orders", "service: orders, period: DAY").replace("name: second", "name: orders")
+    reason = "an Envoy (WorkloadEntry platform/orders-v2) holds rates alone, no amounts for a period"
+    assert not told(day, mesh)
+    assert told(f"{day}---\n{ENVOY}", mesh) == [
+        f"resources[0].spec.period: {reason}",
+        f"resources[1].spec.dataPlane: RatePolicy platform/orders can't be held: spec.period: {reason}",
+    ]

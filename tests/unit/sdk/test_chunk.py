@@ -169,8 +169,14 @@ def test_what_is_put_back_is_there_again_but_not_in_another_period(world: World)
 
 def test_what_costs_more_than_it_took_counts(world: World) -> None:
     assert world.take(10)
-    world.chunks.charge("acme", OTHER, 5, world.now_s)
+    assert world.chunks.charge("acme", OTHER, 0, world.now_s) == 0
+    assert world.chunks.charge("acme", OTHER, 5, world.now_s) > 0, "a stream waits with its next message"
+    assert world.chunks.presses
+    world.chunks.charge("acme", OTHER, -5, world.now_s)
     assert world.said().left == -5
+    world.now_s += IDLE_S + 1
+    assert world.chunks.charge("acme", OTHER, 0, world.now_s) > 0
+    assert len(world.chunks.report(world.now_s).usages) == 1, "it is in use, though no call came for long"
     world.give(14)
     assert not world.take()
     world.give(16)

@@ -1,12 +1,13 @@
 """The ledgers of quotas by hour, day and month in the store, written before anything is given out of them.
 
-    quota/<tenant>/<policy>/<DAY requests Europe/Berlin>/<start>            when it ends, and the ledger's turn
-    quota/<tenant>/<policy>/<DAY requests Europe/Berlin>/<start>/<tenant>   accounts: what was given, and used of that
+    quota/<tenant>/<policy>/<DAY requests Europe:Berlin>/<start>            when it ends, and its turn
+    quota/<tenant>/<policy>/<DAY requests Europe:Berlin>/<start>/<digest>   an account
 
 A record holds sums, never what was added, and only the holder of the allocator's lease writes it. So a commit of which
 nobody knows whether it was written is simply made again.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any, Final, cast, get_args
 
 import structlog
 
-from meshwarden.controlplane.quota.ledger import Account
+from meshwarden.controlplane.quota.ledger import Account, Path
 from meshwarden.controlplane.quota.ledgers import Book, Name, Terms, Write
 from meshwarden.controlplane.quota.period import Kind, Period, period_of
 from meshwarden.controlplane.store import port
@@ -22,14 +23,13 @@ from meshwarden.controlplane.store import port
 ROOT: Final = "quota/"
 _PAGE: Final = 500
 _BATCH: Final = 100
-_SPENT: Final = 1e18
 log = structlog.get_logger()
 
 
 async def load(store: port.Store) -> dict[Name, Book]:
     """All that is written; whoever reads it holds the lease, so that nobody writes meanwhile.
 
-    Of what can't be read nothing is given: all of it counts as spent.
+    Out of a ledger of which an account can't be read nothing is given.
     """
     books: dict[Name, Book] = {}
     start = ""
@@ -53,33 +53,33 @@ async def write(store: port.Store, writes: Sequence[Write], fence: port.Lease) -
 
 
 def _op(item: Write) -> port.Op:
-    key = _key(item.name, item.tenant)
-    if item.is_over:
+    key, value = _key(item.name, item.path), item.value
+    if value is None:
         return port.Delete(key)
-    if not item.tenant:
-        book = item.book
-        said: Any = {"end": book.period.end_s, "turn": book.turn, "before": book.before_s}
+    if isinstance(value, Account):
+        said: Any = [item.path, value.granted, value.used, list(value.series.items())]
     else:
-        said = [[path, one.granted, one.used] for path, one in item.accounts.items()]
+        said = {"end": value.period.end_s, "turn": value.turn, "before": value.before_s}
     return port.Put(key, json.dumps(said, separators=(",", ":")).encode())
 
 
-def _key(name: Name, tenant: str) -> str:
+def _key(name: Name, path: Path) -> str:
     kind, zone, unit = name.terms
     key = f"{ROOT}{name.policy}/{kind} {unit} {zone.replace('/', ':')}/{int(name.start_s)}"
-    return f"{key}/{tenant}" if tenant else key
+    # A path may have any text in it, and more than a key takes.
+    return f"{key}/{hashlib.sha256(json.dumps(path).encode()).hexdigest()[:32]}" if path else key
 
 
 def _read(record: port.Record, books: dict[Name, Book]) -> None:
     try:
-        owner, policy, terms, start, *tenant = record.key.removeprefix(ROOT).split("/")
+        owner, policy, terms, start, *account = record.key.removeprefix(ROOT).split("/")
         kind, unit, zone = terms.split(" ")
         name = Name(f"{owner}/{policy}", Terms(_kind(kind), zone.replace(":", "/"), unit), float(start))
     except ValueError as error:
         log.error("quota.record_unknown", key=record.key, reason=str(error))
     else:
-        if tenant:
-            _read_accounts(record, tenant[0], books.get(name))
+        if account:
+            _read_account(record, books.get(name))
         else:
             books[name] = _book(record, name)
 
@@ -93,15 +93,16 @@ def _book(record: port.Record, name: Name) -> Book:
         return Book(period_of(name.terms.kind, name.terms.zone, name.start_s), record.revision)
 
 
-def _read_accounts(record: port.Record, tenant: str, book: Book | None) -> None:
+def _read_account(record: port.Record, book: Book | None) -> None:
     if book is None:
         return
     try:
-        for path, granted, used in json.loads(record.value):
-            book.accounts[tuple(map(str, path))] = Account(_sum(granted), _sum(used))
+        path, granted, used, series = json.loads(record.value)
+        known = {int(number): _sum(amount) for number, amount in series}
+        book.accounts[tuple(map(str, path))] = Account(_sum(granted), _sum(used), known)
     except (ValueError, TypeError) as error:
         log.error("quota.ledger_unreadable", key=record.key, reason=str(error))
-        book.accounts[tenant,] = Account(_SPENT, 0.0)
+        book.is_whole = False
 
 
 def _kind(text: str) -> Kind:

@@ -10,7 +10,7 @@ What nobody can say any more that he has is lost: it stays charged until the per
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from meshwarden.controlplane.quota.demand import Demand
@@ -24,15 +24,24 @@ LEAST_S: Final = 1.0
 MOST_OF_REST: Final = 0.01
 LIVES_S: Final = 5.0
 """A point that was not heard of for so long counts as lost until it is."""
+MAX_SERIES: Final = 64
 MOST: Final = 1e15
 
 
 @dataclass(slots=True)
 class Account:
-    """One bucket in the period: what was given of it, less what came back; and what of that was used, as points say."""
+    """One bucket in the period.
+
+    Attributes:
+        granted: what was given of it, less what came back.
+        used: what of that was used, as points say.
+        series: what of that points used that still live, by their series, of `MAX_SERIES` at most: so that who goes on
+            with what is written knows what was used meanwhile.
+    """
 
     granted: float = 0.0
     used: float = 0.0
+    series: dict[int, float] = field(default_factory=dict)
 
 
 class Chunks(NamedTuple):
@@ -117,15 +126,15 @@ class Ledger:
         Args:
             tree: the policy's, in amounts for the period.
             turn: names this count; never one that points may hold already for something else.
-            accounts: by path; `restored` says more.
+            accounts: by path; they are its own from then on.
         """
         self.tree, self.turn = tree, turn
-        self.accounts: dict[Path, Account] = {path: Account(one.granted, one.used) for path, one in accounts.items()}
+        self.accounts: dict[Path, Account] = dict(accounts)
         self.holdings: dict[tuple[str, int, Path], Holding] = {}
-        self.dirty: set[str] = set()
-        """The tenants to whom something was given, or who gave something back, since that was written."""
-        self.aged: set[str] = set()
-        """The tenants of whose use there is news."""
+        self.dirty: set[Path] = set()
+        """The accounts out of which something was given, or into which something came back, since they were written."""
+        self.aged: set[Path] = set()
+        """The accounts of whose use there is news."""
         # {point: {path: its series}}
         self._series: dict[Point, dict[Path, int]] = {}
         self._sharers: dict[Path, int] = {}
@@ -143,11 +152,13 @@ class Ledger:
         before, self.accounts = self.accounts, {}
         for path, account in before.items():
             here = leaf_of(tree, path) or path
-            known = self.accounts.setdefault(here, Account())
-            known.granted += account.granted
-            known.used += account.used
+            known = self.accounts.setdefault(here, account)
+            if known is not account:
+                known.granted += account.granted
+                known.used += account.used
+                known.series.update(account.series)
             if here != path:
-                self.dirty.add(path[0])
+                self.dirty |= {here, path}
         held = list(self.holdings.values())
         self._forget_holdings()
         for holding in held:
@@ -186,6 +197,9 @@ class Ledger:
             given, used = said.amount, said.amount - said.left - said.returned
             demand = Demand(now_s)
             holding = Holding(point, path, said.series, demand, given, given, given, used, said.returned)
+            account = self.accounts.get(path)
+            if account is not None and said.series in account.series:
+                self._use(path, account, said.series, used, account.series[said.series])
         else:
             self._say(holding, said)
         holding.point = point
@@ -201,8 +215,10 @@ class Ledger:
     def end(self, point: Point, path: Path, said: Chunks) -> None:
         """Takes a point's last word of a bucket: what it gives back, and what it was not told of yet, comes back."""
         holding = self.holdings.get((point.node, said.series, path))
-        if holding is None or said.turn != self.turn:
+        if holding is None:
             return
+        if said.turn != self.turn:  # of this turn it was told nothing
+            said = Chunks(said.series)
         self._say(holding, said)
         self._credit(holding, holding.given - holding.said)
         self._drop(holding)
@@ -227,6 +243,7 @@ class Ledger:
                 self._charge(holding.path, amount)
                 holding.given += amount
                 holding.tell = True
+                self._remember(self.accounts[holding.path], holding)
             room, level = self.room(holding.path)
             spent = level if room < 1 else ""
             if spent != holding.spent:
@@ -287,6 +304,8 @@ class Ledger:
     def _drop(self, holding: Holding) -> None:
         del self.holdings[holding.point.node, holding.series, holding.path]
         self._sharers[holding.path] -= 1
+        if holding.path in self.accounts:
+            self.accounts[holding.path].series.pop(holding.series, None)
         self.of_node[holding.point.node] -= 1
 
     def _forget_holdings(self) -> None:
@@ -301,12 +320,23 @@ class Ledger:
         used = max(0.0, min(said.amount - said.left - said.returned, MOST))
         account = self.accounts.get(holding.path)
         if account is not None and used != holding.used:
-            account.used = max(0.0, min(account.used + used - holding.used, MOST))
-            self.aged.add(holding.path[0])
+            self._use(holding.path, account, holding.series, used, holding.used)
         holding.used = used
         if said.returned > holding.returned:
             self._credit(holding, said.returned - holding.returned)
             holding.returned = said.returned
+
+    def _use(self, path: Path, account: Account, series: int, used: float, before: float) -> None:
+        """Counts what a point has used since it used so much."""
+        account.used = max(0.0, min(account.used + used - before, MOST))
+        if series in account.series:
+            account.series[series] = used
+        self.aged.add(path)
+
+    def _remember(self, account: Account, holding: Holding) -> None:
+        """Has what a point has used written with its account, if there is room."""
+        if len(account.series) < MAX_SERIES:
+            account.series.setdefault(holding.series, holding.used)
 
     def _credit(self, holding: Holding, amount: float) -> None:
         """Takes back what we have given ourselves: for the rest there is only the point's word."""
@@ -328,7 +358,7 @@ class Ledger:
     def _charge(self, path: Path, amount: float) -> None:
         self.accounts.setdefault(path, Account()).granted += amount
         self._add(path, amount)
-        self.dirty.add(path[0])
+        self.dirty.add(path)
 
     def _add(self, path: Path, amount: float) -> None:
         """Counts an amount at each level of a path, and against the floors that are kept free for it."""

@@ -43,21 +43,17 @@ class Name(NamedTuple):
 
 
 class Write(NamedTuple):
-    """A record to be written.
+    """A record to be written, or deleted.
 
     Attributes:
         name: of the ledger.
-        tenant: whose accounts in it; empty for the ledger's own record.
-        accounts: by path.
-        book: the ledger's.
-        is_over: whether the record is to be deleted instead.
+        path: whose account in it; empty for the ledger's own record.
+        value: what is in it; None if it is over.
     """
 
     name: Name
-    tenant: str
-    accounts: Mapping[Path, Account]
-    book: "Book"
-    is_over: bool = False
+    path: Path
+    value: "Account | Book | None"
 
 
 @dataclass(slots=True)
@@ -69,11 +65,13 @@ class Book:
         turn: the ledger's.
         before_s: periods of these terms that begin before are over for good.
         accounts: by path.
+        is_whole: whether all of it could be read; if not, nothing is given out of it.
     """
 
     period: Period
     turn: int
     before_s: float = 0.0
+    is_whole: bool = True
     accounts: dict[Path, Account] = field(default_factory=dict)
 
 
@@ -100,9 +98,8 @@ class Ledgers:
         self._new_turn = new_turn
         self._books: dict[Name, Book] = dict(books)
         self._policies: dict[str, _Policy] = {}
-        self._begun: set[Name] = set()
-        # What has to be written: by ledger the tenants, "" for its own record; and what has to be deleted.
-        self._unwritten: dict[Name, set[str]] = {}
+        # What has to be written: by ledger the paths, () for its own record; and what has to be deleted.
+        self._unwritten: dict[Name, set[Path]] = {}
         self._over: list[Write] = []
         self._used_s = self._pruned_s = -math.inf
         self.presses = False
@@ -199,12 +196,11 @@ class Ledgers:
                 known.ledger.plan()
                 self._note(known.name, known.ledger, with_use=with_use)
         writes = []
-        for name, tenants in self._unwritten.items():
+        for name, paths in self._unwritten.items():
             book = self._books[name]
-            for tenant in sorted(tenants):
-                mine = {path: one for path, one in book.accounts.items() if path[0] == tenant}
-                writes.append(Write(name, tenant, mine, book))
-        return writes + self._over
+            writes += [Write(name, path, book.accounts.get(path) if path else book) for path in sorted(paths)]
+        # What has moved to another account is written there before it is deleted here.
+        return sorted(writes, key=lambda write: write.value is None) + self._over
 
     def written(self) -> list[tuple[str, int, Grant]]:
         """What is to be said now that all that was planned is written: [(policy, turn, grant)]."""
@@ -219,12 +215,12 @@ class Ledgers:
     def _note(self, name: Name, ledger: Ledger, *, with_use: bool) -> None:
         """Notes what of a ledger has to be written."""
         self._books[name].accounts = ledger.accounts
-        tenants, ledger.dirty = ledger.dirty, set()
+        paths, ledger.dirty = ledger.dirty, set()
         if with_use:
-            tenants |= ledger.aged
+            paths |= ledger.aged
             ledger.aged = set()
-        if tenants:
-            self._unwritten.setdefault(name, set()).update(tenants)
+        if paths:
+            self._unwritten.setdefault(name, set()).update(paths)
 
     def _retire(self, known: _Policy) -> None:
         """A ledger is not the present one any more."""
@@ -245,14 +241,11 @@ class Ledgers:
         if period.start_s < before_s:
             return False  # it was over for good before the clock was turned back
         book = self._books.get(name)
+        if book is not None and not book.is_whole:
+            return False
         if book is None:
             book = self._books[name] = Book(period, self._new_turn(), before_s)
-            self._unwritten.setdefault(name, set()).add("")
-        elif name in self._begun:
-            # Between then and now points were told of another: what they have of this is lost.
-            book.turn = self._new_turn()
-            self._unwritten.setdefault(name, set()).add("")
-        self._begun.add(name)
+            self._unwritten.setdefault(name, set()).add(())
         known.name, known.ledger = name, Ledger(known.tree, book.turn, book.accounts)
         return True
 
@@ -265,13 +258,11 @@ class Ledgers:
                 continue
             for after in present.intersection(self._alike(name)):
                 self._books[after].before_s = max(self._books[after].before_s, name.start_s + 1)
-                self._unwritten.setdefault(after, set()).add("")
+                self._unwritten.setdefault(after, set()).add(())
             del self._books[name]
             self._unwritten.pop(name, None)
-            self._begun.discard(name)
             # The ledger's own record goes last: without it the others would never be found.
-            tenants = sorted({path[0] for path in book.accounts})
-            self._over += [Write(name, tenant, {}, book, is_over=True) for tenant in (*tenants, "")]
+            self._over += [Write(name, path, None) for path in (*sorted(book.accounts), ())]
 
     def _ended(self, name: Name) -> list[Name]:
         return [other for other in self._alike(name) if other.start_s < name.start_s]

@@ -39,11 +39,12 @@ def rate_faults(spec: RatePolicySpec) -> Faults:
         yield from _point_faults(spec)
         return
     yield from _away_faults(spec)
+    each = "" if spec.period else " at once" if unit_of(spec) == CONCURRENT else "/s"
     for number, limit in enumerate(spec.limits):
-        yield from _limit_faults(f"spec.limits[{number}]", limit)
+        yield from _limit_faults(f"spec.limits[{number}]", limit, each)
     if spec.HasField("total"):
         limits = ((f"spec.limits[{number}]", limit) for number, limit in enumerate(spec.limits))
-        yield from _floors(limits, spec.total, "total")
+        yield from _floors(limits, spec.total, "total", each)
     parts: list[Any] = [part for limit in spec.limits for part in (limit, *limit.services)]
     if sum(len(part.methods) for part in parts) > MAX_METHODS:
         yield "spec.limits", f"more than {MAX_METHODS} limits on methods"
@@ -156,21 +157,21 @@ def _away_faults(spec: RatePolicySpec) -> Faults:
         yield "spec.fallback", "only with whenAway FALLBACK"
 
 
-def _limit_faults(path: str, limit: RateLimit) -> Faults:
+def _limit_faults(path: str, limit: RateLimit, each: str) -> Faults:
     if limit.floor > amount_of(limit):
         yield f"{path}.floor", f"{limit.floor} is above the limit of {amount_of(limit)}"
     elif limit.floor and limit.tenant == "*":
         yield f"{path}.floor", "each tenant not named would have one, without bound: name those that shall"
     if limit.methods and limit.services:
         yield f"{path}.methods", "these or services: methods of one service stand in its part"
-    yield from _part_faults(path, limit, "methods", "tenant's")
-    yield from _part_faults(path, limit, "services", "tenant's")
+    yield from _part_faults(path, limit, "methods", "tenant's", each)
+    yield from _part_faults(path, limit, "services", "tenant's", each)
     for number, part in enumerate(limit.services):
-        yield from _part_faults(f"{path}.services[{number}]", part, "methods", "service's")
+        yield from _part_faults(f"{path}.services[{number}]", part, "methods", "service's", each)
 
 
-def _part_faults(path: str, whole: Any, field: str, whose: str) -> Faults:
-    """The faults of the parts of a limit, by method or by service."""
+def _part_faults(path: str, whole: Any, field: str, whose: str, each: str) -> Faults:
+    """The faults of the parts of a limit, by method or by service; their amounts are `each`: "/s", or none."""
     found = list(_parts(path, whole, field))
     key, named = field[:-1], set[str]()
     for place, part in found:
@@ -179,10 +180,13 @@ def _part_faults(path: str, whole: Any, field: str, whose: str) -> Faults:
             yield f"{place}.{key}", f"{name} has a limit already"
         named.add(name)
         if per_s(part) > per_s(whole):
-            yield f"{place}.{part.WhichOneof('amount')}", f"{_said(part)} are above the {whose} {_said(whole)}"
+            yield (
+                f"{place}.{part.WhichOneof('amount')}",
+                f"{_said(part)}{each} are above the {whose} {_said(whole)}{each}",
+            )
         if part.floor > amount_of(part):
             yield f"{place}.floor", f"{part.floor} is above the limit of {amount_of(part)}"
-    yield from _floors(iter(found), whole, f"{whose} limit")
+    yield from _floors(iter(found), whole, f"{whose} limit", each)
 
 
 def _parts(path: str, whole: Any, field: str) -> Iterator[tuple[str, Any]]:
@@ -190,13 +194,13 @@ def _parts(path: str, whole: Any, field: str) -> Iterator[tuple[str, Any]]:
     return ((f"{path}.{field}[{number}]", part) for number, part in enumerate(getattr(whole, field)))
 
 
-def _floors(parts: Iterator[tuple[str, Any]], whole: Any, name: str) -> Faults:
+def _floors(parts: Iterator[tuple[str, Any]], whole: Any, name: str, each: str) -> Faults:
     """Names the first part whose floor is more than what the floors before it leave of the whole."""
     together = Fraction(0)
     for path, part in parts:
         together += per_s(part, part.floor)
         if together > per_s(whole):
-            text = f"with the floors before it {_said(whole, together)}, above the {name} of {_said(whole)}"
+            text = f"with the floors before it {float(together):g}{each}, above the {name} of {_said(whole)}{each}"
             yield f"{path}.floor", text
             return
 
@@ -207,6 +211,5 @@ def per_s(rate: Any, amount: int | None = None) -> Fraction:
     return Fraction(amount_of(rate) if amount is None else amount) / (period or 1)
 
 
-def _said(rate: Any, amount: Fraction | None = None) -> str:
-    unit = " at once" if rate.WhichOneof("amount") == CONCURRENT else "/s"
-    return f"{float(per_s(rate) if amount is None else amount):g}{unit}"
+def _said(rate: Any) -> str:
+    return f"{float(per_s(rate)):g}"
