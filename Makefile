@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 NAME ?=
 # Debian packages that suites need beside Python and Node; `make deps` installs them.
-DEBIAN := prometheus prometheus-alertmanager curl
+DEBIAN := prometheus prometheus-alertmanager curl redis-server
 pin = uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
   --prerelease=if-necessary-or-explicit pyproject.toml requirements/build.in --extra mesh
 step = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2

@@ -1,15 +1,15 @@
-"""What a limit across the mesh costs: a decision where the call is, dividing, and memory.
-
-Of accuracy on real processes and of Envoy's part nothing is measured here yet.
-"""
+"""What a limit across the mesh costs, where the call is and where it is divided, and how exactly it holds."""
 
 import gc
 import os
 import random
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Final
 
+from benchmarks import accuracy, limited_envoy, neighbour, redis_bucket
 from benchmarks.process import rss_mib, say
 from benchmarks.result import Case
 from meshwarden.controlplane.quota.allocator import Part, divide
@@ -47,6 +47,22 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
     yield _dividing(rounds)
     say("quota: memory")
     yield _memory()
+    with tempfile.TemporaryDirectory(prefix="mw-bench-") as name:
+        directory = Path(name)
+        for part in (
+            redis_bucket.cases(_place(directory, "redis"), rounds, _alone),
+            limited_envoy.cases(_place(directory, "envoy"), rounds),
+            neighbour.cases(_place(directory, "neighbour"), rounds),
+            accuracy.cases(_place(directory, "accuracy")),
+        ):
+            async for case in part:
+                yield case
+
+
+def _place(directory: Path, name: str) -> Path:
+    made = directory / name
+    made.mkdir()
+    return made
 
 
 def _decision(name: str, spec: RatePolicySpec, rounds: int) -> Case:
@@ -57,6 +73,13 @@ def _decision(name: str, spec: RatePolicySpec, rounds: int) -> Case:
     for _ in range(rounds):
         case.add(_us(leases.take, tenants), _us(_nothing, tenants))
     return case
+
+
+def _alone() -> tuple[float, float]:
+    """CPU and time of a decision, in µs: it waits for nothing, so they are the same."""
+    leases = _full(RatePolicySpec(limits=[RateLimit(tenant="*", requests=MOST)]))
+    took = _us(leases.take, [f"tenant-{number}" for number in range(TENANTS)])
+    return took, took
 
 
 def _full(spec: RatePolicySpec) -> Leases:

@@ -28,6 +28,7 @@ class Case:
         reference: the peer or the limit, for people.
         unit: of every figure but the ratio.
         better: which is the better ratio.
+        may_be_nothing: whether 0 is a figure: then there may be no ratio.
         ours: our figures, one a round.
         theirs: the reference's, likewise.
     """
@@ -37,6 +38,7 @@ class Case:
     reference: str
     unit: str
     better: Literal["lower", "higher"] = "lower"
+    may_be_nothing: bool = False
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
 
@@ -54,7 +56,7 @@ class Case:
         if not self.ours:
             raise Unmeasurable(f"{self.name}: no round was measured")
         ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
-        if ours <= 0 or theirs <= 0:
+        if (ours <= 0 or theirs <= 0) and not self.may_be_nothing:
             raise Unmeasurable(
                 f"{self.name}: {ours:g} against {theirs:g} {self.unit} is too little to be told from nothing; "
                 "take more agents"
@@ -65,7 +67,7 @@ class Case:
             "ours": _rounded(ours),
             "reference": self.reference,
             "theirs": _rounded(theirs),
-            "ratio": _rounded(ours / theirs),
+            "ratio": _rounded(ours / theirs) if theirs > 0 else None,
             "better": self.better,
             "unit": self.unit,
             "rounds": len(self.ours),
