@@ -18,6 +18,7 @@ from meshwarden.controlplane.quota.leases import Leases as Allocator
 from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.node import NodeStream, SayAgain
 from meshwarden.controlplane.quota.policy import share_to_proto
+from meshwarden.controlplane.quota.pool import LEAST_BURST
 from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.sdk.bucket import STARTER
@@ -245,9 +246,9 @@ class Mesh:
         self.servers[which % len(self.servers)].load = 80.0
 
     def extra(self) -> float:
-        """What the bound has beside the rate: bursts, of which none is below a call, and starters."""
+        """What the bound has beside the rate: bursts, of which none is below some calls, and starters."""
         opened = sum(server.opened for server in self.servers)
-        return RATE + len(self.servers) + opened * (STARTER + 1)
+        return RATE + LEAST_BURST * len(self.servers) + opened * (STARTER + 1)
 
     def check(self) -> None:
         for width_s in (1.0, 3.0, 10.0, 1e9):

@@ -1,35 +1,41 @@
 """How much an enforcement point wants of a bucket, estimated from what it reports. Pure: time is passed in."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
-HALF_LIFE_S: Final = 1.0
-"""A demand that falls is believed to half after so long; one that rises at once."""
-SHORTEST_S: Final = 0.1
-"""Reports that come closer together are counted together, so that two calls in a millisecond are not 2,000 a second."""
+_SELDOM: Final = 0.1
+"""What a point that seldom calls wants, so that its next call isn't its first."""
+
+HALF_LIFE_S: Final = 1.5
+"""What was wanted so long ago counts half."""
+SHORTEST_S: Final = 0.25
+"""Reports that come closer together are counted together, unless they say that demand has risen."""
+SURE: Final = 3.0
+"""A rise by so many standard deviations of calls at random is one, and believed at once."""
 
 
 class Demand:
-    """Calls a second that somebody wants to make, admitted and refused together."""
+    """What somebody wants of a bucket a second, admitted and refused together."""
 
-    __slots__ = ("_calls", "_since_s", "rate")
+    __slots__ = ("_since_s", "_wanted", "rate")
 
     def __init__(self, now_s: float) -> None:
         self.rate = 0.0
-        self._calls, self._since_s = 0.0, now_s
+        self._wanted, self._since_s = 0.0, now_s
 
-    def add(self, calls: float, now_s: float, ceiling: float) -> None:
+    def add(self, wanted: float, now_s: float, ceiling: float) -> None:
         """Counts what was wanted since the last report; no more than a ceiling is ever believed."""
-        self._calls += calls
+        self._wanted += wanted
         passed_s = now_s - self._since_s
-        if passed_s < SHORTEST_S:
-            if self._calls > self.rate * SHORTEST_S:  # rises at once
-                self.rate = min(ceiling, self._calls / SHORTEST_S)
-            return
-        rate = min(ceiling, self._calls / passed_s)
-        kept = 0.5 ** (passed_s / HALF_LIFE_S)
-        self.rate = rate if rate > self.rate else rate + (self.rate - rate) * kept
-        self._calls, self._since_s = 0.0, now_s
+        expected = self.rate * passed_s
+        if self._wanted > expected + SURE * math.sqrt(max(expected, 1.0)) + 1.0:
+            self.rate = min(ceiling, max(self.rate, self._wanted / max(passed_s, 2 * SHORTEST_S)))
+        elif passed_s >= SHORTEST_S:
+            kept = 0.5 ** (passed_s / HALF_LIFE_S)
+            self.rate = min(ceiling, self.rate * kept + self._wanted / passed_s * (1 - kept))
+        if passed_s >= SHORTEST_S:
+            self._wanted, self._since_s = 0.0, now_s
 
     def peak(self, at_once: float, now_s: float, ceiling: float) -> None:
         """Notes how many of what is counted at once were wanted since the last report; no more than a ceiling."""
@@ -37,13 +43,34 @@ class Demand:
         wanted = min(ceiling, at_once)
         self.rate = max(wanted, wanted + (self.rate - wanted) * 0.5 ** (passed_s / HALF_LIFE_S))
 
-    def planned_at_once(self) -> float:
-        """What of that to set aside: a tenth more, and one, so that a next call finds one."""
-        return 1.1 * self.rate + 1.0
 
-    def planned(self, interval_s: float) -> float:
-        """What to set aside: a tenth more, and as much as calls at random vary between two reports.
+def planned(rate: float) -> float:
+    """What to set aside for such a demand of all points of a bucket: a little more, and what calls at random vary by.
 
-        Source: the spread of a Poisson process is the root of its mean; two of them hold 97 of 100 intervals.
-        """
-        return 1.1 * self.rate + 2.0 * math.sqrt(self.rate / interval_s) + 0.5
+    Source: the spread of a Poisson process is the root of its mean; buckets hold what exceeds one of them.
+    """
+    return 1.05 * rate + math.sqrt(rate) + 0.5
+
+
+def planned_at_once(wanted: float, points: int) -> float:
+    """What to set aside of what is counted at once: a tenth more, and one at each point, for a next call to find."""
+    return 1.1 * wanted + points
+
+
+def portions(amount: float, demands: Sequence[float]) -> list[float]:
+    """What each point of a bucket gets of an amount.
+
+    If that is too little for all, it goes by demand; else each gets what it wants, and of the rest by the root of that,
+    which is what calls at random vary by. Points of one bucket have no claim against each other: best is what refuses
+    the fewest calls.
+
+    Source: the rule of the square root in staffing (Halfin and Whitt, "Heavy-Traffic Limits for Queues with Many
+    Exponential Servers", 1981).
+    """
+    claims = [demand + _SELDOM for demand in demands]
+    wanted = sum(claims)
+    if amount <= wanted:
+        return [amount * claim / wanted for claim in claims] if wanted > 0 else []
+    roots = [math.sqrt(claim) for claim in claims]
+    more = (amount - wanted) / sum(roots) if roots else 0.0
+    return [claim + more * root for claim, root in zip(claims, roots, strict=True)]

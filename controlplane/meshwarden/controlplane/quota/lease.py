@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from meshwarden.controlplane.quota.allocator import Part
 from meshwarden.controlplane.quota.demand import Demand
 from meshwarden.controlplane.quota.tree import Bucket, Point
 
@@ -38,6 +37,7 @@ class Lease:
         given: the rate that it was last told.
         target: the rate that is meant for it.
         in_use: where calls at once are counted, how many may still run there, whatever it was told.
+        is_idle: whether it wasn't used for so long that it is taken back.
     """
 
     __slots__ = (
@@ -47,7 +47,7 @@ class Lease:
         "demand",
         "given",
         "in_use",
-        "part",
+        "is_idle",
         "point",
         "target",
         "used_s",
@@ -58,7 +58,7 @@ class Lease:
         self.given = self._acknowledged = held
         self.target = self.in_use = 0.0
         self.demand, self.used_s = Demand(now_s), now_s
-        self.part = Part()
+        self.is_idle = False
         # What was told since, and not acknowledged: (number, rate).
         self._pending: tuple[tuple[int, float], ...] = ()
 

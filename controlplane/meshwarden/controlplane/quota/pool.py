@@ -1,22 +1,22 @@
 """The leases of one policy, divided as its tree says."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from meshwarden.controlplane.quota.allocator import Part, divide
+from meshwarden.controlplane.quota.demand import planned, planned_at_once, portions
 from meshwarden.controlplane.quota.lease import Lease, Share
-from meshwarden.controlplane.quota.tree import Level, Point
-from meshwarden.controlplane.quota.whole import apportion, round_down
+from meshwarden.controlplane.quota.tree import Level
+from meshwarden.controlplane.quota.whole import apportion, round_down, rounded
 from meshwarden.sdk.unit import CONCURRENT
 
-REPORT_S: Final = 1.0
-"""How often points report what they use."""
 IDLE_S: Final = 30.0
 """A bucket that a point doesn't use for so long is taken from it."""
 WORTH_SAYING: Final = 0.03
 """A share is said anew if it differs by more than this part of itself."""
-
+LEAST_BURST: Final = 4.0
+"""What a point may save up of a bucket, however small its share is, if the bucket's whole burst is no less: calls that
+come at random would else find nothing half of the time."""
 
 _Sharing: TypeAlias = "Callable[[float, Sequence[float]], list[float]]"
 """What each gets of so much room who wants so much more."""
@@ -28,31 +28,31 @@ class Pool:
     def __init__(self, tree: Level) -> None:
         self.tree = tree
         self._whole = tree.unit == CONCURRENT
-        self.leases: dict[Lease, None] = {}
         self._root = _Branch(tree)
         self._arranged = False
+
+    @property
+    def leases(self) -> list[Lease]:
+        """All leases."""
+        return list(self._root.all())
 
     def add(self, lease: Lease) -> None:
         """Takes a lease in; its bucket is one of the tree's."""
         branch = self._root
         for name in lease.bucket.path:
-            if name not in branch.branches:
-                branch.branches[name] = _Branch(branch.level.part(name))
-            branch = branch.branches[name]
-        branch.leases[lease.point] = lease
-        self.leases[lease] = None
+            branch = branch.branch(name)
+        branch.leases += (lease,)
         self._arranged = False
 
     def remove(self, lease: Lease) -> None:
         """Lets a lease go, and the levels that it was the last of."""
-        if lease not in self.leases:
-            return
-        del self.leases[lease]
         above, branch = [], self._root
         for name in lease.bucket.path:
+            if name not in branch.branches:
+                return
             above.append((branch, name))
             branch = branch.branches[name]
-        del branch.leases[lease.point]
+        branch.leases = tuple(one for one in branch.leases if one is not lease)
         for parent, name in reversed(above):
             if branch.leases or branch.branches:
                 break
@@ -62,7 +62,7 @@ class Pool:
 
     def change(self, tree: Level) -> list[Lease]:
         """Puts another tree in place; returns the leases whose buckets it doesn't have."""
-        leases, self.leases = self.leases, {}
+        leases = self.leases
         self.tree, self._root, self._whole = tree, _Branch(tree), tree.unit == CONCURRENT
         gone = []
         for lease in leases:
@@ -77,16 +77,13 @@ class Pool:
         if not self._arranged:
             self._root.arrange()
             self._arranged = True
-        for lease in self.leases:
-            idle = now_s - lease.used_s > IDLE_S
-            lease.part.ceiling = 0.0 if idle else math.inf
-            lease.part.demand = lease.demand.planned_at_once() if self._whole else lease.demand.planned(REPORT_S)
+        for lease in self._root.all():
+            lease.is_idle = now_s - lease.used_s > IDLE_S
+        self._root.ask(whole=self._whole)
         divide(self._root.part)
         if self._whole:
-            self._root.remember()
             round_down(self._root.part)
-        for lease in self.leases:
-            lease.target = lease.part.rate
+        self._root.aim(whole=self._whole)
         self._root.count()
         rates: dict[Lease, float] = {}
         self._root.settle(0.0 if learning else self._root.more, rates, _in_whole if self._whole else _in_proportion)
@@ -100,12 +97,18 @@ class Pool:
 
     def returned(self) -> list[Lease]:
         """Leases of which nothing is left: the point has acknowledged that it has none."""
-        return [lease for lease in self.leases if lease.part.ceiling == 0 and lease.held == 0]
+        return [lease for lease in self._root.all() if lease.is_idle and lease.held == 0]
 
     def share(self, lease: Lease, rate: float) -> Share:
         """What a point is told."""
         *_, level = self.tree.along(lease.bucket.path)
-        return Share(lease.bucket, rate, rate * level.burst_s)
+        burst = rate * level.burst_s
+        if not self._whole and rate > 0:
+            burst = max(burst, min(LEAST_BURST, level.ceiling * level.burst_s))
+        return Share(lease.bucket, rate, burst)
+
+
+_NONE: Final[dict[str, "_Branch"]] = {}
 
 
 class _Branch:
@@ -115,18 +118,58 @@ class _Branch:
 
     def __init__(self, level: Level) -> None:
         self.level = level
-        self.branches: dict[str, _Branch] = {}
-        self.leases: dict[Point, Lease] = {}
+        # A bucket has leases, any other level branches; what has none shares the one that is empty.
+        self.branches: dict[str, _Branch] = _NONE
+        self.leases: tuple[Lease, ...] = ()
         self.part = Part()
         self.held = self.more = 0.0
+
+    def branch(self, name: str) -> "_Branch":
+        """The level below it of that name, made if there is none."""
+        if self.branches is _NONE:
+            self.branches = {}
+        if name not in self.branches:
+            self.branches[name] = _Branch(self.level.part(name))
+        return self.branches[name]
+
+    def all(self) -> Iterator[Lease]:
+        """The leases below it."""
+        yield from self.leases
+        for branch in self.branches.values():
+            yield from branch.all()
 
     def arrange(self) -> Part:
         """Makes the tree that is divided."""
         branches = tuple(branch.arrange() for branch in self.branches.values())
-        parts = branches + tuple(lease.part for lease in self.leases.values())
         level = self.level
-        self.part = Part(parts, weight=level.weight, floor=level.floor, ceiling=level.ceiling)
+        self.part = Part(branches, weight=level.weight, floor=level.floor, ceiling=level.ceiling)
         return self.part
+
+    def ask(self, *, whole: bool) -> float:
+        """Says what its points want; returns what they have."""
+        had = sum(branch.ask(whole=whole) for branch in self.branches.values())
+        had += sum(lease.given for lease in self.leases)
+        self.part.had = had
+        rates = [lease.demand.rate for lease in self.leases if not lease.is_idle]
+        if rates:
+            wanted = sum(rates)
+            self.part.demand = planned_at_once(wanted, len(rates)) if whole else planned(wanted)
+        if self.leases:
+            self.part.ceiling = self.level.ceiling if rates else 0.0
+        return had
+
+    def aim(self, *, whole: bool) -> None:
+        """Says what each lease is meant to have of what its bucket gets."""
+        for branch in self.branches.values():
+            branch.aim(whole=whole)
+        used = [lease for lease in self.leases if not lease.is_idle]
+        rates = portions(self.part.rate, [lease.demand.rate for lease in used])
+        if whole:
+            rates = rounded(int(self.part.rate), rates, [lease.given for lease in used])
+        for lease in self.leases:
+            lease.target = 0.0
+        for lease, rate in zip(used, rates, strict=True):
+            lease.target = rate
 
     def count(self) -> None:
         """Adds up from the leases what is held, and how much more is meant and has room."""
@@ -135,7 +178,7 @@ class _Branch:
             branch.count()
             self.held += branch.held
             self.more += branch.more
-        for lease in self.leases.values():
+        for lease in self.leases:
             held = lease.held
             self.held += held
             self.more += max(0.0, lease.target - held)
@@ -143,7 +186,7 @@ class _Branch:
 
     def settle(self, room: float, rates: dict[Lease, float], share: _Sharing) -> None:
         """Says what each lease is to be: lower at once; higher by what there is room for, as it lacks."""
-        branches, leases = list(self.branches.values()), list(self.leases.values())
+        branches, leases = list(self.branches.values()), self.leases
         lacking = [branch.more for branch in branches] + [max(0.0, lease.target - lease.held) for lease in leases]
         given = share(room, lacking)
         for branch, more in zip(branches, given, strict=False):
@@ -151,15 +194,6 @@ class _Branch:
         for lease, more in zip(leases, given[len(branches) :], strict=True):
             held = lease.held
             rates[lease] = lease.target if lease.target <= held else held + more
-
-    def remember(self) -> float:
-        """Has each part know what it has."""
-        had = sum(branch.remember() for branch in self.branches.values())
-        for lease in self.leases.values():
-            lease.part.had = lease.given
-            had += lease.given
-        self.part.had = had
-        return had
 
 
 def _in_proportion(room: float, wants: Sequence[float]) -> list[float]:

@@ -34,12 +34,17 @@ def apportion(room: int, wants: Sequence[int]) -> list[int]:
     return _largest(room, exact, [0.0] * len(wants))
 
 
+def rounded(amount: int, exact: Sequence[float], had: Sequence[float]) -> list[float]:
+    """Shares made whole, together no more than an amount; `had` says what each has, which keeps ones from wandering."""
+    return [float(whole) for whole in _largest(amount, exact, had)]
+
+
 def _hand_down(part: Part) -> None:
     if not part.parts:
         return
-    whole = _largest(int(part.rate), [below.rate for below in part.parts], [below.had for below in part.parts])
+    whole = rounded(int(part.rate), [below.rate for below in part.parts], [below.had for below in part.parts])
     for below, rate in zip(part.parts, whole, strict=True):
-        below.rate = float(rate)
+        below.rate = rate
         _hand_down(below)
 
 
