@@ -50,9 +50,8 @@ def test_a_fall_is_believed_within_seconds_and_nothing_above_the_ceiling() -> No
 def test_portions_are_all_of_an_amount_and_as_demand_is(amount: float, demands: list[float]) -> None:
     found = portions(amount, demands)
     assert sum(found) == pytest.approx(amount, rel=1e-6, abs=1e-6)
-    for one, other in zip(found, found[1:], strict=False):
-        a, b = demands[found.index(one)], demands[found.index(other)]
-        assert (one <= other or a >= b) or math.isclose(one, other)
+    by_demand = [got for _, got in sorted(zip(demands, found, strict=True))]
+    assert by_demand == sorted(by_demand)
     if amount >= sum(demands) + 0.1 * len(demands):
         assert all(got >= wanted * (1 - 1e-9) for got, wanted in zip(found, demands, strict=True))
 
