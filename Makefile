@@ -33,8 +33,9 @@ test: $(VENV)/.dev tests/e2e/node/node_modules ## Run the tests (ARGS="-k store"
 	@$(BIN)/python -m pytest -m e2e $(ARGS) || [ $$? -eq 5 ]
 
 .PHONY: soak
-soak: $(VENV)/.dev ## Run what takes its time: a region that is cut off for ten minutes
+soak: $(VENV)/.dev ## Run what takes its time: a region cut off for ten minutes, limits while things break for ten
 	@MESHWARDEN_CUT_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_regions.py $(ARGS)
+	@MESHWARDEN_CHAOS_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_quota.py -k breaks_at_random $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks

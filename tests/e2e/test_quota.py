@@ -4,13 +4,16 @@ What is asserted is the bound of docs/quotas.md, computed for the run, and that 
 something takes. The policy says DENY, so that nobody goes on with a share that may be another's by then.
 """
 
+import contextlib
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from bisect import bisect_right
@@ -28,6 +31,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group
 RATE = 20  # a busy machine calls more often as well
 BURST = 20
 LEAST_BURST, STARTER = 4, 2
+CHAOS_S = float(os.environ.get("MESHWARDEN_CHAOS_S", "12"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,9 +248,31 @@ class Quota:
 
     def kill(self, name: str) -> None:
         """Kills a process of the mesh, which is started again."""
-        process = next(item for item in record.load(self.up.state_dir) if item.name == name)
+        process = self._running(name)
         os.kill(process.pid, signal.SIGKILL)
         assert kernel.wait_gone(process.pid, process.start_time, 60)
+
+    @contextlib.contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """Holds a process of the mesh still: who speaks with it hears nothing, as if the way were cut."""
+        process = self._running(name)
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGCONT)
+
+    def _running(self, name: str) -> record.Process:
+        """A process of the mesh, once it runs."""
+        found: list[record.Process] = []
+
+        def runs() -> bool:
+            found[:] = [item for item in record.load(self.up.state_dir) if item.name == name]
+            return bool(found) and kernel.start_time(found[0].pid) == found[0].start_time
+
+        self.up.until(runs)
+        return found[0]
 
     def _log(self, plan: Plan, version: str) -> str:
         return str(self.directory / f"served-{plan.name}-{version}")
@@ -316,7 +342,6 @@ def quota(start: Callable[..., Any], directory: Path, request: pytest.FixtureReq
     [
         pytest.param(([SDK], LIMITS), id="sdk"),
         pytest.param(([ENVOY], LIMITS), id="envoy"),
-        pytest.param(([FEW, ENVOY], LIMITS), id="several"),
     ],
     indirect=True,
 )
@@ -376,6 +401,32 @@ def _day(quota: Quota) -> dict[str, float] | None:
     for state in json.loads(shown.stdout).get("quotas", []):
         return {name: float(state["period"].get(name, 0)) for name in ("granted", "used", "held", "lost", "left")}
     return None
+
+
+@pytest.mark.timeout(CHAOS_S + 300)
+@pytest.mark.parametrize("quota", [pytest.param(([FEW, ENVOY], LIMITS), id="several")], indirect=True)
+def test_the_bound_holds_over_several_services_whatever_breaks_at_random(quota: Quota) -> None:
+    """Agents and the control plane are killed and held still at random; `make soak` does so for minutes."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # shown if it fails
+    rng, waiting = random.Random(seed), threading.Event()
+    probes = [(quota.call(node, plan), plan) for node in ("node-a", "node-b") for plan in quota.plans]
+    quota.until_each_served(10)
+    killed, until_s = 0, time.monotonic() + CHAOS_S
+    while time.monotonic() < until_s:
+        name = rng.choice(["agent-node-a", "agent-node-b", "server"])
+        if rng.random() < 0.5:
+            quota.kill(name)
+            killed += 1
+        else:
+            with quota.stopped(name):
+                waiting.wait(rng.uniform(0.5, 6.0))
+        waiting.wait(rng.uniform(0.0, 4.0))
+    quota.until_each_served(5)
+    for probe, _ in probes:
+        _ask(probe, op="steady_stop", id="load")
+    # An agent's Envoys end with it: their buckets are opened anew.
+    within_bound(quota.all_served(), len(quota.points) * (1 + killed), quota.minted)
 
 
 def _span_s(served: list[float]) -> float:
