@@ -7,7 +7,7 @@ docs/quotas.md, computed for the run. The policy says DENY: who hears nothing go
 
 import random
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -22,7 +22,7 @@ from meshwarden.controlplane.quota.pool import LEAST_BURST
 from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.sdk.bucket import STARTER
-from meshwarden.sdk.lease import Leases
+from meshwarden.sdk.lease import Costs, Leases
 from meshwarden.sdk.slot import Slots
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import PolicyLimits
@@ -36,10 +36,20 @@ TREE = Level(parts={"acme": Level(ceiling=RATE)})
 SPEC = RatePolicySpec(
     limits=[RateLimit(tenant="acme", requests=int(RATE), burst=int(RATE))], when_away=RatePolicySpec.DENY
 )
+COST, RESERVE = 10, 2
+COST_SPEC = RatePolicySpec(
+    limits=[RateLimit(tenant="acme", cost=int(RATE), burst=int(RATE))], when_away=RatePolicySpec.DENY
+)
 SLOTS_TREE = Level(parts={"acme": Level(ceiling=AT_ONCE)}, unit="concurrent")
 SLOTS_SPEC = RatePolicySpec(
     limits=[RateLimit(tenant="acme", concurrent=AT_ONCE, burst=AT_ONCE)], when_away=RatePolicySpec.DENY
 )
+
+KINDS: dict[str, tuple[type[Leases], RatePolicySpec]] = {
+    "requests": (Leases, SPEC),
+    "cost": (Costs, COST_SPEC),
+    "concurrent": (Slots, SLOTS_SPEC),
+}
 
 
 @dataclass
@@ -48,7 +58,7 @@ class Server:
 
     name: str
     load: float
-    at_once: bool = False
+    unit: str = "requests"
     leases: Leases = field(init=False)
     agent: AgentPoint | None = None
     pressing: bool = False
@@ -60,15 +70,24 @@ class Server:
     opened: int = 0
     # When each call that runs will end, and whether its slot may be somebody else's by now.
     running: list[tuple[float, bool]] = field(default_factory=list)
+    # When what a call has cost will be known.
+    unsettled: list[float] = field(default_factory=list)
+
+    @property
+    def owed(self) -> float:
+        """What its calls were let in for and have not paid."""
+        known = self.leases._tenants.get("acme")
+        return len(self.unsettled) * (COST - RESERVE) + (max(0.0, -known.rest.left) if known is not None else 0.0)
 
     def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         """Starts, or starts again with nothing."""
-        self.leases = Slots(self.press) if self.at_once else Leases(self.press)
-        self.leases.update(PolicyLimits(policy=POLICY, spec=SLOTS_SPEC if self.at_once else SPEC), 0.0)
-        self.running = []
+        engine, spec = KINDS[self.unit]
+        self.leases = engine(self.press)
+        self.leases.update(PolicyLimits(policy=POLICY, spec=spec), 0.0)
+        self.running, self.unsettled = [], []
         self.opened += 1
         self.cut()
 
@@ -106,11 +125,11 @@ class Server:
 class Mesh:
     """Servers of one node, their agent's stream, and the control plane."""
 
-    whole, at_once = TREE, False
+    whole, unit = TREE, "requests"
 
     def __init__(self, loads: list[float], rng: random.Random) -> None:
         self.rng, self.now_s = rng, 0.0
-        self.servers = [Server(f"s{number}", load, self.at_once) for number, load in enumerate(loads)]
+        self.servers = [Server(f"s{number}", load, self.unit) for number, load in enumerate(loads)]
         self.allocator = Allocator(0.0, learn=True)
         self.allocator.put(POLICY, self.whole)
         self._usages = Usages()
@@ -262,7 +281,7 @@ class Mesh:
 class Crowd(Mesh):
     """The same with a limit on calls at once, some of which run for long."""
 
-    whole, at_once = SLOTS_TREE, True
+    whole, unit = SLOTS_TREE, "concurrent"
 
     def step(self, number: int) -> None:
         """One step; then whether more run than may."""
@@ -285,6 +304,37 @@ class Crowd(Mesh):
             if server.leases.take("acme", "/x/Y", 1, self.now_s).allowed:
                 self.passed.append(self.now_s)
                 server.running.append((self.now_s + self.rng.choice([0.1, 1.0, 20.0]), False))
+
+
+class Costly(Mesh):
+    """The same with a limit on costs: a call reserves a fifth of what it costs, which is known half a second later."""
+
+    whole, unit = replace(TREE, unit="cost"), "cost"
+    most_owed = lost = 0.0
+
+    def call(self, server: Server, times: int) -> None:
+        """Calls are let in for what they reserve, and settled."""
+        while server.unsettled and server.unsettled[0] <= self.now_s:
+            server.unsettled.pop(0)
+            server.leases.charge("acme", "/x/Y", COST - RESERVE, self.now_s)
+        for _ in range(times):
+            if server.leases.take("acme", "/x/Y", RESERVE, self.now_s).allowed:
+                self.passed += [self.now_s] * COST
+                server.unsettled.append(self.now_s + 0.5)
+
+    def step(self, number: int) -> None:
+        """One step; then how much is owed."""
+        super().step(number)
+        self.most_owed = max(self.most_owed, sum(server.owed for server in self.servers))
+
+    def kill_server(self, which: int) -> None:
+        """What it owes is lost with it."""
+        self.lost += self.servers[which % len(self.servers)].owed
+        super().kill_server(which)
+
+    def extra(self) -> float:
+        """What it has for calls, and what was owed, a call beyond a full bucket among it."""
+        return super().extra() + self.most_owed + self.lost + sum(server.opened for server in self.servers) * RESERVE
 
 
 class _Limits:
@@ -330,6 +380,23 @@ def test_no_window_has_more_than_the_bound(seed: int, loads: list[float], faults
             getattr(mesh, name)(which)
         mesh.step(number)
     mesh.check()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32),
+    loads=st.lists(st.sampled_from([0.5, 5.0, 30.0]), min_size=1, max_size=4),
+    faults=st.lists(st.tuples(st.integers(0, 400), st.sampled_from(FAULTS), st.integers(0, 99)), max_size=6),
+)
+def test_what_calls_cost_too_much_is_paid(seed: int, loads: list[float], faults: list[tuple[int, str, int]]) -> None:
+    costly = Costly(loads, random.Random(seed))
+    due = {number: (name, which) for number, name, which in faults}
+    for number in range(500):
+        if number in due:
+            name, which = due[number]
+            getattr(costly, name)(which)
+        costly.step(number)
+    costly.check()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
