@@ -44,6 +44,28 @@ anyio.run(run.run, config.load(Path(sys.argv[1])), lambda: utc_now() + timedelta
 """
 
 
+# A program whose spans are large and can't be made smaller.
+TALKATIVE = """\
+import os, random, time, grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+export = grpc.insecure_channel(os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"]).unary_unary(
+    "/opentelemetry.proto.collector.trace.v1.TraceService/Export", ExportTraceServiceRequest.SerializeToString)
+print("up", flush=True)
+input()
+while True:
+    time.sleep(0.02)  # it is to talk much, and not to take all of a processor
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(name="talk")
+    span.trace_id, span.span_id = random.randbytes(16), random.randbytes(8)
+    for number in range(100):
+        span.attributes.add(key=str(number)).value.string_value = random.randbytes(1000).hex()
+    try:
+        export(request)
+    except grpc.RpcError:
+        pass
+"""
+
+
 @dataclass
 class Patient:
     """A mesh that faults are put into.
@@ -131,6 +153,31 @@ class Patient:
     def process(self, name: str) -> record.Process:
         """A process of the mesh."""
         return next(item for item in record.load(self.up.state_dir) if item.name == name)
+
+    @contextlib.contextmanager
+    def node(self, name: str, *program: str, **settings: str | int) -> Iterator[Path]:
+        """One more node, its agent run by `python *program CONFIG`; gives its agent's socket."""
+        state_dir = self.up.state_dir.with_name(name)
+        state_dir.mkdir()
+        token = state_dir / "token"
+        token.write_text(self.up.run("token", "create", "--node", name).stdout)
+        about = {
+            "node": name,
+            "trust_domain": "mesh.test",
+            "control_plane": self.up.up_json["control_plane"]["address"],
+            "ca_file": self.up.up_json["control_plane"]["ca_file"],
+            "join_token_file": str(token),
+            "state_dir": str(state_dir),
+            **settings,
+        }
+        config = state_dir / "agent.toml"
+        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in about.items()))
+        agent = subprocess.Popen([sys.executable, *program, str(config)], stderr=subprocess.DEVNULL)
+        try:
+            yield state_dir / "run" / "agent.sock"
+        finally:
+            agent.terminate()
+            agent.wait(60)
 
     def kill(self, name: str) -> None:
         """Ends a process with SIGKILL."""
@@ -301,30 +348,43 @@ def test_a_key_that_others_can_read(patient: Patient) -> None:
     patient.until_healed("key readable by others", "operator")
 
 
-def test_a_node_whose_clock_is_wrong(patient: Patient, shared_directory: Path) -> None:
-    state_dir = shared_directory / "c"
-    state_dir.mkdir()
-    token = state_dir / "token"
-    token.write_text(patient.up.run("token", "create", "--node", "node-c").stdout)
-    about = {
-        "node": "node-c",
-        "trust_domain": "mesh.test",
-        "control_plane": patient.up.up_json["control_plane"]["address"],
-        "ca_file": patient.up.up_json["control_plane"]["ca_file"],
-        "join_token_file": str(token),
-        "state_dir": str(state_dir),
-    }
-    config = state_dir / "agent.toml"
-    config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in about.items()))
-    agent = subprocess.Popen([sys.executable, "-c", SKEWED_AGENT, str(config)], stderr=subprocess.DEVNULL)
-    try:
+def test_a_node_whose_clock_is_wrong(patient: Patient) -> None:
+    with patient.node("node-c", "-c", SKEWED_AGENT):
         found = patient.until_found("clock skewed", "node node-c")
         # The clock is read before the message is on its way, however long that takes.
         (skew,) = re.findall(r"its clock is \+(\d+) s off", found["evidence"])
         assert 500 < int(skew) <= 600
-    finally:
-        agent.terminate()
-        agent.wait(60)
+
+
+def test_a_node_whose_spool_is_full(patient: Patient) -> None:
+    entry = f"nodes: [node-d], insecureSameUser: true, selectors: {{uid: {os.getuid()}}}"
+    patient.apply(
+        "kind: Service\nmetadata: {tenant: acme, name: talk}\nspec: {protocol: GRPC}\n---\n"
+        f"kind: WorkloadEntry\nmetadata: {{tenant: acme, name: talk}}\nspec: {{service: talk, {entry}}}\n"
+    )
+    run = ("-m", "meshwarden.agents", "run", "--config")
+    bounds = {"spool_tenant_bytes": 16 << 20, "telemetry_bytes_per_s": 64 << 20}
+    # The node ends before what it has kept can go up: that would fill a small disk.
+    with contextlib.ExitStack() as until_after, patient.node("node-d", *run, **bounds) as agent:
+        patient.up.until(agent.exists)
+        start = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", str(agent), "--entry", "acme/talk"]
+        talk = [*start, "--", sys.executable, "-c", TALKATIVE]
+        with subprocess.Popen(talk, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+            try:
+                assert program.stdout is not None
+                assert program.stdout.readline() == b"up\n"
+                _put_context(patient, "lonely", agent_sockets=[str(agent)])
+                until_after.enter_context(stopped(patient.process("server").pid))
+                assert program.stdin is not None
+                program.stdin.write(b"go\n")
+                program.stdin.flush()
+                found = patient.until_found("spool full", "node node-d", "--context", "lonely")
+                assert "of 16 MiB of tenant acme wait to go up: the oldest is dropped" in found["evidence"]
+            finally:
+                program.kill()
+    patient.until_healed("control plane silent", "control plane")
+    for kind in ("WorkloadEntry", "Service"):
+        assert patient.up.run("delete", kind, "acme/talk").returncode == 0
 
 
 def test_a_control_plane_that_hangs_until_a_certificate_ends(patient: Patient) -> None:
@@ -383,7 +443,7 @@ def _ended(uri: str) -> bytes:
     return leaf.public_bytes(Encoding.PEM)
 
 
-def _put_context(patient: Patient, name: str, **changed: str) -> None:
+def _put_context(patient: Patient, name: str, **changed: str | list[str]) -> None:
     """Adds a context that is the mesh's but for what is changed."""
     path = Path(patient.up.environment["XDG_CONFIG_HOME"]) / "meshwarden" / "contexts.json"
     said = json.loads(path.read_text())

@@ -211,7 +211,7 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = DEA
 
 
 async def the_root_is_away(up: Any, region: Region) -> None:
-    """`doctor` says so: of an OpenBao that hangs, and of one that does not take our token any more."""
+    """`doctor` says so: of an OpenBao that hangs, of one that is sealed, and of one that takes our token no more."""
 
     def away() -> str:
         return region.doctor().get("authority away", {}).get("evidence", "")
@@ -220,11 +220,21 @@ async def the_root_is_away(up: Any, region: Region) -> None:
     with stopped(vault.pid):
         await until(lambda: "sys/seal-status" in away(), "doctor sees that OpenBao hangs")
     await until(lambda: not away(), "doctor sees that it is back")
-    token = (up.state_dir / "vault" / "token").read_text()
     (address,) = re.findall(r'api_addr = "(.*)"', (up.state_dir / "vault" / "bao.hcl").read_text())
-    asked = urllib.request.Request(f"{address}/v1/auth/token/revoke-self", b"", {"X-Vault-Token": token}, method="POST")  # noqa: S310 - loopback
-    await asyncio.to_thread(lambda: urllib.request.urlopen(asked, timeout=LOOK_S).close())  # noqa: S310 - loopback
+    root = json.loads((up.state_dir / "vault" / "keys.json").read_text())["root"]
+    with stopped(up.process.pid):  # it would unseal it at once
+        await asyncio.to_thread(ask_vault, f"{address}/v1/sys/seal", root)
+        await until(lambda: "Vault is sealed" in away(), "doctor sees that OpenBao is sealed")
+    await until(lambda: not away(), "doctor sees that it is open again")
+    token = (up.state_dir / "vault" / "token").read_text()
+    await asyncio.to_thread(ask_vault, f"{address}/v1/auth/token/revoke-self", token)
     await until(lambda: "the token may not, or has ended" in away(), "doctor sees that the token is taken no more")
+
+
+def ask_vault(url: str, token: str) -> None:
+    """Has OpenBao do something that takes no words."""
+    request = urllib.request.Request(url, b"", {"X-Vault-Token": token}, method="POST")  # noqa: S310 - loopback
+    urllib.request.urlopen(request, timeout=LOOK_S).close()  # noqa: S310 - loopback
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.controlplane.cli.diagnose import of_mesh
@@ -98,6 +99,15 @@ def test_a_full_disk_is_one_finding_whatever_it_refuses() -> None:
     (finding,) = found(state(health=node.AgentHealth(spools=[full])), health=health)
     assert brief([finding]) == [("disk full", "control plane")]
     assert "0 KiB are left in /var/lib/m; audit.jsonl: No space" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "cause"),
+    [(13, 16, "telemetry spooling"), (14, 16, "spool full"), (6, 8, "spool full"), (57, 64, "telemetry spooling")],
+)
+def test_a_spool_of_which_the_oldest_has_just_gone_is_full(size: int, limit: int, cause: str) -> None:
+    spool = node.SpoolState(tenant="acme", size_mib=size, limit_mib=limit)
+    assert brief(found(state(health=node.AgentHealth(spools=[spool])))) == [(cause, "node n1")]
 
 
 def test_one_clock_that_is_wrong_and_all_but_one() -> None:

@@ -16,6 +16,8 @@ _LITTLE_BYTES: Final = 8 << 20
 _ROOT_LEFT: Final = timedelta(days=30)
 _FULL: Final = ("No space left", "less than", "disk is full", "Disk quota", "FullError")
 _NEARLY: Final = 0.9
+# Of a spool that is full a MiB and more goes at a time, and its size is told in whole ones.
+_STEP_MIB: Final = 2
 
 
 def of_mesh(answer: GetStatusResponse, now: datetime, away: Mapping[str, str]) -> Iterator[Finding]:
@@ -237,7 +239,7 @@ def _nack(nack: Nack) -> Finding:
 def _spool(subject: str, spool: SpoolState) -> Finding:
     whose = f"of tenant {spool.tenant}" if spool.tenant else "of its own"
     evidence = f"{spool.size_mib} of {spool.limit_mib} MiB {whose} wait to go up"
-    if spool.size_mib >= _NEARLY * spool.limit_mib:
+    if spool.size_mib >= min(_NEARLY * spool.limit_mib, spool.limit_mib - _STEP_MIB):
         return Finding(
             Severity.WARNING,
             subject,
