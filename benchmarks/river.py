@@ -12,10 +12,13 @@ import grpc
 import rotel
 
 from benchmarks import ingest
+from benchmarks.ingest_floor import Floor
 from benchmarks.process import Broken, child, cpu_s, say
 from benchmarks.result import Case
 
 ROTEL = "rotel 0.0.1a15, an OTLP collector in Rust, with its blackhole"
+FLOOR = "the least that Python takes with the same libraries: read once, ids, packed, on disk, counted, in SQLite"
+TAKEN = "a grpc.aio server that takes the same requests and does nothing with them"
 UNIT = "spans per CPU-second"
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 REST_S, AT_REST = 0.3, 0.02
@@ -27,11 +30,13 @@ async def cases(directory: Path, rounds: int) -> AsyncIterator[Case]:
     bare = "read and counted as edges of a dict, nothing checked, kept or stored"
     rows = "read and inserted into SQLite, a row of eleven columns each, indexed by trace"
     on_cpu = Case("gather", "ingest CPU, graph and RED", bare, UNIT, "higher")
+    on_floor = Case("gather", "ingest CPU, against the floor", FLOOR, UNIT, "higher")
     on_store = Case("gather", "ingest CPU, stored", rows, UNIT, "higher")
     on_disk = Case("gather", "bytes per span", "the same spans as OTLP", "bytes")
     places = {on_cpu.name: directory / "counted", on_store.name: directory / "stored"}
     for place in places.values():
         place.mkdir(mode=0o700)
+    floor = Floor(directory)
     rng = random.Random(1)
     spans = sent_bytes = stored_bytes = 0
     for number in range(rounds):
@@ -39,24 +44,31 @@ async def cases(directory: Path, rounds: int) -> AsyncIterator[Case]:
         count = len(bodies) * ingest.SPANS
         spans, sent_bytes = spans + count, sent_bytes + sum(map(len, bodies))
         bare_s, edges = ingest.edges_of(bodies)
-        if edges.total() * 2 != count:
-            raise Broken("the bare loop has not seen every call")
+        floor_s = floor.take(bodies, [ingest.calls_of(minute) for minute in range(len(bodies))])
+        if edges.total() * 2 != count or floor.edges.total() * 2 != floor.spans:
+            raise Broken("a bare loop has not seen every call")
         for case, their_s in ((on_cpu, bare_s), (on_store, ingest.rows_of(bodies, directory / "rows.sqlite"))):
             # Opened anew, so that no workload has used up its share of the agent's time.
             async with ingest.river(places[case.name], keeps_traces=case is on_store) as river:
                 case.add(count / await river.take(bodies), count / their_s)
                 stored_bytes = await river.size_bytes()
             say(f"  {number + 1}: {case.name}: {case.ours[-1]:,.0f} / {case.theirs[-1]:,.0f} {UNIT}")
+        on_floor.add(on_cpu.ours[-1], count / floor_s)
+        say(f"  {number + 1}: {on_floor.name}: {on_floor.ours[-1]:,.0f} / {on_floor.theirs[-1]:,.0f} {UNIT}")
+    floor.close()
     on_disk.add(stored_bytes / spans, sent_bytes / spans)
     yield on_cpu
+    yield on_floor
     yield on_store
-    yield await _over_grpc(directory, rounds)
+    for case in await _over_grpc(directory, rounds):
+        yield case
     yield on_disk
 
 
-async def _over_grpc(directory: Path, rounds: int) -> Case:
-    """Both as processes that take OTLP over gRPC from here."""
+async def _over_grpc(directory: Path, rounds: int) -> tuple[Case, Case]:
+    """All as processes that take OTLP over gRPC from here."""
     case = Case("gather", "ingest CPU, over gRPC", ROTEL, UNIT, "higher")
+    taken = Case("gather", "ingest CPU, over gRPC, against taking it alone", TAKEN, UNIT, "higher")
     place = directory / "served"
     place.mkdir(mode=0o700)
     port = _free_port()
@@ -67,7 +79,10 @@ async def _over_grpc(directory: Path, rounds: int) -> Case:
         server = [sys.executable, "-m", "benchmarks.ingest", str(place)]
         ours = await stack.enter_async_context(child("agent and control plane", server, directory, is_asked=True))
         theirs = await stack.enter_async_context(child("rotel", command, directory))
+        server = [sys.executable, "-m", "benchmarks.ingest_floor", str(place)]
+        least = await stack.enter_async_context(child("a bare server", server, directory, is_asked=True))
         ports = {ours: await ours.until_written(place / "port"), theirs: str(port)}
+        ports[least] = await least.until_written(place / "floor.port")
         exports = {}
         for process, at in ports.items():
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{at}"))
@@ -87,8 +102,11 @@ async def _over_grpc(directory: Path, rounds: int) -> Case:
                 rate[process] = count / (await _at_rest(process.pid) - before_s)
             if number:  # the first is to warm up
                 case.add(rate[ours], rate[theirs])
-                say(f"  {number}: {case.name}: {case.ours[-1]:,.0f} / {case.theirs[-1]:,.0f} {UNIT}")
-    return case
+                taken.add(rate[ours], rate[least])
+                say(
+                    f"  {number}: {case.name}: {rate[ours]:,.0f} / {rate[theirs]:,.0f}, alone {rate[least]:,.0f} {UNIT}"
+                )
+    return case, taken
 
 
 async def _at_rest(pid: int) -> float:
