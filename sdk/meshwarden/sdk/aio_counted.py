@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from meshwarden.sdk.counted_method import CountedMethod, CountedMethods, Kinds
 from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
 from meshwarden.sdk.retried import RetriedCall
 from meshwarden.sdk.throttled import AioThrottled
@@ -16,12 +17,11 @@ from meshwarden.sdk.trace import add_headers
 T = TypeVar("T")
 
 
-class CountedAioChannel(grpc.aio.Channel):
+class CountedAioChannel(CountedMethods, grpc.aio.Channel):
     """The calls of another channel, counted and traced."""
 
     def __init__(self, inner: grpc.aio.Channel, outgoing: Outgoing) -> None:
-        self._inner: Any = inner
-        self._outgoing = outgoing
+        super().__init__(inner, outgoing, Kinds(_UnaryUnary, _Retried, _UnaryStream, _StreamUnary, _StreamStream))
 
     async def __aenter__(self) -> "CountedAioChannel":
         return self
@@ -46,32 +46,9 @@ class CountedAioChannel(grpc.aio.Channel):
         """See grpc.aio.Channel."""
         await self._inner.channel_ready()
 
-    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.aio.Channel."""
-        made = _Retried if self._outgoing.retries.most else _UnaryUnary
-        return made(self._inner.unary_unary(method, *args, **kwargs), self._outgoing, method)
 
-    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.aio.Channel."""
-        return _UnaryStream(self._inner.unary_stream(method, *args, **kwargs), self._outgoing, method)
-
-    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.aio.Channel."""
-        return _StreamUnary(self._inner.stream_unary(method, *args, **kwargs), self._outgoing, method)
-
-    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.aio.Channel."""
-        return _StreamStream(self._inner.stream_stream(method, *args, **kwargs), self._outgoing, method)
-
-
-class _Method:
+class _Method(CountedMethod):
     """A method of a channel. Its calls take what those of grpc.aio take, by place or by name."""
-
-    def __init__(self, inner: Any, outgoing: Outgoing, method: str) -> None:
-        self._inner = inner
-        self._outgoing = outgoing
-        self._method = method
-        self._throttle = outgoing.throttle(method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.aio.UnaryUnaryMultiCallable."""
@@ -117,7 +94,11 @@ class _StreamStream(_Method, grpc.aio.StreamStreamMultiCallable):  # type: ignor
 
 
 def _ended(one: OutgoingCall, call: Any) -> None:
-    one.end(_settled(call.code()), _settled(call.details()), tuple(_settled(call.trailing_metadata()) or ()))
+    code = _settled(call.code())
+    if code is grpc.StatusCode.OK:
+        one.end(code, "", ())
+    else:
+        one.end(code, _settled(call.details()), tuple(_settled(call.trailing_metadata()) or ()))
 
 
 def _settled(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from meshwarden.sdk.counted_method import CountedMethod, CountedMethods, Kinds
 from meshwarden.sdk.outgoing import Outgoing, along
 from meshwarden.sdk.retried import answer, timeout_of, with_timeout
 from meshwarden.sdk.throttled import Throttled
@@ -51,12 +52,11 @@ class _Held(_Call):  # type: ignore[misc]  # made above, of what mypy knows
         self.inner.cancel()  # nothing happens if it is over
 
 
-class CountedChannel(grpc.Channel):
+class CountedChannel(CountedMethods, grpc.Channel):
     """The calls of another channel, counted and traced."""
 
     def __init__(self, inner: grpc.Channel, outgoing: Outgoing) -> None:
-        self._inner: Any = inner
-        self._outgoing = outgoing
+        super().__init__(inner, outgoing, Kinds(_UnaryUnary, _Retried, _UnaryStream, _StreamUnary, _StreamStream))
 
     def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool = False) -> None:
         """See grpc.Channel."""
@@ -65,23 +65,6 @@ class CountedChannel(grpc.Channel):
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
         """See grpc.Channel."""
         self._inner.unsubscribe(callback)
-
-    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.Channel."""
-        made = _Retried if self._outgoing.retries.most else _UnaryUnary
-        return made(self._inner.unary_unary(method, *args, **kwargs), self._outgoing, method)
-
-    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.Channel."""
-        return _UnaryStream(self._inner.unary_stream(method, *args, **kwargs), self._outgoing, method)
-
-    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.Channel."""
-        return _StreamUnary(self._inner.stream_unary(method, *args, **kwargs), self._outgoing, method)
-
-    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.Channel."""
-        return _StreamStream(self._inner.stream_stream(method, *args, **kwargs), self._outgoing, method)
 
     def close(self) -> None:
         """See grpc.Channel."""
@@ -94,14 +77,8 @@ class CountedChannel(grpc.Channel):
         self.close()
 
 
-class _Method:
+class _Method(CountedMethod):
     """A method of a channel. Its calls take what those of grpc take, by place or by name."""
-
-    def __init__(self, inner: Any, outgoing: Outgoing, method: str) -> None:
-        self._inner = inner
-        self._outgoing = outgoing
-        self._method = method
-        self._throttle = outgoing.throttle(method)
 
     def _answered(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Makes a call and waits for its end. Nobody else hears of that, so it is told once."""
