@@ -314,7 +314,7 @@ def test_who_goes_on_knows_what_was_used_meanwhile() -> None:
         world.wait(3)
         world.round()
     (state,) = period_view.states(POLICY, world.ledgers, world.usages, lambda _: True, world.now_s, whole=True)
-    assert state.period.lost == dead.amount, "it has not said that it used any of it"
+    assert 0 < state.period.lost == dead.allowed, "what it has used and not said"
     spend(world)
     world.wait(1)
     world.round()
@@ -322,7 +322,24 @@ def test_who_goes_on_knows_what_was_used_meanwhile() -> None:
     assert ledger is not None
     (account,) = ledger.accounts.values()
     assert let_in(world) == 300
-    assert account.used == 300 - dead.amount
+    assert account.used == 300 - dead.allowed
+
+
+def test_what_was_used_while_nobody_listened_is_no_demand() -> None:
+    world = day(100_000, servers=1)
+    (server,) = world.servers
+    spend(world, rounds=10, each=10)
+    for _ in range(20):  # the control plane is away
+        for _ in range(5):
+            world.call(server, "acme")
+        world.wait(0.5)
+        server.report(world.now_s)
+    world.start_control_plane()
+    world.round()
+    ledger = world.ledgers.find(POLICY)
+    assert ledger is not None
+    (holding,) = ledger.holdings.values()
+    assert holding.out <= 2 * 20
 
 
 def test_another_process_under_the_same_name_has_nothing() -> None:

@@ -195,7 +195,9 @@ class Ledger:
         holding = self.holdings.get((point.node, said.series, path))
         if holding is None:
             given, used = said.amount, said.amount - said.left - said.returned
-            demand = Demand(now_s)
+            demand = Demand(now_s - LEAST_S)
+            if said.amount:  # who knows since when, while nobody listened
+                calls = 0.0
             holding = Holding(point, path, said.series, demand, given, given, given, used, said.returned)
             account = self.accounts.get(path)
             if account is not None and said.series in account.series:
@@ -347,8 +349,10 @@ class Ledger:
 
     def _lacks(self, holding: Holding) -> float:
         """What a point is to be given, if there is room; 0 while it has half of a chunk."""
-        room, _ = self.room(holding.path)
         rate, out = holding.demand.rate, holding.out
+        if out >= holding.wanted and 2 * out >= max(1.0, rate * AHEAD_S):
+            return 0.0  # however much there is
+        room, _ = self.room(holding.path)
         least = min(rate * LEAST_S, room / (2 * self._sharers[holding.path]))
         chunk = max(1.0, min(rate * AHEAD_S, max(room * MOST_OF_REST, least)))
         if out >= holding.wanted and 2 * out >= chunk:
