@@ -190,7 +190,7 @@ class Concurrency:
 
     def _reserve(self, one: _Tenant) -> None:
         """Keeps what a tenant wants of its part and hasn't got."""
-        one.claim = min(one.part, max(one.peak, int(one.wants)))
+        one.claim = min(one.part, max(one.peak, round(one.wants)))
         reserved = max(0, one.claim - one.in_flight)
         self._reserved += reserved - one.reserved
         one.reserved = reserved
