@@ -474,7 +474,7 @@ def most_at_once(calls: list[Call]) -> int:
     return max(itertools.accumulate(step for _, step in steps))
 
 
-@pytest.mark.parametrize("quota", [pytest.param([WORK], id="work")], indirect=True)
+@pytest.mark.parametrize("quota", [pytest.param(([WORK], LIMITS), id="work")], indirect=True)
 def test_costs_and_calls_at_once_hold_over_points_on_two_nodes(quota: Quota) -> None:
     points = len(quota.points)
     probes = [quota.call(node, WORK, CALLERS) for node in ("node-a", "node-b")]
