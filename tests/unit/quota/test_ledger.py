@@ -213,6 +213,19 @@ def test_a_word_that_is_lost_is_said_again() -> None:
     assert spend(world) == 50
 
 
+def test_so_is_the_last_that_there_was() -> None:
+    world = day(1, servers=1)
+    world.call(world.servers[0], "acme")
+    world.servers[0].report(world.now_s)
+    world.up()
+    world.plan()
+    world.write()
+    world.tell()
+    world.down(lost=True)
+    assert (spent(world), let_in(world)) == (1, 0)
+    assert spend(world) == 1
+
+
 def test_a_message_that_comes_twice_gives_once() -> None:
     world = day(50, servers=1)
     (server,) = world.servers
