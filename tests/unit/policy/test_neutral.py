@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from meshwarden.controlplane.policy import access, rate, route, scope
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.neutral import Caller, Limit, Method, Name, Rate
-from meshwarden.v1 import node_service_pb2, resources_pb2
+from meshwarden.sdk.slot import Slots
+from meshwarden.v1 import node_service_pb2, quota_service_pb2, resources_pb2
 
 ORDERS = Name("platform", "orders")
 
@@ -89,6 +91,19 @@ def test_own_limit_comes_before_the_one_for_all_others() -> None:
     spec["scope"] = "POINT"
     (compiled,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
     assert [limit.rate.burst for limit in compiled.limits] == [1, 2]
+
+
+@pytest.mark.parametrize("scope", ["POINT", "MESH"])
+def test_calls_at_once_are_as_many_as_the_limit_says(scope: str) -> None:
+    spec = {"service": "orders", "scope": scope, "limits": [{"tenant": "acme", "concurrent": 40}]}
+    (compiled,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
+    slots = Slots()
+    slots.update(node_service_pb2.PolicyLimits(policy="platform/r", spec=rate.to_spec(compiled, ORDERS)), 0.0)
+    bucket = quota_service_pb2.Bucket(policy="platform/r", tenant="acme")
+    slots.take("acme", "/m", 1, 0.0)
+    slots.grant([quota_service_pb2.Share(bucket=bucket, rate=40, burst=40)], 0.0)
+    slots.prolong(9.0, 0.0)
+    assert sum(slots.take("acme", "/m", 1, 0.0).allowed for _ in range(99)) == 39
 
 
 def test_a_total_limits_the_tenants_that_nothing_names() -> None:

@@ -328,6 +328,7 @@ def test_a_tenant_has_one_limit() -> None:
         ("{scope: POINT, adaptive: {min: -1}}", "spec.adaptive.min"),
         ("{scope: POINT, adaptive: {min: 100001}}", "spec.adaptive.min"),
         ("{scope: POINT, adaptive: {}, shadow: true}", "spec.shadow: not with adaptive"),
+        ("{scope: POINT, adaptive: {}, reserve: 5}", "spec.reserve: not with adaptive"),
         ("{scope: POINT, adaptive: {}, total: {requests: 1}}", "spec.total: not with adaptive"),
         ("{scope: POINT, adaptive: {}, whenAway: DENY}", "spec.whenAway: not with adaptive"),
         (

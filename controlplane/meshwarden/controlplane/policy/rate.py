@@ -6,7 +6,7 @@ from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Adaptive, Limit, Limits, MethodLimit, Name, Rate, ServiceLimit
 from meshwarden.controlplane.resources.adaptive import bounds
 from meshwarden.controlplane.resources.reach import full, width
-from meshwarden.sdk.unit import COST, Unit, amount_of, unit_of
+from meshwarden.sdk.unit import CONCURRENT, COST, Unit, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 # How many seconds' calls may come at once, where a policy doesn't say.
@@ -46,7 +46,9 @@ def of_spec(policy: Name, spec: Any) -> Limits:
         )
         return Limits(policy, found, adaptive=Adaptive(*bounds(spec)))
     if spec.scope == RatePolicySpec.POINT:
-        found = tuple(Limit(item.tenant, _rate(item, POINT_BURST_S)) for item in spec.limits)
+        # Calls at once have no rate, of which a part could be their burst.
+        burst_s = 1.0 if unit_of(spec) == CONCURRENT else POINT_BURST_S
+        found = tuple(Limit(item.tenant, _rate(item, burst_s)) for item in spec.limits)
         return Limits(policy, found, unit=unit_of(spec), reserve=spec.reserve or 1)
     found = tuple(_limit(policy.tenant, item) for item in spec.limits)
     total = _mesh_rate(spec.total) if spec.HasField("total") else None

@@ -23,7 +23,8 @@ def adaptive_faults(spec: RatePolicySpec) -> Iterator[tuple[str, str]]:
         if spec.HasField(name):
             yield f"spec.{name}", text
     fields = {"services": spec.services, "whenAway": spec.when_away, "shadow": spec.shadow}
-    for name, given in (fields | {"period": spec.period, "timeZone": spec.time_zone}).items():
+    fields |= {"period": spec.period, "timeZone": spec.time_zone, "reserve": spec.reserve}
+    for name, given in fields.items():
         if given:
             yield f"spec.{name}", text
     for number, limit in enumerate(spec.limits):
