@@ -391,3 +391,28 @@ def test_an_envoy_holds_no_amounts_for_a_period(mesh: View) -> None:
         f"resources[0].spec.period: {reason}",
         f"resources[1].spec.dataPlane: RatePolicy platform/orders can't be held: spec.period: {reason}",
     ]
+
+
+@pytest.mark.parametrize("name", ["aaa", "zzz"])
+def test_a_policy_takes_no_other_ones_place(mesh: View, name: str) -> None:
+    new = SECOND.replace("second", name)
+    mesh.put(batch(ENVOY)[0])
+    (fault,) = told(new, mesh)
+    assert fault.startswith("resources[0].spec.service: ")
+    assert "an Envoy (WorkloadEntry platform/orders-v2) holds one RatePolicy of a service" in fault
+    mesh.remove(ref_of(batch(ENVOY)[0]))
+    mesh.put(batch(ADAPTIVE.replace("NAME", "room"))[0])
+    (fault,) = told(ADAPTIVE.replace("NAME", name), mesh)
+    assert fault.endswith("finds that limit already")
+    for number in range(6):
+        mesh.put(batch(SECOND.replace("second", f"n{number}"))[0])
+    (fault,) = told(new, mesh)
+    assert fault.endswith("a service has at most 8 RatePolicies")
+
+
+def test_what_another_tenants_policy_is_called_is_not_told(mesh: View) -> None:
+    mesh.put(batch(ENVOY)[0])
+    mesh.put(batch(wide("['*/*']", tenant="acme", name="secret"))[0])
+    new = wide("['*/*']", tenant="acme", name="aaa")
+    assert any("with it RatePolicy acme/secret can't be held" in fault for fault in told(new, mesh))
+    assert not any("secret" in fault for fault in told(new, mesh.seen_by(lambda tenant: tenant != "acme")))

@@ -29,7 +29,7 @@ class Unheld(NamedTuple):
 def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> Iterator[Unheld]:
     """What the data planes of one service can't hold of its policies, the narrowest of which come first."""
     for policy in policies[MAX_POLICIES:]:
-        yield Unheld(policy, _about(policy), f"a service has at most {MAX_POLICIES} RatePolicies")
+        yield Unheld(policy, about(policy), f"a service has at most {MAX_POLICIES} RatePolicies")
     adaptive = [policy for policy in policies if policy.spec.HasField("adaptive")]
     for policy in adaptive[1:]:
         yield Unheld(policy, "spec.adaptive", f"{title(ref_of(adaptive[0]))} finds that limit already")
@@ -52,7 +52,7 @@ def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> 
                 f" ({title(ref_of(envoy))}) holds one RatePolicy of a service, one of several of its tenant and one of"
                 " several tenants'"
             )
-            yield Unheld(policy, _about(policy), text)
+            yield Unheld(policy, about(policy), text)
         if (unit := unit_of(policy.spec)) != REQUESTS:
             field = "total" if policy.spec.HasField("total") else "limits[0]"
             yield Unheld(policy, f"spec.{field}.{unit}", f"an Envoy ({title(ref_of(envoy))}) counts requests only")
@@ -73,7 +73,7 @@ def _criticality(policy: RatePolicy) -> str | None:
     return None
 
 
-def _about(policy: RatePolicy) -> str:
+def about(policy: RatePolicy) -> str:
     """The field that says which services a policy is about."""
     return "spec.service" if policy.spec.service else "spec.services"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from meshwarden.controlplane.resources.data_plane import Unheld, is_envoy, unheld
+from meshwarden.controlplane.resources.data_plane import Unheld, about, is_envoy, unheld
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
 from meshwarden.controlplane.resources.reach import ALL, covers, full
 from meshwarden.controlplane.resources.validate import FieldFault
@@ -36,7 +36,7 @@ def reference_faults(batch: Sequence[Resource], before: View) -> list[FieldFault
     for index, resource in enumerate(batch):
         message = unwrap(resource)
         found += [_at(index, fault) for fault in (*_names(message, after), *_sharers(message, after))]
-    return found + list(_broken(batch, before, after))
+    return found + list(_broken(batch, before, after)) + list(_displaced(batch, before, after))
 
 
 def users(refs: Iterable[ResourceRef], before: View) -> list[str]:
@@ -86,6 +86,28 @@ def _broken(batch: Sequence[Resource], before: View, after: View) -> Iterator[Fi
                 for fault in _new(policy, before, after):
                     needs = f"{title(ref_of(policy))} needs what was here: {fault.field}: {fault.message}"
                     yield FieldFault(f"resources[{index}].{fields[ref.kind]}", needs)
+
+
+def _displaced(batch: Sequence[Resource], before: View, after: View) -> Iterator[FieldFault]:
+    """Rate policies that can't be held any more, since one of the batch is held in their place."""
+    batched = {title(ref_of(resource)) for resource in batch}  # the faults of those are told
+    for index, resource in enumerate(batch):
+        policy = unwrap(resource)
+        if not isinstance(policy, RatePolicy):
+            continue
+        others = (
+            (what, tenant, service)
+            for tenant, service in _reached(policy, after)
+            for what in _unheld(tenant, service, after)
+            if title(ref_of(what.policy)) not in batched
+        )
+        for what, tenant, service in others:
+            known = {(title(ref_of(old.policy)), old.field) for old in _unheld(tenant, service, before)}
+            if (title(ref_of(what.policy)), what.field) not in known:
+                seen = after.sees(what.policy.metadata.tenant)
+                name = title(ref_of(what.policy)) if seen else "another tenant's RatePolicy"
+                yield FieldFault(f"resources[{index}].{about(policy)}", f"with it {name} can't be held: {what.reason}")
+                break
 
 
 def _new(resource: AnyResource, before: View, after: View) -> list[FieldFault]:
