@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from meshwarden.agents.quota import points as points_module
-from meshwarden.agents.quota.point import MAX_COUNT, Amount, Key, Point
+from meshwarden.agents.quota.point import MAX_BYTES, MAX_COUNT, Amount, Key, Point
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.upstream import Away
@@ -415,3 +415,25 @@ async def test_the_last_word_of_a_point_that_ends_in_order_is_said_until_it_is_a
                 assert request.last[0].service == "platform/orders"
                 await call.responses.put(pb.ShareResponse(answers=answer))
                 await call.responses.put(None)
+
+
+def test_amounts_of_made_up_buckets_are_no_more_than_can_be_told() -> None:
+    made = point()
+    for number in range(15):
+        usages = [chunks(Key(POLICY, f"{number}-{tenant}", ""), amount=9, left=9) for tenant in range(1000)]
+        made.take(number + 1, pb.PointReport(usages=usages), float(number))
+        made.report(1)
+    assert made.foreign > 0
+    made.begin()
+    assert made.report(2)[1].ByteSize() < 2 * MAX_BYTES
+
+
+def test_amounts_that_are_used_up_make_room() -> None:
+    made = point()
+    for number in range(15):
+        usages = [chunks(Key(POLICY, f"{number}-{tenant}", ""), amount=9) for tenant in range(1000)]
+        made.take(number + 1, pb.PointReport(usages=usages), float(number))
+        made.report(1)
+    assert made.foreign == 0
+    made.begin()
+    assert made.report(2)[1].ByteSize() < 2 * MAX_BYTES

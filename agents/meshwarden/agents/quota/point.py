@@ -116,6 +116,8 @@ class Point:
             if key is None or not self._has_room(key, self._usages):
                 continue
             if usage.HasField("chunks"):
+                if not self._has_room(key, self._chunks):
+                    continue
                 self._chunks[key] = usage.chunks
                 presses = presses or usage.chunks.asks
             else:
@@ -150,6 +152,8 @@ class Point:
             for key, amount in self._held.items():
                 report.held.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)
         self._usages, self.news, self._is_told = {}, False, True
+        if 2 * len(self._chunks) * self._size_bytes > MAX_BYTES:  # what is used up, and told, makes room
+            self._chunks = {key: said for key, said in self._chunks.items() if said.left > 0}
         return self._reported, report
 
     def grant(self, stream: int, sequence: int, shares: Iterable[pb.Share], base_s: float) -> None:
