@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.unit.quota.period_world import METHOD, POLICY, SPEC, Server, World
 
 from meshwarden.controlplane.quota import ledgers, period_view
-from meshwarden.controlplane.quota.ledger import Chunks
-from meshwarden.controlplane.quota.tree import Bucket
+from meshwarden.controlplane.quota.ledger import Chunks, Ledger
+from meshwarden.controlplane.quota.tree import Bucket, Level, Point
 from meshwarden.v1 import quota_service_pb2 as pb
 
 pytestmark = pytest.mark.timeout(300)
@@ -521,3 +521,15 @@ def test_an_amount_that_a_call_needs_is_given_whole() -> None:
         world.round()
         world.wait(1)
     assert server.call("acme", METHOD, world.now_s, 5000)[1], "more than a hundredth of what remains"
+
+
+def test_names_of_points_that_are_made_up_take_no_room() -> None:
+    ledger = Ledger(Level(ceiling=9.0, parts={"acme": Level(ceiling=9.0)}), 1)
+    for number in range(99):
+        ledger.hear(Point("n1", f"idle/{number}"), 0.0)
+        ledger.report(Point("n1", f"moving/{number}"), ("acme",), Chunks(7), 1.0, 0.0, again=False)
+    (holding,) = ledger.holdings.values()
+    assert ledger.lives(holding, 0.0)
+    assert (len(ledger._heard_s), len(ledger._series)) == (1, 1)
+    ledger.leave(Point("n1", "moving/98"))
+    assert (ledger._heard_s, ledger._series, ledger.holdings) == ({}, {}, {})

@@ -173,8 +173,9 @@ class Ledger:
             self._add(path, account.granted)
 
     def hear(self, point: Point, now_s: float) -> None:
-        """Notes that a point lives."""
-        self._heard_s[point] = now_s
+        """Notes that a point lives, if it has something."""
+        if point in self._series:
+            self._heard_s[point] = now_s
 
     def report(self, point: Point, path: Path, said: Chunks, calls: float, now_s: float, *, again: bool) -> bool:
         """Takes what a point says of a bucket of the tree's.
@@ -204,8 +205,11 @@ class Ledger:
                 self._use(path, account, said.series, used, account.series[said.series])
         else:
             self._say(holding, said)
+        if holding.point != point:
+            self._part(holding)
         holding.point = point
         self._keep(holding)
+        self._heard_s[point] = now_s
         ceiling = self.tree.least_ceiling(path)
         holding.demand.add(calls, now_s, min(ceiling, MOST))
         holding.wanted = said.wanted
@@ -224,7 +228,7 @@ class Ledger:
         self._say(holding, said)
         self._credit(holding, holding.given - holding.said)
         self._drop(holding)
-        self._series.get(holding.point, {}).pop(path, None)
+        self._part(holding)
 
     def leave(self, point: Point) -> None:
         """Notes that a point has ended: what it had is lost."""
@@ -302,6 +306,15 @@ class Ledger:
             self._sharers[holding.path] = self._sharers.get(holding.path, 0) + 1
             self.of_node[holding.point.node] = self.of_node.get(holding.point.node, 0) + 1
         self.holdings[key] = holding
+
+    def _part(self, holding: Holding) -> None:
+        """Forgets that a point had a holding, and the point, if that was all."""
+        mine = self._series.get(holding.point, {})
+        if mine.get(holding.path) == holding.series:
+            del mine[holding.path]
+            if not mine:
+                del self._series[holding.point]
+                self._heard_s.pop(holding.point, None)
 
     def _drop(self, holding: Holding) -> None:
         del self.holdings[holding.point.node, holding.series, holding.path]
