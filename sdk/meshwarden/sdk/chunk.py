@@ -68,8 +68,10 @@ class _Bucket:
     def obey(self, chunk: quota_service_pb2.Chunk, until_s: float, now_s: float) -> None:
         """Takes what it was given in all."""
         if chunk.turn != self.turn:
+            # What calls took before there was anything is taken out of the first that comes.
+            self.left = 0.0 if self.turn else min(self.left, 0.0)
             self.turn, self.turned_s = chunk.turn, now_s
-            self.amount = self.left = self.returned = 0.0
+            self.amount = self.returned = 0.0
         if self.amount < chunk.amount <= _MOST:
             self.left += chunk.amount - self.amount
             self.amount = chunk.amount
@@ -180,10 +182,13 @@ class Chunks:
     def charge(self, tenant: str, method: str, amount: float, now_s: float) -> float:
         """Takes more; see `meshwarden.sdk.admission.Engine`. Nothing is put back of which nobody knows the turn."""
         with self._lock:
-            known = self._tenants.get(tenant)
-            bucket = known.bucket(method) if known is not None else None
-            if bucket is None:
+            # A call may have been silent until its bucket was forgotten.
+            known = self._tenants.get(tenant) or (self._open(tenant, now_s) if amount > 0 else None)
+            if known is None:
                 return 0.0
+            bucket = known.bucket(method)
+            if bucket is None:
+                bucket = known.parts[method] = self._bucket(now_s)
             bucket.used_s, more = now_s, max(0.0, amount)
             bucket.left -= more
             bucket.allowed += more

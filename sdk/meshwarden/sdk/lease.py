@@ -86,10 +86,16 @@ class Leases:
     def charge(self, tenant: str, method: str, amount: float, now_s: float) -> float:
         """Takes more, or puts back; see `meshwarden.sdk.admission.Engine`."""
         with self._lock:
-            known = self._tenants.get(tenant)
-            if known is None:
-                return 0.0
-            bucket = known.parts.get(method, known.rest) if method in known.methods else known.rest
+            known: Tenant | Decision | None = self._tenants.get(tenant)
+            if known is None and amount > 0:  # a call that was silent until its bucket was forgotten
+                known = self._find_or_open(tenant, now_s)
+            if not isinstance(known, Tenant):
+                return known.retry_after_s if known is not None else 0.0
+            if method in known.methods and (amount > 0 or method in known.parts):
+                bucket = self._part(known, method, now_s)
+            else:
+                bucket = known.rest
+            bucket.used_s = max(bucket.used_s, now_s)
             bucket.left = max(bucket.least, min(bucket.burst, bucket.fill(now_s) - amount))
             bucket.allowed += amount
             return bucket.wait_s(0) if bucket.left < 0 else 0.0

@@ -107,7 +107,8 @@ class Limiter:
         """Takes more, or puts back; see `meshwarden.sdk.admission.Engine`."""
         with self._lock:
             rate, bucket = self._rates.get(tenant) or self._rates.get(ANY_TENANT), self._buckets.get(tenant)
-            if rate is not None and bucket is not None:
+            if rate is not None and (bucket is not None or amount > 0):
+                bucket = bucket or (float(rate.burst), now_s)  # it was full, and forgotten
                 left = max(rate.least, min(float(rate.burst), _left(bucket, rate, now_s) - amount))
                 self._buckets[tenant] = (left, now_s)
                 return max(0.0, -left * rate.interval_s)

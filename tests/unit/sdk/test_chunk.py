@@ -235,3 +235,18 @@ def test_tenants_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(50):
         assert not world.take(tenant=f"t{number}")
     assert len(world.chunks.report(world.now_s, full=True).usages) <= 4
+
+
+def test_a_call_that_was_silent_until_its_bucket_was_forgotten_counts(world: World) -> None:
+    assert world.take()
+    for _ in range(3):
+        world.now_s += IDLE_S
+        world.chunks.report(world.now_s)
+    assert not world.chunks._tenants
+    assert world.chunks.charge("acme", OTHER, 7, world.now_s) > 0
+    world.give(5)
+    assert not world.take(), "2 are owed"
+    world.give(10)
+    said = world.said()
+    assert (said.amount, said.left) == (10, 3)
+    assert world.take(3)

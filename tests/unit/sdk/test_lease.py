@@ -265,3 +265,25 @@ def test_a_bucket_with_a_share_is_not_forgotten() -> None:
     leases.grant([share("globex", 1, 1)], 0.0)
     leases.report(IDLE_S)
     assert spend(leases, "globex", IDLE_S, 5) == 1, "not opened anew"
+
+
+@pytest.mark.parametrize("method", [GET, CREATE])
+def test_a_call_that_was_silent_until_its_bucket_was_forgotten_counts(method: str) -> None:
+    leases = made()
+    leases.prolong(FOR_EVER, 0.0)
+    assert spend(leases, "acme", 0.0, 1, method) == 1
+    leases.report(1.0)
+    leases.report(2 + IDLE_S)
+    assert not leases._tenants
+    assert leases.charge("acme", method, 50, 99.0) > 0
+    part = "" if method == GET else method
+    assert used(leases, 99.0) == {("acme", part): (50, 0, 0)}
+    leases.grant([share("acme", 10, 10, part)], 99.0)
+    assert spend(leases, "acme", 101.0, 1, method) == 0, "it is in debt"
+    assert spend(leases, "acme", 105.0, 1, method) == 1
+
+
+def test_what_is_put_back_into_a_bucket_that_was_forgotten_is_gone() -> None:
+    leases = made()
+    leases.give_back("acme", CREATE, 50, 9.0)
+    assert not leases._tenants
