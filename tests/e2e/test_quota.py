@@ -475,7 +475,7 @@ def most_at_once(calls: list[Call]) -> int:
 
 
 @pytest.mark.parametrize("quota", [pytest.param(([WORK], LIMITS), id="work")], indirect=True)
-def test_costs_and_calls_at_once_hold_over_points_on_two_nodes(quota: Quota) -> None:
+def test_costs_bytes_and_calls_at_once_hold_over_points_on_two_nodes(quota: Quota) -> None:
     points = len(quota.points)
     probes = [quota.call(node, WORK, CALLERS) for node in ("node-a", "node-b")]
 
@@ -489,6 +489,10 @@ def test_costs_and_calls_at_once_hold_over_points_on_two_nodes(quota: Quota) -> 
     calls = calls_under("reserve: 2, limits: [{tenant: acme, cost: 40, burst: 40}]", 6)
     # What runs has been let in for its reserve; and a bucket lets one call in when it is opened, and when it is full.
     spent_within(calls, [COST] * len(calls), 40, 40 + (2 * CALLERS + 2 * points) * COST)
+    calls = calls_under("limits: [{tenant: acme, bytes: 20000, burst: 20000}]", 4)
+    large = max(call.size_bytes for call in calls)
+    # What runs has been let in while something was left.
+    spent_within(calls, [call.size_bytes for call in calls], 20000, 20000 + (2 * CALLERS + 2 * points) * large)
     calls = calls_under("limits: [{tenant: acme, concurrent: 6}]", 4)
     assert 3 <= most_at_once(calls) <= 6 + points
     answers = [_ask(probe, op="steady_stop", id="load")["codes"] for probe in probes]
