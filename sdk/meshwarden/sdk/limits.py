@@ -235,9 +235,10 @@ class Limits:
 
     def _engine(self, policy: str, spec: RatePolicySpec) -> Limiter | Slots:
         """What a policy with scope POINT is held by: as before, if it counts the same way."""
-        kind = Slots if unit_of(spec) == CONCURRENT else Limiter
-        known = self._own.get(policy)
-        return known if isinstance(known, kind) else kind()
+        known, unit = self._own.get(policy), unit_of(spec)
+        if known is not None and unit_of(self._specs[policy]) == unit:
+            return known
+        return Slots() if unit == CONCURRENT else Limiter()
 
     def _shared(self, said: list[node_service_pb2.PolicyLimits], now_s: float) -> Mapping[str, Engine]:
         """What holds the policies that hold across the mesh."""

@@ -88,7 +88,10 @@ class _Shares:
     def __init__(self, press: Callable[[], None], rng: random.Random) -> None:
         self._press, self._rng = press, rng
         self._leases: Mapping[str, _Engine] = MappingProxyType({})
+        self._counts: dict[str, tuple[object, ...]] = {}
         self._ends_s = float("-inf")
+        self.replaced = 0
+        """How often policies went or began to count something else, so that nothing is held of what was given."""
 
     @property
     def presses(self) -> bool:
@@ -102,7 +105,11 @@ class _Shares:
             leases = found[said.policy] = self._engine(said)
             leases.update(said, now_s)
             leases.prolong(self._ends_s, now_s)
-        self._leases = MappingProxyType(found)
+        before, self._leases = self._leases, MappingProxyType(found)
+        self._counts = {policy: self._counts[policy] for policy in found}
+        if any(found.get(policy) is not leases for policy, leases in before.items()):
+            self.replaced += 1  # last: a stream that begins after it has nothing of theirs
+            self._press()
         return self._leases
 
     def report(self, now_s: float, *, usage: bool, full: bool) -> quota_service_pb2.PointReport:
@@ -137,12 +144,15 @@ class _Shares:
                 leases.close()
 
     def _engine(self, said: node_service_pb2.PolicyLimits) -> _Engine:
-        """What holds a policy, as before if that is of the same kind."""
-        known = self._leases.get(said.policy)
-        if said.spec.period:
-            return known if isinstance(known, Chunks) else Chunks(self._press, lambda: self._rng.getrandbits(63) or 1)
-        kind = _KINDS[unit_of(said.spec)]
-        return known if type(known) is kind else kind(self._press)
+        """What holds a policy, as before if it counts the same."""
+        spec, known = said.spec, self._leases.get(said.policy)
+        counts = (unit_of(spec), spec.period, spec.time_zone)
+        if known is not None and self._counts[said.policy] == counts:
+            return known
+        self._counts[said.policy] = counts
+        if spec.period:
+            return Chunks(self._press, lambda: self._rng.getrandbits(63) or 1)
+        return _KINDS[unit_of(spec)](self._press)
 
 
 class _Stream:
@@ -152,7 +162,7 @@ class _Stream:
         self, shares: _Shares, pressing: threading.Event, closing: threading.Event, monotonic_s: Callable[[], float]
     ) -> None:
         self._shares, self._pressing, self._closing, self._monotonic_s = shares, pressing, closing, monotonic_s
-        self._ended = threading.Event()
+        self._ended, self._replaced = threading.Event(), shares.replaced
         self._lock = threading.Lock()
         self._sent_s: OrderedDict[int, float] = OrderedDict()
         self._obeyed = 0
@@ -161,9 +171,13 @@ class _Stream:
         self._base_s = float("-inf")
 
     def requests(self) -> Iterator[quota_service_pb2.ShareRequest]:
-        """The reports, until the stream ends or the server does; grpc asks for them in a thread of its own."""
+        """The reports, until the stream ends or the server does; grpc asks for them in a thread of its own.
+
+        Where a policy counts something else another stream has to begin, which says that nothing is held of it: so a
+        share that came before this server knew of that is told again.
+        """
         sequence = 0
-        while not self._ended.is_set():
+        while not self._ended.is_set() and self._shares.replaced == self._replaced:
             sequence += 1
             closing = self._closing.is_set()
             yield self._report(sequence, closing)

@@ -1,17 +1,24 @@
 """A server under several policies."""
 
+import itertools
+import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from meshwarden.sdk.limits import POLICY_KEY, Limits
 from meshwarden.sdk.overload import PUSHBACK_KEY
+from meshwarden.sdk.share import _Shares, _Stream
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
+from meshwarden.v1.quota_service_pb2 import Bucket, Chunk, Share
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 GET = "/shop.v1.Orders/Get"
+ORDERS = "platform/orders"
 
 
 class Silent:
@@ -192,3 +199,53 @@ def test_a_ceiling_holds_whatever_is_free(limits: Limits) -> None:
     limits.update(ServerLimits(policies=[policy]))
     assert [limits.admit("acme", GET).decision.allowed for _ in range(4)] == [True, True, False, False]
     assert limits.admit("globex", GET).decision.allowed
+
+
+def counting(unit: str, scope: "RatePolicySpec.Scope.ValueType", **fields: Any) -> ServerLimits:
+    limit = RateLimit(tenant="acme", burst=9, **{unit: 9})
+    return ServerLimits(
+        policies=[PolicyLimits(policy=ORDERS, spec=RatePolicySpec(scope=scope, limits=[limit], **fields))]
+    )
+
+
+@pytest.mark.parametrize("scope", [RatePolicySpec.POINT, RatePolicySpec.MESH])
+def test_what_a_call_did_cost_is_nothing_to_a_policy_that_counts_calls_by_then(limits: Limits, scope: Any) -> None:
+    limits.update(counting("cost", scope))
+    call = limits.admit("acme", GET)
+    limits.update(counting("requests", scope))
+    call.cost(1_000_000)
+    call.end()
+    assert limits.admit("acme", GET).decision.allowed
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_kept"),
+    [({"period": "DAY"}, True), ({"period": "HOUR"}, False), ({"period": "DAY", "time_zone": "Asia/Tokyo"}, False)],
+)
+def test_amounts_that_were_given_hold_for_what_they_were_given_for(fields: dict[str, Any], is_kept: bool) -> None:
+    shares = _Shares(lambda: None, random.Random(1))
+    first = counting("requests", RatePolicySpec.MESH, period=RatePolicySpec.DAY).policies
+    chunks = shares.update(first, 0.0)[ORDERS]
+    chunks.take("acme", GET, 1, 0.0)
+    (usage,) = shares.report(0.0, usage=True, full=True).usages
+    chunk = Chunk(series=usage.chunks.series, turn=1, amount=9, until=Duration(seconds=99))
+    shares.grant([Share(bucket=Bucket(policy=ORDERS, tenant="acme"), chunk=chunk)], 0.0, 0.0)
+    after = shares.update(counting("requests", RatePolicySpec.MESH, **fields).policies, 0.0)[ORDERS]
+    assert after.take("acme", GET, 1, 0.0).allowed is is_kept
+
+
+def test_who_counts_something_else_begins_a_stream_that_says_that_nothing_is_held() -> None:
+    shares, pressing, closing = _Shares(lambda: None, random.Random(1)), threading.Event(), threading.Event()
+    leases = shares.update(counting("requests", RatePolicySpec.MESH).policies, 0.0)[ORDERS]
+    leases.take("acme", GET, 1, 0.0)
+    shares.grant([Share(bucket=Bucket(policy=ORDERS, tenant="acme"), rate=5, burst=5)], 0.0, 0.0)
+    shares.prolong(9.0, 0.0)
+    stream = _Stream(shares, pressing, closing, lambda: 1.0)
+    assert next(stream.requests()).points[0].held[0].rate == 5
+    shares.update(counting("requests", RatePolicySpec.MESH).policies, 0.0)
+    assert len(list(itertools.islice(stream.requests(), 2))) == 2, "nothing has changed"
+    shares.update(counting("concurrent", RatePolicySpec.MESH).policies, 0.0)
+    assert list(itertools.islice(stream.requests(), 1)) == []
+    (report,) = next(_Stream(shares, pressing, closing, lambda: 1.0).requests()).points
+    assert report.begins
+    assert not report.held
