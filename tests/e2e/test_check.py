@@ -9,7 +9,7 @@ import pytest
 
 from meshwarden.controlplane.local.check.run import CHECKS, VAULT_CHECKS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("mesh")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.alone]
 
 
 def test_every_check_holds_under_vault(start: Callable[..., Any], directory: Path) -> None:

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from meshwarden.controlplane.local.otlp import KeptSpan, OtlpReceiver, receiver
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.xdist_group("mesh")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROUNDS = 4
 STEPS = {"round": 1, "scout": 1, "debate": 1, "commit": 1, "nbmf write": 1, "publish decisions": 1}
 AGENTS = {"analyst.acme", "sceptic.globex", "scholar.daena"}

@@ -15,7 +15,6 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.needs("node", "npm"),
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("mesh"),
 ]
 CLIENT = Path(__file__).parent / "node"
 GRANT = """\

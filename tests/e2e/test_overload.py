@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("mesh")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 LEAST, MOST = 6, 12
 SERVERS = {"sync": "node-a", "aio": "node-b"}

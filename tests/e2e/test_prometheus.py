@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.needs("prometheus", "prometheus-alertmanager"),
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("mesh"),
 ]
 ROOT = Path(__file__).parents[2]
 MEMORY = ROOT / "deploy/grafana/dashboards/meshwarden-nbmf.json"

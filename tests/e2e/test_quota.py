@@ -26,7 +26,7 @@ import pytest
 
 from meshwarden.controlplane.local import kernel, record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("mesh")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 RATE = 20  # a busy machine calls more often as well
 BURST = 20

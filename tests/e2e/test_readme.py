@@ -14,7 +14,7 @@ import pytest
 
 from meshwarden.controlplane.local.port import free_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.needs("curl"), pytest.mark.xdist_group("mesh")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.needs("curl")]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 TUTORIAL = README.partition("## Your own service")[2].partition("\n## ")[0]
 

@@ -12,7 +12,7 @@ import pytest
 
 from meshwarden.controlplane.local import kernel, record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("mesh")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # tests/e2e/conftest.py: Up
 Start = Callable[..., Any]
 
