@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quota_mesh import Quota
 
 from meshwarden.controlplane.local import kernel
 
@@ -138,3 +139,17 @@ def start_shared(shared_directory: Path) -> Iterator[Callable[..., Up]]:
     """Starts meshes that last for all tests of a module."""
     with _start(shared_directory) as starting:
         yield starting
+
+
+@pytest.fixture
+def quota(start: Callable[..., Any], directory: Path, request: pytest.FixtureRequest) -> Iterator[Quota]:
+    up = start("q", "--no-samples")
+    up.wait_until_up()
+    plans, limits = request.param
+    made = Quota(up, directory, plans)
+    try:
+        made.apply(limits)
+        made.serve()
+        yield made
+    finally:
+        made.end()
