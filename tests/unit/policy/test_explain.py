@@ -115,6 +115,12 @@ def test_the_limit_is_told_with_its_place() -> None:
     assert asked(ORDERS).limit == ""
 
 
+def test_an_amount_for_a_period_is_told_with_it() -> None:
+    day = {"service": "orders", "period": "DAY", "timeZone": "Asia/Tokyo", "limits": [{"tenant": "acme", "cost": 500}]}
+    answer = asked(ORDERS, made("RatePolicy", "platform", "budget", day))
+    assert answer.limit == "500 cost each day of Asia/Tokyo"
+
+
 def test_a_limit_that_is_found_is_told_with_the_callers_part() -> None:
     spec = {"service": "orders", "scope": "POINT", "adaptive": {"max": 40}, "limits": [{"tenant": "acme", "weight": 3}]}
     answer = asked(ORDERS, made("RatePolicy", "platform", "room", spec))

@@ -11,7 +11,7 @@ from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Limits, Name, Rate
 from meshwarden.controlplane.resources.reach import Width
-from meshwarden.sdk.unit import CONCURRENT, REQUESTS, Unit
+from meshwarden.sdk.unit import CONCURRENT, REQUESTS
 from meshwarden.v1 import admin_service_pb2, resources_pb2
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -175,23 +175,23 @@ def _limit_of(call: _Call, said: Limits) -> None:
     if limit is None:
         call.step("limit", True, f"tenant {tenant} is not limited", title)
         return
-    own = _rate(limit.rate, said.unit)
+    own = _rate(limit.rate, said)
     call.answer.limit = f"{call.answer.limit}; {own}" if call.answer.limit else own
     where = _WHERE[said.width] if said.mesh else "at each enforcement point"
     shared = "one limit for the tenant" if limit.tenant == tenant else "a limit of its own, as every tenant not named"
     text = f"{own} {where}: {shared}"
     if said.total is not None:
-        text += f"; of all callers together {_rate(said.total, said.unit)}"
+        text += f"; of all callers together {_rate(said.total, said)}"
     place = f"spec.limits[{said.limits.index(limit)}]"
     parts = limit.methods
     of_service = next((part for part in limit.services if part.service == call.callee), None)
     if of_service is not None:
-        text += f"; of this service {_rate(of_service.rate, said.unit)}"
+        text += f"; of this service {_rate(of_service.rate, said)}"
         place += f".services[{limit.services.index(of_service)}]"
         parts = of_service.methods
     part = next((part for part in parts if part.method == call.path), None)
     if part is not None:
-        text += f"; of this method {_rate(part.rate, said.unit)}"
+        text += f"; of this method {_rate(part.rate, said)}"
         place += f".methods[{parts.index(part)}]"
     elif limit.tenant == "*" and said.total is not None and limit.rate == said.total:
         place = "spec.total"
@@ -214,10 +214,12 @@ def _healthy(call: _Call, version: str) -> int:
     return sum(takes_calls(item.spec) for item in found if not version or item.spec.version == version)
 
 
-def _rate(limit: Rate, unit: Unit) -> str:
-    if unit == CONCURRENT:
+def _rate(limit: Rate, said: Limits) -> str:
+    if said.unit == CONCURRENT:
         return f"{limit.amount} calls at once"
-    what = "calls" if unit == REQUESTS else unit
+    what = "calls" if said.unit == REQUESTS else said.unit
+    if said.period is not None:
+        return f"{limit.amount} {what} each {said.period.lower()} of {said.zone}"
     per = "1 s" if limit.per_s == 1 else f"{limit.per_s:g} s"
     return f"{limit.amount} {what} in {per}, {limit.burst} at once"
 
