@@ -204,6 +204,17 @@ async def test_a_newer_stream_of_a_node_ends_the_older(tmp_path: Path) -> None:
         assert await told(newer, "p")
 
 
+async def test_a_node_that_reads_nothing_fills_no_memory(tmp_path: Path) -> None:
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        for _ in range(node_module.MAX_UNREAD + 1):
+            stream.take(report(used("globex", 1)))
+        with pytest.raises(SayAgain, match="does not read"):
+            stream.take(report(used("globex", 1)))
+        assert await stream.next() == []
+        assert not stream._out
+
+
 async def test_a_point_that_has_left_frees_its_share_at_once(tmp_path: Path) -> None:
     async with dividing(tmp_path, mesh_of(policy())) as world:
         stream = world.division.open("n1")

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from meshwarden.controlplane.quota.lease import Share, Usage
+from meshwarden.controlplane.quota.lease import MAX_PENDING, Lease, Share, Usage
 from meshwarden.controlplane.quota.leases import MAX_LEASES, TERM_S, TTL_S, Leases
 from meshwarden.controlplane.quota.pool import IDLE_S
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level, Point
@@ -428,3 +428,15 @@ def test_another_unit_begins_with_nothing() -> None:
     assert given(leases)[ONE, GLOBEX] > 400
     leases.put(POLICY, SLOTS)
     assert given(leases) == {}
+
+
+def test_a_point_that_acknowledges_nothing_fills_no_memory_and_keeps_what_it_may_believe() -> None:
+    lease = Lease(ONE, GLOBEX, 0.0, 0.0)
+    for number in range(1, 1001):
+        lease.tell(number, 90.0 if number == 500 else 1.0)
+        assert len(lease._pending) <= MAX_PENDING
+    assert lease.held == 90
+    lease.acknowledge(499)
+    assert lease.held == 90
+    lease.acknowledge(1000)
+    assert lease.held == lease.given == 1

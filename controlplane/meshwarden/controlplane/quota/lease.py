@@ -1,9 +1,13 @@
 """What one enforcement point has of one bucket, and may still believe that it has."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from meshwarden.controlplane.quota.demand import Demand
 from meshwarden.controlplane.quota.tree import Bucket, Point
+
+MAX_PENDING: Final = 64
+"""How many words a point may leave unacknowledged and have told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,9 @@ class Lease:
 
     def tell(self, number: int, rate: float) -> None:
         """Notes that the point is told another rate."""
+        if len(self._pending) >= MAX_PENDING:  # of the oldest two it may believe the higher one
+            (_, oldest), (upto, next_rate), *others = self._pending
+            self._pending = ((upto, max(oldest, next_rate)), *others)
         self._pending += ((number, rate),)
         self.given = rate
 

@@ -18,12 +18,14 @@ from meshwarden.v1 import quota_service_pb2 as pb
 
 MAX_POINTS: Final = 1024
 """Of one node; agents take no more themselves."""
+MAX_UNREAD: Final = 1024
+"""How many messages wait for a node that doesn't read them, before its stream is ended."""
 _Item = TypeVar("_Item", pb.Share, pb.BucketUsage)
 _TTL: Final = Duration(seconds=int(TTL_S))
 
 
 class SayAgain(Exception):
-    """The node's stream has to begin anew: what we knew of a point has run out, so what it holds must be told whole."""
+    """The stream has ended, or has to: what we knew of a point has run out, so what it holds must be told whole."""
 
 
 class Limits(Protocol):
@@ -73,8 +75,10 @@ class NodeStream:
         """Takes what the node says, which prolongs the leases of the points that are in it.
 
         Raises:
-            SayAgain: the node was silent about a point for too long.
+            SayAgain: the node was silent about a point for too long, or the stream has ended.
         """
+        if self.ended:
+            raise SayAgain(self.ended)
         now_s = self.heard_s = self._limits.now_s()
         # One that has left may be back under its name in the same message.
         for report in request.last:
@@ -92,6 +96,11 @@ class NodeStream:
 
     def say(self, response: pb.ShareResponse) -> None:
         """Tells the node something, in turn."""
+        if len(self._out) >= MAX_UNREAD:
+            self._out = []
+            self.end("this node does not read what it is told")
+        if self.ended:
+            return
         self._out.append(response)
         self._wake.set()
 
