@@ -148,14 +148,14 @@ class Admission:
             self._ended = True
             if self._places:
                 self._leave(is_measured)
-            if self._costs:
+            for engine in self._slots:
+                engine.end(self._tenant, self._method, self._monotonic_s())
+            if self._costs:  # last: a handler may have put anything into its metadata
                 said = cost.find_reported(trailing)
                 said = self._cost if said is None else said
                 if said is not None:
                     for taken in self._costs:
                         self._settle(taken, said)
-            for engine in self._slots:
-                engine.end(self._tenant, self._method, self._monotonic_s())
 
     def _leave(self, is_measured: bool) -> None:
         now_s = self._monotonic_s()

@@ -237,3 +237,15 @@ def test_tenants_that_nobody_names_can_not_grow_memory(limits: Limits, monkeypat
     assert len(slots._tenants) <= 12
     assert not slots._running
     assert slots.take("new", GET, 1, IDLE_S).allowed, "those that have long not called make room"
+
+
+def test_metadata_that_are_none_keep_no_slot(limits: Limits) -> None:
+    dear = RatePolicySpec(limits=[RateLimit(tenant="acme", cost=9, burst=9)], scope=RatePolicySpec.POINT)
+    at_once = policy(scope=RatePolicySpec.POINT)
+    limits.update(ServerLimits(policies=[PolicyLimits(policy="platform/cost", spec=dear), at_once]))
+    for _ in range(MOST):
+        unreadable: Any = [("three", "of", "them")]
+        with pytest.raises(ValueError, match="unpack"):
+            limits.admit("acme", GET).end(unreadable)
+    limits.update(ServerLimits(policies=[at_once]))
+    assert sum(limits.admit("acme", GET).decision.allowed for _ in range(20)) == MOST
