@@ -9,10 +9,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from meshwarden.controlplane.quota import view
 from meshwarden.controlplane.quota.lease import MAX_PENDING, Lease, Share, Usage
 from meshwarden.controlplane.quota.leases import MAX_LEASES, TERM_S, TTL_S, Leases
 from meshwarden.controlplane.quota.pool import IDLE_S
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level, Point
+from meshwarden.controlplane.quota.usage import Usages
+from meshwarden.sdk.unit import CONCURRENT
 
 POLICY = "platform/orders"
 TREE = Level(
@@ -440,3 +443,15 @@ def test_a_point_that_acknowledges_nothing_fills_no_memory_and_keeps_what_it_may
     assert lease.held == 90
     lease.acknowledge(1000)
     assert lease.held == lease.given == 1
+
+
+def test_why_slots_are_short_is_said_in_slots() -> None:
+    methods = {"/s.S/Create": Level(ceiling=2), REST: Level(ceiling=2)}
+    tree = Level(ceiling=9, parts={"acme": Level(ceiling=2, parts=methods)}, unit=CONCURRENT)
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, tree)
+    leases.report(ONE, {CREATE: Usage(2, 9, 2), READ: Usage(2, 9, 2)}, 1.0)
+    leases.tick(1.0)
+    states = view.states(POLICY, tree, leases, Usages(), lambda tenant: True, whole=True)
+    assert any("the tenant's limit of 2 at once is short" in state.reason for state in states), states
+    assert not any("/s" in state.reason for state in states)

@@ -89,7 +89,7 @@ def _reason(state: QuotaState, bucket: Bucket, tree: Level, demands: dict[Bucket
         above = bucket.path[:depth]
         if _sum(demand for other, demand in demands.items() if other.path[:depth] == above) > level.ceiling:
             whose, parts = "tenant" if depth == 1 else "service", "services" if level.by_service else "methods"
-            return f"{wants}; the {whose}'s limit of {level.ceiling:g}/s is short, and divided among its {parts}"
+            return f"{wants}; the {whose}'s limit of {limited(level.ceiling)} is short, and divided among its {parts}"
     total, wanted = tree.ceiling, _sum(demands.values())
     if wanted > total:
         weighed = f"by weights (this one's is {tenant_level.weight:g}"
