@@ -4,7 +4,8 @@
 
     sdk.report_cost(answer.input_tokens + answer.output_tokens)  # the handler; or trailing metadata of the same name
 
-A call is let in for what it declares, else for what the policy reserves, and settled at its end by what is reported.
+A call is let in for what it declares, but for no less than the policy reserves, and settled at its end by what is
+reported.
 """
 
 import contextvars

@@ -97,7 +97,10 @@ class _Held(NamedTuple):
         declared = cost.find_declared(metadata)
         if declared is None:
             return self.reserves
-        return [max(1, declared) if number in self.costs else reserve for number, reserve in enumerate(self.reserves)]
+        # No less than the policy reserves: else callers would set the price where handlers report none.
+        return [
+            max(declared, reserve) if number in self.costs else reserve for number, reserve in enumerate(self.reserves)
+        ]
 
 
 class Limits:
