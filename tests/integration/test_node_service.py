@@ -434,7 +434,8 @@ async def test_a_flood_of_reads_stops_no_node(world: World) -> None:
     revision = await world.store.commit([put("Service", "acme", "more", protocol="GRPC")])
     ref = v1.DataPlaneRef(id="acme/web#1/grpc", tenant="acme", entry="web", dialect="GRPC")
     await stream.write(v1.SyncRequest(interest=v1.Interest(data_planes=[ref])))
-    assert (await heard(stream, "config")).revision == revision
+    while (await heard(stream, "config")).revision < revision:
+        pass  # what was there when the interest came
 
 
 @pytest.mark.parametrize("world", [0.5], indirect=True)

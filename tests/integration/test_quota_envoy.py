@@ -53,7 +53,7 @@ class Quotas:
         point = await self.reported(key)
         number, _ = point.report(1)
         point.prolong(number, Duration(seconds=60))
-        point.grant(1, 1, [pb.Share(bucket=key.to_proto(), rate=rate, burst=burst)])
+        point.grant(1, 1, [pb.Share(bucket=key.to_proto(), rate=rate, burst=burst)], 0.0)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_an_envoy_keeps_to_its_share_by_the_certificates_word(rig: Rig, ap
         # A share that grows is felt on the open connection.
         point = quotas.point
         assert point is not None
-        point.grant(1, 2, [pb.Share(bucket=Key(POLICY, "acme", "").to_proto(), rate=100_000.0, burst=1000.0)])
+        point.grant(1, 2, [pb.Share(bucket=Key(POLICY, "acme", "").to_proto(), rate=100_000.0, burst=1000.0)], 0.0)
         await settles(acme, "/any", 200)
         assert await codes(acme, "/part", 1) == [429]
 
@@ -134,9 +134,9 @@ async def test_a_call_must_pass_the_policy_of_its_service_and_that_of_several(
         assert (await acme.get("http://billing/any")).headers["x-meshwarden-policy"] == f"RatePolicy {WIDE}"
         point = quotas.point
         assert point is not None
-        point.grant(1, 3, [pb.Share(bucket=Key(WIDE, "acme", "").to_proto(), rate=1000.0, burst=1000.0)])
+        point.grant(1, 3, [pb.Share(bucket=Key(WIDE, "acme", "").to_proto(), rate=1000.0, burst=1000.0)], 0.0)
         await settles(acme, "/any", 200)
-        point.grant(1, 4, [pb.Share(bucket=Key(POLICY, "acme", "").to_proto(), rate=0.1, burst=1.0)])
+        point.grant(1, 4, [pb.Share(bucket=Key(POLICY, "acme", "").to_proto(), rate=0.1, burst=1.0)], 0.0)
         await settles(acme, "/any", 429)
         assert (await acme.get("http://billing/any")).headers["x-meshwarden-policy"] == f"RatePolicy {POLICY}"
         # A policy that is gone leaves the other as it is.

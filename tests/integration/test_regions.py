@@ -259,7 +259,7 @@ async def test_a_link_that_is_cut_costs_nothing_but_time(eu: Region, us: Region,
     regions = Regions("eu", [puller], eu.inbox, utc_now)
     await run(stack, regions.run)
     await us.count(call())
-    await until(lambda: eu.inbox.cursor("us").sequence == 1)
+    await until(lambda: eu.inbox.cursor("us").sequence == 1 and regions.states(whole=True)[1].answers)
     link.is_cut = True
     await until(lambda: puller.error)
     for number in range(200):

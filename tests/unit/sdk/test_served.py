@@ -137,10 +137,10 @@ def test_one_that_says_nothing_costs_what_was_taken_for_it_even_if_it_fails(worl
         raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError):
-        world.serve(made(handler), Context((KEY, "40")))
+        world.serve(made(handler), Context((KEY, "140")))
     with pytest.raises(RuntimeError):
-        world.serve(made(handler), Context())
-    assert world.left() == BURST - 140
+        world.serve(made(handler), Context((KEY, "40")))
+    assert world.left() == BURST - 240, "no less than is reserved"
 
 
 def test_a_stream_is_settled_when_its_handler_has_ended_and_not_when_its_caller_goes(world: World) -> None:
