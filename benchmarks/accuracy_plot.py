@@ -50,7 +50,7 @@ def _events(trace: dict[str, Any]) -> Figure:
         at_s, _ = run["events"][event]
         _tenants(axes, run, trace["limit"], at_s - BEFORE_S, at_s + AFTER_S, zero_s=at_s)
         axes.axvline(0, color="grey", linewidth=0.8)
-        axes.set_title(f"{event}: {run['figures'][f'convergence {event}']:.1f} s")
+        axes.set_title(event)
     figure.axes[0].legend(loc="upper right", ncols=2)
     figure.supxlabel("seconds since it happened")
     figure.supylabel("calls a second: served, and fair (dashed)")
