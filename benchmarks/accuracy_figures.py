@@ -76,23 +76,26 @@ def jain(record: Record, limit: float, weights: Mapping[str, float], begin_s: fl
 
 
 def converged_s(record: Record, event_s: float, end_s: float, *, hold_s: float = 5.0, least: float = 0.05) -> float:
-    """How long after an event each tenant has, for `hold_s` on end, what it has in the last third of the time.
+    """How long after an event each tenant has what it has in the last third of the time, and keeps it.
 
-    What differs by less than `least` of it, or by less than two standard deviations of so many calls at random, is the
-    same. Infinite if that never comes.
+    What differs over `hold_s` by less than `least` of it, or by less than three standard deviations of so many calls at
+    random, is the same. Infinite if it is not so to the end.
     """
-    settled_s = end_s - (end_s - event_s) / 3
+    settled_s, step_s = end_s - (end_s - event_s) / 3, 0.25
     means = {tenant: rate(moments, settled_s, end_s) for tenant, moments in record.served.items()}
-    step_s = 0.25
-    for number in range(int((settled_s - event_s) / step_s) + 1):
-        start = event_s + number * step_s
-        if all(
+
+    def is_settled(start: float) -> bool:
+        return all(
             abs(rate(record.served[tenant], start, start + hold_s) - mean)
-            <= max(least * mean, 2 * math.sqrt(max(mean, 1 / hold_s) / hold_s))
+            <= max(least * mean, 3 * math.sqrt(max(mean, 1 / hold_s) / hold_s))
             for tenant, mean in means.items()
-        ):
-            return number * step_s
-    return math.inf
+        )
+
+    last = int((end_s - hold_s - event_s) / step_s)
+    since = last + 1
+    while since > 0 and is_settled(event_s + (since - 1) * step_s):
+        since -= 1
+    return since * step_s if since <= last else math.inf
 
 
 def _slices(begin_s: float, end_s: float, length_s: float) -> list[tuple[float, float]]:
