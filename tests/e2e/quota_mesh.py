@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from programs import Programs, ask, free_port
 
 from meshwarden.controlplane.local import kernel, record
 
@@ -137,12 +137,12 @@ spec:
 """
 
 
-class Quota:
+class Quota(Programs):
     """A mesh with servers that count, of one service or of several under one limit, and callers."""
 
     def __init__(self, up: Any, directory: Path, plans: Sequence[Plan]) -> None:
-        self.up, self.directory, self.plans = up, directory, plans
-        self.programs: list[subprocess.Popen[str]] = []
+        super().__init__(up, directory)
+        self.plans = plans
 
     @property
     def points(self) -> list[tuple[Plan, str]]:
@@ -163,16 +163,6 @@ class Quota:
         path.write_text(text.replace("UID", str(os.getuid())))
         said = self.up.run("apply", "-f", str(path))
         assert said.returncode == 0, said.stderr
-
-    def start(self, node: str, entry: str, *command: str) -> "subprocess.Popen[str]":
-        sockets = {agent["node"]: agent["agent_socket"] for agent in self.up.up_json["agents"]}
-        run = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", sockets[node], "--entry", entry, "--"]
-        with (self.directory / f"{entry.replace('/', '-')}-{node}.log").open("ab") as log:
-            program = subprocess.Popen(
-                [*run, sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        self.programs.append(program)
-        return program
 
     def serve(self) -> None:
         for plan, version in self.points:
@@ -263,33 +253,12 @@ class Quota:
     def _log(self, plan: Plan, version: str) -> str:
         return str(self.directory / f"served-{plan.name}-{version}")
 
-    def end(self) -> None:
-        for program in self.programs:
-            program.kill()
-            program.communicate()
-
-
-def ask(probe: "subprocess.Popen[str]", **request: Any) -> dict[str, Any]:
-    assert probe.stdin is not None
-    assert probe.stdout is not None
-    probe.stdin.write(json.dumps(request) + "\n")
-    probe.stdin.flush()
-    answer: dict[str, Any] = json.loads(probe.stdout.readline())
-    assert "error" not in answer, answer
-    return answer
-
 
 def _manifest(plan: Plan) -> str:
     split = json.dumps([{"version": version, "weight": weight} for version, (_, weight, _) in plan.servers.items()])
     text = SERVICE.replace("SPLIT", split)
     for version, (node, _, _) in plan.servers.items():
-        text += ENTRY.replace("VERSION", version).replace("NODE", node).replace("PORT", str(_free_port()))
+        text += ENTRY.replace("VERSION", version).replace("NODE", node).replace("PORT", str(free_port()))
     for word, value in (("NAME", plan.name), ("PROTOCOL", plan.protocol), ("PLANE", plan.data_plane)):
         text = text.replace(word, value)
     return text
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -6,9 +6,7 @@ the servers' own count; never how long something takes.
 
 import json
 import os
-import socket
 import subprocess
-import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import Programs, ask, free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -58,38 +57,24 @@ spec: {service: orders, nodes: [NODE], selectors: {uid: UID}, version: KIND, por
 """
 
 
-class World:
+class World(Programs):
     """A mesh with two servers, and programs that call them."""
-
-    def __init__(self, up: Any, directory: Path) -> None:
-        self.up, self.directory = up, directory
-        self.programs: list[subprocess.Popen[str]] = []
 
     def apply(self) -> None:
         text = MESH.replace("LEAST", str(LEAST)).replace("MOST", str(MOST))
         text += "".join(CALLER.replace("TENANT", tenant) for tenant in ("noisy", "quiet"))
         for kind, node in SERVERS.items():
-            text += SERVER.replace("KIND", kind).replace("NODE", node).replace("PORT", str(_free_port()))
+            text += SERVER.replace("KIND", kind).replace("NODE", node).replace("PORT", str(free_port()))
         path = self.directory / "room.yaml"
         path.write_text(text.replace("UID", str(os.getuid())))
         said = self.up.run("apply", "-f", str(path))
         assert said.returncode == 0, said.stderr
 
-    def start(self, node: str, entry: str, *command: str) -> "subprocess.Popen[str]":
-        sockets = {agent["node"]: agent["agent_socket"] for agent in self.up.up_json["agents"]}
-        run = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", sockets[node], "--entry", entry, "--"]
-        with (self.directory / f"{entry.replace('/', '-')}-{node}.log").open("ab") as log:
-            program = subprocess.Popen(
-                [*run, sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        self.programs.append(program)
-        return program
-
     def call(self, tenant: str, node: str, rate: int, callers: int) -> "subprocess.Popen[str]":
         """Begins to call, so many times a second and as fast as so many callers can."""
         probe = self.start(node, f"{tenant}/web", "-m", "meshwarden.examples.probe")
         call = {"op": "grpc", "rate": rate, "concurrency": callers, "timeout_s": 20}
-        _ask(probe, op="steady_start", id="load", call=call)
+        ask(probe, op="steady_start", id="load", call=call)
         return probe
 
     def came(self, kind: str) -> list[tuple[int, str]]:
@@ -119,27 +104,6 @@ class World:
                         found[series] += float(value)
         return found
 
-    def end(self) -> None:
-        for program in self.programs:
-            program.kill()
-            program.communicate()
-
-
-def _ask(probe: "subprocess.Popen[str]", **request: Any) -> dict[str, Any]:
-    assert probe.stdin is not None
-    assert probe.stdout is not None
-    probe.stdin.write(json.dumps(request) + "\n")
-    probe.stdin.flush()
-    answer: dict[str, Any] = json.loads(probe.stdout.readline())
-    assert "error" not in answer, answer
-    return answer
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
 
 @pytest.fixture
 def world(start: Callable[..., Any], directory: Path) -> Iterator[World]:
@@ -162,10 +126,10 @@ def test_a_tenant_that_floods_does_not_stop_anothers_calls(world: World) -> None
     quiet = world.call("quiet", "node-a", 20, 2)
     world.until_served("quiet", 40)
     world.until_served("noisy", 50)
-    of_quiet = _ask(quiet, op="steady_stop", id="load")["codes"]
+    of_quiet = ask(quiet, op="steady_stop", id="load")["codes"]
     of_noisy: Counter[str] = Counter()
     for probe in noisy:
-        of_noisy.update(_ask(probe, op="steady_stop", id="load")["codes"])
+        of_noisy.update(ask(probe, op="steady_stop", id="load")["codes"])
 
     assert of_noisy["UNAVAILABLE"] > 0
     assert of_noisy["OK"] > 0, "what the quiet one leaves is used"

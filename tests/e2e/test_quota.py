@@ -11,7 +11,8 @@ import time
 from bisect import bisect_right
 
 import pytest
-from quota_mesh import BURST, ENVOY, FEW, LEAST_BURST, LIMITS, RATE, SDK, STARTER, Quota, ask
+from programs import ask
+from quota_mesh import BURST, ENVOY, FEW, LEAST_BURST, LIMITS, RATE, SDK, STARTER, Quota
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 CHAOS_S = float(os.environ.get("MESHWARDEN_CHAOS_S", "12"))

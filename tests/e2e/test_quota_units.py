@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from quota_mesh import DAY, LIMITS, THREE, WORK, Quota, ask
+from programs import ask
+from quota_mesh import DAY, LIMITS, THREE, WORK, Quota
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
