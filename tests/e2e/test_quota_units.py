@@ -41,7 +41,7 @@ def test_a_day_has_its_calls_and_no_more_whoever_is_killed(quota: Quota) -> None
     assert state is not None
     assert DAY - state["lost"] <= served <= DAY, state
     shown = quota.up.run("quota", "explain", "acme")
-    assert f"of {DAY} used" in shown.stdout, shown
+    assert f"of {DAY} requests used" in shown.stdout, shown
 
 
 def _day(quota: Quota) -> dict[str, float] | None:

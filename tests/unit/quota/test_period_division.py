@@ -132,14 +132,14 @@ async def test_how_a_day_stands_is_shown(tmp_path: Path, capsys: pytest.CaptureF
         stream.take(report(asks(calls=0, turn=told.turn, amount=told.amount, left=told.amount - 3)))
         (state,) = world.division.states(POLICY, lambda _: True, whole=True)
         period = state.period
-        assert (state.limit, period.granted, period.used) == (100, told.amount, 3)
+        assert (state.unit, state.limit, period.granted, period.used) == ("requests", 100, told.amount, 3)
         assert (period.held, period.lost) == (told.amount - 3, 0)
         answer = GetQuotasResponse(divides=True, quotas=[state])
         (row,) = quota_command.period_rows(answer, answer)
-        assert row[:5] == (POLICY, "acme", "-", "100", "3")
+        assert row[:6] == (POLICY, "acme", "-", "requests", "100", "3")
         assert row[-1] == "2026-09-21T22:00Z"
         quota_command._explain_period(state, POLICY)
-        assert "3 of 100 used, 2026-09-20T22:00Z to 2026-09-21T22:00Z" in capsys.readouterr().out
+        assert "3 of 100 requests used, 2026-09-20T22:00Z to 2026-09-21T22:00Z" in capsys.readouterr().out
         found = {
             sample.name: sample.value
             for metric in of_quotas(world.division)

@@ -26,7 +26,7 @@ _COLUMNS = (
     "SHADOW/S",
     "POINTS",
 )
-_PERIOD_COLUMNS = ("POLICY", "TENANT", "PART", "LIMIT", "USED", "LEFT", "HELD", "LOST", "LIMITED/S", "ENDS")
+_PERIOD_COLUMNS = ("POLICY", "TENANT", "PART", "UNIT", "LIMIT", "USED", "LEFT", "HELD", "LOST", "LIMITED/S", "ENDS")
 
 
 @click.group()
@@ -99,13 +99,13 @@ def _show(before: GetQuotasResponse, now: GetQuotasResponse) -> None:
 def _explain_period(state: QuotaState, what: str) -> None:
     period = state.period
     click.echo(
-        f"RatePolicy {render.plain(what)}: {period.used:.0f} of {_amount(state.limit)} used,"
+        f"RatePolicy {render.plain(what)}: {period.used:.0f} of {_amount(state.limit)} {state.unit} used,"
         f" {render.moment(period.start)} to {render.moment(period.end)}"
     )
     click.echo(f"  {state.reason}; {period.held:.0f} are at hand at enforcement points, {period.lost:.0f} are lost")
     for point in state.points:
         name = render.plain(f"{point.node} {point.point}")
-        click.echo(f"  {name}: {point.share:.0f} at hand, {point.demand:.1f}/s are used there")
+        click.echo(f"  {name}: {point.share:.0f} at hand, {measured(point.demand, state.unit)} are used there")
     if period.HasField("used_before"):
         click.echo(f"  {period.used_before:.0f} were used in the period before")
 
@@ -120,7 +120,7 @@ def period_rows(before: GetQuotasResponse, now: GetQuotasResponse) -> list[tuple
             period, bucket = state.period, state.bucket
             amounts = (f"{amount:.0f}" for amount in (period.used, period.left, period.held, period.lost))
             limited = max(0, state.denied - known.get(_key(state), QuotaState()).denied) / passed_s
-            named = bucket.policy, bucket.tenant, _part(state) or "-", _amount(state.limit)
+            named = bucket.policy, bucket.tenant, _part(state) or "-", state.unit, _amount(state.limit)
             found.append((*named, *amounts, f"{limited:.1f}", render.moment(period.end)))
     return found
 

@@ -65,6 +65,7 @@ def _state(bucket: Bucket, ledger: Ledger, period: Period, holdings: list[Holdin
         bucket=name_of(bucket),
         limit=ledger.tree.least_ceiling(path),
         floor=level.floor,
+        unit=ledger.tree.unit,
         demand=sum(holding.demand.rate for holding in live),
         period=QuotaPeriod(
             granted=account.granted,
