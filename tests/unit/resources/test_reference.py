@@ -132,7 +132,7 @@ def test_a_whole_mesh_may_come_in_one_batch_in_any_order(mesh: View) -> None:
                 "spec: {service: orders, limits: [{tenant: '*', requests: 1}]}"
                 for number in range(8)
             ),
-            "resources[7].spec.service: a service has at most 8 RatePolicies",
+            "resources[7].spec.service: a service has at most 8 RatePolicies of its own",
         ),
         (
             "kind: RatePolicy\nmetadata: {tenant: platform, name: orders}\n"
@@ -407,7 +407,26 @@ def test_a_policy_takes_no_other_ones_place(mesh: View, name: str) -> None:
     for number in range(6):
         mesh.put(batch(SECOND.replace("second", f"n{number}"))[0])
     (fault,) = told(new, mesh)
-    assert fault.endswith("a service has at most 8 RatePolicies")
+    assert fault.endswith("a service has at most 8 RatePolicies of its own")
+
+
+@pytest.mark.parametrize(
+    ("services", "most", "which"),
+    [("['*']", 4, "of several services of its tenant"), ("['*/*']", 4, "of several tenants'")],
+)
+def test_what_a_service_has_of_its_own_is_not_in_the_way_of_what_reaches_further(
+    mesh: View, services: str, most: int, which: str
+) -> None:
+    for number in range(7):
+        mesh.put(batch(SECOND.replace("second", f"n{number}"))[0])
+    (fault,) = told(SECOND, mesh)
+    assert fault.endswith("a service has at most 8 RatePolicies of its own")
+    for number in range(most):
+        new = wide(services, name=f"w{number}")
+        assert not told(new, mesh)
+        mesh.put(batch(new)[0])
+    (fault,) = told(wide(services, name="zz"), mesh)
+    assert fault.endswith(f"a service has at most {most} RatePolicies {which}")
 
 
 def test_what_another_tenants_policy_is_called_is_not_told(mesh: View) -> None:

@@ -1,5 +1,6 @@
 """Which limits each data plane can hold: what a service's Envoys can't is refused, in the policy and in the entry."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -8,8 +9,13 @@ from meshwarden.controlplane.resources.reach import Width, width
 from meshwarden.sdk.unit import REQUESTS, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicy, WorkloadEntry, WorkloadEntrySpec
 
-MAX_POLICIES: Final = 8
-"""Of one service: each call is held against all of them."""
+_OF_SERVICE: Final = {
+    Width.SERVICE: (8, "of its own"),
+    Width.TENANT: (4, "of several services of its tenant"),
+    Width.MESH: (4, "of several tenants'"),
+}
+"""How many policies of each width a service has at most: each call is held against all of them. Counted by themselves,
+so that nobody's own are in the way of one that reaches further."""
 
 
 class Unheld(NamedTuple):
@@ -28,8 +34,7 @@ class Unheld(NamedTuple):
 
 def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> Iterator[Unheld]:
     """What the data planes of one service can't hold of its policies, the narrowest of which come first."""
-    for policy in policies[MAX_POLICIES:]:
-        yield Unheld(policy, about(policy), f"a service has at most {MAX_POLICIES} RatePolicies")
+    yield from _too_many(policies)
     adaptive = [policy for policy in policies if policy.spec.HasField("adaptive")]
     for policy in adaptive[1:]:
         yield Unheld(policy, "spec.adaptive", f"{title(ref_of(adaptive[0]))} finds that limit already")
@@ -59,6 +64,16 @@ def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> 
         if (place := _criticality(policy)) is not None:
             text = f"an Envoy ({title(ref_of(envoy))}) lets calls in as they come, whatever they matter"
             yield Unheld(policy, place, text)
+
+
+def _too_many(policies: Sequence[RatePolicy]) -> Iterator[Unheld]:
+    count = Counter[Width]()
+    for policy in policies:
+        wide = width(policy.metadata.tenant, policy.spec)
+        count[wide] += 1
+        most, which = _OF_SERVICE[wide]
+        if count[wide] > most:
+            yield Unheld(policy, about(policy), f"a service has at most {most} RatePolicies {which}")
 
 
 def _criticality(policy: RatePolicy) -> str | None:
