@@ -92,8 +92,8 @@ class Bucket:
         return used
 
     def wait_s(self, amount: float) -> float:
-        """In how many seconds there is so much."""
-        return (amount - self.left) / self.rate if self.rate > 0 else UNSHARED_WAIT_S
+        """In how many seconds there is so much, or it is full."""
+        return (min(amount, self.burst) - self.left) / self.rate if self.rate > 0 else UNSHARED_WAIT_S
 
 
 class Large(Bucket):

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, ONE, Decision
+from meshwarden.sdk.unit import amount_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
-from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
+from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec
 
 LATELY_S: Final = 10.0
 IDLE_S: Final = 60.0
@@ -43,6 +44,8 @@ class _Bucket:
         asked: whether it was asked for since there was more.
         news: whether there is something to say though no call came.
         spent: whose limit has nothing left to be given.
+        most: the most that a period can have for it.
+        whose: whose limit that is.
         allowed: what calls took that were let in.
         denied: what those would have taken that were not.
         shadowed: what was let in for the shadow's sake alone.
@@ -61,6 +64,8 @@ class _Bucket:
     asked: bool = False
     news: bool = False
     spent: str = ""
+    most: float = math.inf
+    whose: str = ""
     allowed: float = 0.0
     denied: float = 0.0
     shadowed: float = 0.0
@@ -100,11 +105,11 @@ class _Bucket:
 class _Tenant:
     """The buckets of one tenant: one for each of its methods that has a limit, and one for the rest of its calls."""
 
-    __slots__ = ("methods", "parts", "rest")
+    __slots__ = ("limit", "methods", "parts", "rest")
 
     def __init__(self, limit: RateLimit, rest: _Bucket) -> None:
-        self.rest = rest
-        self.methods = {part.method for part in limit.methods}
+        self.limit, self.rest = limit, rest
+        self.methods = {part.method: part for part in limit.methods}
         self.parts: dict[str, _Bucket] = {}
 
     def buckets(self) -> Iterable[tuple[str, _Bucket]]:
@@ -144,6 +149,8 @@ class Chunks:
                 if limit is not None:
                     made = self._tenants[name] = _Tenant(limit, tenant.rest)
                     made.parts = {method: part for method, part in tenant.parts.items() if method in made.methods}
+                    for method, bucket in made.buckets():
+                        self._bound(bucket, limit, made.methods.get(method))
 
     def take(self, tenant: str, method: str, amount: float, now_s: float, free: float | None = None) -> Decision:
         """Takes so much out of the bucket of a call; a tenant that no limit names is not limited.
@@ -158,7 +165,7 @@ class Chunks:
                 return ALLOWED
             bucket = known.bucket(method)
             if bucket is None:
-                bucket = known.parts[method] = self._bucket(now_s)
+                bucket = known.parts[method] = self._bucket(known.limit, known.methods[method], now_s)
             bucket.used_s = now_s
             if bucket.left < amount * ONE or now_s >= bucket.until_s or self._is_stopped(now_s):
                 return self._refuse(bucket, amount, "tenant" if bucket is known.rest else "method", now_s)
@@ -188,7 +195,7 @@ class Chunks:
                 return 0.0
             bucket = known.bucket(method)
             if bucket is None:
-                bucket = known.parts[method] = self._bucket(now_s)
+                bucket = known.parts[method] = self._bucket(known.limit, known.methods[method], now_s)
             bucket.used_s, more = now_s, max(0.0, amount)
             bucket.left -= more
             bucket.allowed += more
@@ -264,15 +271,17 @@ class Chunks:
         return self._closed or (self._spec.when_away == RatePolicySpec.DENY and now_s >= self._ends_s)
 
     def _refuse(self, bucket: _Bucket, amount: float, level: str, now_s: float) -> Decision:
-        is_spent = bool(bucket.spent) and now_s < bucket.until_s
-        if not is_spent:
+        is_spent, never = bool(bucket.spent) and now_s < bucket.until_s, amount > bucket.most
+        if not is_spent and not never:
             bucket.wanted = max(bucket.wanted, amount)
             self._ask()
         if self._spec.shadow:
             bucket.allowed += amount
             bucket.shadowed += amount
             return ALLOWED
-        bucket.denied += amount
+        bucket.denied += min(amount, bucket.most)
+        if never:
+            return Decision(False, math.inf, bucket.whose, self._policy, bucket.most)
         if not is_spent:
             return Decision(False, _SOON_S, level, self._policy)
         return Decision(False, min(bucket.until_s - now_s, LONGEST_WAIT_S), bucket.spent, self._policy)
@@ -282,14 +291,25 @@ class Chunks:
             self._pressed = True
             self._press()
 
-    def _bucket(self, now_s: float) -> _Bucket:
-        return _Bucket(self._new_series(), used_s=now_s, turned_s=now_s)
+    def _bucket(self, limit: RateLimit, part: MethodLimit | None, now_s: float) -> _Bucket:
+        made = _Bucket(self._new_series(), used_s=now_s, turned_s=now_s)
+        self._bound(made, limit, part)
+        return made
+
+    def _bound(self, bucket: _Bucket, limit: RateLimit, part: MethodLimit | None) -> None:
+        """Notes the least of the limits that a bucket's calls are held against."""
+        bounds = [(amount_of(limit), "tenant")]
+        if part is not None:
+            bounds.append((amount_of(part), "method"))
+        if self._spec.HasField("total"):
+            bounds.append((amount_of(self._spec.total), "total"))
+        bucket.most, bucket.whose = min(bounds)
 
     def _open(self, name: str, now_s: float) -> _Tenant | None:
         limit = self._limits.get(name) or self._limits.get(ANY_TENANT)
         if limit is None or (limit.tenant == ANY_TENANT and not self._has_room(now_s)):
             return None
-        made = self._tenants[name] = _Tenant(limit, self._bucket(now_s))
+        made = self._tenants[name] = _Tenant(limit, self._bucket(limit, None, now_s))
         return made
 
     def _has_room(self, now_s: float) -> bool:

@@ -13,6 +13,7 @@ used for a minute, and has no share, is forgotten.
 Source: the algorithm and its bound, docs/quotas.md.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Final
@@ -162,7 +163,10 @@ class Leases:
             bucket.allowed += amount
             bucket.shadowed += amount
             return ALLOWED
-        bucket.denied += amount
+        _, most = bucket.most
+        bucket.denied += min(amount, most)
+        if amount > most:
+            return Decision(False, math.inf, level, self._policy, most)
         return Decision(False, bucket.wait_s(amount), level, self._policy)
 
     def _ask(self) -> None:

@@ -30,12 +30,14 @@ class Decision:
         retry_after_s: if not, after how many seconds one more may.
         level: if not, whose limit it is: "total" (only of an amount for a period), "tenant", "service" or "method".
         policy: if not, the policy's name.
+        most: if no such call ever may: how much one may take at most.
     """
 
     allowed: bool
     retry_after_s: float = 0.0
     level: str = ""
     policy: str = ""
+    most: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Limiter:
             bucket = self._buckets.get(tenant)
             left = rate.burst if bucket is None else _left(bucket, rate, now_s)
             need = amount if not free else max(amount, min(float(rate.burst), amount + free * rate.burst))
+            if amount > rate.burst:
+                return Decision(False, math.inf, "tenant", self._policy, float(rate.burst))
             if left < need * ONE:
                 return Decision(False, (need - left) * rate.interval_s, "tenant", self._policy)
             if bucket is None and len(self._buckets) >= MAX_BUCKETS:

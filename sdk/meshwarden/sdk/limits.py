@@ -13,7 +13,7 @@ from meshwarden.sdk.admission import FREE, Admission, Engine, Taken
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.concurrency import Concurrency, Place
 from meshwarden.sdk.limit import ANY_TENANT, Decision, Limiter, retry_after
-from meshwarden.sdk.overload import BUSY, RETRY_S
+from meshwarden.sdk.overload import BUSY, NEVER, RETRY_S
 from meshwarden.sdk.room import CONCURRENCY, MOST_CALLS, Rooms
 from meshwarden.sdk.share import ShareLink
 from meshwarden.sdk.slot import Slots
@@ -29,6 +29,7 @@ _DRAFTS_UNITS: Final[Mapping[Unit, str]] = {
 }
 """What the RateLimit fields call what we count; costs they have no unit for."""
 _PERIODS_S: Final = {RatePolicySpec.HOUR: 3600.0, RatePolicySpec.DAY: 86_400.0, RatePolicySpec.MONTH: 30 * 86_400.0}
+_EACH: Final = {RatePolicySpec.HOUR: "an hour", RatePolicySpec.DAY: "a day", RatePolicySpec.MONTH: "a month"}
 _LEVELS: Final = {
     "total": "all callers together",
     "service": "tenant {tenant} at this service",
@@ -189,12 +190,20 @@ class Limits:
         """What a caller is told whose call was not let pass."""
         if decision.level == CONCURRENCY:
             return _busy(decision, tenant)
-        wait, policy = retry_after(decision), decision.policy
+        policy, most = decision.policy, decision.most
         level = _LEVELS.get(decision.level, "tenant {tenant}").format(tenant=tenant, method=method)
-        message = f"rate policy {policy} limits {level}: try again in {wait} s"
-        details = status_detail.limited(_CODE, message, decision.retry_after_s, tenant, f"RatePolicy {policy}: {level}")
+        if most is None:
+            wait = retry_after(decision)
+            message = f"rate policy {policy} limits {level}: try again in {wait} s"
+            when: tuple[str, str] = ("retry-after", wait)
+            after_s: float | None = decision.retry_after_s
+        else:
+            each = _EACH.get(self._specs.get(policy, RatePolicySpec()).period, "at once")
+            message = f"rate policy {policy} limits {level} to {most:.0f} {each}: a call that costs more never passes"
+            when, after_s = NEVER, None
+        details = status_detail.limited(_CODE, message, after_s, tenant, f"RatePolicy {policy}: {level}")
         trailing = (
-            ("retry-after", wait),
+            when,
             (POLICY_KEY, f"RatePolicy {policy}"),
             (status_detail.KEY, details),
         )

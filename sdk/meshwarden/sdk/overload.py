@@ -32,6 +32,8 @@ RETRY_S: Final = 1
 """After how long a caller that wasn't let in is asked to try again."""
 BUSY: Final = (("retry-after", str(RETRY_S)), (PUSHBACK_KEY, str(1000 * RETRY_S)))
 """The trailing metadata that says so."""
+NEVER: Final = (PUSHBACK_KEY, "-1")
+"""What says that there is no use in trying again."""
 # Its class takes no parameters when the program runs.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"

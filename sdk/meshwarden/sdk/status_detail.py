@@ -17,23 +17,22 @@ _TYPES: Final = "type.googleapis.com/google.rpc."
 _MOST_S: Final = 3600.0
 
 
-def limited(code: int, message: str, retry_after_s: float, subject: str, description: str) -> bytes:
-    """A Status with a RetryInfo and a QuotaFailure of one violation.
+def limited(code: int, message: str, retry_after_s: float | None, subject: str, description: str) -> bytes:
+    """A Status with a RetryInfo, unless there is no use in that, and a QuotaFailure of one violation.
 
     Args:
         code: the status code's number.
         message: the status message, the same that the call ends with.
-        retry_after_s: when to try again; an hour at the most.
+        retry_after_s: when to try again; an hour at the most. None: never.
         subject: whose limit it is.
         description: which limit it is.
     """
-    delay = Duration()
-    delay.FromNanoseconds(round(min(max(retry_after_s, 0.0), _MOST_S) * 1e9))
     violation = _field(1, subject.encode()) + _field(2, description.encode())
-    details = (
-        Any(type_url=_TYPES + "RetryInfo", value=_field(1, delay.SerializeToString())),
-        Any(type_url=_TYPES + "QuotaFailure", value=_field(1, violation)),
-    )
+    details = [Any(type_url=_TYPES + "QuotaFailure", value=_field(1, violation))]
+    if retry_after_s is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(min(max(retry_after_s, 0.0), _MOST_S) * 1e9))
+        details.insert(0, Any(type_url=_TYPES + "RetryInfo", value=_field(1, delay.SerializeToString())))
     head = bytes([1 << 3, code]) + _field(2, message.encode())
     return head + b"".join(_field(3, detail.SerializeToString()) for detail in details)
 

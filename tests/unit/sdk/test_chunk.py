@@ -126,10 +126,10 @@ def test_who_is_refused_learns_when_there_is_more() -> None:
 
 def test_a_call_says_how_much_it_needs() -> None:
     world = World()
-    world.take(400)
+    world.take(90)
     world.take(70)
     said = world.said()
-    assert (said.wanted, said.asks) == (400, True)
+    assert (said.wanted, said.asks) == (90, True)
     assert world.said().wanted == 0, "once"
 
 

@@ -1,6 +1,7 @@
 """A server under several policies."""
 
 import itertools
+import math
 import random
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshwarden.sdk.limits import POLICY_KEY, Limits
 from meshwarden.sdk.overload import PUSHBACK_KEY
+from meshwarden.sdk.retry import told_s
 from meshwarden.sdk.share import _Shares, _Stream
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Chunk, Share
-from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
+from meshwarden.v1.resources_pb2 import Rate, RateLimit, RatePolicySpec
 
 GET = "/shop.v1.Orders/Get"
 ORDERS = "platform/orders"
@@ -249,3 +251,47 @@ def test_who_counts_something_else_begins_a_stream_that_says_that_nothing_is_hel
     (report,) = next(_Stream(shares, pressing, closing, lambda: 1.0).requests()).points
     assert report.begins
     assert not report.held
+
+
+DEAR: list[tuple[dict[str, Any], str]] = [
+    ({"scope": RatePolicySpec.POINT}, "tenant acme to 9 at once"),
+    ({"scope": RatePolicySpec.MESH}, "tenant acme to 9 at once"),
+    ({"scope": RatePolicySpec.MESH, "when_away": RatePolicySpec.DENY}, "tenant acme to 9 at once"),
+    ({"scope": RatePolicySpec.MESH, "period": RatePolicySpec.DAY}, "tenant acme to 9 a day"),
+    (
+        {"scope": RatePolicySpec.MESH, "period": RatePolicySpec.MONTH, "total": Rate(cost=7)},
+        "all callers together to 7 a month",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "limited"), DEAR)
+def test_who_declares_more_than_can_ever_pass_is_told_so_and_not_to_try_again(
+    limits: Limits, fields: dict[str, Any], limited: str
+) -> None:
+    limits.update(counting("cost", **fields))
+    decision = limits.admit("acme", GET, [("x-meshwarden-cost", "10")]).decision
+    assert not decision.allowed
+    told = limits.refusal(decision, "acme", GET)
+    assert told.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert told.message == f"rate policy {ORDERS} limits {limited}: a call that costs more never passes"
+    trailing = dict(told.trailing)
+    assert "retry-after" not in trailing
+    assert trailing[PUSHBACK_KEY] == "-1"
+    assert b"RetryInfo" not in trailing["grpc-status-details-bin"]  # type: ignore[operator]
+    assert b"QuotaFailure" in trailing["grpc-status-details-bin"]  # type: ignore[operator]
+    assert told_s(told.trailing) == math.inf
+    cheaper = limits.refusal(limits.admit("acme", GET, [("x-meshwarden-cost", "7")]).decision, "acme", GET)
+    assert "never" not in cheaper.message
+
+
+def test_what_can_never_pass_is_not_asked_for() -> None:
+    pressed = list[int]()
+    chunks = _Shares(lambda: pressed.append(1), random.Random(1))
+    held = chunks.update(counting("cost", RatePolicySpec.MESH, period=RatePolicySpec.DAY).policies, 0.0)[ORDERS]
+    assert held.take("acme", GET, 1_000_000_000, 0.0).most == 9
+    (usage,) = chunks.report(0.0, usage=True, full=True).usages
+    assert (usage.chunks.wanted, usage.chunks.asks, usage.denied) == (0, False, 9)
+    assert held.take("acme", GET, 9, 0.0).most is None
+    (usage,) = chunks.report(0.0, usage=True, full=True).usages
+    assert (usage.chunks.wanted, usage.chunks.asks) == (9, True)
