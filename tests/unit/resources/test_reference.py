@@ -435,3 +435,15 @@ def test_what_another_tenants_policy_is_called_is_not_told(mesh: View) -> None:
     new = wide("['*/*']", tenant="acme", name="aaa")
     assert any("with it RatePolicy acme/secret can't be held" in fault for fault in told(new, mesh))
     assert not any("secret" in fault for fault in told(new, mesh.seen_by(lambda tenant: tenant != "acme")))
+
+
+def test_an_entry_is_told_of_no_other_tenants_policy_what_it_is_called_and_says(mesh: View) -> None:
+    mesh.put(batch(wide("['*/*']", "[{tenant: '*', bytes: 9}]", tenant="acme", name="secret"))[0])
+    mesh.put(batch(wide("['*/*']", tenant="acme", name="secret2"))[0])
+    faults = "\n".join(told(ENVOY, mesh))
+    assert "RatePolicy acme/secret can't be held: spec.limits[0].bytes: " in faults
+    assert "RatePolicy acme/secret is for platform/orders already" in faults
+    hidden = told(ENVOY, mesh.seen_by(lambda tenant: tenant != "acme"))
+    assert len(hidden) == len(faults.split("\n"))
+    assert not any("secret" in fault or "limits[0]" in fault for fault in hidden)
+    assert "resources[0].spec.dataPlane: another tenant's RatePolicy can't be held: an Envoy (W" in "\n".join(hidden)

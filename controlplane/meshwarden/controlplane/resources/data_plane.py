@@ -1,7 +1,7 @@
 """Which limits each data plane can hold: what a service's Envoys can't is refused, in the policy and in the entry."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from meshwarden.controlplane.resources.model import ref_of, title
@@ -32,12 +32,20 @@ class Unheld(NamedTuple):
     reason: str
 
 
-def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> Iterator[Unheld]:
-    """What the data planes of one service can't hold of its policies, the narrowest of which come first."""
+def unheld(
+    policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry], name: Callable[[RatePolicy], str]
+) -> Iterator[Unheld]:
+    """What the data planes of one service can't hold of its policies, the narrowest of which come first.
+
+    Args:
+        policies: all that the service has.
+        entries: all that serve it.
+        name: what a policy is called before who is told of it.
+    """
     yield from _too_many(policies)
     adaptive = [policy for policy in policies if policy.spec.HasField("adaptive")]
     for policy in adaptive[1:]:
-        yield Unheld(policy, "spec.adaptive", f"{title(ref_of(adaptive[0]))} finds that limit already")
+        yield Unheld(policy, "spec.adaptive", f"{name(adaptive[0])} finds that limit already")
     envoy = next((entry for entry in entries if is_envoy(entry)), None)
     if envoy is None:
         return
@@ -53,7 +61,7 @@ def unheld(policies: Sequence[RatePolicy], entries: Sequence[WorkloadEntry]) -> 
         known = first.setdefault(width(policy.metadata.tenant, policy.spec), policy)
         if known is not policy:
             text = (
-                f"{title(ref_of(known))} is for {envoy.metadata.tenant}/{envoy.spec.service} already, and an Envoy"
+                f"{name(known)} is for {envoy.metadata.tenant}/{envoy.spec.service} already, and an Envoy"
                 f" ({title(ref_of(envoy))}) holds one RatePolicy of a service, one of several of its tenant and one of"
                 " several tenants'"
             )

@@ -104,9 +104,8 @@ def _displaced(batch: Sequence[Resource], before: View, after: View) -> Iterator
         for what, tenant, service in others:
             known = {(title(ref_of(old.policy)), old.field) for old in _unheld(tenant, service, before)}
             if (title(ref_of(what.policy)), what.field) not in known:
-                seen = after.sees(what.policy.metadata.tenant)
-                name = title(ref_of(what.policy)) if seen else "another tenant's RatePolicy"
-                yield FieldFault(f"resources[{index}].{about(policy)}", f"with it {name} can't be held: {what.reason}")
+                text = f"with it {_name(what.policy, after)} can't be held: {what.reason}"
+                yield FieldFault(f"resources[{index}].{about(policy)}", text)
                 break
 
 
@@ -148,7 +147,8 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         yield from _limited(resource, view)
     elif isinstance(resource, WorkloadEntry):
         for what in _unheld(tenant, resource.spec.service, view) if is_envoy(resource) else ():
-            text = f"{title(ref_of(what.policy))} can't be held: {what.field}: {what.reason}"
+            field = f"{what.field}: " if view.sees(what.policy.metadata.tenant) else ""
+            text = f"{_name(what.policy, view)} can't be held: {field}{what.reason}"
             yield FieldFault("spec.dataPlane", text)
     elif isinstance(resource, SLO):
         if resource.spec.calling_tenant:
@@ -249,7 +249,12 @@ def _reached(policy: RatePolicy, view: View) -> Iterator[tuple[str, str]]:
 
 def _unheld(tenant: str, service: str, view: View) -> Iterator[Unheld]:
     entries = [one for one in view.of_service("WorkloadEntry", tenant, service) if isinstance(one, WorkloadEntry)]
-    return unheld(view.rate_policies(tenant, service), entries)
+    return unheld(view.rate_policies(tenant, service), entries, lambda policy: _name(policy, view))
+
+
+def _name(policy: RatePolicy, view: View) -> str:
+    """What a rate policy is called before who may see no other tenant's."""
+    return title(ref_of(policy)) if view.sees(policy.metadata.tenant) else "another tenant's RatePolicy"
 
 
 def _sharers(resource: AnyResource, view: View) -> Iterator[FieldFault]:
