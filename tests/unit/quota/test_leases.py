@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import settings
@@ -355,9 +355,9 @@ SLOTS = Level(
 ACME = Bucket(POLICY, ("acme",))
 
 
-def at_once(*, learn: bool = False) -> Leases:
+def at_once(*, learn: bool = False, shadow: bool = False) -> Leases:
     leases = Leases(0.0, learn=learn)
-    leases.put(POLICY, SLOTS)
+    leases.put(POLICY, replace(SLOTS, shadow=shadow))
     return leases
 
 
@@ -455,3 +455,11 @@ def test_why_slots_are_short_is_said_in_slots() -> None:
     states = view.states(POLICY, tree, leases, Usages(), lambda tenant: True, whole=True)
     assert any("the tenant's limit of 2 at once is short" in state.reason for state in states), states
     assert not any("/s" in state.reason for state in states)
+
+
+def test_what_shadow_mode_lets_run_is_no_lie_and_keeps_nobody_from_getting_more() -> None:
+    leases = at_once(shadow=True)
+    leases.report(ONE, {ACME: Usage(20, 0, 20)}, 0.0)
+    (lease,) = leases.find(POLICY)
+    assert lease.held <= 1
+    assert leases.ignored.overdrawn == 0

@@ -232,14 +232,14 @@ class Leases:
         """Believes how many calls run at a point, as far as it may have let them in.
 
         That is what it holds, or the one that a bucket is opened with; while we learn, up to the bucket's ceiling. A
-        point that exaggerates would keep everybody else from getting more.
+        point that exaggerates would keep everybody else from getting more. In shadow mode more may run, and counts as that.
         """
         if (tree := self._tree_of(lease.bucket)) is None or tree.unit != CONCURRENT:
             return
         most = max(lease.held, STARTER)
         if now_s < self._learns_until_s:
             most = max(most, tree.least_ceiling(lease.bucket.path))
-        if in_use > most:
+        if in_use > most and not tree.shadow:
             self.ignored.overdrawn += 1
         lease.in_use = min(float(in_use), most)
 

@@ -14,7 +14,8 @@ from meshwarden.v1 import quota_service_pb2 as pb
 def tree_of(limits: Limits) -> Level:
     """The tree of a policy whose limits hold across the mesh."""
     total = _per_s(limits.total.amount, limits.total) if limits.total is not None else math.inf
-    return Level(ceiling=total, parts={limit.tenant: _tenant(limit) for limit in limits.limits}, unit=limits.unit)
+    parts = {limit.tenant: _tenant(limit) for limit in limits.limits}
+    return Level(ceiling=total, parts=parts, unit=limits.unit, shadow=limits.shadow)
 
 
 def bucket_of(named: pb.Bucket, tree: Level, service: str) -> Bucket:

@@ -45,6 +45,7 @@ class Level:
         parts: what it is divided into, by name.
         by_service: whether the parts are services.
         unit: of the policy; said by the level above all others.
+        shadow: whether points let in what they should refuse; said there as well.
     """
 
     weight: float = 1.0
@@ -54,6 +55,7 @@ class Level:
     parts: Mapping[str, "Level"] = field(default_factory=dict)
     by_service: bool = False
     unit: Unit = REQUESTS
+    shadow: bool = False
 
     def find(self, path: tuple[str, ...]) -> "Level | None":
         """The level of a bucket; None if the path names none, or one that is divided further."""
