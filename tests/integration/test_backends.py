@@ -51,6 +51,8 @@ class Taking:
         self.taken: list[ResourceSpans] = []
         self.headers: list[dict[str, str]] = []
         self.limited: set[str] = set()
+        self.chokes_on: str = ""
+        self.says: bytes = b""
         self.retry_after = ""
         self.endpoint = ""
         self.tried = 0
@@ -64,6 +66,8 @@ class Taking:
             return 429
         if self.failures:
             return self.failures.pop(0)
+        if self.chokes_on and any(self.chokes_on in names(spans) for spans in request.resource_spans):
+            return 503
         if self.bad and any(self.bad in names(spans) for spans in request.resource_spans):
             return 400
         self.taken.extend(request.resource_spans)
@@ -110,6 +114,10 @@ class Handler(BaseHTTPRequestHandler):
         request = otlp.ExportTraceServiceRequest.FromString(body)
         found = self.taking.answer(request, {key.lower(): value for key, value in self.headers.items()})
         answer = b"" if isinstance(found, int) else found.SerializeToString()
+        if self.taking.says:
+            self.wfile.write(self.taking.says)
+            self.close_connection = True
+            return
         self.send_response(found if isinstance(found, int) else 200)
         if isinstance(found, int) and self.taking.retry_after:
             self.send_header("retry-after", self.taking.retry_after)
@@ -338,6 +346,66 @@ async def test_each_tenant_goes_under_its_name_and_a_limit_there_holds_up_no_oth
     assert {headers["x-scope-orgid"] for headers in backend.headers} == {"acme", "globex", OWN}
     assert Counter(name.split()[0] for name in backend.names) == {"acme": 5, "globex": 5, "own": 1}
     assert mesh.counts("backend.one")["passed", "acme", ""] == 5
+    mesh.durable.close()
+
+
+async def test_what_a_backend_chokes_on_holds_up_nobody_elses(
+    path: Path, backend: Taking, protocol: str, until: Any
+) -> None:
+    backend.chokes_on = "acme 1.0"
+    mesh = Mesh(path, backend_of(backend, protocol))
+    async with anyio.create_task_group() as group:
+        group.start_soon(mesh.gather.run)
+        for number in range(1, 6):
+            for tenant in ("acme", "globex", "initech"):
+                assert mesh.gather.ingest("a", request(number, tenant))
+            await mesh.gather.settle()
+        await until(lambda: len(backend.names) == 10 and mesh.gather.backends()[0].waiting == 5, "the others' are sent")
+        assert mesh.gather.backends()[0].error
+        backend.chokes_on = ""
+        await until(lambda: not mesh.gather.backends()[0].waiting, "acme's are sent")
+        assert not mesh.gather.backends()[0].error
+        group.cancel_scope.cancel()
+    assert Counter(name.split()[0] for name in backend.names) == {"acme": 5, "globex": 5, "initech": 5}
+    mesh.durable.close()
+
+
+@pytest.mark.parametrize("protocol", ["http"])
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"Content-Length: 100\r\n\r\nabc",
+        b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Content-Length: 3\r\n\r\n\xff\xff\xff",
+    ],
+)
+async def test_an_answer_that_cannot_be_read_is_as_good_as_its_status(
+    path: Path, backend: Taking, protocol: str, says: bytes
+) -> None:
+    backend.says = b"HTTP/1.1 200 OK\r\n" + says
+    mesh = Mesh(path, backend_of(backend, protocol))
+    await mesh.take(*(request(number) for number in range(1, 4)))
+    assert backend.names == [f"acme {number}.0" for number in range(1, 4)]
+    assert mesh.counts("backend.one") == {("received", "acme", ""): 3, ("passed", "acme", ""): 3}
+    mesh.durable.close()
+
+
+async def test_a_defect_of_ours_in_sending_ends_nothing(
+    path: Path, backend: Taking, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = backend_of(backend, protocol)
+    send, defects = one.transport.send, [RuntimeError("a defect"), RuntimeError("another")]
+
+    async def failing(*args: Any) -> int:
+        if defects:
+            raise defects.pop()
+        return await send(*args)
+
+    monkeypatch.setattr(one.transport, "send", failing)
+    mesh = Mesh(path, one)
+    await mesh.take(request(1))
+    assert backend.names == ["acme 1.0"]
     mesh.durable.close()
 
 

@@ -181,8 +181,7 @@ class HttpTransport:
         options: Any = {"timeout": TIMEOUT_S, "allow_redirects": False, "stream": True}
         try:
             with self._session.post(url, data=data, headers=headers, **options) as response:
-                answer = response.raw.read(_ANSWER_BYTES, decode_content=True)
-                return response.status_code, answer, _retry_after(response.headers.get("retry-after", ""))
+                return response.status_code, _body(response), _retry_after(response.headers.get("retry-after", ""))
         except (requests.RequestException, OSError) as error:
             raise Away(f"{type(error).__name__}: {error}"[:500]) from None
 
@@ -198,6 +197,14 @@ def parse_endpoint(endpoint: str) -> tuple[str, bool]:
         raise ValueError(f"{endpoint!r} is no OTLP gRPC endpoint: write http://host:port or https://host:port")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{host}:{parts.port or 4317}", parts.scheme == "https"
+
+
+def _body(response: requests.Response) -> bytes:
+    """The beginning of what was answered; nothing if that breaks off or can't be unpacked, for its status is known."""
+    try:
+        return bytes(response.raw.read(_ANSWER_BYTES, decode_content=True))
+    except Exception:  # errors of urllib3's own, which requests wraps elsewhere
+        return b""
 
 
 def _retry_after(text: str) -> float:

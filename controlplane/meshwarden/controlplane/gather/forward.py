@@ -3,10 +3,9 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
-import apsw
 import structlog
 
 from meshwarden.controlplane.gather.backend import Away, Backend, Limited, Rejected, TooLarge
@@ -66,6 +65,7 @@ class Forwarder:
         # How many more rows of a lane go one by one.
         self._single: dict[Lane, int] = {}
         self._limits: dict[Lane, _Limit] = {}
+        self._tried: Lane | None = None
         self.fault = ""
         """Why the backend takes nothing; empty if it does."""
 
@@ -91,8 +91,8 @@ class Forwarder:
                 self._work.clear()
                 try:
                     sent = await self._round()
-                except (Away, apsw.Error) as error:
-                    self._fail(str(error))
+                except Exception as error:  # of the backend or a disk, or a defect of ours: none may end the server
+                    self._fail(str(error) if isinstance(error, Away) else f"{type(error).__name__}: {error}")
                     await asyncio.sleep(self._pause_s(pause_s, error))
                     pause_s = min(pause_s * 2, LAST_BACKOFF_S)
                     continue
@@ -114,15 +114,19 @@ class Forwarder:
         """Sends a batch of each lane; whether there was any."""
         sent = False
         now_s = asyncio.get_running_loop().time()
-        for lane in self._queue.lanes(self._backend.name):
+        for lane in self._lanes():
             if lane in self._limits and self._limits[lane].until_s > now_s:
                 continue
+            self._tried = lane
             rows = await self._read(lane)
             if not rows:
                 continue
             try:
                 await self._send(lane, rows)
-            except Limited as error:
+            except Away as error:
+                # Where it takes others' it isn't away: something of this lane's is too much for it.
+                if not sent and not isinstance(error, Limited):
+                    raise
                 self._limit(lane, error, now_s)
             else:
                 sent = True
@@ -131,6 +135,12 @@ class Forwarder:
             with contextlib.suppress(Exception):
                 await self._settle()
         return sent
+
+    def _lanes(self) -> Sequence[Lane]:
+        """Those that have something, from the one behind the last that was tried: one that fails comes last then."""
+        lanes = self._queue.lanes(self._backend.name)
+        behind = lanes.index(self._tried) + 1 if self._tried in lanes else 0
+        return [*lanes[behind:], *lanes[:behind]]
 
     async def _read(self, lane: Lane) -> list[Row]:
         after, until = self._after.get(lane, 0), self._until.get(lane, _ALL)
@@ -170,8 +180,8 @@ class Forwarder:
             if self._single[lane] <= 0:
                 del self._single[lane]
 
-    def _limit(self, lane: Lane, error: Limited, now_s: float) -> None:
-        """Leaves one tenant's for a while, so that its limit there holds up no other."""
+    def _limit(self, lane: Lane, error: Away, now_s: float) -> None:
+        """Leaves one tenant's for a while, so that what is wrong with it holds up no other."""
         before = self._limits.get(lane)
         pause_s = self._first_backoff_s if before is None else min(before.pause_s * 2, LAST_BACKOFF_S)
         self._limits[lane] = _Limit(pause_s, now_s + self._pause_s(pause_s, error))
