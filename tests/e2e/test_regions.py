@@ -49,6 +49,11 @@ WEB = "spiffe://mesh.test/tenant/globex/service/web"
 METHOD = "/meshwarden.examples.v1.Orders/List"
 CALL = {**ORDERS, "method": "List", "timeout_s": 30}
 TENANT = "kind: Tenant\nmetadata:\n  name: {name}\n"
+PARTED = """\
+kind: RatePolicy
+metadata: {tenant: platform, name: parted}
+spec: {service: orders, total: {requests: 8}, regions: [{region: eu, weight: 3}, {region: us, weight: 1}]}
+"""
 
 
 class Relay:
@@ -179,10 +184,19 @@ class Region:
         assert said.returncode in (0, 1), said.stderr
         return {finding["cause"]: finding for finding in json.loads(said.stdout)}
 
-    def apply(self, directory: Path, name: str) -> None:
-        """Applies a tenant, and waits until every node runs it."""
+    def quota(self) -> dict[str, Any]:
+        """How the limit stands that both regions have a part of; empty while it isn't used."""
+        shown = self.up.run(
+            *("--context", f"{self.up.state_dir.name}-{self.name}", "quota", "top", "-o", "json"),
+            *("--policy", "platform/parted"),
+        )
+        found: list[dict[str, Any]] = json.loads(shown.stdout or "{}").get("quotas", [])
+        return found[0] if found else {}
+
+    def apply(self, directory: Path, name: str, text: str) -> None:
+        """Applies a manifest."""
         manifest = directory / f"{name}.yaml"
-        manifest.write_text(TENANT.format(name=name))
+        manifest.write_text(text)
         done = self.up.run("--context", f"{self.up.state_dir.name}-{self.name}", "apply", "-f", str(manifest))
         assert done.returncode == 0, done.stderr
 
@@ -286,7 +300,8 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
             await each.ask("steady_start", id="cut", call={"op": "grpc", "rate": RATE, **CALL})
         for region in (eu, us):
             await until(lambda region=region: not region.other().answers, f"{region.name} hears nothing")
-            await asyncio.to_thread(region.apply, directory, f"cut-{region.name}")
+            name = f"cut-{region.name}"
+            await asyncio.to_thread(region.apply, directory, name, TENANT.format(name=name))
         for region, other in ((eu, us), (us, eu)):
             await until(
                 lambda region=region, other=other: (
@@ -335,6 +350,17 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
         await until(
             lambda: eu.other().answers and eu.metric("meshwarden_region_age_seconds", region="us") < 30, "young"
         )
+        # -- a limit of which each region gives out its part
+        for region in (eu, us):
+            await asyncio.to_thread(region.apply, directory, "parted", PARTED)
+            await probes[region.name].ask("steady_start", id="parted", call={"op": "grpc", "rate": RATE, **CALL})
+        for region, limit in ((eu, 6), (us, 2)):
+            await until(
+                lambda region=region, limit=limit: (
+                    (state := region.quota()).get("limit") == limit and 0 < state.get("share", 0) <= limit * 1.0001
+                ),
+                f"{region.name} divides its part",
+            )
     table = up.run("--context", "r-us", "graph").stdout.splitlines()
     assert {line.partition("\t")[0] for line in table[1:]} == {"eu", "us"}
     await until(lambda: up.run("--context", "r-eu", "status").stdout.count("answers") == 1, "status says so")

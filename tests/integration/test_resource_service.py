@@ -496,6 +496,17 @@ async def test_what_reaches_into_other_tenants_is_for_operators_of_the_mesh(worl
     await world.root.Delete(v1.DeleteRequest(refs=[ref("RatePolicy", "acme", "wide")]))
 
 
+async def test_a_limit_is_refused_in_a_region_that_has_no_part_of_it(world: World) -> None:
+    await apply(world.root, MESH)
+    text = "kind: RatePolicy\nmetadata: {tenant: acme, name: parted}\n"
+    text += "spec: {services: ['*'], total: {requests: 9}, PARTS}"
+    await apply(world.root, text.replace("PARTS", "regions: [{region: eu, weight: 1}, {region: us, weight: 1}]"))
+    parts = text.replace("PARTS", "regions: [{region: us, weight: 1}]")
+    error = await refused(world.root.Apply(v1.ApplyRequest(resources=batch(parts))))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "spec.regions: this is region eu, which has no part" in (error.details() or "")
+
+
 @pytest.mark.parametrize(
     ("identity", "code"), [(None, grpc.StatusCode.UNAUTHENTICATED), (WORKLOAD, grpc.StatusCode.PERMISSION_DENIED)]
 )

@@ -165,6 +165,7 @@ class ControlPlane:
             time.monotonic,
             lambda: utc_now().timestamp(),
             lambda: rng.getrandbits(62) + 1,
+            region,
         )
         self._publisher.listen(self._division.touch)
         self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)

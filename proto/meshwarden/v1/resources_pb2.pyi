@@ -886,6 +886,7 @@ class RatePolicySpec(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     RESERVE_FIELD_NUMBER: _builtins.int
     ADAPTIVE_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     scope: Global___RatePolicySpec.Scope.ValueType
     when_away: Global___RatePolicySpec.WhenAway.ValueType
@@ -903,6 +904,8 @@ class RatePolicySpec(_message.Message):
     def fallback(self) -> Global___Rate: ...
     @_builtins.property
     def adaptive(self) -> Global___Adaptive: ...
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionPart]: ...
     def __init__(
         self,
         *,
@@ -918,14 +921,37 @@ class RatePolicySpec(_message.Message):
         time_zone: _builtins.str = ...,
         reserve: _builtins.int = ...,
         adaptive: Global___Adaptive | None = ...,
+        regions: _abc.Iterable[Global___RegionPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fallback", b"fallback", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fallback", b"fallback", "limits", b"limits", "period", b"period", "reserve", b"reserve", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "time_zone", b"time_zone", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fallback", b"fallback", "limits", b"limits", "period", b"period", "regions", b"regions", "reserve", b"reserve", "scope", b"scope", "service", b"service", "services", b"services", "shadow", b"shadow", "time_zone", b"time_zone", "total", b"total", "when_away", b"when_away"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RatePolicySpec: _TypeAlias = RatePolicySpec  # noqa: Y015
+
+@_typing.final
+class RegionPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    weight: _builtins.int
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        weight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["region", b"region", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionPart: _TypeAlias = RegionPart  # noqa: Y015
 
 @_typing.final
 class Adaptive(_message.Message):

@@ -110,7 +110,7 @@ class World:
             return
         self.spec, parsed = spec, json_format.ParseDict(dict(spec), RatePolicySpec())
         limits = rate.of_spec(PolicyName("platform", "orders"), parsed)
-        self._tree, terms = tree_of(limits), terms_of(limits)
+        self._tree, terms = tree_of(limits, "eu"), terms_of(limits)
         self._sent = rate.to_spec(limits, PolicyName("platform", "orders"))
         assert terms is not None
         self.ledgers.put(POLICY, terms, self._tree)

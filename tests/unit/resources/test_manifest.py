@@ -321,6 +321,27 @@ def test_a_tenant_has_one_limit() -> None:
             "{scope: POINT, limits: [{tenant: a, requests: 9, methods: [{method: /x/B, requests: 1}]}]}",
             "spec.limits[0].methods: only with scope MESH",
         ),
+        ("{regions: [{region: eu}], total: {requests: 9}}", "spec.regions[0].weight: must be greater than or equal to"),
+        ("{regions: [{region: eu, weight: 1001}], total: {requests: 9}}", "spec.regions[0].weight"),
+        ("{regions: [{region: E U, weight: 1}], total: {requests: 9}}", "spec.regions[0].region: must be lower-case"),
+        (
+            "{regions: [{region: eu, weight: 1}, {region: eu, weight: 2}], total: {requests: 9}}",
+            "spec.regions[1].region: eu has a part already",
+        ),
+        (
+            "{regions: [{region: eu, weight: 9}, {region: us, weight: 1}], total: {concurrent: 9}}",
+            "spec.total.concurrent: 9 are too few: us would have none",
+        ),
+        (
+            "{period: DAY, regions: [{region: eu, weight: 9}, {region: us, weight: 1}], "
+            "limits: [{tenant: a, cost: 99, methods: [{method: /x/B, cost: 9}]}]}",
+            "spec.limits[0].methods[0].cost: 9 are too few: us would have none",
+        ),
+        (
+            "{scope: POINT, regions: [{region: eu, weight: 1}], limits: [{tenant: a, requests: 9}]}",
+            "spec.regions: only with scope MESH",
+        ),
+        ("{scope: POINT, adaptive: {}, regions: [{region: eu, weight: 1}]}", "spec.regions: not with adaptive"),
         ("{adaptive: {}}", "spec.scope: must be POINT"),
         ("{scope: MESH, adaptive: {}}", "spec.scope: must be POINT"),
         ("{scope: POINT, adaptive: {min: 9, max: 8}}", "spec.adaptive.max: 8 is below min, 9"),

@@ -31,6 +31,7 @@ from meshwarden.controlplane.resources.model import (
     unwrap,
     wrap,
 )
+from meshwarden.controlplane.resources.rate import foreign_region
 from meshwarden.controlplane.resources.reach import Width, width
 from meshwarden.controlplane.resources.reference import reference_faults, users
 from meshwarden.controlplane.resources.validate import FieldFault, resource_faults, unknown_faults
@@ -87,7 +88,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         faults = [
             FieldFault(f"resources[{index}].{fault.field}", fault.message)
             for index, resource in enumerate(request.resources)
-            for fault in (*unknown_faults(resource), *resource_faults(resource))
+            for fault in (*unknown_faults(resource), *resource_faults(resource), *self._region_faults(resource))
         ]
         if faults:
             raise InvalidRequest(faults)
@@ -100,6 +101,12 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         if not request.dry_run:
             log.info("resources applied", revision=answer.revision, changes=len(answer.changes), by=str(caller))
         return answer
+
+    def _region_faults(self, resource: Resource) -> list[FieldFault]:
+        """What a resource must hold in this region."""
+        own = unwrap(resource)
+        faults = foreign_region(own.spec, self._region) if isinstance(own, RatePolicy) else ()
+        return [FieldFault(*fault) for fault in faults]
 
     async def Get(self, request: v1.GetRequest, context: Context) -> Resource:
         authorize(_caller(), SERVICE + "Get", request.ref.tenant)

@@ -233,6 +233,7 @@ class Limits:
         adaptive: if the limit is on calls at once and found: the limits are weights, and ceilings if they aren't 0.
         period: what all amounts are for, where they are not rates.
         zone: the time zone whose clocks say when that begins.
+        regions: the weights by which regions part all amounts, in one order everywhere; empty if each has the whole.
     """
 
     policy: Name
@@ -248,6 +249,7 @@ class Limits:
     adaptive: Adaptive | None = None
     period: Literal["HOUR", "DAY", "MONTH"] | None = None
     zone: str = "UTC"
+    regions: tuple[tuple[str, int], ...] = ()
 
     def find(self, tenant: str) -> Limit | None:
         """The limit on a tenant: its own before the one for all others."""

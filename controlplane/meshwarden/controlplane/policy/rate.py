@@ -67,6 +67,7 @@ def of_spec(policy: Name, spec: Any) -> Limits:
         reserve=spec.reserve or 1,
         period=_PERIODS.get(spec.period),
         zone=spec.time_zone or "UTC",
+        regions=tuple(sorted((part.region, part.weight) for part in spec.regions)),
     )
 
 

@@ -55,6 +55,7 @@ class Division:
         now_s: Callable[[], float],
         wall_s: Callable[[], float],
         new_turn: Callable[[], int],
+        region: str = "default",
     ) -> None:
         """Does nothing until `run`.
 
@@ -65,9 +66,10 @@ class Division:
             now_s: the clock of the store's leases, `time.monotonic`.
             wall_s: the clock that says which hour, day and month it is, in seconds since 1970.
             new_turn: gives a number below 2^63 that nobody was ever given; see `Ledgers`.
+            region: whose part of each limit is divided here.
         """
         self._store, self.mesh, self._owner, self._now_s = store, mesh, owner, now_s
-        self._wall_s, self._new_turn = wall_s, new_turn
+        self._wall_s, self._new_turn, self._region = wall_s, new_turn, region
         self.leases: Leases | None = None
         """All leases; None while another process divides."""
         self.ledgers = Ledgers({}, new_turn)
@@ -280,7 +282,7 @@ class Division:
     def _arrange(self, named: Name) -> None:
         """Puts a policy in force as it is now."""
         limits, policy = rate.of_policy(self.mesh, named), str(named)
-        tree = tree_of(limits) if limits is not None and limits.mesh else None
+        tree = tree_of(limits, self._region) if limits is not None and limits.mesh else None
         if tree is not None:
             self._wanted.set()  # a mesh without such policies has nobody who divides
         if self.leases is None:

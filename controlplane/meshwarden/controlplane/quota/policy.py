@@ -1,20 +1,22 @@
 """A rate policy as the tree that is divided, and its buckets as messages name them. Pure."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Rate, ServiceLimit
 from meshwarden.controlplane.quota.lease import Share
 from meshwarden.controlplane.quota.ledger import Grant
 from meshwarden.controlplane.quota.ledgers import Terms
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level
+from meshwarden.sdk.unit import CONCURRENT
 from meshwarden.v1 import quota_service_pb2 as pb
 
 
-def tree_of(limits: Limits) -> Level:
-    """The tree of a policy whose limits hold across the mesh."""
-    total = _per_s(limits.total.amount, limits.total) if limits.total is not None else math.inf
-    parts = {limit.tenant: _tenant(limit) for limit in limits.limits}
+def tree_of(limits: Limits, region: str) -> Level:
+    """The tree of a policy whose limits hold across the mesh, as far as a region gives it out."""
+    part = _Part.of_region(limits, region)
+    total = part.per_s(limits.total) if limits.total is not None else math.inf
+    parts = {limit.tenant: part.tenant(limit) for limit in limits.limits}
     return Level(ceiling=total, parts=parts, unit=limits.unit, shadow=limits.shadow)
 
 
@@ -58,33 +60,66 @@ def terms_of(limits: Limits) -> Terms | None:
     return Terms(limits.period, limits.zone, limits.unit) if limits.period is not None else None
 
 
-def _tenant(limit: Limit) -> Level:
-    if not limit.services:
-        return _by_method(limit)
-    parts = {str(part.service): _by_method(part) for part in limit.services}
-    return replace(_level(limit, {**parts, REST: _rest(limit)}), by_service=True)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a region gives out of all amounts: the part between two of so many.
 
+    Attributes:
+        first: where its part begins.
+        last: where it ends.
+        of: how many there are.
+        whole: whether amounts can't be had in part; then the regions' parts are whole, and together the amount.
+    """
 
-def _by_method(limit: Limit | ServiceLimit) -> Level:
-    parts = {part.method: _level(part) for part in limit.methods}
-    return _level(limit, {**parts, REST: _rest(limit)} if parts else {})
+    first: int
+    last: int
+    of: int
+    whole: bool
 
+    @classmethod
+    def of_region(cls, limits: Limits, region: str) -> "_Part":
+        """A region's; it has none where a policy names others alone."""
+        whole = limits.unit == CONCURRENT or limits.period is not None
+        if not limits.regions:
+            return cls(0, 1, 1, whole)
+        weights = dict(limits.regions)
+        before = sum(weight for name, weight in limits.regions if name < region)
+        return cls(before, before + weights.get(region, 0), sum(weights.values()), whole)
 
-def _rest(limit: Limit | ServiceLimit) -> Level:
-    """What fits no part of a limit: of the parts' weight 1, and at most the whole."""
-    rate = limit.rate
-    return Level(ceiling=_per_s(rate.amount, rate), burst_s=_burst_s(rate))
+    def tenant(self, limit: Limit) -> Level:
+        """The level of a tenant."""
+        if not limit.services:
+            return self._by_method(limit)
+        parts = {str(part.service): self._by_method(part) for part in limit.services}
+        return replace(self._level(limit, {**parts, REST: self._rest(limit)}), by_service=True)
 
+    def per_s(self, rate: Rate) -> float:
+        """What the region gives out of a rate a second."""
+        if self.whole:
+            return (rate.amount * self.last // self.of - rate.amount * self.first // self.of) / rate.per_s
+        return _per_s(rate.amount, rate) * (self.last - self.first) / self.of
 
-def _level(limit: Limit | ServiceLimit | MethodLimit, parts: dict[str, Level] | None = None) -> Level:
-    rate = limit.rate
-    return Level(
-        weight=limit.weight,
-        floor=_per_s(limit.floor, rate),
-        ceiling=_per_s(rate.amount, rate),
-        burst_s=_burst_s(rate),
-        parts=parts or {},
-    )
+    def _by_method(self, limit: Limit | ServiceLimit) -> Level:
+        parts = {part.method: self._level(part) for part in limit.methods}
+        return self._level(limit, {**parts, REST: self._rest(limit)} if parts else {})
+
+    def _rest(self, limit: Limit | ServiceLimit) -> Level:
+        """What fits no part of a limit: of the parts' weight 1, and at most the whole."""
+        return Level(ceiling=self.per_s(limit.rate), burst_s=_burst_s(limit.rate))
+
+    def _level(self, limit: Limit | ServiceLimit | MethodLimit, parts: dict[str, Level] | None = None) -> Level:
+        return Level(
+            weight=limit.weight,
+            floor=self._floor(limit.floor, limit.rate),
+            ceiling=self.per_s(limit.rate),
+            burst_s=_burst_s(limit.rate),
+            parts=parts or {},
+        )
+
+    def _floor(self, floor: int, rate: Rate) -> float:
+        if self.whole:
+            return floor * (self.last - self.first) // self.of / rate.per_s
+        return _per_s(floor, rate) * (self.last - self.first) / self.of
 
 
 def _burst_s(rate: Rate) -> float:

@@ -23,7 +23,7 @@ def adaptive_faults(spec: RatePolicySpec) -> Iterator[tuple[str, str]]:
         if spec.HasField(name):
             yield f"spec.{name}", text
     fields = {"services": spec.services, "whenAway": spec.when_away, "shadow": spec.shadow}
-    fields |= {"period": spec.period, "timeZone": spec.time_zone, "reserve": spec.reserve}
+    fields |= {"period": spec.period, "timeZone": spec.time_zone, "reserve": spec.reserve, "regions": spec.regions}
     for name, given in fields.items():
         if given:
             yield f"spec.{name}", text

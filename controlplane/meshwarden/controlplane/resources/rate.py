@@ -35,6 +35,7 @@ def rate_faults(spec: RatePolicySpec) -> Faults:
         return
     yield from _amount_faults(spec)
     yield from _period_faults(spec)
+    yield from _region_faults(spec)
     if spec.scope == RatePolicySpec.POINT:
         yield from _point_faults(spec)
         return
@@ -111,6 +112,27 @@ def _period_faults(spec: RatePolicySpec) -> Faults:
             yield f"{path}.weight", "does not go with period: who asks first is given first; a floor keeps its part"
 
 
+def _region_faults(spec: RatePolicySpec) -> Faults:
+    """Each region has a part once, and something of what can't be divided further."""
+    weights: dict[str, int] = {}
+    for number, part in enumerate(spec.regions):
+        if part.region in weights:
+            yield f"spec.regions[{number}].region", f"{part.region} has a part already"
+        weights[part.region] = part.weight
+    if not weights or (unit_of(spec) != CONCURRENT and not spec.period):
+        return
+    least = min(weights, key=lambda region: weights[region])
+    for path, rate in _rates(spec):
+        if path != "spec.fallback" and amount_of(rate) * weights[least] < sum(weights.values()):
+            yield f"{path}.{rate.WhichOneof('amount')}", f"{amount_of(rate)} are too few: {least} would have none"
+
+
+def foreign_region(spec: RatePolicySpec, region: str) -> Faults:
+    """The fault of a policy in which the region that it is applied in has no part."""
+    if spec.regions and all(part.region != region for part in spec.regions):
+        yield "spec.regions", f"this is region {region}, which has no part"
+
+
 def _is_zone(name: str) -> bool:
     try:
         ZoneInfo(name)
@@ -138,8 +160,9 @@ def _point_faults(spec: RatePolicySpec) -> Faults:
     for name in ("total", "fallback"):
         if spec.HasField(name):
             yield f"spec.{name}", text
-    if spec.services:
-        yield "spec.services", text
+    for name in ("services", "regions"):
+        if getattr(spec, name):
+            yield f"spec.{name}", text
     if spec.when_away:
         yield "spec.whenAway", text
     if spec.shadow:
