@@ -261,12 +261,29 @@ LIMITS: Final = Board(
                     about="As the points say, in each policy's unit; shadowed is what shadow mode let through.",
                     width=12,
                 ),
-                Panel("Enforcement points", (Query("meshwarden_quota_points", _BUCKET_NAME),)),
+                Panel("Enforcement points", (Query("meshwarden_quota_points", _BUCKET_NAME),), width=12),
                 Panel(
                     "Age of leases",
-                    (Query("meshwarden_agent_quota_lease_age_seconds", "{{node}}"),),
+                    (
+                        Query("max by (policy) (meshwarden_quota_lease_age_seconds)", "{{policy}}"),
+                        Query("meshwarden_agent_quota_lease_age_seconds", "{{node}}: control plane"),
+                    ),
                     "s",
-                    about="Shares hold for three seconds after a report.",
+                    about="Since the control plane heard of a policy's most silent point, and a node of the control"
+                    " plane. Shares hold for three seconds.",
+                    width=12,
+                ),
+                Panel(
+                    "Let in beyond a limit",
+                    (
+                        Query(
+                            f"sum by ({_BUCKET}, unit) (rate(meshwarden_quota_excess_total[$__rate_interval]))",
+                            f"{_BUCKET_NAME} {{{{unit}}}}",
+                        ),
+                    ),
+                    "short",
+                    about="About what one limiter in one place would have refused, in each policy's unit a second.",
+                    width=12,
                 ),
                 Panel(
                     "Said of limits and not believed",
@@ -276,6 +293,7 @@ LIMITS: Final = Board(
                             "{{reason}}",
                         ),
                     ),
+                    width=12,
                 ),
             ),
         ),

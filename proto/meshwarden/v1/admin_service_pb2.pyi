@@ -1315,6 +1315,7 @@ class QuotaState(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     IN_USE_FIELD_NUMBER: _builtins.int
     PERIOD_FIELD_NUMBER: _builtins.int
+    EXCESS_FIELD_NUMBER: _builtins.int
     limit: _builtins.float
     floor: _builtins.float
     weight: _builtins.float
@@ -1327,6 +1328,7 @@ class QuotaState(_message.Message):
     reason: _builtins.str
     unit: _builtins.str
     in_use: _builtins.float
+    excess: _builtins.float
     @_builtins.property
     def bucket(self) -> _quota_service_pb2.Bucket: ...
     @_builtins.property
@@ -1351,10 +1353,11 @@ class QuotaState(_message.Message):
         unit: _builtins.str = ...,
         in_use: _builtins.float = ...,
         period: Global___QuotaPeriod | None = ...,
+        excess: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "period", b"period"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "floor", b"floor", "held", b"held", "in_use", b"in_use", "limit", b"limit", "period", b"period", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "unit", b"unit", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "demand", b"demand", "denied", b"denied", "excess", b"excess", "floor", b"floor", "held", b"held", "in_use", b"in_use", "limit", b"limit", "period", b"period", "points", b"points", "reason", b"reason", "shadowed", b"shadowed", "share", b"share", "unit", b"unit", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1413,11 +1416,14 @@ class QuotaPoint(_message.Message):
     DEMAND_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     IN_USE_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     point: _builtins.str
     demand: _builtins.float
     share: _builtins.float
     in_use: _builtins.float
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
@@ -1426,10 +1432,11 @@ class QuotaPoint(_message.Message):
         demand: _builtins.float = ...,
         share: _builtins.float = ...,
         in_use: _builtins.float = ...,
+        age: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "in_use", b"in_use", "node", b"node", "point", b"point", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "demand", b"demand", "in_use", b"in_use", "node", b"node", "point", b"point", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

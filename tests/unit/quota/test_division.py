@@ -373,6 +373,19 @@ async def test_prometheus_is_told(tmp_path: Path) -> None:
         assert found["meshwarden_quota_points", POLICY, "globex", "", ""] == 1
         assert found["meshwarden_quota_ignored_total", "foreign"] == 1
         assert found["meshwarden_quota_dividing",] == 1
+        assert found["meshwarden_quota_lease_age_seconds", POLICY, "globex", "", ""] < 1
+        world.now_s += 1.5
+        for _ in range(3):
+            stream.take(report(used("globex", 200)))
+        world.now_s += 2
+        samples = [one for family in of_quotas(world.division) for one in family.samples]
+        found = {(one.name, *one.labels.values()): one.value for one in samples}
+        assert 2 <= found["meshwarden_quota_lease_age_seconds", POLICY, "globex", "", ""] < 3
+        world.now_s += 20
+        samples = [one for family in of_quotas(world.division) for one in family.samples]
+        found = {(one.name, *one.labels.values()): one.value for one in samples}
+        # A bucket of 40/s and 40 at once would have let no more than 200 of the 603 in within three seconds.
+        assert found["meshwarden_quota_excess_total", POLICY, "globex", "", "", "requests"] > 400
 
 
 def test_the_table_of_top_counts_between_two_answers() -> None:

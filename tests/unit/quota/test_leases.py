@@ -452,7 +452,7 @@ def test_why_slots_are_short_is_said_in_slots() -> None:
     leases.put(POLICY, tree)
     leases.report(ONE, {CREATE: Usage(2, 9, 2), READ: Usage(2, 9, 2)}, 1.0)
     leases.tick(1.0)
-    states = view.states(POLICY, tree, leases, Usages(), lambda tenant: True, whole=True)
+    states = view.states(POLICY, tree, leases, Usages(), lambda tenant: True, 1.0, whole=True)
     assert any("the tenant's limit of 2 at once is short" in state.reason for state in states), states
     assert not any("/s" in state.reason for state in states)
 

@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.quota.policy import name_of
+from meshwarden.controlplane.quota.tree import Bucket
 from meshwarden.sdk.unit import REQUESTS
 
 _BUCKET: Final = ("policy", "tenant", "service", "method")
@@ -18,6 +19,7 @@ _PERIOD: Final = {
     "held": "What of that they have at hand.",
     "lost": "What of that nobody says that he has.",
     "left": "What can still be given.",
+    "excess": "What was used beyond the limit: what calls took more than they were let in for.",
     "end_seconds": "When the period ends, in seconds since 1970.",
 }
 
@@ -40,6 +42,7 @@ def of_quotas(division: Division) -> Iterable[Metric]:
         total.add_metric([*labels, "limited"], used.denied)
         total.add_metric([*labels, "shadowed"], used.shadowed)
     yield total
+    yield _excess(division, units)
     yield from _shares(division)
     ignored = CounterMetricFamily(
         "meshwarden_quota_ignored", "What nodes said of limits and was not believed.", labels=["reason"]
@@ -49,6 +52,21 @@ def of_quotas(division: Division) -> Iterable[Metric]:
     yield ignored
 
 
+def _excess(division: Division, units: Mapping[str, str]) -> CounterMetricFamily:
+    found = CounterMetricFamily(
+        "meshwarden_quota_excess",
+        "About what was let in beyond a level's rate and burst: what one limiter in one place would have refused."
+        " Of calls at once how many too many ran, times seconds.",
+        labels=[*_BUCKET, "unit"],
+    )
+    for policy in division.policies():
+        for path, amount in division.excess(policy).items():
+            named = name_of(Bucket(policy, path))
+            labels = [getattr(named, name) for name in _BUCKET]
+            found.add_metric([*labels, units.get(policy, REQUESTS)], amount)
+    return found
+
+
 def _shares(division: Division) -> Iterable[Metric]:
     texts = {
         "limit": "The most that a bucket may have, in its unit a second.",
@@ -56,6 +74,7 @@ def _shares(division: Division) -> Iterable[Metric]:
         "share": "What enforcement points were told that they may use of a bucket, in its unit a second.",
         "held": "What they may be using: more than the share until a lower one is obeyed.",
         "points": "How many enforcement points have a part of a bucket.",
+        "lease_age_seconds": "How long ago the point with a part of a bucket was heard of that was silent longest.",
     }
     families = _gauges("meshwarden_quota", texts)
     periods = _gauges("meshwarden_quota_period", _PERIOD)
@@ -66,11 +85,15 @@ def _shares(division: Division) -> Iterable[Metric]:
                 periods["limit"].add_metric(labels, state.limit)
                 for name in ("granted", "used", "held", "lost", "left"):
                     periods[name].add_metric(labels, getattr(state.period, name))
+                periods["excess"].add_metric(labels, max(0.0, state.period.used - state.limit))
                 periods["end_seconds"].add_metric(labels, state.period.end.seconds)
                 continue
             for name in ("limit", "demand", "share", "held"):
                 families[name].add_metric(labels, getattr(state, name))
             families["points"].add_metric(labels, len(state.points))
+            if state.points:
+                oldest = max(point.age.ToNanoseconds() for point in state.points)
+                families["lease_age_seconds"].add_metric(labels, oldest / 1e9)
     yield from families.values()
     yield from periods.values()
 

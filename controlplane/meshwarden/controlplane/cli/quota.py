@@ -27,6 +27,8 @@ _COLUMNS = (
     "POINTS",
 )
 _PERIOD_COLUMNS = ("POLICY", "TENANT", "PART", "UNIT", "LIMIT", "USED", "LEFT", "HELD", "LOST", "LIMITED/S", "ENDS")
+_SILENT_S = 2.0
+"""Points are heard of each second."""
 
 
 @click.group()
@@ -79,11 +81,16 @@ def explain(tenant: str, policy: str, output: str) -> None:
             continue
         click.echo(f"RatePolicy {render.plain(what)}: {measured(state.share, state.unit)}")
         click.echo(f"  {state.reason}")
+        if state.excess >= 1:
+            what = "calls at once too many, times seconds" if state.unit == CONCURRENT else f"{state.unit} beyond it"
+            click.echo(f"  about {state.excess:.0f} {what}, since this control plane began to divide")
         for point in state.points:
             name = render.plain(f"{point.node} {point.point}")
             share, demand = (measured(rate, state.unit) for rate in (point.share, point.demand))
             used = f", {point.in_use:.0f} in use" if state.unit == CONCURRENT else ""
-            click.echo(f"  {name}: {share} of {demand} wanted there{used}")
+            age_s = point.age.ToTimedelta().total_seconds()
+            silent = f", not heard of for {age_s:.1f} s" if age_s >= _SILENT_S else ""
+            click.echo(f"  {name}: {share} of {demand} wanted there{used}{silent}")
 
 
 def _show(before: GetQuotasResponse, now: GetQuotasResponse) -> None:

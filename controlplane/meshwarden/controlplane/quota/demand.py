@@ -24,6 +24,11 @@ class Demand:
         self.rate = 0.0
         self._wanted, self._since_s = 0.0, now_s
 
+    @property
+    def since_s(self) -> float:
+        """Since when is counted what comes next."""
+        return self._since_s
+
     def add(self, wanted: float, now_s: float, ceiling: float) -> None:
         """Counts what was wanted since the last report; no more than a ceiling is ever believed."""
         self._wanted += wanted

@@ -8,7 +8,7 @@ a process that has lost it are sent away, and find the holder.
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Final
 
@@ -19,6 +19,7 @@ from meshwarden.controlplane.policy import rate
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.quota import book, period_view
+from meshwarden.controlplane.quota.excess import Path
 from meshwarden.controlplane.quota.leases import Leases
 from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.node import NodeStream
@@ -133,7 +134,11 @@ class Division:
             return []
         if policy in self.ledgers:
             return period_view.states(policy, self.ledgers, self._usages, shown, self._now_s(), whole=whole)
-        return states(policy, tree, self.leases, self._usages, shown, whole=whole)
+        return states(policy, tree, self.leases, self._usages, shown, self._now_s(), whole=whole)
+
+    def excess(self, policy: str) -> Mapping[Path, float]:
+        """What was let in beyond each level of a policy's rates; see `Leases.excess`."""
+        return self.leases.excess(policy, self._now_s()) if self.leases is not None else {}
 
     def open(self, node: str) -> NodeStream:
         """A node's stream, which takes the place of its older one; `close` ends it.

@@ -18,11 +18,13 @@ class Usage:
         allowed: what went on.
         denied: what was refused.
         in_use: where calls at once are counted, the most that there were.
+        shadowed: what of `allowed` went on for the shadow's sake alone.
     """
 
     allowed: float
     denied: float
     in_use: int = 0
+    shadowed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

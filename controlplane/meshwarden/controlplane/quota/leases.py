@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from meshwarden.controlplane.quota.excess import Excess, Path
 from meshwarden.controlplane.quota.lease import Lease, Share, Usage
 from meshwarden.controlplane.quota.pool import Pool
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point
@@ -64,6 +65,7 @@ class Leases:
         self._number = 0
         self._wanting = False
         self.ignored = Ignored()
+        self._excess, self._ticked_s = Excess(), now_s
 
     @property
     def number(self) -> int:
@@ -83,6 +85,7 @@ class Leases:
         """Puts a policy's tree in force, or ends it: its leases are gone with it."""
         pool = self._pools.get(policy)
         if tree is None:
+            self._excess.forget(policy)
             if pool is not None:
                 del self._pools[policy]
                 for lease in list(pool.leases):
@@ -156,6 +159,9 @@ class Leases:
                     self._note_in_use(using, usage.in_use, now_s)
                 using.demand.peak(_wanted(usage), now_s, tree.least_ceiling(bucket.path))
             else:
+                if usage.allowed > usage.shadowed:
+                    more = usage.allowed - usage.shadowed
+                    self._excess.add(bucket, tree, more, using.demand.since_s, now_s)
                 using.demand.add(usage.allowed + usage.denied, now_s, tree.least_ceiling(bucket.path))
             if usage.allowed or usage.denied or usage.in_use:
                 using.used_s = now_s
@@ -179,13 +185,25 @@ class Leases:
         for point in [point for point, told in self._points.items() if told.until_s <= now_s]:
             self.leave(point)
         shares: dict[Point, list[Share]] = {}
-        for pool in self._pools.values():
+        for policy, pool in self._pools.items():
             for lease, rate in pool.divide(now_s, learning=now_s < self._learns_until_s):
                 lease.tell(self._number, rate)
                 shares.setdefault(lease.point, []).append(pool.share(lease, rate))
             for lease in pool.returned():
                 self._drop(lease)
+            for path, many in pool.excess().items():
+                self._excess.note(policy, path, many * (now_s - self._ticked_s))
+        self._ticked_s = now_s
         return self._number, shares
+
+    def heard_s(self, point: Point) -> float:
+        """When a point was heard of last, which has leases."""
+        return self._points[point].until_s - TERM_S
+
+    def excess(self, policy: str, now_s: float) -> dict[Path, float]:
+        """What was let in beyond each level of a policy since this began, as far as can be told."""
+        pool = self._pools.get(policy)
+        return self._excess.of_policy(policy, pool.tree, now_s) if pool is not None else {}
 
     def find(self, policy: str) -> list[Lease]:
         """The leases of a policy, to be looked at."""
@@ -232,7 +250,8 @@ class Leases:
         """Believes how many calls run at a point, as far as it may have let them in.
 
         That is what it holds, or the one that a bucket is opened with; while we learn, up to the bucket's ceiling. A
-        point that exaggerates would keep everybody else from getting more. In shadow mode more may run, and counts as that.
+        point that exaggerates would keep everybody else from getting more. In shadow mode more may run, and counts as
+        that.
         """
         if (tree := self._tree_of(lease.bucket)) is None or tree.unit != CONCURRENT:
             return

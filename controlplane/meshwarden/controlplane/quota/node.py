@@ -134,7 +134,8 @@ class NodeStream:
             if bucket.policy in self._ledgers:
                 self._use(point, bucket, usage, now_s, again=report.begins)
                 continue
-            usages[bucket] = Usage(min(usage.allowed, MOST), min(usage.denied, MOST), min(usage.in_use, MOST))
+            counts = (min(count, MOST) for count in (usage.allowed, usage.denied, usage.in_use, usage.shadowed))
+            usages[bucket] = Usage(*counts)
             self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
         self._leases.report(point, usages, now_s, acknowledged=report.acknowledged)
 

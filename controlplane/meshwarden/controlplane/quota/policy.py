@@ -16,8 +16,9 @@ def tree_of(limits: Limits, region: str) -> Level:
     """The tree of a policy whose limits hold across the mesh, as far as a region gives it out."""
     part = _Part.of_region(limits, region)
     total = part.per_s(limits.total) if limits.total is not None else math.inf
+    burst_s = _burst_s(limits.total) if limits.total is not None else math.inf
     parts = {limit.tenant: part.tenant(limit) for limit in limits.limits}
-    return Level(ceiling=total, parts=parts, unit=limits.unit, shadow=limits.shadow)
+    return Level(ceiling=total, burst_s=burst_s, parts=parts, unit=limits.unit, shadow=limits.shadow)
 
 
 def bucket_of(named: pb.Bucket, tree: Level, service: str) -> Bucket:
@@ -33,7 +34,7 @@ def bucket_of(named: pb.Bucket, tree: Level, service: str) -> Bucket:
 
 def name_of(bucket: Bucket) -> pb.Bucket:
     """How people are shown a bucket."""
-    tenant, *parts = bucket.path
+    tenant, *parts = bucket.path or ("",)
     method = next((part for part in parts if part.startswith("/")), "")
     service = next((part for part in parts if part and not part.startswith("/")), "")
     return pb.Bucket(policy=bucket.policy, tenant=tenant, service=service, method=method)

@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 from meshwarden.controlplane.quota.allocator import Part, divide
 from meshwarden.controlplane.quota.demand import planned, planned_at_once, portions
 from meshwarden.controlplane.quota.lease import Lease, Share
-from meshwarden.controlplane.quota.tree import Level
+from meshwarden.controlplane.quota.tree import REST, Level
 from meshwarden.controlplane.quota.whole import apportion, round_down, rounded
 from meshwarden.sdk.unit import CONCURRENT
 
@@ -99,6 +99,13 @@ class Pool:
         """Leases of which nothing is left: the point has acknowledged that it has none."""
         return [lease for lease in self._root.all() if lease.is_idle and lease.held == 0]
 
+    def excess(self) -> dict[tuple[str, ...], float]:
+        """How many more calls run than each level may have, where calls at once are counted and there are some."""
+        found: dict[tuple[str, ...], float] = {}
+        if self._whole and not self.tree.shadow:
+            self._root.running((), found)
+        return found
+
     def share(self, lease: Lease, rate: float) -> Share:
         """What a point is told."""
         *_, level = self.tree.along(lease.bucket.path)
@@ -183,6 +190,14 @@ class _Branch:
             self.held += held
             self.more += max(0.0, lease.target - held)
         self.more = max(0.0, min(self.more, self.level.ceiling - self.held))
+
+    def running(self, path: tuple[str, ...], excess: dict[tuple[str, ...], float]) -> float:
+        """How many calls run; notes at which levels that is more than may."""
+        together = sum(lease.in_use for lease in self.leases)
+        together += sum(branch.running((*path, name), excess) for name, branch in self.branches.items())
+        if together > self.level.ceiling and path[-1:] != (REST,):
+            excess[path] = together - self.level.ceiling
+        return together
 
     def settle(self, room: float, rates: dict[Lease, float], share: _Sharing) -> None:
         """Says what each lease is to be: lower at once; higher by what there is room for, as it lacks."""

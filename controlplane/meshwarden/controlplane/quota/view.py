@@ -6,7 +6,7 @@ from typing import Final
 from meshwarden.controlplane.quota.lease import Lease
 from meshwarden.controlplane.quota.leases import Leases
 from meshwarden.controlplane.quota.policy import name_of
-from meshwarden.controlplane.quota.tree import Bucket, Level
+from meshwarden.controlplane.quota.tree import REST, Bucket, Level, Point
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.sdk.unit import CONCURRENT, REQUESTS
 from meshwarden.v1.admin_service_pb2 import QuotaState
@@ -22,7 +22,7 @@ def measured(amount: float, unit: str) -> str:
 
 
 def states(
-    policy: str, tree: Level, leases: Leases, usages: Usages, shown: Callable[[str], bool], *, whole: bool
+    policy: str, tree: Level, leases: Leases, usages: Usages, shown: Callable[[str], bool], now_s: float, *, whole: bool
 ) -> list[QuotaState]:
     """The buckets of a policy, by tenant and method.
 
@@ -32,6 +32,7 @@ def states(
         leases: all there are.
         usages: what was used.
         shown: whether a calling tenant's buckets are shown.
+        now_s: the present, on the clock of `leases`.
         whole: whether others' demand and the enforcement points are.
     """
     by_bucket: dict[Bucket, list[Lease]] = {}
@@ -39,11 +40,16 @@ def states(
         by_bucket.setdefault(lease.bucket, []).append(lease)
     used = dict(usages.of_policy(policy))
     demands = {bucket: sum(lease.demand.rate for lease in held) for bucket, held in by_bucket.items()}
+    excess = leases.excess(policy, now_s)
     found = []
     for bucket in sorted({*by_bucket, *used}):
         if not shown(bucket.path[0]) or tree.find(bucket.path) is None:
             continue
         state = _state(bucket, tree, by_bucket.get(bucket, ()))
+        # What is left of a tenant's calls has all of the tenant's limit.
+        state.excess = excess.get(tuple(part for part in bucket.path if part != REST), 0.0)
+        for at in state.points:
+            at.age.FromNanoseconds(round(max(0.0, now_s - leases.heard_s(Point(at.node, at.point))) * 1e9))
         state.reason = _reason(state, bucket, tree, demands, whole=whole)
         if (counts := used.get(bucket)) is not None:
             state.allowed, state.denied, state.shadowed = counts.allowed, counts.denied, counts.shadowed
