@@ -165,7 +165,7 @@ class ServedCall:
             self._link.counter.add(counted, self._begun_s, self._span.sampled)
 
     def admit(self) -> Awaitable[None] | None:
-        """Lets the call go on; or returns what aborts it, to be awaited."""
+        """Lets the call go on; or returns what does, or aborts it, to be awaited."""
         if self._limits is None:
             return None
         config, caller = self._link.find_config(), self._caller
@@ -181,11 +181,18 @@ class ServedCall:
         except cost.Malformed as error:
             self._decision = CallStat.DENIED
             return self._refuse(grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
-        return (
-            None
-            if admission.decision.allowed
-            else self._limited(self._limits.refusal(admission.decision, tenant, self._method))
-        )
+        if admission.decision.allowed:
+            return None
+        if admission.decision.coming is not None:
+            return self._wait(self._limits, tenant)
+        return self._limited(self._limits.refusal(admission.decision, tenant, self._method))
+
+    async def _wait(self, limits: Limits, tenant: str) -> None:
+        """Lets the call go on as soon as there is enough for it."""
+        told = tenant, self._method, self._metadata
+        self.admission = found = await limits.wait_aio(self.admission, told, self._context.time_remaining())
+        if not found.decision.allowed:
+            await self._limited(limits.refusal(found.decision, tenant, self._method))
 
     async def _limited(self, refusal: Refusal) -> None:
         await self._context.send_initial_metadata(refusal.headers)

@@ -5,17 +5,20 @@ while half of the last is left, and keeps what it was given, has left and has gi
 said twice, late or never to or by the agent makes an amount grow. Time is passed in, in seconds of any clock that never
 goes back; nothing here blocks, reads a clock or does I/O.
 
-Nothing is there before it was given: unlike a rate's, a bucket is opened empty. Who is away from his agent goes on with
-what he has.
+Nothing is there before it was given: unlike a rate's, a bucket is opened empty. So a call that finds nothing may wait
+for a moment until more is given; if that doesn't come no other call waits until it has. Who is away from his agent goes
+on with what he has.
 """
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
-from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, ONE, Decision
+from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, ONE, Coming, Decision
 from meshwarden.sdk.unit import amount_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec
@@ -27,6 +30,8 @@ MAX_TENANTS: Final = 16_384
 """How many tenants without a limit of their own have buckets; the calls of further ones are refused."""
 LONGEST_WAIT_S: Final = 86_400.0
 """A refused caller is told to come back in a day at the latest: a limit may be raised."""
+WAIT_S: Final = 0.25
+"""For so long a call may wait for more."""
 _SOON_S: Final = 0.5
 _MOST: Final = 1e15
 
@@ -42,6 +47,7 @@ class _Bucket:
         until_s: when it ends.
         low: at how much left more is asked for.
         asked: whether it was asked for since there was more.
+        coming: what calls wait for, until `waits_until_s`.
         news: whether there is something to say though no call came.
         spent: whose limit has nothing left to be given.
         most: the most that a period can have for it.
@@ -62,6 +68,8 @@ class _Bucket:
     wanted: float = 0.0
     low: float = 0.0
     asked: bool = False
+    coming: Future[None] | None = None
+    waits_until_s: float = -math.inf
     news: bool = False
     spent: str = ""
     most: float = math.inf
@@ -82,6 +90,17 @@ class _Bucket:
             self.amount = chunk.amount
             self.low, self.wanted, self.asked = self.left / 2, 0.0, False
         self.until_s, self.spent, self.news = until_s, chunk.spent, True
+        self.arrive()
+
+    def arrive(self) -> None:
+        """Has those who wait for more look again."""
+        if self.coming is not None:
+            self.coming.set_result(None)
+            self.coming = None
+
+    def is_spent(self, now_s: float) -> bool:
+        """Whether nothing more will come in this period."""
+        return bool(self.spent) and now_s < self.until_s
 
     def give_back(self) -> None:
         """Gives back what is left."""
@@ -264,6 +283,7 @@ class Chunks:
             for tenant in self._tenants.values():
                 for _, bucket in tenant.buckets():
                     bucket.give_back()
+                    bucket.arrive()
 
     # -- below, with the lock held
 
@@ -271,18 +291,42 @@ class Chunks:
         return self._closed or (self._spec.when_away == RatePolicySpec.DENY and now_s >= self._ends_s)
 
     def _refuse(self, bucket: _Bucket, amount: float, level: str, now_s: float) -> Decision:
-        is_spent, never = bool(bucket.spent) and now_s < bucket.until_s, amount > bucket.most
-        if not is_spent and not never:
-            bucket.wanted = max(bucket.wanted, amount)
+        """The decision about a call for which there is too little."""
+        if amount <= bucket.most and not bucket.is_spent(now_s):
+            is_waiting = not self._spec.shadow and self._may_wait(bucket, now_s)
+            # Those who wait need theirs together; others come again one by one.
+            wanted = bucket.wanted + amount if is_waiting else max(bucket.wanted, amount)
+            bucket.wanted = min(wanted, bucket.most)
             self._ask()
+            if is_waiting and bucket.coming is not None:
+                late = functools.partial(self._deny_late, bucket, amount, level, now_s)
+                return Decision(
+                    False, _SOON_S, level, self._policy, coming=Coming(bucket.coming, bucket.waits_until_s, late)
+                )
+        return self._deny(bucket, amount, level, now_s)
+
+    def _may_wait(self, bucket: _Bucket, now_s: float) -> bool:
+        """Whether a call may wait for what is asked for: while somebody answers, and nobody has waited in vain."""
+        if self._closed or -math.inf < self._ends_s <= now_s:
+            return False
+        if bucket.coming is None:
+            bucket.coming, bucket.waits_until_s = Future(), now_s + WAIT_S
+        return now_s < bucket.waits_until_s
+
+    def _deny_late(self, bucket: _Bucket, amount: float, level: str, now_s: float) -> Decision:
+        with self._lock:
+            return self._deny(bucket, amount, level, now_s)
+
+    def _deny(self, bucket: _Bucket, amount: float, level: str, now_s: float) -> Decision:
+        """Counts a call as refused, but in shadow mode."""
         if self._spec.shadow:
             bucket.allowed += amount
             bucket.shadowed += amount
             return ALLOWED
         bucket.denied += min(amount, bucket.most)
-        if never:
+        if amount > bucket.most:
             return Decision(False, math.inf, bucket.whose, self._policy, bucket.most)
-        if not is_spent:
+        if not bucket.is_spent(now_s):
             return Decision(False, _SOON_S, level, self._policy)
         return Decision(False, min(bucket.until_s - now_s, LONGEST_WAIT_S), bucket.spent, self._policy)
 

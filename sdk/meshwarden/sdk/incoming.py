@@ -121,15 +121,19 @@ class Incoming:
             call.at_end(lambda: self._open.pop(number, None))
         if call.span is not None:  # last: what it takes is given back by whoever has the call
             try:
-                call.admission = admission = self._limits.admit(caller.tenant, method, metadata)
+                admission = self._limits.admit(caller.tenant, method, metadata)
+                if admission.decision.coming is not None:
+                    told = caller.tenant, method, metadata
+                    admission = self._limits.wait(admission, told, context.time_remaining())
+                call.admission = admission
             except cost.Malformed as error:
                 self._refuse(call, grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
             if not admission.decision.allowed:
-                told = self._limits.refusal(admission.decision, caller.tenant, method)
-                open_answer(context, told.headers)
+                limited = self._limits.refusal(admission.decision, caller.tenant, method)
+                open_answer(context, limited.headers)
                 # Of a server that can do no more it is no policy's doing that a call fails.
-                decision = "" if told.code is grpc.StatusCode.UNAVAILABLE else "limited"
-                self._refuse(call, told.code, told.message, decision, *told.trailing)
+                decision = "" if limited.code is grpc.StatusCode.UNAVAILABLE else "limited"
+                self._refuse(call, limited.code, limited.message, decision, *limited.trailing)
         return call
 
     def _refuse(

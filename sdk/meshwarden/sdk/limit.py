@@ -8,8 +8,10 @@ of a large burst to rounding, the more the longer the machine has been up.
 
 import math
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshwarden.sdk.unit import amount_of
 from meshwarden.v1 import node_service_pb2, resources_pb2
@@ -31,6 +33,7 @@ class Decision:
         level: if not, whose limit it is: "total" (only of an amount for a period), "tenant", "service" or "method".
         policy: if not, the policy's name.
         most: if no such call ever may: how much one may take at most.
+        coming: if not, but soon perhaps: what it may wait for. It is not counted as refused then.
     """
 
     allowed: bool
@@ -38,6 +41,21 @@ class Decision:
     level: str = ""
     policy: str = ""
     most: float | None = None
+    coming: "Coming | None" = None
+
+
+class Coming(NamedTuple):
+    """What a call may wait for that found nothing.
+
+    Attributes:
+        arrived: done when there is more, or will be none: take again then.
+        until_s: until when to wait for it, on the clock of `take`.
+        refuse: has the call counted as refused, and returns that decision: for who waits no more.
+    """
+
+    arrived: "Future[None]"
+    until_s: float
+    refuse: Callable[[], Decision]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,20 @@
 """The limits of one server: a call must pass every policy, whatever its scope; and what a refused caller is told."""
 
+import asyncio
+import contextlib
 import random
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 
 from meshwarden.sdk import cost, criticality, rate_limit_field, status_detail
 from meshwarden.sdk.admission import FREE, Admission, Engine, Taken
 from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.chunk import WAIT_S
 from meshwarden.sdk.concurrency import Concurrency, Place
 from meshwarden.sdk.limit import ANY_TENANT, Decision, Limiter, retry_after
 from meshwarden.sdk.overload import BUSY, NEVER, RETRY_S
@@ -22,6 +26,10 @@ from meshwarden.v1 import node_service_pb2
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 POLICY_KEY: Final = "x-meshwarden-policy"
+MAX_WAITING: Final = 64
+"""How many calls wait at once for amounts that are on their way; in a quarter of a server's threads at most."""
+Call: TypeAlias = "tuple[str, str, Iterable[tuple[str, str | bytes]]]"
+"""The arguments of `Limits.admit`."""
 _DRAFTS_UNITS: Final[Mapping[Unit, str]] = {
     REQUESTS: "requests",
     BYTES: "content-bytes",
@@ -129,6 +137,7 @@ class Limits:
         self._shares: ShareLink | None = None
         self._held = _Held()
         self._specs: dict[str, RatePolicySpec] = {}
+        self._waiting, self._most_waiting = 0, min(MAX_WAITING, max(1, most_calls // 4))
 
     def update(self, limits: node_service_pb2.ServerLimits) -> None:
         """Puts other limits in force; policies that stay keep what was spent."""
@@ -148,6 +157,8 @@ class Limits:
 
     def admit(self, tenant: str, method: str, metadata: Iterable[tuple[str, str | bytes]] = ()) -> Admission:
         """Lets a call in, if every policy does; what it then holds is to be given back by `end`, however it ends.
+
+        Where the decision says that more is coming, `wait` has to have the last word.
 
         Raises:
             cost.Malformed: a policy counts costs, and what the metadata declare is none.
@@ -185,6 +196,56 @@ class Limits:
         if costs:
             cost.serving.set(admission)
         return admission
+
+    def wait(self, told: Admission, call: Call, left_s: float | None) -> Admission:
+        """Waits, if `admit` has said of a call that more is coming, and returns what came of it.
+
+        Args:
+            told: what `admit` has said.
+            call: the call.
+            left_s: how long its caller will wait; None: for ever.
+        """
+        waits = self._waits(told, call, left_s)
+        try:
+            while True:
+                arrived, wait_s = next(waits)
+                futures.wait((arrived,), wait_s)
+        except StopIteration as done:
+            found: Admission = done.value
+            return found
+
+    async def wait_aio(self, told: Admission, call: Call, left_s: float | None) -> Admission:
+        """The same as `wait` for a server of grpc.aio."""
+        with contextlib.closing(self._waits(told, call, left_s)) as waits:
+            try:
+                while True:
+                    arrived, wait_s = next(waits)
+                    await asyncio.wait((asyncio.wrap_future(arrived),), timeout=wait_s)
+            except StopIteration as done:
+                found: Admission = done.value
+                return found
+
+    def _waits(
+        self, told: Admission, call: Call, left_s: float | None
+    ) -> Generator[tuple["futures.Future[None]", float], None, Admission]:
+        """Says what to wait for, and for how many seconds, as often as there is something."""
+        now_s = self._monotonic_s()
+        # Half of what the caller has is left to the call itself.
+        ends_s = now_s + (WAIT_S if left_s is None else min(WAIT_S, left_s / 2))
+        with self._lock:
+            has_place = self._waiting < self._most_waiting
+            self._waiting += has_place
+        try:
+            while (coming := told.decision.coming) is not None:
+                wait_s = min(ends_s, coming.until_s) - now_s
+                if not has_place or wait_s <= 0:
+                    return Admission(decision=coming.refuse())
+                yield coming.arrived, wait_s
+                told, now_s = self.admit(*call), self._monotonic_s()
+            return told
+        finally:
+            with self._lock:
+                self._waiting -= has_place
 
     def refusal(self, decision: Decision, tenant: str, method: str) -> Refusal:
         """What a caller is told whose call was not let pass."""

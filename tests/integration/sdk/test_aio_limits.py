@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
@@ -22,6 +23,7 @@ from meshwarden.sdk.front import Front
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.tls import server_context
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
+from meshwarden.v1.quota_service_pb2 import Chunk, Share, ShareRequest, ShareResponse
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import Adaptive, RateLimit, RatePolicySpec
 
@@ -137,6 +139,37 @@ async def test_a_tenant_is_held_to_its_limit_whatever_the_shape(method: str, tmp
         (str(proved.web.spiffe_id), "RESOURCE_EXHAUSTED", CallStat.LIMITED): 3,
         (str(globex.spiffe_id), "OK", CallStat.ALLOWED): 3,
     }
+
+
+class Answering(Limited):
+    """A link whose agent gives all that is asked for."""
+
+    def share(self, requests: Iterable[ShareRequest]) -> Iterator[ShareResponse]:
+        for request in requests:
+            answer = ShareResponse(answers=request.sequence, ttl=Duration(seconds=60))
+            for usage in request.points[0].usages:
+                chunk = Chunk(series=usage.chunks.series, turn=1, amount=2, until=Duration(seconds=99))
+                answer.points.add(point="p", shares=[Share(bucket=usage.bucket, chunk=chunk)])
+            yield answer
+
+
+@pytest.mark.parametrize("method", SHAPES)
+async def test_the_first_calls_of_a_day_wait_for_what_is_given(
+    method: str, tmp_path: Path, authority: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("chunk", "limits"):
+        monkeypatch.setattr(f"meshwarden.sdk.{module}.WAIT_S", DEADLINE_S)
+    day = RatePolicySpec(limits=[RateLimit(tenant="acme", requests=2)], period=RatePolicySpec.DAY)
+    told = ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=day)])
+    link = Answering({}, told)
+    async with Proved(tmp_path, authority(), link).running() as proved, proved.channel() as channel:
+        assert await asyncio.gather(ended(channel, method), ended(channel, method)) == [None, None]
+        for module in ("chunk", "limits"):
+            monkeypatch.setattr(f"meshwarden.sdk.{module}.WAIT_S", 0.01)
+        refused = await ended(channel, method)
+        assert refused is not None
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        proved.interceptor.close()
 
 
 async def test_a_header_is_not_a_tenant(tmp_path: Path, authority: Any) -> None:

@@ -45,6 +45,8 @@ class Server:
     def call(self, tenant: str, method: str, now_s: float, amount: float = 1) -> tuple[int, bool]:
         """Whether a call is let in, and in which turn."""
         decision = self.chunks.take(tenant, method, amount, now_s)
+        if decision.coming is not None:  # nobody waits here
+            decision = decision.coming.refuse()
         bucket = self.chunks._tenants[tenant].bucket(method)
         assert bucket is not None
         return bucket.turn, decision.allowed

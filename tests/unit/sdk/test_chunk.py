@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import json_format
 
 from meshwarden.sdk import chunk as module
-from meshwarden.sdk.chunk import IDLE_S, LONGEST_WAIT_S, Chunks
+from meshwarden.sdk.chunk import IDLE_S, LONGEST_WAIT_S, WAIT_S, Chunks
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import RatePolicySpec
@@ -126,11 +126,15 @@ def test_who_is_refused_learns_when_there_is_more() -> None:
 
 def test_a_call_says_how_much_it_needs() -> None:
     world = World()
-    world.take(90)
-    world.take(70)
+    world.take(30)
+    world.take(20)
     said = world.said()
-    assert (said.wanted, said.asks) == (90, True)
+    assert (said.wanted, said.asks) == (50, True), "both wait for theirs"
     assert world.said().wanted == 0, "once"
+    world.now_s += WAIT_S
+    world.take(30)
+    world.take(20)
+    assert world.said().wanted == 30, "nobody waits: either comes again"
 
 
 def test_away_it_goes_on_with_what_it_has_or_stops_at_once(world: World) -> None:
@@ -250,3 +254,53 @@ def test_a_call_that_was_silent_until_its_bucket_was_forgotten_counts(world: Wor
     said = world.said()
     assert (said.amount, said.left) == (10, 3)
     assert world.take(3)
+
+
+def test_a_call_that_finds_nothing_may_wait_for_what_comes_and_is_not_refused_yet() -> None:
+    world = World()
+    first, second = (world.chunks.take("acme", OTHER, 1, world.now_s).coming for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert (first.arrived, first.until_s) == (second.arrived, world.now_s + WAIT_S)
+    (usage,) = world.chunks.report(world.now_s, full=True).usages
+    assert (usage.denied, usage.chunks.asks) == (0, True)
+    world.give(1)
+    assert first.arrived.done()
+    assert world.take()
+    assert not first.refuse().allowed
+    (usage,) = world.chunks.report(world.now_s, full=True).usages
+    assert (usage.allowed, usage.denied) == (1, 1)
+
+
+def test_who_has_waited_in_vain_is_the_last_until_something_comes() -> None:
+    world = World()
+    coming = world.chunks.take("acme", OTHER, 1, world.now_s).coming
+    assert coming is not None
+    world.now_s = coming.until_s
+    assert world.chunks.take("acme", OTHER, 1, world.now_s).coming is None
+    world.give(1)
+    assert world.take()
+    assert world.chunks.take("acme", OTHER, 1, world.now_s).coming is not None
+
+
+@pytest.mark.parametrize("away", ["silent", "closed", "spent", "shadow", "dear"])
+def test_nobody_waits_for_what_does_not_come(away: str) -> None:
+    world, amount = World(shadow=away == "shadow"), 1
+    if away == "silent":
+        world.now_s += 4
+    elif away == "closed":
+        world.chunks.close()
+    elif away == "spent":
+        world.take()
+        world.give(0, spent="tenant")
+    elif away == "dear":
+        amount = 101
+    assert world.chunks.take("acme", OTHER, amount, world.now_s).coming is None
+
+
+def test_who_waits_is_let_go_when_the_server_ends() -> None:
+    world = World()
+    coming = world.chunks.take("acme", OTHER, 1, world.now_s).coming
+    assert coming is not None
+    world.chunks.close()
+    assert coming.arrived.done()

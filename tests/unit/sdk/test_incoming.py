@@ -1,5 +1,6 @@
 """Who calls, at each call: whatever is remembered of certificates, one peer never gets another's identity."""
 
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf.duration_pb2 import Duration
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
@@ -18,7 +20,9 @@ from meshwarden.sdk.count import Counter
 from meshwarden.sdk.criticality import Criticality
 from meshwarden.sdk.incoming import Incoming, current_peer
 from meshwarden.sdk.trace import tracer
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
+from meshwarden.v1.quota_service_pb2 import Chunk, Share, ShareRequest, ShareResponse
+from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 DOMAIN, GET = "mesh.test", "/o.Orders/Get"
 HOUR = timedelta(hours=1)
@@ -54,6 +58,9 @@ class Context:
 
     def is_active(self) -> bool:
         return True
+
+    def time_remaining(self) -> None:
+        return None
 
     def code(self) -> None:
         return None
@@ -117,6 +124,29 @@ def test_what_a_call_matters_goes_on_to_the_calls_made_for_it_and_no_further(wor
     assert criticality.current() is Criticality.SHEDDABLE
     assert world.caller(silent) == of("acme")
     assert criticality.current() is None
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_call_waits_for_what_is_on_its_way(world: World, comes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshwarden.sdk.limits.WAIT_S", 20.0 if comes else 0.0)
+    monkeypatch.setattr("meshwarden.sdk.chunk.WAIT_S", 20.0 if comes else 1e-3)
+    world.link.share = answering
+    spec = RatePolicySpec(period=RatePolicySpec.DAY, limits=[RateLimit(tenant="acme", requests=9)])
+    world.incoming._limits.update(ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=spec)]))
+    context = world.context("acme")
+    assert (world.caller(context) is not None) is comes
+    assert context.aborted is None or context.aborted[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    world.incoming._limits.close()
+
+
+def answering(requests: Iterable[ShareRequest]) -> Iterator[ShareResponse]:
+    """An agent that gives all that is asked for."""
+    for request in requests:
+        answer = ShareResponse(answers=request.sequence, ttl=Duration(seconds=60))
+        for usage in request.points[0].usages:
+            chunk = Chunk(series=usage.chunks.series, turn=1, amount=9, until=Duration(seconds=99))
+            answer.points.add(point="p", shares=[Share(bucket=usage.bucket, chunk=chunk)])
+        yield answer
 
 
 def test_peers_that_take_turns_are_each_themselves(world: World) -> None:

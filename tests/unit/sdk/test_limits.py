@@ -1,9 +1,12 @@
 """A server under several policies."""
 
+import asyncio
+import contextlib
 import itertools
 import math
 import random
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +14,14 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from meshwarden.sdk import chunk as chunk_module
+from meshwarden.sdk import limits as limits_module
 from meshwarden.sdk.limits import POLICY_KEY, Limits
 from meshwarden.sdk.overload import PUSHBACK_KEY
 from meshwarden.sdk.retry import told_s
 from meshwarden.sdk.share import _Shares, _Stream
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
-from meshwarden.v1.quota_service_pb2 import Bucket, Chunk, Share
+from meshwarden.v1.quota_service_pb2 import Bucket, Chunk, Share, ShareResponse
 from meshwarden.v1.resources_pb2 import Rate, RateLimit, RatePolicySpec
 
 GET = "/shop.v1.Orders/Get"
@@ -295,3 +300,87 @@ def test_what_can_never_pass_is_not_asked_for() -> None:
     assert held.take("acme", GET, 9, 0.0).most is None
     (usage,) = chunks.report(0.0, usage=True, full=True).usages
     assert (usage.chunks.wanted, usage.chunks.asks) == (9, True)
+
+
+class Giving(Silent):
+    """An agent that gives what is asked for when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.gives = threading.Event(), threading.Event()
+
+    def share(self, requests: Any) -> Iterator[ShareResponse]:
+        """Answers each report; from `gives` on, one that asks with a chunk."""
+        amount = 0.0
+        for request in requests:
+            answer = ShareResponse(answers=request.sequence, ttl=Duration(seconds=60))
+            for usage in request.points[0].usages:
+                if usage.chunks.asks:
+                    self.asked.set()
+                    assert self.gives.wait(20)
+                    amount += usage.chunks.wanted
+                    chunk = Chunk(series=usage.chunks.series, turn=1, amount=amount, until=Duration(seconds=99))
+                    answer.points.add(point="p", shares=[Share(bucket=usage.bucket, chunk=chunk)])
+            yield answer
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls wait for as long as it takes."""
+    monkeypatch.setattr(chunk_module, "WAIT_S", 20.0)
+    monkeypatch.setattr(limits_module, "WAIT_S", 20.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_the_first_call_of_a_period_passes() -> None:
+    agent = Giving()
+    made = Limits(agent, time.monotonic)  # type: ignore[arg-type]  # as far as it is used
+    made.update(counting("requests", RatePolicySpec.MESH, period=RatePolicySpec.DAY))
+    told = made.admit("acme", GET)
+    assert not told.decision.allowed
+    threading.Thread(target=lambda: agent.asked.wait(20) and agent.gives.set()).start()
+    assert made.wait(told, ("acme", GET, ()), None).decision.allowed
+    made.close()
+
+
+@pytest.mark.usefixtures("patient")
+async def test_calls_of_an_event_loop_wait_and_do_not_hold_it_up() -> None:
+    agent = Giving()
+    made = Limits(agent, time.monotonic)  # type: ignore[arg-type]  # as far as it is used
+    made.update(counting("requests", RatePolicySpec.MESH, period=RatePolicySpec.DAY))
+    waiting = [made.wait_aio(made.admit("acme", GET), ("acme", GET, ()), None) for _ in range(3)]
+    late = asyncio.gather(*waiting)
+    await asyncio.sleep(0)
+    assert not late.done()
+    agent.gives.set()
+    assert [told.decision.allowed for told in await late] == [True] * 3
+    gone = asyncio.ensure_future(made.wait_aio(made.admit("globex", GET), ("globex", GET, ()), None))
+    await asyncio.sleep(0)
+    gone.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await gone
+    assert made._waiting == 0
+    made.close()
+
+
+@pytest.mark.parametrize(("most_calls", "left_s"), [(4, 0.0), (0, 0.0), (4, -1.0)])
+def test_who_has_no_time_or_place_to_wait_is_refused(most_calls: int, left_s: float, agent: Any) -> None:
+    made = Limits(agent, lambda: 100.0, most_calls)
+    made.update(counting("requests", RatePolicySpec.MESH, period=RatePolicySpec.DAY))
+    call = ("acme", GET, ())
+    decision = made.wait(made.admit(*call), call, left_s).decision
+    assert (decision.allowed, decision.coming, decision.retry_after_s) == (False, None, 0.5)
+    assert made._waiting == 0
+    made.close()
+
+
+@pytest.mark.usefixtures("patient")
+def test_no_more_wait_than_a_quarter_of_the_threads(agent: Any) -> None:
+    made = Limits(agent, lambda: 100.0, most_calls=9)
+    made.update(counting("requests", RatePolicySpec.MESH, period=RatePolicySpec.DAY))
+    call = ("acme", GET, ())
+    held = [made._waits(made.admit(*call), call, None) for _ in range(3)]
+    assert [isinstance(next(one, None), tuple) for one in held] == [True, True, False]
+    held[0].close()
+    assert next(made._waits(made.admit(*call), call, None))
+    made.close()
