@@ -44,7 +44,6 @@ from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.audit.log import FileAuditLog
-from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.config import Config, DiskAuthorityConfig, OtlpConfig, VaultAuthorityConfig, VaultConfig
 from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
@@ -152,9 +151,11 @@ class ControlPlane:
         self._config, self._engines = config, engines
         store, audit, authority = engines.store, engines.audit, engines.authority
         domain, region, rng = config.trust_domain, config.region, random.SystemRandom()
-        self._serving = ServingIdentity(authority, domain, region, audit=audit, clock=utc_now, rng=rng)
-        self._operator = _operator(config, authority, audit, rng)
         self._tracing = tracing
+        self._serving = ServingIdentity(
+            authority, domain, region, audit=audit, clock=utc_now, rng=rng, provider=tracing
+        )
+        self._operator = _operator(config, engines, rng, tracing)
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
         self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots)
@@ -436,11 +437,18 @@ def _regions(
     return regions, remote
 
 
-def _operator(config: Config, authority: Authority, audit: AuditLog, rng: random.Random) -> OperatorCredential | None:
+def _operator(config: Config, engines: Engines, rng: random.Random, tracing: Provider) -> OperatorCredential | None:
     if config.operator_directory is None:
         return None
     return OperatorCredential(
-        authority, config.trust_domain, "local", config.operator_directory, audit=audit, clock=utc_now, rng=rng
+        engines.authority,
+        config.trust_domain,
+        "local",
+        config.operator_directory,
+        audit=engines.audit,
+        clock=utc_now,
+        rng=rng,
+        provider=tracing,
     )
 
 

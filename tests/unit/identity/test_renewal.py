@@ -10,6 +10,8 @@ from typing import Any
 
 import anyio
 import pytest
+from opentelemetry import trace
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.authority.port import AuthorityUnavailable
@@ -19,6 +21,7 @@ from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity import operator, renewal, serving
 from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.serving import ServingIdentity
+from meshwarden.sdk.own_span import own_provider
 
 
 class Clock:
@@ -37,11 +40,17 @@ class World:
         self.authority = MemoryAuthority("a.test", self.clock, rng)
         # Some days after the root was made: it stays valid when the clock is set back.
         self.clock.ahead = timedelta(days=5)
+        self.spans = list[Span]()
+        more: dict[str, Any] = {"audit": audit, "clock": self.clock, "rng": rng}
+        more["provider"] = own_provider("us", self._take)
         self.kept: Any = (
-            ServingIdentity(self.authority, "a.test", "eu", audit=audit, clock=self.clock, rng=rng)
+            ServingIdentity(self.authority, "a.test", "eu", **more)
             if kind == "serving"
-            else OperatorCredential(self.authority, "a.test", "ann", directory, audit=audit, clock=self.clock, rng=rng)
+            else OperatorCredential(self.authority, "a.test", "ann", directory, **more)
         )
+
+    def _take(self, body: bytes, _: int) -> None:
+        self.spans += [span for scope in ResourceSpans.FromString(body).scope_spans for span in scope.spans]
 
     @property
     def serial(self) -> str:
@@ -115,6 +124,32 @@ async def test_what_fails_is_tried_again(world: World, monkeypatch: pytest.Monke
         await until(lambda: world.serial != first)
         group.cancel_scope.cancel()
     assert failed == 3
+    spans = [span for span in world.spans if said(span)["mesh.cause"].string_value == "half-life"]
+    assert [span.status.code for span in spans] == [2, 2, 2, 0]
+    assert "Vault is away" in spans[0].status.message
+    assert said(spans[3])["mesh.serial"].string_value == world.serial
+
+
+async def test_each_certificate_is_a_trace_of_its_own(world: World) -> None:
+    with trace.use_span(trace.NonRecordingSpan(trace.SpanContext(1, 1, is_remote=False))):  # of whoever comes by
+        for _ in range(2):
+            await world.kept.issue()
+    assert [span.name for span in world.spans] == ["issue", "issue"]
+    assert len({span.trace_id for span in world.spans}) == 2
+    assert not any(span.parent_span_id for span in world.spans)
+    causes = [said(span)["mesh.cause"].string_value for span in world.spans]
+    assert causes == ["the control plane has started", "half-life"]
+    about = said(world.spans[1])
+    assert about["mesh.by"].string_value.endswith("CN=issuing of a.test,O=Meshwarden")
+    svid = world.kept._svid
+    (change,) = about["mesh.changes"].array_value.values
+    assert change.string_value == (
+        f"ISSUED certificate {world.serial} of {svid.spiffe_id} until {svid.not_after.isoformat()}"
+    )
+
+
+def said(span: Span) -> dict[str, Any]:
+    return {pair.key: pair.value for pair in span.attributes}
 
 
 async def test_what_cannot_be_audited_serves_here_and_is_given_to_nobody(

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
+from opentelemetry.trace import TracerProvider
 
 from meshwarden.certs import files
 from meshwarden.certs.authority.port import Authority
@@ -16,7 +17,7 @@ from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.audit.port import AuditError, AuditLog
-from meshwarden.controlplane.identity.renewal import until_due
+from meshwarden.controlplane.identity.renewal import Renewals, note_issued, until_due
 
 LIFE = timedelta(hours=1)
 RETRY_S = 5.0
@@ -39,6 +40,7 @@ class OperatorCredential:
         rng: random.Random,
         ttl: timedelta = LIFE,
         tenant: str | None = None,
+        provider: TracerProvider | None = None,
     ) -> None:
         """Says whose it is and where it goes.
 
@@ -52,10 +54,12 @@ class OperatorCredential:
             rng: spreads renewals.
             ttl: the life of each certificate.
             tenant: makes an operator of this tenant alone.
+            provider: takes the spans of it; None for nowhere.
 
         Raises:
             InvalidSpiffeId: the name isn't allowed.
         """
+        self._renewals = Renewals(provider)
         self._authority, self._directory, self._audit = authority, directory, audit
         self._clock, self._rng = clock, rng
         self._template = LeafTemplate(SpiffeId.for_operator(trust_domain, name, tenant), ttl)
@@ -70,10 +74,15 @@ class OperatorCredential:
             AuditError: it can't be recorded.
             OSError: it can't be written.
         """
+        with self._renewals.next(self._svid):
+            return await self._issue()
+
+    async def _issue(self) -> X509Svid:
         key = new_key()
         chain = await self._authority.sign(self._template, key.public_key(), self._clock())
         bundle = await self._authority.bundle()
         svid = X509Svid.of(chain, key)
+        note_issued(svid)
         fields = {"spiffe_id": str(svid.spiffe_id), "serial": svid.serial, "not_after": svid.not_after.isoformat()}
         await self._audit.record("operator.issue", directory=str(self._directory), **fields)
         content = {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": bundle.pem()}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
+from opentelemetry.trace import TracerProvider
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.bundle import Bundle
@@ -15,7 +16,7 @@ from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.audit.port import AuditLog, AuditUnavailable
-from meshwarden.controlplane.identity.renewal import until_due
+from meshwarden.controlplane.identity.renewal import Renewals, note_issued, until_due
 from meshwarden.sdk.tls import server_context
 
 LIFE = timedelta(hours=1)
@@ -36,7 +37,9 @@ class ServingIdentity:
         audit: AuditLog,
         clock: Callable[[], datetime],
         rng: random.Random,
+        provider: TracerProvider | None = None,
     ) -> None:
+        self._renewals = Renewals(provider)
         self._authority, self._audit, self._clock, self._rng = authority, audit, clock, rng
         names = (control_plane_dns_name(trust_domain), region_dns_name(trust_domain, region))
         self._template = LeafTemplate(SpiffeId.control_plane(trust_domain, region), LIFE, dns_names=names)
@@ -65,10 +68,15 @@ class ServingIdentity:
         Raises:
             CertsError: the authority can't sign now.
         """
+        with self._renewals.next(self._svid):
+            await self._issue()
+
+    async def _issue(self) -> None:
         key = new_key()
         chain = await self._authority.sign(self._template, key.public_key(), self._clock())
         bundle = await self._authority.bundle()
         svid = X509Svid.of(chain, key)
+        note_issued(svid)
         self._context = server_context(svid.chain_pem(), svid.key_pem(), bundle.pem())
         self._svid, self._bundle = svid, bundle
         self._due = renew_at(svid.not_before, svid.not_after, self._rng)
