@@ -140,6 +140,11 @@ class World:
                 found[stat.reporter] = found.get(stat.reporter, 0) + stat.count
         return found
 
+    def ran_under(self, method: str) -> set[int]:
+        """The revisions that calls are counted under."""
+        calls = [stat for export in self.policy.control_plane.exports for stat in export.calls]
+        return {stat.revision for stat in calls if stat.method == method}
+
     async def all_are_counted(self) -> None:
         await self.until(lambda: self.counted() == {1: self.calls, 2: self.calls}, f"{self.calls} calls are counted")
 
@@ -176,7 +181,7 @@ async def test_the_service_where_a_trace_begins_decides_live_and_calls_are_count
     await mesh.all_are_counted()
 
 
-async def test_a_span_of_an_envoy_names_the_revision_that_it_ran_under(mesh: World) -> None:
+async def test_spans_and_calls_of_an_envoy_name_the_revision_that_they_ran_under(mesh: World) -> None:
     await mesh.start()
     link = mesh.open()
     revisions = []
@@ -189,6 +194,9 @@ async def test_a_span_of_an_envoy_names_the_revision_that_it_ran_under(mesh: Wor
         await mesh.until(lambda number=number: len(mesh.spans(f"/number{number}")) == 10, "both sides tell of all", 60)
         said = [pair for _, span in mesh.spans(f"/number{number}") for pair in span.attributes]
         assert [pair.value.int_value for pair in said if pair.key == "mesh.revision"] == [revision] * 10
+    await mesh.all_are_counted()
+    for number, revision in enumerate(revisions):
+        assert mesh.ran_under(f"GET /number{number}") == {revision}
 
 
 async def test_who_has_decided_before_is_followed(mesh: World) -> None:

@@ -5,9 +5,11 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from meshwarden.agents.bootstrap import NodePlace
+from meshwarden.agents.telemetry.access_log import Call
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
@@ -20,6 +22,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.numbered import Number, Numbers
 from meshwarden.v1 import report_pb2 as report_pb
 from meshwarden.v1 import resources_pb2 as resources
+from meshwarden.xds.telemetry_names import DESTINATION_SIDE, DURATION_MS, HTTP_STATUS, METHOD, PATH, REPORTER
 
 LOST = Drops({("sdk", "span", "queue_full", "acme"): 5})
 
@@ -42,6 +45,18 @@ class Kept:
         self.drops += drops
 
 
+class Heard(Aggregator):
+    """One that tells what calls of Envoys were counted under."""
+
+    def __init__(self) -> None:
+        super().__init__(utc_now)
+        self.revisions: list[int] = []
+
+    def add_call(self, call: Call, revision: int) -> None:
+        self.revisions.append(revision)
+        super().add_call(call, revision)
+
+
 class World:
     """An intake and one workload."""
 
@@ -49,7 +64,8 @@ class World:
         self.spool = Kept()
         place = NodePlace("node-a", "eu", "z", Path("/a.sock"), Path("/w.sock"))
         spool: Any = self.spool
-        self.intake = Intake(place, Aggregator(utc_now), spool, lambda: 1, rate)
+        self.calls = Heard()
+        self.intake = Intake(place, self.calls, spool, lambda: 1, rate)
         self.workload = Workload(
             id="acme/web#1",
             entry=resources.WorkloadEntry(metadata=resources.Metadata(tenant="acme", name="web")),
@@ -78,6 +94,17 @@ def spans(count: int) -> bytes:
     scope = request.resource_spans.add().scope_spans.add()
     for number in range(count):
         scope.spans.add(trace_id=b"\x01" * 16, span_id=(number + 1).to_bytes(8, "big"), name="x")
+    return request.SerializeToString()
+
+
+def access_log(*begun_ns: int) -> bytes:
+    request = ExportLogsServiceRequest()
+    scope = request.resource_logs.add().scope_logs.add()
+    for begun in begun_ns:
+        record = scope.log_records.add(time_unix_nano=begun)
+        said = {REPORTER: DESTINATION_SIDE, METHOD: "GET", PATH: "/", HTTP_STATUS: "200", DURATION_MS: "1"}
+        for key, value in said.items():
+            record.attributes.add(key=key).value.string_value = value
     return request.SerializeToString()
 
 
@@ -160,3 +187,11 @@ def test_it_is_not_lost_itself_where_the_disk_is_full(world: World, is_numbered:
         world.intake.take_calls([calls_of_two()], "acme", LOST, is_numbered=is_numbered)
     calls = Drops({("agent.receive", "call", "disk_full", "acme"): 2})
     assert world.spool.drops == (Drops() if is_numbered else LOST + calls)
+
+
+def test_a_call_of_an_envoy_is_of_the_revision_that_this_envoy_ran_when_it_began(world: World) -> None:
+    body = access_log(0, 5, 15, 2**64 - 1)
+    world.intake.take("log", body, world.workload, revision_at=lambda moment: 8 if moment > 10 else 7)
+    world.intake.take("log", access_log(5), world.workload)  # of somebody of whom nobody knows
+    assert world.calls.revisions == [7, 7, 8, 8, 1]
+    assert (world.spool.items, world.spool.drops) == (5, Drops())

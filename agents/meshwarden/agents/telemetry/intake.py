@@ -116,7 +116,7 @@ class _Resources:
 
 @dataclass(frozen=True)
 class _Sender:
-    """Who has sent a request, whether reading it takes too long, and what its spans ran under; see `Intake.take`."""
+    """Who has sent a request, whether reading it takes too long, and what it ran under; see `Intake.take`."""
 
     workload: Workload
     is_late: Callable[[], bool]
@@ -140,7 +140,7 @@ class Intake:
             place: of this node.
             aggregator: adds up calls.
             spool: keeps what is taken.
-            revision: of the policies in force.
+            revision: the newest that the node has; of calls of whom nobody knows better.
             rate: what each tenant may send.
         """
         self._stamp, self._aggregator, self._spool, self._revision = Stamp(place), aggregator, spool, revision
@@ -200,7 +200,8 @@ class Intake:
             workload: who has sent it.
             read: makes of it a serialised message of a class; raises DecodeError or Unreadable.
             number: of the request, from a sender that accounts for what is refused.
-            revision_at: what each span is to name as the revision that it ran under; None if they say so themselves.
+            revision_at: the revision that an Envoy's spans and calls ran under; None if another sends, whose spans say
+                so themselves.
 
         Raises:
             IntakeRefused: nothing of it is taken.
@@ -288,18 +289,20 @@ class Intake:
         if signal == "point":
             bounded = bound_points(resource, most, is_late)
         else:
-            bounded = bound_records(resource, most, is_late, lambda record: self._count(record, workload))
+            bounded = bound_records(resource, most, is_late, lambda record: self._count(record, sender))
         self._stamp.put(resource.resource, workload)
         return resource.SerializeToString(), bounded
 
     # -- calls
 
-    def _count(self, record: logs_pb2.LogRecord, workload: Workload) -> bool:
+    def _count(self, record: logs_pb2.LogRecord, sender: _Sender) -> bool:
         """Counts a record that is of an Envoy's access log; whether it is."""
-        identity = workload.spiffe_id
+        identity = sender.workload.spiffe_id
         call = call_of(attributes_of(record.attributes), str(identity), f"{identity.tenant}/{identity.service}")
         if call is not None:
-            self._aggregator.add_call(call, self._revision())
+            # The time of a record is that of the call's beginning, as it is of its span.
+            revision = sender.revision_at(record.time_unix_nano) if sender.revision_at else self._revision()
+            self._aggregator.add_call(call, revision)
         return call is not None
 
     def _put_calls(self, tenant: str, lost: Drops | None = None) -> None:

@@ -42,7 +42,7 @@ class Receiver:
         Args:
             caller: tells who sends.
             intake: takes what they send.
-            revisions: tells what spans of an Envoy ran under.
+            revisions: tells what spans and calls of an Envoy ran under.
         """
         self._caller, self._intake, self._revisions = caller, intake, revisions
 
@@ -60,7 +60,7 @@ class Receiver:
                 if workload is None:
                     raise self._intake.refuse_stranger(signal)
                 number = numbered.find(context.invocation_metadata())
-                revision_at = self._revisions(context, workload) if signal == "span" else None
+                revision_at = self._revisions(context, workload) if signal != "point" else None
                 return self._intake.take(signal, body, workload, number=number, revision_at=revision_at)
             except IntakeRefused as refusal:
                 await refuse(context, refusal)
