@@ -244,7 +244,7 @@ class Agent:
     async def _serving(self) -> AsyncIterator[None]:
         front = Front(self._place.inner / "s")
         attestor = Attestor(front, self.registry, self.executables)
-        self._overload = overload(attestor, self._rng.random)
+        self._overload = overload(attestor, self.intake, self._rng.random)
         server = grpc.aio.server(
             interceptors=[self._overload, server_interceptor(self._provider, _TRACED_BELOW)],
             options=[

@@ -57,6 +57,7 @@ class OverloadInterceptor(grpc.aio.ServerInterceptor):
         caller: Callable[[Any], str],
         level: Callable[[str], Criticality],
         exempt: Collection[str] = (),
+        on_shed: Callable[[str, Any], None] = lambda method, context: None,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """Puts it together.
@@ -66,11 +67,13 @@ class OverloadInterceptor(grpc.aio.ServerInterceptor):
             caller: among whose calls one counts, by its context.
             level: how much the calls of a method matter among those of one caller.
             exempt: methods, "/package.Service/Method", whose calls are let be: those that wait for others.
+            on_shed: hears of each call that is not let in: its method and its context.
             monotonic_s: the clock of `concurrency`.
         """
         self.shed: Counter[Criticality] = Counter()
         self._exempt = frozenset(exempt)
         self._concurrency, self._caller, self._level, self._monotonic_s = concurrency, caller, level, monotonic_s
+        self._on_shed = on_shed
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
         self._came = 0
         self._turn = asyncio.Lock()
@@ -102,11 +105,13 @@ class OverloadInterceptor(grpc.aio.ServerInterceptor):
     def _around(self, method: str, handler: Handler) -> Handler:
         inner: Any = handler.unary_unary
         places, level, clock, caller = self._concurrency, self._level(method), self._monotonic_s, self._caller
+        on_shed = self._on_shed
 
         async def placed(request: Any, context: Any) -> Any:
             place = places.enter(caller(context), method, level, clock())
             if place is None:
                 self.shed[level] += 1
+                on_shed(method, context)
                 message = f"this server has as many calls as it can do with: try again in {RETRY_S} s"
                 await context.abort(grpc.StatusCode.UNAVAILABLE, message, BUSY)
                 raise AssertionError("abort raises")

@@ -201,3 +201,11 @@ async def test_nothing_to_say_is_not_said(spool: Spool) -> None:
     upstream = Upstream()
     assert await Outbox(spool, upstream.export).flush()
     assert upstream.tried == 0
+
+
+async def test_what_is_owed_goes_up_by_itself(spool: Spool) -> None:
+    upstream = Upstream()
+    owed = Drops({("agent.receive", "span", "overload", "acme"): 2, ("agent.receive", "call", "overload", ""): 1})
+    spool.owe(owed)
+    assert await Outbox(spool, upstream.export).flush()
+    assert upstream.drops == owed

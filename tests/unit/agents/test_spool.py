@@ -325,6 +325,40 @@ def test_where_nothing_can_make_room_it_says_so_and_keeps_the_accounts(
     one.close()
 
 
+def test_what_is_owed_waits_in_memory_until_it_is_settled(tmp_path: Path) -> None:
+    one = spool(tmp_path / "spool")
+    for _ in range(1000):
+        one.owe(Drops({("agent.receive", "span", "overload", tenant): 1 for tenant in ("acme", "")}))
+    assert one.sizes() == {}
+    one.settle()
+    size = one.sizes()
+    assert 0 < size["acme"] < 200
+    one.settle()
+    assert one.sizes() == size
+    for tenant in ("acme", ""):
+        assert drain(one, tenant)[1] == {("agent.receive", "span", "overload", tenant): 1000}
+    one.close()
+
+
+def test_it_costs_no_telemetry_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FullDisk(monkeypatch)
+    one = spool(tmp_path / "spool", SpoolLimits(segment_bytes=500))
+    for number in range(20):
+        put(one, "acme", f"{number}" + "x" * 100)
+    disk.room = 0
+    with pytest.raises(SpoolFull):
+        put(one, "acme", "y" * 100)
+    before = one.sizes()
+    one.owe(Drops({("agent.receive", "span", "overload", "acme"): 3}))
+    for _ in range(5):
+        one.settle()
+    assert one.sizes() == before
+    disk.room = 1 << 20
+    put(one, "acme", "z")
+    assert drain(one, "acme")[1]["agent.receive", "span", "overload", "acme"] == 3
+    one.close()
+
+
 WRITER = """
 import random, sys
 from pathlib import Path

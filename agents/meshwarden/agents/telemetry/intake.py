@@ -158,6 +158,10 @@ class Intake:
             drops,
         )
 
+    def shed(self, signal: str, tenant: str) -> None:
+        """Counts a request that was not let in, unread, since the agent has too much to do."""
+        self._spool.owe(_dropped(signal, "overload", tenant, 1))
+
     def drop_calls(self, reason: str, tenant: str, count: int) -> None:
         """Counts calls that are not counted otherwise."""
         self._spool.drop(_dropped("call", reason, tenant, count))

@@ -51,6 +51,7 @@ class Outbox:
 
     async def flush(self, timeout_s: float = _TIMEOUT_S) -> bool:
         """Sends all there is, each batch within `timeout_s`; False if some of it has to wait."""
+        self._spool.settle()
         waiting = set(self._spool.chains)
         stuck: set[str] = set()
         while waiting:

@@ -16,6 +16,8 @@ _SERVICES: Final = {
     "opentelemetry.proto.collector.metrics.v1.MetricsService": "point",
     "opentelemetry.proto.collector.logs.v1.LogsService": "log",
 }
+EXPORTS: Final = {f"/{service}/Export": signal for service, signal in _SERVICES.items()}
+"""The methods by which they take things: `{method: signal}`."""
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 

@@ -112,7 +112,19 @@ class Spool:
             try:
                 self.put(tenant, b"", Items(), entries=0, drops=mine)
             except SpoolFull:
-                self._owed[tenant] = self._owed.get(tenant, Drops()) + mine
+                self.owe(mine)
+
+    def owe(self, drops: Drops) -> None:
+        """Takes accounts of what is dropped faster than one could write; they are in memory until `settle`."""
+        for key, count in drops.items():
+            owed = self._owed.setdefault(key[3], Drops())
+            owed[key] += count
+
+    def settle(self) -> None:
+        """Writes the accounts that are in memory; not while the disk takes nothing, where they would cost telemetry."""
+        for tenant in () if self.refusal else list(self._owed):
+            with contextlib.suppress(SpoolFull):
+                self.put(tenant, b"", Items(), entries=0)
 
     def close(self) -> None:
         """Lets go of the files."""
