@@ -103,6 +103,24 @@ def test_the_side_that_refused_knows_why(graph: Graph) -> None:
     assert dict(only_edge(graph).outcomes) == {"ok": 5, "client_error": 3, "denied": 3}
 
 
+def test_what_the_other_side_told_while_it_had_seen_more_is_not_told_on(graph: Graph) -> None:
+    graph.add([call(count=5), call(count=3, status="UNAVAILABLE")])
+    graph.add([call(count=5, reporter=CallStat.DESTINATION)])
+    assert dict(only_edge(graph).outcomes) == {"ok": 5, "server_error": 3}
+    graph.add([call(count=4, reporter=CallStat.DESTINATION)])
+    assert dict(only_edge(graph).outcomes) == {"ok": 9}
+
+
+def test_of_sides_that_saw_as_many_it_does_not_matter_who_told_first(graph: Graph, clock: Clock) -> None:
+    told = [call(count=2, status="UNAVAILABLE"), call(count=2, reporter=CallStat.DESTINATION)]
+    graph.add(told)
+    other = Graph(clock)
+    other.add(reversed(told))
+    assert dict(only_edge(graph).outcomes) == dict(only_edge(other).outcomes)
+    assert only_edge(graph).errors_per_s == only_edge(graph).calls_per_s
+    assert only_edge(other).errors_per_s == only_edge(other).calls_per_s
+
+
 def test_a_caller_that_nobody_knows_has_proved_nothing(graph: Graph) -> None:
     unknown = {"source_tenant": "unknown", "source_service": "unknown", "reporter": CallStat.DESTINATION}
     graph.add([call(**unknown)])
@@ -218,10 +236,12 @@ def test_what_is_kept_up_to_date_is_what_a_count_from_the_start_would_give(
         from_s = max(now_s - now_s % 15 - asked_s + 15, start_s - start_s % 15)
         sides = [
             [one for at_s, one in told if at_s - at_s % 15 >= from_s and one.reporter == side]
-            for side in dict.fromkeys(one.reporter for _, one in told)
+            for side in sorted({one.reporter for _, one in told})
         ]
         most = max(sides, key=len)
         edge = only_edge(graph, timedelta(seconds=asked_s))
+        ever = [Counter(one.outcome for _, one in told if one.reporter == side) for side in CallStat.Reporter.values()]
+        assert dict(edge.outcomes) == max(ever, key=Counter.total)
         span_s = max(1, now_s - from_s)
         assert edge.calls_per_s == pytest.approx(len(most) / span_s)
         assert edge.errors_per_s == pytest.approx(sum(one.status == "INTERNAL" for one in most) / span_s)

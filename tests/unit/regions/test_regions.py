@@ -1,10 +1,12 @@
 """What regions tell each other: numbered changes, pages that replace, and how far and how old it is."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -163,31 +165,99 @@ async def test_the_same_page_twice_changes_nothing(make: Make) -> None:
     assert eu.shown("meshwarden_remote_requests_total") == 3
 
 
-@given(steps=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3), st.sampled_from(["count", "pull", "again"]))))
-async def test_however_pulls_and_counts_alternate_nothing_is_lost_or_doubled(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int, str]]
+COUNTS = st.lists(
+    st.builds(
+        lambda method, reporter, status, late, count: call(
+            method=f"/a.B/{method}",
+            reporter=reporter,
+            status=status,
+            destination_region="us" if reporter == CallStat.DESTINATION else "unknown",
+            decision=CallStat.DENIED if status == "403" and reporter == CallStat.DESTINATION else CallStat.ALLOWED,
+            minute=MINUTE - 60 * late,
+            count=count,
+            durations={bucket_of(0.25): count},
+        ),
+        st.integers(0, 1),
+        st.sampled_from([CallStat.SOURCE, CallStat.DESTINATION]),
+        st.sampled_from(["OK", "UNAVAILABLE", "403"]),
+        st.integers(0, 1),
+        st.integers(1, 9),
+    ),
+    min_size=1,
+    max_size=2,
+)
+STEPS = st.one_of(
+    st.tuples(st.just("count"), COUNTS),
+    st.tuples(st.just("pull"), st.tuples(st.integers(1, 3), st.integers(0, 3))),  # rows a page, pages
+    st.tuples(st.sampled_from(["again eu", "again us"]), st.none()),
+    st.tuples(st.just("pass"), st.integers(1, 90)),  # seconds
+)
+
+
+class Both:
+    """Region us, which counts, and region eu, which asks it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._clock = path, Clock()
+        self.regions = {name: Region(name, path / f"{name}.sqlite", self._clock) for name in ("eu", "us")}
+        self._own = Graph(self._clock, region="us")
+        self._told = 0.0
+
+    async def do(self, step: str, what: Any) -> None:
+        """Does a step of STEPS."""
+        verb, _, name = step.partition(" ")
+        if verb == "count":
+            self._own.add(what)
+            await self.regions["us"].count(*what)
+        elif verb == "pull":
+            await self.regions["eu"].pull(self.regions["us"], *what)
+        elif verb == "again":  # the process ends, and the next begins with the file
+            self._told = self.told() if name == "eu" else self._told
+            self.regions[name].durable.close()
+            self.regions[name] = Region(name, self._path / f"{name}.sqlite", self._clock)
+            if name == "us":
+                self._own = Graph(self._clock, region="us")
+                self._own.recall(self.regions["us"].ledger.totals())
+        else:  # time passes
+            self._clock.now += timedelta(seconds=what)
+
+    def edges(self, name: str) -> dict[tuple[str, str], dict[str, int]]:
+        """What calls of us came to, as the graph of a region says: `{(source, destination): {outcome: calls}}`."""
+        graph = self._own if name == "us" else self.regions["eu"].remote.graphs()["us"]
+        found = graph.edges(timedelta(minutes=5), everyone)
+        return {(edge.source, edge.destination): dict(edge.outcomes) for edge in found}
+
+    def told(self) -> float:
+        """How many calls of us the metrics of eu have counted, those of processes that have ended as well."""
+        return self._told + self.regions["eu"].shown("meshwarden_remote_requests_total")
+
+    async def seen(self) -> dict[tuple[str, str], int]:
+        """How many calls the ledger of us has of an edge, of the side that saw more."""
+        sides: dict[tuple[str, str], Counter[int]] = {}
+        for row in await self.regions["us"].rows("us"):
+            counted = parse(row, "mesh.test", "us")
+            sides.setdefault((counted.source, counted.destination), Counter())[counted.reporter] += counted.count
+        return {edge: max(of_sides.values()) for edge, of_sides in sides.items()}
+
+    def close(self) -> None:
+        for region in self.regions.values():
+            region.durable.close()
+
+
+@given(steps=st.lists(st.tuples(STEPS, st.sampled_from(["", "eu", "us"])), max_size=20))
+async def test_however_counts_pulls_and_questions_alternate_both_regions_say_the_same(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[tuple[str, Any], str]]
 ) -> None:
-    path, clock = tmp_path_factory.mktemp("regions"), Clock()
-    us = Region("us", path / "us.sqlite", clock)
-    eu = Region("eu", path / "eu.sqlite", clock)
-    told = 0.0
-    try:
-        for which, size, step in steps:
-            if step == "count":
-                await us.count(*(call(method=f"/a.B/{number}", count=size) for number in range(which)))
-            elif step == "pull":
-                await eu.pull(us, page_rows=size, pages=which)
-            else:  # the process ends
-                told += eu.shown("meshwarden_remote_requests_total")
-                eu.durable.close()
-                eu = Region("eu", path / "eu.sqlite", clock)
-        await eu.pull(us)
-        assert await eu.rows("us") == await us.rows("us")
-        counted = sum(row.count for row in await us.rows("us"))
-        assert told + eu.shown("meshwarden_remote_requests_total") == counted
-    finally:
-        eu.durable.close()
-        us.durable.close()
+    with closing(Both(tmp_path_factory.mktemp("regions"))) as both:
+        for step, asked in [*steps, (("pull", (500,)), "")]:
+            await both.do(*step)
+            if asked:
+                both.edges(asked)
+        rows = await both.regions["us"].rows("us")
+        assert await both.regions["eu"].rows("us") == rows
+        assert both.told() == sum(row.count for row in rows)
+        assert both.edges("eu") == both.edges("us")
+        assert {edge: sum(outcomes.values()) for edge, outcomes in both.edges("us").items()} == await both.seen()
 
 
 async def test_changes_are_numbered_on_after_a_restart_even_where_rows_are_gone(make: Make, clock: Clock) -> None:

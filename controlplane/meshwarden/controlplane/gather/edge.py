@@ -206,7 +206,9 @@ class Edge:
     def _side(self, reporter: int) -> _Side:
         side = self._sides.get(reporter)
         if side is None:
-            side = self._sides[reporter] = _Side()
+            side = _Side()
+            # In an order of their own: of two that saw as many, the first is told, in each region the same.
+            self._sides = dict(sorted([*self._sides.items(), (reporter, side)]))
             self._told.source_reports = CallStat.SOURCE in self._sides
             self._told.destination_reports = CallStat.DESTINATION in self._sides
             self._told.mutual_tls = self._mutual_tls()
@@ -246,11 +248,10 @@ class Edge:
         told.calls_per_s = told.errors_per_s = told.denied_per_s = told.limited_per_s = 0.0
         told.p50_s, told.p95_s, told.p99_s = quantiles(durations, _SHARES)
         said = told.outcomes
+        said.clear()  # once the other side has seen more, it may have seen nothing of some
         for result, count in _merged([side.total for side in sides]).items():
             if count:
                 said[result] = count
-            else:
-                said.pop(result, None)
         told.first_seen.seconds, told.last_seen.seconds = self.first_s, self.last_s
         self._is_changed = False
         self._valid_s = (start_s, min([side.first_s() for side in sides]))
