@@ -326,6 +326,35 @@ def test_a_histogram_costs_as_much_as_it_shows(world: World) -> None:
     assert world.values("meshwarden_workload_samples") == [len(world.samples())]
 
 
+@pytest.mark.parametrize("kind", ["explicit", "exponential", "summary"])
+def test_what_grows_takes_no_more_than_its_tenant_has(world: World, kind: str) -> None:
+    def of(size: int, at: int) -> pb.Metric:
+        said = {"attributes": [text("at", str(at))]}
+        if kind == "explicit":
+            return histogram(*([1] * (size + 1)), explicit_bounds=range(size), **said)
+        if kind == "exponential":
+            return exponential(0, [1] * size, **said)
+        quantiles = [pb.SummaryDataPoint.ValueAtQuantile(quantile=one / size) for one in range(size)]
+        point = pb.SummaryDataPoint(quantile_values=quantiles, count=1, **said)
+        return pb.Metric(name="took", summary=pb.Summary(data_points=[point]))
+
+    world.send(gauge(1), tenant="globex")
+    for at in range(MOST // 5):
+        world.send(of(1, at))
+    for at in range(MOST // 5):
+        world.send(of(MOST, at))
+    world.send(gauge(2, at="new"), tenant="globex")
+    used = {one.labels["tenant"]: one.value for one in world.samples("meshwarden_workload_samples")}
+    assert used["globex"] == 2
+    assert used["acme"] <= MOST
+    assert len([one for one in world.samples() if one.labels["mesh_tenant"] == "acme"]) <= MOST
+    assert world.counted()[DROPPED, "acme", "series_full"] == MOST // 5
+    world.clock.now_s += 400  # what was idle makes room, for itself too
+    world.send(of(MOST - 5, 0))
+    used = {one.labels["tenant"]: one.value for one in world.samples("meshwarden_workload_samples")}
+    assert 0 < len(world.samples()) <= used["acme"] <= MOST
+
+
 def test_all_tenants_together_have_so_much(world: World) -> None:
     for at in range(5):
         for one in range(MOST):

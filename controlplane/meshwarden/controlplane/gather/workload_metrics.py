@@ -5,6 +5,7 @@ Each tenant has a bounded number of samples; a point that would need more is cou
 gives its room back. Where two tenants call different things by one name, both are shown, without a type.
 """
 
+import copy
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,15 @@ from prometheus_client.registry import Collector
 from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tally import METRICS, Tally
 from meshwarden.controlplane.gather.workload_name import Labels, labels_of, name_of, place_of
-from meshwarden.controlplane.gather.workload_point import Sample, Value, is_delta, kind_of, new_value
+from meshwarden.controlplane.gather.workload_point import (
+    MOST_SAMPLES,
+    Number,
+    Sample,
+    Value,
+    is_delta,
+    kind_of,
+    new_value,
+)
 
 SAMPLES_PER_TENANT: Final = 5000
 MAX_SAMPLES: Final = 100_000
@@ -125,21 +134,23 @@ class WorkloadMetrics(Collector):
             return
         if series is None:
             series = _Series(tenant, new_value(key[1]))
-            series.value.take(point, delta)
-            if not self._has_room(tenant, series.value.size()):
-                raise _Full
-            self._series[key] = series
-        else:
-            series.value.take(point, delta)
-        # A histogram may grow a little beyond: what is there goes on.
-        self._used[tenant] += series.value.size() - series.size
-        series.size = series.value.size()
-        series.heard_s = self._monotonic_s()
+        # A histogram may grow, and where there may be no room for that it is tried out first.
+        grows = not isinstance(series.value, Number) and self._left(tenant) < MOST_SAMPLES
+        value = copy.deepcopy(series.value) if grows else series.value
+        value.take(point, delta)
+        more = value.size() - series.size
+        if more > 0 and not self._has_room(tenant, more):
+            raise _Full
+        self._used[tenant] += more if key in self._series else value.size()  # it may have been idle itself
+        series.value, series.size, series.heard_s = value, value.size(), self._monotonic_s()
+        self._series[key] = series
+
+    def _left(self, tenant: str) -> int:
+        return min(self._samples_per_tenant - self._used[tenant], self._max_samples - self._used.total())
 
     def _has_room(self, tenant: str, size: int) -> bool:
         for is_swept in (False, True):
-            left = min(self._samples_per_tenant - self._used[tenant], self._max_samples - self._used.total())
-            if size <= left:
+            if size <= self._left(tenant):
                 return True
             # To look for what is idle takes long: whoever sends too much may not have it done for each point.
             if is_swept or self._monotonic_s() - self._swept_s < _SWEEP_S:

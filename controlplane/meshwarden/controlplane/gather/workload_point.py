@@ -26,6 +26,8 @@ from prometheus_client.core import Exemplar
 _MAX_SCALE: Final = 2
 _MIN_SCALE: Final = -10
 MAX_BUCKETS: Final = 160
+MOST_SAMPLES: Final = 1024
+"""More than any series is shown as: an agent takes no more than 512 quantiles of a point."""
 _MAX_EXPONENT: Final = 1024  # of a float
 _ID_BYTES: Final = ((16, "trace_id"), (8, "span_id"))
 # (what is added to a metric's name, further labels, value, exemplar)
