@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import re
 import stat as file_mode
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from prometheus_client import generate_latest
 
+from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, REASONS
 from meshwarden.controlplane.gather.backend import parse_endpoint
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
@@ -35,6 +37,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
 MINUTE = int(NOW.timestamp()) - 30
 WEB = "spiffe://mesh.test/tenant/acme/service/web"
 ENTRIES = {("a", "acme", "web"), ("b", "platform", "orders")}
+NODES = {node: service for node, _, service in ENTRIES}
 
 
 class Clock:
@@ -71,7 +74,7 @@ def gather(durable: Durable, metrics: Metrics, clock: Clock) -> Gather:
         [],
         clock,
         random.Random(1),
-        owns=lambda node, tenant, service: (node, tenant, service) in ENTRIES,
+        owns=lambda node, tenant, service: (node, tenant, service or NODES[node]) in ENTRIES,
         trust_domain="mesh.test",
         region="eu",
     )
@@ -364,6 +367,28 @@ def test_what_the_agent_dropped_is_shown(gather: Gather, metrics: Metrics) -> No
         ("received", "agent.spool"): 5,
         ("dropped", "agent.spool"): 5,
     }
+
+
+def test_what_a_node_makes_up_of_drops_takes_no_room(gather: Gather) -> None:
+    for number in range(50):
+        made_up = [
+            Drop(stage="agent.spool", signal="span", reason=f"r{number}", tenant="acme", count=1),
+            Drop(stage="agent.spool", signal="span", reason="queue_full", tenant=f"t{number}", count=1),
+            Drop(stage=f"s{number}", signal=f"x{number}", reason="queue_full", tenant="platform", count=1),
+        ]
+        gather.ingest("a", batch(number + 1, drops=made_up))
+    assert gather.tally.drops() == {
+        ("agent.spool", "span", "other", "acme"): 50,
+        ("agent.spool", "span", "queue_full", ""): 50,
+        ("agent.receive", "other", "queue_full", ""): 50,
+    }
+
+
+def test_every_reason_that_the_documentation_has_of_agents_is_known() -> None:
+    page = (Path(__file__).parents[3] / "docs/observability.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith(("| `sdk` (", "| `agent."))]
+    assert [re.findall(r"`([a-z.]+)`", row[1])[0] for row in rows] == list(AGENT_STAGES)
+    assert {reason for row in rows for reason in re.findall(r"`([a-z_]+)`", row[2])} == REASONS
 
 
 def spans(name: str | None) -> bytes:

@@ -13,6 +13,7 @@ import apsw
 import structlog
 
 from meshwarden.controlplane.gather import trace_store
+from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, AgentDrop
 from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.call import Call, Owns, Refused
 from meshwarden.controlplane.gather.change import Changes
@@ -28,15 +29,13 @@ from meshwarden.controlplane.gather.reporter import Reporter
 from meshwarden.controlplane.gather.resource import Checked, check_resource, count_spans, own_span
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
-from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, RECEIVE, SAMPLE, SDK, SPOOL, Tally
+from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, SAMPLE, Tally
 from meshwarden.controlplane.gather.trace_store import TraceStore
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
 from meshwarden.sdk.exemplar import MOST
 from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState
-from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
+from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
-SIGNALS = ("call", "span", "point", "log", "record")
-AGENT_STAGES = (SDK, RECEIVE, SPOOL)
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
 _REFUSED: Mapping[int, str] = {CallStat.DENIED: DENIED, CallStat.LIMITED: LIMITED, CallStat.THROTTLED: LIMITED}
@@ -85,7 +84,7 @@ class Gather:
             backends: where telemetry goes on to.
             clock: the present, aware.
             rng: spreads retries.
-            owns: tells whether a node has a workload entry of (node, tenant, service).
+            owns: tells whether a node has a workload entry of (node, tenant, service), with "" of any service.
             trust_domain: ours.
             region: ours.
             first_backoff_s: the pause after a backend's first failure.
@@ -142,7 +141,7 @@ class Gather:
             for body in of_signal:
                 self._take(signal, body, reporter)
         for drop in request.drops:
-            self._take_drop(drop)
+            self._take_drop(AgentDrop.read(drop, node, reporter.owns))
         return True
 
     def take_own(self, body: bytes, count: int) -> None:
@@ -360,15 +359,11 @@ class Gather:
             self.tally.passed(stage, signal, tenant, count)
         self.tally.received(INGEST, signal, tenant, count)
 
-    def _take_drop(self, drop: Drop) -> None:
+    def _take_drop(self, drop: AgentDrop) -> None:
         """Counts what an agent has dropped, and that it came through the stages before."""
-        stage = drop.stage if drop.stage in AGENT_STAGES else RECEIVE
-        signal = drop.signal if drop.signal in SIGNALS else "other"
-        reason = drop.reason if drop.reason.isidentifier() else "other"
-        tenant = drop.tenant if drop.tenant.isprintable() else ""
-        count = min(drop.count, 2**53)
-        for before in AGENT_STAGES[: AGENT_STAGES.index(stage)]:
-            self.tally.received(before, signal, tenant, count)
-            self.tally.passed(before, signal, tenant, count)
-        self.tally.received(stage, signal, tenant, count)
-        self.tally.drop(stage, signal, reason, tenant, count)
+        of = (drop.signal, drop.tenant, drop.items)
+        for before in AGENT_STAGES[: AGENT_STAGES.index(drop.stage)]:
+            self.tally.received(before, *of)
+            self.tally.passed(before, *of)
+        self.tally.received(drop.stage, *of)
+        self.tally.drop(drop.stage, drop.signal, drop.reason, drop.tenant, drop.items)

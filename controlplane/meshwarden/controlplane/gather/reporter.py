@@ -42,7 +42,7 @@ class Reporter:
 
     Attributes:
         node: from its certificate.
-        owns: tells whether a node has a workload entry of (node, tenant, service).
+        owns: tells whether a node has a workload entry of (node, tenant, service), with "" of any service.
         trust_domain: ours.
         region: the node's, which is ours.
         now: the time, aware.

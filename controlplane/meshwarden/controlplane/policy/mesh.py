@@ -120,9 +120,9 @@ class Mesh:
         return {node for node, keys in self._on_node["Endpoint"].items() if keys}
 
     def owns(self, node: str, tenant: str, service: str) -> bool:
-        """Whether a workload entry of that service names the node."""
+        """Whether a workload entry of that service, or of any of the tenant's if it is "", names the node."""
         return any(
-            key.tenant == tenant and self._all[key].spec.service == service
+            key.tenant == tenant and service in ("", self._all[key].spec.service)
             for key in self._on_node["WorkloadEntry"].get(node, ())
         )
 
