@@ -1,6 +1,7 @@
 """Commands: what they write, print and exit with."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -111,6 +112,64 @@ def test_logs_cannot_leave_their_directory(tmp_path: Path) -> None:
     context.put("one", a_context(state_dir=str(tmp_path)))
     assert CliRunner().invoke(main, ["logs", "web", "-n", "1"]).output == "two\n"
     assert CliRunner().invoke(main, ["logs", "../secret"]).exit_code == 4
+
+
+def some_logs(directory: Path) -> None:
+    """Two regions, whose logs say what they are."""
+    (directory / "logs").mkdir()
+    for stem in ("orders-v1-a-eu", "orders-v1-a-us", "orders-v2-eu", "web-eu", "agent-node-a-eu", "gone", "server-eu"):
+        (directory / "logs" / f"{stem}.log").write_text(f"2026-11-26 05:48:36,010 {stem}\n")
+    workloads = [
+        {"tenant": "platform", "service": "orders", "entry": "orders-v1", "name": "orders-v1-a"},
+        {"tenant": "platform", "service": "orders", "entry": "orders-v2", "name": "orders-v2"},
+        {"tenant": "acme", "service": "web", "entry": "web", "name": "web"},
+    ]
+    regions = [{"region": region, "workloads": workloads} for region in ("eu", "us")]
+    (directory / "up.json").write_text(json.dumps({**regions[0], "regions": regions}))
+    context.put("one", a_context(state_dir=str(directory)))
+
+
+def shown(*arguments: str) -> list[str]:
+    """The names of the logs that are shown."""
+    done = CliRunner().invoke(main, ["logs", *arguments])
+    assert done.exit_code == 0, done.output
+    return sorted(line.split()[-1] for line in done.output.splitlines())
+
+
+def test_logs_of_a_workload_by_any_name_that_the_other_commands_show(tmp_path: Path) -> None:
+    some_logs(tmp_path)
+    everywhere = ["orders-v1-a-eu", "orders-v1-a-us"]
+    assert shown("--workload", "platform/orders") == [*everywhere, "orders-v2-eu"]
+    assert shown("--workload", "platform/orders-v1") == everywhere
+    assert shown("--workload", "orders-v1-a") == everywhere
+    assert shown("--workload", "acme/web#0", "--node", "node-a") == ["agent-node-a-eu", "web-eu"]
+    assert shown("--workload", "acme/gone") == ["gone"]  # it runs no more
+    (tmp_path / "up.json").write_text('{"workloads": [{}]}')
+    assert shown("--workload", "acme/web-eu") == ["web-eu"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fix"),
+    [
+        ("--workload", "globex/web", "orders-v2-eu"),
+        ("--workload", "acme/../../up", "web-eu"),
+        ("--node", "node-z", "known: node-a-eu"),
+    ],
+)
+def test_logs_of_nobody_say_who_there_is(tmp_path: Path, option: str, value: str, fix: str) -> None:
+    some_logs(tmp_path)
+    done = CliRunner().invoke(main, ["logs", option, value])
+    assert done.exit_code == 4
+    assert f"no log of {option[2:]} '{value}'" in done.output
+    assert fix in done.output
+    assert "server" not in done.output
+
+
+def test_logs_of_a_trace_that_nobody_wrote_of_say_where_its_spans_are(tmp_path: Path) -> None:
+    some_logs(tmp_path)
+    done = CliRunner().invoke(main, ["logs", "--trace", "A" * 32])
+    assert done.exit_code == 0
+    assert f"meshwarden trace {'a' * 32}" in done.output
 
 
 def test_kinds_and_names_as_people_write_them() -> None:

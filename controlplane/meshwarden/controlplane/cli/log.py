@@ -11,7 +11,7 @@ import click
 from meshwarden.controlplane.cli import render
 from meshwarden.controlplane.cli.failure import NotFound
 from meshwarden.controlplane.local import context
-from meshwarden.controlplane.local.logs import Line, Tail, merged
+from meshwarden.controlplane.local.logs import Line, Running, Tail, merged
 
 POLL_S = 0.25
 _TRACE_ID = re.compile(r"[0-9a-fA-F]{32}")
@@ -26,7 +26,11 @@ def _trace_id(_: click.Context, __: click.Parameter, value: str | None) -> str |
 @click.command()
 @click.argument("name", required=False)
 @click.option("--node", multiple=True, help="The log of this node's agent.")
-@click.option("--workload", multiple=True, help="The log of this workload: its id, or its instance's name.")
+@click.option(
+    "--workload",
+    multiple=True,
+    help="The logs of this workload: TENANT/INSTANCE as `status` has it, or TENANT/SERVICE for all that run it.",
+)
 @click.option(
     "--trace", metavar="ID", callback=_trace_id, help="Only lines of this trace; of all logs if none is named."
 )
@@ -42,11 +46,7 @@ def logs(
     _, current = context.get(click.get_current_context().find_root().obj)
     directory = Path(current.state_dir) / "logs"
     known = sorted(path.stem for path in directory.glob("*.log")) if current.state_dir else []
-    wanted = [*([name] if name else []), *(f"agent-{item}" for item in node), *map(_instance, workload)]
-    # Looked up in the list, so that a name can't lead out of the directory.
-    for stem in wanted:
-        if stem not in known:
-            raise NotFound(f"no log {stem!r}", f"known: {', '.join(known) or 'none'}")
+    wanted = _wanted(name, node, workload, known, Running.read(Path(current.state_dir)))
     if not wanted and trace is None:
         for stem in known:
             click.echo(stem)
@@ -55,17 +55,40 @@ def logs(
         tails = [Tail(directory / f"{stem}.log", trace) for stem in dict.fromkeys(wanted or known)]
         for tail in tails:
             stack.callback(tail.close)
-        _print(tails, follow, lines)
+        _print(tails, trace, follow, lines)
 
 
-def _instance(workload: str) -> str:
-    """The name of the log of "<tenant>/<instance>"."""
-    return workload.rpartition("/")[2]
+def _wanted(
+    name: str | None, nodes: Sequence[str], workloads: Sequence[str], known: Sequence[str], running: Running
+) -> list[str]:
+    """The logs that are asked for, each of them one of `known`, so that no name can lead out of the directory."""
+    found: list[str] = []
+    asked = [("log", name, [name])] if name else []
+    asked += [("node", node, [f"agent-{node}"]) for node in nodes]
+    asked += [("workload", workload, running.instances(workload)) for workload in workloads]
+    for kind, said, names in asked:
+        stems = [stem for stem in known if any(stem in running.logs(instance) for instance in names)]
+        if not stems:
+            raise NotFound(f"no log of {kind} {said!r}" if kind != "log" else f"no log {said!r}", _known(kind, known))
+        found += stems
+    return found
 
 
-def _print(tails: Sequence[Tail], follow: bool, lines: int) -> None:
+def _known(kind: str, known: Sequence[str]) -> str:
+    """What could have been asked for instead."""
+    agent = "agent-"
+    if kind == "node":
+        known = [stem.removeprefix(agent) for stem in known if stem.startswith(agent)]
+    elif kind == "workload":
+        known = [stem for stem in known if not stem.startswith((agent, "server"))]
+    return f"known: {', '.join(known) or 'none'}"
+
+
+def _print(tails: Sequence[Tail], trace: str | None, follow: bool, lines: int) -> None:
     width = max((len(tail.name) for tail in tails), default=0) if len(tails) > 1 else 0
     found = merged(tails)
+    if not found and trace is not None and not follow:
+        click.echo(f"no line is of trace {trace}: `meshwarden trace {trace}` shows its spans", err=True)
     for line in found[len(found) - lines :] if lines else ():
         _echo(line, width)
     while follow:

@@ -78,6 +78,48 @@ class Tail:
         return Line(self._time_s, self.name, text) if self._is_within else None
 
 
+@dataclass(frozen=True)
+class Running:
+    """What up.json says of who runs, as far as logs are concerned.
+
+    Attributes:
+        workloads: (tenant, service, entry, instance) of each.
+        regions: their names, where there are several.
+    """
+
+    workloads: tuple[tuple[str, str, str, str], ...] = ()
+    regions: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, state_dir: Path) -> "Running":
+        """Reads it; nobody runs where there is none."""
+        try:
+            said = json.loads((state_dir / "up.json").read_text())
+            regions = said.get("regions", ())
+            found = [
+                (str(one["tenant"]), str(one["service"]), str(one["entry"]), str(one["name"]))
+                for region in regions or (said,)
+                for one in region["workloads"]
+            ]
+            return cls(tuple(dict.fromkeys(found)), tuple(str(region["region"]) for region in regions))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return cls()
+
+    def instances(self, workload: str) -> list[str]:
+        """The instances of a workload, "TENANT/NAME" or "NAME": of an entry or a service all are meant."""
+        tenant, _, name = workload.partition("#")[0].rpartition("/")
+        of_tenant = [one for one in self.workloads if tenant in ("", one[0])]
+        for place in (3, 2, 1):
+            if found := [one[3] for one in of_tenant if one[place] == name]:
+                return found
+        is_anothers = any(one[3] == name for one in self.workloads)
+        return [] if is_anothers else [name]  # it runs no more
+
+    def logs(self, name: str) -> list[str]:
+        """What the logs of a process may be called."""
+        return [name, *(f"{name}-{region}" for region in self.regions)]
+
+
 def merged(tails: Iterable[Tail]) -> list[Line]:
     """What was written to several logs since the last time, by time."""
     return sorted((line for tail in tails for line in tail.read()), key=lambda line: line.time_s)
