@@ -1,8 +1,10 @@
 """Commands: what they write, print and exit with."""
 
 import contextlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from google.protobuf.json_format import ParseDict
+from rich.console import Console
 
 from meshwarden.controlplane.cli import client
 from meshwarden.controlplane.cli.main import COMMANDS, main
-from meshwarden.controlplane.cli.render import life, plain
+from meshwarden.controlplane.cli.render import draw, life, plain
 from meshwarden.controlplane.cli.resource import parse_kind, parse_ref
 from meshwarden.controlplane.local import context
 from meshwarden.controlplane.resources import model
@@ -112,6 +115,23 @@ def test_logs_cannot_leave_their_directory(tmp_path: Path) -> None:
     context.put("one", a_context(state_dir=str(tmp_path)))
     assert CliRunner().invoke(main, ["logs", "web", "-n", "1"]).output == "two\n"
     assert CliRunner().invoke(main, ["logs", "../secret"]).exit_code == 4
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_a_table_on_a_terminal_leaves_nothing_out(width: int) -> None:
+    screen = io.StringIO()
+    rows = [
+        ("a" * 32, "platform/node-a-platform-orders-v1-a-f92abc0dd1", "37.1 ms", 1, "no policy allows this call", ""),
+        ("b", "  below", "-", 22, "[bold]x\x1b[31m", "#"),
+    ]
+    draw(("TRACE", "NAME", "TOOK", "SPANS", "WHY", ""), rows, "", Console(file=screen, width=width))
+    text = screen.getvalue()
+    for whole in ("a" * 32, "37.1 ms", "SPANS", "allows", "  below", "[bold]x�[31m"):
+        assert whole in text, whole
+    assert "…" not in text
+    assert "\x1b" not in text
+    left = re.sub(r"\s", "", text)
+    assert all(piece in left for piece in ("platform/node-a-platform-orders-", "92abc0dd1"))
 
 
 def some_logs(directory: Path) -> None:

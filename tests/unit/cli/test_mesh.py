@@ -301,7 +301,7 @@ def test_doctor_names_each_problem_and_its_fix() -> None:
 @pytest.mark.usefixtures("mesh")
 def test_graph_is_a_table_a_picture_or_data() -> None:
     arguments = ("graph", "--tenant", "acme", "--window", "60")
-    row = "acme/web\tplatform/orders\t7.2\t0.0\t0.0\t0.0\t850 µs\t-\t1.25 s\tsaid by the source\tsource\n"
+    row = "acme/web\tplatform/orders\t7.2\t0.0\t0.0\t0.0\t850 µs\t-\t1.25 s\tsaid\tsource\n"
     assert row in run(*arguments)[1]
     assert json.loads(run(*arguments, "-o", "json")[1])["edges"][0]["callsPerS"] == 7.25
     assert '"acme/web" -> "platform/orders"' in run(*arguments, "-o", "dot")[1]

@@ -8,7 +8,7 @@ from meshwarden.v1.admin_service_pb2 import GetGraphRequest, GraphEdge
 MAX_EDGES = 10_000
 # More of them no terminal and no picture shows to anybody's profit.
 _LIMITS = {"table": 100, "dot": 60, "svg": 60}
-_TLS = {GraphEdge.PROVEN: "proven", GraphEdge.SAID: "said by the source", GraphEdge.NONE: "no certificate"}
+_TLS = {GraphEdge.PROVEN: "proven", GraphEdge.SAID: "said", GraphEdge.NONE: "none"}
 _RATES = ("CALLS/S", "ERRORS/S", "DENIED/S", "LIMITED/S")
 _COLUMNS = ("REGION", "SOURCE", "DESTINATION", *_RATES, "P50", "P95", "P99", "MTLS", "TOLD BY")
 

@@ -1,11 +1,12 @@
 """Output: tables for people, tab-separated text for pipes, JSON and YAML for programs."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from google.protobuf.json_format import MessageToDict
@@ -13,6 +14,14 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.v1.admin_service_pb2 import RegionState
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WORD = 32
+"""So long a word isn't broken: a trace id."""
+_WORDS = re.compile(r"(?s)^.{1,8}$|\s*\S+")
+"""What is so long at most isn't broken even between words: "37.1 ms"."""
 
 output_option = click.option(
     "-o",
@@ -41,15 +50,34 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         for row in (columns, *rows):
             click.echo("\t".join(plain(value) for value in row))
         return
-    from rich import box  # slow to import, and of use on a terminal alone
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console  # slow to import, and of use on a terminal alone
+
+    draw(columns, rows, title, Console())
+
+
+def draw(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str, console: "Console") -> None:
+    """Draws a table. What is too long for the console goes on in the next line; nothing is left out.
+
+    A name or an id can be copied whole: such a column, up to 32 characters wide, isn't broken though the table be wider
+    than the console.
+    """
+    from rich import box
+    from rich.table import Column, Table
     from rich.text import Text
 
-    shown = Table(*columns, box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
-    for row in rows:
-        shown.add_row(*(Text(plain(value)) for value in row))
-    Console().print(shown)
+    cells = [[plain(value) for value in row] for row in rows]
+    least = [
+        min(_WORD, max(len(word) for text in of_one for word in _WORDS.findall(text) or [""]))
+        for of_one in zip(columns, *cells, strict=True)
+    ]
+    heads = [Column(name, min_width=width, overflow="fold") for name, width in zip(columns, least, strict=True)]
+    shown = Table(
+        *heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title or None, title_justify="left"
+    )
+    for texts in cells:
+        shown.add_row(*map(Text, texts))
+    room = sum(least) + 2 * len(columns) + 1
+    console.print(shown, width=max(room, console.width), crop=False)
 
 
 def data(value: Any, output: str) -> None:
