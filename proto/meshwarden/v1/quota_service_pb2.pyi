@@ -167,10 +167,12 @@ class Bucket(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     tenant: _builtins.str
     method: _builtins.str
     service: _builtins.str
+    unit: _builtins.str
     def __init__(
         self,
         *,
@@ -178,10 +180,11 @@ class Bucket(_message.Message):
         tenant: _builtins.str = ...,
         method: _builtins.str = ...,
         service: _builtins.str = ...,
+        unit: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "policy", b"policy", "service", b"service", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "policy", b"policy", "service", b"service", "tenant", b"tenant", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, ONE, Coming, Decision
-from meshwarden.sdk.unit import amount_of
+from meshwarden.sdk.unit import amount_of, told, unit_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec
 
@@ -152,7 +152,7 @@ class Chunks:
         """
         self._lock = threading.Lock()
         self._press, self._pressed, self._new_series = press, False, new_series
-        self._policy, self._spec = "", RatePolicySpec()
+        self._policy, self._unit, self._spec = "", "", RatePolicySpec()
         self._limits: dict[str, RateLimit] = {}
         self._tenants: dict[str, _Tenant] = {}
         self._ends_s, self._closed = -math.inf, False
@@ -160,7 +160,7 @@ class Chunks:
     def update(self, limits: node_service_pb2.PolicyLimits, now_s: float) -> None:
         """Puts other limits in force; what was given stays."""
         with self._lock:
-            self._policy, self._spec = limits.policy, limits.spec
+            self._policy, self._unit, self._spec = limits.policy, told(unit_of(limits.spec)), limits.spec
             self._limits = {limit.tenant: limit for limit in limits.spec.limits}
             before, self._tenants = self._tenants, {}
             for name, tenant in before.items():
@@ -243,13 +243,13 @@ class Chunks:
         if not (usage or full):
             return report
         with self._lock:
-            self._pressed = False
+            self._pressed, unit = False, self._unit
             for name, tenant in list(self._tenants.items()):
                 for method, bucket in tenant.buckets():
                     if now_s - bucket.used_s >= IDLE_S:
                         bucket.give_back()
                     if full or bucket.news or bucket.denied or now_s - bucket.used_s < LATELY_S:
-                        named = quota_service_pb2.Bucket(policy=self._policy, tenant=name, method=method)
+                        named = quota_service_pb2.Bucket(policy=self._policy, tenant=name, method=method, unit=unit)
                         bucket.say(report.usages.add(bucket=named))
                 self._forget_idle(name, tenant, now_s)
         return report

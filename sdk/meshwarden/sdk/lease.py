@@ -20,6 +20,7 @@ from typing import ClassVar, Final
 
 from meshwarden.sdk.bucket import UNSHARED_WAIT_S, Bucket, Large, Tenant, free_of, most_of
 from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, Decision
+from meshwarden.sdk.unit import told, unit_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
@@ -36,7 +37,7 @@ class Leases:
         """`press` is called when a report should not wait; it must not block."""
         self._lock = threading.Lock()
         self._press, self._pressed = press, False
-        self._policy, self._spec = "", RatePolicySpec()
+        self._policy, self._unit, self._spec = "", "", RatePolicySpec()
         self._limits: dict[str, RateLimit] = {}
         self._tenants: dict[str, Tenant] = {}
         self._ends_s, self._stale = float("-inf"), True
@@ -46,7 +47,7 @@ class Leases:
         with self._lock:
             if limits.policy != self._policy:
                 self._tenants = {}
-            self._policy, self._spec = limits.policy, limits.spec
+            self._policy, self._unit, self._spec = limits.policy, told(unit_of(limits.spec)), limits.spec
             self._limits = {limit.tenant: limit for limit in limits.spec.limits}
             before, self._tenants = self._tenants, {}
             for name, tenant in before.items():
@@ -118,33 +119,33 @@ class Leases:
                 nothing, since what isn't told changes nothing.
             full: whether to say what may be used now.
         """
-        told, held = [], []
+        used, held = [], []
         with self._lock:  # for as short as can be: calls wait meanwhile
-            policy = self._policy
+            policy, unit = self._policy, self._unit
             if usage:
                 self._pressed = False
             for name, tenant in list(self._tenants.items()):
                 for method, bucket in tenant.buckets():
                     if usage and bucket.is_lately_used(now_s):
-                        told.append((name, method, *bucket.take_usage()))
+                        used.append((name, method, *bucket.take_usage()))
                     if full and bucket.rate > 0:
                         held.append((name, method, bucket.rate, bucket.burst))
                 self._forget_idle(name, tenant, now_s)
         report = quota_service_pb2.PointReport()
-        for name, method, allowed, denied, shadowed, in_use in told:
-            named = quota_service_pb2.Bucket(policy=policy, tenant=name, method=method)
+        for name, method, allowed, denied, shadowed, in_use in used:
+            named = quota_service_pb2.Bucket(policy=policy, tenant=name, method=method, unit=unit)
             report.usages.add(bucket=named, allowed=allowed, denied=denied, shadowed=shadowed, in_use=in_use)
         for name, method, rate, burst in held:
-            named = quota_service_pb2.Bucket(policy=policy, tenant=name, method=method)
+            named = quota_service_pb2.Bucket(policy=policy, tenant=name, method=method, unit=unit)
             report.held.add(bucket=named, rate=rate, burst=burst)
         return report
 
     def grant(self, shares: Iterable[quota_service_pb2.Share], now_s: float) -> None:
-        """Obeys shares; those of buckets that aren't there are let go."""
+        """Obeys shares; those of buckets that aren't there, or that count something else, are let go."""
         with self._lock:
             for share in shares:
                 bucket = self._find(share.bucket)
-                if bucket is not None:
+                if bucket is not None and not share.HasField("chunk"):
                     bucket.lease = (max(0.0, share.rate), max(0.0, share.burst))
                     self._tune(bucket, now_s)
 
@@ -245,7 +246,7 @@ class Leases:
 
     def _find(self, named: quota_service_pb2.Bucket) -> Bucket | None:
         tenant = self._tenants.get(named.tenant)
-        if tenant is None or named.policy != self._policy:
+        if tenant is None or named.policy != self._policy or named.unit != self._unit:
             return None
         return tenant.parts.get(named.method) if named.method else tenant.rest
 

@@ -20,6 +20,11 @@ def unit_of(spec: RatePolicySpec) -> Unit:
     return REQUESTS
 
 
+def told(unit: Unit) -> str:
+    """Returns how messages name the unit of a bucket: what is counted most often has no name."""
+    return "" if unit == REQUESTS else unit
+
+
 def amount_of(rate: Any) -> int:
     """Returns the amount of a Rate, RateLimit, ServiceLimit or MethodLimit, in its policy's unit; 0 if it has none."""
     named = rate.WhichOneof("amount")

@@ -174,7 +174,9 @@ class World:
             assert period is not None
             if self.stream is not None:
                 until_s = period.end_s - self.wall_s + self.now_s - self.stream.heard_s
-                shares = pb.PointShares(point=grant.point.name, shares=[grant_to_proto(policy, turn, grant, until_s)])
+                shares = pb.PointShares(
+                    point=grant.point.name, shares=[grant_to_proto(policy, self._tree.unit, turn, grant, until_s)]
+                )
                 self.stream.say(pb.ShareResponse(points=[shares]))
 
     def down(self, *, lost: bool = False) -> None:

@@ -176,7 +176,8 @@ class Mesh:
         if number % 10 == 0 or self.allocator.presses:
             told, shares = self.allocator.tick(now_s)
             messages = [
-                pb.PointShares(point=point.name, shares=map(share_to_proto, given)) for point, given in shares.items()
+                pb.PointShares(point=point.name, shares=[share_to_proto(share, self.unit) for share in given])
+                for point, given in shares.items()
             ]
             if self.stream is not None and messages:
                 self.stream.say(pb.ShareResponse(sequence=told, points=messages))

@@ -136,6 +136,31 @@ async def test_who_reports_is_answered_and_given_a_share(tmp_path: Path) -> None
         assert shares["acme", ""] == pytest.approx(90)
 
 
+async def test_what_is_said_in_another_unit_than_the_policys_by_now_is_let_go(tmp_path: Path) -> None:
+    mesh = mesh_of(policy())
+    async with dividing(tmp_path, mesh, ahead_s=0.0) as world:
+        stream = world.division.open("n1")
+        in_bytes = [{"tenant": "globex", "bytes": 5_000_000}]
+        changed = made("RatePolicy", "platform", "limits", service="orders", limits=in_bytes)
+        world.division.touch(mesh.apply([changed]))
+        held = pb.Share(bucket=pb.Bucket(policy=POLICY, tenant="globex"), rate=40)
+        stream.take(report(used("globex", 40), held=[held], begins=True))
+        assert world.division.leases is not None
+        assert (stream.ignored["unknown"], world.division.leases.find(POLICY)) == (2, [])
+        usage = used("globex", 4000)
+        usage.bucket.unit = held.bucket.unit = "bytes"
+        stream.take(report(usage, held=[held], begins=True))
+        (lease,) = world.division.leases.find(POLICY)
+        assert lease.held == 40
+        world.now_s = TERM_S
+        usage.denied = 10**6
+        stream.take(report(usage, begins=True))
+        async with asyncio.timeout(20):
+            while not (shares := [item for one in await stream.next() for said in one.points for item in said.shares]):
+                pass
+        assert {share.bucket.unit for share in shares} == {"bytes"}
+
+
 async def test_a_node_speaks_for_services_that_it_hosts_and_of_tenants_that_there_are(tmp_path: Path) -> None:
     async with dividing(tmp_path, mesh_of(policy())) as world:
         other = world.division.open("n2")
@@ -347,7 +372,10 @@ async def test_costs_are_divided_and_shown_as_costs(tmp_path: Path) -> None:
     )
     async with dividing(tmp_path, mesh_of(said)) as world:
         stream = world.division.open("n1")
-        stream.take(report(used("globex", 500, 2**64 - 1), used("acme", 1000, 0)))
+        usages = used("globex", 500, 2**64 - 1), used("acme", 1000, 0)
+        for usage in usages:
+            usage.bucket.unit = "cost"
+        stream.take(report(*usages))
         await told(stream, "p")
         acme, globex = world.division.states(POLICY, lambda tenant: True, whole=True)
         assert (globex.unit, globex.limit, acme.limit) == ("cost", 400, 900)

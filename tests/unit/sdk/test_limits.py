@@ -241,6 +241,34 @@ def test_amounts_that_were_given_hold_for_what_they_were_given_for(fields: dict[
     assert after.take("acme", GET, 1, 0.0).allowed is is_kept
 
 
+def test_a_share_in_another_unit_is_never_read_in_the_one_that_counts_now() -> None:
+    shares = _Shares(lambda: None, random.Random(1))
+    leases = shares.update(counting("requests", RatePolicySpec.MESH).policies, 0.0)[ORDERS]
+    shares.prolong(9.0, 0.0)
+    leases.take("acme", GET, 1, 0.0)
+    named = Bucket(policy=ORDERS, tenant="acme")
+    later = Bucket(policy=ORDERS, tenant="acme", unit="bytes")
+    shares.grant([Share(bucket=named, rate=1, burst=1)], 0.0, 0.0)
+    shares.grant([Share(bucket=later, rate=9, burst=9)], 0.0, 0.0)
+    assert [held.rate for held in shares.report(0.0, usage=True, full=True).held] == [1]
+    shares.update(counting("bytes", RatePolicySpec.MESH).policies, 0.0)[ORDERS].take("acme", GET, 1, 0.0)
+    shares.grant([Share(bucket=named, rate=1, burst=1)], 0.0, 0.0)
+    report = shares.report(0.0, usage=True, full=True)
+    assert (list(report.held), report.usages[0].bucket) == ([], later)
+    shares.grant([Share(bucket=later, rate=9, burst=9)], 0.0, 0.0)
+    assert [held.bucket for held in shares.report(0.0, usage=True, full=True).held] == [later]
+
+
+def test_a_chunk_is_no_share_to_what_counts_rates() -> None:
+    shares = _Shares(lambda: None, random.Random(1))
+    leases = shares.update(counting("requests", RatePolicySpec.MESH).policies, 0.0)[ORDERS]
+    shares.prolong(9.0, 0.0)
+    leases.take("acme", GET, 1, 0.0)
+    shares.grant([Share(bucket=Bucket(policy=ORDERS, tenant="acme"), rate=5, burst=5)], 0.0, 0.0)
+    shares.grant([Share(bucket=Bucket(policy=ORDERS, tenant="acme"), chunk=Chunk(series=1, amount=9))], 0.0, 0.0)
+    assert [held.rate for held in shares.report(0.0, usage=True, full=True).held] == [5]
+
+
 def test_who_counts_something_else_begins_a_stream_that_says_that_nothing_is_held() -> None:
     shares, pressing, closing = _Shares(lambda: None, random.Random(1)), threading.Event(), threading.Event()
     leases = shares.update(counting("requests", RatePolicySpec.MESH).policies, 0.0)[ORDERS]

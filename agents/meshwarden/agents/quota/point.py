@@ -20,20 +20,21 @@ MAX_BYTES: Final = 1 << 20
 """Of all the buckets in a report of one point; more of them are not told, so that no point's report is in the way."""
 MAX_UNACKNOWLEDGED: Final = 256
 _AROUND_BYTES: Final = 64  # what a message puts around a bucket's name
-_MAX_NAMES: Final = {"policy": 127, "tenant": 63, "method": 512}
+_MAX_NAMES: Final = {"policy": 127, "tenant": 63, "method": 512, "unit": 16}
 
 
 class Key(NamedTuple):
-    """The name of a bucket."""
+    """The name of a bucket: what is counted in another unit is another."""
 
     policy: str
     tenant: str
     method: str
+    unit: str = ""
 
     @classmethod
     def of(cls, bucket: pb.Bucket) -> "Key":
         """The name in a message."""
-        return cls(bucket.policy, bucket.tenant, bucket.method)
+        return cls(bucket.policy, bucket.tenant, bucket.method, bucket.unit)
 
     @property
     def size_bytes(self) -> int:
@@ -42,7 +43,7 @@ class Key(NamedTuple):
 
     def to_proto(self) -> pb.Bucket:
         """The name as a message has it."""
-        return pb.Bucket(policy=self.policy, tenant=self.tenant, method=self.method)
+        return pb.Bucket(policy=self.policy, tenant=self.tenant, method=self.method, unit=self.unit)
 
 
 class Amount(NamedTuple):

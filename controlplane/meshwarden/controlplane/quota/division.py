@@ -240,7 +240,8 @@ class Division:
         number, told = self.leases.tick(self._now_s())
         by_node: dict[str, list[pb.PointShares]] = {}
         for point, shares in told.items():
-            message = pb.PointShares(point=point.name, shares=map(share_to_proto, shares))
+            said = [share_to_proto(share, self._trees[share.bucket.policy].unit) for share in shares]
+            message = pb.PointShares(point=point.name, shares=said)
             by_node.setdefault(point.node, []).append(message)
         for node, points in by_node.items():
             if (stream := self._streams.get(node)) is not None:
@@ -277,7 +278,7 @@ class Division:
             stream, period = self._streams.get(grant.point.node), self.ledgers.period(policy)
             if stream is not None and period is not None:
                 until_s = period.end_s - wall_s + now_s - stream.heard_s
-                share = grant_to_proto(policy, turn, grant, until_s)
+                share = grant_to_proto(policy, self._trees[policy].unit, turn, grant, until_s)
                 by_node.setdefault(grant.point.node, {}).setdefault(grant.point.name, []).append(share)
         for node, points in by_node.items():
             told = [pb.PointShares(point=name, shares=shares) for name, shares in points.items()]

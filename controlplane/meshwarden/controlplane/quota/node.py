@@ -14,6 +14,7 @@ from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.policy import bucket_of
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point
 from meshwarden.controlplane.quota.usage import MOST, Usages
+from meshwarden.sdk.unit import told
 from meshwarden.v1 import quota_service_pb2 as pb
 
 MAX_POINTS: Final = 1024
@@ -170,7 +171,7 @@ class NodeStream:
                 self.ignored["foreign"] += 1
                 continue
             bucket = bucket_of(named, tree, service)
-            if tree.find(bucket.path) is None:
+            if tree.find(bucket.path) is None or named.unit != told(tree.unit):
                 self.ignored["unknown"] += 1
                 continue
             yield bucket, item

@@ -8,7 +8,7 @@ from meshwarden.controlplane.quota.lease import Share
 from meshwarden.controlplane.quota.ledger import Grant
 from meshwarden.controlplane.quota.ledgers import Terms
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level
-from meshwarden.sdk.unit import CONCURRENT
+from meshwarden.sdk.unit import CONCURRENT, Unit, told
 from meshwarden.v1 import quota_service_pb2 as pb
 
 
@@ -40,20 +40,25 @@ def name_of(bucket: Bucket) -> pb.Bucket:
     return pb.Bucket(policy=bucket.policy, tenant=tenant, service=service, method=method)
 
 
-def share_to_proto(share: Share) -> pb.Share:
-    """A share as its point is told of it, which knows what it serves."""
-    bucket = name_of(share.bucket)
-    bucket.ClearField("service")
+def share_to_proto(share: Share, unit: Unit) -> pb.Share:
+    """A share in its policy's unit as its point is told of it, which knows what it serves."""
+    bucket = _told(share.bucket, unit)
     return pb.Share(bucket=bucket, rate=share.rate, burst=share.burst)
 
 
-def grant_to_proto(policy: str, turn: int, grant: Grant, until_s: float) -> pb.Share:
+def grant_to_proto(policy: str, unit: Unit, turn: int, grant: Grant, until_s: float) -> pb.Share:
     """What a point was given of an amount for a period, which ends in so many seconds, as it is told of it."""
-    bucket = name_of(Bucket(policy, grant.path))
-    bucket.ClearField("service")
+    bucket = _told(Bucket(policy, grant.path), unit)
     chunk = pb.Chunk(series=grant.series, turn=turn, amount=grant.amount, spent=grant.spent)
     chunk.until.FromNanoseconds(round(max(0.0, until_s) * 1e9))
     return pb.Share(bucket=bucket, chunk=chunk)
+
+
+def _told(bucket: Bucket, unit: Unit) -> pb.Bucket:
+    named = name_of(bucket)
+    named.ClearField("service")
+    named.unit = told(unit)
+    return named
 
 
 def terms_of(limits: Limits) -> Terms | None:
