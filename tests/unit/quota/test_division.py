@@ -14,7 +14,7 @@ from meshwarden.controlplane.api.quota_metrics import of_quotas
 from meshwarden.controlplane.cli import quota as quota_command
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.quota import node as node_module
-from meshwarden.controlplane.quota.division import LEASE, Division, NotAllocator
+from meshwarden.controlplane.quota.division import LEASE, LEASE_TTL_S, Division, NotAllocator
 from meshwarden.controlplane.quota.leases import TERM_S, TTL_S
 from meshwarden.controlplane.quota.node import NodeStream, SayAgain
 from meshwarden.controlplane.quota.tree import Bucket
@@ -323,6 +323,40 @@ async def test_one_process_divides_at_a_time(tmp_path: Path) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         assert await stream.next() == []
+
+
+async def test_who_was_held_up_for_longer_than_its_lease_lasts_says_nothing_more(tmp_path: Path) -> None:
+    """Somebody else may divide by then: it neither gives nor prolongs, though it has not heard yet that it lost the lease."""
+    async with dividing(tmp_path, mesh_of(policy())) as world:
+        stream = world.division.open("n1")
+        stream.take(report(used("acme", 2, 500), begins=True))
+        await told(stream, "p")
+        leases = world.division.leases
+        assert leases is not None
+        world.now_s += LEASE_TTL_S
+        before = leases.number
+        world.division._tick()
+        assert leases.number == before
+        stream.take(report(used("acme", 2, 500), begins=True))
+        assert "does not divide" in stream.ended
+        assert await stream.next() == []
+        with pytest.raises(NotAllocator):
+            world.division.open("n1")
+
+
+async def test_a_store_that_does_not_answer_keeps_nobody_dividing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meshwarden.controlplane.quota.division.LEASE_TTL_S", 2.0)
+    async with dividing(tmp_path, mesh_of(policy()), ahead_s=0.0) as world:
+        stream = world.division.open("n1")
+
+        async def hangs(lease: Any) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(world.store, "renew", hangs)
+        await until(lambda: stream.ended)
+        await until(lambda: world.division.leases is None)
 
 
 async def test_who_begins_gives_nothing_more_until_it_has_learnt(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ a process that has lost it are sent away, and find the holder.
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -78,6 +79,8 @@ class Division:
         self._usages, self._ignored = Usages(), Counter[str]()
         self._trees: dict[str, Level] = {}
         self._streams: dict[str, NodeStream] = {}
+        # Until when the store's lease holds in any case.
+        self._until_s = -math.inf
         self._work, self._wanted, self._asked = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
@@ -146,7 +149,7 @@ class Division:
         Raises:
             NotAllocator: another process divides.
         """
-        if self.leases is None:
+        if self.leases is None or self._has_lapsed:
             raise NotAllocator("this control plane does not divide limits at present: ask again")
         if (older := self._streams.get(node)) is not None:
             older.end("a newer stream of this node has replaced this one")
@@ -175,6 +178,8 @@ class Division:
 
     def took(self) -> None:
         """A report was taken."""
+        if self._has_lapsed:
+            self._end_streams()  # before it is answered, which would prolong what somebody else gives by now
         if self.leases is not None and self.leases.presses:
             self._work.set()
         if self.ledgers.presses:
@@ -182,7 +187,7 @@ class Division:
 
     async def _divide_while(self, lease: port.Lease) -> None:
         """Divides for as long as the store's lease holds."""
-        self.ledgers = Ledgers(await book.load(self._store), self._new_turn)
+        self.ledgers, self._until_s = Ledgers(await book.load(self._store), self._new_turn), lease.deadline_s
         self.leases = Leases(self._now_s(), learn=True)
         self._trees = {}
         for key in self.mesh.all():
@@ -198,14 +203,23 @@ class Division:
                 while True:
                     await asyncio.sleep(LEASE_TTL_S / 3)
                     lease = await self._renewed(lease)
+                    self._until_s = lease.deadline_s
         except* port.StoreError as failed:
             # What is raised here would come out as a group again.
             log.warning("quota.lease_lost", reason=str(failed.exceptions[0]))
         finally:
             self.leases, self.ledgers = None, Ledgers({}, self._new_turn)
-            for stream in self._streams.values():
-                stream.end("this control plane does not divide limits any more")
-            self._streams = {}
+            self._end_streams()
+
+    @property
+    def _has_lapsed(self) -> bool:
+        """Whether the store's lease may be somebody else's: this process was held up for longer than it lasts."""
+        return self._now_s() >= self._until_s
+
+    def _end_streams(self) -> None:
+        for stream in self._streams.values():
+            stream.end("this control plane does not divide limits any more")
+        self._streams = {}
 
     async def _renewed(self, lease: port.Lease) -> port.Lease:
         """The lease, prolonged if the store can; it holds until its deadline in any case.
@@ -214,7 +228,10 @@ class Division:
             StoreError: it is lost.
         """
         try:
-            return await self._store.renew(lease)
+            async with asyncio.timeout(lease.deadline_s - self._now_s()):
+                return await self._store.renew(lease)
+        except TimeoutError:
+            raise port.LeaseLost("the store did not answer for as long as it lasts") from None
         except port.LeaseLost:
             raise
         except port.StoreError:
@@ -235,7 +252,7 @@ class Division:
             await asyncio.sleep(max(LEAST_S, 4 * (loop.time() - begun_s)))
 
     def _tick(self) -> None:
-        if self.leases is None:
+        if self.leases is None or self._has_lapsed:
             return
         number, told = self.leases.tick(self._now_s())
         by_node: dict[str, list[pb.PointShares]] = {}
