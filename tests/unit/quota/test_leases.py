@@ -81,6 +81,30 @@ def test_a_level_never_exceeds_its_ceiling_nor_the_policy_its_total() -> None:
     assert of[GLOBEX] == pytest.approx(200, rel=0.05)
 
 
+def test_no_more_may_come_at_once_than_every_level_says() -> None:
+    tree = Level(
+        ceiling=1000,
+        burst_s=0.1,
+        parts={
+            "acme": Level(
+                ceiling=600, burst_s=5, parts={"/s.S/Create": Level(ceiling=50, burst_s=9), REST: Level(ceiling=600)}
+            ),
+            "globex": Level(ceiling=600, burst_s=0.05),
+        },
+    )
+    leases, told = Leases(0.0, learn=False), dict[tuple[Point, Bucket], float]()
+    leases.put(POLICY, tree)
+    for second in range(9):
+        for point in (ONE, TWO):
+            used = dict.fromkeys((CREATE, READ, GLOBEX), Usage(0, 500))
+            leases.report(point, used, float(second), acknowledged=leases.number)
+        for point, shares in leases.tick(float(second))[1].items():
+            told |= {(point, share.bucket): share.burst for share in shares}
+    assert sum(lease.given for lease in leases.find(POLICY)) == pytest.approx(1000)
+    assert 0.9 * 75 <= sum(told.values()) <= 100
+    assert told[ONE, GLOBEX] + told[TWO, GLOBEX] <= 30
+
+
 def test_an_increase_waits_for_the_acknowledgement_of_the_decrease() -> None:
     leases = Leases(0.0, learn=False)
     leases.put(POLICY, TREE)

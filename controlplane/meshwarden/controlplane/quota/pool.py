@@ -108,10 +108,11 @@ class Pool:
 
     def share(self, lease: Lease, rate: float) -> Share:
         """What a point is told."""
-        *_, level = self.tree.along(lease.bucket.path)
-        burst = rate * level.burst_s
+        levels = list(self.tree.along(lease.bucket.path))
+        # Of every level no more may come at once than it says: together its parts have no more than its rate.
+        burst = rate * min(level.burst_s for level in levels)
         if not self._whole and rate > 0:
-            burst = max(burst, min(LEAST_BURST, level.ceiling * level.burst_s))
+            burst = max(burst, min(LEAST_BURST, *(level.ceiling * level.burst_s for level in levels)))
         return Share(lease.bucket, rate, burst)
 
 
