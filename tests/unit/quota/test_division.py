@@ -326,7 +326,7 @@ async def test_one_process_divides_at_a_time(tmp_path: Path) -> None:
 
 
 async def test_who_was_held_up_for_longer_than_its_lease_lasts_says_nothing_more(tmp_path: Path) -> None:
-    """Somebody else may divide by then: it neither gives nor prolongs, though it has not heard yet that it lost the lease."""
+    """Somebody else may divide by then, though it has not heard yet that it lost the lease."""
     async with dividing(tmp_path, mesh_of(policy())) as world:
         stream = world.division.open("n1")
         stream.take(report(used("acme", 2, 500), begins=True))
