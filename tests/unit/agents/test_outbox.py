@@ -108,6 +108,34 @@ async def test_a_tenant_that_is_put_off_holds_up_nobody(spool: Spool) -> None:
     assert not upstream.drops
 
 
+@pytest.mark.parametrize("fault", ["unreadable", "full"])
+async def test_a_fault_of_one_tenants_files_holds_up_nobody_else(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    upstream = Upstream()
+    for tenant in ("acme", "globex"):
+        put(spool, tenant, tenant.encode())
+    (segment,) = (tmp_path / "spool" / "acme").glob("*.seg")
+    if fault == "unreadable":
+        segment.rename(segment.with_suffix(".gone"))
+    else:  # what is refused can't be given up, for that takes a record
+
+        def full(*_: object) -> None:
+            raise OSError("No space left on device")
+
+        upstream.refused[b"acme"] = refusal(grpc.StatusCode.INVALID_ARGUMENT)
+        monkeypatch.setattr(spool.chains["acme"], "append", full)
+    outbox = Outbox(spool, upstream.export)
+    assert not await outbox.flush()
+    assert upstream.bodies == [b"globex"]
+    monkeypatch.undo()
+    upstream.refused = {}
+    if fault == "unreadable":
+        segment.with_suffix(".gone").rename(segment)
+    assert await outbox.flush()
+    assert upstream.bodies == [b"globex", b"acme"]
+
+
 async def test_a_fault_of_ours_costs_one_batch(spool: Spool) -> None:
     upstream = Upstream()
     upstream.failures = [ValueError("cannot be serialised")]

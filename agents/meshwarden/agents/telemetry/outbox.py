@@ -24,6 +24,10 @@ _PERMANENT: Final = frozenset(
 _AWAY: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 
+class _Away(Exception):
+    """Nobody takes anything now."""
+
+
 class Outbox:
     """Sends batches up, each at least once: it is repeated as it was until it is taken, or refused for good."""
 
@@ -42,6 +46,7 @@ class Outbox:
         """
         self._spool, self._export, self._limits = spool, export, limits or BatchLimits()
         self._refusals: Counter[str] = Counter()
+        self._faults: dict[str, str] = {}
 
     async def run(self) -> None:
         """Sends once a second until it is cancelled."""
@@ -63,9 +68,15 @@ class Outbox:
                     elif not await self._send(tenant, batch, timeout_s):
                         waiting.discard(tenant)
                         stuck.add(tenant)
-                except (OSError, grpc.RpcError) as error:
+                except _Away as error:
                     _log.debug("report not taken", tenant=tenant, reason=str(error))
                     return False
+                except OSError as error:  # of this one's files: the others' may be sound, and sending them makes room
+                    if self._faults.get(tenant) != str(error):
+                        _log.error("spool not read, or not written", tenant=tenant, reason=str(error))
+                    self._faults[tenant] = str(error)
+                    waiting.discard(tenant)
+                    stuck.add(tenant)
         return not stuck
 
     async def _send(self, tenant: str, batch: Batch, timeout_s: float) -> bool:
@@ -76,16 +87,17 @@ class Outbox:
             answer = await self._export(batch.ledger + batch.payload + about.SerializeToString(), timeout_s)
         except grpc.aio.AioRpcError as error:
             if error.code() in _AWAY:
-                raise
+                raise _Away(str(error.details())) from None
             return self._refused(tenant, chain, batch, error)
-        except (OSError, grpc.RpcError):
-            raise
+        except (OSError, grpc.RpcError) as error:
+            raise _Away(str(error)) from None
         # Whatever else it is, it came from this one batch: the next shall still go up.
         except Exception:
             _log.exception("report dropped", tenant=tenant)
             chain.refuse(batch, "refused")
             return True
         self._refusals[tenant] = 0
+        self._faults.pop(tenant, None)
         if answer.sequence < batch.first:
             _log.warning("report not taken", tenant=tenant, reason="the control plane does not say that it has it")
             return False
