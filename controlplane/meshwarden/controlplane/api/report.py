@@ -28,8 +28,9 @@ class ReportServicer(ReportServiceServicer):
     async def Export(self, request: ExportRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> ExportResponse:
         """Takes a batch, and answers once it is on disk; a repeated one is answered alike and counts once."""
         node = await self._identity.joined(peer.current(), EXPORT)
-        self._gather.ingest(node, unpacked(request))
         try:
+            await self._gather.make_room()
+            self._gather.ingest(node, unpacked(request))
             await self._gather.settle()
         except Unwritten as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the batch can't be written: {error}")

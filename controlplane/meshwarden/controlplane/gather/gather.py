@@ -38,6 +38,8 @@ from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
+# What may have been taken and not be written yet before more is; less than may wait while the disk is full.
+UNWRITTEN_BYTES = 32 << 20
 _REFUSED: Mapping[int, str] = {CallStat.DENIED: DENIED, CallStat.LIMITED: LIMITED, CallStat.THROTTLED: LIMITED}
 
 log = structlog.get_logger()
@@ -115,6 +117,7 @@ class Gather:
         self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
         self._rates = Rates(clock)
         self._fault = ""
+        self._unwritten_bytes = 0
         self._wanted = anyio.Event()
         self._flush = _Flush()
         self._forwarders = [
@@ -139,6 +142,7 @@ class Gather:
         bodies = {"span": request.resource_spans, "point": request.resource_metrics, "log": request.resource_logs}
         for signal, of_signal in bodies.items():
             for body in of_signal:
+                self._unwritten_bytes += len(body)
                 self._take(signal, body, reporter)
         for drop in request.drops:
             self._take_drop(AgentDrop.read(drop, node, reporter.owns))
@@ -190,6 +194,15 @@ class Gather:
             dropped=counts[DROPPED],
             decided=self.tail.decided(),
         )
+
+    async def make_room(self) -> None:
+        """Returns once there is room for another batch, which is to be taken at once; `run` must be running.
+
+        Raises:
+            Unwritten: the disk refuses.
+        """
+        while self._fault or self._unwritten_bytes > UNWRITTEN_BYTES:
+            await self.settle()
 
     async def settle(self) -> None:
         """Returns once all that was taken is on disk; `run` must be running.
@@ -254,9 +267,11 @@ class Gather:
         # Who comes while this is being written waits for the next time.
         flush, self._flush, self._wanted = self._flush, _Flush(), anyio.Event()
         self.tail.decide()
+        unwritten_bytes = self._unwritten_bytes
         try:
             with anyio.CancelScope(shield=True):
                 await self._durable.flush()
+                self._unwritten_bytes -= unwritten_bytes
                 if self.queue.is_over():
                     self.queue.trimmed(await self._durable.work(self.queue.trim))
         except Exception as error:  # a full disk, or a defect of ours: neither may end the server

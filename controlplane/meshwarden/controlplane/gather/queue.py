@@ -28,6 +28,8 @@ WHERE backend = ? AND signal = ? AND tenant = ? AND id > ? ORDER BY id LIMIT ?
 _ADD: Final = "INSERT INTO outgoing (backend, signal, tenant, items, size, body) VALUES (?, ?, ?, ?, ?, ?)"
 _SOME: Final = 64  # dropped at a time
 _REASON: Final = "queue_full"
+# What the disk did not take waits in memory; with as much of it nothing more is taken.
+UNWRITTEN_BYTES: Final = 64 << 20
 
 
 class Lane(NamedTuple):
@@ -77,13 +79,19 @@ class Queue:
         """
         self._tally, self._bounds = tally, bounds
         self._waiting = _Waiting([], [])
+        self._stuck_bytes = 0
         self._load: dict[Lane, _Load] = {}
         self._held: dict[Lane, int] = {}
 
     def put(self, lane: Lane, items: int, body: bytes) -> None:
         """Takes something, to be written by the next flush."""
-        self._waiting.added.append((lane, items, body))
         self._tally.received(stage_of(lane.backend), lane.signal, lane.tenant, items)
+        if self._stuck_bytes:
+            self._stuck_bytes += len(body)
+            if self._stuck_bytes > UNWRITTEN_BYTES:
+                self._tally.drop(stage_of(lane.backend), lane.signal, "disk_full", lane.tenant, items)
+                return
+        self._waiting.added.append((lane, items, body))
 
     def hold(self, lane: Lane, until: int) -> None:
         """Says that the rows of a lane up to this one are under way: what is sent is not dropped as well."""
@@ -138,6 +146,7 @@ class Queue:
 
     def written(self, waiting: Any) -> None:
         """See `Part`."""
+        self._stuck_bytes = 0
         for lane, items, body in waiting.added:
             self._grow(lane, items, len(body))
         for lane, row in waiting.done:
@@ -147,6 +156,7 @@ class Queue:
         """See `Part`."""
         self._waiting.added[:0] = waiting.added
         self._waiting.done[:0] = waiting.done
+        self._stuck_bytes = sum(len(body) for _, _, body in self._waiting.added)
 
     # -- bounds
 

@@ -314,8 +314,11 @@ class TailSampler(Collector):
 
     def give_back(self, waiting: Any) -> None:
         """See `durable.Part`."""
-        self._waiting.added = {**waiting.added, **self._waiting.added}
-        self._waiting.removed[:0] = waiting.removed
+        # What has gone before it could be written need not be: a full disk costs no more memory than may wait.
+        gone = {*waiting.removed, *self._waiting.removed}
+        added = {**waiting.added, **self._waiting.added}
+        self._waiting.added = {number: row for number, row in added.items() if number not in gone}
+        self._waiting.removed = [number for number in gone if number not in added]
         self._memory.give_back(waiting.decided)
 
     def collect(self) -> Iterable[Metric]:

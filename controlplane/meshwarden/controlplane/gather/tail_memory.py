@@ -79,8 +79,9 @@ class TailMemory:
         return waiting
 
     def give_back(self, waiting: Decided) -> None:
-        """Takes it back."""
-        self._waiting = {**waiting, **self._waiting}
+        """Takes it back, but for what is forgotten by now."""
+        both = {**waiting, **self._waiting}
+        self._waiting = {key: known for key, known in both.items() if known[1] >= self.generation - 1}
 
     def write(self, db: apsw.Connection, waiting: Decided) -> None:
         """Writes decisions, and forgets those of generations before the last two."""
