@@ -158,9 +158,8 @@ def read_kind(stat: CallStat, trust_domain: str, region: str) -> Kind:
         raise Refused("malformed")
     sides = (*_source(stat.source, reporter, trust_domain), *_destination(stat.destination))
     # Where they are, as far as the side that reports can tell.
-    regions = (UNKNOWN, region)
-    if reporter == CallStat.SOURCE:
-        regions = (region, _text(stat.destination_region or UNKNOWN, "malformed"))
+    called = _text(stat.destination_region or UNKNOWN, "malformed")
+    regions = (region, called) if reporter == CallStat.SOURCE else (UNKNOWN, region)
     method, status = _text(stat.method, "malformed"), _text(stat.status, "malformed")
     return Kind(sides, method, status, decision, reporter, revision, regions)
 
