@@ -55,6 +55,7 @@ from meshwarden.controlplane.gather.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
+from meshwarden.controlplane.gather.trace_store import Keep
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
@@ -184,6 +185,7 @@ class ControlPlane:
             region=region,
             traces_retention=timedelta(seconds=config.traces_keep_s),
             traces_max_bytes=config.traces_max_bytes,
+            traces_of=_traces_of(config),
             tail=_tail(config, self._publisher.mesh),
         )
         self.take_own_spans = self._gather.take_own
@@ -389,6 +391,16 @@ async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
         frozenset(SIGNALS[signal] for signal in config.signals),
         config.max_queue_bytes,
     )
+
+
+def _traces_of(config: Config) -> dict[str, Keep]:
+    return {
+        tenant: Keep(
+            timedelta(seconds=config.traces_keep_s if own.keep_s is None else own.keep_s),
+            config.traces_max_bytes if own.max_bytes is None else own.max_bytes,
+        )
+        for tenant, own in config.traces_of.items()
+    }
 
 
 def _tail(config: Config, mesh: Mesh) -> TailPolicy | None:

@@ -115,6 +115,14 @@ class TailSamplingConfig(_Frozen):
     max_waiting_bytes: int = Field(default=64 << 20, ge=1 << 20, le=1 << 30)
 
 
+class TenantTracesConfig(_Frozen):
+    """How long a tenant's recent traces are kept, and how much of them; what is left out is as of all tenants."""
+
+    keep_s: float | None = Field(default=None, ge=60.0, le=30 * 86_400.0)
+    # Beyond, it loses its oldest, however much the others have; 0: none are kept.
+    max_bytes: int | None = Field(default=None, ge=0)
+
+
 def _address(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
@@ -157,6 +165,7 @@ class Config(BaseSettings):
     # loses its oldest.
     traces_keep_s: float = Field(default=86_400.0, ge=60.0, le=30 * 86_400.0)
     traces_max_bytes: int = Field(default=512 << 20, ge=0)
+    traces_of: dict[Annotated[str, Field(pattern=f"^{LABEL}$")], TenantTracesConfig] = {}
     authority: AuthorityConfig
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()

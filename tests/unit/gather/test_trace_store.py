@@ -17,7 +17,7 @@ from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tally import DROPPED, PASSED, RECEIVED, STORE, Tally
 from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
-from meshwarden.controlplane.gather.trace_store import TraceStore
+from meshwarden.controlplane.gather.trace_store import Keep, TraceStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
 NOW_NS = nanoseconds(NOW)
@@ -351,6 +351,45 @@ async def test_a_flood_of_one_tenant_pushes_out_its_own_spans(durable: Durable, 
     assert lost > 0
     assert store.size_bytes() <= 200_000
     assert await store.find(TRACE, everything) is not None
+
+
+async def prune(durable: Durable, store: TraceStore) -> None:
+    is_more = True
+    while is_more:
+        _, is_more = await durable.work(store.prune)
+
+
+async def test_a_tenant_may_have_bounds_of_its_own(durable: Durable, tally: Tally, clock: Clock) -> None:
+    hour, most = timedelta(hours=1), 100_000
+    own = {"acme": Keep(timedelta(days=2), most), "brief": Keep(hour, 1 << 30), "globex": Keep(hour, 0)}
+    store = TraceStore(durable, tally, clock, retention=timedelta(hours=6), max_size_bytes=1 << 20, tenants=own)
+    names = ("acme", "brief", "globex", "platform")
+    traces = {tenant: os.urandom(16) for tenant in names}
+
+    async def kept() -> set[str]:
+        await prune(durable, store)
+        return {tenant for tenant, trace in traces.items() if await store.find(trace, everything) is not None}
+
+    for tenant, trace in traces.items():
+        put(store, f"{tenant}/web", span(1, trace=trace))
+    await durable.flush()
+    assert await kept() == {"acme", "brief", "platform"}  # of globex nothing is kept
+    clock.now = NOW + timedelta(hours=2)
+    assert await kept() == {"acme", "platform"}
+    clock.now = NOW + timedelta(hours=7)
+    assert await kept() == {"acme"}
+    # By size it loses its own oldest, though there is room enough for all.
+    for _ in range(60):
+        noise = KeyValue(key="noise", value=AnyValue(string_value=os.urandom(4000).hex()))
+        for tenant in ("acme", "platform"):
+            put(store, f"{tenant}/web", span(1, trace=os.urandom(16), attributes=[noise]))
+        await durable.flush()
+    await prune(durable, store)
+    sizes = dict(
+        await durable.read(lambda db: db.execute("SELECT tenant, sum(size) FROM trace_blocks GROUP BY 1").fetchall())
+    )
+    assert most / 2 < sizes["acme"] <= most < sizes["platform"]
+    assert await kept() == set()
 
 
 async def test_a_disk_that_refuses_loses_nothing_and_counts_the_rest(

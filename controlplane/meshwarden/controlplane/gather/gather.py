@@ -30,7 +30,7 @@ from meshwarden.controlplane.gather.resource import Checked, check_resource, cou
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
 from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, SAMPLE, Tally
-from meshwarden.controlplane.gather.trace_store import TraceStore
+from meshwarden.controlplane.gather.trace_store import Keep, TraceStore
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
 from meshwarden.sdk.exemplar import MOST
 from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState
@@ -75,6 +75,7 @@ class Gather:
         first_backoff_s: float = FIRST_BACKOFF_S,
         traces_retention: timedelta = trace_store.RETENTION,
         traces_max_bytes: int = trace_store.MAX_SIZE_BYTES,
+        traces_of: Mapping[str, Keep] | None = None,
         tail: TailPolicy | None = None,
     ) -> None:
         """Goes on where the file has stopped.
@@ -92,6 +93,7 @@ class Gather:
             first_backoff_s: the pause after a backend's first failure.
             traces_retention: how long spans are kept here.
             traces_max_bytes: how much of them; 0: none are kept.
+            traces_of: what some tenants have instead, within that: `{tenant: …}`.
             tail: which of them go on; None: all.
         """
         self.ledger, self.graph = ledger, Graph(clock, region=region)
@@ -102,7 +104,12 @@ class Gather:
         for part in (self.tally, self.marks, self.queue):
             durable.add(part)
         self.traces = TraceStore(
-            durable, self.tally, clock, retention=traces_retention, max_size_bytes=traces_max_bytes
+            durable,
+            self.tally,
+            clock,
+            retention=traces_retention,
+            max_size_bytes=traces_max_bytes,
+            tenants=traces_of,
         )
         self._keeps_traces = traces_max_bytes > 0
         self._sends_spans = any("span" in backend.signals for backend in backends)

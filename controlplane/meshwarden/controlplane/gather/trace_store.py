@@ -8,8 +8,9 @@ are too much, the one that has most loses its oldest.
 
 import itertools
 from array import array
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -77,6 +78,14 @@ _EXPIRED: Final = "SELECT id, size, parts FROM trace_blocks WHERE tenant = ? AND
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class Keep:
+    """How long a tenant's spans are kept, and how much of them."""
+
+    retention: timedelta
+    max_size_bytes: int
+
+
 class _Entry(NamedTuple):
     """A part of a trace in the block that is being written."""
 
@@ -105,6 +114,7 @@ class TraceStore:
         *,
         retention: timedelta = RETENTION,
         max_size_bytes: int = MAX_SIZE_BYTES,
+        tenants: Mapping[str, Keep] | None = None,
     ) -> None:
         """Becomes a part of the file.
 
@@ -114,12 +124,13 @@ class TraceStore:
             clock: the present, aware.
             retention: how long spans are kept.
             max_size_bytes: how much of them.
+            tenants: what some tenants have instead, all of them together no more than that: `{tenant: …}`.
 
         Raises:
             apsw.Error: the file can't be written.
         """
         self._durable, self._tally, self._clock = durable, tally, clock
-        self._retention, self._max_size_bytes = retention, max_size_bytes
+        self._keep, self._keep_of = Keep(retention, max_size_bytes), tenants or {}
         self._waiting: list[Checked] = []
         self._waiting_bytes = 0
         self._owners: dict[Owner, int] = {}
@@ -129,6 +140,8 @@ class TraceStore:
 
     def add(self, checked: Checked) -> None:
         """Takes spans, to be written by the next flush."""
+        if not self._of(checked.tenant).max_size_bytes:
+            return
         self._tally.received(STORE, "span", checked.tenant, checked.items)
         if self._waiting_bytes + len(checked.body) > WAITING_BYTES:
             self._tally.drop(STORE, "span", "disk_full", checked.tenant, checked.items)
@@ -264,22 +277,35 @@ class TraceStore:
         """
         too_much: Counter[str] = Counter()
         is_more = False
-        oldest_s = int((self._clock() - self._retention).timestamp())
         with transaction(db):
             sizes: list[Any] = db.execute(_SIZES).fetchall()
             left = Counter(dict(sizes))
             for tenant in list(left):
+                keep = self._of(tenant)
+                oldest_s = int((self._clock() - keep.retention).timestamp())
                 count, size = _forget(db, db.execute(_EXPIRED, (tenant, oldest_s, _FORGOTTEN_AT_ONCE)).fetchall())
                 left[tenant] -= size
                 is_more = is_more or count == _FORGOTTEN_AT_ONCE
-            if left.total() > self._max_size_bytes:
+                if left[tenant] > keep.max_size_bytes:
+                    is_more = self._forget_oldest(db, tenant, left, too_much) or is_more
+            if left.total() > self._keep.max_size_bytes:
                 tenant = max(left, key=left.__getitem__)
-                _, size = _forget(db, db.execute(_OLDEST, (tenant, _FORGOTTEN_AT_ONCE)).fetchall())
-                left[tenant] -= size
-                too_much[tenant] = size
-                is_more = is_more or (size > 0 and left.total() > self._max_size_bytes)
+                is_more = self._forget_oldest(db, tenant, left, too_much) or is_more
         self._sizes = left
         return too_much, is_more
+
+    def _of(self, tenant: str) -> Keep:
+        return self._keep_of.get(tenant, self._keep)
+
+    def _forget_oldest(self, db: apsw.Connection, tenant: str, left: Counter[str], too_much: Counter[str]) -> bool:
+        """Forgets some of what is too much of a tenant's; whether there is still too much."""
+        over = max(left[tenant] - self._of(tenant).max_size_bytes, left.total() - self._keep.max_size_bytes)
+        oldest: list[Any] = db.execute(_OLDEST, (tenant, _FORGOTTEN_AT_ONCE)).fetchall()
+        enough = bisect_left(list(itertools.accumulate(size for _, size, _ in oldest)), over) + 1
+        _, size = _forget(db, oldest[:enough])
+        left[tenant] -= size
+        too_much[tenant] += size
+        return 0 < size < over
 
 
 def _blocks(items: Sequence[Checked]) -> Iterator[Sequence[Checked]]:
