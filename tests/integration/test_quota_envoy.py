@@ -85,7 +85,15 @@ async def settles(client: httpx.AsyncClient, path: str, code: int) -> None:
 async def test_an_envoy_keeps_to_its_share_by_the_certificates_word(rig: Rig, app: str, quotas: Quotas) -> None:
     slow = {"requests": 1_000_000, "per": "1s"}
     limits = policy(
-        {"tenant": "acme", **slow, "methods": [{"method": "/part", "requests": 1000}]}, {"tenant": "*", **slow}
+        {
+            "tenant": "acme",
+            **slow,
+            "methods": [
+                {"method": "/part", "requests": 1000},
+                {"class": "writes", "methods": ["/put", "/delete"], "requests": 500},
+            ],
+        },
+        {"tenant": "*", **slow},
     )
     _, web = await two_sidecars(
         rig, app, access(EVERYONE), limits, made("Service", "globex", "shop", {"protocol": "HTTP"})
@@ -107,6 +115,13 @@ async def test_an_envoy_keeps_to_its_share_by_the_certificates_word(rig: Rig, ap
         assert await codes(acme, "/part?x=1", 1) == [200]
         await quotas.grant(Key(POLICY, "acme", "/part"), 0.1, 1.0)
         await settles(acme, "/part", 429)
+        # The methods of a class have one bucket.
+        assert await codes(acme, "/put", 1) == [200]
+        await quotas.grant(Key(POLICY, "acme", "writes"), 0.1, 1.0)
+        await settles(acme, "/delete?x=1", 429)
+        refused = await acme.get("http://billing/put")
+        assert refused.status_code == 429
+        assert refused.headers["ratelimit-policy"] == f'"{POLICY} class";q=500;w=1;pk=:YWNtZS93cml0ZXM=:'
         assert await codes(globex, "/any", 3) == [200] * 3
         await quotas.reported(Key(POLICY, "globex", ""))
         # A share that grows is felt on the open connection.

@@ -1150,6 +1150,8 @@ class MethodLimit(_message.Message):
     SHEDDABLE: MethodLimit.Criticality.ValueType  # 4
 
     METHOD_FIELD_NUMBER: _builtins.int
+    CALL_CLASS_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
@@ -1160,6 +1162,7 @@ class MethodLimit(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     CRITICALITY_FIELD_NUMBER: _builtins.int
     method: _builtins.str
+    call_class: _builtins.str
     requests: _builtins.int
     bytes: _builtins.int
     cost: _builtins.int
@@ -1169,11 +1172,15 @@ class MethodLimit(_message.Message):
     weight: _builtins.int
     criticality: Global___MethodLimit.Criticality.ValueType
     @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
     def per(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
         method: _builtins.str = ...,
+        call_class: _builtins.str = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
         requests: _builtins.int = ...,
         bytes: _builtins.int = ...,
         cost: _builtins.int = ...,
@@ -1186,7 +1193,7 @@ class MethodLimit(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "bytes", b"bytes", "concurrent", b"concurrent", "cost", b"cost", "criticality", b"criticality", "floor", b"floor", "method", b"method", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "amount", b"amount", "burst", b"burst", "bytes", b"bytes", "call_class", b"call_class", "concurrent", b"concurrent", "cost", b"cost", "criticality", b"criticality", "floor", b"floor", "method", b"method", "methods", b"methods", "per", b"per", "requests", b"requests", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015

@@ -9,6 +9,7 @@ from typing import ClassVar, Final, TypeAlias
 
 from meshwarden.sdk.criticality import FREE_OF_BUCKET, Criticality
 from meshwarden.sdk.limit import DEBT_S, ONE
+from meshwarden.sdk.part import key_of, keys_of
 from meshwarden.sdk.unit import amount_of
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit
 
@@ -108,14 +109,21 @@ class Large(Bucket):
 
 
 class Tenant:
-    """The buckets of one tenant: one for each of its methods that has a limit, and one for the rest of its calls."""
+    """The buckets of one tenant: one for each of its methods and classes that has a limit, and one for all else.
 
-    __slots__ = ("limit", "methods", "parts", "rest")
+    Attributes:
+        keys: which part a method's calls are in, {method: key}.
+        methods: the limits of parts, by key.
+        parts: the buckets of those that are used, by key.
+        rest: the bucket of its other calls.
+    """
+
+    __slots__ = ("keys", "limit", "methods", "parts", "rest")
 
     def __init__(self, limit: RateLimit, make: type[Bucket], now_s: float) -> None:
         self.limit = limit
         self.rest = make(most_of(limit), now_s)
-        self.methods = {part.method: part for part in limit.methods}
+        self.keys, self.methods = keys_of(limit.methods), {key_of(part): part for part in limit.methods}
         self.parts: dict[str, Bucket] = {}
 
     def buckets(self) -> Iterable[tuple[str, Bucket]]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from meshwarden.sdk.limit import ALLOWED, ANY_TENANT, ONE, Coming, Decision
+from meshwarden.sdk.part import key_of, keys_of
 from meshwarden.sdk.unit import amount_of, told, unit_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec
@@ -122,13 +123,13 @@ class _Bucket:
 
 
 class _Tenant:
-    """The buckets of one tenant: one for each of its methods that has a limit, and one for the rest of its calls."""
+    """The buckets of one tenant, as those of `meshwarden.sdk.bucket.Tenant`."""
 
-    __slots__ = ("limit", "methods", "parts", "rest")
+    __slots__ = ("keys", "limit", "methods", "parts", "rest")
 
     def __init__(self, limit: RateLimit, rest: _Bucket) -> None:
         self.limit, self.rest = limit, rest
-        self.methods = {part.method: part for part in limit.methods}
+        self.keys, self.methods = keys_of(limit.methods), {key_of(part): part for part in limit.methods}
         self.parts: dict[str, _Bucket] = {}
 
     def buckets(self) -> Iterable[tuple[str, _Bucket]]:
@@ -136,8 +137,9 @@ class _Tenant:
         return (("", self.rest), *self.parts.items())
 
     def bucket(self, method: str) -> _Bucket | None:
-        """The one of a method, if it is there yet."""
-        return self.parts.get(method) if method in self.methods else self.rest
+        """The one of a method's calls, if it is there yet."""
+        key = self.keys.get(method)
+        return self.parts.get(key) if key is not None else self.rest
 
 
 class Chunks:
@@ -184,7 +186,8 @@ class Chunks:
                 return ALLOWED
             bucket = known.bucket(method)
             if bucket is None:
-                bucket = known.parts[method] = self._bucket(known.limit, known.methods[method], now_s)
+                key = known.keys[method]
+                bucket = known.parts[key] = self._bucket(known.limit, known.methods[key], now_s)
             bucket.used_s = now_s
             if bucket.left < amount * ONE or now_s >= bucket.until_s or self._is_stopped(now_s):
                 return self._refuse(bucket, amount, "tenant" if bucket is known.rest else "method", now_s)
@@ -214,7 +217,8 @@ class Chunks:
                 return 0.0
             bucket = known.bucket(method)
             if bucket is None:
-                bucket = known.parts[method] = self._bucket(known.limit, known.methods[method], now_s)
+                key = known.keys[method]
+                bucket = known.parts[key] = self._bucket(known.limit, known.methods[key], now_s)
             bucket.used_s, more = now_s, max(0.0, amount)
             bucket.left -= more
             bucket.allowed += more

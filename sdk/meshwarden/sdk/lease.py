@@ -66,7 +66,8 @@ class Leases:
                 if not isinstance(opened, Tenant):
                     return opened
                 known = opened
-            bucket = self._part(known, method, now_s) if method in known.methods else known.rest
+            key = known.keys.get(method)
+            bucket = self._part(known, key, now_s) if key is not None else known.rest
             # As `fill` does it; a call costs a tenth of a microsecond.
             if now_s > bucket.at_s:
                 left = bucket.left + (now_s - bucket.at_s) * bucket.rate
@@ -93,8 +94,9 @@ class Leases:
                 known = self._find_or_open(tenant, now_s)
             if not isinstance(known, Tenant):
                 return known.retry_after_s if known is not None else 0.0
-            if method in known.methods and (amount > 0 or method in known.parts):
-                bucket = self._part(known, method, now_s)
+            key = known.keys.get(method)
+            if key is not None and (amount > 0 or key in known.parts):
+                bucket = self._part(known, key, now_s)
             else:
                 bucket = known.rest
             bucket.used_s = max(bucket.used_s, now_s)
@@ -195,11 +197,11 @@ class Leases:
         self._begin(made.rest, now_s)
         return made
 
-    def _part(self, tenant: Tenant, method: str, now_s: float) -> Bucket:
-        part = tenant.parts.get(method)
+    def _part(self, tenant: Tenant, key: str, now_s: float) -> Bucket:
+        part = tenant.parts.get(key)
         if part is None:
-            limit = tenant.methods[method]
-            part = tenant.parts[method] = self._make(most_of(limit), now_s)
+            limit = tenant.methods[key]
+            part = tenant.parts[key] = self._make(most_of(limit), now_s)
             part.free = free_of(limit)
             self._begin(part, now_s)
         return part

@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
@@ -18,12 +18,13 @@ from meshwarden.sdk.chunk import WAIT_S
 from meshwarden.sdk.concurrency import Concurrency, Place
 from meshwarden.sdk.limit import ANY_TENANT, Decision, Limiter, retry_after
 from meshwarden.sdk.overload import BUSY, NEVER, RETRY_S
+from meshwarden.sdk.part import find_part, key_of
 from meshwarden.sdk.room import CONCURRENCY, MOST_CALLS, Rooms
 from meshwarden.sdk.share import ShareLink
 from meshwarden.sdk.slot import Slots
 from meshwarden.sdk.unit import BYTES, CONCURRENT, COST, REQUESTS, Unit, amount_of, unit_of
 from meshwarden.v1 import node_service_pb2
-from meshwarden.v1.resources_pb2 import RatePolicySpec
+from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec
 
 POLICY_KEY: Final = "x-meshwarden-policy"
 MAX_WAITING: Final = 64
@@ -42,6 +43,7 @@ _LEVELS: Final = {
     "total": "all callers together",
     "service": "tenant {tenant} at this service",
     "method": "tenant {tenant} at {method}",
+    "class": "tenant {tenant} at its class {method}",
 }
 _EXHAUSTED: Final = grpc.StatusCode.RESOURCE_EXHAUSTED
 _CODE: Final = int(_EXHAUSTED.value[0])
@@ -252,6 +254,9 @@ class Limits:
         if decision.level == CONCURRENCY:
             return _busy(decision, tenant)
         policy, most = decision.policy, decision.most
+        part = self._part(decision, tenant, method)
+        if part is not None and part.call_class:
+            decision, method = replace(decision, level="class"), part.call_class
         level = _LEVELS.get(decision.level, "tenant {tenant}").format(tenant=tenant, method=method)
         if most is None:
             wait = retry_after(decision)
@@ -268,22 +273,30 @@ class Limits:
             (POLICY_KEY, f"RatePolicy {policy}"),
             (status_detail.KEY, details),
         )
-        return Refusal(_EXHAUSTED, message, self._fields(decision, tenant, method), trailing)
+        return Refusal(_EXHAUSTED, message, self._fields(decision, tenant, part), trailing)
 
-    def _fields(self, decision: Decision, tenant: str, method: str) -> tuple[tuple[str, str], ...]:
+    def _limit(self, decision: Decision, tenant: str) -> RateLimit | None:
+        """The limit on a tenant; None if the policies have changed meanwhile."""
+        by_tenant = {limit.tenant: limit for limit in self._specs.get(decision.policy, RatePolicySpec()).limits}
+        return by_tenant.get(tenant) or by_tenant.get(ANY_TENANT)
+
+    def _part(self, decision: Decision, tenant: str, method: str) -> MethodLimit | None:
+        """The part of a tenant's limit that a call was refused by, if it was one."""
+        limit = self._limit(decision, tenant)
+        return find_part(limit.methods, method) if limit is not None and decision.level == "method" else None
+
+    def _fields(self, decision: Decision, tenant: str, part: MethodLimit | None) -> tuple[tuple[str, str], ...]:
         """The RateLimit fields."""
-        by_method = decision.level == "method"
-        partition = "" if decision.level == "total" else tenant + method if by_method else tenant
+        partition = "" if decision.level == "total" else tenant
+        if part is not None:
+            partition = rate_limit_field.partition(tenant, key_of(part))
         quota = rate_limit_field.Quota(decision.policy, decision.level, partition)
         left = (rate_limit_field.KEY, quota.field(0.0, decision.retry_after_s))
         spec = self._specs.get(decision.policy, RatePolicySpec())
         unit = _DRAFTS_UNITS.get(unit_of(spec))
         if unit is None:
             return ()
-        by_tenant = {limit.tenant: limit for limit in spec.limits}
-        found = by_tenant.get(tenant) or by_tenant.get(ANY_TENANT)
-        parts = found.methods if by_method and found is not None else ()
-        limit: Any = next((part for part in parts if part.method == method), None) if by_method else found
+        limit: Any = part if decision.level in ("method", "class") else self._limit(decision, tenant)
         if decision.level == "total":
             limit = spec.total
         if limit is None:  # the policies have changed meanwhile

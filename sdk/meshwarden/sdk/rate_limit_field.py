@@ -4,7 +4,8 @@
     ratelimit: "platform/orders tenant";r=0;t=2;pk=:YWNtZQ==:
 
 A quota policy's name is that of the RatePolicy and the level of its tree. The partition key says whose part of it: the
-calling tenant, at the level "method" with the method after it, `acme/shop.v1.Orders/Create`.
+calling tenant, with the method after it at the level "method", `acme/shop.v1.Orders/Create`, and the class at the level
+"class", `acme/writes`.
 
 Source: draft-ietf-httpapi-ratelimit-headers, "RateLimit-Policy Field" and "RateLimit Field"; RFC 9651 §3.1.2
 (parameters), §3.3.1 (integers), §3.3.3 (strings), §3.3.5 (byte sequences).
@@ -30,7 +31,7 @@ class Quota:
 
     Attributes:
         policy: the RatePolicy, "<tenant>/<name>".
-        level: whose limit it is: "total", "tenant", "service" or "method".
+        level: whose limit it is: "total", "tenant", "service", "method" or "class".
         partition: whose part of it, as the module has it; empty where that isn't known.
     """
 
@@ -67,6 +68,11 @@ class Quota:
     def _partition_key(self) -> str:
         # As bytes: a method may be written in any alphabet.
         return f";pk=:{base64.b64encode(self.partition.encode()).decode()}:" if self.partition else ""
+
+
+def partition(tenant: str, part: str) -> str:
+    """The partition key of a tenant's method, "/package.Service/Method", or class of methods, "writes"."""
+    return tenant + (part if part.startswith("/") else f"/{part}")
 
 
 def _whole(amount: int, per_s: float) -> tuple[int, int]:

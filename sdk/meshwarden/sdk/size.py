@@ -81,5 +81,5 @@ class Sizes(Leases):
         known = self._tenants.get(tenant)
         if known is None:
             return None
-        bucket = known.parts.get(method, known.rest) if method in known.methods else known.rest
+        bucket = known.parts.get(known.keys.get(method, ""), known.rest)
         return bucket if isinstance(bucket, Sized) else None

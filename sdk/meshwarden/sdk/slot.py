@@ -88,7 +88,7 @@ class Slots(Leases):
                 self._set_stale(True, now_s)
             known = self._find_or_open(tenant, now_s)
             if isinstance(known, Tenant):
-                bucket = _slot(self._part(known, method, now_s) if method in known.methods else known.rest)
+                bucket = self._slot(known, method, now_s)
                 bucket.used_s = now_s
                 if not bucket.admits(1, bucket.free if free is None else free):
                     decision = self._refuse(bucket, 1, "tenant" if bucket is known.rest else "method")
@@ -131,8 +131,12 @@ class Slots(Leases):
                 bucket.allowed -= counted
                 bucket.used_s = now_s
 
+    def _slot(self, tenant: Tenant, method: str, now_s: float) -> Slot:
+        key = tenant.keys.get(method)
+        return _slot(self._part(tenant, key, now_s) if key is not None else tenant.rest)
+
     def _add(self, tenant: Tenant, method: str, count: int, now_s: float) -> Slot:
-        bucket = _slot(self._part(tenant, method, now_s) if method in tenant.methods else tenant.rest)
+        bucket = self._slot(tenant, method, now_s)
         bucket.in_use = max(0, bucket.in_use + count)
         bucket.peak = max(bucket.peak, bucket.in_use)
         return bucket

@@ -99,7 +99,7 @@ def test_calls_at_once_are_as_many_as_the_limit_says(scope: str) -> None:
     (compiled,) = rate.limits(mesh_of(made("RatePolicy", "platform", "r", spec)), ORDERS)
     slots = Slots()
     slots.update(node_service_pb2.PolicyLimits(policy="platform/r", spec=rate.to_spec(compiled, ORDERS)), 0.0)
-    bucket = quota_service_pb2.Bucket(policy="platform/r", tenant="acme")
+    bucket = quota_service_pb2.Bucket(policy="platform/r", tenant="acme", unit="concurrent")
     slots.take("acme", "/m", 1, 0.0)
     slots.grant([quota_service_pb2.Share(bucket=bucket, rate=40, burst=40)], 0.0)
     slots.prolong(9.0, 0.0)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.rate import of_spec
-from meshwarden.controlplane.quota.policy import tree_of
-from meshwarden.controlplane.quota.tree import Level
+from meshwarden.controlplane.quota.policy import bucket_of, name_of, tree_of
+from meshwarden.controlplane.quota.tree import REST, Level
+from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 EVERY = {
@@ -21,6 +22,9 @@ EVERY = {
 
 
 def tree(region: str, **spec: Any) -> Level:
+    for limit in spec.get("limits", []):
+        for part in limit.get("services", []):
+            part.pop("tenant", None)
     said = json_format.ParseDict({"service": "orders", **spec}, RatePolicySpec())
     return tree_of(of_spec(Name("platform", "limits"), said), region)
 
@@ -65,3 +69,26 @@ def test_a_region_has_the_whole_where_no_part_is_said_and_nothing_where_others_a
     assert tree("eu", **spec) == tree("us", **spec)
     named = {**spec, "regions": [{"region": "us", "weight": 2}, {"region": "ap", "weight": 1}]}
     assert [tree(region, **named).parts["acme"].ceiling for region in ("ap", "eu", "us")] == [30, 0, 60]
+
+
+def test_a_class_of_methods_is_a_part_with_a_name() -> None:
+    writes = {"class": "writes", "methods": ["/x/Put", "/x/Drop"], "requests": 30, "floor": 10, "weight": 4}
+    limit = {"tenant": "acme", "requests": 90, "methods": [writes, {"method": "/x/Get", "requests": 60}]}
+    made = tree("eu", limits=[limit])
+    level = made.parts["acme"].parts["writes"]
+    assert (level.ceiling, level.floor, level.weight) == (30, 10, 4)
+    assert made.parts["acme"].parts.keys() == {"writes", "/x/Get", REST}
+    bucket = bucket_of(pb.Bucket(policy="platform/limits", tenant="acme", method="writes"), made, "platform/orders")
+    assert made.find(bucket.path) == level
+    assert name_of(bucket).method == "writes"
+    wide = tree(
+        "eu",
+        service="",
+        services=["*"],
+        limits=[{**limit, "methods": [], "services": [{**limit, "service": "orders"}]}],
+    )
+    bucket = bucket_of(pb.Bucket(policy="platform/limits", tenant="acme", method="writes"), wide, "platform/orders")
+    assert wide.find(bucket.path) == level
+    assert (name_of(bucket).service, name_of(bucket).method) == ("platform/orders", "writes")
+    rest = bucket_of(pb.Bucket(policy="platform/limits", tenant="acme"), wide, "platform/orders")
+    assert (name_of(rest).service, name_of(rest).method) == ("platform/orders", "")

@@ -321,6 +321,48 @@ def test_a_tenant_has_one_limit() -> None:
             "{scope: POINT, limits: [{tenant: a, requests: 9, methods: [{method: /x/B, requests: 1}]}]}",
             "spec.limits[0].methods: only with scope MESH",
         ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{class: w, requests: 1}]}]",
+            "spec.limits[0].methods[0].methods: is required: what the class is of",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{requests: 1}]}]",
+            "spec.limits[0].methods[0].method: is required, or class",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: /x/B, class: w, methods: [/x/C], requests: 1}]}]",
+            "spec.limits[0].methods[0].method: this or class, not both",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{method: /x/B, methods: [/x/C], requests: 1}]}]",
+            "spec.limits[0].methods[0].methods: only with class",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{class: W!, methods: [/x/C], requests: 1}]}]",
+            "spec.limits[0].methods[0].class: must be lower-case letters",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{class: w, methods: [x], requests: 1}]}]",
+            'spec.limits[0].methods[0].methods[0]: must be "/package.Service/Method"',
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: ["
+            "{method: /x/B, requests: 1}, {class: w, methods: [/x/C, /x/B], requests: 1}]}]",
+            "spec.limits[0].methods[1].methods[1]: /x/B has a limit already",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: ["
+            "{class: w, methods: [/x/B], requests: 1}, {class: w, methods: [/x/C], requests: 1}]}]",
+            "spec.limits[0].methods[1].class: w has a limit already",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{class: w, methods: [/x/B], requests: 10}]}]",
+            "spec.limits[0].methods[0].requests: 10/s are above",
+        ),
+        (
+            "limits: [{tenant: a, requests: 9, methods: [{class: w, methods: [/x/B], requests: 2, floor: 3}]}]",
+            "spec.limits[0].methods[0].floor: 3 is above the limit of 2",
+        ),
         ("{regions: [{region: eu}], total: {requests: 9}}", "spec.regions[0].weight: must be greater than or equal to"),
         ("{regions: [{region: eu, weight: 1001}], total: {requests: 9}}", "spec.regions[0].weight"),
         ("{regions: [{region: E U, weight: 1}], total: {requests: 9}}", "spec.regions[0].region: must be lower-case"),

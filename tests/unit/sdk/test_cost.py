@@ -32,7 +32,7 @@ def leased(**fields: Any) -> Leases:
     leases = Leases()
     leases.update(policy(**fields), 0.0)
     leases.take("acme", ASK, 1, 0.0)
-    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="acme"), rate=RATE, burst=BURST)], 0.0)
+    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="acme", unit="cost"), rate=RATE, burst=BURST)], 0.0)
     leases.prolong(1e9, 0.0)
     leases.report(0.0)
     return leases
@@ -130,7 +130,7 @@ def test_a_call_that_is_dearer_than_the_limits_burst_is_never_let_in(engine: Any
 
 def test_a_small_share_lets_a_dear_call_in_and_pays_for_it_first() -> None:
     leases = leased()
-    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="acme"), rate=10, burst=20)], 1000.0)
+    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="acme", unit="cost"), rate=10, burst=20)], 1000.0)
     assert leases.take("acme", ASK, 500, 1000.0).allowed, "else it would never pass anywhere"
     assert not leases.take("acme", ASK, 1, 1047.9).allowed, "480 are owed, and 10 come each second"
     assert leases.take("acme", ASK, 1, 1048.2).allowed
@@ -147,7 +147,7 @@ def test_a_bucket_in_debt_is_kept_until_the_limit_could_have_paid() -> None:
     leases = leased()
     assert leases.take("acme", ASK, BURST, 1000.0).allowed
     leases.charge("acme", ASK, 1e12, 1000.0)
-    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="acme"))], 1000.0)
+    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="acme", unit="cost"))], 1000.0)
     leases.report(1000.0)
     leases.report(1000.0 + IDLE_S + 1)
     assert not leases.take("acme", ASK, 1, 1000.0 + IDLE_S + 1).allowed, "to stay away for a minute settles nothing"

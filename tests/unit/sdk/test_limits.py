@@ -99,6 +99,8 @@ def test_scopes_go_together(limits: Limits) -> None:
 def test_a_refused_caller_is_told_the_limit_in_the_drafts_fields(limits: Limits) -> None:
     policy = said("platform/mesh", "acme", 100, RatePolicySpec.MESH)
     policy.spec.limits[0].methods.add(method=GET, requests=7, burst=7)
+    writes = ["/shop.v1.Orders/Put", "/shop.v1.Orders/Drop"]
+    policy.spec.limits[0].methods.add(call_class="writes", methods=writes, requests=5, burst=5)
     policy.spec.limits.add(tenant="*", requests=9, burst=9)
     limits.update(ServerLimits(policies=[policy]))
 
@@ -114,6 +116,12 @@ def test_a_refused_caller_is_told_the_limit_in_the_drafts_fields(limits: Limits)
         "ratelimit-policy": '"platform/mesh method";q=7;w=1;pk=:YWNtZS9zaG9wLnYxLk9yZGVycy9HZXQ=:',
         "ratelimit": '"platform/mesh method";r=0;t=1;pk=:YWNtZS9zaG9wLnYxLk9yZGVycy9HZXQ=:',
     }
+    assert (
+        told("acme", "/shop.v1.Orders/Drop")["ratelimit-policy"]
+        == '"platform/mesh class";q=5;w=1;pk=:YWNtZS93cml0ZXM=:'
+    )
+    refused = limits.admit("acme", "/shop.v1.Orders/Put").decision
+    assert "tenant acme at its class writes" in limits.refusal(refused, "acme", "/shop.v1.Orders/Put").message
     assert told("globex", GET)["ratelimit-policy"] == '"platform/mesh tenant";q=9;w=1;pk=:Z2xvYmV4:'
     refused = limits.admit("acme", GET).decision
     limits.update(ServerLimits())

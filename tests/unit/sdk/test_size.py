@@ -26,7 +26,7 @@ def leased(**fields: Any) -> Sizes:
     sizes = Sizes()
     sizes.update(policy(**fields), 0.0)
     sizes.take("acme", GET, 1, 0.0)
-    sizes.grant([Share(bucket=Bucket(policy=POLICY, tenant="acme"), rate=RATE, burst=BURST)], 0.0)
+    sizes.grant([Share(bucket=Bucket(policy=POLICY, tenant="acme", unit="bytes"), rate=RATE, burst=BURST)], 0.0)
     sizes.prolong(1e9, 0.0)
     sizes.report(0.0)
     return sizes

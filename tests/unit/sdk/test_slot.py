@@ -33,7 +33,7 @@ def made(**fields: Any) -> Slots:
 
 
 def grant(slots: Slots, number: float, tenant: str = "acme", method: str = "") -> None:
-    named = Bucket(policy=POLICY, tenant=tenant, method=method)
+    named = Bucket(policy=POLICY, tenant=tenant, method=method, unit="concurrent")
     slots.grant([Share(bucket=named, rate=number, burst=number)], 0.0)
 
 

@@ -189,7 +189,7 @@ def _limit_of(call: _Call, said: Limits) -> None:
         text += f"; of this service {_rate(of_service.rate, said)}"
         place += f".services[{limit.services.index(of_service)}]"
         parts = of_service.methods
-    part = next((part for part in parts if part.method == call.path), None)
+    part = next((part for part in parts if call.path in part.methods), None)
     if part is not None:
         text += f"; of this method {_rate(part.rate, said)}"
         place += f".methods[{parts.index(part)}]"

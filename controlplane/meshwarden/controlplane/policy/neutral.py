@@ -156,7 +156,13 @@ class Rate:
 class MethodLimit:
     """A limit on a part of a tenant's calls; `floor` is for each `rate.per_s`.
 
-    `criticality` is the level of calls that say none, a number of `MethodLimit.Criticality`; 0 for the default.
+    Attributes:
+        method: the method, or the name of a class of methods.
+        rate: at most so much.
+        floor: so much each `rate.per_s` whenever it is wanted.
+        weight: relative to the tenant's other parts.
+        criticality: of calls that say none, a number of `MethodLimit.Criticality`; 0 for the default.
+        of: the methods, if it is a class.
     """
 
     method: str
@@ -164,6 +170,12 @@ class MethodLimit:
     floor: int = 0
     weight: int = 1
     criticality: int = 0
+    of: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it is for."""
+        return self.of or (self.method,)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Adaptive, Limit, Limits, MethodLimit, Name, Rate, ServiceLimit
 from meshwarden.controlplane.resources.adaptive import bounds
 from meshwarden.controlplane.resources.reach import full, width
+from meshwarden.sdk.part import key_of
 from meshwarden.sdk.unit import CONCURRENT, COST, Unit, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
@@ -92,7 +93,8 @@ def to_spec(said: Limits, service: Name) -> RatePolicySpec:
         item = spec.limits.add(tenant=limit.tenant, floor=limit.floor, weight=limit.weight)
         _fill(item, limit.rate, said.unit)
         for part in limit.methods:
-            made = item.methods.add(method=part.method, floor=part.floor, weight=part.weight)
+            made = item.methods.add(floor=part.floor, weight=part.weight, methods=part.of)
+            setattr(made, "call_class" if part.of else "method", part.method)
             made.criticality = part.criticality  # type: ignore[assignment]  # a number of that enumeration
             _fill(made, part.rate, said.unit)
     return spec
@@ -114,7 +116,7 @@ def _limit(owner: str, item: Any) -> Limit:
 
 def _methods(item: Any) -> tuple[MethodLimit, ...]:
     return tuple(
-        MethodLimit(part.method, _mesh_rate(part), part.floor, part.weight or 1, part.criticality)
+        MethodLimit(key_of(part), _mesh_rate(part), part.floor, part.weight or 1, part.criticality, tuple(part.methods))
         for part in item.methods
     )
 

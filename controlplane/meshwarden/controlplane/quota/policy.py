@@ -35,8 +35,9 @@ def bucket_of(named: pb.Bucket, tree: Level, service: str) -> Bucket:
 def name_of(bucket: Bucket) -> pb.Bucket:
     """How people are shown a bucket."""
     tenant, *parts = bucket.path or ("",)
-    method = next((part for part in parts if part.startswith("/")), "")
-    service = next((part for part in parts if part and not part.startswith("/")), "")
+    # A service is "tenant/name", a method "/package.Service/Method", and a class has no slash.
+    service = next((part for part in parts if "/" in part and not part.startswith("/")), "")
+    method = next((part for part in parts if part not in (REST, service)), "")
     return pb.Bucket(policy=bucket.policy, tenant=tenant, service=service, method=method)
 
 

@@ -47,7 +47,7 @@ def rate_faults(spec: RatePolicySpec) -> Faults:
         limits = ((f"spec.limits[{number}]", limit) for number, limit in enumerate(spec.limits))
         yield from _floors(limits, spec.total, "total", each)
     parts: list[Any] = [part for limit in spec.limits for part in (limit, *limit.services)]
-    if sum(len(part.methods) for part in parts) > MAX_METHODS:
+    if sum(len(part.methods) + sum(len(method.methods) for method in part.methods) for part in parts) > MAX_METHODS:
         yield "spec.limits", f"more than {MAX_METHODS} limits on methods"
     if len(parts) > MAX_LIMITS:
         yield "spec.limits", f"more than {MAX_LIMITS} limits on tenants and services"
@@ -196,12 +196,8 @@ def _limit_faults(path: str, limit: RateLimit, each: str) -> Faults:
 def _part_faults(path: str, whole: Any, field: str, whose: str, each: str) -> Faults:
     """The faults of the parts of a limit, by method or by service; their amounts are `each`: "/s", or none."""
     found = list(_parts(path, whole, field))
-    key, named = field[:-1], set[str]()
+    yield from _method_faults(found) if field == "methods" else _name_faults(found)
     for place, part in found:
-        name = getattr(part, key)
-        if name in named:
-            yield f"{place}.{key}", f"{name} has a limit already"
-        named.add(name)
         if per_s(part) > per_s(whole):
             yield (
                 f"{place}.{part.WhichOneof('amount')}",
@@ -210,6 +206,35 @@ def _part_faults(path: str, whole: Any, field: str, whose: str, each: str) -> Fa
         if part.floor > amount_of(part):
             yield f"{place}.floor", f"{part.floor} is above the limit of {amount_of(part)}"
     yield from _floors(iter(found), whole, f"{whose} limit", each)
+
+
+def _name_faults(parts: list[tuple[str, Any]]) -> Faults:
+    """Each service has one part."""
+    named = set[str]()
+    for place, part in parts:
+        if part.service in named:
+            yield f"{place}.service", f"{part.service} has a limit already"
+        named.add(part.service)
+
+
+def _method_faults(parts: list[tuple[str, Any]]) -> Faults:
+    """Each part is a method's or a class's, and each method and class is in one."""
+    named = set[str]()
+    for place, part in parts:
+        if part.method and part.call_class:
+            yield f"{place}.method", "this or class, not both"
+        elif not (part.method or part.call_class):
+            yield f"{place}.method", "is required, or class"
+        if part.call_class and not part.methods:
+            yield f"{place}.methods", "is required: what the class is of"
+        elif part.methods and not part.call_class:
+            yield f"{place}.methods", "only with class"
+        fields = [("method", part.method), ("class", part.call_class)]
+        fields += [(f"methods[{number}]", method) for number, method in enumerate(part.methods)]
+        for field, name in fields:
+            if name and name in named:
+                yield f"{place}.{field}", f"{name} has a limit already"
+            named.add(name)
 
 
 def _parts(path: str, whole: Any, field: str) -> Iterator[tuple[str, Any]]:

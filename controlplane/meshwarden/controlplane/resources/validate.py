@@ -42,6 +42,7 @@ PATTERNS = {
     "^([0-9a-f]{64})?$": "must be 64 lower-case hexadecimal digits",
     "^(/.*)?$": 'must start with "/"',
     "^/[^*\\s]+$": 'must be "/package.Service/Method"',
+    "^(/[^*\\s]+)?$": 'must be "/package.Service/Method"',
 }
 
 

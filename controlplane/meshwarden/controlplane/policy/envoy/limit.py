@@ -57,8 +57,9 @@ def refusal_headers(limits: Limits, limit: Limit | None, part: MethodLimit | Non
         part: the part of it, if it is a method's.
     """
     tenant = "" if limit is None or limit.tenant == "*" else limit.tenant
-    partition = tenant + (part.method if tenant and part else "")
-    quota = rate_limit_field.Quota(str(limits.policy), "tenant" if part is None else "method", partition)
+    level = "tenant" if part is None else "class" if part.of else "method"
+    partition = rate_limit_field.partition(tenant, part.method) if tenant and part else tenant
+    quota = rate_limit_field.Quota(str(limits.policy), level, partition)
     headers = {
         "retry-after": str(_WAIT_S),
         "x-meshwarden-policy": f"RatePolicy {limits.policy}",

@@ -62,7 +62,13 @@ def _of_tenant(limits: Limits, limit: Limit) -> dict[str, Any]:
     parts = [
         {
             "predicate": {
-                "or_matcher": {"predicate": [_path("exact", part.method), _path("prefix", part.method + "?")]}
+                "or_matcher": {
+                    "predicate": [
+                        _path(match, method + end)
+                        for method in part.methods
+                        for match, end in (("exact", ""), ("prefix", "?"))
+                    ]
+                }
             },
             "on_match": _bucket(limits, limit, part),
         }
