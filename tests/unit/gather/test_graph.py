@@ -186,6 +186,15 @@ def test_an_edge_that_nobody_uses_ends(graph: Graph, clock: Clock) -> None:
     assert "overflow/overflow" not in {edge.destination for edge in graph.edges(FIVE, everything)}
 
 
+def test_edges_that_nobody_uses_give_their_room_back_though_nobody_asks(graph: Graph, clock: Clock) -> None:
+    graph.add([call(source_service=f"old-{number}") for number in range(3)])
+    clock.now += RETENTION + timedelta(minutes=2)
+    first = graph.add([call(source_service="new")])
+    assert [one.source for one in first] == ["acme/new"]  # and not one under overflow
+    clock.now += timedelta(seconds=1)
+    assert [edge.source for edge in graph.edges(FIVE, lambda _: True)] == ["acme/new"]
+
+
 async def test_a_graph_begins_with_what_the_ledger_holds(tmp_path: Path, clock: Clock) -> None:
     durable = Durable(tmp_path / "gather.sqlite")
     ledger = Ledger(durable, "mesh.test", clock)

@@ -21,6 +21,7 @@ RETENTION: Final = timedelta(days=7)
 """How long an edge is kept that nobody uses."""
 EDGES_PER_TENANT: Final = 2000
 MAX_EDGES: Final = 100_000
+_SWEEP_S: Final = 60
 
 Shown = Callable[[str], bool]
 _Key = tuple[str, str]
@@ -48,18 +49,19 @@ class Graph:
         self._clock, self._region = clock, region
         self._edges_per_tenant, self._max_edges = edges_per_tenant, max_edges
         self._edges: dict[_Key, Edge] = {}
+        self._made = 0
         # By source and destination; None where it has to be made anew.
         self._ordered: list[Edge] | None = None
         self._of_owner: Counter[str] = Counter()
-        self._started_s = self._now_s()
+        self._started_s = self._swept_s = self._now_s()
 
     def add(self, calls: Iterable[Call]) -> list[Call]:
         """Takes calls as of now; returns those that nobody was known to make before."""
         now_s, first = self._now_s(), []
         for call in calls:
-            known = len(self._edges)
+            before = self._made
             self._edge(call, now_s).add(call, now_s)
-            if len(self._edges) > known:
+            if self._made > before:
                 first.append(call)
         return first
 
@@ -108,6 +110,8 @@ class Graph:
         edge = self._edges.get((call.source, call.destination))
         if edge is not None:
             return edge
+        if self._of_owner[call.owner] >= self._edges_per_tenant or len(self._edges) >= self._max_edges:
+            self._make_room()
         if self._of_owner[call.owner] >= self._edges_per_tenant:
             call = overflown(call)
         if len(self._edges) >= self._max_edges and (call.source, call.destination) not in self._edges:
@@ -118,8 +122,16 @@ class Graph:
     def _new(self, key: _Key, owner: str, at_s: int) -> Edge:
         edge = self._edges[key] = Edge(*key, owner, at_s, self._region)
         self._of_owner[owner] += 1
+        self._made += 1
         self._ordered = None
         return edge
+
+    def _make_room(self) -> None:
+        """Forgets what nobody uses, though nobody asks; whoever makes up edges does not have it done for each."""
+        now_s = self._now_s()
+        if now_s - self._swept_s >= _SWEEP_S:
+            self._swept_s = now_s
+            self._forget(now_s - int(RETENTION.total_seconds()))
 
     def _forget(self, before_s: int) -> None:
         for key in [key for key, edge in self._edges.items() if edge.last_s < before_s]:
