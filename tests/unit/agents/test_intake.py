@@ -32,12 +32,14 @@ class Kept:
 
     def __init__(self) -> None:
         self.is_full = False
+        self.room: int | None = None
         self.items = 0
         self.drops = Drops()
 
     def put(self, tenant: str, payload: bytes, items: Items, *, entries: int, drops: Drops | None) -> None:
-        if self.is_full:
+        if self.is_full or self.room == 0:
             raise SpoolFull("full")
+        self.room = self.room - 1 if self.room is not None else None
         self.items += sum(items)
         self.drops += drops or Drops()
 
@@ -151,6 +153,32 @@ def test_who_numbers_its_requests_has_what_is_refused_still(world: World) -> Non
     world.spool.is_full = False
     assert world.send(spans(3), number) is grpc.StatusCode.OK
     assert (world.spool.items, world.spool.drops) == (3, Drops())
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 3])
+def test_what_is_behind_a_record_that_is_not_kept_is_counted_too(
+    world: World, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr("meshwarden.agents.telemetry.intake._RECORD_BYTES", 1)  # each resource is a record of its own
+    world.spool.room = room
+    request = b"".join(spans(count) for count in (1, 10, 100))
+    assert world.send(request, None) is (grpc.StatusCode.OK if room == 3 else grpc.StatusCode.UNAVAILABLE)
+    assert world.spool.items == (0, 1, 11, 111)[room]
+    lost = {("agent.receive", "span", "disk_full", "acme"): 111 - world.spool.items} if room < 3 else {}
+    assert world.spool.drops == lost
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_so_are_calls_of_a_table_that_is_not_tried(world: World, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    monkeypatch.setattr("meshwarden.agents.telemetry.aggregate.TABLE_BYTES", 1)
+    world.spool.room = room
+    stats = [calls_of_two(), calls_of_two(), calls_of_two()]
+    for number, stat in enumerate(stats):
+        stat.method = f"/a/{number}"
+    with pytest.raises(IntakeRefused):
+        world.intake.take_calls(stats, "acme")
+    assert world.spool.items == 2 * room
+    assert world.spool.drops == {("agent.receive", "call", "disk_full", "acme"): 6 - 2 * room}
 
 
 def test_of_who_does_not_it_is_lost(world: World) -> None:

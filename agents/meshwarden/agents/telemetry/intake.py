@@ -232,14 +232,17 @@ class Intake:
             drops = Drops()
             sender = _Sender(workload, lambda: used_s() > _MAX_READING_S, revision_at)
             pieces = self._pieces(signal, resources, sender, drops)
-            self._put_calls(tenant)
+            items = sum(piece.items for piece in pieces)
+            with _losing(_dropped(signal, "disk_full", tenant, items) + drops):
+                self._put_calls(tenant)
             if pieces and signal == "log":
-                self._hold_to_budget(signal, tenant, drops, sum(piece.items for piece in pieces))
-            self._budget.spend(tenant, len(body), sum(piece.items for piece in pieces))
+                self._hold_to_budget(signal, tenant, drops, items)
+            self._budget.spend(tenant, len(body), items)
             for index, piece in enumerate(pieces):
-                payload = _payload(kind, piece.bodies)
-                items = Items(**{signal: piece.items})
-                self._put(tenant, payload, items, len(piece.bodies), drops if index == 0 else None)
+                items -= piece.items
+                payload, of = _payload(kind, piece.bodies), Items(**{signal: piece.items})
+                with _losing(_dropped(signal, "disk_full", tenant, items)):
+                    self._put(tenant, payload, of, len(piece.bodies), drops if index == 0 else None)
             if not pieces:
                 self._spool.drop(drops)
         answer = kind.response()
@@ -312,9 +315,12 @@ class Intake:
     def _put_calls(self, tenant: str, lost: Drops | None = None) -> None:
         tables, malformed = self._aggregator.take()
         drops = (lost or Drops()) + _dropped("call", "malformed", tenant, malformed)
+        left = sum(table.calls for table in tables)
         for table in tables:
+            left -= table.calls
             payload = pb.ExportRequest(call_tables=[table.message()]).SerializeToString()
-            self._put(tenant, payload, Items(call=table.calls), table.rows, drops)
+            with _losing(_dropped("call", "disk_full", tenant, left)):
+                self._put(tenant, payload, Items(call=table.calls), table.rows, drops)
             drops = Drops()
         self._spool.drop(drops)
 
@@ -385,6 +391,16 @@ class Intake:
         if signal == "span":
             return _Resources(wire.Request.FromString(request).resource_spans, False)
         return _Resources(getattr(message, kind.field), False)
+
+
+@contextlib.contextmanager
+def _losing(more: Drops) -> Iterator[None]:
+    """What a refusal within loses besides, since it is not tried any more."""
+    try:
+        yield
+    except IntakeRefused as refusal:
+        refusal.drops += more
+        raise
 
 
 def _dropped(signal: str, reason: str, tenant: str, count: int) -> Drops:
