@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from meshwarden.controlplane.local import kernel, record
 from meshwarden.controlplane.local.error import LocalError
+from meshwarden.controlplane.local.mesh import environment
+from meshwarden.controlplane.local.plan import Plan
 from meshwarden.controlplane.local.process import Children, Program, children, tail
 
 DEADLINE_S = 60.0
@@ -59,6 +62,21 @@ async def test_stops_the_highest_first_and_leaves_none(tmp_path: Path) -> None:
     assert [kernel.start_time(pid) for pid in pids] == [None, None]
     assert record.load(tmp_path) == []
     assert reports == []
+
+
+async def test_where_a_library_aborts_a_program_it_says_where(tmp_path: Path) -> None:
+    code = "import os, threading, time\n"
+    code += "for _ in range(5): threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+    code += "def in_the_library():\n print('Check failed: has_value()', flush=True); os.abort()\nin_the_library()"
+    async with keep(tmp_path, []) as kept:
+        crashing = program(tmp_path, "low", code)
+        traced = {**crashing.environment, **environment(Plan(tmp_path))}
+        child = await kept.start(replace(crashing, environment=traced))
+        await until(lambda: child.failure)
+    assert child.failure is not None
+    assert child.failure.startswith("low was ended by SIGABRT. The end of ")
+    assert "Check failed: has_value()" in child.failure
+    assert "in in_the_library" in child.failure
 
 
 async def test_restarts_what_crashes_and_shows_the_end_of_its_log(tmp_path: Path) -> None:

@@ -373,8 +373,10 @@ def environment(plan: Plan) -> dict[str, str]:
     What the user has set for a mesh of their own (`MESHWARDEN_…`, `OTEL_…`, Vault's) must not lead ours elsewhere.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    # Where a library, gRPC's core for one, aborts a program, its log says where.
+    python = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     # gRPC would send calls to loopback addresses through a proxy too.
-    return {**kept, MARK: str(plan.state_dir), "no_grpc_proxy": f"{HOST},localhost", "PYTHONUNBUFFERED": "1"}
+    return {**kept, MARK: str(plan.state_dir), "no_grpc_proxy": f"{HOST},localhost", **python}
 
 
 _FOREIGN = ("MESHWARDEN_", "OTEL_", "GRPC_XDS_", "SPIFFE_", "VAULT_", "BAO_")

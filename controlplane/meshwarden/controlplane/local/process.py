@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,6 +25,10 @@ TAIL_LINES = 12
 LOG_BYTES = 32 << 20
 # How our own programs, and click, begin the lines that say why they end.
 REASONS = ("error: ", "Error: ", "fix: ")
+# How `faulthandler` begins to say where a program was when a library aborted it.
+_CRASH = "Fatal Python error: "
+_CRASHED = "Current thread "
+_BEFORE_CRASH = 3
 
 
 @dataclass(frozen=True)
@@ -277,15 +281,29 @@ def tail(log: Path, lines: int = TAIL_LINES, since_byte: int = 0) -> str:
     """
     try:
         with log.open("rb") as file:
-            file.seek(max(since_byte, log.stat().st_size - 16_384))
+            file.seek(max(since_byte, log.stat().st_size - 65_536))
             said = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         said = []
     if not said:
         return f"It printed nothing ({log})."
+    said = _crash(said, lines) or said
     reasons = [line for line in said if line.startswith(REASONS)]
     head = f"It said, in {log}:" if reasons else f"The end of {log}:"
     return "\n".join([head, *(f"  {line}" for line in (reasons or said)[-lines:])])
+
+
+def _crash(said: Sequence[str], lines: int) -> list[str]:
+    """Where a library aborted a program, as `faulthandler` says, and what was said before; empty if none did.
+
+    Of the stacks of all threads the one is shown that the program was aborted in.
+    """
+    start = next((number for number, line in enumerate(said) if line.startswith(_CRASH)), len(said))
+    stack = next((number for number in range(start, len(said)) if said[number].startswith(_CRASHED)), len(said))
+    if stack == len(said):
+        return []
+    before = said[max(0, start - _BEFORE_CRASH) : start + 1]
+    return [*before, *said[stack : stack + max(1, lines - len(before))]]
 
 
 def _ending(code: int) -> str:
