@@ -165,8 +165,14 @@ def mesh(agent: Any, control_plane: Any, until: Any) -> Iterator[World]:
     found.close()
 
 
-async def test_the_service_where_a_trace_begins_decides_live_and_calls_are_counted_whole(mesh: World) -> None:
+async def test_envoys_record_what_they_are_to_and_calls_are_counted_whole(mesh: World) -> None:
     await mesh.start()
+    await the_service_where_a_trace_begins_decides_live(mesh)
+    await who_has_decided_before_is_followed(mesh)
+    await spans_and_calls_name_the_revision_that_they_ran_under(mesh)
+
+
+async def the_service_where_a_trace_begins_decides_live(mesh: World) -> None:
     link = mesh.open()
     await mesh.sample(shop=0, billing=1)
     await mesh.ask(link, "/none", 40)
@@ -181,8 +187,8 @@ async def test_the_service_where_a_trace_begins_decides_live_and_calls_are_count
     await mesh.all_are_counted()
 
 
-async def test_spans_and_calls_of_an_envoy_name_the_revision_that_they_ran_under(mesh: World) -> None:
-    await mesh.start()
+async def spans_and_calls_name_the_revision_that_they_ran_under(mesh: World) -> None:
+    await mesh.sample(shop=1, billing=1)
     link = mesh.open()
     revisions = []
     for number in range(2):
@@ -199,8 +205,7 @@ async def test_spans_and_calls_of_an_envoy_name_the_revision_that_they_ran_under
         assert mesh.ran_under(f"GET /number{number}") == {revision}
 
 
-async def test_who_has_decided_before_is_followed(mesh: World) -> None:
-    await mesh.start()
+async def who_has_decided_before_is_followed(mesh: World) -> None:
     link = mesh.open()
     await mesh.sample(shop=1, billing=1)
     await mesh.ask(link, "/not", 20, {"traceparent": f"{PARENT}00"})

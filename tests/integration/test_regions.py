@@ -31,6 +31,7 @@ from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.tail_policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.serving import ServingIdentity
+from meshwarden.controlplane.regions import puller as puller_module
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import MAX_ROWS, Own, Peer, Puller, Untrue
 from meshwarden.controlplane.regions.regions import Regions
@@ -250,7 +251,10 @@ async def test_a_region_that_keeps_all_neither_asks_nor_tells(
     assert not eu.gather.tail.word.has_heard(b"t" * 16)
 
 
-async def test_a_link_that_is_cut_costs_nothing_but_time(eu: Region, us: Region, stack: AsyncExitStack) -> None:
+async def test_a_link_that_is_cut_costs_nothing_but_time(
+    eu: Region, us: Region, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(puller_module, "PULL_S", 3.0)  # what is waited for while it is cut
     link = Link()
     port = await link.start()
     stack.push_async_callback(link.close)
