@@ -283,7 +283,7 @@ def test_a_tenant_has_one_limit() -> None:
             "limits: [{tenant: a, requests: 9, methods: [{method: /x/B, requests: 1, criticality: VITAL}]}]",
             "spec.limits[0].methods[0].criticality",
         ),
-        ("{period: DAY, total: {bytes: 9}}", "spec.period: how many bytes a call takes is known too late"),
+        ("{period: DAY, total: {bytes: 9}}", "spec.period: a stream that has begun can't wait until the next period"),
         (
             "{period: DAY, limits: [{tenant: a, cost: 9, methods: [{method: /x/B, cost: 1, criticality: SHEDDABLE}]}]}",
             "spec.limits[0].methods[0].criticality: does not go with period",

@@ -420,3 +420,22 @@ def test_no_more_wait_than_a_quarter_of_the_threads(agent: Any) -> None:
     held[0].close()
     assert next(made._waits(made.admit(*call), call, None))
     made.close()
+
+
+@pytest.mark.parametrize(("scope", "most"), [(RatePolicySpec.POINT, 9), (RatePolicySpec.MESH, 1)])
+def test_the_ends_of_calls_that_began_before_a_policy_was_made_again_free_no_slot_of_it(
+    limits: Limits, scope: Any, most: int
+) -> None:
+    limits.update(counting("concurrent", scope))
+    before = [limits.admit("acme", GET) for _ in range(most + 1)]
+    assert [one.decision.allowed for one in before] == [True] * most + [False]
+    limits.update(ServerLimits())
+    between = limits.admit("acme", GET)
+    limits.update(counting("concurrent", scope))
+    after = [limits.admit("acme", GET) for _ in range(most)]
+    assert all(one.decision.allowed for one in after)
+    for one in (*before, between):
+        one.end()
+    assert not limits.admit("acme", GET).decision.allowed
+    after[0].end()
+    assert [limits.admit("acme", GET).decision.allowed for _ in range(2)] == [True, False]

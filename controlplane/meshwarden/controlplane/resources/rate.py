@@ -95,7 +95,7 @@ def _period_faults(spec: RatePolicySpec) -> Faults:
     if unit_of(spec) == CONCURRENT:
         yield "spec.period", "calls at once are no amount that is used up"
     elif unit_of(spec) == BYTES:
-        yield "spec.period", "how many bytes a call takes is known too late for an amount that must not be exceeded"
+        yield "spec.period", "a stream that has begun can't wait until the next period with what it may not send"
     if spec.time_zone and not _is_zone(spec.time_zone):
         yield "spec.timeZone", f"{spec.time_zone} is no time zone: an IANA name, as Europe/Berlin"
     if spec.scope == RatePolicySpec.POINT:
