@@ -48,7 +48,7 @@ def test_a_fall_is_believed_within_seconds_and_nothing_above_the_ceiling() -> No
 
 @given(st.floats(0, 1e6), st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
 def test_portions_are_all_of_an_amount_and_as_demand_is(amount: float, demands: list[float]) -> None:
-    found = portions(amount, demands)
+    found = portions(amount, demands, [1 / len(demands)] * len(demands))
     assert sum(found) == pytest.approx(amount, rel=1e-6, abs=1e-6)
     by_demand = [got for _, got in sorted(zip(demands, found, strict=True))]
     assert by_demand == sorted(by_demand)
@@ -57,5 +57,14 @@ def test_portions_are_all_of_an_amount_and_as_demand_is(amount: float, demands: 
 
 
 def test_of_nothing_nobody_gets_anything() -> None:
-    assert portions(0.0, [1.0, 0.0]) == [0.0, 0.0]
-    assert portions(5.0, []) == []
+    assert portions(0.0, [1.0, 0.0], [0.5, 0.5]) == [0.0, 0.0]
+    assert portions(5.0, [], []) == []
+
+
+@given(st.floats(1, 1e6), st.floats(0, 1e6), st.lists(st.floats(0, 1e15), min_size=1, max_size=9))
+def test_whatever_others_claim_half_of_an_equal_part_is_there(
+    amount: float, wanted: float, claims: list[float]
+) -> None:
+    parts = [1 / (len(claims) + 1)] * (len(claims) + 1)
+    mine, *_ = portions(amount, [wanted, *claims], parts)
+    assert mine >= min(wanted, amount * parts[0] / 2) * (1 - 1e-6) - 1e-6

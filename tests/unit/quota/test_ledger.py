@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.unit.quota.period_world import METHOD, POLICY, SPEC, Server, World
 
 from meshwarden.controlplane.quota import ledgers, period_view
-from meshwarden.controlplane.quota.ledger import Chunks, Ledger
+from meshwarden.controlplane.quota.holding import Chunks
+from meshwarden.controlplane.quota.ledger import Ledger
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point
 from meshwarden.v1 import quota_service_pb2 as pb
 

@@ -15,9 +15,10 @@ from typing import Any, Final, cast, get_args
 
 import structlog
 
-from meshwarden.controlplane.quota.ledger import Account, Path
+from meshwarden.controlplane.quota.holding import Account
 from meshwarden.controlplane.quota.ledgers import Book, Name, Terms, Write
 from meshwarden.controlplane.quota.period import Kind, Period, period_of
+from meshwarden.controlplane.quota.tree import Path
 from meshwarden.controlplane.store import port
 
 ROOT: Final = "quota/"

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from meshwarden.controlplane.quota.claim import KEPT
+
 _SELDOM: Final = 0.1
 """What a point that seldom calls wants, so that its next call isn't its first."""
 
@@ -62,12 +64,18 @@ def planned_at_once(wanted: float, points: int) -> float:
     return 1.1 * wanted + points
 
 
-def portions(amount: float, demands: Sequence[float]) -> list[float]:
+def portions(amount: float, demands: Sequence[float], parts: Sequence[float]) -> list[float]:
     """What each point of a bucket gets of an amount.
 
-    If that is too little for all, it goes by demand; else each gets what it wants, and of the rest by the root of that,
-    which is what calls at random vary by. Points of one bucket have no claim against each other: best is what refuses
-    the fewest calls.
+    If that is too little for all, each gets what it wants up to half of its part, whatever the others say that they
+    want, and the rest goes by demand. Else each gets what it wants, and of the rest by the root of that, which is what
+    calls at random vary by. But for that half points of one bucket have no claim against each other: best is what
+    refuses the fewest calls.
+
+    Args:
+        amount: what there is.
+        demands: what each wants.
+        parts: the part of one that each would have if all had the same, which comes to no more than one together.
 
     Source: the rule of the square root in staffing (Halfin and Whitt, "Heavy-Traffic Limits for Queues with Many
     Exponential Servers", 1981).
@@ -75,7 +83,10 @@ def portions(amount: float, demands: Sequence[float]) -> list[float]:
     claims = [demand + _SELDOM for demand in demands]
     wanted = sum(claims)
     if amount <= wanted:
-        return [amount * claim / wanted for claim in claims] if wanted > 0 else []
+        least = [min(claim, KEPT * amount * part) for claim, part in zip(claims, parts, strict=True)]
+        kept = sum(least)
+        more = (amount - kept) / (wanted - kept) if wanted > kept else 0.0
+        return [floor + more * (claim - floor) for floor, claim in zip(least, claims, strict=True)]
     roots = [math.sqrt(claim) for claim in claims]
     more = (amount - wanted) / sum(roots) if roots else 0.0
     return [claim + more * root for claim, root in zip(claims, roots, strict=True)]

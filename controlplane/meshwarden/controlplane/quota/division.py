@@ -164,6 +164,7 @@ class Division:
         if self.leases is not None:
             found.update(asdict(self.leases.ignored))
             found["too_many"] += self.ledgers.too_many
+            found["kept_for_others"] += self.ledgers.held_back
         return dict(found)
 
     def close(self, stream: NodeStream) -> None:

@@ -10,13 +10,13 @@ What nobody can say any more that he has is lost: it stays charged until the per
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
+from meshwarden.controlplane.quota.claim import KEPT, Kept
 from meshwarden.controlplane.quota.demand import Demand
-from meshwarden.controlplane.quota.tree import OTHERS, REST, Level, Point
+from meshwarden.controlplane.quota.holding import MAX_SERIES, MOST, Account, Chunks, Grant, Holding
+from meshwarden.controlplane.quota.tree import OTHERS, REST, Level, Path, Point
 
-Path = tuple[str, ...]
 AHEAD_S: Final = 2.0
 """A chunk is what a point uses in so many seconds, "2 s of demand", unless that is too much of what is left."""
 LEAST_S: Final = 1.0
@@ -24,97 +24,8 @@ LEAST_S: Final = 1.0
 MOST_OF_REST: Final = 0.01
 LIVES_S: Final = 5.0
 """A point that was not heard of for so long counts as lost until it is."""
-MAX_SERIES: Final = 64
-MOST: Final = 1e15
-
-
-@dataclass(slots=True)
-class Account:
-    """One bucket in the period.
-
-    Attributes:
-        granted: what was given of it, less what came back.
-        used: what of that was used, as points say.
-        series: what of that points used that still live, by their series, of `MAX_SERIES` at most: so that who goes on
-            with what is written knows what was used meanwhile.
-    """
-
-    granted: float = 0.0
-    used: float = 0.0
-    series: dict[int, float] = field(default_factory=dict)
-
-
-class Chunks(NamedTuple):
-    """What a point says of its chunks of a bucket.
-
-    Attributes:
-        series: its own name for this count, another if it has forgotten what it had.
-        turn: the ledger's for which it holds.
-        amount: what it was given in all.
-        left: what of that it may still use; below 0 if it had to use more than it had.
-        returned: what of it it has given back, in all.
-        wanted: what a call needs that it had to turn away.
-    """
-
-    series: int = 0
-    turn: int = 0
-    amount: float = 0.0
-    left: float = 0.0
-    returned: float = 0.0
-    wanted: float = 0.0
-
-    def is_sane(self) -> bool:
-        """Whether that can be."""
-        kept = 0 <= self.returned <= self.amount <= MOST and 0 <= self.wanted <= MOST
-        return kept and -MOST <= self.left <= self.amount - self.returned
-
-
-class Grant(NamedTuple):
-    """What a point is told: all that it was given so far, and at which level nothing is left, if so ("" if not)."""
-
-    point: Point
-    path: Path
-    series: int
-    amount: float
-    spent: str
-
-
-@dataclass(slots=True, eq=False)
-class Holding:
-    """What one point has of one bucket.
-
-    Attributes:
-        given: in all, as far as we know: by us or, before we began, by whoever did.
-        base: what of that is its own word only.
-        said: how much of it the point knows of.
-        used: what it has used.
-        returned: what it has given back, in all.
-        credited: what of that was taken back.
-        wanted: what a call needs that it had to turn away.
-        asks: whether it needs more.
-        tell: whether there is something to say to it.
-        spent: the level at which it was told that nothing is left.
-    """
-
-    point: Point
-    path: Path
-    series: int
-    demand: Demand
-    given: float
-    base: float
-    said: float
-    used: float
-    returned: float
-    wanted: float = 0.0
-    credited: float = 0.0
-    asks: bool = False
-    tell: bool = False
-    spent: str = ""
-
-    @property
-    def out(self) -> float:
-        """What it can still use, with what is under way to it."""
-        return self.given - self.used - self.returned
+USED_S: Final = 60.0
+"""For a point that has used nothing for so long nothing is kept."""
 
 
 class Ledger:
@@ -142,6 +53,10 @@ class Ledger:
         """How many holdings each node's points have."""
         self._heard_s: dict[Point, float] = {}
         self._planned: dict[Holding, None] = {}
+        self.kept: dict[Path, float] = {}
+        """What of a bucket was kept for others when a point asked for more, by the last time that one did."""
+        self.held_back = 0
+        """How often a point was given less for that."""
         self._granted: dict[Path, float] = {}
         self._reserved: dict[Path, float] = {}
         self.change(tree)
@@ -213,6 +128,8 @@ class Ledger:
         ceiling = self.tree.least_ceiling(path)
         holding.demand.add(calls, now_s, min(ceiling, MOST))
         holding.wanted = said.wanted
+        if calls or said.wanted:
+            holding.used_s = now_s
         # What was lost on the way is said again: it is given already.
         holding.tell |= holding.given > holding.said and (again or said.wanted > 0)
         holding.asks = self._lacks(holding) >= 1
@@ -238,14 +155,21 @@ class Ledger:
             if holding is not None and holding.point == point:
                 self._drop(holding)
 
-    def plan(self) -> None:
-        """Charges what points ask for, as far as there is room; `grants` tells them when it is written."""
+    def plan(self, now_s: float, passed: float) -> None:
+        """Charges what points ask for, as far as there is room; `grants` tells them when it is written.
+
+        Args:
+            now_s: the present.
+            passed: the part of the period that is over: what is kept for others comes free with it.
+        """
         asking = [holding for holding in self.holdings.values() if holding.asks]
+        kept = self._kept(now_s, passed) if asking else Kept(0.0)
         # Who has had least comes first, so that the last of an amount is shared.
         for holding in sorted(asking, key=lambda one: (one.given, one.path, one.point)):
             holding.asks = False
-            amount = math.floor(min(self._lacks(holding), self.room(holding.path)[0]))
+            amount = math.floor(self._may_have(holding, kept))
             if amount >= 1:
+                kept.give(holding.path, holding.point, amount)
                 self._charge(holding.path, amount)
                 holding.given += amount
                 holding.tell = True
@@ -258,6 +182,28 @@ class Ledger:
             if holding.tell:
                 self._planned[holding] = None
                 holding.tell = False
+
+    def _kept(self, now_s: float, passed: float) -> Kept:
+        """What is kept for each point that has used something lately."""
+        kept = Kept(KEPT * max(0.0, 1.0 - passed))
+        for one in self.holdings.values():
+            if now_s - one.used_s < USED_S and self.lives(one, now_s):
+                kept.add(one.path, one.point, one.given - one.returned)
+        return kept
+
+    def _may_have(self, holding: Holding, kept: Kept) -> float:
+        """What a point is given: what it lacks, but for what isn't there or is kept for others."""
+        path, point = holding.path, holding.point
+        room, _ = self.room(path)
+        wants = min(self._lacks(holding), room)
+        mine = room - kept.for_others(path, point, self._granted.get(path, 0.0) + room)
+        if self.tree.ceiling < math.inf:
+            left = self.tree.ceiling - self._granted.get((), 0.0)
+            mine = min(mine, left - kept.for_others((), point, self.tree.ceiling))
+        self.kept[path] = max(0.0, room - mine)
+        if mine < wants:
+            self.held_back += 1
+        return max(0.0, min(wants, mine))
 
     def grants(self) -> list[Grant]:
         """What is to be said now that all that was planned is written."""

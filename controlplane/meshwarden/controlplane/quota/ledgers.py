@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from meshwarden.controlplane.quota.holding import Account, Chunks, Grant
 from meshwarden.controlplane.quota.leases import MAX_LEASES
-from meshwarden.controlplane.quota.ledger import Account, Chunks, Grant, Ledger, Path
+from meshwarden.controlplane.quota.ledger import Ledger
 from meshwarden.controlplane.quota.period import Kind, Period, period_of
-from meshwarden.controlplane.quota.tree import Bucket, Level, Point
+from meshwarden.controlplane.quota.tree import Bucket, Level, Path, Point
 
 PRUNE_EVERY_S: Final = 60.0
 KEPT: Final = 2
@@ -104,6 +105,7 @@ class Ledgers:
         self._used_s = self._pruned_s = -math.inf
         self.presses = False
         """Whether somebody asks for more."""
+        self._held_back = 0
         self.too_many = 0
         """Reports of buckets for which there was no account or no place."""
 
@@ -125,6 +127,12 @@ class Ledgers:
         """A policy is gone; what is written of it stays until its period has ended."""
         if (known := self._policies.pop(policy, None)) is not None:
             self._retire(known)
+
+    @property
+    def held_back(self) -> int:
+        """How often a point was given less than it wanted since that is kept for others."""
+        ledgers = (known.ledger for known in self._policies.values())
+        return self._held_back + sum(ledger.held_back for ledger in ledgers if ledger is not None)
 
     def __contains__(self, policy: str) -> bool:
         return policy in self._policies
@@ -193,7 +201,8 @@ class Ledgers:
             self._used_s = now_s
         for known in self._policies.values():
             if known.ledger is not None and known.name is not None:
-                known.ledger.plan()
+                period = self._books[known.name].period
+                known.ledger.plan(now_s, (wall_s - period.start_s) / (period.end_s - period.start_s))
                 self._note(known.name, known.ledger, with_use=with_use)
         writes = []
         for name, paths in self._unwritten.items():
@@ -226,6 +235,8 @@ class Ledgers:
         """A ledger is not the present one any more."""
         if known.ledger is not None and known.name is not None:
             self._note(known.name, known.ledger, with_use=True)
+        if known.ledger is not None:
+            self._held_back += known.ledger.held_back
         known.ledger = known.name = None
 
     def _turn(self, policy: str, known: _Policy, wall_s: float) -> bool:

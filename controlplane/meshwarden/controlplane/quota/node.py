@@ -7,9 +7,9 @@ from typing import Final, Protocol, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from meshwarden.controlplane.quota.holding import Chunks
 from meshwarden.controlplane.quota.lease import Usage
 from meshwarden.controlplane.quota.leases import TTL_S, Leases
-from meshwarden.controlplane.quota.ledger import Chunks
 from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.policy import bucket_of
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point

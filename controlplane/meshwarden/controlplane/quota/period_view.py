@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Final
 
-from meshwarden.controlplane.quota.ledger import Account, Holding, Ledger, Path
+from meshwarden.controlplane.quota.holding import Account, Holding
+from meshwarden.controlplane.quota.ledger import Ledger
 from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.period import Period
 from meshwarden.controlplane.quota.policy import name_of
-from meshwarden.controlplane.quota.tree import Bucket
+from meshwarden.controlplane.quota.tree import Bucket, Path
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.v1.admin_service_pb2 import QuotaPeriod, QuotaState
 
@@ -82,4 +83,6 @@ def _state(bucket: Bucket, ledger: Ledger, period: Period, holdings: list[Holdin
         node, name = holding.point
         state.points.add(node=node, point=name, demand=holding.demand.rate, share=holding.out)
     state.reason = f"{_WHOSE[whose]} used up" if room < 1 else f"{room:.0f} can still be given"
+    if room >= 1 and (kept := min(room, ledger.kept.get(path, 0.0))) >= 1:
+        state.reason += f", {kept:.0f} of it to points that have had little"
     return state

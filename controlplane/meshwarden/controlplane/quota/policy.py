@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, replace
 
 from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Rate, ServiceLimit
+from meshwarden.controlplane.quota.holding import Grant
 from meshwarden.controlplane.quota.lease import Share
-from meshwarden.controlplane.quota.ledger import Grant
 from meshwarden.controlplane.quota.ledgers import Terms
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level
 from meshwarden.sdk.unit import CONCURRENT, Unit, told

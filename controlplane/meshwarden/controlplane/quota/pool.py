@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from meshwarden.controlplane.quota.allocator import Part, divide
+from meshwarden.controlplane.quota.claim import equal_parts
 from meshwarden.controlplane.quota.demand import planned, planned_at_once, portions
 from meshwarden.controlplane.quota.lease import Lease, Share
 from meshwarden.controlplane.quota.tree import REST, Level
@@ -171,13 +172,20 @@ class _Branch:
         for branch in self.branches.values():
             branch.aim(whole=whole)
         used = [lease for lease in self.leases if not lease.is_idle]
-        rates = portions(self.part.rate, [lease.demand.rate for lease in used])
+        demands = [lease.demand.rate for lease in used]
+        rates = portions(self.part.rate, demands, self._parts(used, sum(demands)))
         if whole:
             rates = rounded(int(self.part.rate), rates, [lease.given for lease in used])
         for lease in self.leases:
             lease.target = 0.0
         for lease, rate in zip(used, rates, strict=True):
             lease.target = rate
+
+    def _parts(self, used: Sequence[Lease], wanted: float) -> Sequence[float]:
+        """The equal parts of those that use their leases; they matter where it may not be enough for all."""
+        if len(used) < 2 or self.part.rate > wanted + len(used):
+            return [1.0] * len(used)
+        return equal_parts([lease.point for lease in used])
 
     def count(self) -> None:
         """Adds up from the leases what is held, and how much more is meant and has room."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from meshwarden.sdk.unit import REQUESTS, Unit
 
@@ -11,6 +11,10 @@ OTHERS: Final = "*"
 """The part of a level that stands for each name that no other part has, each by itself."""
 REST: Final = ""
 """The part of a level for what fits none of its other parts."""
+
+
+Path: TypeAlias = tuple[str, ...]
+"""Where a level is in a tree: the parts from the top down, none for the top itself."""
 
 
 class Bucket(NamedTuple):
