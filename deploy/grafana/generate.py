@@ -7,8 +7,10 @@ python deploy/grafana/generate.py --check    say whether they are as they would 
 import sys
 from pathlib import Path
 
+from limits import LIMITS
 from nbmf import MEMORY
-from parts import IDENTITY, LIMITS, NODE, OBJECTIVES
+from objectives import OBJECTIVES
+from parts import IDENTITY, NODE
 from traffic import OVERVIEW, SERVICE, TENANTS
 
 BOARDS = (OVERVIEW, TENANTS, SERVICE, NODE, IDENTITY, LIMITS, OBJECTIVES, MEMORY)

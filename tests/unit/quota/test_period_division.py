@@ -1,6 +1,7 @@
 """Amounts for a period as a control plane gives them: written first, by the holder of the lease, and shown."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from meshwarden.controlplane.store import port
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.admin_service_pb2 import GetQuotasResponse
 
+ROOT = Path(__file__).parents[3]
 DAY: list[Any] = [{"tenant": "acme", "requests": 100}]
 
 
@@ -146,6 +148,10 @@ async def test_how_a_day_stands_is_shown(tmp_path: Path, capsys: pytest.CaptureF
             for sample in metric.samples
             if sample.name.startswith("meshwarden_quota_period")
         }
+        board = (ROOT / "deploy/grafana/dashboards/meshwarden-limits.json").read_text()
+        shown = set(re.findall(r"meshwarden_quota_period_\w+", board))
+        assert shown
+        assert shown <= found.keys(), "a panel would show nothing but zero"
         assert found["meshwarden_quota_period_used"] == 3
         assert found["meshwarden_quota_period_limit"] == 100
         assert found["meshwarden_quota_period_end_seconds"] == period.end.seconds
