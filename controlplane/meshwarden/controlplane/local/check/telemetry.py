@@ -12,6 +12,8 @@ from meshwarden.controlplane.local.check.result import CheckFailed, require
 
 ARRIVE_S = 20.0
 CALLS = 50
+# Of whose traces the samples' manifests have a quarter recorded.
+CALLER = "web.globex"
 CHANGE = "kind: Tenant\nmetadata: {name: check}\n"
 # Reports come every second; a look takes a tenth of one.
 STILL_LOOKS = 30
@@ -82,11 +84,12 @@ async def metrics(mesh: Mesh, probes: Probes) -> str:
 
 
 async def graph(mesh: Mesh, probes: Probes) -> str:
-    """The service graph counts the calls that were made, each of them once."""
+    """The service graph counts the calls that were made, each of them once, though few of them leave a trace."""
     orders, billing = ("globex/web", "platform/orders"), ("globex/web", "platform/billing")
     # The sample's own calls would count as well: it has the same identity.
     with mesh.paused("globex-web"):
         before = await _at_rest(mesh, {orders: 0, billing: 0})
+        known = _traces(mesh, CALLER)
         made = {
             orders: only(await grpc_calls(probes.globex, CALLS), "OK", "globex to orders"),
             billing: only(await http_calls(probes.globex, CALLS), "200", "globex to billing"),
@@ -94,10 +97,12 @@ async def graph(mesh: Mesh, probes: Probes) -> str:
         after = await _at_rest(mesh, {edge: before[edge] + calls for edge, calls in made.items()})
     counted = {edge: after[edge] - before[edge] for edge in made}
     require(counted == made, f"made {made}, counted {counted}")
+    recorded = len(_traces(mesh, CALLER) - known)
+    require(recorded < sum(made.values()), f"{recorded} traces of {made}: sampling is off")
     told = (await mesh.graph())[billing]
     require(told.source_reports and told.destination_reports, "not both sides tell of the calls to billing")
     require(told.mutual_tls == told.PROVEN, "billing saw no certificate of globex")
-    return f"{CALLS} calls of globex each to orders and billing, all counted once; both sides tell"
+    return f"{CALLS} calls of globex each to orders and billing, all counted once, {recorded} traced; both sides tell"
 
 
 async def _at_rest(mesh: Mesh, least: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
@@ -125,6 +130,12 @@ def _hops(mesh: Mesh, trace_id: str) -> set[tuple[str, bool]]:
         for kept in spans
     ]
     return {(kept.resource.get("service.name", ""), proxy) for kept, proxy in zip(spans, proxied, strict=True)}
+
+
+def _traces(mesh: Mesh, service: str) -> set[str]:
+    """The traces of which a program of the service has recorded something that has come to the backend."""
+    spans = mesh.handle.otlp.spans if mesh.handle.otlp else ()
+    return {kept.trace_id for kept in spans if kept.resource.get("service.name", "") == service}
 
 
 def _scrape(url: str) -> str:
