@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import ClassVar, Final
 
 import grpc
 
@@ -100,14 +100,16 @@ class AgentLink:
     """The link to the agent on one socket. Safe to share between threads.
 
     Attributes:
+        made: that of this process; None until `of_process` makes it.
         socket: the agent's.
         counter: counts calls until they are reported.
         losses: what the program has lost of its telemetry; the agent is told.
         denials: who was refused of late.
+        last_config: the last configuration; None before the first. It is asked at each call.
     """
 
     _lock = threading.Lock()
-    _of_process: "AgentLink | None" = None
+    made: ClassVar["AgentLink | None"] = None
     # Of a child's parents: to let go of a channel that another process has made may end this one.
     _inherited: Final[list["AgentLink"]] = []
 
@@ -123,7 +125,7 @@ class AgentLink:
         self._report: _Report | None = None
         self._told = 0
         self._changed = threading.Condition()
-        self._config: Config | None = None
+        self.last_config: Config | None = None
         self._fault = ""
         self._listeners: list[Callable[[Config], None]] = []
         self._observed: tuple[Callable[[], list[workload_service_pb2.ConcurrencyState]], ...] = ()
@@ -144,29 +146,28 @@ class AgentLink:
         Raises:
             NotStarted: the environment names no agent.
         """
-        link = cls._of_process  # asked at each call that is traced
-        return cls._begin() if link is None else link
+        return cls._begin() if cls.made is None else cls.made
 
     @classmethod
     def _begin(cls) -> "AgentLink":
         with cls._lock:
-            if cls._of_process is None:
+            if cls.made is None:
                 socket = os.environ.get(SOCKET_VARIABLE)
                 if not socket:
                     raise NotStarted(
                         f"{SOCKET_VARIABLE} is not set: start the program with "
                         "`meshwarden-agent exec --entry NAME -- PROGRAM`"
                     )
-                cls._of_process = cls(Path(socket))
-            return cls._of_process
+                cls.made = cls(Path(socket))
+            return cls.made
 
     @classmethod
     def _leave_to_parent(cls) -> None:
         """In a child made by fork: it gets a link of its own at the first need."""
         cls._lock = threading.Lock()  # another thread of the parent may have held it
-        if cls._of_process is not None:
-            cls._inherited.append(cls._of_process)
-            cls._of_process = None
+        if cls.made is not None:
+            cls._inherited.append(cls.made)
+            cls.made = None
 
     @property
     def config(self) -> Config:
@@ -175,14 +176,10 @@ class AgentLink:
         Raises:
             AgentAway: there has been none yet; `wait` for it.
         """
-        config = self._config
+        config = self.last_config
         if config is None:
             raise AgentAway(f"{self.socket}: the agent has not said yet who this program is")
         return config
-
-    def find_config(self) -> Config | None:
-        """Returns the last configuration; None before the first."""
-        return self._config
 
     def wait(self, timeout_s: float = START_S) -> Config:
         """Waits for the first configuration.
@@ -191,21 +188,21 @@ class AgentLink:
             AgentAway: none came in time; the message has the reason.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._config is not None or self._closing.is_set(), timeout_s)
-            if self._config is None:
+            self._changed.wait_for(lambda: self.last_config is not None or self._closing.is_set(), timeout_s)
+            if self.last_config is None:
                 raise AgentAway(
                     f"{self.socket}: no configuration from the node agent within {timeout_s:g} s "
                     f"({self._fault or 'no answer'}): is it running, and was this program started with "
                     "`meshwarden-agent exec`?"
                 )
-            return self._config
+            return self.last_config
 
     def listen(self, listener: Callable[[Config], None]) -> None:
         """Calls `listener` with the configuration of the moment, if there is one, and with each that follows."""
         with self._changed:
             self._listeners.append(listener)
-            if self._config is not None:
-                listener(self._config)
+            if self.last_config is not None:
+                listener(self.last_config)
 
     def unlisten(self, listener: Callable[[Config], None]) -> None:
         """Calls it no more."""
@@ -303,14 +300,14 @@ class AgentLink:
             pause_s = min(pause_s * 2, most_s)
 
     def _apply(self, message: workload_service_pb2.WorkloadConfig) -> None:
-        before = self._config
+        before = self.last_config
         try:
             config = _read(message, before)
         except CertsError as error:
             self._say(f"a configuration that can't be used: {error}")
             return
         with self._changed:
-            self._config = config
+            self.last_config = config
             self._fault = ""
             self._changed.notify_all()
             for listener in self._listeners:
@@ -361,7 +358,7 @@ def _reason(error: grpc.RpcError) -> str:
 
 def _close_at_exit() -> None:
     """Closes the link of this process. Known to `atexit` before any provider of telemetry is, so that it comes last."""
-    link = AgentLink._of_process
+    link = AgentLink.made
     if link is not None:
         link.close()
 

@@ -12,7 +12,6 @@ from meshwarden.sdk.counted_method import CountedMethod, CountedMethods, Kinds
 from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
 from meshwarden.sdk.retried import RetriedCall
 from meshwarden.sdk.throttled import AioThrottled
-from meshwarden.sdk.trace import add_headers
 
 T = TypeVar("T")
 
@@ -52,15 +51,9 @@ class _Method(CountedMethod):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.aio.UnaryUnaryMultiCallable."""
-        if self._throttle.on and (refusal := self._outgoing.refusal(self._method)) is not None:
+        if (refusal := self._refusal()) is not None:
             return AioThrottled(refusal)
-        one = self._outgoing.begin(self._method)
-        args = add_headers(args, kwargs, one.headers)
-        try:
-            call = self._inner(*args, **kwargs)
-        except BaseException as error:
-            one.end(grpc.StatusCode.INTERNAL, str(error), ())
-            raise
+        call, one = self._begin(self._inner, args, kwargs)
         call.add_done_callback(lambda done: _ended(one, done))
         return call
 

@@ -47,7 +47,7 @@ class ServedInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, link: AgentLink, *, enforce: bool = True) -> None:
         """Begins to enforce the limits that `link` tells of; if not `enforce`, calls are only traced and counted."""
         self._link = link
-        self._known = Known(served_call)
+        self._known = Known(link.counter, served_call)
         self._limits = Limits(link, time.monotonic) if enforce else None
         # {method: a handler, and what is served in its place}; a generic handler may make a new one each time
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
@@ -76,7 +76,7 @@ class ServedInterceptor(grpc.aio.ServerInterceptor):
             if len(self._wrapped) < _MAX_METHODS:
                 self._wrapped[method] = known
         if known[1] is handler and self._limits is not None:  # nothing of ours is around it
-            fault = _unproved(self._link.find_config())
+            fault = _unproved(self._link.last_config)
             if fault is not None:
                 return _refusing(*fault)
         return known[1]
@@ -158,17 +158,17 @@ class ServedCall:
             self.admission.end(self._context.trailing_metadata() or (), is_measured=is_measured)
         code, details = self._ended(error)
         self._span.end(code, details)
-        config = self._link.find_config()
+        config = self._link.last_config
         if self._source and config is not None:
             status = "OK" if code is _OK else code.name
-            counted = self._known.get(config, (self._source, self._method, status, self._decision))
-            self._link.counter.add(counted, self._begun_s, self._span.sampled)
+            key = (self._source, self._method, status, self._decision)
+            self._known.add(config, key, self._begun_s, self._span.sampled)
 
     def admit(self) -> Awaitable[None] | None:
         """Lets the call go on; or returns what does, or aborts it, to be awaited."""
         if self._limits is None:
             return None
-        config, caller = self._link.find_config(), self._caller
+        config, caller = self._link.last_config, self._caller
         if caller is None or config is None:
             fault = _unproved(config)
             if fault is None:

@@ -111,6 +111,7 @@ class CallSpan:
         ended: its status, what is said of that, and when it ended; None before that.
     """
 
+    ends = True
     # Of most calls these stay as they are.
     _context: SpanContext | None = None
     ended: tuple[grpc.StatusCode, str, int] | None = None
@@ -282,6 +283,7 @@ class Passed(trace.Span):
         is_remote: whether another process has said so.
     """
 
+    ends = False
     sampled: Final = None
 
     def __init__(self, said: str, state: str, is_remote: bool) -> None:

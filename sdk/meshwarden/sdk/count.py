@@ -54,27 +54,6 @@ class _Sum:
     exemplars: Exemplars = field(default_factory=Exemplars)
 
 
-class Known(Generic[C, K]):
-    """The `Call`s that were made before, which are the same as long as the configuration is. Safe between threads."""
-
-    def __init__(self, make: Callable[[C, K], Call]) -> None:
-        """`make` makes a call of a configuration and of what else makes up its key."""
-        self._make = make
-        # Both together, so that no call of one configuration is remembered for another.
-        self._known: tuple[C | None, dict[K, Call]] = (None, {})
-
-    def get(self, config: C, key: K) -> Call:
-        """Returns the call of a key."""
-        of, calls = self._known
-        if of is not config or len(calls) >= _MAX_KNOWN:
-            calls = {}
-            self._known = (config, calls)
-        call = calls.get(key)
-        if call is None:
-            call = calls[key] = self._make(config, key)
-        return call
-
-
 class Counter:
     """Adds calls up until they are taken. Safe to share between threads.
 
@@ -116,8 +95,7 @@ class Counter:
         row = self._row
         row.append((call, begun_s, self._monotonic_s(), trace))
         if len(row) >= _FOLD:
-            with self._lock:
-                self._fold()
+            self._add_up()
 
     def take(self) -> list[report_pb2.CallStat]:
         """Removes and returns all counts."""
@@ -125,6 +103,10 @@ class Counter:
             self._fold()
             sums, self._sums = self._sums, {}
         return [_stat(call, minute, total) for (call, minute), total in sums.items()]
+
+    def _add_up(self) -> None:
+        with self._lock:
+            self._fold()
 
     def _fold(self) -> None:
         """Adds up the calls of the row; the lock is held."""
@@ -160,6 +142,32 @@ class Counter:
                 return None
             total = self._sums[key] = _Sum()
         return total
+
+
+class Known(Generic[C, K]):
+    """Counts calls of a few kinds, each the same as long as the configuration is. Safe to share between threads."""
+
+    def __init__(self, counter: Counter, make: Callable[[C, K], Call]) -> None:
+        """`make` makes a call of a configuration and of what else makes up its key."""
+        self._counter = counter
+        self._row, self._now_s = counter._row, counter._monotonic_s
+        self._make = make
+        # Both together, so that no call of one configuration is remembered for another.
+        self._known: tuple[C | None, dict[K, Call]] = (None, {})
+
+    def add(self, config: C, key: K, begun_s: float, trace: TraceIds | None = None) -> None:
+        """Counts one call that has just ended, as `Counter.add` does: to call that would be one function more."""
+        of, calls = self._known
+        if of is not config or len(calls) >= _MAX_KNOWN:
+            calls = {}
+            self._known = (config, calls)
+        call = calls.get(key)
+        if call is None:
+            call = calls[key] = self._make(config, key)
+        row = self._row
+        row.append((call, begun_s, self._now_s(), trace))
+        if len(row) >= _FOLD:
+            self._counter._add_up()
 
 
 def _stat(call: Call, minute: int, total: _Sum) -> report_pb2.CallStat:

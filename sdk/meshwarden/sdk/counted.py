@@ -10,11 +10,12 @@ from typing import Any
 
 import grpc
 
+from meshwarden.sdk import criticality
 from meshwarden.sdk.counted_method import CountedMethod, CountedMethods, Kinds
 from meshwarden.sdk.outgoing import Outgoing, along
 from meshwarden.sdk.retried import answer, timeout_of, with_timeout
 from meshwarden.sdk.throttled import Throttled
-from meshwarden.sdk.trace import add_headers
+from meshwarden.sdk.trace import METADATA_PLACE, add_headers
 
 
 def _passed_on(name: str) -> Callable[..., Any]:
@@ -80,33 +81,11 @@ class CountedChannel(CountedMethods, grpc.Channel):
 class _Method(CountedMethod):
     """A method of a channel. Its calls take what those of grpc take, by place or by name."""
 
-    def _answered(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Makes a call and waits for its end. Nobody else hears of that, so it is told once."""
-        outgoing, method = self._outgoing, self._method
-        if self._throttle.on and (refusal := outgoing.refusal(method)) is not None:
-            raise Throttled(refusal)
-        span = outgoing.span(method)
-        args = add_headers(args, kwargs, along(span))
-        begun_s = time.perf_counter()
-        try:
-            answer = make(*args, **kwargs)
-        except BaseException as error:
-            outgoing.failed(method, span, begun_s, error)
-            raise
-        outgoing.answered(method, span, begun_s)
-        return answer
-
     def _under_way(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begins a call, whose end is heard of later."""
-        if self._throttle.on and (refusal := self._outgoing.refusal(self._method)) is not None:
+        if (refusal := self._refusal()) is not None:
             return Throttled(refusal)
-        one = self._outgoing.begin(self._method)
-        args = add_headers(args, kwargs, one.headers)
-        try:
-            call = make(*args, **kwargs)
-        except BaseException as error:
-            one.end(grpc.StatusCode.INTERNAL, str(error), ())
-            raise
+        call, one = self._begin(make, args, kwargs)
         call.add_done_callback(lambda done: one.end(done.code(), done.details(), done.trailing_metadata() or ()))
         return call if call.done() else _Held(call)
 
@@ -115,12 +94,28 @@ class _Answered(_Method):
     """A method with one response."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See grpc.UnaryUnaryMultiCallable."""
-        return self._answered(self._inner, args, kwargs)
+        """See grpc.UnaryUnaryMultiCallable. Nobody else hears of the end of the call, so it is told once."""
+        outgoing, method = self._outgoing, self._method
+        if self._throttle.on and (refusal := outgoing.refusal(method)) is not None:
+            raise Throttled(refusal)
+        span = outgoing.tracer.client(method, outgoing.name)
+        headers = span.headers if criticality.current() is None else along(span)
+        if len(args) > METADATA_PLACE or "metadata" in kwargs:
+            args = add_headers(args, kwargs, headers)
+        elif headers:
+            kwargs["metadata"] = headers
+        begun_s = time.perf_counter()
+        try:
+            answer = self._inner(*args, **kwargs)
+        except BaseException as error:
+            outgoing.failed(method, span, begun_s, error)
+            raise
+        outgoing.answered(method, span, begun_s)
+        return answer
 
     def with_call(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.UnaryUnaryMultiCallable."""
-        return self._answered(self._inner.with_call, args, kwargs)
+        return type(self)(self._inner.with_call, self._outgoing, self._method)(*args, **kwargs)
 
     def future(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.UnaryUnaryMultiCallable."""
@@ -142,9 +137,12 @@ class _UnaryUnary(_Answered, grpc.UnaryUnaryMultiCallable):  # type: ignore[type
 class _Retried(_UnaryUnary):
     """A method whose calls may be made again, but for those in the hands of the program."""
 
-    def _answered(self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See grpc.UnaryUnaryMultiCallable."""
+
         def attempt(timeout_s: float | None) -> Any:
-            return super(_Retried, self)._answered(make, *with_timeout(args, kwargs, timeout_s))
+            placed, named = with_timeout(args, kwargs, timeout_s)
+            return super(_Retried, self).__call__(*placed, **named)
 
         return answer(attempt, self._outgoing.retries.begin(timeout_of(args, kwargs)))
 

@@ -1,8 +1,12 @@
 """What channels whose calls are counted have in common, those of grpc and of grpc.aio: their methods, of all shapes."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from meshwarden.sdk.outgoing import Outgoing
+import grpc
+
+from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
+from meshwarden.sdk.trace import add_headers
 
 
 class CountedMethod:
@@ -13,6 +17,22 @@ class CountedMethod:
         self._outgoing = outgoing
         self._method = method
         self._throttle = outgoing.throttle(method)
+
+    def _refusal(self) -> str | None:
+        """Why a call isn't made; None if it is to be made."""
+        return self._outgoing.refusal(self._method) if self._throttle.on else None
+
+    def _begin(
+        self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, OutgoingCall]:
+        """Begins a call, whose end is heard of later, and of which what is returned second is to be told then."""
+        one = self._outgoing.begin(self._method)
+        args = add_headers(args, kwargs, one.headers)
+        try:
+            return make(*args, **kwargs), one
+        except BaseException as error:
+            one.end(grpc.StatusCode.INTERNAL, str(error), ())
+            raise
 
 
 class Kinds(NamedTuple):

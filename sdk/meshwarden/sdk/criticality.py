@@ -15,7 +15,7 @@ Source: Site Reliability Engineering (Beyer et al., 2016), chapter 21, "Critical
 import contextlib
 import contextvars
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from meshwarden.sdk.span import Headers
@@ -55,6 +55,8 @@ _HEADERS: Final[Mapping[Criticality, Headers]] = {level: ((KEY, level.name),) fo
 _current: contextvars.ContextVar[Criticality | None] = contextvars.ContextVar(
     "meshwarden_sdk_criticality", default=None
 )
+current: Final[Callable[[], Criticality | None]] = _current.get
+"""Returns the level of the calls that are made here; None: they say nothing."""
 
 
 def find(metadata: Iterable[tuple[str, str | bytes]]) -> Criticality | None:
@@ -79,14 +81,14 @@ def serve(metadata: Iterable[tuple[str, str | bytes]]) -> Criticality | None:
     Returns:
         What that was; see `find`.
     """
-    level = find(metadata)
-    _current.set(level)  # in any case: threads serve one call after another
+    level: Criticality | None = None
+    for pair in metadata:
+        if pair[0] == KEY:
+            level = find(metadata)
+            break
+    if level is not current():  # a thread, or a task of grpc.aio, may have served another call before
+        _current.set(level)
     return level
-
-
-def current() -> Criticality | None:
-    """Returns the level of the calls that are made here; None: they say nothing."""
-    return _current.get()
 
 
 @contextlib.contextmanager
@@ -101,5 +103,5 @@ def calls_are(level: Criticality) -> Iterator[None]:
 
 def headers() -> Headers:
     """Returns what a call that is made here says."""
-    level = _current.get()
+    level = current()
     return () if level is None else _HEADERS[level]

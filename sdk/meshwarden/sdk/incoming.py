@@ -9,10 +9,11 @@ import contextvars
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
+from grpc import _server
 
 from meshwarden.certs.clock import Clock
 from meshwarden.certs.verify import PeerRefused, VerifiedPeer
@@ -55,8 +56,7 @@ class Incoming:
 
     Attributes:
         config: what the agent has said last.
-        counter: what counts them.
-        known: what is counted, by its key.
+        counted: what counts them, by their key.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Incoming:
             most_calls: how many calls the server could serve at once and refuse one more.
         """
         self.config: Config = link.config
-        self.counter = link.counter
-        self.known = Known(served_call)
+        self.counted = Known(link.counter, served_call)
+        self._tracer = tracer()
         self._link = link
         self._limits = Limits(link, monotonic_s, most_calls)
         self._callers = Callers(lambda: self.config.bundles, clock)
@@ -104,7 +104,9 @@ class Incoming:
         Raises:
             Exception: that of `context.abort`.
         """
-        call = IncomingCall(self, method, context)
+        call = IncomingCall()
+        call.begun_s = time.perf_counter()
+        call.incoming, call.method, call.context = self, method, context
         try:
             caller = self._callers.identify(context)
         except PeerRefused as refusal:
@@ -113,28 +115,31 @@ class Incoming:
         call.source = caller.source
         if not method.startswith(HEALTH):
             metadata = context.invocation_metadata()
-            call.span = tracer().server(method, metadata, caller.source)
+            call.span = self._tracer.server(method, metadata, caller.source)
             criticality.serve(metadata)
         if stream:
             number = next(self._numbers)
             self._open[number] = (caller, context)
             call.at_end(lambda: self._open.pop(number, None))
-        if call.span is not None:  # last: what it takes is given back by whoever has the call
-            try:
-                admission = self._limits.admit(caller.tenant, method, metadata)
-                if admission.decision.coming is not None:
-                    told = caller.tenant, method, metadata
-                    admission = self._limits.wait(admission, told, context.time_remaining())
-                call.admission = admission
-            except cost.Malformed as error:
-                self._refuse(call, grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
-            if not admission.decision.allowed:
-                limited = self._limits.refusal(admission.decision, caller.tenant, method)
-                open_answer(context, limited.headers)
-                # Of a server that can do no more it is no policy's doing that a call fails.
-                decision = "" if limited.code is grpc.StatusCode.UNAVAILABLE else "limited"
-                self._refuse(call, limited.code, limited.message, decision, *limited.trailing)
+        if self._limits.on and call.span is not None:
+            self._admit(call, method, caller.tenant, metadata)  # last: who has the call gives back what it takes
         return call
+
+    def _admit(self, call: "IncomingCall", method: str, tenant: str, metadata: Sequence[Any]) -> None:
+        try:
+            admission = self._limits.admit(tenant, method, metadata)
+            if admission.decision.coming is not None:
+                told = tenant, method, metadata
+                admission = self._limits.wait(admission, told, call.context.time_remaining())
+            call.admission = admission
+        except cost.Malformed as error:
+            self._refuse(call, grpc.StatusCode.INVALID_ARGUMENT, str(error), "denied")
+        if not admission.decision.allowed:
+            limited = self._limits.refusal(admission.decision, tenant, method)
+            open_answer(call.context, limited.headers)
+            # Of a server that can do no more it is no policy's doing that a call fails.
+            decision = "" if limited.code is grpc.StatusCode.UNAVAILABLE else "limited"
+            self._refuse(call, limited.code, limited.message, decision, *limited.trailing)
 
     def _refuse(
         self,
@@ -162,38 +167,28 @@ class IncomingCall:
     """One call; `end` may be told more than once of a stream, and the first time counts.
 
     Attributes:
+        incoming: those of its server.
+        method: "/package.Service/Method", or `OTHER`.
         context: its own, of grpc.
+        begun_s: when it began, by `time.perf_counter`.
         admission: what it holds of the policies; held until `leave`.
         source: the caller's SPIFFE ID, as soon as it is known.
         span: its own, from then on; ended even if the handler never hears that the call was.
     """
 
-    __slots__ = (
-        "_begun_s",
-        "_decision",
-        "_incoming",
-        "_last",
-        "_method",
-        "_open",
-        "_over",
-        "admission",
-        "context",
-        "source",
-        "span",
-    )
-
-    def __init__(self, incoming: Incoming, method: str, context: Any) -> None:
-        self.context = context
-        self.admission = FREE
-        self.source = ""
-        self.span: Span | None = None
-        self._incoming = incoming
-        self._method = method
-        self._decision: CallStat.Decision.ValueType = _ALLOWED
-        self._begun_s = time.perf_counter()
-        self._last: Callable[[], object] | None = None
-        self._open: threading.Lock | None = None
-        self._over: threading.Event | None = None
+    # `begin` gives each call these: a function for it would be one more.
+    incoming: Incoming
+    method: str
+    context: Any
+    begun_s: float
+    # Of most calls these stay as they are.
+    admission = FREE
+    source = ""
+    span: Span | None = None
+    _decision: CallStat.Decision.ValueType = _ALLOWED
+    _last: Callable[[], object] | None = None
+    _open: "threading.Lock | None" = None
+    _over: threading.Event | None = None
 
     def leave(self, is_measured: bool = False) -> None:
         """The handler has ended, whatever becomes of its answer; see `Admission.end`."""
@@ -224,17 +219,19 @@ class IncomingCall:
     def gone(self) -> None:
         """The call is over, whatever its handler does yet."""
         left_s = self.context.time_remaining()
-        given_s = None if left_s is None else left_s + time.perf_counter() - self._begun_s
+        given_s = None if left_s is None else left_s + time.perf_counter() - self.begun_s
         self.end(Deadline(given_s).code(left_s), "the caller has gone")
 
     def returned(self) -> None:
         """The handler has come to its end."""
         context = self.context
-        if not context.is_active():
+        try:  # what the two below say, without the five functions and the lock that they go through
+            code, is_active = context._state.code, _server._is_rpc_state_active(context._state)
+        except AttributeError:  # a grpcio in which this is elsewhere, or a context of another kind
+            code, is_active = context.code(), context.is_active()
+        if not is_active:
             self.gone()
-            return
-        code = context.code()
-        if code is None or code is _OK:
+        elif code is None or code is _OK:
             self.end(_OK, "")
         else:
             self.end(code, _text(context.details()))
@@ -257,13 +254,14 @@ class IncomingCall:
             self._last()
         span, trace = self.span, None
         if span is not None:
-            span.end(code, details)
+            if span.ends:
+                span.end(code, details)
             trace = span.sampled
-        elif self._method.startswith(HEALTH):
+        elif self.method.startswith(HEALTH):
             return
-        incoming = self._incoming
-        key = (self.source, self._method, "OK" if code is _OK else code.name, self._decision)
-        incoming.counter.add(incoming.known.get(incoming.config, key), self._begun_s, trace)
+        incoming = self.incoming
+        key = (self.source, self.method, "OK" if code is _OK else code.name, self._decision)
+        incoming.counted.add(incoming.config, key, self.begun_s, trace)
 
 
 def served_call(config: Config, key: Key) -> Call:

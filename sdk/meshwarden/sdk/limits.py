@@ -115,7 +115,11 @@ class _Held(NamedTuple):
 
 
 class Limits:
-    """Decides about calls. Safe to share between threads."""
+    """Decides about calls. Safe to share between threads.
+
+    Attributes:
+        on: whether any policy is in force; while none is, `admit` need not be asked.
+    """
 
     def __init__(
         self,
@@ -132,6 +136,7 @@ class Limits:
             most_calls: how many calls the server could serve at once and refuse one more.
             chance: from 0 to 1; see `meshwarden.sdk.gradient`.
         """
+        self.on = False
         self._link, self._monotonic_s = link, monotonic_s
         self._rooms, self._told = Rooms(most_calls, chance), False
         self._lock = threading.Lock()
@@ -156,6 +161,7 @@ class Limits:
             leases = self._shared(shared, now_s)
             self._specs = {said.policy: said.spec for said in limits.policies}
             self._held = _Held.of(policies, {**leases, **self._own})
+            self.on = bool(self._held.engines or self._rooms.all)
 
     def admit(self, tenant: str, method: str, metadata: Iterable[tuple[str, str | bytes]] = ()) -> Admission:
         """Lets a call in, if every policy does; what it then holds is to be given back by `end`, however it ends.
@@ -165,9 +171,9 @@ class Limits:
         Raises:
             cost.Malformed: a policy counts costs, and what the metadata declare is none.
         """
-        held, rooms = self._held, self._rooms.all
-        if not held.engines and not rooms:
+        if not self.on:
             return FREE
+        held, rooms = self._held, self._rooms.all
         now_s = self._monotonic_s()
         amounts = held.amounts(metadata) if held.costs else held.reserves
         level = criticality.current()

@@ -18,6 +18,8 @@ SCOPE: Final = "meshwarden.sdk"
 
 
 class _OtelSpan:
+    ends = True
+
     def __init__(self, span: trace.Span, headers: Headers, kind: trace.SpanKind) -> None:
         self.headers = headers
         self._span = span

@@ -15,7 +15,7 @@ from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.count import Call, Known
 from meshwarden.sdk.retry import Retries
-from meshwarden.sdk.span import Headers, Span, Unrecorded
+from meshwarden.sdk.span import Headers, Span
 from meshwarden.sdk.throttle import Throttle, is_refusal
 from meshwarden.sdk.throttled import CODE
 from meshwarden.sdk.trace import tracer
@@ -36,7 +36,13 @@ _RBAC_DETAILS: Final = "Unauthorized RPC rejected"
 
 
 class Outgoing:
-    """The calls of one channel."""
+    """The calls of one channel.
+
+    Attributes:
+        name: what was dialled, "orders" or "orders.platform".
+        tracer: begins their spans; `answered` or `failed` is to be told when such a call ends. Or `begin` does.
+        retries: of unary calls.
+    """
 
     def __init__(
         self,
@@ -61,9 +67,10 @@ class Outgoing:
         Raises:
             ValueError: that many retries are not made.
         """
+        self.tracer = tracer()
+        self.name = name
         self._link = link
-        self._name = name
-        self._known = Known(self._call)
+        self._known = Known(link.counter, self._call)
         self._throttled, self._now_s, self._chance = throttled, now_s, chance
         self._throttles = _Throttles(now_s)
         self.retries = Retries(retries, now_s, chance)
@@ -77,32 +84,26 @@ class Outgoing:
         throttle, begun_s = self._throttles[method], time.perf_counter()
         if throttle.admits(self._now_s(), self._chance()):
             return None
-        config, (refused, calls) = self._link.find_config(), throttle.counts()
+        config, (refused, calls) = self._link.last_config, throttle.counts()
         message = (
-            f"the SDK itself refuses this call, since {self._destination(config) or self._name} refused {refused} of "
+            f"the SDK itself refuses this call, since {self._destination(config) or self.name} refused {refused} of "
             f"the last {calls} calls of {method}: try again later"
         )
-        span = self.span(method)
+        span = self.tracer.client(method, self.name)
         span.end(CODE, message)
-        counted = self._known.get(config, (method, CODE.name, CallStat.THROTTLED))
-        self._link.counter.add(counted, begun_s, span.sampled)
+        self._known.add(config, (method, CODE.name, CallStat.THROTTLED), begun_s, span.sampled)
         return message
-
-    def span(self, method: str) -> Span:
-        """A call begins; `answered` or `failed` is to be told when it ends, or `begin` to be used instead."""
-        return tracer().client(method, self._name)
 
     def begin(self, method: str) -> "OutgoingCall":
         """A call begins, whose end may be heard of from more than one side."""
-        return OutgoingCall(self, method, self.span(method))
+        return OutgoingCall(self, method, self.tracer.client(method, self.name))
 
     def answered(self, method: str, span: Span, begun_s: float) -> None:
         """A call that began at `begun_s`, by `time.perf_counter`, has ended well."""
         self._throttles[method].accepted += 1
-        if type(span) is not Unrecorded:
+        if span.ends:
             span.end(_OK, "")
-        link = self._link
-        link.counter.add(self._known.get(link.find_config(), (method, "OK", _ALLOWED)), begun_s, span.sampled)
+        self._known.add(self._link.last_config, (method, "OK", _ALLOWED), begun_s, span.sampled)
 
     def ended(
         self,
@@ -124,12 +125,12 @@ class Outgoing:
         elif details != _LOST_DETAILS:
             throttle.accepted += 1
         span.end(code, details)
-        config = self._link.find_config()
+        config = self._link.last_config
         decision = _decision(code, details, trailing)
-        self._link.counter.add(self._known.get(config, (method, code.name, decision)), begun_s, span.sampled)
+        self._known.add(config, (method, code.name, decision), begun_s, span.sampled)
         if decision == CallStat.DENIED:
             caller = config.service if config else "TENANT/SERVICE"
-            self._link.denials.say(caller, self._name, self._destination(config), method, span.sampled)
+            self._link.denials.say(caller, self.name, self._destination(config), method, span.sampled)
 
     def failed(self, method: str, span: Span, begun_s: float, error: BaseException) -> None:
         """A call has ended with an error: the answer's, or one that kept it from being made."""
@@ -143,7 +144,7 @@ class Outgoing:
         method, status, decision = key
         return Call(
             source=str(config.spiffe_id) if config else "",
-            destination=self._destination(config) or self._name,
+            destination=self._destination(config) or self.name,
             method=method,
             status=status,
             decision=decision,
@@ -152,9 +153,9 @@ class Outgoing:
         )
 
     def _destination(self, config: Config | None) -> str:
-        found = config.names.get(self._name) if config else None
-        if found is None and self._name.count(".") == 1:
-            service, _, tenant = self._name.partition(".")
+        found = config.names.get(self.name) if config else None
+        if found is None and self.name.count(".") == 1:
+            service, _, tenant = self.name.partition(".")
             found = f"{tenant}/{service}"
         return found or ""
 

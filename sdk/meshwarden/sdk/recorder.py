@@ -9,6 +9,7 @@ import os
 import random
 import weakref
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Final
 
 from opentelemetry import context, propagate, trace
@@ -21,7 +22,7 @@ from opentelemetry.trace import SpanKind
 from meshwarden.sdk.call_span import Above, CallSpan, Passed, Place, Said, Shown, trace_state
 from meshwarden.sdk.sampling import BITS, KEY, threshold_of, word_of
 from meshwarden.sdk.span import Headers, Metadata, Span, Unrecorded
-from meshwarden.sdk.trace import MAX_STATE, PARENT, STATE, TRACEPARENT
+from meshwarden.sdk.trace import MAX_STATE, PARENT, STATE, is_parent
 
 _BAGGAGE: Final = "baggage"
 _FIELDS: Final = {PARENT, STATE, _BAGGAGE}
@@ -37,10 +38,12 @@ _DRAWN: Final = 64
 _NOWHERE: Final = Context()
 _KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, _NOWHERE)))
 """Under which a context has its span."""
-# What the module's own functions call, if that can be had.
+# What the module's own functions come to, if that can be had.
 _runtime: Final[Any] = getattr(context, "_RUNTIME_CONTEXT", context)
-_attach: Final[Callable[[Context], object]] = _runtime.attach
-_current: Final[Callable[[], Context]] = _runtime.get_current
+_variable: Final[Any] = getattr(_runtime, "_current_context", None)
+_plain: Final = isinstance(_variable, ContextVar)
+_attach: Final[Callable[[Context], object]] = _variable.set if _plain else _runtime.attach
+_current: Final[Callable[[], Context]] = _variable.get if _plain else _runtime.get_current
 _MAX_METHODS: Final = 1024
 # Looked up once: what hangs on an enumeration is found by way of its class.
 _CLIENT: Final = SpanKind.CLIENT
@@ -75,8 +78,8 @@ class Recorder:
         self._keep = keep
         self._is_watched = is_watched
         self._random_bits = random_bits
-        # A `traceparent` but for its flags, and the bits of its trace id that tell whether it is recorded.
-        self._drawn: list[tuple[str, int]] = []
+        # Bits of a trace id that tell whether it is recorded, its `traceparent` but for the flags, and it if it is not.
+        self._drawn: list[tuple[int, str, Unrecorded]] = []
         forget = weakref.WeakMethod(self._forget_drawn)
         os.register_at_fork(after_in_child=lambda: (found := forget()) and found())
         # A ratio, its threshold, and the state of traces that are recorded.
@@ -93,8 +96,7 @@ class Recorder:
         is_plain = self._is_plain if propagator is self._propagator else self._look(propagator)
         here = _current()
         if not here and is_plain:
-            begun = self._begun(_CLIENT, method, destination)
-            return Unrecorded(((PARENT, begun),)) if isinstance(begun, str) else begun
+            return self._begun(_CLIENT, method, destination)
         shown = here.get(_KEY)
         made: Passed | CallSpan
         if type(shown) is Passed:
@@ -104,8 +106,7 @@ class Recorder:
         else:
             place = _place_of(trace.get_current_span(here))
             if place is None:
-                begun = self._begun(_CLIENT, method, destination)
-                made = Passed(begun, "", is_remote=False) if isinstance(begun, str) else begun
+                made = _passed(self._begun(_CLIENT, method, destination))
             elif place.flags & 1:
                 made = self._below(place.said, place.state, place.is_remote, _CLIENT, method, destination)
             else:
@@ -120,15 +121,16 @@ class Recorder:
         propagator = get_global_textmap()
         is_plain = self._is_plain if propagator is self._propagator else self._look(propagator)
         said = state = ""
-        for name, value in metadata:
-            if name == PARENT and isinstance(value, str):
+        for pair in metadata:  # grpc's are of a class of its own, of which both at once are three times as dear
+            name = pair[0]
+            if name == PARENT and isinstance(value := pair[1], str):
                 said = value
-            elif name == STATE and isinstance(value, str):
+            elif name == STATE and isinstance(value := pair[1], str):
                 state = value
             elif name == _BAGGAGE:
                 is_plain = False
         below, is_below, is_remote = _NOWHERE, False, True
-        if not is_plain or (said and TRACEPARENT.fullmatch(said) is None):
+        if not is_plain or (said and not is_parent(said)):
             carrier = {name: value for name, value in metadata if isinstance(value, str)}
             below = propagate.extract(carrier, _NOWHERE)
             place = _place_of(trace.get_current_span(below))
@@ -141,8 +143,7 @@ class Recorder:
                 state = known.to_header() if known else ""
         made: Passed | CallSpan
         if not is_below:
-            begun = self._begun(_SERVER, method, source)
-            made = Passed(begun, "", is_remote=False) if isinstance(begun, str) else begun
+            made = _passed(self._begun(_SERVER, method, source))
         elif said[-1] in _NOT_SAMPLED:
             made = Passed(said, state, is_remote)
         else:
@@ -152,16 +153,12 @@ class Recorder:
         _attach(Context({_KEY: shown}) if below is _NOWHERE else trace.set_span_in_context(shown, below))
         return made
 
-    def _begun(self, kind: SpanKind, method: str, other: str) -> str | CallSpan:
-        """Begins a trace; `other` is at the other end of the call, if it is known.
-
-        Returns:
-            The `traceparent` alone if it is not to be recorded.
-        """
+    def _begun(self, kind: SpanKind, method: str, other: str) -> Unrecorded | CallSpan:
+        """Begins a trace; `other` is at the other end of the call, if it is known."""
         try:
-            said, low_bits = self._drawn.pop()
+            low_bits, said, unrecorded = self._drawn.pop()
         except IndexError:
-            said, low_bits = self._draw()
+            low_bits, said, unrecorded = self._draw()
         ratio, threshold, state = self._sampling
         if ratio != (now := self._ratio()):
             threshold = threshold_of(now)
@@ -169,15 +166,15 @@ class Recorder:
             state = f"{KEY}={word}" if word else ""
             self._sampling = (now, threshold, state)
         if low_bits < threshold:
-            return said + _RANDOM
+            return unrecorded
         return self._recorded(said + _RANDOM_SAMPLED, state, None, kind, method, other)
 
     def _below(self, said: str, state: str, is_remote: bool, kind: SpanKind, method: str, other: str) -> CallSpan:
         """Goes on below what `said` and `state` tell of, which is recorded."""
         try:
-            drawn, _ = self._drawn.pop()
+            _, drawn, _ = self._drawn.pop()
         except IndexError:
-            drawn, _ = self._draw()
+            _, drawn, _ = self._draw()
         own = f"00{said[2:36]}{drawn[36:]}{_RANDOM_SAMPLED if said[-1] in _OF_RANDOM else _SAMPLED}"
         return self._recorded(own, state, Above(said, is_remote), kind, method, other)
 
@@ -197,14 +194,15 @@ class Recorder:
             made.real()
         return made
 
-    def _draw(self) -> tuple[str, int]:
+    def _draw(self) -> tuple[int, str, Unrecorded]:
         """Draws ids for some calls and returns the first: many at a time are a fifth of what they are one by one."""
-        drawn: list[tuple[str, int]] = []
+        drawn: list[tuple[int, str, Unrecorded]] = []
         while len(drawn) < _DRAWN:
             bits = self._random_bits(192)
             if bits >> 64 and bits & _SPAN:
                 text = f"{bits:048x}"
-                drawn.append((f"00-{text[:32]}-{text[32:]}-", bits >> 64 & _MASK))
+                said = f"00-{text[:32]}-{text[32:]}-"
+                drawn.append((bits >> 64 & _MASK, said, Unrecorded(((PARENT, said + _RANDOM),))))
         self._drawn.extend(drawn[1:])
         return drawn[0]
 
@@ -227,6 +225,10 @@ class Recorder:
             return Unrecorded(headers)
         made.headers = headers
         return made
+
+
+def _passed(begun: Unrecorded | CallSpan) -> Passed | CallSpan:
+    return Passed(begun.headers[0][1], "", is_remote=False) if isinstance(begun, Unrecorded) else begun
 
 
 def _place_of(span: OtelSpan) -> Place | None:

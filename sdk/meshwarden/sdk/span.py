@@ -12,7 +12,13 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Span(Protocol):
-    """One side of one call, from its beginning on."""
+    """One side of one call, from its beginning on.
+
+    Attributes:
+        ends: whether it has an end: `end` need not be called where it has none.
+    """
+
+    ends: bool
 
     @property
     def headers(self) -> Headers:
@@ -27,8 +33,9 @@ class Span(Protocol):
 
 
 class Unrecorded:
-    """A call that is made and that nobody records. It has no end of its own: `end` need not be called."""
+    """A call that is made and that nobody records."""
 
+    ends = False
     sampled: Final = None
 
     def __init__(self, headers: Headers) -> None:

@@ -19,16 +19,16 @@ _untold: Final = Losses()
 def ratio() -> float:
     """How many of the traces that begin here are to be recorded; all, as long as the agent has not said."""
     try:
-        config = AgentLink.of_process().find_config()
+        link = AgentLink.made or AgentLink.of_process()  # it is asked at each call
     except NotStarted:
         return 1.0
-    return 1.0 if config is None else config.trace_ratio
+    return 1.0 if link.last_config is None else link.last_config.trace_ratio
 
 
 def revision() -> int:
     """The store revision of the policies that this program runs under; 0 as long as the agent has not said."""
     try:
-        config = AgentLink.of_process().find_config()
+        config = AgentLink.of_process().last_config
     except NotStarted:
         return 0
     return 0 if config is None else config.revision

@@ -56,7 +56,8 @@ class Link:
         identity = SpiffeId.workload("mesh.test", "platform", "orders")
         self.config = Config(identity, bundles or {}, ServerLimits(), 7, Path(), {})
 
-    def find_config(self) -> Config:
+    @property
+    def last_config(self) -> Config:
         return self.config
 
     def listen(self, listener: Callable[[Config], None]) -> None:

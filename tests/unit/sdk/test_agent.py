@@ -28,7 +28,7 @@ CALL = Call("", "platform/orders", "/o.Orders/Get", "OK", CallStat.ALLOWED, Call
 @pytest.fixture
 def link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentLink]:
     monkeypatch.setenv("MESHWARDEN_AGENT_SOCKET", str(tmp_path / "none.sock"))
-    monkeypatch.setattr(AgentLink, "_of_process", None)
+    monkeypatch.setattr(AgentLink, "made", None)
     link = AgentLink.of_process()
     yield link
     link.close()

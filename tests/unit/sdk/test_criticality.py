@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshwarden.certs.clock import utc_now
 from meshwarden.sdk import criticality
 from meshwarden.sdk.aio_handler import ServedCall
-from meshwarden.sdk.count import Known
+from meshwarden.sdk.count import Counter, Known
 from meshwarden.sdk.criticality import FREE_OF_BUCKET, FREE_OF_CONCURRENCY, KEY, Criticality
 from meshwarden.sdk.incoming import served_call
 from meshwarden.sdk.outgoing import Outgoing
@@ -65,7 +66,7 @@ def test_one_thread_serves_one_call_after_another() -> None:
 
 
 def test_a_program_says_it_of_all_the_calls_that_it_makes() -> None:
-    link: Any = SimpleNamespace(find_config=lambda: None)
+    link: Any = SimpleNamespace(last_config=None, counter=Counter(utc_now))
 
     def say() -> tuple[Any, Any, Any]:
         outgoing = Outgoing(link, "orders")
@@ -89,11 +90,11 @@ def test_what_the_program_says_of_one_call_stands() -> None:
 
 
 def test_an_aio_servers_calls_go_on_as_what_they_came_as() -> None:
-    link: Any = SimpleNamespace(find_config=lambda: None)
+    link: Any = SimpleNamespace(last_config=None, counter=Counter(utc_now))
     context: Any = SimpleNamespace(invocation_metadata=lambda: (("a", "b"), (KEY, "SHEDDABLE")))
 
     def serve() -> Any:
-        ServedCall(link, Known(served_call), None, "/o.Orders/Get", context)
+        ServedCall(link, Known(link.counter, served_call), None, "/o.Orders/Get", context)
         return Outgoing(link, "stock").begin("/s.Stock/Get").headers
 
     assert dict(alone(serve))[KEY] == "SHEDDABLE"

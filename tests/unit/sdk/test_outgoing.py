@@ -25,13 +25,10 @@ class Link:
     def __init__(self, names: dict[str, str] | None, known: bool = True) -> None:
         self.counter = Counter(utc_now)
         self.denials = Denials()
-        self._config = None
+        self.last_config = None
         if known:
             identity = SpiffeId.workload("mesh.test", "acme", "web")
-            self._config = Config(identity, {}, ServerLimits(), 7, Path(), names or {})
-
-    def find_config(self) -> Config | None:
-        return self._config
+            self.last_config = Config(identity, {}, ServerLimits(), 7, Path(), names or {})
 
 
 def decided(link: Link, name: str, code: grpc.StatusCode, details: str = "", *trailing: tuple[str, str]) -> int:

@@ -1,6 +1,7 @@
 """The trace from the calls served to the calls made, with OpenTelemetry and without."""
 
 import contextvars
+import re
 from collections.abc import Iterator
 
 import grpc
@@ -13,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from meshwarden.sdk.otel import OtelTracer
-from meshwarden.sdk.trace import Carrier, sampled_ids, with_headers
+from meshwarden.sdk.trace import Carrier, is_parent, sampled_ids, with_headers
 
 PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
@@ -54,9 +55,22 @@ def test_a_state_without_measure_is_left_behind() -> None:
     assert carried(("traceparent", PARENT), ("tracestate", "x" * 513)) == {"traceparent": PARENT}
 
 
-@given(st.text(max_size=80))
+@given(st.text(st.characters(), max_size=80))
 def test_any_text_is_survived(parent: str) -> None:
     assert set(carried(("traceparent", parent)).values()) <= {parent}
+
+
+W3C = r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+
+
+@given(
+    st.from_regex(r"[0-9a-f]{2}-([0-9a-f]{32}|0{32})-([0-9a-f]{16}|0{16})-[0-9a-f]{2}", fullmatch=True),
+    st.integers(0, 54),
+    st.sampled_from(["", "0", "f", "F", "g", "-", "--", "\n", "é", "\ud800", "\0"]),
+)
+def test_a_parent_is_what_the_standard_says(parent: str, place: int, mark: str) -> None:
+    for text in (parent, parent[:place] + mark + parent[place + 1 :], parent + mark, f"ff{parent[2:]}"):
+        assert is_parent(text) == (re.fullmatch(W3C, text) is not None)
 
 
 def test_a_parent_that_the_program_has_set_stands() -> None:
