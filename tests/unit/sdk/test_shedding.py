@@ -40,7 +40,8 @@ def engine(unit: str, scope: "RatePolicySpec.Scope.ValueType", share: float = MO
     for method in (GET, REINDEX):
         made.take("acme", method, 1, 0.0)
         made.end("acme", method, 0.0)
-        named = Bucket(policy=POLICY, tenant="acme", method=method if method == REINDEX else "")
+        within = method if method == REINDEX else ""
+        named = Bucket(policy=POLICY, tenant="acme", method=within, unit="" if unit == "requests" else unit)
         made.grant([Share(bucket=named, rate=share, burst=share)], 0.0)
     return made
 
