@@ -123,7 +123,7 @@ _NONE: Final[dict[str, "_Branch"]] = {}
 class _Branch:
     """A level with the leases below it."""
 
-    __slots__ = ("branches", "held", "leases", "level", "more", "part")
+    __slots__ = ("branches", "held", "leases", "level", "more", "part", "parts")
 
     def __init__(self, level: Level) -> None:
         self.level = level
@@ -131,6 +131,8 @@ class _Branch:
         self.branches: dict[str, _Branch] = _NONE
         self.leases: tuple[Lease, ...] = ()
         self.part = Part()
+        # The equal parts of its leases, once they are asked for.
+        self.parts: tuple[float, ...] = ()
         self.held = self.more = 0.0
 
     def branch(self, name: str) -> "_Branch":
@@ -150,7 +152,7 @@ class _Branch:
     def arrange(self) -> Part:
         """Makes the tree that is divided."""
         branches = tuple(branch.arrange() for branch in self.branches.values())
-        level = self.level
+        level, self.parts = self.level, ()
         self.part = Part(branches, weight=level.weight, floor=level.floor, ceiling=level.ceiling)
         return self.part
 
@@ -173,7 +175,7 @@ class _Branch:
             branch.aim(whole=whole)
         used = [lease for lease in self.leases if not lease.is_idle]
         demands = [lease.demand.rate for lease in used]
-        rates = portions(self.part.rate, demands, self._parts(used, sum(demands)))
+        rates = portions(self.part.rate, demands, self._parts_of(used, sum(demands)))
         if whole:
             rates = rounded(int(self.part.rate), rates, [lease.given for lease in used])
         for lease in self.leases:
@@ -181,11 +183,13 @@ class _Branch:
         for lease, rate in zip(used, rates, strict=True):
             lease.target = rate
 
-    def _parts(self, used: Sequence[Lease], wanted: float) -> Sequence[float]:
+    def _parts_of(self, used: Sequence[Lease], wanted: float) -> Sequence[float]:
         """The equal parts of those that use their leases; they matter where it may not be enough for all."""
         if len(used) < 2 or self.part.rate > wanted + len(used):
             return [1.0] * len(used)
-        return equal_parts([lease.point for lease in used])
+        if not self.parts:
+            self.parts = tuple(equal_parts([lease.point for lease in self.leases]))
+        return [part for lease, part in zip(self.leases, self.parts, strict=True) if not lease.is_idle]
 
     def count(self) -> None:
         """Adds up from the leases what is held, and how much more is meant and has room."""
