@@ -353,6 +353,19 @@ async def test_a_flood_of_one_tenant_pushes_out_its_own_spans(durable: Durable, 
     assert await store.find(TRACE, everything) is not None
 
 
+async def test_a_trace_that_looks_up_as_another_takes_nothing_from_it(durable: Durable, store: TraceStore) -> None:
+    # Whoever has seen a trace id can make up others that are looked up by the same key.
+    mine, made_up, unknown = (bytes(7) + bytes([number]) + bytes(7) + bytes([number]) for number in (1, 2, 3))
+    put(store, "acme/web", span(1, trace=mine), span(2, 1, trace=mine))
+    put(store, "globex/web", *(span(number, trace=made_up) for number in range(10, 20)))
+    await durable.flush()
+    found = await store.find(mine, everything)
+    assert found is not None
+    assert ([item.name for item in found.spans], found.omitted, found.incomplete) == (["do 1", "do 2"], 0, False)
+    assert await store.find(unknown, everything) is None
+    assert await store.find(mine, only("globex")) is None
+
+
 async def prune(durable: Durable, store: TraceStore) -> None:
     is_more = True
     while is_more:

@@ -142,8 +142,15 @@ def find(db: apsw.Connection, trace_id: bytes, sees: Sees) -> v1.GetTraceRespons
     if not missing:
         return None
     known = frozenset[bytes]().union(*(ids for of_block in missing.values() for ids in of_block.values()))
-    count = sum(len(ids) for of_block in missing.values() for ids in of_block.values())
-    found = sorted(_spans(db, trace_id, missing), key=lambda item: item[1].start_time_unix_nano)
+    wanted = {(block, owner): len(ids) for block, of_block in missing.items() for owner, ids in of_block.items()}
+    read: set[int] = set()
+    found = sorted(_spans(db, trace_id, missing, read), key=lambda item: item[1].start_time_unix_nano)
+    # Of a block that was read, what has nothing of this trace is of another with the same key.
+    count = sum(
+        number for (block, owner), number in wanted.items() if block not in read or len(missing[block][owner]) < number
+    )
+    if not count:
+        return None
     answer = v1.GetTraceResponse(trace_id=trace_id.hex())
     size = 0
     for resource, span in found:
@@ -301,9 +308,9 @@ def _summary(trace_id: bytes, parts: Mapping[int, Part], owners: Mapping[int, Ow
 
 
 def _spans(
-    db: apsw.Connection, trace_id: bytes, missing: Mapping[int, Mapping[Owner, set[bytes]]]
+    db: apsw.Connection, trace_id: bytes, missing: Mapping[int, Mapping[Owner, set[bytes]]], read: set[int]
 ) -> Iterator[tuple[ResourceSpans, Span]]:
-    """The spans of a trace that are wanted of each block, each once."""
+    """The spans of a trace that are wanted of each block, each once; takes them out of `missing`, and notes blocks."""
     left_bytes = MAX_READ_BYTES
     for block, of_block in sorted(missing.items()):
         row: Any = db.execute(_BODY, (block,)).fetchone()
@@ -316,6 +323,7 @@ def _spans(
                     ids.remove(span.span_id)
                     left_bytes -= span.ByteSize()
                     yield resource, span
+        read.add(block)
         if left_bytes <= 0:
             return
 
