@@ -29,6 +29,8 @@ IDLE_S: Final = 60.0
 """What isn't used for so long is given back."""
 MAX_TENANTS: Final = 16_384
 """How many tenants without a limit of their own have buckets; the calls of further ones are refused."""
+SWEEP_S: Final = 1.0
+"""How often idle ones are looked for while there are so many."""
 LONGEST_WAIT_S: Final = 86_400.0
 """A refused caller is told to come back in a day at the latest: a limit may be raised."""
 WAIT_S: Final = 0.25
@@ -158,6 +160,7 @@ class Chunks:
         self._limits: dict[str, RateLimit] = {}
         self._tenants: dict[str, _Tenant] = {}
         self._ends_s, self._closed = -math.inf, False
+        self._swept_s = -math.inf
 
     def update(self, limits: node_service_pb2.PolicyLimits, now_s: float) -> None:
         """Puts other limits in force; what was given stays."""
@@ -361,11 +364,13 @@ class Chunks:
         return made
 
     def _has_room(self, now_s: float) -> bool:
-        if len(self._tenants) < MAX_TENANTS + len(self._limits):
-            return True
-        for name, tenant in list(self._tenants.items()):
-            self._forget_idle(name, tenant, now_s)
-        return len(self._tenants) < MAX_TENANTS + len(self._limits)
+        """Whether one more tenant may have buckets; looks for idle ones, which takes a while, once a second."""
+        most = MAX_TENANTS + len(self._limits)
+        if len(self._tenants) >= most and now_s - self._swept_s >= SWEEP_S:
+            self._swept_s = now_s
+            for name, tenant in list(self._tenants.items()):
+                self._forget_idle(name, tenant, now_s)
+        return len(self._tenants) < most
 
     def _forget_idle(self, name: str, tenant: _Tenant, now_s: float) -> None:
         """Forgets what was given back a while ago."""

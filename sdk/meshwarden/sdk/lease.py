@@ -26,6 +26,8 @@ from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 MAX_TENANTS: Final = 16_384
 """How many tenants without a limit of their own have buckets; the calls of further ones are refused."""
+SWEEP_S: Final = 1.0
+"""How often idle ones are looked for while there are so many."""
 
 
 class Leases:
@@ -41,6 +43,7 @@ class Leases:
         self._limits: dict[str, RateLimit] = {}
         self._tenants: dict[str, Tenant] = {}
         self._ends_s, self._stale = float("-inf"), True
+        self._swept_s = float("-inf")
 
     def update(self, limits: node_service_pb2.PolicyLimits, now_s: float) -> None:
         """Puts other limits in force. What was spent stays spent, and shares stay what they are."""
@@ -188,14 +191,23 @@ class Leases:
         return self._open(name, limit, now_s) or Decision(False, UNSHARED_WAIT_S, "tenant", self._policy)
 
     def _open(self, name: str, limit: RateLimit, now_s: float) -> Tenant | None:
-        if limit.tenant == ANY_TENANT and len(self._tenants) >= MAX_TENANTS + len(self._limits):
-            for known, idle in list(self._tenants.items()):
-                self._forget_idle(known, idle, now_s)
-            if len(self._tenants) >= MAX_TENANTS + len(self._limits):
-                return None
+        if limit.tenant == ANY_TENANT and not self._has_room(now_s):
+            return None
         made = self._tenants[name] = Tenant(limit, self._make, now_s)
         self._begin(made.rest, now_s)
         return made
+
+    def _has_room(self, now_s: float) -> bool:
+        """Whether one more tenant may have buckets; looks for idle ones, which takes a while, once a second."""
+        most = MAX_TENANTS + len(self._limits)
+        if len(self._tenants) >= most and now_s - self._swept_s >= SWEEP_S:
+            self._swept_s = now_s
+            self._sweep(now_s)
+        return len(self._tenants) < most
+
+    def _sweep(self, now_s: float) -> None:
+        for name, tenant in list(self._tenants.items()):
+            self._forget_idle(name, tenant, now_s)
 
     def _part(self, tenant: Tenant, key: str, now_s: float) -> Bucket:
         part = tenant.parts.get(key)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import ClassVar, Final, cast
 
 from meshwarden.sdk.bucket import UNSHARED_WAIT_S, Bucket, Tenant
-from meshwarden.sdk.lease import MAX_TENANTS, Leases
+from meshwarden.sdk.lease import Leases
 from meshwarden.sdk.limit import ALLOWED, Decision
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
-from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
+from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 STARTER: Final = 1.0
 """Slots of a bucket that was just opened."""
@@ -141,12 +141,12 @@ class Slots(Leases):
         bucket.peak = max(bucket.peak, bucket.in_use)
         return bucket
 
-    def _open(self, name: str, limit: RateLimit, now_s: float) -> Tenant | None:
-        if self._spec.scope == RatePolicySpec.POINT and len(self._tenants) >= MAX_TENANTS:
+    def _sweep(self, now_s: float) -> None:
+        if self._spec.scope == RatePolicySpec.POINT:
             for tenant in self._tenants.values():  # what nobody is told of keeps no bucket
                 for _, bucket in tenant.buckets():
                     bucket.take_usage()
-        return super()._open(name, limit, now_s)
+        super()._sweep(now_s)
 
     def _tune(self, bucket: Bucket, now_s: float) -> None:
         if self._spec.scope == RatePolicySpec.POINT:

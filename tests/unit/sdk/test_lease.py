@@ -257,6 +257,18 @@ def test_memory_is_bounded_and_named_tenants_always_have_room(monkeypatch: pytes
     assert leases.take("other", GET, 1, IDLE_S).allowed, "those that have long not called make room"
 
 
+def test_a_server_that_has_as_many_tenants_as_it_may_looks_for_idle_ones_once_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease, "MAX_TENANTS", 100)
+    leases, swept = made(), list[float]()
+    monkeypatch.setattr(leases, "_sweep", swept.append)
+    leases.prolong(FOR_EVER, 0.0)
+    for number in range(1000):
+        leases.take(f"t{number}", GET, 1, number / 500)
+    assert len(swept) == 2
+
+
 def test_a_bucket_with_a_share_is_not_forgotten() -> None:
     leases = made()
     leases.prolong(FOR_EVER, 0.0)

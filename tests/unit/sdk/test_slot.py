@@ -228,7 +228,6 @@ def test_a_call_ends_where_it_began_whatever_the_policy_counts_by_then(limits: L
 
 def test_tenants_that_nobody_names_can_not_grow_memory(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshwarden.sdk.lease.MAX_TENANTS", 10)
-    monkeypatch.setattr("meshwarden.sdk.slot.MAX_TENANTS", 10)
     slots = Slots()
     slots.update(policy(scope=RatePolicySpec.POINT), 0.0)
     for number in range(100):

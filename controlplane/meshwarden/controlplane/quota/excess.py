@@ -6,6 +6,7 @@ are in, those of Envoys too, which come each five seconds.
 """
 
 import math
+from array import array
 from typing import Final, TypeAlias
 
 from meshwarden.controlplane.quota.tree import REST, Bucket, Level
@@ -14,8 +15,8 @@ LATE_S: Final = 7.0
 """When all reports of a second are in."""
 LONGEST_S: Final = 5.0
 """Between the reports of a point."""
-MAX_LEVELS: Final = 8192
-_SECONDS: Final = 16
+MAX_LEVELS: Final = 4096
+_SECONDS: Final = 12
 
 Path: TypeAlias = "tuple[str, ...]"
 """A bucket's, or a part of it from the left; of the policy's own level it is empty."""
@@ -27,7 +28,7 @@ class _Level:
     __slots__ = ("excess", "judged", "left", "seconds")
 
     def __init__(self, now_s: float, burst: float) -> None:
-        self.seconds, self.left, self.excess = [0.0] * _SECONDS, burst, 0.0
+        self.seconds, self.left, self.excess = array("d", bytes(8 * _SECONDS)), burst, 0.0
         # The second up to which it was judged, that one not among them.
         self.judged = int(now_s - LONGEST_S)
 
