@@ -17,6 +17,7 @@ from meshwarden.agents.quota.points import Points
 from meshwarden.controlplane.policy.compile import server_limits
 from meshwarden.controlplane.policy.mesh import Change
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.sdk.allowance import Allowance, Share
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.xds import api
 
@@ -38,7 +39,7 @@ class Quotas:
     async def stream(self, requests: AsyncIterator[Any], context: Any) -> None:
         self.point = point = Point("billing", "platform/billing", lambda: {POLICY, WIDE})
         limits = server_limits(self._rig.mesh, Name("platform", "billing"))
-        await Envoy(self.points, point, lambda: limits).converse(requests, context.write)
+        await Envoy(self.points, point, lambda: limits, Allowance(Share(0.1, 1.0))).converse(requests, context.write)
 
     async def reported(self, key: Key) -> Point:
         """The point, once the Envoy has asked for a bucket."""

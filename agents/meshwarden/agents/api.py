@@ -24,11 +24,11 @@ from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.account import SDK, Drops
-from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk import histogram, loss, numbered
+from meshwarden.sdk.allowance import Allowance, Share
 from meshwarden.sdk.connection import Connection
 from meshwarden.v1 import quota_service_pb2 as quota_pb
 from meshwarden.v1 import report_pb2 as report_pb

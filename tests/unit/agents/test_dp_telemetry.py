@@ -12,10 +12,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of, decision_of, service_of_cluster
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
-from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.flat import is_flat
 from meshwarden.agents.telemetry.sieve import sift
+from meshwarden.sdk.allowance import Allowance, Share
 from meshwarden.sdk.call_table import rows_of
 from meshwarden.sdk.histogram import bucket_of, from_proto, to_proto
 from meshwarden.sdk.wire import framed

@@ -19,6 +19,7 @@ from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.quota.assignment import Assignments
 from meshwarden.agents.quota.point import MAX_COUNT, Key, Point
 from meshwarden.agents.quota.points import Points, TooMany
+from meshwarden.sdk.allowance import Allowance, Share
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.xds import api
@@ -32,6 +33,8 @@ _STEP_S: Final = 0.25
 _OBEYED_S: Final = 0.5
 _LONGEST_TTL_S: Final = 60.0
 _MAX_UNANSWERED: Final = 64
+_SHARE: Final = Share(part=0.1, burst_s=1.0)
+"""Of a processor, for the reports of one service's Envoys, or of programs that speak as such."""
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Limits: TypeAlias = "Callable[[str], node_service_pb2.ServerLimits | None]"
@@ -45,6 +48,7 @@ class EnvoyQuotas:
     def __init__(self, attestor: Attestor, points: Points, limits: Limits) -> None:
         """Puts together who knows callers, what tells the control plane, and what is limited."""
         self._attestor, self._points, self._limits = attestor, points, limits
+        self._allowance = Allowance(_SHARE)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the service."""
@@ -57,7 +61,7 @@ class EnvoyQuotas:
     async def _stream(self, requests: AsyncIterator[Message], context: _Context) -> None:
         point, said = await self._open(context)
         try:
-            await Envoy(self._points, point, said).converse(requests, context.write)
+            await Envoy(self._points, point, said, self._allowance).converse(requests, context.write)
         finally:
             self._points.close(point, has_left=False)
 
@@ -88,9 +92,22 @@ class EnvoyQuotas:
 class Envoy:
     """One Envoy's stream."""
 
-    def __init__(self, points: Points, point: Point, limits: Callable[[], node_service_pb2.ServerLimits]) -> None:
-        """Speaks for one enforcement point; `limits` says what holds at present."""
-        self._points, self._point, self._limits = points, point, limits
+    def __init__(
+        self,
+        points: Points,
+        point: Point,
+        limits: Callable[[], node_service_pb2.ServerLimits],
+        allowance: Allowance,
+    ) -> None:
+        """Speaks for one enforcement point.
+
+        Args:
+            points: whose point it is.
+            point: the point.
+            limits: says what holds at present.
+            allowance: how much of our time reports of a service's Envoys may take; what comes beyond it waits.
+        """
+        self._points, self._point, self._limits, self._allowance = points, point, limits, allowance
         self._assignments = Assignments()
         self._sequence, self._obeyed = 0, 0
         self._sent_s: OrderedDict[int, float] = OrderedDict()
@@ -110,7 +127,9 @@ class Envoy:
             group.start_soon(speak, self._obey)
             group.start_soon(speak, self._keep)
             async for reports in requests:
-                self._take(reports)
+                await self._allowance.wait(self._point.service)
+                with self._allowance.spend(self._point.service):
+                    self._take(reports)
             group.cancel_scope.cancel()
 
     def _take(self, reports: Any) -> None:

@@ -71,7 +71,7 @@ class Point:
             service: what it serves.
             policies: says whose buckets it may speak of at present.
         """
-        self.name, self._service, self._policies = name, service, policies
+        self.name, self.service, self._policies = name, service, policies
         self.foreign = 0
         """Buckets in its reports that are none of its own, or whose names are none."""
         self._is_told = self._is_known = False
@@ -136,7 +136,7 @@ class Point:
     def report(self, stream: int) -> tuple[int, pb.PointReport]:
         """The number of its last report, and all that the control plane is to be told on that stream."""
         number = self._acknowledged[1] if self._acknowledged[0] == stream else 0
-        report = pb.PointReport(point=self.name, acknowledged=number, begins=not self._is_told, service=self._service)
+        report = pb.PointReport(point=self.name, acknowledged=number, begins=not self._is_told, service=self.service)
         policies = self._policies()
         self._chunks = {key: said for key, said in self._chunks.items() if key.policy in policies}
         if not self._is_told:

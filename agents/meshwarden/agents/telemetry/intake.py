@@ -24,7 +24,6 @@ from meshwarden.agents.telemetry import account
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
-from meshwarden.agents.telemetry.allowance import Allowance, Share
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.budget import Budget, Rate
 from meshwarden.agents.telemetry.flat import is_flat
@@ -38,6 +37,7 @@ from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.telemetry.stamp import Stamp
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk import wire
+from meshwarden.sdk.allowance import Allowance, Share
 from meshwarden.sdk.numbered import Number
 from meshwarden.v1 import report_pb2 as pb
 

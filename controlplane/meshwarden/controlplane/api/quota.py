@@ -13,12 +13,15 @@ from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.quota.division import Division, NotAllocator
 from meshwarden.controlplane.quota.node import NodeStream, SayAgain
 from meshwarden.sdk import peer
+from meshwarden.sdk.allowance import Allowance, Share
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.quota_service_pb2_grpc import QuotaServiceServicer
 
 SHARE: Final = "/meshwarden.v1.QuotaService/Share"
 LEAST_S: Final = 0.02
 """A node that says more than one message in that time is heard no sooner."""
+_SHARE: Final = Share(part=0.25, burst_s=1.0)
+"""Of a processor, for what one node says."""
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -27,6 +30,7 @@ class QuotaServicer(QuotaServiceServicer):
 
     def __init__(self, identity: NodeIdentity, division: Division, publisher: Publisher) -> None:
         self._identity, self._division, self._publisher = identity, division, publisher
+        self._allowance = Allowance(_SHARE)
 
     async def Share(  # type: ignore[override]  # it writes by itself, which the stubs don't know
         self, request_iterator: AsyncIterator[pb.ShareRequest], context: Context
@@ -38,14 +42,16 @@ class QuotaServicer(QuotaServiceServicer):
         except NotAllocator as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         try:
-            await _converse(stream, request_iterator, context)
+            await _converse(stream, request_iterator, context, self._allowance)
         finally:
             self._division.close(stream)
         if stream.ended:
             await context.abort(grpc.StatusCode.ABORTED, stream.ended)
 
 
-async def _converse(stream: NodeStream, requests: AsyncIterator[pb.ShareRequest], context: Context) -> None:
+async def _converse(
+    stream: NodeStream, requests: AsyncIterator[pb.ShareRequest], context: Context, allowance: Allowance
+) -> None:
     """Listens and tells until either side ends the stream."""
     async with anyio.create_task_group() as group:
 
@@ -60,8 +66,10 @@ async def _converse(stream: NodeStream, requests: AsyncIterator[pb.ShareRequest]
 
         group.start_soon(tell)
         async for request in requests:
+            await allowance.wait(stream.node)
             try:
-                stream.take(request)
+                with allowance.spend(stream.node):
+                    stream.take(request)
             except SayAgain as error:
                 stream.end(str(error))
                 break
