@@ -65,27 +65,27 @@ class Lease:
         self.target = self.in_use = 0.0
         self.demand, self.used_s = Demand(now_s), now_s
         self.is_idle = False
-        # What was told since, and not acknowledged: (number, rate).
-        self._pending: tuple[tuple[int, float], ...] = ()
+        # What was told since, and not acknowledged, one behind the other: number, rate, number, rate.
+        self._pending: tuple[float, ...] = ()
 
     @property
     def held(self) -> float:
         """The most that the point may be using."""
         least = max(self._acknowledged, self.in_use)
-        return max(least, *(rate for _, rate in self._pending)) if self._pending else least
+        return max(least, *self._pending[1::2]) if self._pending else least
 
     def tell(self, number: int, rate: float) -> None:
         """Notes that the point is told another rate."""
-        if len(self._pending) >= MAX_PENDING:  # of the oldest two it may believe the higher one
-            (_, oldest), (upto, next_rate), *others = self._pending
-            self._pending = ((upto, max(oldest, next_rate)), *others)
-        self._pending += ((number, rate),)
+        if len(self._pending) >= 2 * MAX_PENDING:  # of the oldest two it may believe the higher one
+            _, oldest, upto, next_rate, *others = self._pending
+            self._pending = (upto, max(oldest, next_rate), *others)
+        self._pending += (number, rate)
         self.given = rate
 
     def acknowledge(self, number: int) -> None:
         """Notes that the point obeys what it was told up to a number."""
-        while self._pending and self._pending[0][0] <= number:
-            (_, self._acknowledged), *left = self._pending
+        while self._pending and self._pending[0] <= number:
+            _, self._acknowledged, *left = self._pending
             self._pending = tuple(left)
 
     def say(self, held: float, *, believed: float) -> None:

@@ -73,28 +73,25 @@ class Pool:
                 self.add(lease)
         return gone
 
-    def divide(self, now_s: float, *, learning: bool) -> list[tuple[Lease, float]]:
-        """What each lease is to be, where that is worth saying."""
+    def divide(self, now_s: float, *, learning: bool) -> Iterator[tuple[Lease, float]]:
+        """What each lease is to be, where that is worth saying; nothing else may be done before all is heard."""
         if not self._arranged:
             self._root.arrange()
             self._arranged = True
         for lease in self._root.all():
             lease.is_idle = now_s - lease.used_s > IDLE_S
         self._root.ask(whole=self._whole)
-        divide(self._root.part)
+        divide(self._root)
         if self._whole:
-            round_down(self._root.part)
+            round_down(self._root)
         self._root.aim(whole=self._whole)
         self._root.count()
-        rates: dict[Lease, float] = {}
-        self._root.settle(0.0 if learning else self._root.more, rates, _in_whole if self._whole else _in_proportion)
         # Where somebody goes short, the others' least is not too little to be given back.
-        short = any(rate < lease.target * (1 - WORTH_SAYING) for lease, rate in rates.items())
-        return [
-            (lease, rate)
-            for lease, rate in rates.items()
-            if (rate < lease.given and (short or rate == 0)) or abs(rate - lease.given) > WORTH_SAYING * lease.given
-        ]
+        short = self._root.settle(0.0 if learning else self._root.more, _in_whole if self._whole else _in_proportion)
+        for lease in self._root.all():
+            rate, given = lease.target, lease.given
+            if (rate < given and (short or rate == 0)) or abs(rate - given) > WORTH_SAYING * given:
+                yield lease, rate
 
     def returned(self) -> list[Lease]:
         """Leases of which nothing is left: the point has acknowledged that it has none."""
@@ -120,20 +117,20 @@ class Pool:
 _NONE: Final[dict[str, "_Branch"]] = {}
 
 
-class _Branch:
-    """A level with the leases below it."""
+class _Branch(Part):
+    """A level with the leases below it. There is one for each tenant that calls, so it is small."""
 
-    __slots__ = ("branches", "held", "leases", "level", "more", "part", "parts")
+    __slots__ = ("branches", "equal_parts", "leases", "level", "more")
 
     def __init__(self, level: Level) -> None:
+        super().__init__(weight=level.weight, floor=level.floor, ceiling=level.ceiling)
         self.level = level
         # A bucket has leases, any other level branches; what has none shares the one that is empty.
         self.branches: dict[str, _Branch] = _NONE
         self.leases: tuple[Lease, ...] = ()
-        self.part = Part()
-        # The equal parts of its leases, once they are asked for.
-        self.parts: tuple[float, ...] = ()
-        self.held = self.more = 0.0
+        # Of its leases, once they are asked for.
+        self.equal_parts: tuple[float, ...] = ()
+        self.more = 0.0
 
     def branch(self, name: str) -> "_Branch":
         """The level below it of that name, made if there is none."""
@@ -149,24 +146,24 @@ class _Branch:
         for branch in self.branches.values():
             yield from branch.all()
 
-    def arrange(self) -> Part:
-        """Makes the tree that is divided."""
-        branches = tuple(branch.arrange() for branch in self.branches.values())
-        level, self.parts = self.level, ()
-        self.part = Part(branches, weight=level.weight, floor=level.floor, ceiling=level.ceiling)
-        return self.part
+    def arrange(self) -> None:
+        """Makes its branches what it is divided into."""
+        self.parts, self.equal_parts = tuple(self.branches.values()), ()
+        for branch in self.branches.values():
+            branch.arrange()
 
     def ask(self, *, whole: bool) -> float:
         """Says what its points want; returns what they have."""
         had = sum(branch.ask(whole=whole) for branch in self.branches.values())
         had += sum(lease.given for lease in self.leases)
-        self.part.had = had
+        if whole:
+            self.had = had
         rates = [lease.demand.rate for lease in self.leases if not lease.is_idle]
         if rates:
             wanted = sum(rates)
-            self.part.demand = planned_at_once(wanted, len(rates)) if whole else planned(wanted)
+            self.demand = planned_at_once(wanted, len(rates)) if whole else planned(wanted)
         if self.leases:
-            self.part.ceiling = self.level.ceiling if rates else 0.0
+            self.ceiling = self.level.ceiling if rates else 0.0
         return had
 
     def aim(self, *, whole: bool) -> None:
@@ -175,9 +172,9 @@ class _Branch:
             branch.aim(whole=whole)
         used = [lease for lease in self.leases if not lease.is_idle]
         demands = [lease.demand.rate for lease in used]
-        rates = portions(self.part.rate, demands, self._parts_of(used, sum(demands)))
+        rates = portions(self.rate, demands, self._parts_of(used, sum(demands)))
         if whole:
-            rates = rounded(int(self.part.rate), rates, [lease.given for lease in used])
+            rates = rounded(int(self.rate), rates, [lease.given for lease in used])
         for lease in self.leases:
             lease.target = 0.0
         for lease, rate in zip(used, rates, strict=True):
@@ -185,24 +182,23 @@ class _Branch:
 
     def _parts_of(self, used: Sequence[Lease], wanted: float) -> Sequence[float]:
         """The equal parts of those that use their leases; they matter where it may not be enough for all."""
-        if len(used) < 2 or self.part.rate > wanted + len(used):
+        if len(used) < 2 or self.rate > wanted + len(used):
             return [1.0] * len(used)
-        if not self.parts:
-            self.parts = tuple(equal_parts([lease.point for lease in self.leases]))
-        return [part for lease, part in zip(self.leases, self.parts, strict=True) if not lease.is_idle]
+        if not self.equal_parts:
+            self.equal_parts = tuple(equal_parts([lease.point for lease in self.leases]))
+        return [part for lease, part in zip(self.leases, self.equal_parts, strict=True) if not lease.is_idle]
 
-    def count(self) -> None:
-        """Adds up from the leases what is held, and how much more is meant and has room."""
-        self.held = self.more = 0.0
+    def count(self) -> float:
+        """Says how much more is meant for its leases and has room; returns what they hold."""
+        held = more = 0.0
         for branch in self.branches.values():
-            branch.count()
-            self.held += branch.held
-            self.more += branch.more
+            held += branch.count()
+            more += branch.more
         for lease in self.leases:
-            held = lease.held
-            self.held += held
-            self.more += max(0.0, lease.target - held)
-        self.more = max(0.0, min(self.more, self.level.ceiling - self.held))
+            held += lease.held
+            more += max(0.0, lease.target - lease.held)
+        self.more = max(0.0, min(more, self.level.ceiling - held))
+        return held
 
     def running(self, path: tuple[str, ...], excess: dict[tuple[str, ...], float]) -> float:
         """How many calls run; notes at which levels that is more than may."""
@@ -212,16 +208,20 @@ class _Branch:
             excess[path] = together - self.level.ceiling
         return together
 
-    def settle(self, room: float, rates: dict[Lease, float], share: _Sharing) -> None:
-        """Says what each lease is to be: lower at once; higher by what there is room for, as it lacks."""
-        branches, leases = list(self.branches.values()), self.leases
-        lacking = [branch.more for branch in branches] + [max(0.0, lease.target - lease.held) for lease in leases]
+    def settle(self, room: float, share: _Sharing) -> bool:
+        """Lets each lease aim no higher than by what there is room for, as it lacks; whether one goes short by that."""
+        leases, short = self.leases, False
+        lacking = [branch.more for branch in self.branches.values()]
+        lacking += [max(0.0, lease.target - lease.held) for lease in leases]
         given = share(room, lacking)
-        for branch, more in zip(branches, given, strict=False):
-            branch.settle(more, rates, share)
-        for lease, more in zip(leases, given[len(branches) :], strict=True):
-            held = lease.held
-            rates[lease] = lease.target if lease.target <= held else held + more
+        for branch, more in zip(self.branches.values(), given, strict=False):
+            short |= branch.settle(more, share)
+        for lease, more in zip(leases, given[len(self.branches) :], strict=True):
+            if lease.target > (held := lease.held):
+                rate = held + more
+                short |= rate < lease.target * (1 - WORTH_SAYING)
+                lease.target = rate
+        return short
 
 
 def _in_proportion(room: float, wants: Sequence[float]) -> list[float]:
