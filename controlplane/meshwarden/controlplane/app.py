@@ -27,7 +27,6 @@ from prometheus_client.registry import Collector
 from meshwarden.certs.authority.disk import DiskAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.authority.port import Authority, OnIssued
-from meshwarden.certs.authority.vault import VaultAuthority
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane import log
@@ -350,6 +349,8 @@ async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> A
     chosen = config.authority
     authority: Authority
     if isinstance(chosen, VaultAuthorityConfig):
+        from meshwarden.certs.authority.vault import VaultAuthority
+
         authority = await VaultAuthority.open(
             address=chosen.address,
             token=await secrets.resolve(chosen.token),

@@ -8,12 +8,11 @@ Errors: `Away`, try again (`Limited`, one tenant's alone); `Rejected`, this will
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import anyio.to_thread
 import grpc
-import requests
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
@@ -22,6 +21,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from meshwarden.controlplane.gather.header import Headers
 from meshwarden.sdk.wire import all_framed
+
+if TYPE_CHECKING:
+    import requests
 
 TIMEOUT_S: Final = 10.0
 _ANSWER_BYTES: Final = 65_536
@@ -153,6 +155,8 @@ class HttpTransport:
 
     def __init__(self, endpoint: str, headers: Headers | None = None) -> None:
         """Connects when first used; `endpoint` is the base to which `/v1/traces` and so on are added."""
+        import requests  # with all that it needs: most control planes start without
+
         self._endpoint, self._headers = endpoint.rstrip("/"), headers or Headers()
         self._session = requests.Session()
         self._session.trust_env = False  # no proxies, no .netrc
@@ -182,7 +186,7 @@ class HttpTransport:
         try:
             with self._session.post(url, data=data, headers=headers, **options) as response:
                 return response.status_code, _body(response), _retry_after(response.headers.get("retry-after", ""))
-        except (requests.RequestException, OSError) as error:
+        except OSError as error:  # as all of requests' are
             raise Away(f"{type(error).__name__}: {error}"[:500]) from None
 
 
@@ -199,7 +203,7 @@ def parse_endpoint(endpoint: str) -> tuple[str, bool]:
     return f"{host}:{parts.port or 4317}", parts.scheme == "https"
 
 
-def _body(response: requests.Response) -> bytes:
+def _body(response: "requests.Response") -> bytes:
     """The beginning of what was answered; nothing if that breaks off or can't be unpacked, for its status is known."""
     try:
         return bytes(response.raw.read(_ANSWER_BYTES, decode_content=True))

@@ -7,11 +7,9 @@ from typing import Protocol
 from pydantic import SecretStr
 
 from meshwarden.certs.authority.port import AuthorityError
-from meshwarden.certs.authority.vault_client import VaultClient
 from meshwarden.controlplane.secrets.env import EnvSecrets
 from meshwarden.controlplane.secrets.file import FileSecrets
 from meshwarden.controlplane.secrets.port import SecretEngine, SecretError
-from meshwarden.controlplane.secrets.vault import VaultSecrets
 
 
 class VaultSettings(Protocol):
@@ -70,6 +68,10 @@ class Secrets:
             raise SecretError(f"{reference}: no Vault is configured; say where it is under [vault]")
         if settings.token.startswith("vault:"):
             raise SecretError("vault.token: what opens Vault can't lie in Vault; use file: or env:")
+        # Most control planes start without Vault, and the sooner.
+        from meshwarden.certs.authority.vault_client import VaultClient
+        from meshwarden.controlplane.secrets.vault import VaultSecrets
+
         token = await self.resolve(settings.token)
         try:
             client = VaultClient(settings.address, token, ca_file=settings.ca_file, namespace=settings.namespace)
