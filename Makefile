@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 NAME ?=
+TRACE ?= accuracy.json
 # Debian packages that suites need beside Python and Node; `make deps` installs them.
 DEBIAN := prometheus prometheus-alertmanager curl redis-server
 pin = uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
@@ -59,6 +60,11 @@ check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 .PHONY: bench
 bench: $(VENV)/.dev ## Run the benchmarks (NAME=push); each result is one JSON line
 	@$(BIN)/python -m benchmarks $(NAME)
+
+.PHONY: accuracy
+accuracy: $(VENV)/.dev ## Measure how exactly a limit holds, ten minutes on a machine at rest, and draw docs/quotas and its table
+	@BENCH_TRACE=$(TRACE) $(BIN)/python -m benchmarks.accuracy
+	@$(BIN)/python -m benchmarks.accuracy_plot $(TRACE) docs
 
 .PHONY: proto
 proto: $(VENV)/.dev ## Generate what is derived from the schema

@@ -134,7 +134,7 @@ def _added(used: Used, row: Row) -> tuple[float, float]:
 
 
 async def _rounds(suite: Suite, place: Path, ratio: float, rounds: int) -> AsyncIterator[Used]:
-    _certify(place)
+    certify(place)
     kinds = {"client": suite.client, "server": suite.server}
     async with _sides(suite, place, ratio) as sides:
         for number in range(rounds):
@@ -182,7 +182,7 @@ async def _least(side: Side, kinds: Sequence[str]) -> dict[str, float]:
     return {kind: min(block[kind] for block in blocks) for kind in kinds}
 
 
-def _certify(place: Path) -> None:
+def certify(place: Path) -> None:
     """Makes the directory of both sides: one certificate serves and calls."""
     place.mkdir(mode=0o700)
     now, key, leaf_key = utc_now(), new_key(), new_key()

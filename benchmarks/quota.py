@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from benchmarks import accuracy, limited_envoy, neighbour, redis_bucket
+from benchmarks import accuracy, decided, limited_envoy, neighbour, redis_bucket
 from benchmarks.process import rss_mib, say
 from benchmarks.result import Case
 from meshwarden.controlplane.quota.allocator import Part, divide
@@ -52,6 +52,7 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
     with tempfile.TemporaryDirectory(prefix="mw-bench-") as name:
         directory = Path(name)
         for part in (
+            decided.cases(directory / "decided", rounds),
             redis_bucket.cases(_place(directory, "redis"), rounds, _alone),
             limited_envoy.cases(_place(directory, "envoy"), rounds),
             neighbour.cases(_place(directory, "neighbour"), rounds),
