@@ -11,7 +11,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from meshwarden.controlplane.quota import view
 from meshwarden.controlplane.quota.lease import MAX_PENDING, Lease, Share, Usage
-from meshwarden.controlplane.quota.leases import MAX_LEASES, TERM_S, TTL_S, Leases
+from meshwarden.controlplane.quota.leases import (
+    MAX_LEASES,
+    MAX_REMEMBERED,
+    REMEMBERED_S,
+    SILENT_S,
+    TERM_S,
+    TTL_S,
+    Leases,
+)
 from meshwarden.controlplane.quota.pool import IDLE_S
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level, Point
 from meshwarden.controlplane.quota.usage import Usages
@@ -75,6 +83,45 @@ def test_above_half_of_an_equal_part_each_goes_as_short_as_the_other() -> None:
     assert rates[ONE, GLOBEX] == pytest.approx(375, rel=0.1)
     assert rates[TWO, GLOBEX] == pytest.approx(225, rel=0.1)
     assert sum(rates.values()) <= 600
+
+
+def before_and_after(other: str, *, leaves: bool, pause_s: float) -> tuple[float, float]:
+    """What a busy point was given, and what another of its node is at its first call, that comes when it has ended."""
+    leases, old, new = Leases(0.0, learn=False), Point("node-a", "orders/1"), Point("node-a", other)
+    leases.put(POLICY, TREE)
+    now_s = settled(leases, 0.0, {old: {GLOBEX: Usage(300, 0)}, TWO: {GLOBEX: Usage(300, 300)}})
+    had = given(leases)[old, GLOBEX]
+    if leaves:
+        leases.leave(old)
+    now_s = settled(leases, now_s, {TWO: {GLOBEX: Usage(300, 300)}}, rounds=int(pause_s))
+    leases.report(new, {GLOBEX: Usage(1, 0)}, now_s)
+    now_s = settled(leases, now_s, {TWO: {GLOBEX: Usage(300, 300)}, new: {}}, rounds=4)
+    return had, given(leases)[new, GLOBEX]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize("pause_s", [3.0, 6.0])
+def test_who_takes_the_place_of_a_point_begins_with_what_that_wanted(leaves: bool, pause_s: float) -> None:
+    had, has = before_and_after("orders/2", leaves=leaves, pause_s=pause_s)
+    assert has == pytest.approx(had, rel=0.1)
+
+
+@pytest.mark.parametrize(("other", "pause_s"), [("billing/2", 3.0), ("orders/2", REMEMBERED_S + 1)])
+def test_who_comes_to_another_workload_or_long_after_begins_with_nothing(other: str, pause_s: float) -> None:
+    had, has = before_and_after(other, leaves=True, pause_s=pause_s)
+    assert has < had / 10
+
+
+def test_points_that_come_and_go_fill_no_memory() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    for number in range(2 * MAX_REMEMBERED):
+        point = Point("node-a", f"orders-{number}/1")
+        leases.report(point, {OTHER: Usage(1, 0)}, 0.0)
+        leases.leave(point)
+        assert len(leases._wanted_before["node-a"]) <= MAX_REMEMBERED
+    leases.tick(REMEMBERED_S + SILENT_S)
+    assert leases._wanted_before == {}
 
 
 def test_a_level_never_exceeds_its_ceiling_nor_the_policy_its_total() -> None:

@@ -26,6 +26,12 @@ TTL_S: Final = 3.0
 """How long a share may be used after the sending of the report that it answers."""
 TERM_S: Final = TTL_S * 1.01
 """The same by our clock: a point's may be a hundredth slower."""
+SILENT_S: Final = 1.5
+"""Of a point that has said nothing for so long another may take the place: points report each second."""
+REMEMBERED_S: Final = 30.0
+"""So long it is known what a point wanted that has left: who comes in its place begins with that."""
+MAX_REMEMBERED: Final = 4096
+"""Buckets of points that have left, of one node."""
 MAX_LEASES: Final = 65_536
 """Of one node. What a node wants beyond it is counted, and gets nothing."""
 
@@ -47,6 +53,11 @@ class _Told:
     until_s: float
     leases: dict[Bucket, Lease]
 
+    @property
+    def heard_s(self) -> float:
+        """When it reported last."""
+        return self.until_s - TERM_S
+
 
 class Leases:
     """All leases of one allocator."""
@@ -62,6 +73,8 @@ class Leases:
         self._pools: dict[str, Pool] = {}
         self._points: dict[Point, _Told] = {}
         self._of_node: dict[str, int] = {}
+        # {node: {(workload, bucket): (what its point wanted that left, until when that is remembered)}}
+        self._wanted_before: dict[str, dict[tuple[str, Bucket], tuple[float, float]]] = {}
         self._number = 0
         self._wanting = False
         self.ignored = Ignored()
@@ -169,9 +182,10 @@ class Leases:
 
     def leave(self, point: Point) -> None:
         """Notes that a point has ended: what it held is free."""
-        told = self._points.pop(point, None)
-        for lease in list(told.leases.values()) if told else ():
-            self._drop(lease)
+        if (told := self._points.pop(point, None)) is not None:
+            self._remember(point, told)
+            for lease in list(told.leases.values()):
+                self._drop(lease)
         self._wanting = True
 
     def tick(self, now_s: float) -> tuple[int, dict[Point, list[Share]]]:
@@ -182,8 +196,7 @@ class Leases:
         """
         self._number += 1
         self._wanting = False
-        for point in [point for point, told in self._points.items() if told.until_s <= now_s]:
-            self.leave(point)
+        self._look_for_silent(now_s)
         shares: dict[Point, list[Share]] = {}
         for policy, pool in self._pools.items():
             for lease, rate in pool.divide(now_s, learning=now_s < self._learns_until_s):
@@ -229,9 +242,34 @@ class Leases:
             return None
         self._of_node[point.node] = count + 1
         lease = Lease(point, bucket, 0.0, now_s)
+        # An Envoy that was started again, for one, tells what is wanted of it after five seconds.
+        rate, until_s = self._wanted_before.get(point.node, {}).pop((_workload(point), bucket), (0.0, 0.0))
+        if now_s < until_s:
+            lease.demand.rate = rate
         self._points[point].leases[bucket] = lease
         self._pools[bucket.policy].add(lease)
         return lease
+
+    def _look_for_silent(self, now_s: float) -> None:
+        """Lets those go whose leases ran out, and forgets what was wanted long ago."""
+        silent = [(point, told) for point, told in self._points.items() if now_s - told.heard_s > SILENT_S]
+        for point, told in silent:
+            if told.until_s <= now_s:
+                self.leave(point)
+            else:
+                self._remember(point, told)
+        for node, before in list(self._wanted_before.items()):
+            for key in [key for key, (_, until_s) in before.items() if until_s <= now_s]:
+                del before[key]
+            if not before:
+                del self._wanted_before[node]
+
+    def _remember(self, point: Point, told: _Told) -> None:
+        before = self._wanted_before.setdefault(point.node, {})
+        for bucket, lease in told.leases.items():
+            key = (_workload(point), bucket)
+            if key in before or len(before) < MAX_REMEMBERED:
+                before[key] = (lease.demand.rate, told.heard_s + REMEMBERED_S)
 
     def _drop(self, lease: Lease) -> None:
         told = self._points.get(lease.point)
@@ -275,6 +313,11 @@ def _wanted(usage: Usage) -> float:
     Source: Little's law; those refused would have stayed for as long as the others.
     """
     return usage.in_use + max(usage.in_use, 1) * usage.denied / max(usage.allowed, 1)
+
+
+def _workload(point: Point) -> str:
+    """Whose point it is: an agent names points by workload and process."""
+    return point.name.rpartition("/")[0] or point.name
 
 
 def _sane(count: float) -> bool:
