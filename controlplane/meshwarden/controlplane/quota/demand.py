@@ -80,6 +80,8 @@ def portions(amount: float, demands: Sequence[float], parts: Sequence[float]) ->
     Source: the rule of the square root in staffing (Halfin and Whitt, "Heavy-Traffic Limits for Queues with Many
     Exponential Servers", 1981).
     """
+    if len(demands) == 1:
+        return [amount]
     claims = [demand + _SELDOM for demand in demands]
     wanted = sum(claims)
     if amount <= wanted:

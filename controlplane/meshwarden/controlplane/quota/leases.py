@@ -211,7 +211,7 @@ class Leases:
 
     def heard_s(self, point: Point) -> float:
         """When a point was heard of last, which has leases."""
-        return self._points[point].until_s - TERM_S
+        return self._points[point].heard_s
 
     def excess(self, policy: str, now_s: float) -> dict[Path, float]:
         """What was let in beyond each level of a policy since this began, as far as can be told."""

@@ -217,7 +217,8 @@ class _Branch(Part):
         for branch, more in zip(self.branches.values(), given, strict=False):
             short |= branch.settle(more, share)
         for lease, more in zip(leases, given[len(self.branches) :], strict=True):
-            if lease.target > (held := lease.held):
+            # What gets all that it lacks keeps the number that it has, for its level has the same: there are many.
+            if more < lease.target - (held := lease.held):
                 rate = held + more
                 short |= rate < lease.target * (1 - WORTH_SAYING)
                 lease.target = rate
