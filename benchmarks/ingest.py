@@ -40,6 +40,7 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.trace_store import MAX_SIZE_BYTES
+from meshwarden.sdk.heap import settle
 from meshwarden.sdk.histogram import bucket_of, to_proto
 from meshwarden.v1 import report_pb2, resources_pb2
 
@@ -272,6 +273,7 @@ async def serve(directory: Path) -> None:
         Receiver(lambda _: opened.workload, opened.intake).add_to(server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
+        settle()
         (directory / "port").write_text(str(port))
         numbers = 0
         while await anyio.to_thread.run_sync(sys.stdin.readline):

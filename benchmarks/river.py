@@ -15,6 +15,7 @@ from benchmarks import ingest
 from benchmarks.ingest_floor import Floor
 from benchmarks.process import Broken, child, cpu_s, say
 from benchmarks.result import Case
+from meshwarden.sdk.heap import settle
 
 ROTEL = "rotel 0.0.1a15, an OTLP collector in Rust, with its blackhole"
 FLOOR = "the least that Python takes with the same libraries: read once, ids, packed, on disk, counted, in SQLite"
@@ -27,6 +28,7 @@ REST_S, AT_REST = 0.3, 0.02
 async def cases(directory: Path, rounds: int) -> AsyncIterator[Case]:
     """Yields what a span costs on its way up, and on disk."""
     say("gather: ingest")
+    settle()  # as our processes do, here for both sides
     bare = "read and counted as edges of a dict, nothing checked, kept or stored"
     rows = "read and inserted into SQLite, a row of eleven columns each, indexed by trace"
     on_cpu = Case("gather", "ingest CPU, graph and RED", bare, UNIT, "higher")

@@ -21,6 +21,7 @@ from meshwarden.agents.start import Begun
 from meshwarden.agents.state import hold
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.sdk.descriptor import allow_descriptors
+from meshwarden.sdk.heap import settle
 from meshwarden.sdk.own_span import client_interceptor
 
 _log = structlog.get_logger()
@@ -56,6 +57,7 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
                         with trace.use_span(begun.span):
                             await _attest(config, identity, rng)
                     agents.append(Agent(config, place, identity, clock, rng, begun))
+                    settle()
                     await agents[0].run()
         except asyncio.CancelledError:
             # A cancelled call of grpc.aio raises one of its own making, which no scope knows as its own.

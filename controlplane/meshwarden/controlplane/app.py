@@ -78,6 +78,7 @@ from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.front import Front
+from meshwarden.sdk.heap import settle
 from meshwarden.sdk.own_span import Kept, Provider, own_provider, server_interceptor
 from meshwarden.sdk.peer import PeerInterceptor
 from meshwarden.sdk.scrape import serve_pages, url_of
@@ -140,6 +141,7 @@ async def serve(config: Config) -> None:
         backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
         control_plane = ControlPlane(config, Engines(store, audit, authority, backends), tracing)
         spans.pass_to(control_plane.take_own_spans)
+        settle()
         await control_plane.run()
 
 
