@@ -24,9 +24,9 @@ import anyio.to_thread
 import apsw
 import grpc
 from backports import zstd
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from meshwarden.sdk import wire
+from meshwarden.sdk import columns, wire
+from meshwarden.sdk.heap import settle
 from meshwarden.sdk.histogram import from_proto
 from meshwarden.v1.report_pb2 import CallStat
 
@@ -83,9 +83,8 @@ class Floor:
             at += size
             if zlib.crc32(packed) != crc:
                 raise ValueError("damaged")
-            for resource in wire.Request.FromString(zstd.decompress(packed)).resource_spans:
-                for scope in wire.Resource.FromString(resource).scope_spans:
-                    self.spans += len(wire.Scope.FromString(scope).spans)
+            request = wire.AllResources.FromString(zstd.decompress(packed))
+            self.spans += len(request.resource_spans.scope_spans.spans)
 
     def _count(self, stats: Sequence[CallStat], number: int) -> None:
         counts: Counter[_Kind] = Counter()
@@ -110,14 +109,10 @@ class Floor:
 
 def _packed(body: bytes) -> bytes:
     """A request that can be read and whose spans are some, packed."""
-    ExportTraceServiceRequest.FromString(body)
-    for resource in wire.Request.FromString(body).resource_spans:
-        for scope in wire.Resource.FromString(resource).scope_spans:
-            spans = wire.Scope.FromString(scope).spans[:]
-            ids = wire.Spans.FromString(b"".join(spans))
-            trace_ids, span_ids = ids.trace_id[:], ids.span_id[:]
-            if not len(trace_ids) == len(span_ids) == len(spans) or bytes(16) in trace_ids or bytes(8) in span_ids:
-                raise ValueError("no spans")
+    read = columns.Request.FromString(body)
+    spans = wire.AllResources.FromString(body).resource_spans.scope_spans.spans
+    if not columns.is_flat(read) or not columns.are_ids(read.resource_spans.scope_spans.spans, len(spans)):
+        raise ValueError("no spans")
     return zstd.compress(body, 1)
 
 
@@ -133,6 +128,7 @@ async def serve(directory: Path) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Export": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    settle()
     (directory / "floor.port").write_text(str(port))
     while await anyio.to_thread.run_sync(sys.stdin.readline):
         pass

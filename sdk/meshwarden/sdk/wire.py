@@ -11,24 +11,32 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 _PACKAGE: Final = "meshwarden.wire"
 _BYTES: Final = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
+_MESSAGE: Final = descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE
 _REPEATED: Final = descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
-# {message: {field: its number in OTLP's}}
+_OPTIONAL: Final = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
+# {message: {field: its number in OTLP's}}, of repeated bytes
 _FIELDS: Final = {
     "Request": {"resource_spans": 1},
     "Resource": {"resource": 1, "scope_spans": 2, "schema_url": 3},
     "Scope": {"scope": 1, "spans": 2, "schema_url": 3},
-    "Spans": {"trace_id": 1, "span_id": 2, "trace_state": 3, "parent_span_id": 4, "links": 13},
+    "AllScopes": {"resource": 1},
+    "AllResources": {},
 }
+# {message: (field, number, message)}: as if there were one. What protobuf reads several of it then makes one of.
+_MERGED: Final = {"AllScopes": ("scope_spans", 2, "Scope"), "AllResources": ("resource_spans", 1, "AllScopes")}
 
 
 def _classes() -> dict[str, Any]:
-    """All their fields are repeated bytes; in a pool of their own."""
+    """In a pool of their own."""
     pool = descriptor_pool.DescriptorPool()
     file = descriptor_pb2.FileDescriptorProto(name="meshwarden/wire.proto", package=_PACKAGE, syntax="proto3")
     for name, numbers in _FIELDS.items():
         message = file.message_type.add(name=name)
         for field, number in numbers.items():
             message.field.add(name=field, number=number, type=_BYTES, label=_REPEATED)
+        if name in _MERGED:
+            field, number, of = _MERGED[name]
+            message.field.add(name=field, number=number, type=_MESSAGE, label=_OPTIONAL, type_name=f".{_PACKAGE}.{of}")
     pool.Add(file)
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _FIELDS}
 
@@ -40,8 +48,10 @@ Resource: Final = _CLASSES["Resource"]
 """`ResourceSpans`."""
 Scope: Final = _CLASSES["Scope"]
 """`ScopeSpans`."""
-Spans: Final = _CLASSES["Spans"]
-"""Spans one behind the other, without their frames: what each field holds in all of them, in their order."""
+AllScopes: Final = _CLASSES["AllScopes"]
+"""`ResourceSpans`, all its scopes in one, with the spans of all of them."""
+AllResources: Final = _CLASSES["AllResources"]
+"""`ExportTraceServiceRequest`, all its resources in one."""
 
 
 def framed(number: int, body: bytes) -> bytes:

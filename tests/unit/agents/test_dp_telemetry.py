@@ -13,8 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of, decision_of, service_of_cluster
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
-from meshwarden.agents.telemetry.flat import is_flat
-from meshwarden.agents.telemetry.sieve import sift
+from meshwarden.agents.telemetry.sieve import are_plain, sift
 from meshwarden.sdk.allowance import Allowance, Share
 from meshwarden.sdk.call_table import rows_of
 from meshwarden.sdk.histogram import bucket_of, from_proto, to_proto
@@ -333,7 +332,7 @@ def bounded(message: ResourceSpans, most: int = 100, is_late: Callable[[], bool]
     """Sifts a message in place."""
     request = ExportTraceServiceRequest(resource_spans=[message]).SerializeToString()
     scopes = [scope.SerializeToString() for scope in message.scope_spans]
-    kept, found = sift(scopes, most, is_late, is_flat(request))
+    kept, found = sift(scopes, most, is_late, is_plain=are_plain(request))
     del message.scope_spans[:]
     message.scope_spans.extend(map(ScopeSpans.FromString, kept))
     return found

@@ -9,10 +9,9 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from meshwarden.agents.telemetry.attribute import Bounded
-from meshwarden.agents.telemetry.flat import is_flat, is_flat_span
-from meshwarden.agents.telemetry.sieve import sift
+from meshwarden.agents.telemetry.sieve import are_plain, sift
 from meshwarden.agents.telemetry.span import bound_span
-from meshwarden.sdk import wire
+from meshwarden.sdk import columns, wire
 from meshwarden.sdk.wire import all_framed, framed
 
 TEXT = AnyValue(string_value="text")
@@ -35,7 +34,7 @@ def request(*scopes: ScopeSpans) -> bytes:
 
 def sifted(*scopes: ScopeSpans, most: int = 1000) -> tuple[list[bytes], Bounded]:
     bodies = [scope.SerializeToString() for scope in scopes]
-    return sift(bodies, most, lambda: False, is_flat(request(*scopes)))
+    return sift(bodies, most, lambda: False, is_plain=are_plain(request(*scopes)))
 
 
 @pytest.mark.parametrize(
@@ -51,13 +50,15 @@ def sifted(*scopes: ScopeSpans, most: int = 1000) -> tuple[list[bytes], Bounded]
     ],
 )
 def test_what_holds_other_values_is_not_flat(item: Span, expected: bool) -> None:
-    assert is_flat(request(ScopeSpans(spans=[item]))) is expected
-    assert is_flat_span(item.SerializeToString()) is expected
+    among = ScopeSpans(spans=[span(attributes=[attribute(TEXT)]), item, span(attributes=[attribute(TEXT)])])
+    assert columns.is_flat(columns.Request.FromString(request(among))) is expected
+    assert columns.is_flat_scope(columns.Scope.FromString(among.SerializeToString())) is expected
+    assert columns.is_flat_span(columns.Span.FromString(item.SerializeToString())) is expected
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\x0a\x05ab", framed(1, framed(2, framed(2, framed(5, b"\xff\xfe"))))])
-def test_what_cannot_be_read_is_not_flat(body: bytes) -> None:
-    assert not is_flat(body)
+def test_what_cannot_be_read_is_not_plain(body: bytes) -> None:
+    assert not are_plain(body)
     with pytest.raises(DecodeError):
         ExportTraceServiceRequest.FromString(body)
 
@@ -95,7 +96,7 @@ def test_one_that_is_none_costs_no_other(odd: Span) -> None:
 def test_what_is_odd_about_a_scope_is_cut() -> None:
     scope = ScopeSpans(scope=InstrumentationScope(name="n" * 5000), schema_url="u" * 5000, spans=[span()])
     body = scope.SerializeToString() + framed(999, b"x" * 100_000)
-    (kept,), found = sift([body], 10, lambda: False, is_flat=True)
+    (kept,), found = sift([body], 10, lambda: False, is_plain=True)
     assert found == Bounded(kept=1)
     assert len(kept) < 1000
     assert ScopeSpans.FromString(kept).spans[0] == span()
@@ -104,7 +105,7 @@ def test_what_is_odd_about_a_scope_is_cut() -> None:
 def test_scopes_said_twice_and_spans_with_more_than_we_know_are_bounded() -> None:
     large = span().SerializeToString() + framed(999, b"x" * 5000)
     body = framed(1, InstrumentationScope(name="a").SerializeToString()) * 200 + all_framed(2, [large] * 3)
-    (kept,), found = sift([body], 10, lambda: False, is_flat=True)
+    (kept,), found = sift([body], 10, lambda: False, is_plain=True)
     assert found == Bounded(kept=3)
     assert len(kept) < 300
 
@@ -148,8 +149,8 @@ def test_no_bytes_break_it(scopes: list[bytes]) -> None:
     try:
         ExportTraceServiceRequest.FromString(body)
     except DecodeError:
-        assert not is_flat(body)
+        assert not are_plain(body)
         return
     (resource,) = wire.Request.FromString(body).resource_spans
-    kept, found = sift(wire.Resource.FromString(resource).scope_spans, 100, lambda: False, is_flat(body))
+    kept, found = sift(wire.Resource.FromString(resource).scope_spans, 100, lambda: False, is_plain=are_plain(body))
     assert sum(len(ScopeSpans.FromString(scope).spans) for scope in kept) == found.kept

@@ -77,7 +77,7 @@ class Batch:
 class BatchLimits:
     """How large a batch is at most when it is unpacked, unless its first record alone is larger."""
 
-    size_bytes: int = 2 << 20
+    size_bytes: int = 3 << 20
     entries: int = 8192
 
 

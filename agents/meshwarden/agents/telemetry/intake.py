@@ -26,13 +26,12 @@ from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.budget import Budget, Rate
-from meshwarden.agents.telemetry.flat import is_flat
 from meshwarden.agents.telemetry.pack import packed
 from meshwarden.agents.telemetry.point import bound_points
 from meshwarden.agents.telemetry.record import bound_records
 from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.telemetry.segment import Items
-from meshwarden.agents.telemetry.sieve import sift, stamped
+from meshwarden.agents.telemetry.sieve import are_plain, sift, stamped
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.telemetry.stamp import Stamp
 from meshwarden.agents.workload import Workload
@@ -108,10 +107,10 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Resources:
-    """A request's `Resource…`, of spans as bytes; `are_flat` if no attribute of them is known to hold other values."""
+    """A request's `Resource…`, of spans as bytes; `are_plain` as of `sieve.are_plain`."""
 
     all: Sequence[Any]
-    are_flat: bool
+    are_plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -264,7 +263,7 @@ class Intake:
         found: list[_Piece] = []
         taken = 0
         for resource in resources.all[:_MAX_BODIES]:
-            body, bounded = self._bound(signal, resource, resources.are_flat, _MAX_ITEMS - taken, sender)
+            body, bounded = self._bound(signal, resource, resources.are_plain, _MAX_ITEMS - taken, sender)
             taken += bounded.claimed
             left_out.malformed += bounded.malformed
             left_out.too_many += bounded.too_many
@@ -284,12 +283,12 @@ class Intake:
                 drops[account.RECEIVE, signal, reason, tenant] += count
         return found
 
-    def _bound(self, signal: str, resource: Any, is_flat: bool, most: int, sender: _Sender) -> tuple[bytes, Bounded]:
+    def _bound(self, signal: str, resource: Any, is_plain: bool, most: int, sender: _Sender) -> tuple[bytes, Bounded]:
         """What may go on of a resource's things, stamped, and how much that is."""
         workload, is_late = sender.workload, sender.is_late
         if signal == "span":
             opened = wire.Resource.FromString(resource)
-            scopes, bounded = sift(opened.scope_spans, most, is_late, is_flat)
+            scopes, bounded = sift(opened.scope_spans, most, is_late, is_plain=is_plain)
             if sender.revision_at is not None:
                 scopes = stamped(scopes, sender.revision_at)
             return self._stamp.head(opened, workload) + wire.all_framed(2, scopes), bounded
@@ -381,16 +380,16 @@ class Intake:
     ) -> _Resources:
         try:
             request = read(kind.request, body)
-            if signal == "span" and is_flat(request):
-                return _Resources(wire.Request.FromString(request).resource_spans, True)
+            if signal == "span" and are_plain(request):
+                return _Resources(wire.Request.FromString(request).resource_spans, are_plain=True)
             message = kind.request.FromString(request)
         except (DecodeError, Unreadable) as error:  # UnicodeDecodeError's kin too: protobuf wraps them
             reason = str(error) if isinstance(error, Unreadable) else "the message can't be read"
             drops = _dropped(signal, "malformed", tenant, 1)
             raise IntakeRefused(grpc.StatusCode.INVALID_ARGUMENT, reason, drops) from None
         if signal == "span":
-            return _Resources(wire.Request.FromString(request).resource_spans, False)
-        return _Resources(getattr(message, kind.field), False)
+            return _Resources(wire.Request.FromString(request).resource_spans)
+        return _Resources(getattr(message, kind.field))
 
 
 @contextlib.contextmanager

@@ -10,32 +10,32 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
 from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry.attribute import MAX_SCOPES, Bounded, bound_scope
-from meshwarden.agents.telemetry.flat import is_flat_span
 from meshwarden.agents.telemetry.span import MAX_STATE, bound_span
-from meshwarden.sdk import wire
+from meshwarden.sdk import columns, wire
 
 _SMALL_BYTES: Final = 1024
 _SMALL_SCOPE_BYTES: Final = 256
 # What a field of a span takes beside it, at most.
 _FRAME_BYTES: Final = 3
 _MAX_REVISION: Final = 2**63 - 1
-_NO_TRACE: Final = bytes(16)
-_NO_SPAN: Final = bytes(8)
 
 
-def sift(scopes: Sequence[bytes], most: int, is_late: Callable[[], bool], is_flat: bool) -> tuple[list[bytes], Bounded]:
+def sift(
+    scopes: Sequence[bytes], most: int, is_late: Callable[[], bool], *, is_plain: bool
+) -> tuple[list[bytes], Bounded]:
     """Bounds the spans of a resource.
 
     Args:
         scopes: serialised `ScopeSpans`, which protobuf can read.
         most: how many spans may stay.
         is_late: asked before each span that is read; once true, the rest goes.
-        is_flat: whether no attribute in them holds other values.
+        is_plain: whether their request is known to be, as `are_plain` says.
 
     Returns:
         The scopes as they may go on, and how many spans that is.
@@ -44,15 +44,17 @@ def sift(scopes: Sequence[bytes], most: int, is_late: Callable[[], bool], is_fla
     kept = []
     for body in scopes[:MAX_SCOPES]:
         scope = wire.Scope.FromString(body)
-        spans = list(scope.spans)
+        spans = scope.spans[:]
+        sizes = list(map(len, spans))
         room = most - found.kept
-        rest = len(body) - sum(map(len, spans)) - _FRAME_BYTES * len(spans)
-        if is_flat and len(spans) <= room and rest <= _SMALL_SCOPE_BYTES and _are_plain(spans):
+        rest = len(body) - sum(sizes) - _FRAME_BYTES * len(spans)
+        are_small = len(spans) <= room and rest <= _SMALL_SCOPE_BYTES and max(sizes, default=0) <= _SMALL_BYTES
+        if are_small and (is_plain or _are_plain(body, len(spans))):
             kept.append(body)
             found.kept += len(spans)
             continue
         found.too_many += max(0, len(spans) - room)
-        bounded = _bound(spans[: max(0, room)], is_late, is_flat, found)
+        bounded = _bound(spans[: max(0, room)], is_late, found)
         found.kept += len(bounded)
         kept.append(_head_of(scope) + wire.all_framed(2, bounded))
     return kept, found
@@ -75,31 +77,47 @@ def _revision(revision: int) -> bytes:
     return bytes(Span(attributes=[pair]).SerializeToString())
 
 
-def _are_plain(spans: Sequence[bytes]) -> bool:
-    """Whether all of some flat spans are."""
-    if not spans or max(map(len, spans)) > _SMALL_BYTES:
-        return not spans
-    all_of_them = wire.Spans.FromString(b"".join(spans))
-    trace_ids, span_ids = all_of_them.trace_id[:], all_of_them.span_id[:]
+def are_plain(request: bytes) -> bool:
+    """Whether all spans of a request are known to be plain, but for their sizes; False where it can't be read."""
+    try:
+        read = columns.Request.FromString(request)
+        count = len(wire.AllResources.FromString(request).resource_spans.scope_spans.spans)
+    except DecodeError:
+        return False
+    return columns.is_flat(read) and _are_sound(read.resource_spans.scope_spans.spans, count)
+
+
+def _are_plain(scope: bytes, count: int) -> bool:
+    """The same of a scope that can be read, of so many spans."""
+    read = columns.Scope.FromString(scope)
+    return columns.is_flat_scope(read) and _are_sound(read.spans, count)
+
+
+def _is_plain(body: bytes) -> bool:
+    """Whether a span that can be read is."""
+    if len(body) > _SMALL_BYTES:
+        return False
+    read = columns.Span.FromString(body)
+    return columns.is_flat_span(read) and _are_sound(read, 1)
+
+
+def _are_sound(spans: Any, count: int) -> bool:
+    """Whether so many spans, read as one, have ids, short states and no links."""
     return (
-        len(trace_ids) == len(span_ids) == len(spans)
-        and set(map(len, trace_ids)) == {16}
-        and set(map(len, span_ids)) == {8}
-        and set(map(len, all_of_them.parent_span_id[:])) <= {0, 8}
-        and _NO_TRACE not in trace_ids
-        and _NO_SPAN not in span_ids
-        and not all_of_them.links
-        and max(map(len, all_of_them.trace_state[:]), default=0) <= MAX_STATE
+        columns.are_ids(spans, count)
+        and set(map(len, spans.parent_span_id[:])) <= {0, 8}
+        and not spans.HasField("links")
+        and max(map(len, spans.trace_state[:]), default=0) <= MAX_STATE
     )
 
 
-def _bound(spans: Sequence[bytes], is_late: Callable[[], bool], is_flat: bool, found: Bounded) -> list[bytes]:
+def _bound(spans: Sequence[bytes], is_late: Callable[[], bool], found: Bounded) -> list[bytes]:
     kept = []
     for index, body in enumerate(spans):
         if is_late():
             found.too_many += len(spans) - index
             break
-        if _are_plain((body,)) and (is_flat or is_flat_span(body)):
+        if _is_plain(body):
             kept.append(body)
             continue
         span = Span.FromString(body)

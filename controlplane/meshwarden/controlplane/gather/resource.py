@@ -93,9 +93,9 @@ def count_spans(body: bytes, node: str, owns: Owns) -> tuple[str, int]:
         Refused: they are malformed, as far as they are read, or of no workload of the node.
     """
     try:
-        opened = wire.Resource.FromString(body)
+        opened = wire.AllScopes.FromString(body)
         resource = Resource.FromString(b"".join(opened.resource))
-        items = sum(len(wire.Scope.FromString(scope).spans) for scope in opened.scope_spans)
+        items = len(opened.scope_spans.spans)
     except DecodeError:
         raise Refused("malformed") from None
     return _reporter(resource, node, owns, items)[0], items
