@@ -18,8 +18,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.tls import server_context
 
 SERVICE = "bench.Bare"
 STREAM = f"/{SERVICE}/Stream"

@@ -28,7 +28,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.files import read
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
-from meshwarden.sdk.limits import Limits
+from meshwarden.sdk.quota.limits import Limits
 from meshwarden.v1 import quota_service_pb2
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec

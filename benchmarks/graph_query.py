@@ -19,7 +19,7 @@ from benchmarks.process import Broken, say
 from benchmarks.result import Case
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.graph import Graph
-from meshwarden.sdk.histogram import bucket_of
+from meshwarden.sdk.red.histogram import bucket_of
 
 EDGES = 5000
 CALLS = 1_000_000

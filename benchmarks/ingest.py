@@ -41,7 +41,7 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.trace_store import MAX_SIZE_BYTES
 from meshwarden.sdk.heap import settle
-from meshwarden.sdk.histogram import bucket_of, to_proto
+from meshwarden.sdk.red.histogram import bucket_of, to_proto
 from meshwarden.v1 import report_pb2, resources_pb2
 
 DOMAIN, NODE, REGION = "bench.test", "node-a", "eu"

@@ -25,9 +25,9 @@ import apsw
 import grpc
 from backports import zstd
 
-from meshwarden.sdk import columns, wire
 from meshwarden.sdk.heap import settle
-from meshwarden.sdk.histogram import from_proto
+from meshwarden.sdk.red.histogram import from_proto
+from meshwarden.sdk.tracing import columns, wire
 from meshwarden.v1.report_pb2 import CallStat
 
 AT_ONCE = 8

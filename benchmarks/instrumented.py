@@ -42,18 +42,19 @@ from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.files import read
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk import criticality, telemetry
+from meshwarden.sdk import telemetry
 from meshwarden.sdk.agent import AgentLink, Config
-from meshwarden.sdk.caller import Callers
-from meshwarden.sdk.count import Counter
+from meshwarden.sdk.backpressure import criticality
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
-from meshwarden.sdk.limits import Limits
-from meshwarden.sdk.numbered import Number
+from meshwarden.sdk.mtls.caller import Callers
 from meshwarden.sdk.outgoing import Outgoing
-from meshwarden.sdk.provider import Provider
+from meshwarden.sdk.quota.limits import Limits
+from meshwarden.sdk.red.count import Counter
+from meshwarden.sdk.tracing.numbered import Number
+from meshwarden.sdk.tracing.provider import Provider
 from meshwarden.v1.node_service_pb2 import ServerLimits
 
 DOMAIN = "bench.test"

@@ -23,10 +23,10 @@ from meshwarden.certs.files import read
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.sdk.aio_counted import CountedAioChannel
 from meshwarden.sdk.aio_handler import ServedInterceptor
-from meshwarden.sdk.front import Front
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.tls import server_context
 from meshwarden.sdk.outgoing import Outgoing
-from meshwarden.sdk.peer import PeerInterceptor
-from meshwarden.sdk.tls import server_context
 
 
 class Empty(grpc.aio.ServerInterceptor, grpc.aio.UnaryUnaryClientInterceptor):

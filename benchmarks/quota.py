@@ -18,7 +18,7 @@ from meshwarden.controlplane.quota.allocator import Part, divide
 from meshwarden.controlplane.quota.lease import Usage
 from meshwarden.controlplane.quota.leases import Leases as Divided
 from meshwarden.controlplane.quota.tree import OTHERS, Bucket, Level, Point
-from meshwarden.sdk.lease import Leases
+from meshwarden.sdk.quota.lease import Leases
 from meshwarden.v1 import quota_service_pb2
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec

@@ -12,7 +12,7 @@ from benchmarks.process import rss_mib
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.duration import FAMILIES
 from meshwarden.controlplane.gather.metrics import REQUEST_LABELS, Metrics
-from meshwarden.sdk.histogram import BOUNDS_S, bucket_of
+from meshwarden.sdk.red.histogram import BOUNDS_S, bucket_of
 from meshwarden.v1.report_pb2 import CallStat
 
 FAMILY = "rpc_server_call_duration_seconds"

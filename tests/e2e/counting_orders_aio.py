@@ -16,9 +16,9 @@ from meshwarden.certs.files import read
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.examples.orders import orders_pb2, orders_pb2_grpc
 from meshwarden.sdk.agent import AgentLink
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.peer import PeerInterceptor
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.tls import server_context
 
 
 class Orders(orders_pb2_grpc.OrdersServicer):

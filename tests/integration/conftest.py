@@ -25,11 +25,11 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api.report import unpacked
-from meshwarden.sdk import peer
-from meshwarden.sdk.call_table import rows_of
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.histogram import to_proto
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls import peer
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.tls import server_context
+from meshwarden.sdk.red.call_table import rows_of
+from meshwarden.sdk.red.histogram import to_proto
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 from meshwarden.v1 import quota_service_pb2 as quota_pb

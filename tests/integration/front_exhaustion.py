@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from meshwarden.sdk.front import Front
+from meshwarden.sdk.mtls.front import Front
 
 
 async def answer(request: bytes, context: grpc.aio.ServicerContext) -> bytes:

@@ -18,9 +18,9 @@ from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, self_sig
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier, VerifiedPeer
-from meshwarden.sdk.front import Front, FrontLimits
-from meshwarden.sdk.peer import PeerInterceptor, Refused, current, current_connection
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.front import Front, FrontLimits
+from meshwarden.sdk.mtls.peer import PeerInterceptor, Refused, current, current_connection
+from meshwarden.sdk.mtls.tls import server_context
 
 DOMAIN = "mesh.test"
 SERVER_NAME = "controlplane.mesh.test"

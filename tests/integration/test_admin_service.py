@@ -44,9 +44,9 @@ from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.peer import PeerInterceptor
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.tls import server_context
 from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub, add_AdminServiceServicer_to_server

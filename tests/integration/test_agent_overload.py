@@ -14,7 +14,7 @@ import pytest
 from meshwarden.agents.overload import overload
 from meshwarden.agents.telemetry.receive import EXPORTS
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk.numbered import Numbers
+from meshwarden.sdk.tracing.numbered import Numbers
 
 REPORT = "/meshwarden.v1.WorkloadService/Report"
 WEB = SimpleNamespace(id="acme/web#1", spiffe_id=SpiffeId.workload("mesh.test", "acme", "web"))

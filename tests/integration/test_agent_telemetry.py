@@ -161,7 +161,7 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
 FRUGAL = """
 from meshwarden.agents import api, cli
 from meshwarden.agents.telemetry import intake
-from meshwarden.sdk.allowance import Share
+from meshwarden.sdk.backpressure.allowance import Share
 api._REPORTS = intake._SHARES["span"] = Share(part=0.001, burst_s=0.02)
 cli.main()
 """

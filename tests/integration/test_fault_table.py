@@ -25,13 +25,13 @@ from certs_fault import ACCEPTED, BUNDLES, FAULTS, ISSUING
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerVerifier
-from meshwarden.sdk.count import Counter
-from meshwarden.sdk.front import Front
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
-from meshwarden.sdk.peer import PeerInterceptor
-from meshwarden.sdk.splice import End
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.splice import End
+from meshwarden.sdk.mtls.tls import server_context
+from meshwarden.sdk.red.count import Counter
 
 METHOD = "/test.Test/Hello"
 SERVER = Plan(names=(uri("spiffe://a.test/region/eu/controlplane"),))(ISSUING)

@@ -17,8 +17,8 @@ import pytest
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerVerifier
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.tls import READ_BYTES, server_context
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.tls import READ_BYTES, server_context
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from meshwarden.sdk.front import FrontLimits
+from meshwarden.sdk.mtls.front import FrontLimits
 
 sys.path.insert(0, str(Path(__file__).parent))
 

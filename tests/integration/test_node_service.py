@@ -39,10 +39,10 @@ from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.own_span import own_provider, server_interceptor
-from meshwarden.sdk.peer import PeerInterceptor
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.tls import server_context
+from meshwarden.sdk.tracing.own_span import own_provider, server_interceptor
 from meshwarden.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,

@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import pytest
 
-from meshwarden.sdk.concurrency import Concurrency
-from meshwarden.sdk.criticality import Criticality
-from meshwarden.sdk.overload import PUSHBACK_KEY, OverloadInterceptor, by_name
+from meshwarden.sdk.backpressure.concurrency import Concurrency
+from meshwarden.sdk.backpressure.criticality import Criticality
+from meshwarden.sdk.backpressure.overload import PUSHBACK_KEY, OverloadInterceptor, by_name
 
 DEADLINE_S = 60.0
 

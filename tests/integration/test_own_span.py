@@ -9,7 +9,14 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
 from meshwarden.controlplane.api.server import traced
-from meshwarden.sdk.own_span import MAX_KEPT, Kept, add_trace, client_interceptor, own_provider, server_interceptor
+from meshwarden.sdk.tracing.own_span import (
+    MAX_KEPT,
+    Kept,
+    add_trace,
+    client_interceptor,
+    own_provider,
+    server_interceptor,
+)
 
 METHODS = {"/t.T/Fine", "/t.T/Abort", "/t.T/Log"}
 

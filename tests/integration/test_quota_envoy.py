@@ -17,7 +17,7 @@ from meshwarden.agents.quota.points import Points
 from meshwarden.controlplane.policy.compile import server_limits
 from meshwarden.controlplane.policy.mesh import Change
 from meshwarden.controlplane.policy.neutral import Name
-from meshwarden.sdk.allowance import Allowance, Share
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.xds import api
 

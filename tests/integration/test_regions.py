@@ -35,9 +35,9 @@ from meshwarden.controlplane.regions import puller as puller_module
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import MAX_ROWS, Own, Peer, Puller, Untrue
 from meshwarden.controlplane.regions.regions import Regions
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.histogram import bucket_of
-from meshwarden.sdk.peer import PeerInterceptor
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.red.histogram import bucket_of
 from meshwarden.v1.region_service_pb2 import PullRequest, PullResponse
 from meshwarden.v1.region_service_pb2_grpc import (
     RegionServiceServicer,

@@ -30,10 +30,10 @@ from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.controlplane.resources.model import unwrap
 from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.own_span import own_provider, server_interceptor
-from meshwarden.sdk.peer import PeerInterceptor
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.tls import server_context
+from meshwarden.sdk.tracing.own_span import own_provider, server_interceptor
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub, add_ResourceServiceServicer_to_server
 from meshwarden.v1.resources_pb2 import AccessPolicy, Metadata, Resource, Tenant

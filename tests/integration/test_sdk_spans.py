@@ -57,7 +57,8 @@ threading.Thread(target=connect, daemon=True).start()
 os.environ["MESHWARDEN_AGENT_SOCKET"] = wire
 os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "unix:" + wire
 from opentelemetry import trace
-from meshwarden.sdk import otlp, telemetry
+from meshwarden.sdk.tracing import otlp
+from meshwarden.sdk import telemetry
 from meshwarden.sdk.agent import AgentLink
 otlp.TIMEOUT_S = 2.5
 saying = threading.Lock()

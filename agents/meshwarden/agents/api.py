@@ -27,9 +27,10 @@ from meshwarden.agents.telemetry.account import SDK, Drops
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.workload import Workload
-from meshwarden.sdk import histogram, loss, numbered
-from meshwarden.sdk.allowance import Allowance, Share
-from meshwarden.sdk.connection import Connection
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
+from meshwarden.sdk.mtls.connection import Connection
+from meshwarden.sdk.red import histogram
+from meshwarden.sdk.tracing import loss, numbered
 from meshwarden.v1 import quota_service_pb2 as quota_pb
 from meshwarden.v1 import report_pb2 as report_pb
 from meshwarden.v1 import workload_service_pb2 as pb

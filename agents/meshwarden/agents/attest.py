@@ -12,8 +12,8 @@ from meshwarden.agents.caller import Executables, program_of
 from meshwarden.agents.entry import RegistrationRefused
 from meshwarden.agents.registry import EXEC_FIX, Registry
 from meshwarden.agents.workload import Workload
-from meshwarden.sdk.connection import Connection
-from meshwarden.sdk.front import Front
+from meshwarden.sdk.mtls.connection import Connection
+from meshwarden.sdk.mtls.front import Front
 
 
 class Unidentified(Exception):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from meshwarden.sdk.connection import Connection
+from meshwarden.sdk.mtls.connection import Connection
 from meshwarden.v1 import resources_pb2 as resources
 
 _MAX_ANCESTORS: Final = 64

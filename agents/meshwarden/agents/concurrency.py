@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from meshwarden.sdk.criticality import Criticality
-from meshwarden.sdk.room import MAX_SHED
+from meshwarden.sdk.backpressure.criticality import Criticality
+from meshwarden.sdk.backpressure.room import MAX_SHED
 from meshwarden.v1 import workload_service_pb2 as pb
 
 OTHER: Final = "_other"

@@ -57,9 +57,9 @@ from meshwarden.agents.workload import Workload, sharers
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.own_span import client_interceptor, server_interceptor
+from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.scrape import serve_pages
+from meshwarden.sdk.tracing.own_span import client_interceptor, server_interceptor
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import workload_service_pb2 as workload_pb
 from meshwarden.v1 import workload_service_pb2_grpc as workload_grpc

@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.envoy import admin
 from meshwarden.agents.quota.points import Points
-from meshwarden.sdk.criticality import Criticality
-from meshwarden.sdk.overload import OverloadInterceptor
+from meshwarden.sdk.backpressure.criticality import Criticality
+from meshwarden.sdk.backpressure.overload import OverloadInterceptor
 from meshwarden.sdk.scrape import Page, wants_openmetrics
 from meshwarden.v1 import workload_service_pb2 as workload_pb
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 from meshwarden.agents.attest import Attestor
 from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.receive import EXPORTS
-from meshwarden.sdk import numbered
-from meshwarden.sdk.concurrency import Concurrency
-from meshwarden.sdk.criticality import Criticality
-from meshwarden.sdk.overload import OverloadInterceptor, by_name
+from meshwarden.sdk.backpressure.concurrency import Concurrency
+from meshwarden.sdk.backpressure.criticality import Criticality
+from meshwarden.sdk.backpressure.overload import OverloadInterceptor, by_name
+from meshwarden.sdk.tracing import numbered
 
 _LEAST, _MOST = 16, 1024
 _CRITICALITY: Final = {"Report": Criticality.SHEDDABLE_PLUS, "Export": Criticality.SHEDDABLE_PLUS}

@@ -26,7 +26,7 @@ from typing import Final
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
 from meshwarden.certs.verify import PeerRefused, verify_chain
-from meshwarden.sdk.connection import presented_chain
+from meshwarden.sdk.mtls.connection import presented_chain
 
 _TIMEOUT_S: Final = 2.0
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -12,7 +12,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from meshwarden.sdk.own_span import Provider
+from meshwarden.sdk.tracing.own_span import Provider
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1.resources_pb2 import EndpointSpec
 

@@ -32,7 +32,7 @@ from meshwarden.agents.caller import (
 from meshwarden.agents.entry import Entry, Refusal, RegistrationRefused, check_names, choose
 from meshwarden.agents.workload import Stored, Workload
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk.connection import Connection, ended
+from meshwarden.sdk.mtls.connection import Connection, ended
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 _log = structlog.get_logger()

@@ -17,7 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from meshwarden.agents.way import Answers, Look, Node, Way
-from meshwarden.sdk.own_span import Provider
+from meshwarden.sdk.tracing.own_span import Provider
 
 # Ways that are open at once; what begins then is not followed.
 MAX_OPEN: Final = 64

@@ -22,7 +22,7 @@ from meshwarden.agents.state import hold
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.heap import settle
-from meshwarden.sdk.own_span import client_interceptor
+from meshwarden.sdk.tracing.own_span import client_interceptor
 
 _log = structlog.get_logger()
 _FIRST_BACKOFF_S: Final = 0.2

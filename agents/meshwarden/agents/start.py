@@ -4,7 +4,7 @@ from typing import Final
 
 from opentelemetry import trace
 
-from meshwarden.sdk.own_span import Kept, Provider, Send, own_provider
+from meshwarden.sdk.tracing.own_span import Kept, Provider, Send, own_provider
 
 OWN_NAME: Final = "meshwarden-agent"
 

@@ -77,11 +77,11 @@ from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.descriptor import allow_descriptors
-from meshwarden.sdk.front import Front
 from meshwarden.sdk.heap import settle
-from meshwarden.sdk.own_span import Kept, Provider, own_provider, server_interceptor
-from meshwarden.sdk.peer import PeerInterceptor
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.scrape import serve_pages, url_of
+from meshwarden.sdk.tracing.own_span import Kept, Provider, own_provider, server_interceptor
 
 STOP_GRACE_S = 2.0
 # What the configuration calls signals, and we call things.

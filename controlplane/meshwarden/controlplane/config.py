@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from meshwarden.controlplane.gather.header import NAME
-from meshwarden.sdk.front import MAX_INNER_BYTES
+from meshwarden.sdk.mtls.front import MAX_INNER_BYTES
 
 TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
 INNER = "inner"

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from meshwarden.sdk.own_span import add_trace
+from meshwarden.sdk.tracing.own_span import add_trace
 
 _SHARED: Final = (
     structlog.contextvars.merge_contextvars,

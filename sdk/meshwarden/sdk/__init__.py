@@ -11,10 +11,10 @@
 """
 
 from meshwarden.sdk.aio_handler import aio_server_interceptor
+from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.sdk.channel import aio_channel, channel
-from meshwarden.sdk.cost import report_cost
-from meshwarden.sdk.criticality import Criticality
 from meshwarden.sdk.error import AgentAway, NotStarted, SdkError
+from meshwarden.sdk.quota.cost import report_cost
 from meshwarden.sdk.server import peer_identity, run, server
 
 __all__ = [

@@ -27,11 +27,11 @@ from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.error import CertsError
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk.count import Counter
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.error import AgentAway, NotStarted
-from meshwarden.sdk.loss import CALL, QUEUE_FULL, REFUSED, Losses
-from meshwarden.sdk.numbered import Number, Numbers
+from meshwarden.sdk.red.count import Counter
+from meshwarden.sdk.tracing.loss import CALL, QUEUE_FULL, REFUSED, Losses
+from meshwarden.sdk.tracing.numbered import Number, Numbers
 from meshwarden.v1 import node_service_pb2, quota_service_pb2, workload_service_pb2, workload_service_pb2_grpc
 
 SOCKET_VARIABLE: Final = "MESHWARDEN_AGENT_SOCKET"

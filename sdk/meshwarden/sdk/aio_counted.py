@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import grpc
 
+from meshwarden.sdk.backpressure.retried import RetriedCall
+from meshwarden.sdk.backpressure.throttled import AioThrottled
 from meshwarden.sdk.counted_method import CountedMethod, CountedMethods, Kinds
 from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
-from meshwarden.sdk.retried import RetriedCall
-from meshwarden.sdk.throttled import AioThrottled
 
 T = TypeVar("T")
 

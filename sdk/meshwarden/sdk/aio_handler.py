@@ -2,9 +2,9 @@
 
     server = grpc.aio.server(interceptors=[peers, sdk.aio_server_interceptor()])
 
-A caller is known where `meshwarden.sdk.peer.PeerInterceptor` stands before it, and held to its tenant's limits. Whom
-nobody has proved is traced and not counted, and refused as soon as a rate policy limits the program's service. Who may
-call at all is not asked here.
+A caller is known where `meshwarden.sdk.mtls.peer.PeerInterceptor` stands before it, and held to its tenant's limits.
+Whom nobody has proved is traced and not counted, and refused as soon as a rate policy limits the program's service. Who
+may call at all is not asked here.
 """
 
 import asyncio
@@ -18,16 +18,18 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk import cost, criticality, peer
-from meshwarden.sdk.admission import FREE
 from meshwarden.sdk.agent import AgentLink, Config
 from meshwarden.sdk.aio_slow import slowed, weighing
-from meshwarden.sdk.count import Known
+from meshwarden.sdk.backpressure import criticality
 from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.incoming import HEALTH, LONGEST_HOLD_S, Key, served_call
-from meshwarden.sdk.limits import Limits, Refusal
+from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.outgoing import DECISION_KEY
-from meshwarden.sdk.trace import tracer
+from meshwarden.sdk.quota import cost
+from meshwarden.sdk.quota.admission import FREE
+from meshwarden.sdk.quota.limits import Limits, Refusal
+from meshwarden.sdk.red.count import Known
+from meshwarden.sdk.tracing.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
 # Its class takes no parameters when the program runs.

@@ -26,10 +26,10 @@ def channel(target: str, *, options: Options = (), throttled: bool = True, retri
         target: `xds:///orders`, or `xds:///orders.platform`, which is exact.
         options: gRPC channel arguments.
         throttled: whether calls are refused here that the destination would most likely refuse
-            (`meshwarden.sdk.throttle`).
+            (`meshwarden.sdk.backpressure.throttle`).
         retries: how often, at most 5 times, a unary call that was refused or ended with UNAVAILABLE is made again,
-            within a budget of a tenth of the calls (`meshwarden.sdk.retry`). UNAVAILABLE may hide that the server did
-            it: this is for methods that may run twice.
+            within a budget of a tenth of the calls (`meshwarden.sdk.backpressure.retry`). UNAVAILABLE may hide that the
+            server did it: this is for methods that may run twice.
 
     Raises:
         ValueError: the target is no name in the mesh, or that many retries are not made.

@@ -10,12 +10,12 @@ from typing import Any
 
 import grpc
 
-from meshwarden.sdk import criticality
+from meshwarden.sdk.backpressure import criticality
+from meshwarden.sdk.backpressure.retried import answer, timeout_of, with_timeout
+from meshwarden.sdk.backpressure.throttled import Throttled
 from meshwarden.sdk.counted_method import CountedMethod, CountedMethods, Kinds
 from meshwarden.sdk.outgoing import Outgoing, along
-from meshwarden.sdk.retried import answer, timeout_of, with_timeout
-from meshwarden.sdk.throttled import Throttled
-from meshwarden.sdk.trace import METADATA_PLACE, add_headers
+from meshwarden.sdk.tracing.trace import METADATA_PLACE, add_headers
 
 
 def _passed_on(name: str) -> Callable[..., Any]:

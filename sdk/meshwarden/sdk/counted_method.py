@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
-from meshwarden.sdk.trace import add_headers
+from meshwarden.sdk.tracing.trace import add_headers
 
 
 class CountedMethod:

@@ -5,7 +5,7 @@ import threading
 import time
 from typing import Final
 
-from meshwarden.sdk.exemplar import TraceIds
+from meshwarden.sdk.red.exemplar import TraceIds
 
 SAY_AGAIN_S: Final = 60.0
 _MAX_SAID: Final = 1024

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk.admission import FREE
-from meshwarden.sdk.count import OTHER
 from meshwarden.sdk.incoming import Incoming, IncomingCall, open_answer
+from meshwarden.sdk.quota.admission import FREE
+from meshwarden.sdk.red.count import OTHER
 
 # Its class takes no parameters when the program runs.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"

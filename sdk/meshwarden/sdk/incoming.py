@@ -17,17 +17,18 @@ from grpc import _server
 
 from meshwarden.certs.clock import Clock
 from meshwarden.certs.verify import PeerRefused, VerifiedPeer
-from meshwarden.sdk import cost, criticality
-from meshwarden.sdk.admission import FREE
 from meshwarden.sdk.agent import AgentLink, Config
-from meshwarden.sdk.caller import Caller, Callers
-from meshwarden.sdk.count import Call, Known
+from meshwarden.sdk.backpressure import criticality
+from meshwarden.sdk.backpressure.room import MOST_CALLS
 from meshwarden.sdk.deadline import Deadline
-from meshwarden.sdk.limits import Limits
+from meshwarden.sdk.mtls.caller import Caller, Callers
 from meshwarden.sdk.outgoing import DECISION_KEY
-from meshwarden.sdk.room import MOST_CALLS
-from meshwarden.sdk.span import Span
-from meshwarden.sdk.trace import tracer
+from meshwarden.sdk.quota import cost
+from meshwarden.sdk.quota.admission import FREE
+from meshwarden.sdk.quota.limits import Limits
+from meshwarden.sdk.red.count import Call, Known
+from meshwarden.sdk.tracing.span import Span
+from meshwarden.sdk.tracing.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
 # Neither limited nor counted: the agent asks every second, and asking must not use up a tenant's calls.

@@ -11,14 +11,14 @@ from typing import Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk import criticality
 from meshwarden.sdk.agent import AgentLink, Config
-from meshwarden.sdk.count import Call, Known
-from meshwarden.sdk.retry import Retries
-from meshwarden.sdk.span import Headers, Span
-from meshwarden.sdk.throttle import Throttle, is_refusal
-from meshwarden.sdk.throttled import CODE
-from meshwarden.sdk.trace import tracer
+from meshwarden.sdk.backpressure import criticality
+from meshwarden.sdk.backpressure.retry import Retries
+from meshwarden.sdk.backpressure.throttle import Throttle, is_refusal
+from meshwarden.sdk.backpressure.throttled import CODE
+from meshwarden.sdk.red.count import Call, Known
+from meshwarden.sdk.tracing.span import Headers, Span
+from meshwarden.sdk.tracing.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
 
 DECISION_KEY: Final = "mesh-decision"

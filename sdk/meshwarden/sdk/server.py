@@ -22,12 +22,12 @@ import grpc
 from meshwarden.certs.clock import Clock, utc_now
 from meshwarden.certs.files import read
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk import peer
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.channel import Options, require_bootstrap
 from meshwarden.sdk.error import NotStarted
 from meshwarden.sdk.handler import Handler, IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming, current_peer
+from meshwarden.sdk.mtls import peer
 
 CREDENTIALS_VARIABLE: Final = "MESHWARDEN_CREDENTIALS"
 MAX_CONNECTION_AGE: Final = timedelta(minutes=10)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.error import NotStarted
-from meshwarden.sdk.loss import SPAN, Losses
+from meshwarden.sdk.tracing.loss import SPAN, Losses
 
 ENDPOINT_VARIABLE: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 INTERVAL_VARIABLE: Final = "OTEL_METRIC_EXPORT_INTERVAL"
@@ -63,8 +63,8 @@ def configure() -> bool:
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 
-        from meshwarden.sdk.otlp import OtlpCarrier
-        from meshwarden.sdk.provider import Provider
+        from meshwarden.sdk.tracing.otlp import OtlpCarrier
+        from meshwarden.sdk.tracing.provider import Provider
     except ImportError:
         return False
     # Plain text: the socket is local and the kernel says who calls. The providers flush at exit.

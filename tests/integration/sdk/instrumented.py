@@ -24,12 +24,12 @@ from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.sdk.agent import Config
 from meshwarden.sdk.aio_counted import CountedAioChannel
 from meshwarden.sdk.aio_handler import ServedInterceptor
-from meshwarden.sdk.count import Counter
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
 from meshwarden.sdk.outgoing import Outgoing
+from meshwarden.sdk.red.count import Counter
 from meshwarden.v1.node_service_pb2 import ServerLimits
 
 HOUR = timedelta(hours=1)

@@ -16,12 +16,12 @@ from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier
-from meshwarden.sdk import cost
 from meshwarden.sdk.agent import Config
 from meshwarden.sdk.aio_handler import ServedInterceptor
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.peer import PeerInterceptor
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.tls import server_context
+from meshwarden.sdk.quota import cost
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Chunk, Share, ShareRequest, ShareResponse
 from meshwarden.v1.report_pb2 import CallStat

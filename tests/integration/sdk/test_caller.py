@@ -21,9 +21,9 @@ from meshwarden.certs.issue import LeafTemplate, issue_leaf
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.sdk.agent import Config
-from meshwarden.sdk.count import Counter
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
+from meshwarden.sdk.red.count import Counter
 from meshwarden.v1.node_service_pb2 import ServerLimits
 
 DEADLINE_S = 60.0

@@ -20,11 +20,11 @@ from tests.unit.sdk.carrier import Kept
 from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.verify import PeerVerifier
-from meshwarden.sdk.front import Front
-from meshwarden.sdk.peer import PeerInterceptor
-from meshwarden.sdk.provider import Provider
-from meshwarden.sdk.tls import server_context
-from meshwarden.sdk.trace import tracer
+from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.tls import server_context
+from meshwarden.sdk.tracing.provider import Provider
+from meshwarden.sdk.tracing.trace import tracer
 
 sys.path.insert(0, str(Path(__file__).parent))
 

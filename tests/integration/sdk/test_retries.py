@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from meshwarden.sdk.aio_counted import CountedAioChannel
+from meshwarden.sdk.backpressure.retry import RESERVE
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.outgoing import Outgoing
-from meshwarden.sdk.retry import RESERVE
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec

@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy.neutral import Caller
-from meshwarden.sdk.criticality import KEY
+from meshwarden.sdk.backpressure.criticality import KEY
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec

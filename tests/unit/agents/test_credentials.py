@@ -25,7 +25,7 @@ from meshwarden.certs.csr import parse_csr
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
-from meshwarden.sdk.connection import Connection, start_time
+from meshwarden.sdk.mtls.connection import Connection, start_time
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
 

@@ -14,10 +14,10 @@ from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of,
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.sieve import are_plain, sift
-from meshwarden.sdk.allowance import Allowance, Share
-from meshwarden.sdk.call_table import rows_of
-from meshwarden.sdk.histogram import bucket_of, from_proto, to_proto
-from meshwarden.sdk.wire import framed
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
+from meshwarden.sdk.red.call_table import rows_of
+from meshwarden.sdk.red.histogram import bucket_of, from_proto, to_proto
+from meshwarden.sdk.tracing.wire import framed
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
 

@@ -19,7 +19,7 @@ from meshwarden.agents.telemetry.spool import SpoolFull
 from meshwarden.agents.workload import Workload
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk.numbered import Number, Numbers
+from meshwarden.sdk.tracing.numbered import Number, Numbers
 from meshwarden.v1 import report_pb2 as report_pb
 from meshwarden.v1 import resources_pb2 as resources
 from meshwarden.xds.telemetry_names import DESTINATION_SIDE, DURATION_MS, HTTP_STATUS, METHOD, PATH, REPORTER

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.metrics import AgentMetrics, only_envoys
 from meshwarden.agents.quota.points import Points
-from meshwarden.sdk.criticality import Criticality
+from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.v1 import workload_service_pb2 as pb
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)

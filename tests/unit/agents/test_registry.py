@@ -14,7 +14,7 @@ from meshwarden.agents.caller import Executables, Program, ancestors, is_alive, 
 from meshwarden.agents.entry import Refusal, RegistrationRefused
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import sharers
-from meshwarden.sdk.connection import Connection, start_time
+from meshwarden.sdk.mtls.connection import Connection, start_time
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
 

@@ -3,7 +3,7 @@
 import pytest
 
 from meshwarden.agents.telemetry.repeat import Repeats
-from meshwarden.sdk.numbered import KEY, Number, Numbers, find
+from meshwarden.sdk.tracing.numbered import KEY, Number, Numbers, find
 
 RUN = "0123456789abcdef"
 

@@ -11,8 +11,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.sieve import are_plain, sift
 from meshwarden.agents.telemetry.span import bound_span
-from meshwarden.sdk import columns, wire
-from meshwarden.sdk.wire import all_framed, framed
+from meshwarden.sdk.tracing import columns, wire
+from meshwarden.sdk.tracing.wire import all_framed, framed
 
 TEXT = AnyValue(string_value="text")
 LIST = AnyValue(array_value=ArrayValue(values=[TEXT]))

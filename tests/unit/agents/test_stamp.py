@@ -12,7 +12,7 @@ from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.stamp import Stamp
 from meshwarden.agents.workload import Workload
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk import wire
+from meshwarden.sdk.tracing import wire
 from meshwarden.v1 import resources_pb2 as resources
 
 WEB = Workload(

@@ -30,8 +30,8 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.csr import parse_csr
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk.connection import Connection, start_time
-from meshwarden.sdk.front import Front
+from meshwarden.sdk.mtls.connection import Connection, start_time
+from meshwarden.sdk.mtls.front import Front
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as pb
 from meshwarden.xds import api

@@ -16,7 +16,7 @@ from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.policy.mesh import Key, Mesh
 from meshwarden.controlplane.quota.division import Division
-from meshwarden.sdk.criticality import Criticality
+from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.v1.admin_service_pb2 import NodeState
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from meshwarden.sdk import connection
-from meshwarden.sdk.connection import PeerUnknown, ended, identify, start_time
+from meshwarden.sdk.mtls import connection
+from meshwarden.sdk.mtls.connection import PeerUnknown, ended, identify, start_time
 
 CONNECT = """
 import socket, sys

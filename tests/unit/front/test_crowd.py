@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.crowd import ANONYMOUS, Crowd, Crowded
+from meshwarden.sdk.mtls.crowd import ANONYMOUS, Crowd, Crowded
 
 
 def filled(places: int, anonymous: int, *owners: str) -> Crowd[str]:

@@ -30,7 +30,7 @@ from meshwarden.controlplane.gather.mark import CHAINS_PER_NODE, Marks
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.reporter import Reporter
 from meshwarden.controlplane.gather.tally import INGEST
-from meshwarden.sdk.histogram import bucket_of, to_proto
+from meshwarden.sdk.red.histogram import bucket_of, to_proto
 from meshwarden.v1.report_pb2 import CallStat, Drop, Exemplar, ExportRequest, Histogram
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)

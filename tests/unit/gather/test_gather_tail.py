@@ -16,7 +16,7 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.tail_policy import TailPolicy
-from meshwarden.sdk.histogram import bucket_of, to_proto
+from meshwarden.sdk.red.histogram import bucket_of, to_proto
 from meshwarden.v1.report_pb2 import CallStat, Exemplar, ExportRequest
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)

@@ -17,7 +17,7 @@ from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.edge import HORIZON
 from meshwarden.controlplane.gather.graph import RETENTION, Graph
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.sdk.histogram import bucket_of, quantiles
+from meshwarden.sdk.red.histogram import bucket_of, quantiles
 from meshwarden.v1.admin_service_pb2 import GetGraphResponse, GraphEdge
 from meshwarden.v1.report_pb2 import CallStat
 

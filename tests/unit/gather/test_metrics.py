@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.duration import templated
 from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.sdk.histogram import bucket_of
+from meshwarden.sdk.red.histogram import bucket_of
 from meshwarden.v1.report_pb2 import CallStat, Exemplar
 
 ALLOWED, DENIED, LIMITED = CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED

@@ -21,7 +21,7 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.own_point import POINTS_PER_BODY
 from meshwarden.controlplane.gather.tally import Tally
-from meshwarden.sdk.histogram import bucket_of
+from meshwarden.sdk.red.histogram import bucket_of
 from meshwarden.v1.report_pb2 import CallStat, Exemplar
 
 BEGAN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)

@@ -24,7 +24,7 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.tail_policy import TailPolicy
-from meshwarden.sdk import peer
+from meshwarden.sdk.mtls import peer
 from meshwarden.v1.report_pb2 import ExportRequest
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)

@@ -8,7 +8,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.serving import LIFE
-from meshwarden.sdk.own_span import Kept, own_provider
+from meshwarden.sdk.tracing.own_span import Kept, own_provider
 
 
 async def issuer_of(world: Any, audit: Any, spans: Kept) -> Any:

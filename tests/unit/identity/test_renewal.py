@@ -21,7 +21,7 @@ from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity import operator, renewal, serving
 from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.serving import ServingIdentity
-from meshwarden.sdk.own_span import own_provider
+from meshwarden.sdk.tracing.own_span import own_provider
 
 
 class Clock:

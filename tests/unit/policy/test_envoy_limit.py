@@ -12,7 +12,7 @@ from meshwarden.controlplane.policy.compile import server_limits
 from meshwarden.controlplane.policy.envoy.limit import LOCAL_RATE_LIMIT, bucket, rate_limit
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.neutral import Limits, Name
-from meshwarden.sdk.limit import Limiter
+from meshwarden.sdk.quota.limit import Limiter
 from meshwarden.v1 import resources_pb2
 from meshwarden.xds import api
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from meshwarden.controlplane.policy import access, rate, route, scope
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.neutral import Caller, Limit, Method, Name, Rate
-from meshwarden.sdk.slot import Slots
+from meshwarden.sdk.quota.slot import Slots
 from meshwarden.v1 import node_service_pb2, quota_service_pb2, resources_pb2
 
 ORDERS = Name("platform", "orders")

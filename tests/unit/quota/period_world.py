@@ -19,7 +19,7 @@ from meshwarden.controlplane.quota.policy import grant_to_proto, terms_of, tree_
 from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.controlplane.store import port
-from meshwarden.sdk.chunk import Chunks
+from meshwarden.sdk.quota.chunk import Chunks
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import RatePolicySpec

@@ -21,9 +21,9 @@ from meshwarden.controlplane.quota.policy import share_to_proto
 from meshwarden.controlplane.quota.pool import LEAST_BURST
 from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
-from meshwarden.sdk.bucket import STARTER
-from meshwarden.sdk.lease import Costs, Leases
-from meshwarden.sdk.slot import Slots
+from meshwarden.sdk.quota.bucket import STARTER
+from meshwarden.sdk.quota.lease import Costs, Leases
+from meshwarden.sdk.quota.slot import Slots
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec

@@ -23,7 +23,7 @@ from meshwarden.controlplane.quota.leases import (
 from meshwarden.controlplane.quota.pool import IDLE_S
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level, Point
 from meshwarden.controlplane.quota.usage import Usages
-from meshwarden.sdk.unit import CONCURRENT
+from meshwarden.sdk.quota.unit import CONCURRENT
 
 POLICY = "platform/orders"
 TREE = Level(

@@ -20,7 +20,7 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.regions.inbox import Inbox
-from meshwarden.sdk.histogram import bucket_of, from_proto
+from meshwarden.sdk.red.histogram import bucket_of, from_proto
 from meshwarden.v1.report_pb2 import CallStat
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)

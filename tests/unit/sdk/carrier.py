@@ -7,8 +7,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from meshwarden.sdk.call_span import CallSpan
-from meshwarden.sdk.numbered import Number
+from meshwarden.sdk.tracing.call_span import CallSpan
+from meshwarden.sdk.tracing.numbered import Number
 
 
 class Kept:

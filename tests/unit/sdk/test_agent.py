@@ -16,8 +16,8 @@ import pytest
 
 from meshwarden.sdk import agent
 from meshwarden.sdk.agent import AgentLink
-from meshwarden.sdk.count import MAX_STATS, Call
-from meshwarden.sdk.numbered import Number, find
+from meshwarden.sdk.red.count import MAX_STATS, Call
+from meshwarden.sdk.tracing.numbered import Number, find
 from meshwarden.v1 import workload_service_pb2 as pb
 from meshwarden.v1 import workload_service_pb2_grpc as pb_grpc
 from meshwarden.v1.report_pb2 import CallStat

@@ -12,7 +12,7 @@ from meshwarden.agents.quota.envoy import Envoy
 from meshwarden.agents.quota.point import Point
 from meshwarden.agents.quota.points import Points
 from meshwarden.controlplane.api.quota import _converse
-from meshwarden.sdk.allowance import Allowance, Share
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import ServerLimits
 from meshwarden.xds import api

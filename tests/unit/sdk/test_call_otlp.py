@@ -13,9 +13,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from meshwarden.sdk.call_otlp import write_calls
-from meshwarden.sdk.call_span import CallSpan
-from meshwarden.sdk.recorder import Recorder
+from meshwarden.sdk.tracing.call_otlp import write_calls
+from meshwarden.sdk.tracing.call_span import CallSpan
+from meshwarden.sdk.tracing.recorder import Recorder
 
 RESOURCE = Resource({"service.name": "orders", "n": 1}, "https://example.test/schema")
 SCOPE = InstrumentationScope("meshwarden.sdk", "")

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.call_table import Row, Table, rows_of
-from meshwarden.sdk.histogram import LIMITS_S
+from meshwarden.sdk.red.call_table import Row, Table, rows_of
+from meshwarden.sdk.red.histogram import LIMITS_S
 from meshwarden.v1.report_pb2 import CallTable, Exemplar
 
 exemplars = st.builds(Exemplar, trace_id=st.just(b"t" * 16), span_id=st.just(b"s" * 8), duration_s=st.floats(0, 10))

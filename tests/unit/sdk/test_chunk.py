@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from meshwarden.sdk import chunk as module
-from meshwarden.sdk.chunk import IDLE_S, LONGEST_WAIT_S, WAIT_S, Chunks
+from meshwarden.sdk.quota import chunk as module
+from meshwarden.sdk.quota.chunk import IDLE_S, LONGEST_WAIT_S, WAIT_S, Chunks
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import RatePolicySpec

@@ -9,7 +9,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-from meshwarden.sdk import columns
+from meshwarden.sdk.tracing import columns
 
 TEXT = AnyValue(string_value="text")
 TEXTS = [KeyValue(key="a", value=TEXT), KeyValue(key="b", value=TEXT)]

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from meshwarden.sdk import concurrency
-from meshwarden.sdk.concurrency import Concurrency, Part, Place
-from meshwarden.sdk.criticality import Criticality
-from meshwarden.sdk.gradient import MAX_METHODS, Gradient
+from meshwarden.sdk.backpressure import concurrency
+from meshwarden.sdk.backpressure.concurrency import Concurrency, Part, Place
+from meshwarden.sdk.backpressure.criticality import Criticality
+from meshwarden.sdk.backpressure.gradient import MAX_METHODS, Gradient
 
 PLUS, CRITICAL, SHEDDABLE_PLUS, SHEDDABLE = Criticality
 GET = "/o.Orders/Get"

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk import cost
-from meshwarden.sdk.admission import Admission, Taken
-from meshwarden.sdk.bucket import IDLE_S
-from meshwarden.sdk.lease import Leases
-from meshwarden.sdk.limit import DEBT_S, Limiter
-from meshwarden.sdk.limits import Limits
+from meshwarden.sdk.quota import cost
+from meshwarden.sdk.quota.admission import Admission, Taken
+from meshwarden.sdk.quota.bucket import IDLE_S
+from meshwarden.sdk.quota.lease import Leases
+from meshwarden.sdk.quota.limit import DEBT_S, Limiter
+from meshwarden.sdk.quota.limits import Limits
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec

@@ -3,8 +3,8 @@
 import threading
 from datetime import UTC, datetime, timedelta
 
-from meshwarden.sdk.count import MAX_METHODS, MAX_STATS, OTHER, Call, Counter
-from meshwarden.sdk.histogram import BOUNDS_S, folded, from_proto
+from meshwarden.sdk.red.count import MAX_METHODS, MAX_STATS, OTHER, Call, Counter
+from meshwarden.sdk.red.histogram import BOUNDS_S, folded, from_proto
 from meshwarden.v1.report_pb2 import CallStat
 
 START = datetime(2026, 11, 24, 12, 0, 30, tzinfo=UTC)

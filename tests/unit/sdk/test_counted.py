@@ -12,10 +12,10 @@ import pytest
 from meshwarden.certs.clock import utc_now
 from meshwarden.sdk import outgoing
 from meshwarden.sdk.aio_counted import CountedAioChannel
-from meshwarden.sdk.count import Counter as CallCounter
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.outgoing import Outgoing
+from meshwarden.sdk.red.count import Counter as CallCounter
 
 GET = "/o.Orders/Get"
 HEADER = ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.sdk import criticality
 from meshwarden.sdk.aio_handler import ServedCall
-from meshwarden.sdk.count import Counter, Known
-from meshwarden.sdk.criticality import FREE_OF_BUCKET, FREE_OF_CONCURRENCY, KEY, Criticality
+from meshwarden.sdk.backpressure import criticality
+from meshwarden.sdk.backpressure.criticality import FREE_OF_BUCKET, FREE_OF_CONCURRENCY, KEY, Criticality
 from meshwarden.sdk.incoming import served_call
 from meshwarden.sdk.outgoing import Outgoing
-from meshwarden.sdk.trace import with_headers
+from meshwarden.sdk.red.count import Counter, Known
+from meshwarden.sdk.tracing.trace import with_headers
 
 PARENT = ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.exemplar import MOST, Exemplars, is_sound
-from meshwarden.sdk.histogram import bound_of
+from meshwarden.sdk.red.exemplar import MOST, Exemplars, is_sound
+from meshwarden.sdk.red.histogram import bound_of
 from meshwarden.v1.report_pb2 import Exemplar
 
 IDS = (b"\x01" * 16, b"\x02" * 8)

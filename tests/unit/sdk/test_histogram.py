@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.histogram import BOUNDS_S, LIMITS_S, bucket_of, folded, from_proto, quantiles, to_proto
+from meshwarden.sdk.red.histogram import BOUNDS_S, LIMITS_S, bucket_of, folded, from_proto, quantiles, to_proto
 from meshwarden.v1.report_pb2 import Histogram
 
 DURATIONS_S = st.lists(st.floats(min_value=0.00011, max_value=1000.0), min_size=1, max_size=200)

@@ -15,11 +15,11 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, self_signed_root
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
-from meshwarden.sdk import criticality
-from meshwarden.sdk.count import Counter
-from meshwarden.sdk.criticality import Criticality
+from meshwarden.sdk.backpressure import criticality
+from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.sdk.incoming import Incoming, current_peer
-from meshwarden.sdk.trace import tracer
+from meshwarden.sdk.red.count import Counter
+from meshwarden.sdk.tracing.trace import tracer
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Chunk, Share, ShareRequest, ShareResponse
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
@@ -128,8 +128,8 @@ def test_what_a_call_matters_goes_on_to_the_calls_made_for_it_and_no_further(wor
 
 @pytest.mark.parametrize("comes", [True, False])
 def test_a_call_waits_for_what_is_on_its_way(world: World, comes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshwarden.sdk.limits.WAIT_S", 20.0 if comes else 0.0)
-    monkeypatch.setattr("meshwarden.sdk.chunk.WAIT_S", 20.0 if comes else 1e-3)
+    monkeypatch.setattr("meshwarden.sdk.quota.limits.WAIT_S", 20.0 if comes else 0.0)
+    monkeypatch.setattr("meshwarden.sdk.quota.chunk.WAIT_S", 20.0 if comes else 1e-3)
     world.link.share = answering
     spec = RatePolicySpec(period=RatePolicySpec.DAY, limits=[RateLimit(tenant="acme", requests=9)])
     world.incoming._limits.update(ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=spec)]))
@@ -159,7 +159,7 @@ def test_peers_that_take_turns_are_each_themselves(world: World) -> None:
 
 
 def test_more_callers_than_are_remembered_are_each_themselves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshwarden.sdk.caller._MAX_CALLERS", 2)
+    monkeypatch.setattr("meshwarden.sdk.mtls.caller._MAX_CALLERS", 2)
     contexts = {f"t{number}": world.context(f"t{number}") for number in range(5)}
     for _ in range(2):
         assert {tenant: world.caller(context) for tenant, context in contexts.items()} == {

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk import lease
-from meshwarden.sdk.bucket import IDLE_S, LATELY_S, STARTER
-from meshwarden.sdk.lease import Leases
+from meshwarden.sdk.quota import lease
+from meshwarden.sdk.quota.bucket import IDLE_S, LATELY_S, STARTER
+from meshwarden.sdk.quota.lease import Leases
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec

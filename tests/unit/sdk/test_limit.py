@@ -5,7 +5,7 @@ from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.limit import MAX_BUCKETS, Decision, Limiter, retry_after
+from meshwarden.sdk.quota.limit import MAX_BUCKETS, Decision, Limiter, retry_after
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 

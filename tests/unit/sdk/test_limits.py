@@ -14,12 +14,12 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from meshwarden.sdk import chunk as chunk_module
-from meshwarden.sdk import limits as limits_module
-from meshwarden.sdk.limits import POLICY_KEY, Limits
-from meshwarden.sdk.overload import PUSHBACK_KEY
-from meshwarden.sdk.retry import told_s
-from meshwarden.sdk.share import _Shares, _Stream
+from meshwarden.sdk.backpressure.overload import PUSHBACK_KEY
+from meshwarden.sdk.backpressure.retry import told_s
+from meshwarden.sdk.quota import chunk as chunk_module
+from meshwarden.sdk.quota import limits as limits_module
+from meshwarden.sdk.quota.limits import POLICY_KEY, Limits
+from meshwarden.sdk.quota.share import _Shares, _Stream
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Chunk, Share, ShareResponse
 from meshwarden.v1.resources_pb2 import Rate, RateLimit, RatePolicySpec

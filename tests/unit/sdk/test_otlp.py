@@ -20,10 +20,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 from opentelemetry.sdk.trace import TracerProvider
 
-from meshwarden.sdk import otlp as sdk_otlp
-from meshwarden.sdk.numbered import Numbers, find
-from meshwarden.sdk.otlp import OtlpCarrier
-from meshwarden.sdk.span_queue import Away, Refused
+from meshwarden.sdk.tracing import otlp as sdk_otlp
+from meshwarden.sdk.tracing.numbered import Numbers, find
+from meshwarden.sdk.tracing.otlp import OtlpCarrier
+from meshwarden.sdk.tracing.span_queue import Away, Refused
 from meshwarden.v1 import workload_service_pb2 as pb
 from meshwarden.v1 import workload_service_pb2_grpc as pb_grpc
 

@@ -9,9 +9,9 @@ import pytest
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.agent import Config
-from meshwarden.sdk.count import Counter
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.outgoing import DECISION_KEY, Outgoing
+from meshwarden.sdk.red.count import Counter
 from meshwarden.v1.node_service_pb2 import ServerLimits
 from meshwarden.v1.report_pb2 import CallStat
 

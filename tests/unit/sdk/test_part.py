@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from meshwarden.sdk.chunk import Chunks
-from meshwarden.sdk.lease import Costs, Leases
-from meshwarden.sdk.size import Sizes
-from meshwarden.sdk.slot import Slots
+from meshwarden.sdk.quota.chunk import Chunks
+from meshwarden.sdk.quota.lease import Costs, Leases
+from meshwarden.sdk.quota.size import Sizes
+from meshwarden.sdk.quota.slot import Slots
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Chunk, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.rate_limit_field import Quota
+from meshwarden.sdk.quota.rate_limit_field import Quota
 
 MOST = 10**15 - 1
 

@@ -17,11 +17,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ParentBased
 from tests.unit.sdk.carrier import Kept
 
-from meshwarden.sdk.otel import OtelTracer
-from meshwarden.sdk.provider import Provider
-from meshwarden.sdk.recorder import Recorder
-from meshwarden.sdk.sampling import PolicySampler, RevisionStamp
-from meshwarden.sdk.span import Tracer
+from meshwarden.sdk.tracing.otel import OtelTracer
+from meshwarden.sdk.tracing.provider import Provider
+from meshwarden.sdk.tracing.recorder import Recorder
+from meshwarden.sdk.tracing.sampling import PolicySampler, RevisionStamp
+from meshwarden.sdk.tracing.span import Tracer
 
 OK = grpc.StatusCode.OK
 GET, LIST, WEB = "/o.Orders/Get", "/o.Orders/List", "spiffe://mesh.test/tenant/acme/service/web"
@@ -179,7 +179,7 @@ def test_ids_are_each_drawn_once_and_none_is_zero() -> None:
 def test_a_child_made_by_fork_draws_other_ids_than_its_parent() -> None:
     program = """
 import os, random
-from meshwarden.sdk.recorder import Recorder
+from meshwarden.sdk.tracing.recorder import Recorder
 ours = Recorder(lambda: 0.0, lambda: 7, None, None, lambda: False)
 said = lambda: " ".join(ours.client("/a/B", "stock").headers[0][1][:52] for _ in range(40)) + "\\n"
 os.write(1, said().encode())

@@ -10,9 +10,9 @@ from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.retried import answer, timeout_of, with_timeout
-from meshwarden.sdk.retry import MOST, MOST_WAIT_S, PART, RESERVE, Budget, Retries, told_s
-from meshwarden.sdk.status_detail import KEY, limited, retry_delay_s
+from meshwarden.sdk.backpressure.retried import answer, timeout_of, with_timeout
+from meshwarden.sdk.backpressure.retry import MOST, MOST_WAIT_S, PART, RESERVE, Budget, Retries, told_s
+from meshwarden.sdk.backpressure.status_detail import KEY, limited, retry_delay_s
 
 LATER = grpc.StatusCode.RESOURCE_EXHAUSTED
 AWAY = grpc.StatusCode.UNAVAILABLE

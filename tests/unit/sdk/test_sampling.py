@@ -15,11 +15,11 @@ from opentelemetry.trace import TraceState
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.sdk import outgoing
-from meshwarden.sdk.count import Counter as CallCounter
 from meshwarden.sdk.denial import Denials
-from meshwarden.sdk.otel import OtelTracer
 from meshwarden.sdk.outgoing import Outgoing
-from meshwarden.sdk.sampling import PolicySampler, RevisionStamp
+from meshwarden.sdk.red.count import Counter as CallCounter
+from meshwarden.sdk.tracing.otel import OtelTracer
+from meshwarden.sdk.tracing.sampling import PolicySampler, RevisionStamp
 
 CALLS = 400
 

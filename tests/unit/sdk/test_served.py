@@ -11,9 +11,9 @@ import pytest
 
 from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
-from meshwarden.sdk.count import Counter
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
+from meshwarden.sdk.red.count import Counter
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from meshwarden.sdk import criticality
-from meshwarden.sdk.criticality import FREE_OF_BUCKET, Criticality
-from meshwarden.sdk.lease import Leases
-from meshwarden.sdk.limit import Limiter
-from meshwarden.sdk.limits import Limits
-from meshwarden.sdk.slot import Slots
+from meshwarden.sdk.backpressure import criticality
+from meshwarden.sdk.backpressure.criticality import FREE_OF_BUCKET, Criticality
+from meshwarden.sdk.quota.lease import Leases
+from meshwarden.sdk.quota.limit import Limiter
+from meshwarden.sdk.quota.limits import Limits
+from meshwarden.sdk.quota.slot import Slots
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec

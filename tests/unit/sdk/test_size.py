@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from meshwarden.sdk.admission import Admission, Taken
-from meshwarden.sdk.limit import DEBT_S, Limiter
-from meshwarden.sdk.size import Sizes
+from meshwarden.sdk.quota.admission import Admission, Taken
+from meshwarden.sdk.quota.limit import DEBT_S, Limiter
+from meshwarden.sdk.quota.size import Sizes
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, RateLimit, RatePolicySpec

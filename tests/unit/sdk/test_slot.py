@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk import slot
-from meshwarden.sdk.bucket import IDLE_S
-from meshwarden.sdk.limits import Limits
-from meshwarden.sdk.slot import Slots
+from meshwarden.sdk.quota import slot
+from meshwarden.sdk.quota.bucket import IDLE_S
+from meshwarden.sdk.quota.limits import Limits
+from meshwarden.sdk.quota.slot import Slots
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec
@@ -227,7 +227,7 @@ def test_a_call_ends_where_it_began_whatever_the_policy_counts_by_then(limits: L
 
 
 def test_tenants_that_nobody_names_can_not_grow_memory(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshwarden.sdk.lease.MAX_TENANTS", 10)
+    monkeypatch.setattr("meshwarden.sdk.quota.lease.MAX_TENANTS", 10)
     slots = Slots()
     slots.update(policy(scope=RatePolicySpec.POINT), 0.0)
     for number in range(100):

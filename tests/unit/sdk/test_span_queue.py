@@ -13,10 +13,10 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from meshwarden.sdk import span_queue
-from meshwarden.sdk.numbered import Number
-from meshwarden.sdk.provider import Provider
-from meshwarden.sdk.span_queue import Away, Refused, SpanQueue
+from meshwarden.sdk.tracing import span_queue
+from meshwarden.sdk.tracing.numbered import Number
+from meshwarden.sdk.tracing.provider import Provider
+from meshwarden.sdk.tracing.span_queue import Away, Refused, SpanQueue
 
 FOR_EVER_S = 3600.0
 
@@ -232,7 +232,7 @@ def test_threads_lose_no_span_uncounted(make: Callable[..., World]) -> None:
 # Its parent's spans are under way and packed and not yet packed when it is made.
 FORKED = """
 import os, sys, threading
-from meshwarden.sdk.span_queue import SpanQueue
+from meshwarden.sdk.tracing.span_queue import SpanQueue
 class Carrier:
     def __init__(self):
         self.sent, self.asked, self.answers = [], threading.Event(), threading.Event()

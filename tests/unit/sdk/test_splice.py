@@ -2,7 +2,7 @@
 
 import asyncio
 
-from meshwarden.sdk.splice import End
+from meshwarden.sdk.mtls.splice import End
 
 
 class Wire(asyncio.Transport):

@@ -3,7 +3,7 @@ from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.status_detail import limited
+from meshwarden.sdk.backpressure.status_detail import limited
 
 
 @given(st.text(max_size=300), st.floats(0, 3600), st.text(max_size=300))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.throttle import MOST, PROBE_S, RECOVERED, WINDOW_S, Throttle, is_refusal
+from meshwarden.sdk.backpressure.throttle import MOST, PROBE_S, RECOVERED, WINDOW_S, Throttle, is_refusal
 
 STEPS = st.lists(st.tuples(st.booleans(), st.floats(0, 30), st.floats(0, 1, exclude_max=True)), max_size=200)
 

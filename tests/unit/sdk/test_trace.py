@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from meshwarden.sdk.otel import OtelTracer
-from meshwarden.sdk.trace import Carrier, is_parent, sampled_ids, with_headers
+from meshwarden.sdk.tracing.otel import OtelTracer
+from meshwarden.sdk.tracing.trace import Carrier, is_parent, sampled_ids, with_headers
 
 PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from meshwarden.agents.quota.point import MAX_BUCKETS, Amount, Key
-from meshwarden.sdk.unit import amount_of
+from meshwarden.sdk.quota.unit import amount_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import Rate, RatePolicySpec
 from meshwarden.xds import quota_names as names

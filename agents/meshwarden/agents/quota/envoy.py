@@ -19,7 +19,7 @@ from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.quota.assignment import Assignments
 from meshwarden.agents.quota.point import MAX_COUNT, Key, Point
 from meshwarden.agents.quota.points import Points, TooMany
-from meshwarden.sdk.allowance import Allowance, Share
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.xds import api

@@ -19,7 +19,7 @@ import structlog
 
 from meshwarden.agents.quota.point import Point
 from meshwarden.agents.upstream import Away, Upstream
-from meshwarden.sdk.connection import ended
+from meshwarden.sdk.mtls.connection import ended
 from meshwarden.v1 import quota_service_pb2 as pb
 
 MAX_POINTS: Final = 1024

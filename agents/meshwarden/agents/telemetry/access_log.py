@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from meshwarden.sdk.exemplar import TraceIds
-from meshwarden.sdk.trace import sampled_ids
+from meshwarden.sdk.red.exemplar import TraceIds
+from meshwarden.sdk.tracing.trace import sampled_ids
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
 

@@ -17,9 +17,9 @@ import grpc
 
 from meshwarden.agents.telemetry import access_log
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
-from meshwarden.sdk import histogram
-from meshwarden.sdk.call_table import Row, Table
-from meshwarden.sdk.exemplar import Exemplars
+from meshwarden.sdk.red import histogram
+from meshwarden.sdk.red.call_table import Row, Table
+from meshwarden.sdk.red.exemplar import Exemplars
 from meshwarden.v1 import report_pb2 as pb
 
 OTHER: Final = "_OTHER"

@@ -23,7 +23,7 @@ from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.token import Tokens
 from meshwarden.agents.workload import Workload
-from meshwarden.sdk.front import Front
+from meshwarden.sdk.mtls.front import Front
 
 _GRACE_S: Final = 0.5
 _OPTIONS: Final = (

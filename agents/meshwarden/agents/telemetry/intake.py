@@ -35,9 +35,9 @@ from meshwarden.agents.telemetry.sieve import are_plain, sift, stamped
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.telemetry.stamp import Stamp
 from meshwarden.agents.workload import Workload
-from meshwarden.sdk import wire
-from meshwarden.sdk.allowance import Allowance, Share
-from meshwarden.sdk.numbered import Number
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
+from meshwarden.sdk.tracing import wire
+from meshwarden.sdk.tracing.numbered import Number
 from meshwarden.v1 import report_pb2 as pb
 
 _MAX_BODY_BYTES: Final = 1_048_576

@@ -11,7 +11,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from meshwarden.sdk.wire import framed
+from meshwarden.sdk.tracing.wire import framed
 from meshwarden.v1.report_pb2 import ExportRequest
 
 _LEVEL: Final = 1

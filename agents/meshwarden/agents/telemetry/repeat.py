@@ -6,7 +6,7 @@ control plane knows them.
 
 from typing import Final
 
-from meshwarden.sdk.numbered import Number
+from meshwarden.sdk.tracing.numbered import Number
 
 _MAX_WORKLOADS: Final = 1024
 _MAX_RUNS: Final = 256

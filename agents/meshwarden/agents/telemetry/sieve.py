@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry.attribute import MAX_SCOPES, Bounded, bound_scope
 from meshwarden.agents.telemetry.span import MAX_STATE, bound_span
-from meshwarden.sdk import columns, wire
+from meshwarden.sdk.tracing import columns, wire
 
 _SMALL_BYTES: Final = 1024
 _SMALL_SCOPE_BYTES: Final = 256

@@ -28,7 +28,8 @@ from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.store.port import Store
-from meshwarden.sdk import own_span, peer
+from meshwarden.sdk.mtls import peer
+from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1 import admin_service_pb2_grpc
 

@@ -29,7 +29,7 @@ from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity.join_token import InvalidToken
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.store import port
-from meshwarden.sdk.peer import Refused
+from meshwarden.sdk.mtls.peer import Refused
 
 log = structlog.get_logger()
 

@@ -12,8 +12,8 @@ from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.quota.division import Division, NotAllocator
 from meshwarden.controlplane.quota.node import NodeStream, SayAgain
-from meshwarden.sdk import peer
-from meshwarden.sdk.allowance import Allowance, Share
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
+from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.quota_service_pb2_grpc import QuotaServiceServicer
 

@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.quota.policy import name_of
 from meshwarden.controlplane.quota.tree import Bucket
-from meshwarden.sdk.unit import REQUESTS
+from meshwarden.sdk.quota.unit import REQUESTS
 
 _BUCKET: Final = ("policy", "tenant", "service", "method")
 

@@ -9,7 +9,7 @@ import grpc
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.identity.authorize import authorize_region
-from meshwarden.sdk import peer
+from meshwarden.sdk.mtls import peer
 from meshwarden.v1.region_service_pb2 import KeptTraces, PullRequest, PullResponse
 from meshwarden.v1.region_service_pb2_grpc import RegionServiceServicer
 

@@ -11,7 +11,7 @@ from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.pack import unpack_bounded
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.resources.validate import FieldFault
-from meshwarden.sdk import peer
+from meshwarden.sdk.mtls import peer
 from meshwarden.v1.report_pb2 import ExportRequest, ExportResponse
 from meshwarden.v1.report_pb2_grpc import ReportServiceServicer
 

@@ -39,7 +39,8 @@ from meshwarden.controlplane.resources.view import View
 from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES
 from meshwarden.controlplane.store.mirror import Mirror
 from meshwarden.controlplane.store.port import ABSENT, Batch, Conflict, Delete, Op, Put, Record, Store, StoreError
-from meshwarden.sdk import own_span, peer
+from meshwarden.sdk.mtls import peer
+from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1 import resource_service_pb2_grpc
 from meshwarden.v1.resources_pb2 import RatePolicy, Resource

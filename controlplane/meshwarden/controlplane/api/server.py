@@ -14,10 +14,10 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from meshwarden.sdk import peer
-from meshwarden.sdk.concurrency import Concurrency
-from meshwarden.sdk.criticality import Criticality
-from meshwarden.sdk.overload import OverloadInterceptor, by_name
+from meshwarden.sdk.backpressure.concurrency import Concurrency
+from meshwarden.sdk.backpressure.criticality import Criticality
+from meshwarden.sdk.backpressure.overload import OverloadInterceptor, by_name
+from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,

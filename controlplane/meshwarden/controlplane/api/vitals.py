@@ -18,8 +18,8 @@ from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
-from meshwarden.sdk.criticality import Criticality
-from meshwarden.sdk.overload import OverloadInterceptor
+from meshwarden.sdk.backpressure.criticality import Criticality
+from meshwarden.sdk.backpressure.overload import OverloadInterceptor
 from meshwarden.v1.admin_service_pb2 import NodeState
 
 ISSUED: Final = {

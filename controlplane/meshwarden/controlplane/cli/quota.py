@@ -10,7 +10,7 @@ import click
 
 from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.quota.view import measured
-from meshwarden.sdk.unit import CONCURRENT
+from meshwarden.sdk.quota.unit import CONCURRENT
 from meshwarden.v1.admin_service_pb2 import GetQuotasRequest, GetQuotasResponse, QuotaState
 
 _COLUMNS = (

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from meshwarden.controlplane.gather.header import Headers
-from meshwarden.sdk.wire import all_framed
+from meshwarden.sdk.tracing.wire import all_framed
 
 if TYPE_CHECKING:
     import requests

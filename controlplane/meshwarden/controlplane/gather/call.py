@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
 from meshwarden.controlplane.gather.outcome import outcome
-from meshwarden.sdk import histogram
-from meshwarden.sdk.exemplar import MOST, is_sound
+from meshwarden.sdk.red import histogram
+from meshwarden.sdk.red.exemplar import MOST, is_sound
 from meshwarden.v1.report_pb2 import CallStat, Exemplar
 
 # An agent that was cut off may catch up; a clock may be ahead a little.

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from meshwarden.controlplane.gather.call import UNKNOWN, Call
 from meshwarden.controlplane.gather.ledger import Total
 from meshwarden.controlplane.gather.outcome import CLIENT_ERROR, DENIED, LIMITED, OUTCOMES, SERVER_ERROR, outcome
-from meshwarden.sdk.histogram import quantiles
+from meshwarden.sdk.red.histogram import quantiles
 from meshwarden.v1.admin_service_pb2 import GraphEdge
 from meshwarden.v1.report_pb2 import CallStat
 

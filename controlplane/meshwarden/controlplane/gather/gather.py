@@ -32,7 +32,7 @@ from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE
 from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, SAMPLE, Tally
 from meshwarden.controlplane.gather.trace_store import Keep, TraceStore
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
-from meshwarden.sdk.exemplar import MOST
+from meshwarden.sdk.red.exemplar import MOST
 from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 

@@ -22,7 +22,7 @@ from meshwarden.controlplane.gather.call import UNKNOWN, Call
 from meshwarden.controlplane.gather.durable import Durable, transaction
 from meshwarden.controlplane.gather.metrics import overflown
 from meshwarden.controlplane.gather.trim import trim
-from meshwarden.sdk import histogram
+from meshwarden.sdk.red import histogram
 from meshwarden.v1.report_pb2 import CallStat, Histogram
 
 RETENTION = timedelta(days=7)

@@ -20,7 +20,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.gather import duration
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.resource import nanos
-from meshwarden.sdk.histogram import BOUNDS_S, bound_of, folded
+from meshwarden.sdk.red.histogram import BOUNDS_S, bound_of, folded
 from meshwarden.v1 import report_pb2
 from meshwarden.v1.report_pb2 import CallStat
 

@@ -29,7 +29,7 @@ from prometheus_client.core import Metric as Family
 from meshwarden.controlplane.gather import duration
 from meshwarden.controlplane.gather.metrics import REQUEST_LABELS, Counted, Timed
 from meshwarden.controlplane.gather.resource import OWN_NAME
-from meshwarden.sdk.histogram import BOUNDS_S
+from meshwarden.sdk.red.histogram import BOUNDS_S
 
 POINTS_PER_BODY: Final = 1000
 REQUESTS: Final = "meshwarden.requests"

@@ -21,7 +21,7 @@ from meshwarden.controlplane.gather.call import (
     read_sum,
 )
 from meshwarden.controlplane.resources.validate import rule_faults
-from meshwarden.sdk.call_table import rows_of
+from meshwarden.sdk.red.call_table import rows_of
 from meshwarden.v1.report_pb2 import CallStat, CallTable, ExportRequest
 
 MAX_ROWS: Final = 8192

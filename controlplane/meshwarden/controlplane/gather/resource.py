@@ -13,7 +13,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.controlplane.gather.call import Owns, Refused
-from meshwarden.sdk import wire
+from meshwarden.sdk.tracing import wire
 
 # The agent's own spans carry this service name and no tenant.
 AGENT: Final = "meshwarden-agent"

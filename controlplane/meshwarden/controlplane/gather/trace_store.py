@@ -26,7 +26,7 @@ from meshwarden.controlplane.gather.tally import DROPPED, PASSED, STORE, Tally
 from meshwarden.controlplane.gather.trace_block import Row, Rows, ids_in, keys_of, pack_rows
 from meshwarden.controlplane.gather.trace_part import ID_BYTES, Owner, Spans, by_part, summed
 from meshwarden.controlplane.gather.trace_query import Page, Place, Question, Sees
-from meshwarden.sdk.wire import all_framed
+from meshwarden.sdk.tracing.wire import all_framed
 from meshwarden.v1 import admin_service_pb2 as v1
 
 RETENTION: Final = timedelta(hours=24)

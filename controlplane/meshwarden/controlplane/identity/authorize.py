@@ -7,7 +7,7 @@ import grpc
 
 from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.certs.verify import VerifiedPeer
-from meshwarden.sdk.peer import Refused
+from meshwarden.sdk.mtls.peer import Refused
 
 
 class Denied(Refused):

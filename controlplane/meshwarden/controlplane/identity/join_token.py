@@ -13,7 +13,7 @@ import structlog
 
 from meshwarden.controlplane.identity.record import TOKENS, RecordError, TokenRecord
 from meshwarden.controlplane.store.port import ABSENT, Conflict, Delete, Op, Put, Store
-from meshwarden.sdk import own_span
+from meshwarden.sdk.tracing import own_span
 
 MAX_TTL = timedelta(minutes=10)
 # The same token and key get the same answer for so long, so that a lost reply costs nothing.

@@ -21,7 +21,7 @@ from meshwarden.controlplane.identity.join_token import REPEAT, JoinTokens
 from meshwarden.controlplane.identity.record import NodeRecord, TokenRecord, Use, node_key
 from meshwarden.controlplane.identity.workload import WorkloadSigner
 from meshwarden.controlplane.store.port import ABSENT, Ambiguous, Conflict, Put, Store
-from meshwarden.sdk import own_span
+from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import node_service_pb2 as v1
 
 NODE_TTL = timedelta(hours=1)

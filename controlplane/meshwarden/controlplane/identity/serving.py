@@ -17,7 +17,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.audit.port import AuditLog, AuditUnavailable
 from meshwarden.controlplane.identity.renewal import Renewals, note_issued, until_due
-from meshwarden.sdk.tls import server_context
+from meshwarden.sdk.mtls.tls import server_context
 
 LIFE = timedelta(hours=1)
 RETRY_S = 5.0

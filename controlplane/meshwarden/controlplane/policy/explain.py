@@ -11,7 +11,7 @@ from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Limits, Name, Rate
 from meshwarden.controlplane.resources.reach import Width
-from meshwarden.sdk.unit import CONCURRENT, REQUESTS
+from meshwarden.sdk.quota.unit import CONCURRENT, REQUESTS
 from meshwarden.v1 import admin_service_pb2, resources_pb2
 from meshwarden.v1.report_pb2 import CallStat
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from meshwarden.controlplane.resources.reach import Width
-from meshwarden.sdk.unit import REQUESTS, Unit
+from meshwarden.sdk.quota.unit import REQUESTS, Unit
 
 
 class Name(NamedTuple):

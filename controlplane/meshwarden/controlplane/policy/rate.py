@@ -6,8 +6,8 @@ from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Adaptive, Limit, Limits, MethodLimit, Name, Rate, ServiceLimit
 from meshwarden.controlplane.resources.adaptive import bounds
 from meshwarden.controlplane.resources.reach import full, width
-from meshwarden.sdk.part import key_of
-from meshwarden.sdk.unit import CONCURRENT, COST, Unit, amount_of, unit_of
+from meshwarden.sdk.quota.part import key_of
+from meshwarden.sdk.quota.unit import CONCURRENT, COST, Unit, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
 # How many seconds' calls may come at once, where a policy doesn't say.

@@ -19,7 +19,7 @@ from meshwarden.controlplane.publish.joined import Joined
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.trail import followed
 from meshwarden.controlplane.store.port import Store
-from meshwarden.sdk import own_span
+from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import admin_service_pb2
 from meshwarden.v1 import node_service_pb2 as v1
 

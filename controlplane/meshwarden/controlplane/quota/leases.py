@@ -19,8 +19,8 @@ from meshwarden.controlplane.quota.excess import Excess, Path
 from meshwarden.controlplane.quota.lease import Lease, Share, Usage
 from meshwarden.controlplane.quota.pool import Pool
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point
-from meshwarden.sdk.slot import STARTER
-from meshwarden.sdk.unit import CONCURRENT
+from meshwarden.sdk.quota.slot import STARTER
+from meshwarden.sdk.quota.unit import CONCURRENT
 
 TTL_S: Final = 3.0
 """How long a share may be used after the sending of the report that it answers."""

@@ -14,7 +14,7 @@ from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.policy import bucket_of
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point
 from meshwarden.controlplane.quota.usage import MOST, Usages
-from meshwarden.sdk.unit import told
+from meshwarden.sdk.quota.unit import told
 from meshwarden.v1 import quota_service_pb2 as pb
 
 MAX_POINTS: Final = 1024

@@ -8,7 +8,7 @@ from meshwarden.controlplane.quota.holding import Grant
 from meshwarden.controlplane.quota.lease import Share
 from meshwarden.controlplane.quota.ledgers import Terms
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level
-from meshwarden.sdk.unit import CONCURRENT, Unit, told
+from meshwarden.sdk.quota.unit import CONCURRENT, Unit, told
 from meshwarden.v1 import quota_service_pb2 as pb
 
 

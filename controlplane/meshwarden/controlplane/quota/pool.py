@@ -9,7 +9,7 @@ from meshwarden.controlplane.quota.demand import planned, planned_at_once, porti
 from meshwarden.controlplane.quota.lease import Lease, Share
 from meshwarden.controlplane.quota.tree import REST, Level
 from meshwarden.controlplane.quota.whole import apportion, round_down, rounded
-from meshwarden.sdk.unit import CONCURRENT
+from meshwarden.sdk.quota.unit import CONCURRENT
 
 IDLE_S: Final = 30.0
 """A bucket that a point doesn't use for so long is taken from it."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
-from meshwarden.sdk.unit import REQUESTS, Unit
+from meshwarden.sdk.quota.unit import REQUESTS, Unit
 
 OTHERS: Final = "*"
 """The part of a level that stands for each name that no other part has, each by itself."""

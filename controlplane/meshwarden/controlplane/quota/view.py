@@ -8,7 +8,7 @@ from meshwarden.controlplane.quota.leases import Leases
 from meshwarden.controlplane.quota.policy import name_of
 from meshwarden.controlplane.quota.tree import REST, Bucket, Level, Point
 from meshwarden.controlplane.quota.usage import Usages
-from meshwarden.sdk.unit import CONCURRENT, REQUESTS
+from meshwarden.sdk.quota.unit import CONCURRENT, REQUESTS
 from meshwarden.v1.admin_service_pb2 import QuotaState
 
 _NEAR: Final = 0.97

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from meshwarden.controlplane.resources.model import ref_of, title
 from meshwarden.controlplane.resources.reach import Width, width
-from meshwarden.sdk.unit import REQUESTS, unit_of
+from meshwarden.sdk.quota.unit import REQUESTS, unit_of
 from meshwarden.v1.resources_pb2 import RatePolicy, WorkloadEntry, WorkloadEntrySpec
 
 _OF_SERVICE: Final = {

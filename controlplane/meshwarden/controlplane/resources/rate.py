@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from meshwarden.controlplane.resources.adaptive import adaptive_faults
-from meshwarden.sdk.unit import BYTES, CONCURRENT, COST, amount_of, unit_of
+from meshwarden.sdk.quota.unit import BYTES, CONCURRENT, COST, amount_of, unit_of
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 
 Faults = Iterator[tuple[str, str]]

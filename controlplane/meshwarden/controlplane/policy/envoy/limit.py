@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from meshwarden.controlplane.policy.neutral import Limit, Limits, MethodLimit, Rate
-from meshwarden.sdk import rate_limit_field
+from meshwarden.sdk.quota import rate_limit_field
 
 LOCAL_RATE_LIMIT: Final = "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 NAMESPACE: Final = "mesh"

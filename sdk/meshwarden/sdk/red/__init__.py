@@ -1,0 +1,1 @@
+"""Counts of calls, errors and durations, with exemplars."""

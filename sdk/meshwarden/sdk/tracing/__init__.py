@@ -1,0 +1,1 @@
+"""Spans: made cheaply, sampled, kept until they are taken, written as OTLP."""
