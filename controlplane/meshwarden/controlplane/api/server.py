@@ -1,9 +1,9 @@
 """The gRPC server: one private socket for every service, and in front of it the mTLS listener.
 
-Every RPC passes, in this order: the peer check and coarse admission (sdk.peer), a span of what changes something
+Every RPC passes, in this order: the peer check and coarse admission (sdk.mtls.peer), a span of what changes something
 (sdk.own_span), the schema's rules (api.validation), then the servicer, which authorises the tenant. Bounds: a
 message of 4 MiB, a hundred streams a connection, what the front bounds, and so many unary calls at once as it can do
-with (sdk.overload), parted among nodes, tenants and operators.
+with (sdk.backpressure.overload), parted among nodes, tenants and operators.
 """
 
 import time
