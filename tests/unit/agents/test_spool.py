@@ -263,6 +263,37 @@ def test_numbers_lost_with_the_power_are_not_given_again(tmp_path: Path) -> None
     again.close()
 
 
+def test_a_start_of_which_the_power_leaves_nothing_has_given_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, disk = tmp_path / "spool" / "acme", tmp_path / "disk"
+    put(one := spool(tmp_path / "spool"), "acme", "a")
+    assert drain(one, "acme")[0] == ["a"]
+    one.close()
+    shutil.copytree(chain, disk)
+
+    def fsync(descriptor: int) -> None:
+        """All that the disk has of it once the power has gone."""
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        shutil.copyfile(path, disk / path.name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    two = spool(tmp_path / "spool")
+    put(two, "acme", "b")
+    put(two, "acme", "c")
+    sent = two.chains["acme"].batch(LIMITS)
+    two.close()
+    shutil.rmtree(chain)
+    disk.rename(chain)
+    three = spool(tmp_path / "spool")
+    put(three, "acme", "d")
+    batch = three.chains["acme"].batch(LIMITS)
+    assert sent is not None
+    assert batch is not None
+    assert batch.first > sent.last
+    three.close()
+
+
 class FullDisk:
     """Refuses writes that would make files larger while it is full."""
 

@@ -5,8 +5,8 @@ control plane has taken them and where the batch under way ends: what is sent ag
 What is dropped leaves a grave in its place: its segment is overwritten by one record that holds the accounts of what
 was there, so that dropping needs no room and cannot be counted twice.
 
-A record outlives the process from `append` on. A machine that loses its power may lose the last seconds; each start
-leaves a gap in the numbers, so that none is given twice.
+A record outlives the process from `append` on. A machine that loses its power may lose the last seconds. Each start
+leaves a gap in the numbers, and the first batch of a start outlives the power: no number is given twice.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ class Chain:
         self._lost = account.Drops()
         self._recover()
         newest = max([self._cursor.committed, self._cursor.pending, *(segment.last for segment in self._segments)])
-        self._next = (newest >> _EPOCH_BITS) + 1 << _EPOCH_BITS
+        self._epoch_begin = self._next = (newest >> _EPOCH_BITS) + 1 << _EPOCH_BITS
         self._own_up()
 
     @property
@@ -162,9 +162,9 @@ class Chain:
         """
         if self._batch is None:
             self._batch = self._read_batch(limits)
-            if self._batch is not None and self._cursor.pending != self._batch.last:
+            if self._batch is not None and (before := self._cursor.pending) != self._batch.last:
                 self._cursor.pending = self._batch.last
-                self._cursor.save()
+                self._cursor.save(durable=before < self._epoch_begin <= self._batch.last)
         return self._batch
 
     def commit(self, until: int) -> None:

@@ -59,12 +59,14 @@ class Cursor:
         """Whether there was none on disk and none was written yet."""
         return self._generation == 0
 
-    def save(self) -> None:
-        """Writes it down, if the disk takes it."""
+    def save(self, *, durable: bool = False) -> None:
+        """Writes it down, if the disk takes it; `durable` so that it outlives a loss of power too."""
         self._generation += 1
         body = _SLOT.pack(_MAGIC, self.run_id, self._generation, self.committed, self.pending, 0)[:-4]
         try:
             write_all(self._file, body + struct.pack("<I", zlib.crc32(body)), _AT[self._generation % 2])
+            if durable:
+                os.fsync(self._file)
         except OSError as error:
             # What it holds is known to the control plane too: it will tell, and nothing counts twice.
             _log.error("spool cursor not written", tenant=self._tenant, reason=str(error))
