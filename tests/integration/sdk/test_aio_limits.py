@@ -158,14 +158,14 @@ async def test_the_first_calls_of_a_day_wait_for_what_is_given(
     method: str, tmp_path: Path, authority: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("chunk", "limits"):
-        monkeypatch.setattr(f"meshwarden.sdk.{module}.WAIT_S", DEADLINE_S)
+        monkeypatch.setattr(f"meshwarden.sdk.quota.{module}.WAIT_S", DEADLINE_S)
     day = RatePolicySpec(limits=[RateLimit(tenant="acme", requests=2)], period=RatePolicySpec.DAY)
     told = ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=day)])
     link = Answering({}, told)
     async with Proved(tmp_path, authority(), link).running() as proved, proved.channel() as channel:
         assert await asyncio.gather(ended(channel, method), ended(channel, method)) == [None, None]
         for module in ("chunk", "limits"):
-            monkeypatch.setattr(f"meshwarden.sdk.{module}.WAIT_S", 0.01)
+            monkeypatch.setattr(f"meshwarden.sdk.quota.{module}.WAIT_S", 0.01)
         refused = await ended(channel, method)
         assert refused is not None
         assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
