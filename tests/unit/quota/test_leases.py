@@ -300,6 +300,39 @@ def test_another_tree_takes_hold_without_forgetting_who_holds_what() -> None:
     leases.tick(now_s)
 
 
+def test_a_policy_that_is_made_again_gives_nothing_twice_and_all_to_whoever_is_there() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    now_s = settled(leases, 0.0, {ONE: {GLOBEX: Usage(600, 0)}})
+    leases.put(POLICY, None)
+    leases.put(POLICY, TREE)
+    assert given(leases) == {(ONE, GLOBEX): 0}, "it is told anew"
+    leases.report(TWO, {GLOBEX: Usage(0, 600)}, now_s)
+    number, told = leases.tick(now_s)
+    assert sum(share.rate for share in told.get(TWO, [])) == 0
+    assert [share.bucket for share in told[ONE]] == [GLOBEX]
+    leases.report(ONE, {GLOBEX: Usage(300, 0)}, now_s, acknowledged=number)
+    _, told = leases.tick(now_s)
+    assert told[TWO][0].rate > 0
+    leases.put(POLICY, None)
+    leases.leave(ONE)
+    leases.put(POLICY, TREE)
+    assert [lease.point for lease in leases.find(POLICY)] == [TWO]
+
+
+def test_what_was_held_of_a_policy_is_forgotten() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    now_s = settled(leases, 0.0, {ONE: {GLOBEX: Usage(600, 0)}})
+    leases.put(POLICY, None)
+    for _ in range(31):
+        now_s += 1
+        leases.report(ONE, {}, now_s)
+        leases.tick(now_s)
+    leases.put(POLICY, TREE)
+    assert leases.find(POLICY) == []
+
+
 @dataclass
 class Server:
     """A point as it should be: it obeys, and stops when its lease is over."""
@@ -401,6 +434,12 @@ class Mesh(RuleBasedStateMachine):
         self.leases.put(POLICY, TREE)
         for point in self.servers:
             self.breaks(point)
+
+    @rule()
+    def is_made_again(self) -> None:
+        """The policy is deleted and applied once more, of which no point has heard yet."""
+        self.leases.put(POLICY, None)
+        self.leases.put(POLICY, TREE)
 
     @rule(seconds=st.sampled_from([0.05, 0.5, 1.0, 2.9, 3.1]))
     def passes(self, seconds: float) -> None:

@@ -29,7 +29,8 @@ TERM_S: Final = TTL_S * 1.01
 SILENT_S: Final = 1.5
 """Of a point that has said nothing for so long another may take the place: points report each second."""
 REMEMBERED_S: Final = 30.0
-"""So long it is known what a point wanted that has left: who comes in its place begins with that."""
+"""So long it is known what a point wanted that has left: who comes in its place begins with that. As long it is known
+what a point held of a bucket that is gone."""
 MAX_REMEMBERED: Final = 4096
 """Buckets of points that have left, of one node."""
 MAX_LEASES: Final = 65_536
@@ -75,6 +76,8 @@ class Leases:
         self._of_node: dict[str, int] = {}
         # {node: {(workload, bucket): (what its point wanted that left, until when that is remembered)}}
         self._wanted_before: dict[str, dict[tuple[str, Bucket], tuple[float, float]]] = {}
+        # {policy: {(point, bucket): (a lease that went with its bucket, until when that is remembered)}}
+        self._parked: dict[str, dict[tuple[Point, Bucket], tuple[Lease, float]]] = {}
         self._number = 0
         self._wanting = False
         self.ignored = Ignored()
@@ -95,22 +98,29 @@ class Leases:
         return self._wanting
 
     def put(self, policy: str, tree: Level | None) -> None:
-        """Puts a policy's tree in force, or ends it: its leases are gone with it."""
+        """Puts a policy's tree in force, or ends it.
+
+        The leases of buckets that it doesn't have any more are gone. If a bucket comes again soon they count as held
+        once more: their points may not have heard of either.
+        """
         pool = self._pools.get(policy)
+        if pool is not None and tree is not None and pool.tree.unit != tree.unit:
+            self.put(policy, None)
+            self._parked.pop(policy, None)  # what was given is worth nothing in another unit
+            pool = None
         if tree is None:
             self._excess.forget(policy)
-            if pool is not None:
-                del self._pools[policy]
-                for lease in list(pool.leases):
-                    self._drop(lease)
+            gone = pool.leases if pool is not None else []
         elif pool is None:
-            self._pools[policy] = Pool(tree)
-        elif pool.tree.unit != tree.unit:  # what was given is worth nothing in another unit
-            self.put(policy, None)
-            self._pools[policy] = Pool(tree)
+            self._pools[policy], gone = Pool(tree), []
         else:
-            for lease in pool.change(tree):
-                self._drop(lease)
+            gone = pool.change(tree)
+        for lease in gone:
+            self._park(policy, lease)
+        if tree is None:
+            self._pools.pop(policy, None)
+        else:
+            self._unpark(policy, tree)
         self._wanting = True
 
     def learn(self, point: Point, held: Mapping[Bucket, float], now_s: float) -> None:
@@ -186,6 +196,9 @@ class Leases:
             self._remember(point, told)
             for lease in list(told.leases.values()):
                 self._drop(lease)
+            for parked in self._parked.values():
+                for key in [key for key in parked if key[0] == point]:
+                    del parked[key]
         self._wanting = True
 
     def tick(self, now_s: float) -> tuple[int, dict[Point, list[Share]]]:
@@ -236,19 +249,21 @@ class Leases:
         return pool.tree if pool is not None and pool.tree.find(bucket.path) is not None else None
 
     def _open(self, point: Point, bucket: Bucket, now_s: float) -> Lease | None:
-        count = self._of_node.get(point.node, 0)
-        if count >= MAX_LEASES:
+        if self._of_node.get(point.node, 0) >= MAX_LEASES:
             self.ignored.too_many += 1
             return None
-        self._of_node[point.node] = count + 1
         lease = Lease(point, bucket, 0.0, now_s)
         # An Envoy that was started again, for one, tells what is wanted of it after five seconds.
         rate, until_s = self._wanted_before.get(point.node, {}).pop((_workload(point), bucket), (0.0, 0.0))
         if now_s < until_s:
             lease.demand.rate = rate
-        self._points[point].leases[bucket] = lease
-        self._pools[bucket.policy].add(lease)
+        self._take_in(self._points[point], lease)
         return lease
+
+    def _take_in(self, told: _Told, lease: Lease) -> None:
+        self._of_node[lease.point.node] = self._of_node.get(lease.point.node, 0) + 1
+        told.leases[lease.bucket] = lease
+        self._pools[lease.bucket.policy].add(lease)
 
     def _look_for_silent(self, now_s: float) -> None:
         """Lets those go whose leases ran out, and forgets what was wanted long ago."""
@@ -258,11 +273,29 @@ class Leases:
                 self.leave(point)
             else:
                 self._remember(point, told)
+        for policy, parked in list(self._parked.items()):
+            self._parked[policy] = {key: kept for key, kept in parked.items() if now_s < kept[1]}
+            if not self._parked[policy]:
+                del self._parked[policy]
         for node, before in list(self._wanted_before.items()):
             for key in [key for key, (_, until_s) in before.items() if until_s <= now_s]:
                 del before[key]
             if not before:
                 del self._wanted_before[node]
+
+    def _park(self, policy: str, lease: Lease) -> None:
+        """Lets a lease go whose bucket is gone, and remembers it until its point has surely heard of that."""
+        self._parked.setdefault(policy, {})[lease.point, lease.bucket] = lease, self._ticked_s + REMEMBERED_S
+        self._drop(lease)
+
+    def _unpark(self, policy: str, tree: Level) -> None:
+        """Takes the leases in again whose buckets have come back."""
+        for (point, bucket), (lease, _) in list(self._parked.get(policy, {}).items()):
+            told = self._points.get(point)
+            if told is not None and bucket not in told.leases and tree.find(bucket.path) is not None:
+                del self._parked[policy][point, bucket]
+                lease.given = 0.0  # whoever has heard that the bucket was gone has nothing, and is told anew
+                self._take_in(told, lease)
 
     def _remember(self, point: Point, told: _Told) -> None:
         before = self._wanted_before.setdefault(point.node, {})
