@@ -85,6 +85,9 @@ class Gathered:
     def ingest(self, node: str, _: object) -> None:
         self.nodes.append(node)
 
+    async def make_room(self) -> None:
+        """Has room."""
+
     async def settle(self) -> None:
         """Has nothing to wait for."""
 

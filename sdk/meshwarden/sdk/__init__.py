@@ -11,6 +11,7 @@
 """
 
 from meshwarden.sdk.aio_handler import aio_server_interceptor
+from meshwarden.sdk.backpressure import criticality
 from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.sdk.channel import aio_channel, channel
 from meshwarden.sdk.error import AgentAway, NotStarted, SdkError
@@ -25,6 +26,7 @@ __all__ = [
     "aio_channel",
     "aio_server_interceptor",
     "channel",
+    "criticality",
     "peer_identity",
     "report_cost",
     "run",
