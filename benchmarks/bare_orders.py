@@ -3,14 +3,13 @@
 GRPC_XDS_BOOTSTRAP=… python -m benchmarks.bare_orders 127.0.0.1:7021
 """
 
-import signal
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from meshwarden.examples.orders import orders_pb2
+from meshwarden.sdk.stop import Stop
 
 SERVICE = orders_pb2.DESCRIPTOR.services_by_name["Orders"].full_name
 
@@ -28,9 +27,7 @@ def main() -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Get": handler}),))
     server.add_secure_port(sys.argv[1], grpc.xds_server_credentials(grpc.insecure_server_credentials()))
     server.start()
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: over.set())
-    over.wait()
+    Stop().wait()
     server.stop(None)
 
 

@@ -1,12 +1,12 @@
 """A real agent between programs that report what they use of limits, honest or not, and a control plane."""
 
 import asyncio
+import contextlib
 import json
 import sys
 from typing import Any
 
 import grpc
-import pytest
 
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import quota_service_pb2 as quota_pb
@@ -132,9 +132,7 @@ async def test_who_is_no_workload_may_not_report(agent: Any, control_plane: Any)
     await agent.ready()
     async with grpc.aio.insecure_channel(f"unix:{agent.socket}") as channel:
         call = workload_grpc.WorkloadServiceStub(channel).Share()
-        with pytest.raises(grpc.aio.AioRpcError):
-            # Whichever of the two comes to know of it.
+        with contextlib.suppress(grpc.aio.AioRpcError):  # who is refused at once may not even write
             await call.write(quota_pb.ShareRequest(sequence=1))
-            await call.read()
         assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
     assert not control_plane.shared

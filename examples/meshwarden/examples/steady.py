@@ -4,8 +4,6 @@ import argparse
 import http.client
 import logging
 import os
-import signal
-import threading
 import time
 from collections import Counter
 
@@ -16,6 +14,7 @@ from meshwarden.examples import trace
 from meshwarden.examples.orders import orders_pb2, orders_pb2_grpc
 from meshwarden.examples.outbound import OUTBOUND_VARIABLE, Outbound
 from meshwarden.sdk import telemetry
+from meshwarden.sdk.stop import Stop
 
 TIMEOUT_S = 5.0
 SUMMARY_S = 10.0
@@ -30,19 +29,14 @@ class Load:
         self._billing = billing
         self._outbound = Outbound(timeout_s=TIMEOUT_S) if os.environ.get(OUTBOUND_VARIABLE) else None
         self._codes: Counter[str] = Counter()
-        self._stop = threading.Event()
 
-    def stop(self) -> None:
-        """Ends `run` after the call under way."""
-        self._stop.set()
-
-    def run(self, rate: float) -> None:
-        """Makes `rate` rounds a second, of one call to each service in one trace."""
+    def run(self, rate: float, stop: Stop) -> None:
+        """Makes `rate` rounds a second, of one call to each service in one trace, until it is told to stop."""
         begun_s = said_s = time.monotonic()
         rounds = 0
         with sdk.channel(self._orders) as channel:
             stub = orders_pb2_grpc.OrdersStub(channel)
-            while not self._stop.wait(max(0.0, begun_s + rounds / rate - time.monotonic())):
+            while not stop.wait(max(0.0, begun_s + rounds / rate - time.monotonic())):
                 rounds += 1
                 with trace.span(self._name):
                     self._codes[f"orders {self._call_orders(stub)}"] += 1
@@ -84,7 +78,4 @@ def main(name: str, rate: float, about: str | None) -> None:
         parser.error("--rate: give more than 0 and at most 1000")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     telemetry.configure()
-    load = Load(name, arguments.orders, arguments.billing)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: load.stop())
-    load.run(arguments.rate)
+    Load(name, arguments.orders, arguments.billing).run(arguments.rate, Stop())

@@ -9,7 +9,6 @@ The port opens when the agent has sent its Listener.
 """
 
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from meshwarden.sdk.error import NotStarted
 from meshwarden.sdk.handler import Handler, IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming, current_peer
 from meshwarden.sdk.mtls import peer
+from meshwarden.sdk.stop import Stop
 
 CREDENTIALS_VARIABLE: Final = "MESHWARDEN_CREDENTIALS"
 MAX_CONNECTION_AGE: Final = timedelta(minutes=10)
@@ -162,11 +162,9 @@ def run(running: Server, grace_s: float = 10.0, on_stop: Callable[[], None] = la
         grace_s: how long calls under way may go on.
         on_stop: called before the server takes no more calls: to end streams that have no end, and to tell health.
     """
-    asked = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: asked.set())
+    stop = Stop()
     running.start()
-    asked.wait()
+    stop.wait()
     on_stop()
     running.stop(grace_s).wait()
 

@@ -2,7 +2,6 @@
 
 import argparse
 import random
-import signal
 import sys
 import threading
 import time
@@ -34,6 +33,7 @@ from meshwarden.examples.daena.metric import Meter
 from meshwarden.examples.daena.model.client import ModelClient
 from meshwarden.examples.daena.model.service import Model
 from meshwarden.examples.daena.serve import begin, serve
+from meshwarden.sdk.stop import Stop
 
 AGENTS = {"analyst": "xds:///analyst.acme", "sceptic": "xds:///sceptic.globex", "scholar": "xds:///scholar.daena"}
 
@@ -117,10 +117,7 @@ def run_convene(arguments: argparse.Namespace) -> None:
     elif arguments.rounds:
         sys.exit(0 if convene.rounds(arguments.rounds) else 1)
     else:
-        ended = threading.Event()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: ended.set())
-        convene.steadily(arguments.every, ended)
+        convene.steadily(arguments.every, Stop())
 
 
 def _channel(stack: ExitStack, target: str) -> grpc.Channel:

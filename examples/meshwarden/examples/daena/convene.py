@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -15,6 +14,7 @@ from meshwarden import sdk
 from meshwarden.examples import trace
 from meshwarden.examples.daena import daena_pb2, daena_pb2_grpc, notes
 from meshwarden.examples.daena.memory.record import Record, canonical, id_of
+from meshwarden.sdk.stop import Stop
 
 TIMEOUT_S: Final = 30.0
 SERVICES: Final[Mapping[str, Any]] = {
@@ -61,8 +61,8 @@ class Convener:
         }
 
 
-def steadily(every_s: float, ended: threading.Event) -> None:
-    """Holds a round each `every_s` seconds until `ended`."""
+def steadily(every_s: float, stop: Stop) -> None:
+    """Holds a round each `every_s` seconds until it is told to stop."""
     questions = notes.lines("questions")
     with _stubs("council.daena", "memory.daena") as (council, memory):
         convener = Convener(council, memory)
@@ -75,7 +75,7 @@ def steadily(every_s: float, ended: threading.Event) -> None:
                 verified = "verified" if held["verified"] else "NOT AS WRITTEN"
                 logging.info("%s %s: %s", held["winner"], held["votes"], held["text"])
                 logging.info("record %s, %s", held["record"], verified)
-            if ended.wait(every_s):
+            if stop.wait(every_s):
                 return
 
 
