@@ -165,8 +165,14 @@ class Quota(Programs):
         assert said.returncode == 0, said.stderr
 
     def serve(self) -> None:
+        """Starts every server, and waits until the mesh has all of them: callers may ask for any at once."""
         for plan, version in self.points:
             self.serve_one(plan, version)
+        self.up.until(self._all_healthy)
+
+    def _all_healthy(self) -> bool:
+        endpoints = json.loads(self.up.run("get", "Endpoint", "-o", "json").stdout or "[]")
+        return [one["spec"].get("health") for one in endpoints] == ["HEALTHY"] * len(self.points)
 
     def serve_one(self, plan: Plan, version: str) -> None:
         node, _, program = plan.servers[version]
