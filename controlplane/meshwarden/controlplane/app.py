@@ -4,19 +4,15 @@ Order of start: store, audit, authority, own certificate, services, publisher, t
 answered before there is something to say. `<state_dir>/server.json` says where it listens, once it does.
 """
 
-import fcntl
-import json
-import os
 import platform
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version as version_of
-from pathlib import Path
 
 import anyio
 import grpc
@@ -61,6 +57,7 @@ from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.serving import ServingIdentity
+from meshwarden.controlplane.place import alone, announce, listening, parse_address
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
@@ -88,14 +85,6 @@ STOP_GRACE_S = 2.0
 SIGNALS = {"traces": "span", "metrics": "point", "logs": "log"}
 
 _log = structlog.get_logger()
-
-
-class AlreadyRunning(Exception):
-    """Another control plane holds the state directory."""
-
-
-class CannotListen(Exception):
-    """An address is taken, or is none of this machine's."""
 
 
 def run_server(config: Config) -> None:
@@ -129,7 +118,7 @@ async def serve(config: Config) -> None:
     """
     async with AsyncExitStack() as stack:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stack.enter_context(_alone(config.state_dir / "server.lock"))
+        stack.enter_context(alone(config.state_dir / "server.lock"))
         store = await stack.enter_async_context(open_store(config.state_dir / "store.sqlite"))
         audit = CountedAuditLog(
             await stack.enter_async_context(FileAuditLog.open(config.state_dir / "audit.jsonl", utc_now))
@@ -262,11 +251,11 @@ class ControlPlane:
             await group.start(self._publisher.run)
             await group.start(self._sessions.run)
             group.start_soon(self._division.run)
-            host, port = _address(self._config.listen)
-            with _listening("listen", self._config.listen):
+            host, port = parse_address(self._config.listen)
+            with listening("listen", self._config.listen):
                 port = await front.serve_tls(host, port, self._serving.context)
             roots_pem = (await self._engines.authority.bundle()).pem()
-            _announce(self._config.state_dir, f"{host}:{port}", metrics_url, roots_pem)
+            announce(self._config.state_dir, f"{host}:{port}", metrics_url, roots_pem)
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async for number in signals:
                     _log.info("stopping", signal=signal.Signals(number).name)
@@ -336,8 +325,8 @@ class ControlPlane:
     async def _show_metrics(self, closing: AsyncExitStack) -> str:
         """Serves metrics and where else to scrape, until `closing` ends; returns the URL."""
         scraped = Scraped(self._metrics.registry, self._vitals, self._sessions.states)
-        host, port = _address(self._config.metrics_listen)
-        with _listening("metrics_listen", self._config.metrics_listen):
+        host, port = parse_address(self._config.metrics_listen)
+        with listening("metrics_listen", self._config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
         return url_of(host, port, "/metrics")
 
@@ -465,42 +454,3 @@ def _operator(config: Config, engines: Engines, rng: random.Random, tracing: Pro
         rng=rng,
         provider=tracing,
     )
-
-
-@contextmanager
-def _listening(setting: str, address: str) -> Iterator[None]:
-    """Names the setting whose address can't be listened on."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
-        raise CannotListen(f"{setting} = {address}: {reason}") from None
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock on the state directory for as long as the process lives."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise AlreadyRunning(f"{path.parent}: another control plane runs on this state directory") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _announce(state_dir: Path, address: str, metrics_url: str, roots_pem: bytes) -> None:
-    """Writes the roots and, last, `server.json`: who waits for it finds all that it names."""
-    (state_dir / "ca.pem").write_bytes(roots_pem)
-    said = {"address": address, "metrics_url": metrics_url, "ca_file": str(state_dir / "ca.pem"), "pid": os.getpid()}
-    draft = state_dir / "server.json.draft"
-    draft.write_text(json.dumps(said))
-    draft.rename(state_dir / "server.json")

@@ -47,8 +47,8 @@ def _loading() -> Iterator[None]:
 def _expected() -> tuple[type[Exception], ...]:
     """What can go wrong in the world around it; all else is a defect, and its traceback is wanted."""
     from meshwarden.certs.authority.port import AuthorityError
-    from meshwarden.controlplane.app import AlreadyRunning, CannotListen
     from meshwarden.controlplane.audit.port import AuditError
+    from meshwarden.controlplane.place import AlreadyRunning, CannotListen
     from meshwarden.controlplane.secrets.port import SecretError
     from meshwarden.controlplane.store.port import StoreError
 
