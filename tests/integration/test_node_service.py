@@ -33,7 +33,7 @@ from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
-from meshwarden.controlplane.identity.record import node_key
+from meshwarden.controlplane.identity.record import NodeRecord, node_key
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources import model
@@ -157,7 +157,7 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
     """A control plane; its parameter says how often it wants to hear of nodes, in seconds."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(tmp_path / "s" / "store.sqlite"))
-        await store.commit([*WEB, Put(node_key("n1"), b"{}")])
+        await store.commit([*WEB, Put(node_key("n1"), NodeRecord("n1", utc_now(), "192.0.2.1", "1").encode())])
         audit = await stack.enter_async_context(FileAuditLog.open(tmp_path / "audit.jsonl", utc_now))
         authority = MemoryAuthority(DOMAIN)
         publisher = Publisher(store, trust_domain=DOMAIN, audit=audit)
@@ -251,7 +251,7 @@ async def test_the_first_message_must_be_hello_and_only_the_first(world: World) 
     await stream.write(v1.SyncRequest(heartbeat=v1.Heartbeat()))
     assert await code(stream) is grpc.StatusCode.INVALID_ARGUMENT
     assert "hello" in await stream.details()
-    assert world.sessions.states() == []
+    assert not world.sessions.states()[0].connected
     stream = await opened(world)
     await stream.write(HELLO)
     assert await code(stream) is grpc.StatusCode.INVALID_ARGUMENT
@@ -263,7 +263,7 @@ async def test_a_clock_that_says_no_time_is_refused_by_its_field(world: World, n
     await stream.write(v1.SyncRequest(hello=v1.NodeHello(agent_version="1", now=now)))
     assert await code(stream) is grpc.StatusCode.INVALID_ARGUMENT
     assert "hello.now" in await stream.details()
-    assert world.sessions.states() == []
+    assert not world.sessions.states()[0].connected
 
 
 async def test_heartbeats_tell_of_a_clock_that_goes_wrong(world: World) -> None:
@@ -328,7 +328,7 @@ async def test_a_message_that_breaks_the_schema_ends_the_session_with_the_field(
 async def test_only_a_node_that_joined_this_region_has_a_session_and_reports(world: World, identity: SpiffeId) -> None:
     stream = await world.sync(identity)
     assert await code(stream) is grpc.StatusCode.PERMISSION_DENIED
-    assert world.sessions.states() == []
+    assert not world.sessions.states()[0].connected
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await world.report(identity)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -30,18 +30,22 @@ class CreateJoinTokenRequest(_message.Message):
 
     NODE_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "tenants", b"tenants", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -360,6 +364,7 @@ class NodeState(_message.Message):
     METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     JOIN_TIME_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     connected: _builtins.bool
     acked_revision: _builtins.int
@@ -380,6 +385,8 @@ class NodeState(_message.Message):
     def join_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def health(self) -> _node_service_pb2.AgentHealth: ...
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -396,10 +403,11 @@ class NodeState(_message.Message):
         metrics_address: _builtins.str = ...,
         join_time: _timestamp_pb2.Timestamp | None = ...,
         health: _node_service_pb2.AgentHealth | None = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "health", b"health", "join_time", b"join_time", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "data_planes", b"data_planes", "health", b"health", "join_time", b"join_time", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "data_planes", b"data_planes", "health", b"health", "join_time", b"join_time", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "tenants", b"tenants", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

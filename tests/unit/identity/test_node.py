@@ -1,4 +1,5 @@
 import asyncio
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -15,7 +16,7 @@ from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import verify_chain
 from meshwarden.controlplane.identity.authorize import Denied
 from meshwarden.controlplane.identity.join_token import InvalidToken, digest
-from meshwarden.controlplane.identity.record import NODES, TOKENS
+from meshwarden.controlplane.identity.record import NODES, TOKENS, RecordError
 from meshwarden.controlplane.store.port import Ambiguous, Delete, Lease, Op, Put, Store
 from meshwarden.v1 import node_service_pb2 as v1
 
@@ -293,3 +294,33 @@ async def test_who_is_overtaken_between_signing_and_storing_gets_nothing(world: 
     with pytest.raises(Denied, match="another key"):
         await thief.attest(token, csr(), "198.51.100.9:1")
     assert len(await world.events("node.attest")) == 1
+
+
+async def test_a_token_for_some_tenants_joins_for_these_alone(world: Any) -> None:
+    await world.entry("web", "n1")
+    await world.entry("orders", "n1", tenant="platform")
+    token = await world.tokens.create("n1", tenants=["platform", "globex", "platform"])
+    await world.nodes.attest(token, csr(), WHERE)
+    assert (await world.events("node.attest"))[0]["tenants"] == ["globex", "platform"]
+    requests = [workload(), workload("orders", tenant="platform"), workload("none")]
+    refused, signed, hidden = (await world.nodes.sign_workloads(N1, requests)).results
+    assert (refused.code, signed.code) == (7, 0)
+    # Whether there is such an entry isn't told.
+    assert refused.message == hidden.message == "node n1 has joined for globex, platform alone, not for tenant acme"
+    await join(world)  # with a token for any tenant's
+    assert (await world.nodes.sign_workloads(N1, [workload()])).results[0].code == 0
+
+
+@pytest.mark.parametrize("tenant", ["", "Acme", "a/b", "acme\n", "a" * 64])
+async def test_tenants_of_tokens_are_checked(world: Any, tenant: str) -> None:
+    with pytest.raises(InvalidToken, match="tenant"):
+        await world.tokens.create("n1", tenants=["acme", tenant])
+
+
+@pytest.mark.parametrize("tenants", [None, "acme", {"acme": 1}, [1], [""]])
+async def test_a_scope_that_cannot_be_read_is_not_taken_for_none(world: Any, tenants: Any) -> None:
+    await join(world)
+    stored, _ = await world.store.get(NODES + "n1")
+    await world.store.commit([Put(stored.key, json.dumps({**json.loads(stored.value), "tenants": tenants}).encode())])
+    with pytest.raises(RecordError, match="not a node"):
+        await world.nodes.sign_workloads(N1, [workload()])

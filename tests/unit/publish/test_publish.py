@@ -448,3 +448,21 @@ async def test_a_write_of_someone_else_between_is_looked_at_again(rig: Rig) -> N
         await rig.store.commit([wrong])
         session.take(endpoints(orders_endpoint()))
     await rig.endpoint("n1-orders-1", lambda item: item is not None and item.spec.port == 7021)
+
+
+async def test_a_node_is_told_and_gives_only_what_is_of_tenants_that_it_serves(rig: Rig) -> None:
+    hello, held = v1.NodeHello(agent_version="1", zone="a"), {}
+    session = rig.sessions.open("n1", hello, lambda tenant: tenant == "platform")
+    session.feed.set_interest([ref("platform", "orders", "127.0.0.1:7021"), ref("acme", "web")])
+    entries, config = await following(session.feed, held, rig.publisher.revision)
+    assert [entry.metadata.name for entry in entries.entries.entries] == ["orders"]
+    planes = {plane.id: (list(plane.scopes) != [], plane.refused) for plane in config.config.data_planes}
+    assert planes["platform/orders#1/grpc"] == (True, "")
+    assert planes["acme/web#1/grpc"] == (False, "node n1 has joined for other tenants than acme")
+    items = [
+        v1.NodeEndpoint(id=entry, tenant=tenant, entry=entry, address="127.0.0.1", port=7021)
+        for tenant, entry in (("acme", "web"), ("platform", "orders"))
+    ]
+    session.take(v1.SyncRequest(endpoints=v1.EndpointReport(endpoints=items)))
+    await rig.endpoint("n1-orders", lambda found: found is not None)
+    assert rig.publisher.mesh.find("Endpoint", "acme", "n1-web") is None

@@ -77,8 +77,9 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         caller = _caller()
         authorize(caller, "/meshwarden.v1.AdminService/CreateJoinToken", None)
         ttl = request.ttl.ToTimedelta() if request.HasField("ttl") else TOKEN_TTL
-        token = await self._tokens.create(request.node, ttl)
-        await self._audit.record("token.create", node=request.node, ttl_s=ttl.total_seconds(), by=str(caller))
+        token = await self._tokens.create(request.node, ttl, request.tenants)
+        about = {"node": request.node, "tenants": list(request.tenants), "ttl_s": ttl.total_seconds()}
+        await self._audit.record("token.create", **about, by=str(caller))
         answer = v1.CreateJoinTokenResponse(token=token, bundle=(await self._authority.bundle()).to_proto())
         answer.expire_time.FromDatetime(self._clock() + ttl)
         return answer
@@ -229,6 +230,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             kept = [item for item in field if shown(item.tenant)]
             del field[:]
             field.extend(kept)  # type: ignore[arg-type]
+        copy.tenants[:] = [tenant for tenant in copy.tenants if shown(tenant)]
         ids = {ref.id for ref in copy.data_planes}
         nacks = [nack for nack in copy.nacks if nack.data_plane in ids]
         del copy.nacks[:]

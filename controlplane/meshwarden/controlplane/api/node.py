@@ -70,10 +70,10 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
     async def Sync(  # type: ignore[override]  # it writes by itself, which the stubs don't know
         self, request_iterator: AsyncIterator[v1.SyncRequest], context: Context
     ) -> None:
-        node = await self._identity.joined(peer.current(), SYNC)
+        node = await self._identity.record(peer.current(), SYNC)
         hello = await _hello(request_iterator)
         await self._publisher.wait_loaded()
-        session = self._sessions.open(node, hello)
+        session = self._sessions.open(node.node, hello, node.serves)
         try:
             welcome = v1.Welcome(server_version=version_of("meshwarden"))
             welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))

@@ -16,16 +16,18 @@ def token() -> None:
 @click.option(
     "--ttl", "ttl_s", type=click.IntRange(1, 600), default=600, show_default=True, help="Its life, in seconds."
 )
+@click.option("--tenant", "tenants", multiple=True, help="Of whom the node may serve entries; default of any tenant.")
 @render.output_option
-def create(node: str, ttl_s: int, output: str) -> None:
+def create(node: str, ttl_s: int, tenants: tuple[str, ...], output: str) -> None:
     """Make a one-time token with which NODE joins. It is shown once."""
-    request = CreateJoinTokenRequest(node=node)
+    request = CreateJoinTokenRequest(node=node, tenants=tenants)
     request.ttl.FromSeconds(ttl_s)
     with client.connect_current() as mesh:
         answer = mesh.admin.CreateJoinToken(request, timeout=client.TIMEOUT_S)
     if output == "table":
+        scope = f", serving {', '.join(tenants)} alone" if tenants else ""
         click.echo(answer.token)
-        click.echo(f"valid until {answer.expire_time.ToJsonString()}, for node {node} alone", err=True)
+        click.echo(f"valid until {answer.expire_time.ToJsonString()}, for node {node} alone{scope}", err=True)
     else:
         render.data(render.as_dict(answer), output)
 

@@ -6,7 +6,7 @@ Whoever holds one is that node, so it lives minutes and is stored as a hash.
 import hashlib
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -22,7 +22,7 @@ REPEAT = timedelta(seconds=60)
 KEEP = timedelta(hours=1)
 SWEEP = 50
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
-_NODE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 log = structlog.get_logger()
 
@@ -38,23 +38,25 @@ class JoinTokens:
         self._store = store
         self._clock = clock
 
-    async def create(self, node: str, ttl: timedelta = MAX_TTL) -> str:
+    async def create(self, node: str, ttl: timedelta = MAX_TTL, tenants: Sequence[str] = ()) -> str:
         """Makes a token of 256 bits for a node and returns it; it can't be had again.
 
         Args:
             node: the name that the node will have.
             ttl: how long it may be used, at most ten minutes.
+            tenants: whose entries the node may serve; empty for any tenant's.
 
         Raises:
-            InvalidToken: the name or the time isn't allowed.
+            InvalidToken: a name or the time isn't allowed.
             StoreError: it isn't stored.
         """
-        if _NODE.fullmatch(node) is None:
-            raise InvalidToken(f"node {node[:100]!r}: use a-z, 0-9 and inner '-', at most 63")
+        for what, name in (("node", node), *(("tenant", tenant) for tenant in tenants)):
+            if _NAME.fullmatch(name) is None:
+                raise InvalidToken(f"{what} {name[:100]!r}: use a-z, 0-9 and inner '-', at most 63")
         if not timedelta(0) < ttl <= MAX_TTL:
             raise InvalidToken(f"ttl {ttl}: give more than nothing and at most {MAX_TTL}")
         token = secrets.token_urlsafe(32)
-        record = TokenRecord(digest(token), node, self._clock() + ttl)
+        record = TokenRecord(digest(token), node, self._clock() + ttl, tenants=tuple(sorted(set(tenants))))
         revision = await self._store.commit([Put(record.key, record.encode(), ABSENT)])
         own_span.note_revision(revision, f"CREATED join token of node {node}")
         await self._sweep()

@@ -88,7 +88,7 @@ class NodeIdentity:
             return await self._repeat(record, record.use, key_hash, address, now)
         chain = await self._sign_node(record.node, public_key, now)
         ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
-        node = NodeRecord(record.node, now, address, f"{chain[0].serial_number:x}")
+        node = NodeRecord(record.node, now, address, f"{chain[0].serial_number:x}", record.tenants)
         stored, _ = await self._store.get(node.key)
         revision = await self._store.commit(
             [
@@ -96,9 +96,11 @@ class NodeIdentity:
                 Put(node.key, node.encode(), stored.revision if stored is not None else ABSENT),
             ]
         )
-        rejoined = stored is not None
+        rejoined, scope = stored is not None, list(record.tenants)
         own_span.note_revision(revision, f"{'JOINED again' if rejoined else 'JOINED'} node {node.node}")
-        await self._record("node.attest", chain, node=node.node, address=address, key=key_hash, rejoined=rejoined)
+        await self._record(
+            "node.attest", chain, node=node.node, address=address, key=key_hash, tenants=scope, rejoined=rejoined
+        )
         return await self._answer(record.node, ders)
 
     async def _repeat(
@@ -112,7 +114,8 @@ class NodeIdentity:
             raise Denied(f"{used}. The node has its identity; use that")
         # As complete as the first event, which may be missing: the audit log can have failed between.
         leaf = x509.load_der_x509_certificate(use.chain[0])
-        await self._record("node.attest_repeat", (leaf,), node=record.node, address=address, key=key_hash)
+        fields = {"node": record.node, "address": address, "key": key_hash, "tenants": list(record.tenants)}
+        await self._record("node.attest_repeat", (leaf,), **fields)
         return await self._answer(record.node, use.chain)
 
     async def renew(self, peer: Peer, csr: bytes) -> v1.RenewResponse:
@@ -144,10 +147,14 @@ class NodeIdentity:
             Denied: the caller is no node of this region, or has not joined.
             StoreError: entries can't be read.
         """
-        return await self._signer.sign(await self.joined(peer, SERVICE + "SignWorkload"), list(requests))
+        return await self._signer.sign(await self.record(peer, SERVICE + "SignWorkload"), list(requests))
 
     async def joined(self, peer: Peer, method: str) -> str:
-        """Returns the name of the calling node, once it is known to be one of ours.
+        """Returns the name of the calling node; see `record`."""
+        return (await self.record(peer, method)).node
+
+    async def record(self, peer: Peer, method: str) -> NodeRecord:
+        """Returns what is stored of the calling node, once it is known to be one of ours.
 
         Args:
             peer: the node, by its certificate.
@@ -166,7 +173,7 @@ class NodeIdentity:
         stored, _ = await self._store.get(node_key(caller.node))
         if stored is None:
             raise Denied(f"{caller}: has not joined, or was removed; join with `meshwarden token create {caller.node}`")
-        return caller.node
+        return NodeRecord.decode(stored.key, stored.value)
 
     async def _sign_node(self, node: str, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
         template = LeafTemplate(SpiffeId.for_node(self._trust_domain, self._region, node), NODE_TTL)

@@ -38,6 +38,8 @@ class TokenRecord:
     node: str
     expire_time: datetime
     use: Use | None = None
+    # Whose entries the node may serve; empty for any tenant's.
+    tenants: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -51,6 +53,8 @@ class TokenRecord:
     def encode(self) -> bytes:
         """Returns the bytes to store."""
         value: dict[str, Any] = {"v": 1, "node": self.node, "expire_time": self.expire_time.isoformat()}
+        if self.tenants:
+            value["tenants"] = list(self.tenants)
         if self.use is not None:
             chain = [base64.b64encode(der).decode() for der in self.use.chain]
             value["use"] = {"time": self.use.time.isoformat(), "key_hash": self.use.key_hash, "chain": chain}
@@ -70,7 +74,7 @@ class TokenRecord:
                 chain = tuple(base64.b64decode(der, validate=True) for der in use["chain"])
                 use = Use(datetime.fromisoformat(use["time"]), use["key_hash"], chain)
             expire_time = datetime.fromisoformat(words["expire_time"])
-            return cls(key.removeprefix(TOKENS), words["node"], expire_time, use)
+            return cls(key.removeprefix(TOKENS), words["node"], expire_time, use, _tenants(words))
         except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
             raise RecordError(f"store key {key}: not a join token") from None
 
@@ -85,15 +89,28 @@ class NodeRecord:
     address: str
     # The serial number of the certificate that it joined with, in hexadecimal.
     serial: str
+    # Whose entries it may serve; empty for any tenant's.
+    tenants: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """The store key."""
         return node_key(self.node)
 
+    def serves(self, tenant: str) -> bool:
+        """Says whether it may have anything of a tenant's."""
+        return not self.tenants or tenant in self.tenants
+
     def encode(self) -> bytes:
         """Returns the bytes to store."""
-        value = {"v": 1, "join_time": self.join_time.isoformat(), "address": self.address, "serial": self.serial}
+        value: dict[str, Any] = {
+            "v": 1,
+            "join_time": self.join_time.isoformat(),
+            "address": self.address,
+            "serial": self.serial,
+        }
+        if self.tenants:
+            value["tenants"] = list(self.tenants)
         return json.dumps(value).encode()
 
     @classmethod
@@ -106,9 +123,21 @@ class NodeRecord:
         try:
             words = json.loads(value)
             join_time = datetime.fromisoformat(words["join_time"])
-            return cls(key.removeprefix(NODES), join_time, words["address"], words["serial"])
+            return cls(key.removeprefix(NODES), join_time, words["address"], words["serial"], _tenants(words))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RecordError(f"store key {key}: not a node") from None
+
+
+def _tenants(words: dict[str, Any]) -> tuple[str, ...]:
+    """Reads a scope.
+
+    Raises:
+        ValueError: it is none; what can't be read must not become "any tenant's".
+    """
+    tenants = words.get("tenants", [])
+    if not isinstance(tenants, list) or not all(isinstance(tenant, str) and tenant for tenant in tenants):
+        raise ValueError("tenants")
+    return tuple(tenants)
 
 
 def node_key(node: str) -> str:

@@ -16,6 +16,7 @@ from meshwarden.certs.issue import IssueRefused, LeafTemplate, is_reserved_dns_n
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.rate import Rate
+from meshwarden.controlplane.identity.record import NodeRecord
 from meshwarden.controlplane.resources.model import decode, key_of
 from meshwarden.controlplane.store.port import Store
 from meshwarden.v1 import node_service_pb2 as v1
@@ -56,7 +57,7 @@ class WorkloadSigner:
         self._trust_domain = trust_domain
         self._rate = Rate(SIGNS_PER_S, SIGN_BURST)
 
-    async def sign(self, node: str, requests: Sequence[v1.WorkloadCsr]) -> v1.SignWorkloadResponse:
+    async def sign(self, node: NodeRecord, requests: Sequence[v1.WorkloadCsr]) -> v1.SignWorkloadResponse:
         """Answers each request of a node by itself, in order.
 
         Raises:
@@ -73,22 +74,23 @@ class WorkloadSigner:
             except _Refusal as refusal:
                 results.append(v1.SignedWorkload(code=refusal.code.value[0], message=refusal.message))
                 who = {"tenant": request.tenant, "entry": request.entry}
-                self._audit.note("workload.sign_denied", node=node, reason=refusal.message, **who)
+                self._audit.note("workload.sign_denied", node=node.node, reason=refusal.message, **who)
             else:
                 results.append(v1.SignedWorkload(chain=signed.chain))
-                issued.append({"node": node, **signed.fields})
+                issued.append({"node": node.node, **signed.fields})
             # A large batch lets others have the loop in between.
             await asyncio.sleep(0)
         await self._audit.record_all("workload.sign", issued)
         return v1.SignWorkloadResponse(results=results)
 
-    async def _sign(self, node: str, request: v1.WorkloadCsr) -> _Signed:
+    async def _sign(self, node: NodeRecord, request: v1.WorkloadCsr) -> _Signed:
         now = self._clock()
-        wait_s = self._rate.take(node, now)
+        wait_s = self._rate.take(node.node, now)
         if wait_s:
             raise _Refusal(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"node {node} asks for more than {SIGNS_PER_S:.0f} certificates a second; try again in {wait_s:.2f} s",
+                f"node {node.node} asks for more than {SIGNS_PER_S:.0f} certificates a second; "
+                f"try again in {wait_s:.2f} s",
             )
         entry = await self._entry(node, request)
         template = self._template(entry)
@@ -113,21 +115,26 @@ class WorkloadSigner:
         }
         return _Signed(tuple(certificate.public_bytes(Encoding.DER) for certificate in chain), fields)
 
-    async def _entry(self, node: str, request: v1.WorkloadCsr) -> WorkloadEntry:
+    async def _entry(self, node: NodeRecord, request: v1.WorkloadCsr) -> WorkloadEntry:
         # One answer for "there is none" and "it is another node's": a node learns nothing of what isn't its own.
         name = f"{request.tenant}/{request.entry}"
         refusal = _Refusal(
-            grpc.StatusCode.PERMISSION_DENIED, f"no WorkloadEntry {name[:130]} names node {node} under spec.nodes"
+            grpc.StatusCode.PERMISSION_DENIED, f"no WorkloadEntry {name[:130]} names node {node.node} under spec.nodes"
         )
         if _LABEL.fullmatch(request.tenant) is None or _LABEL.fullmatch(request.entry) is None:
             raise refusal
+        if not node.serves(request.tenant):
+            raise _Refusal(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"node {node.node} has joined for {', '.join(node.tenants)} alone, not for tenant {request.tenant}",
+            )
         ref = ResourceRef(kind="WorkloadEntry", tenant=request.tenant, name=request.entry)
         record, _ = await self._store.get(key_of(ref))
         if record is None:
             raise refusal
         entry = decode(record.value, record.revision).workload_entry
         # The record's own word for its name too: a certificate's tenant never hangs on how a key was put together.
-        if node not in entry.spec.nodes or (entry.metadata.tenant, entry.metadata.name) != (ref.tenant, ref.name):
+        if node.node not in entry.spec.nodes or (entry.metadata.tenant, entry.metadata.name) != (ref.tenant, ref.name):
             raise refusal
         return entry
 

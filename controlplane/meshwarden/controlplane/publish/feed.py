@@ -14,6 +14,8 @@ from meshwarden.controlplane.publish.compiled import Compiled, Scopes
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.v1 import node_service_pb2 as v1
 
+Serves = Callable[[str], bool]
+"""Whether a node may have anything of a tenant's."""
 Refuse = Callable[[str, v1.DataPlaneRef, str], None]
 """Told of (node, data plane, reason) when a data plane that a node asks for is refused."""
 
@@ -51,8 +53,9 @@ class Feed:
         revision: Callable[[], int],
         refuse: Refuse,
         trails: Trails,
+        serves: Serves,
     ) -> None:
-        self.node, self._trails = node, trails
+        self.node, self._trails, self._serves = node, trails, serves
         self._mesh, self._scopes, self._shared, self._revision, self._refuse = mesh, scopes, shared, revision, refuse
         self._refs: dict[str, v1.DataPlaneRef] | None = None
         self._remap = True
@@ -100,7 +103,7 @@ class Feed:
         return messages
 
     def _entries(self) -> list[v1.SyncResponse]:
-        entries = self._mesh.entries_on(self.node)
+        entries = [entry for entry in self._mesh.entries_on(self.node) if self._serves(entry.metadata.tenant)]
         names = sorted({Name(entry.metadata.tenant, entry.spec.service) for entry in entries})
         services = [found for name in names if (found := self._mesh.find("Service", *name)) is not None]
         made = v1.EntrySet(entries=entries, services=services)
@@ -155,6 +158,8 @@ class Feed:
             raise ValueError(f"there is no workload entry {ref.tenant}/{ref.entry}")
         if self.node not in entry.spec.nodes:
             raise ValueError(f"workload entry {ref.tenant}/{ref.entry} does not name node {self.node}")
+        if not self._serves(ref.tenant):
+            raise ValueError(f"node {self.node} has joined for other tenants than {ref.tenant}")
         scopes = scopes_of(ref, self.node, entry)
         for scope in scopes:
             if scope.startswith("listener/"):

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Scopes
-from meshwarden.controlplane.publish.feed import Feed, Shared
+from meshwarden.controlplane.publish.feed import Feed, Serves, Shared
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources import model
@@ -86,9 +86,11 @@ class Publisher:
         while self.revision < revision:
             await self._moved.wait()
 
-    def open(self, node: str) -> Feed:
-        """A feed for a session of `node`; give it to `close` at the end."""
-        feed = Feed(node, self.mesh, self._scopes, self._shared, lambda: self.revision, self._refused, self.trails)
+    def open(self, node: str, serves: Serves = lambda _: True) -> Feed:
+        """A feed for a session of `node`, which may have what is of tenants that it serves; `close` it at the end."""
+        feed = Feed(
+            node, self.mesh, self._scopes, self._shared, lambda: self.revision, self._refused, self.trails, serves
+        )
         self._feeds.add(feed)
         return feed
 

@@ -15,6 +15,7 @@ import structlog
 from anyio.abc import TaskStatus
 
 from meshwarden.controlplane.publish.endpoints import Endpoints
+from meshwarden.controlplane.publish.feed import Serves
 from meshwarden.controlplane.publish.joined import Joined
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.trail import followed
@@ -40,12 +41,13 @@ class Session:
         publisher: Publisher,
         hello: v1.NodeHello,
         clock: Callable[[], datetime],
+        serves: Serves,
     ) -> None:
         self.node = node
-        self.feed = publisher.open(node)
+        self.feed = publisher.open(node, serves)
         self.replaced = asyncio.Event()
         """Set when the node has opened a newer one."""
-        self._sessions, self._publisher, self._zone = sessions, publisher, hello.zone
+        self._sessions, self._publisher, self._zone, self._serves = sessions, publisher, hello.zone, serves
         self._endpoints: int | None = None
         self._clock = clock
         self._heard = clock()
@@ -76,7 +78,9 @@ class Session:
             self._compare_clocks(message.heartbeat.now.ToDatetime(tzinfo=UTC))
         elif kind == "endpoints":
             self._endpoints = len(message.endpoints.endpoints)
-            self._sessions.report(self.node, self._zone, message.endpoints)
+            own = v1.EndpointReport(trace_parent=message.endpoints.trace_parent)
+            own.endpoints.extend(item for item in message.endpoints.endpoints if self._serves(item.tenant))
+            self._sessions.report(self.node, self._zone, own)
 
     def told(self, message: v1.SyncResponse) -> None:
         """Takes note of a message that went to the agent."""
@@ -152,9 +156,15 @@ class Sessions:
             for timer in self._waiting.values():
                 timer.cancel()
 
-    def open(self, node: str, hello: v1.NodeHello) -> Session:
-        """Opens a session, which replaces the node's older one; `Session.close` ends it."""
-        session = Session(self, node, self._publisher, hello, self._clock)
+    def open(self, node: str, hello: v1.NodeHello, serves: Serves = lambda _: True) -> Session:
+        """Opens a session, which replaces the node's older one; `Session.close` ends it.
+
+        Args:
+            node: the node's name.
+            hello: what it says of itself.
+            serves: of which tenants it may have anything.
+        """
+        session = Session(self, node, self._publisher, hello, self._clock, serves)
         if hello.HasField("now"):
             session.state.clock_skew.FromTimedelta(hello.now.ToDatetime(tzinfo=UTC) - self._clock())
         older = self._open.get(node)
@@ -190,6 +200,7 @@ class Sessions:
         states = {node: admin_service_pb2.NodeState(node=node) for node in self._joined.nodes} | self._states
         for node, record in self._joined.nodes.items():
             states[node].join_time.FromDatetime(record.join_time)
+            states[node].tenants[:] = record.tenants
         return [states[node] for node in sorted(states)]
 
     def renew_all(self, reason: str) -> list[str]:
