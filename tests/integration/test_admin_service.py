@@ -7,16 +7,19 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
+from meshwarden.certs.deny import Denied
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
@@ -33,6 +36,8 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.deny import Denies
+from meshwarden.controlplane.identity.denylist import Denylist
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
@@ -94,6 +99,7 @@ class World:
     inbox: Inbox
     sessions: Sessions
     stub: Callable[[str], AdminServiceStub]
+    operators: dict[str, X509Svid]
 
 
 @pytest.fixture
@@ -134,6 +140,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             there, own, inbox, gather.ledger, gather.tail, gather.tally, gather.settle, utc_now, random.Random()
         )
         sessions = Sessions(publisher, store, region="eu", clock=utc_now)
+        denylist, denied = Denylist(store, utc_now), Denied(utc_now)
+        denylist.listen(publisher.deny)
         admin = AdminServicer(
             trust_domain=DOMAIN,
             region="eu",
@@ -148,6 +156,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             regions=Regions("eu", [puller], inbox, utc_now),
             division=Division(store, publisher.mesh, "test", time.monotonic, lambda: 0.0, lambda: 1),
             audit=audit,
+            denies=Denies(store, audit, utc_now),
+            denylist=denylist,
             health=Health(
                 state_dir=tmp_path,
                 authority=authority,
@@ -159,7 +169,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             clock=utc_now,
         )
         front = Front(tmp_path / "in.sock")
-        peers = PeerInterceptor(front, PeerVerifier(lambda: {DOMAIN: bundle}, utc_now), admit)
+        peers = PeerInterceptor(front, PeerVerifier(lambda: {DOMAIN: bundle}, utc_now, denied), admit)
+        denylist.listen(lambda denials: setattr(denied, "present", denials))
         server = grpc.aio.server(interceptors=[peers, ValidationInterceptor(audit)])
         add_AdminServiceServicer_to_server(admin, server)
         server.add_insecure_port(front.inner_target)
@@ -184,7 +195,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
-            yield World(store, gather, durable, inbox, sessions, stub)
+            await group.start(denylist.run)
+            yield World(store, gather, durable, inbox, sessions, stub, operators)
             group.cancel_scope.cancel()
 
 
@@ -490,3 +502,107 @@ async def test_quotas_are_shown_to_who_may_see_them(world: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await world.stub("tenant/acme/operator/anna").GetQuotas(v1.GetQuotasRequest(tenant="globex"), timeout=5)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+ROOT, ANNA, PAUL = "operator/root", "tenant/acme/operator/anna", "tenant/platform/operator/paul"
+WEB, ORDERS = f"spiffe://{DOMAIN}/tenant/acme/service/web", f"spiffe://{DOMAIN}/tenant/platform/service/orders"
+
+
+def denying(*targets: tuple[str, str], **more: object) -> v1.DenyRequest:
+    made = [v1.DenyTarget(spiffe_id=spiffe_id, serial=serial) for spiffe_id, serial in targets]
+    return v1.DenyRequest(targets=made, reason="leaked", **more)
+
+
+def allowing(*targets: tuple[str, str]) -> v1.AllowRequest:
+    return v1.AllowRequest(targets=denying(*targets).targets)
+
+
+async def refusal(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value.code()
+
+
+async def test_an_operator_of_a_tenant_revokes_what_is_of_its_tenant(world: World) -> None:
+    anna, root = world.stub(ANNA), world.stub(ROOT)
+    answer = await anna.Deny(denying((WEB, ""), (WEB, "AB:01")))
+    assert {(state.target.serial, state.reason, state.by) for state in answer.denied} == {
+        (serial, "leaked", f"spiffe://{DOMAIN}/{ANNA}") for serial in ("", "ab01")
+    }
+    for stranger in (
+        (ORDERS, ""),
+        (ORDERS, "1"),
+        ("", "1"),
+        (f"spiffe://{DOMAIN}/region/eu/node/n1", ""),
+        (f"spiffe://{DOMAIN}/operator/root", ""),
+        ("spiffe://other.test/tenant/acme/service/web", ""),
+    ):
+        assert await refusal(anna.Deny(denying(stranger))) is grpc.StatusCode.PERMISSION_DENIED, stranger
+        assert await refusal(anna.Allow(allowing(stranger))) is grpc.StatusCode.PERMISSION_DENIED, stranger
+    await root.Deny(denying((ORDERS, ""), ("", "5")))
+    assert {state.target.spiffe_id for state in (await anna.ListDenied(v1.ListDeniedRequest())).denied} == {WEB}
+    assert len((await root.ListDenied(v1.ListDeniedRequest())).denied) == 4
+    assert await refusal(anna.ListDenied(v1.ListDeniedRequest(tenant="platform"))) is grpc.StatusCode.PERMISSION_DENIED
+    await anna.Allow(allowing((WEB, ""), (WEB, "ab01")))
+    assert not (await anna.ListDenied(v1.ListDeniedRequest())).denied
+
+
+async def test_what_the_mesh_denies_no_tenant_allows_or_shortens(world: World) -> None:
+    anna, root = world.stub(ANNA), world.stub(ROOT)
+    await root.Deny(denying((WEB, "")))
+    assert await refusal(anna.Allow(allowing((WEB, "")))) is grpc.StatusCode.PERMISSION_DENIED
+    assert await refusal(anna.Deny(denying((WEB, ""), ttl=Duration(seconds=1)))) is grpc.StatusCode.PERMISSION_DENIED
+    await root.Allow(allowing((WEB, "")))
+    assert await refusal(root.Allow(allowing((WEB, "")))) is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("serial", ["", "its own"])
+async def test_a_denied_operator_is_refused_at_its_next_call(world: World, serial: str) -> None:
+    anna, root = world.stub(ANNA), world.stub(ROOT)
+    await anna.GetStatus(v1.GetStatusRequest())
+    target = (f"spiffe://{DOMAIN}/{ANNA}", world.operators[ANNA].serial if serial else "")
+    await root.Deny(denying(target))
+    # Deny has returned: that very call is the next.
+    assert await refusal(anna.GetStatus(v1.GetStatusRequest())) is grpc.StatusCode.UNAUTHENTICATED
+    await world.stub(PAUL).GetStatus(v1.GetStatusRequest())
+    await root.Allow(allowing(target))
+    await anna.GetStatus(v1.GetStatusRequest())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        denying(),
+        denying(("", "")),
+        denying((WEB + "/", "")),
+        denying(("https://mesh.test/x", "")),
+        denying((WEB, "xyz")),
+        denying((WEB, "0")),
+        denying(("", "a" * 41)),
+        denying((WEB + "\n", "")),
+        denying((f"spiffe://{DOMAIN}/region/eu/controlplane", "")),
+        denying(*[(f"{WEB}{number}", "") for number in range(101)]),
+        denying((WEB, ""), ttl=Duration(seconds=0)),
+        denying((WEB, ""), ttl=Duration(seconds=40_000_000)),
+        v1.DenyRequest(targets=denying((WEB, "")).targets),
+        v1.DenyRequest(targets=denying((WEB, "")).targets, reason="x" * 513),
+    ],
+    ids=str,
+)
+async def test_a_deny_of_nothing_that_can_be_denied_is_refused(world: World, wrong: v1.DenyRequest) -> None:
+    root = world.stub(ROOT)
+    assert await refusal(root.Deny(wrong)) is grpc.StatusCode.INVALID_ARGUMENT
+    assert not (await root.ListDenied(v1.ListDeniedRequest())).denied
+
+
+async def test_a_list_tells_which_nodes_do_not_know_of_it_yet(world: World) -> None:
+    root = world.stub(ROOT)
+    session = world.sessions.open("n1", node_pb.NodeHello())
+    revision = (await root.Deny(denying((WEB, "")))).revision
+    (message,) = [item for item in await session.feed.next() if item.HasField("deny_list")]
+    assert [deny.spiffe_id for deny in message.deny_list.denies] == [WEB]
+    assert message.deny_list.revision == revision
+    assert list((await root.ListDenied(v1.ListDeniedRequest())).behind) == ["n1"]
+    session.take(node_pb.SyncRequest(deny_ack=node_pb.DenyAck(revision=revision)))
+    listed = await root.ListDenied(v1.ListDeniedRequest())
+    assert (list(listed.behind), listed.nodes) == ([], 1)

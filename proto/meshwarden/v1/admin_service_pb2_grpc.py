@@ -79,6 +79,21 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsResponse.FromString,
                 _registered_method=True)
+        self.Deny = channel.unary_unary(
+                '/meshwarden.v1.AdminService/Deny',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.DenyRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.DenyResponse.FromString,
+                _registered_method=True)
+        self.Allow = channel.unary_unary(
+                '/meshwarden.v1.AdminService/Allow',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.AllowRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.AllowResponse.FromString,
+                _registered_method=True)
+        self.ListDenied = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ListDenied',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -138,6 +153,24 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Deny(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Allow(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDenied(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -185,6 +218,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RenewSvids,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsResponse.SerializeToString,
+            ),
+            'Deny': grpc.unary_unary_rpc_method_handler(
+                    servicer.Deny,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.DenyRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.DenyResponse.SerializeToString,
+            ),
+            'Allow': grpc.unary_unary_rpc_method_handler(
+                    servicer.Allow,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.AllowRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.AllowResponse.SerializeToString,
+            ),
+            'ListDenied': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDenied,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -430,6 +478,87 @@ class AdminService:
             '/meshwarden.v1.AdminService/RenewSvids',
             meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.RenewSvidsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deny(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/Deny',
+            meshwarden_dot_v1_dot_admin__service__pb2.DenyRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.DenyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Allow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/Allow',
+            meshwarden_dot_v1_dot_admin__service__pb2.AllowRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.AllowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDenied(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ListDenied',
+            meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,9 @@ class AdminServiceStub:
     GetTrace: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetTraceRequest, _admin_service_pb2.GetTraceResponse]
     GetQuotas: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetQuotasRequest, _admin_service_pb2.GetQuotasResponse]
     RenewSvids: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RenewSvidsRequest, _admin_service_pb2.RenewSvidsResponse]
+    Deny: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DenyRequest, _admin_service_pb2.DenyResponse]
+    Allow: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AllowRequest, _admin_service_pb2.AllowResponse]
+    ListDenied: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -53,6 +56,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     GetTrace: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetTraceRequest, _admin_service_pb2.GetTraceResponse]  # type: ignore[assignment]
     GetQuotas: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetQuotasRequest, _admin_service_pb2.GetQuotasResponse]  # type: ignore[assignment]
     RenewSvids: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RenewSvidsRequest, _admin_service_pb2.RenewSvidsResponse]  # type: ignore[assignment]
+    Deny: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DenyRequest, _admin_service_pb2.DenyResponse]  # type: ignore[assignment]
+    Allow: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AllowRequest, _admin_service_pb2.AllowResponse]  # type: ignore[assignment]
+    ListDenied: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]  # type: ignore[assignment]
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -117,5 +123,26 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RenewSvidsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RenewSvidsResponse, _abc.Awaitable[_admin_service_pb2.RenewSvidsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Deny(
+        self,
+        request: _admin_service_pb2.DenyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DenyResponse, _abc.Awaitable[_admin_service_pb2.DenyResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Allow(
+        self,
+        request: _admin_service_pb2.AllowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.AllowResponse, _abc.Awaitable[_admin_service_pb2.AllowResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListDenied(
+        self,
+        request: _admin_service_pb2.ListDeniedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListDeniedResponse, _abc.Awaitable[_admin_service_pb2.ListDeniedResponse]]: ...
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -244,6 +244,7 @@ class SyncRequest(_message.Message):
     WORKLOADS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    DENY_ACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___NodeHello: ...
     @_builtins.property
@@ -258,6 +259,8 @@ class SyncRequest(_message.Message):
     def heartbeat(self) -> Global___Heartbeat: ...
     @_builtins.property
     def health(self) -> Global___AgentHealth: ...
+    @_builtins.property
+    def deny_ack(self) -> Global___DenyAck: ...
     def __init__(
         self,
         *,
@@ -268,12 +271,13 @@ class SyncRequest(_message.Message):
         workloads: Global___WorkloadReport | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         health: Global___AgentHealth | None = ...,
+        deny_ack: Global___DenyAck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "interest", "ack", "endpoints", "workloads", "heartbeat", "health"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "interest", "ack", "endpoints", "workloads", "heartbeat", "health", "deny_ack"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -647,6 +651,7 @@ class SyncResponse(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     RENEW_NOW_FIELD_NUMBER: _builtins.int
+    DENY_LIST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -657,6 +662,8 @@ class SyncResponse(_message.Message):
     def config(self) -> Global___ConfigUpdate: ...
     @_builtins.property
     def renew_now(self) -> Global___RenewNow: ...
+    @_builtins.property
+    def deny_list(self) -> Global___DenyList: ...
     def __init__(
         self,
         *,
@@ -665,16 +672,85 @@ class SyncResponse(_message.Message):
         bundle: Global___Bundle | None = ...,
         config: Global___ConfigUpdate | None = ...,
         renew_now: Global___RenewNow | None = ...,
+        deny_list: Global___DenyList | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "entries", "bundle", "config", "renew_now"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "entries", "bundle", "config", "renew_now", "deny_list"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___SyncResponse: _TypeAlias = SyncResponse  # noqa: Y015
+
+@_typing.final
+class DenyList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    DENIES_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    @_builtins.property
+    def denies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deny]: ...
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        denies: _abc.Iterable[Global___Deny] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denies", b"denies", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenyList: _TypeAlias = DenyList  # noqa: Y015
+
+@_typing.final
+class Deny(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    serial: _builtins.str
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "serial", b"serial", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deny: _TypeAlias = Deny  # noqa: Y015
+
+@_typing.final
+class DenyAck(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenyAck: _TypeAlias = DenyAck  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):

@@ -1,7 +1,7 @@
 """A real store, authority and audit log in a temporary directory."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
@@ -36,7 +37,7 @@ class World:
     def clock(self) -> datetime:
         return self.now
 
-    def identity(self, store: Store | None = None) -> NodeIdentity:
+    def identity(self, store: Store | None = None, denied: Callable[[SpiffeId], str] = lambda _: "") -> NodeIdentity:
         return NodeIdentity(
             self.authority,
             store or self.store,
@@ -45,6 +46,7 @@ class World:
             self.clock,
             trust_domain="a.test",
             region="eu",
+            denied=denied,
         )
 
     def pass_time(self, seconds: float) -> None:

@@ -8,6 +8,7 @@ import grpc
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.spiffe_id import Role, SpiffeId
+from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.revision import described
@@ -18,6 +19,8 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
 from meshwarden.controlplane.identity.authorize import authorize, sees
+from meshwarden.controlplane.identity.deny import Denies
+from meshwarden.controlplane.identity.denylist import Denylist
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.explain import explain
@@ -64,6 +67,8 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         regions: Regions,
         division: Division,
         audit: AuditLog,
+        denies: Denies,
+        denylist: Denylist,
         health: Health,
         clock: Callable[[], datetime],
     ) -> None:
@@ -72,6 +77,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._publisher, self._sessions, self._gather = publisher, sessions, gather
         self._remote, self._regions, self._division = remote, regions, division
         self._audit, self._health, self._clock = audit, health, clock
+        self._desk = DenyDesk(denies, denylist, sessions, trust_domain, clock)
 
     async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
         caller = _caller()
@@ -197,6 +203,15 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         nodes = self._sessions.renew_all(request.reason or "an operator asked")
         await self._audit.record("svid.renew_all", reason=request.reason, nodes=nodes, by=str(caller))
         return v1.RenewSvidsResponse(nodes=nodes, trace_id=own_span.present_trace_id())
+
+    async def Deny(self, request: v1.DenyRequest, context: Context) -> v1.DenyResponse:
+        return await self._desk.deny(_caller(), request)
+
+    async def Allow(self, request: v1.AllowRequest, context: Context) -> v1.AllowResponse:
+        return await self._desk.allow(_caller(), request)
+
+    async def ListDenied(self, request: v1.ListDeniedRequest, context: Context) -> v1.ListDeniedResponse:
+        return self._desk.listed(_caller(), request)
 
     def _states(self) -> list[v1.RegionState]:
         return self._regions.states(whole=_is_operator())

@@ -24,8 +24,10 @@ from grpc_status import rpc_status
 
 from meshwarden.certs.authority.port import AuthorityError
 from meshwarden.certs.csr import InvalidCsr
+from meshwarden.certs.deny import InvalidDeny
 from meshwarden.certs.issue import IssueRefused
 from meshwarden.controlplane.audit.port import AuditUnavailable
+from meshwarden.controlplane.identity.deny import DeniedByMesh, NotDenied
 from meshwarden.controlplane.identity.join_token import InvalidToken
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.store import port
@@ -79,6 +81,9 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     AuthorityError: grpc.StatusCode.UNAVAILABLE,
     InvalidCsr: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidToken: grpc.StatusCode.INVALID_ARGUMENT,
+    InvalidDeny: grpc.StatusCode.INVALID_ARGUMENT,
+    NotDenied: grpc.StatusCode.NOT_FOUND,
+    DeniedByMesh: grpc.StatusCode.PERMISSION_DENIED,
     IssueRefused: grpc.StatusCode.FAILED_PRECONDITION,
     port.Conflict: grpc.StatusCode.ABORTED,
     port.Fenced: grpc.StatusCode.ABORTED,

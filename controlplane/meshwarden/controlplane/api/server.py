@@ -39,11 +39,22 @@ LEAST_CALLS, MOST_CALLS = 16, 1024
 # 5,000 streams opened at once were refused with grpc's defaults (research/perf.md §1).
 PENDING_REQUESTS = 20_000
 READING = frozenset(
-    {"GetStatus", "Explain", "ListCalls", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "Get", "List"},
+    {
+        "GetStatus",
+        "Explain",
+        "ListCalls",
+        "GetGraph",
+        "SearchTraces",
+        "GetTrace",
+        "GetQuotas",
+        "ListDenied",
+        "Get",
+        "List",
+    },
 )
 # Without certificates the mesh ends; what is only looked at can be looked at later.
 CRITICALITY = {
-    **dict.fromkeys(("Attest", "Renew", "SignWorkload", "RenewSvids"), Criticality.CRITICAL_PLUS),
+    **dict.fromkeys(("Attest", "Renew", "SignWorkload", "RenewSvids", "Deny"), Criticality.CRITICAL_PLUS),
     "Export": Criticality.SHEDDABLE_PLUS,
     **dict.fromkeys(READING - {"GetStatus", "Get"}, Criticality.SHEDDABLE),
 }

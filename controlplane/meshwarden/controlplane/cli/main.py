@@ -33,6 +33,7 @@ COMMANDS = {
     "logs": ("log", "logs", "Show the logs of what `up` runs."),
     "token": ("admin", "token", "Make join tokens for nodes."),
     "svid": ("admin", "svid", "Show and renew workload certificates."),
+    "identity": ("identity", "identity", "Revoke identities and certificates."),
     "context": ("context_command", "context", "Choose the mesh to talk to."),
     "completion": ("completion", "completion", "Print shell completion."),
 }

@@ -35,6 +35,9 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/SearchTraces": _OPERATORS,
     "/meshwarden.v1.AdminService/GetTrace": _OPERATORS,
     "/meshwarden.v1.AdminService/GetQuotas": _OPERATORS,
+    "/meshwarden.v1.AdminService/Deny": _OPERATORS,
+    "/meshwarden.v1.AdminService/Allow": _OPERATORS,
+    "/meshwarden.v1.AdminService/ListDenied": _OPERATORS,
     "/meshwarden.v1.ResourceService/Apply": _OPERATORS,
     "/meshwarden.v1.ResourceService/Get": _OPERATORS,
     "/meshwarden.v1.ResourceService/List": _OPERATORS,
@@ -56,7 +59,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
 # Of these a tenant's operator need not name a tenant: the answer shows no other.
 FILTERED = frozenset(
     f"/meshwarden.v1.AdminService/{method}"
-    for method in ("GetStatus", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas")
+    for method in ("GetStatus", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied")
 )
 _TITLES = {
     None: "a caller without a certificate",

@@ -43,11 +43,12 @@ class NodeIdentity:
         *,
         trust_domain: str,
         region: str,
+        denied: Callable[[SpiffeId], str] = lambda _: "",
     ) -> None:
         self._authority, self._store, self._tokens, self._audit = authority, store, tokens, audit
         self._clock = clock
-        self._trust_domain, self._region = trust_domain, region
-        self._signer = WorkloadSigner(authority, store, audit, clock, trust_domain=trust_domain)
+        self._trust_domain, self._region, self._denied = trust_domain, region, denied
+        self._signer = WorkloadSigner(authority, store, audit, clock, trust_domain=trust_domain, denied=denied)
 
     async def attest(self, token: str, csr: bytes, address: str) -> v1.AttestResponse:
         """Gives a new node its identity, and uses its token up.
@@ -176,7 +177,10 @@ class NodeIdentity:
         return NodeRecord.decode(stored.key, stored.value)
 
     async def _sign_node(self, node: str, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
-        template = LeafTemplate(SpiffeId.for_node(self._trust_domain, self._region, node), NODE_TTL)
+        spiffe_id = SpiffeId.for_node(self._trust_domain, self._region, node)
+        if reason := self._denied(spiffe_id):
+            raise Denied(f"{spiffe_id}: {reason}")
+        template = LeafTemplate(spiffe_id, NODE_TTL)
         return await self._authority.sign(template, public_key, now)
 
     async def _record(self, event: str, chain: tuple[x509.Certificate, ...], **fields: object) -> None:

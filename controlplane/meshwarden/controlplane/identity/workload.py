@@ -51,9 +51,17 @@ class WorkloadSigner:
     """Signs what entries allow."""
 
     def __init__(
-        self, authority: Authority, store: Store, audit: AuditLog, clock: Callable[[], datetime], *, trust_domain: str
+        self,
+        authority: Authority,
+        store: Store,
+        audit: AuditLog,
+        clock: Callable[[], datetime],
+        *,
+        trust_domain: str,
+        denied: Callable[[SpiffeId], str],
     ) -> None:
         self._authority, self._store, self._audit, self._clock = authority, store, audit, clock
+        self._denied = denied
         self._trust_domain = trust_domain
         self._rate = Rate(SIGNS_PER_S, SIGN_BURST)
 
@@ -147,6 +155,8 @@ class WorkloadSigner:
         ttl = entry.spec.svid_ttl.ToTimedelta() if entry.spec.HasField("svid_ttl") else DEFAULT_TTL
         try:
             spiffe_id = SpiffeId.workload(self._trust_domain, entry.metadata.tenant, entry.spec.service)
+            if reason := self._denied(spiffe_id):
+                raise _Refusal(grpc.StatusCode.PERMISSION_DENIED, f"{name}: {spiffe_id}: {reason}")
             # Certificates count in seconds.
             return LeafTemplate(spiffe_id, ttl - ttl % timedelta(seconds=1), tuple(entry.spec.dns_names))
         except (InvalidSpiffeId, IssueRefused) as error:

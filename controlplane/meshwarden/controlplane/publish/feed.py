@@ -66,6 +66,7 @@ class Feed:
         self._sent_revision = -1
         self._sent_entries: v1.EntrySet | None = None
         self._first: list[v1.SyncResponse] = []
+        self._denies: v1.SyncResponse | None = None
         self._wake = asyncio.Event()
         self._wake.set()
 
@@ -78,6 +79,11 @@ class Feed:
     def say(self, message: v1.SyncResponse) -> None:
         """Puts a message before all others."""
         self._first.append(message)
+        self._wake.set()
+
+    def deny(self, message: v1.SyncResponse) -> None:
+        """Takes the newest deny list, which goes before all else."""
+        self._denies = message
         self._wake.set()
 
     def touch(self, impact: Impact) -> None:
@@ -96,6 +102,9 @@ class Feed:
 
     def _news(self) -> list[v1.SyncResponse]:
         messages, self._first = self._first, []
+        if self._denies is not None:
+            messages.insert(0, self._denies)
+            self._denies = None
         if self._remap or self._sent_entries is None:
             messages += self._entries()
         if self._refs is not None:

@@ -14,6 +14,7 @@ import structlog
 from anyio.abc import TaskStatus
 from google.protobuf.message import DecodeError
 
+from meshwarden.certs.deny import Denials
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Scopes
@@ -56,6 +57,7 @@ class Publisher:
         self._shared = Shared()
         self._feeds: set[Feed] = set()
         self._listeners: list[Callable[[Impact], None]] = []
+        self._denies: v1.SyncResponse | None = None
         self._loaded = asyncio.Event()
         self._moved = asyncio.Event()
 
@@ -92,7 +94,16 @@ class Publisher:
             node, self.mesh, self._scopes, self._shared, lambda: self.revision, self._refused, self.trails, serves
         )
         self._feeds.add(feed)
+        if self._denies is not None:
+            feed.deny(self._denies)
         return feed
+
+    def deny(self, denials: Denials) -> None:
+        """Takes the newest deny list and tells every session."""
+        # One message for all of them, and for those to come.
+        self._denies = v1.SyncResponse(deny_list=denials.to_proto())
+        for feed in self._feeds:
+            feed.deny(self._denies)
 
     def close(self, feed: Feed) -> None:
         """The feed's session has ended."""

@@ -76,6 +76,8 @@ class Session:
             self.state.health.CopyFrom(message.health)
         elif kind == "heartbeat" and message.heartbeat.HasField("now"):
             self._compare_clocks(message.heartbeat.now.ToDatetime(tzinfo=UTC))
+        elif kind == "deny_ack":
+            self.state.denied_revision = message.deny_ack.revision
         elif kind == "endpoints":
             self._endpoints = len(message.endpoints.endpoints)
             own = v1.EndpointReport(trace_parent=message.endpoints.trace_parent)

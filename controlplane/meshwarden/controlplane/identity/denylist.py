@@ -1,0 +1,122 @@
+"""The deny list in force: what the store says, followed, and without what has ended."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Any, Final, cast
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+
+from meshwarden.certs.deny import Denials
+from meshwarden.controlplane.identity.deny import DENIES, DenyRecord
+from meshwarden.controlplane.identity.record import RecordError
+from meshwarden.controlplane.store.limit import MAX_OPS
+from meshwarden.controlplane.store.port import Delete, Store, StoreError
+
+RETRY_S: Final = 1.0
+TICK: Final = timedelta(seconds=30)
+
+log = structlog.get_logger()
+
+
+class Denylist:
+    """Keeps `present` as the store has it, and calls back at each change."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
+        self._store, self._clock = store, clock
+        self._records: dict[str, tuple[DenyRecord, int]] = {}
+        self._listeners: list[Callable[[Denials], None]] = []
+        self._moved = asyncio.Event()
+        self.present = Denials()
+        """What is denied; without what has ended, up to half a minute ago."""
+
+    def listen(self, callback: Callable[[Denials], None]) -> None:
+        """Calls back at each change."""
+        self._listeners.append(callback)
+
+    def records(self) -> list[DenyRecord]:
+        """The denies with who and why, the newest first."""
+        now = self._clock()
+        found = [record for record, _ in self._records.values() if record.deny.not_after >= now]
+        return sorted(found, key=lambda record: (record.time, record.key), reverse=True)
+
+    async def wait_revision(self, revision: int) -> None:
+        """Returns once a list of `revision` or a later one is in force."""
+        while self.present.revision < revision:
+            await self._moved.wait()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Follows the store until it is cancelled; has started once all denies are known."""
+        async with anyio.create_task_group() as group:
+            await group.start(self._read)
+            task_status.started()
+            await self._forget()
+
+    async def _read(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        started = False
+        while True:
+            try:
+                at = await self._load()
+                if not started:
+                    started = True
+                    task_status.started()
+                await self._follow(at)
+            except StoreError as error:
+                log.info("denies.reread", reason=str(error))
+            await anyio.sleep(RETRY_S)
+
+    async def _load(self) -> int:
+        found: dict[str, tuple[DenyRecord, int]] = {}
+        at, start = 0, ""
+        while True:
+            page = await self._store.range(DENIES, start=start, at=at)
+            at, start = page.revision, page.next_key
+            for record in page.records:
+                _put(found, record.key, record.value, record.revision)
+            if not start:
+                break
+        self._records = found
+        self._tell(at)
+        return at
+
+    async def _follow(self, after: int) -> None:
+        async with aclosing(cast("Any", self._store.watch(DENIES, after=after))) as batches:
+            async for batch in batches:
+                for event in batch.events:
+                    _put(self._records, event.key, event.value, batch.revision)
+                if batch.events:
+                    self._tell(batch.revision)
+
+    def _tell(self, revision: int) -> None:
+        self.present = Denials([record.deny for record in reversed(self.records())], revision)
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+        for callback in self._listeners:
+            callback(self.present)
+
+    async def _forget(self) -> None:
+        """Deletes what has ended, which is a change like any other; until then it is no longer held against anybody."""
+        while True:
+            await anyio.sleep(TICK.total_seconds())
+            now = self._clock()
+            ended = [(key, at) for key, (record, at) in self._records.items() if record.deny.not_after < now]
+            for start in range(0, len(ended), MAX_OPS):
+                ops = [Delete(key, at) for key, at in ended[start : start + MAX_OPS]]
+                try:
+                    await self._store.commit(ops)
+                except StoreError as error:  # another replica was first, or somebody has denied it anew
+                    log.info("denies.not_forgotten", reason=str(error))
+
+
+def _put(records: dict[str, tuple[DenyRecord, int]], key: str, value: bytes | None, revision: int) -> None:
+    if value is None:
+        records.pop(key, None)
+        return
+    try:
+        records[key] = DenyRecord.decode(key, value), revision
+    except RecordError as error:
+        # Who it denies can't be told. What was known under this key stands: it must not be allowed by a bad write.
+        log.error("record.unreadable", key=key, reason=str(error))
