@@ -71,7 +71,8 @@ async def test_each_answers_the_other_and_goes_on_without(directory: Path) -> No
             return (await other(eu)).answers and (await other(us)).answers
 
         await until(both)
-        assert (eu.plan.server / "ca" / "root.crt").read_bytes() == (us.plan.server / "ca" / "root.crt").read_bytes()
+        ours, theirs = (mesh.plan.server / "ca" / "roots.json" for mesh in (eu, us))
+        assert ours.read_bytes() == theirs.read_bytes()
         own, there = (await eu.operator.status()).regions
         assert (own.region, own.own) == ("eu", True)
         assert (there.region, there.address, there.own, there.error) == ("us", us.address, False, "")

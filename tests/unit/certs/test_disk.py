@@ -10,7 +10,8 @@ import pytest
 from certs_build import NOW
 from pydantic import SecretStr
 
-from meshwarden.certs.authority.disk import DiskAuthority
+from meshwarden.certs.authority import disk
+from meshwarden.certs.authority.disk import SCRYPT_N, DiskAuthority
 from meshwarden.certs.authority.port import AuthorityError, AuthorityLocked, AuthorityMissing
 
 PASSPHRASE = "correct horse battery"
@@ -19,6 +20,11 @@ PASSPHRASE = "correct horse battery"
 async def open_(directory: Path, passphrase: str = PASSPHRASE, **more: Any) -> DiskAuthority:
     more = {"trust_domain": "a.test", "clock": lambda: NOW, **more}
     return await DiskAuthority.open(directory, passphrase=SecretStr(passphrase), **more)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "SCRYPT_N", 2**10)
 
 
 @pytest.fixture
@@ -37,13 +43,85 @@ async def test_a_root_is_kept(ca: Path) -> None:
     first = await (await open_(ca)).bundle()
     assert (await (await open_(ca, create=True)).bundle()).roots == first.roots
     assert stat.S_IMODE(ca.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in ca.iterdir()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in ca.iterdir() if path.is_file()} == {0o600}
     assert [path.name for path in ca.parent.iterdir()] == ["ca"]
 
 
-async def test_the_key_is_encrypted(ca: Path) -> None:
-    assert b"ENCRYPTED PRIVATE KEY" in (ca / "root.key").read_bytes()
-    assert json.loads((ca / "root.kdf").read_text())["n"] >= 2**16
+def suffixes(directory: Path) -> list[str]:
+    return sorted(path.suffix for path in directory.iterdir() if path.suffix in (".crt", ".key"))
+
+
+async def test_keys_are_encrypted_and_forgotten_when_they_sign_no_more(ca: Path) -> None:
+    assert SCRYPT_N >= 2**16
+    assert json.loads((ca / "roots.json").read_text())["kdf"]["n"] == disk.SCRYPT_N
+    authority = await open_(ca)
+    prepared = (await authority.prepare(NOW))[1]
+    keys = {path.name: path.read_bytes() for path in ca.glob("*.key")}
+    assert len(keys) == 2
+    assert all(b"ENCRYPTED PRIVATE KEY" in key for key in keys.values())
+    await authority.activate(prepared.fingerprint)
+    assert [path.name for path in ca.rglob("*.key")].count(f"{prepared.fingerprint}.key") == 2  # and its link
+    assert suffixes(ca) == [".crt", ".crt", ".key"]
+    await authority.revoke((await authority.roots())[0].fingerprint)
+    assert suffixes(ca) == [".crt", ".key"]
+    assert (await (await open_(ca)).roots())[0].fingerprint == prepared.fingerprint
+
+
+async def test_who_does_not_know_the_passphrase_changes_nothing(ca: Path, tmp_path: Path) -> None:
+    authority = await open_(ca)
+    first = (await authority.roots())[0].fingerprint
+    await authority.activate((await authority.prepare(NOW))[1].fingerprint)
+    await authority.taint(first)
+    stranger = tmp_path / "stranger"
+    await open_(stranger, "another horse battery", create=True)
+    (planted,) = stranger.glob("*.crt")
+    (ca / planted.name).write_bytes(planted.read_bytes())
+    (ca / planted.name).chmod(0o600)
+    genuine = json.loads((ca / "roots.json").read_text())
+    for change in (
+        {"roots": [*genuine["roots"], {**genuine["roots"][0], "fingerprint": planted.stem, "state": "OLD"}]},
+        {"roots": [{**genuine["roots"][0], "state": "OLD"}, genuine["roots"][1]]},
+        {"generation": 99},
+        {"trust_domain": "b.test"},
+        {"seal": ""},
+        {"seal": None},
+        {"seal": "é"},
+        {"more": 1},
+    ):
+        (ca / "roots.json").write_text(json.dumps(genuine | change))
+        with pytest.raises(AuthorityLocked, match="changed by somebody else"):
+            await open_(ca)
+        with pytest.raises(AuthorityLocked):
+            await authority.roots()
+    assert len((await authority.bundle()).roots) == 2
+
+
+async def test_what_a_crash_leaves_is_no_root_and_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "ca" / "..0123456789abcdef").mkdir(parents=True)
+    with pytest.raises(AuthorityMissing):
+        await open_(tmp_path / "ca")
+    authority = await open_(tmp_path / "ca", create=True)
+    before = await authority.roots()
+    # Killed while the next generation was written: the link still leads to the one before.
+    (tmp_path / "ca" / "..half").mkdir()
+    (tmp_path / "ca" / "..half" / "roots.json").write_text("{")
+    assert await (await open_(tmp_path / "ca")).roots() == before
+    assert len(await authority.prepare(NOW)) == 2
+    assert not (tmp_path / "ca" / "..half").exists()
+
+
+async def test_a_disk_that_is_full_changes_nothing(ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = await open_(ca)
+    before = await authority.roots()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(AuthorityError, match="No space left"):
+            await authority.prepare(NOW)
+    assert await authority.roots() == before == await (await open_(ca)).roots()
 
 
 async def test_a_wrong_passphrase(ca: Path) -> None:
@@ -69,7 +147,6 @@ async def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.
         patched.setattr(os, "fsync", full)
         with pytest.raises(AuthorityError, match="No space left"):
             await open_(tmp_path / "ca", create=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     await open_(tmp_path / "ca", create=True)
 
 
@@ -85,32 +162,36 @@ async def test_an_ended_root(ca: Path) -> None:
 
 
 async def test_open_to_others(ca: Path) -> None:
-    (ca / "root.key").chmod(0o640)
+    (key,) = ca.glob("*.key")
+    key.chmod(0o640)
     with pytest.raises(AuthorityError, match="chmod 600"):
         await open_(ca)
 
 
-@pytest.mark.parametrize("name", ["root.crt", "root.key", "root.kdf"])
-async def test_missing_or_damaged(ca: Path, name: str) -> None:
-    (ca / name).write_bytes(b"noise")
-    with pytest.raises(AuthorityError):
+@pytest.mark.parametrize("name", ["*.crt", "*.key", "roots.json"])
+@pytest.mark.parametrize("noise", [b"noise", b"", b"[]", b"{" * 70_000, b"[" * 60_000])
+async def test_missing_or_damaged(ca: Path, name: str, noise: bytes) -> None:
+    (path,) = ca.glob(name)
+    path.write_bytes(noise)
+    with pytest.raises(AuthorityError, match="backup"):
         await open_(ca)
-    (ca / name).unlink()
+    path.resolve().unlink()
     with pytest.raises(AuthorityError, match="backup"):
         await open_(ca, create=True)
 
 
-@pytest.mark.parametrize("cost", [0, 1, 3, 2**21, 2**60])
-async def test_a_derivation_without_bounds(ca: Path, cost: int) -> None:
-    words = json.loads((ca / "root.kdf").read_text()) | {"n": cost}
-    (ca / "root.kdf").write_text(json.dumps(words))
+@pytest.mark.parametrize("cost", [0, 1, 3, 2**21, 2**60, "65536", None, 1.5])
+async def test_a_derivation_without_bounds(ca: Path, cost: object) -> None:
+    words = json.loads((ca / "roots.json").read_text())
+    words["kdf"]["n"] = cost
+    (ca / "roots.json").write_text(json.dumps(words))
     with pytest.raises(AuthorityError, match="damaged"):
         await open_(ca)
 
 
 async def test_anothers_key(ca: Path, tmp_path: Path) -> None:
     await open_(tmp_path / "other", create=True)
-    for name in ("root.key", "root.kdf"):
-        (ca / name).write_bytes((tmp_path / "other" / name).read_bytes())
-    with pytest.raises(AuthorityError, match="isn't the key"):
+    (key,), (others,) = ca.glob("*.key"), (tmp_path / "other").glob("*.key")
+    key.write_bytes(others.read_bytes())
+    with pytest.raises(AuthorityError, match="damaged"):
         await open_(ca)

@@ -8,13 +8,14 @@ import asyncio
 import logging
 import random
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable, OnIssued
+from meshwarden.certs.authority.slot import RootRefused, Roots, RootState, SlotState
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.issue import IssueRefused, IssuerKey, LeafTemplate, issue_leaf, validity
@@ -87,6 +88,30 @@ class IssuingAuthority(Authority):
             raise AuthorityUnavailable(f"{self.description}: no roots yet")
         return self._bundle
 
+    async def roots(self) -> Roots:
+        """Returns the roots with their states: of an upstream that alone knows of its own, the one that signs."""
+        begun = self._clock()
+        return tuple(RootState.of(root, SlotState.ACTIVE, begun) for root in (await self.bundle()).roots)
+
+    async def prepare(self, now: datetime) -> Roots:
+        """Makes a new root, if the engine can."""
+        raise self._no_slots()
+
+    async def activate(self, fingerprint: str) -> Roots:
+        """Has a prepared root sign, if the engine can."""
+        raise self._no_slots()
+
+    async def taint(self, fingerprint: str) -> Roots:
+        """Marks a root whose key others may have, if the engine can."""
+        raise self._no_slots()
+
+    async def revoke(self, fingerprint: str) -> Roots:
+        """Takes a root out of the bundle, if the engine can."""
+        raise self._no_slots()
+
+    def _no_slots(self) -> RootRefused:
+        return RootRefused(f"{self.description}: its root is its upstream's; change it there")
+
     async def sign(self, template: LeafTemplate, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
         """Signs a leaf; returns it with its intermediates, without the root."""
         issuer = await self._ready(now, template.ttl)
@@ -130,6 +155,8 @@ class IssuingAuthority(Authority):
                 LOG.warning(
                     "issuing certificate not renewed, the present one lasts until %s: %s", issuer.not_after, error
                 )
+            if not self._signs(issuer.root):
+                issuer = await self._renew(now)  # another root was activated meanwhile
             if not self._covers(issuer, now, ttl):
                 end = issuer.not_after.isoformat()
                 raise AuthorityUnavailable(
@@ -147,11 +174,14 @@ class IssuingAuthority(Authority):
     def _is_due(self, now: datetime) -> bool:
         return self._due is None or now >= self._due
 
-    @staticmethod
-    def _covers(issuer: IssuerKey, now: datetime, ttl: timedelta) -> bool:
+    def _signs(self, root: x509.Certificate) -> bool:
+        """Whether issuing certificates are to come from this root."""
+        return True
+
+    def _covers(self, issuer: IssuerKey, now: datetime, ttl: timedelta) -> bool:
         # A clock that was set back is before the beginning of what was issued in its future.
         begun = issuer.certificate.not_valid_before_utc <= now < issuer.not_after
-        return begun and validity(now, ttl)[1] <= issuer.not_after
+        return self._signs(issuer.root) and begun and validity(now, ttl)[1] <= issuer.not_after
 
     async def _renew(self, now: datetime) -> IssuerKey:
         key = new_key()
@@ -160,15 +190,19 @@ class IssuingAuthority(Authority):
         self._prove(issuer, now)
         if self._on_issued is not None:
             await self._on_issued(chain)
-        revision = 1 if self._bundle is None else self._bundle.revision + 1
-        bundle = Bundle.of(self.trust_domain, roots, revision)
-        if self._bundle is None or bundle.roots != self._bundle.roots:
-            self._bundle = bundle
+        self._trust(roots)
         self._issuer, self._failure = issuer, None
         certificate = issuer.certificate
         self._due = renew_at(certificate.not_valid_before_utc, issuer.not_after, self._rng)
         LOG.info("issuing certificate %x until %s", certificate.serial_number, issuer.not_after)
         return issuer
+
+    def _trust(self, roots: Sequence[x509.Certificate]) -> None:
+        """Takes what is trusted from now on."""
+        revision = 1 if self._bundle is None else self._bundle.revision + 1
+        bundle = Bundle.of(self.trust_domain, roots, revision)
+        if self._bundle is None or bundle.roots != self._bundle.roots:
+            self._bundle = bundle
 
     def _prove(self, issuer: IssuerKey, now: datetime) -> None:
         """Signs a leaf for nobody, so that an upstream's mistake shows here and not at the first workload."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from cryptography import x509
 
+from meshwarden.certs.authority.slot import Roots
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.error import CertsError
@@ -57,6 +58,50 @@ class Authority(Protocol):
 
         Raises:
             AuthorityError: they can't be had.
+        """
+        ...
+
+    async def roots(self) -> Roots:
+        """Returns the roots of the bundle with their states, in its order; exactly one is ACTIVE.
+
+        Raises:
+            AuthorityError: they can't be had.
+        """
+        ...
+
+    async def prepare(self, now: datetime) -> Roots:
+        """Makes a new root, which is trusted from now on and signs nothing yet; returns all.
+
+        Raises:
+            RootRefused: one is prepared already.
+            AuthorityError: none can be made.
+        """
+        ...
+
+    async def activate(self, fingerprint: str) -> Roots:
+        """Has a prepared root sign from now on; the one that did is OLD and its key forgotten. Returns all.
+
+        Raises:
+            RootRefused: the fingerprint, or its beginning, is of no prepared root.
+            AuthorityError: it can't be recorded.
+        """
+        ...
+
+    async def taint(self, fingerprint: str) -> Roots:
+        """Marks a root whose key others may have; returns all. It is trusted until it is revoked.
+
+        Raises:
+            RootRefused: it is the one that signs, or there is none such.
+            AuthorityError: it can't be recorded.
+        """
+        ...
+
+    async def revoke(self, fingerprint: str) -> Roots:
+        """Takes a root out of the bundle; returns the others.
+
+        Raises:
+            RootRefused: it is the one that signs, or there is none such.
+            AuthorityError: it can't be recorded.
         """
         ...
 

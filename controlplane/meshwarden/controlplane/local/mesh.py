@@ -147,7 +147,7 @@ class LocalMesh:
             return
         draft = self.plan.server / ".ca.draft"
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(found[0], draft)
+        shutil.copytree(found[0], draft, symlinks=True)
         draft.rename(root)
 
     async def start_vault(self) -> None:
