@@ -119,23 +119,39 @@ def issue_leaf(
         _start(x509.Name([]), issuer.certificate.subject, public_key, not_before, not_after)
         .add_extension(x509.SubjectAlternativeName(names), critical=True)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         .add_extension(_issuer_identifier(issuer.certificate), critical=False)
         .sign(issuer.key, hashes.SHA256())
     )
     chain = (leaf, *(certificate for certificate in issuer.chain if certificate is not issuer.root))
-    return _checked(template, public_key, chain, issuer.root, now)
+    return check_leaf(template, public_key, chain, issuer.root, now)
 
 
-def _checked(
+def check_leaf(
     template: LeafTemplate,
     public_key: PublicKey,
     chain: tuple[x509.Certificate, ...],
     root: x509.Certificate,
     now: datetime,
+    rounding: timedelta = timedelta(0),
 ) -> tuple[x509.Certificate, ...]:
-    """Reads the signed chain from its bytes and holds it against what was asked for."""
+    """Reads a signed chain from its bytes and holds it against what was asked for.
+
+    Args:
+        template: what the leaf shall say.
+        public_key: whose it is.
+        chain: the leaf and its intermediates.
+        root: where they must lead.
+        now: the present, aware.
+        rounding: by how much the leaf's life may be shorter than asked for; never longer.
+
+    Returns:
+        The chain, as it was read.
+
+    Raises:
+        IssueRefused: it doesn't verify, or says something else.
+    """
     ders = [certificate.public_bytes(Encoding.DER) for certificate in chain]
     trust_domain = template.spiffe_id.trust_domain
     try:
@@ -146,8 +162,8 @@ def _checked(
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if (
         peer.spiffe_id != template.spiffe_id
-        or leaf.not_valid_after_utc - leaf.not_valid_before_utc != template.ttl
-        or tuple(names.get_values_for_type(x509.DNSName)) != template.dns_names
+        or not template.ttl - rounding <= leaf.not_valid_after_utc - leaf.not_valid_before_utc <= template.ttl
+        or sorted(names.get_values_for_type(x509.DNSName)) != sorted(template.dns_names)
         or leaf.public_key() != public_key
     ):
         raise IssueRefused(f"{template.spiffe_id}: what was signed isn't what was asked for")
@@ -199,7 +215,7 @@ def _authority(
     return (
         _start(subject, issuer, public_key, not_before, not_after)
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
     )
 
@@ -246,7 +262,8 @@ def _issuer_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
-def _usage(digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+def key_usage(digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+    """Returns a key usage that allows this and nothing else."""
     return x509.KeyUsage(
         digital_signature=digital_signature,
         content_commitment=False,

@@ -356,18 +356,7 @@ async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> A
     chosen = config.authority
     authority: Authority
     if isinstance(chosen, VaultAuthorityConfig):
-        from meshwarden.certs.authority.vault import VaultAuthority
-
-        authority = await VaultAuthority.open(
-            address=chosen.address,
-            token=await secrets.resolve(chosen.token),
-            mount=chosen.mount,
-            trust_domain=config.trust_domain,
-            ca_file=chosen.ca_file,
-            namespace=chosen.namespace,
-            clock=utc_now,
-            on_issued=on_issued,
-        )
+        authority = await _vault_authority(config.trust_domain, chosen, secrets, on_issued)
     elif isinstance(chosen, DiskAuthorityConfig):
         authority = await DiskAuthority.open(
             config.state_dir / "ca",
@@ -383,6 +372,29 @@ async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> A
         yield authority
     finally:
         await authority.close()
+
+
+async def _vault_authority(
+    trust_domain: str, chosen: VaultAuthorityConfig, secrets: Secrets, on_issued: OnIssued
+) -> Authority:
+    # Most control planes start without Vault, and the sooner.
+    from meshwarden.certs.authority.vault import VaultAuthority
+    from meshwarden.certs.authority.vault_direct import DirectVaultAuthority
+    from meshwarden.controlplane.secrets.vault_login import client_of
+
+    client = client_of(chosen, secrets.resolve)
+    if chosen.form == "direct":
+        return await DirectVaultAuthority.open(
+            client,
+            mount=chosen.mount,
+            role=chosen.role,
+            trust_domain=trust_domain,
+            clock=utc_now,
+            on_issued=on_issued,
+        )
+    return await VaultAuthority.open(
+        client, mount=chosen.mount, trust_domain=trust_domain, clock=utc_now, on_issued=on_issued
+    )
 
 
 async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:

@@ -48,22 +48,46 @@ class DiskAuthorityConfig(_Frozen):
     create: bool = False
 
 
+# A reference: what opens Vault can't lie in Vault.
+VAULT_REFERENCE = r"^(file|env):.+$"
+VAULT_PATH = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$"
+
+
+class AppRoleConfig(_Frozen):
+    """A role that logs in by itself."""
+
+    role_id: str = Field(min_length=1)
+    secret_id: str = Field(pattern=VAULT_REFERENCE)
+    # The path of the auth method below auth/.
+    mount: str = Field(default="approle", pattern=VAULT_PATH)
+
+
 class VaultConfig(_Frozen):
-    """A Vault or OpenBao server and how we log in there."""
+    """A Vault or OpenBao server and how we log in there: by a token that somebody has made, or as an AppRole."""
 
     address: str = Field(pattern=r"^https?://.+$")
-    # A reference: what opens Vault can't lie in Vault.
-    token: str = Field(pattern=r"^(file|env):.+$")
+    token: str | None = Field(default=None, pattern=VAULT_REFERENCE)
+    approle: AppRoleConfig | None = None
     ca_file: Path | None = None
     namespace: str | None = None
 
+    @model_validator(mode="after")
+    def _one_login(self) -> Self:
+        if (self.token is None) == (self.approle is None):
+            raise ValueError("say how to log in: by token or by approle, and not by both")
+        return self
+
 
 class VaultAuthorityConfig(VaultConfig):
-    """A root in Vault or OpenBao, which signs our issuing certificate."""
+    """A root in Vault or OpenBao."""
 
     kind: Literal["vault"]
+    # "upstream": it signs our issuing certificate, with which we go on while it is away. "direct": it signs each leaf.
+    form: Literal["upstream", "direct"] = "upstream"
     # The path of the PKI engine.
-    mount: str = "pki"
+    mount: str = Field(default="pki", pattern=VAULT_PATH)
+    # The role of that engine which leaves are signed under; for "direct".
+    role: str = Field(default="meshwarden", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
 
 
 class MemoryAuthorityConfig(_Frozen):

@@ -15,7 +15,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable, OnIssued
-from meshwarden.certs.authority.slot import RootRefused, Roots, RootState, SlotState
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.issue import IssueRefused, IssuerKey, LeafTemplate, issue_leaf, validity
@@ -88,31 +87,9 @@ class IssuingAuthority(Authority):
             raise AuthorityUnavailable(f"{self.description}: no roots yet")
         return self._bundle
 
-    async def roots(self) -> Roots:
-        """Returns the roots with their states: of an upstream that alone knows of its own, the one that signs."""
-        begun = self._clock()
-        return tuple(RootState.of(root, SlotState.ACTIVE, begun) for root in (await self.bundle()).roots)
-
-    async def prepare(self, now: datetime) -> Roots:
-        """Makes a new root, if the engine can."""
-        raise self._no_slots()
-
-    async def activate(self, fingerprint: str) -> Roots:
-        """Has a prepared root sign, if the engine can."""
-        raise self._no_slots()
-
-    async def taint(self, fingerprint: str) -> Roots:
-        """Marks a root whose key others may have, if the engine can."""
-        raise self._no_slots()
-
-    async def revoke(self, fingerprint: str) -> Roots:
-        """Takes a root out of the bundle, if the engine can."""
-        raise self._no_slots()
-
-    def _no_slots(self) -> RootRefused:
-        return RootRefused(f"{self.description}: its root is its upstream's; change it there")
-
-    async def sign(self, template: LeafTemplate, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
+    async def sign(
+        self, template: LeafTemplate, public_key: PublicKey, now: datetime, csr: bytes | None = None
+    ) -> tuple[x509.Certificate, ...]:
         """Signs a leaf; returns it with its intermediates, without the root."""
         issuer = await self._ready(now, template.ttl)
         return issue_leaf(template, public_key, issuer, now)

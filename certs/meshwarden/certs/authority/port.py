@@ -105,8 +105,17 @@ class Authority(Protocol):
         """
         ...
 
-    async def sign(self, template: LeafTemplate, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
+    async def sign(
+        self, template: LeafTemplate, public_key: PublicKey, now: datetime, csr: bytes | None = None
+    ) -> tuple[x509.Certificate, ...]:
         """Signs a leaf; returns it with its intermediates, without the root.
+
+        Args:
+            template: what it says.
+            public_key: whose it is.
+            now: the present, aware.
+            csr: what proves that key, in DER; who has the leaf signed elsewhere needs it, and uses nothing of it but
+                the key.
 
         Raises:
             IssueRefused: the leaf isn't sound.

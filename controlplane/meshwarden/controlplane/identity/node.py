@@ -87,7 +87,7 @@ class NodeIdentity:
         key_hash = hashlib.sha256(spki(public_key)).hexdigest()
         if record.use is not None:
             return await self._repeat(record, record.use, key_hash, address, now)
-        chain = await self._sign_node(record.node, public_key, now)
+        chain = await self._sign_node(record.node, public_key, csr, now)
         ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
         node = NodeRecord(record.node, now, address, f"{chain[0].serial_number:x}", record.tenants)
         stored, _ = await self._store.get(node.key)
@@ -133,7 +133,7 @@ class NodeIdentity:
         """
         node = await self.joined(peer, SERVICE + "Renew")
         public_key = parse_csr(csr)
-        chain = await self._sign_node(node, public_key, self._clock())
+        chain = await self._sign_node(node, public_key, csr, self._clock())
         await self._record("node.renew", chain, node=node, key=hashlib.sha256(spki(public_key)).hexdigest())
         return v1.RenewResponse(chain=[certificate.public_bytes(Encoding.DER) for certificate in chain])
 
@@ -176,12 +176,14 @@ class NodeIdentity:
             raise Denied(f"{caller}: has not joined, or was removed; join with `meshwarden token create {caller.node}`")
         return NodeRecord.decode(stored.key, stored.value)
 
-    async def _sign_node(self, node: str, public_key: PublicKey, now: datetime) -> tuple[x509.Certificate, ...]:
+    async def _sign_node(
+        self, node: str, public_key: PublicKey, csr: bytes, now: datetime
+    ) -> tuple[x509.Certificate, ...]:
         spiffe_id = SpiffeId.for_node(self._trust_domain, self._region, node)
         if reason := self._denied(spiffe_id):
             raise Denied(f"{spiffe_id}: {reason}")
         template = LeafTemplate(spiffe_id, NODE_TTL)
-        return await self._authority.sign(template, public_key, now)
+        return await self._authority.sign(template, public_key, now, csr)
 
     async def _record(self, event: str, chain: tuple[x509.Certificate, ...], **fields: object) -> None:
         leaf = chain[0]

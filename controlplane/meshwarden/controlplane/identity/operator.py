@@ -11,6 +11,7 @@ from opentelemetry.trace import TracerProvider
 
 from meshwarden.certs import files
 from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.csr import make_csr
 from meshwarden.certs.error import CertsError
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.rotation import renew_at
@@ -79,7 +80,7 @@ class OperatorCredential:
 
     async def _issue(self) -> X509Svid:
         key = new_key()
-        chain = await self._authority.sign(self._template, key.public_key(), self._clock())
+        chain = await self._authority.sign(self._template, key.public_key(), self._clock(), make_csr(key))
         bundle = await self._authority.bundle()
         svid = X509Svid.of(chain, key)
         note_issued(svid)

@@ -11,6 +11,7 @@ from opentelemetry.trace import TracerProvider
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.csr import make_csr
 from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name, region_dns_name
 from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -73,7 +74,7 @@ class ServingIdentity:
 
     async def _issue(self) -> None:
         key = new_key()
-        chain = await self._authority.sign(self._template, key.public_key(), self._clock())
+        chain = await self._authority.sign(self._template, key.public_key(), self._clock(), make_csr(key))
         bundle = await self._authority.bundle()
         svid = X509Svid.of(chain, key)
         note_issued(svid)

@@ -104,7 +104,7 @@ class WorkloadSigner:
         template = self._template(entry)
         try:
             public_key = parse_csr(request.csr)
-            chain = await self._authority.sign(template, public_key, now)
+            chain = await self._authority.sign(template, public_key, now, request.csr)
         except InvalidCsr as error:
             raise _Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         except IssueRefused as error:

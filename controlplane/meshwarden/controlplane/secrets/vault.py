@@ -29,6 +29,7 @@ class VaultSecrets(SecretEngine):
                 lambda client: client.secrets.kv.v2.read_secret_version(
                     path=path, mount_point=mount, raise_on_deleted_version=True
                 ),
+                "read",
             )
         except AuthorityError as error:
             raise SecretError(f"vault:{name}: {error}") from None
