@@ -29,7 +29,8 @@ from meshwarden.v1 import report_pb2 as report_pb
 
 _log = structlog.get_logger()
 _FIRST_BACKOFF_S: Final = 0.2
-_LAST_BACKOFF_S: Final = 5.0
+# Of what is leased for seconds a node has nothing while it waits; who refuses a connection has no work with it.
+_LAST_BACKOFF_S: Final = 2.0
 _TIMEOUT_S: Final = 15.0
 _WELCOME_S: Final = 10.0
 _HEARTBEAT_S: Final = 10.0

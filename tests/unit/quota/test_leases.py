@@ -220,6 +220,34 @@ def test_a_restarted_allocator_learns_before_it_gives() -> None:
     assert given(leases) == pytest.approx({(ONE, GLOBEX): 300, (TWO, GLOBEX): 300}, rel=0.05)
 
 
+def test_a_restarted_allocator_moves_nothing_before_it_knows_who_wants_how_much() -> None:
+    before = Leases(0.0, learn=False)
+    before.put(POLICY, TREE)
+    three = Point("node-b", "orders#2")
+    used = {ONE: {GLOBEX: Usage(400, 200)}, TWO: {GLOBEX: Usage(90, 45)}, three: {OTHER: Usage(150, 75)}}
+    now_s = settled(before, 0.0, used)
+    held = given(before)
+    leases = Leases(now_s, learn=True)
+    leases.put(POLICY, TREE)
+    # They come one after the other, each with all that they used while nobody listened.
+    for number, point in enumerate(used):
+        bucket = next(iter(used[point]))
+        leases.learn(point, {bucket: held[point, bucket]}, now_s + 0.1 * number)
+        leases.report(point, {bucket: Usage(50, 6_000)}, now_s + 0.1 * number)
+        assert leases.tick(now_s + 0.1 * number)[1] == {}
+    settled(leases, now_s + 1.1, used, rounds=4)
+    assert given(leases) == pytest.approx(held, rel=0.1)
+
+
+def test_what_does_not_fit_is_taken_back_at_once_by_a_restarted_allocator_too() -> None:
+    leases = Leases(0.0, learn=True)
+    leases.put(POLICY, TREE)
+    for point in (ONE, TWO):
+        leases.learn(point, {GLOBEX: 500.0}, 0.1)
+    leases.tick(0.1)
+    assert sum(given(leases).values()) <= 600
+
+
 def test_what_is_said_to_be_held_is_believed_only_while_learning_and_up_to_the_ceiling() -> None:
     learning, sure = Leases(0.0, learn=True), Leases(0.0, learn=False)
     for leases in (learning, sure):

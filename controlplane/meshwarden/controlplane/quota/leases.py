@@ -5,7 +5,8 @@ point has acknowledged a lower one, has left, or its lease has run out by our cl
 Decreases go out at once; increases only as far as every level above has room for what is held.
 
 Whoever starts anew doesn't know what its predecessor has given: for one term it gives nothing more, while the points
-say what they hold.
+say what they hold. It takes nothing away either, as long as that fits: who wants how much isn't known yet, and
+what each holds is taken for that.
 
 Source: Gray and Cheriton, "Leases" (SOSP 1989) for terms and clocks; Doorman's learning mode for the restart.
 """
@@ -49,10 +50,11 @@ class Ignored:
 
 @dataclass(slots=True)
 class _Told:
-    """How a point stands with us: until when its leases last, and up to where it has acknowledged."""
+    """How a point stands with us: until when its leases last, and when we learned what it holds, if we had to."""
 
     until_s: float
     leases: dict[Bucket, Lease]
+    learned_s: float = -math.inf
 
     @property
     def heard_s(self) -> float:
@@ -126,10 +128,13 @@ class Leases:
     def learn(self, point: Point, held: Mapping[Bucket, float], now_s: float) -> None:
         """Hears at the start of a point's stream what it holds, by bucket in calls a second.
 
-        While we learn it is believed, up to the bucket's ceiling; later only as far as we know of it ourselves. Whoever
-        carries shares to the point lets those go that were told before this was heard: they are counted no more.
+        While we learn it is believed, up to the bucket's ceiling, and that it is wanted: of what the point has used it
+        isn't known since when. Later it is believed only as far as we know of it ourselves. Whoever carries shares to
+        the point lets those go that were told before this was heard: they are counted no more.
         """
         told = self._heard(point, now_s)
+        if learns := self.learns(now_s):
+            told.learned_s = now_s
         for bucket, rate in held.items():
             tree = self._tree_of(bucket)
             if tree is None or not _sane(rate):
@@ -137,13 +142,15 @@ class Leases:
                 continue
             lease = told.leases.get(bucket)
             known = lease.held if lease is not None else 0.0
-            if now_s < self._learns_until_s:
+            if learns:
                 known = max(known, tree.least_ceiling(bucket.path))
             if rate > known:
                 self.ignored.overdrawn += 1
             lease = lease or self._open(point, bucket, now_s)
             if lease is not None:
                 lease.say(min(rate, known), believed=rate)
+                if learns:
+                    lease.demand.rate = max(lease.demand.rate, lease.held)
         for bucket, lease in told.leases.items():
             if bucket not in held:
                 lease.say(0.0, believed=0.0)
@@ -185,7 +192,8 @@ class Leases:
                 if usage.allowed > usage.shadowed:
                     more = usage.allowed - usage.shadowed
                     self._excess.add(bucket, tree, more, using.demand.since_s, now_s)
-                using.demand.add(usage.allowed + usage.denied, now_s, tree.least_ceiling(bucket.path))
+                if now_s > told.learned_s:
+                    using.demand.add(usage.allowed + usage.denied, now_s, tree.least_ceiling(bucket.path))
             if usage.allowed or usage.denied or usage.in_use:
                 using.used_s = now_s
             self._wanting |= usage.denied > 0 or using.given == 0
@@ -212,7 +220,7 @@ class Leases:
         self._look_for_silent(now_s)
         shares: dict[Point, list[Share]] = {}
         for policy, pool in self._pools.items():
-            for lease, rate in pool.divide(now_s, learning=now_s < self._learns_until_s):
+            for lease, rate in pool.divide(now_s, learning=self.learns(now_s)):
                 lease.tell(self._number, rate)
                 shares.setdefault(lease.point, []).append(pool.share(lease, rate))
             for lease in pool.returned():
@@ -327,7 +335,7 @@ class Leases:
         if (tree := self._tree_of(lease.bucket)) is None or tree.unit != CONCURRENT:
             return
         most = max(lease.held, STARTER)
-        if now_s < self._learns_until_s:
+        if self.learns(now_s):
             most = max(most, tree.least_ceiling(lease.bucket.path))
         if in_use > most and not tree.shadow:
             self.ignored.overdrawn += 1

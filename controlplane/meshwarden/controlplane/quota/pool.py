@@ -19,6 +19,8 @@ LEAST_BURST: Final = 4.0
 """What a point may save up of a bucket, however small its share is, if the bucket's whole burst is no less: calls that
 come at random would else find nothing half of the time."""
 
+_ROUNDING: Final = 1e-9
+
 _Sharing: TypeAlias = "Callable[[float, Sequence[float]], list[float]]"
 """What each gets of so much room who wants so much more."""
 
@@ -74,7 +76,11 @@ class Pool:
         return gone
 
     def divide(self, now_s: float, *, learning: bool) -> Iterator[tuple[Lease, float]]:
-        """What each lease is to be, where that is worth saying; nothing else may be done before all is heard."""
+        """What each lease is to be, where that is worth saying; nothing else may be done before all is heard.
+
+        While what is held is being learned nobody gets more, and as long as it fits nobody less, but who believes that
+        it has more than it holds.
+        """
         if not self._arranged:
             self._root.arrange()
             self._arranged = True
@@ -86,6 +92,9 @@ class Pool:
             round_down(self._root)
         self._root.aim(whole=self._whole)
         self._root.count()
+        if learning and self._root.fits:
+            yield from ((lease, lease.held) for lease in self._root.all() if lease.given > lease.held)
+            return
         # Where somebody goes short, the others' least is not too little to be given back.
         short = self._root.settle(0.0 if learning else self._root.more, _in_whole if self._whole else _in_proportion)
         for lease in self._root.all():
@@ -120,7 +129,7 @@ _NONE: Final[dict[str, "_Branch"]] = {}
 class _Branch(Part):
     """A level with the leases below it. There is one for each tenant that calls, so it is small."""
 
-    __slots__ = ("branches", "equal_parts", "leases", "level", "more")
+    __slots__ = ("branches", "equal_parts", "fits", "leases", "level", "more")
 
     def __init__(self, level: Level) -> None:
         super().__init__(weight=level.weight, floor=level.floor, ceiling=level.ceiling)
@@ -130,7 +139,7 @@ class _Branch(Part):
         self.leases: tuple[Lease, ...] = ()
         # Of its leases, once they are asked for.
         self.equal_parts: tuple[float, ...] = ()
-        self.more = 0.0
+        self.more, self.fits = 0.0, True
 
     def branch(self, name: str) -> "_Branch":
         """The level below it of that name, made if there is none."""
@@ -189,15 +198,17 @@ class _Branch(Part):
         return [part for lease, part in zip(self.leases, self.equal_parts, strict=True) if not lease.is_idle]
 
     def count(self) -> float:
-        """Says how much more is meant for its leases and has room; returns what they hold."""
-        held = more = 0.0
+        """Says how much more is meant for its leases and has room, and if what they hold fits; returns that."""
+        held, more, self.fits = 0.0, 0.0, True
         for branch in self.branches.values():
             held += branch.count()
             more += branch.more
+            self.fits &= branch.fits
         for lease in self.leases:
             held += lease.held
             more += max(0.0, lease.target - lease.held)
         self.more = max(0.0, min(more, self.level.ceiling - held))
+        self.fits &= held <= self.level.ceiling * (1 + _ROUNDING)
         return held
 
     def running(self, path: tuple[str, ...], excess: dict[tuple[str, ...], float]) -> float:
