@@ -37,7 +37,7 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.deny import Denies
-from meshwarden.controlplane.identity.denylist import Denylist
+from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
@@ -140,8 +140,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             there, own, inbox, gather.ledger, gather.tail, gather.tally, gather.settle, utc_now, random.Random()
         )
         sessions = Sessions(publisher, store, region="eu", clock=utc_now)
-        denylist, denied = Denylist(store, utc_now), Denied(utc_now)
-        denylist.listen(publisher.deny)
+        deny_watch, denied = DenyWatch(store, utc_now), Denied(utc_now)
+        deny_watch.listen(publisher.deny)
         admin = AdminServicer(
             trust_domain=DOMAIN,
             region="eu",
@@ -157,7 +157,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             division=Division(store, publisher.mesh, "test", time.monotonic, lambda: 0.0, lambda: 1),
             audit=audit,
             denies=Denies(store, audit, utc_now),
-            denylist=denylist,
+            deny_watch=deny_watch,
             health=Health(
                 state_dir=tmp_path,
                 authority=authority,
@@ -170,7 +170,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         )
         front = Front(tmp_path / "in.sock")
         peers = PeerInterceptor(front, PeerVerifier(lambda: {DOMAIN: bundle}, utc_now, denied), admit)
-        denylist.listen(lambda denials: setattr(denied, "present", denials))
+        deny_watch.listen(lambda deny_list: setattr(denied, "present", deny_list))
         server = grpc.aio.server(interceptors=[peers, ValidationInterceptor(audit)])
         add_AdminServiceServicer_to_server(admin, server)
         server.add_insecure_port(front.inner_target)
@@ -195,7 +195,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
-            await group.start(denylist.run)
+            await group.start(deny_watch.run)
             yield World(store, gather, durable, inbox, sessions, stub, operators)
             group.cancel_scope.cancel()
 

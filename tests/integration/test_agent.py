@@ -292,3 +292,63 @@ async def test_credentials_are_their_users(agent: Any, control_plane: Any, entry
     read = 'id -u; head -n 1 "$MESHWARDEN_CREDENTIALS/tls.key"; stat -Lc %u:%a "$MESHWARDEN_CREDENTIALS/tls.key"'
     program = await as_nobody("exec", "--socket", str(agent.socket), "--entry", "web", "--", "sh", "-c", read)
     assert program.stdout.splitlines() == ["65534", "-----BEGIN PRIVATE KEY-----", "65534:600"], program.stderr
+
+
+WEB = "spiffe://mesh.test/tenant/acme/service/web"
+DENIED = """
+import sys
+from meshwarden.sdk.agent import AgentLink
+link = AgentLink.of_process()
+link.wait()
+def say(config):
+    print(config.revision, *(str(deny) for deny in config.deny_list), sep="|", flush=True)
+link.listen(say)
+sys.stdin.read()
+"""
+
+
+def deny_list(revision: int, *denies: tuple[str, str]) -> node_pb.DenyList:
+    message = node_pb.DenyList(revision=revision)
+    for spiffe_id, serial in denies:
+        message.denies.add(spiffe_id=spiffe_id, serial=serial, not_after={"seconds": 4_000_000_000})
+    return message
+
+
+async def test_programs_are_told_whom_to_refuse_and_still_are_when_the_agent_starts_alone(
+    agent: Any, control_plane: Any, until: Any
+) -> None:
+    control_plane.push(deny_list=deny_list(5, (WEB, "")))
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", DENIED)
+    assert (await line(program)).strip().endswith(f"|{WEB}")
+    await until(lambda: (found := control_plane.last("deny_ack")) and found.revision == 5, "the list is acknowledged")
+    control_plane.push(deny_list=deny_list(6, ("", "1f"), (WEB, "2f")))
+    assert (await line(program)).strip().endswith(f"|serial 1f|serial 2f of {WEB}")
+    # What can't be read is not taken, and what was there stands.
+    control_plane.push(deny_list=deny_list(7, ("no identity", "")))
+    await until(lambda: "deny list refused" in agent.log.read_text(), "the list is refused")
+    assert control_plane.last("deny_ack").revision == 6
+    await control_plane.stop()
+    assert agent.stop() == 0
+    await agent.ready()
+    again = agent.exec("web", sys.executable, "-c", DENIED)
+    assert (await line(again)).strip().endswith(f"|serial 1f|serial 2f of {WEB}")
+    await control_plane.start_again()
+
+
+async def test_who_holds_a_denied_certificate_gets_another_at_once(agent: Any, control_plane: Any, until: Any) -> None:
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", SHOW)
+    await line(program)
+    (before,) = (await agent.status())["workloads"]
+    control_plane.push(deny_list=deny_list(5, ("", before["serial"])))
+
+    async def renewed() -> bool:
+        (now,) = (await agent.status())["workloads"]
+        return bool(now["serial"] != before["serial"])
+
+    await until(renewed, "the certificate is another")
+    signed = control_plane.signed
+    control_plane.push(deny_list=deny_list(6, ("", before["serial"]), (WEB, "")))
+    await until(lambda: (found := control_plane.last("deny_ack")) and found.revision == 6, "the list is acknowledged")
+    assert control_plane.signed == signed  # an identity that is denied asks for nothing anew

@@ -18,6 +18,7 @@ from meshwarden.agents.attest import Attestor, Unidentified, is_own_user
 from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.concurrency import Concurrencies, InvalidState
 from meshwarden.agents.credentials import CredentialMissing, Credentials
+from meshwarden.agents.denied import DenyKeeper
 from meshwarden.agents.dial import names
 from meshwarden.agents.entry import Refusal, RegistrationRefused
 from meshwarden.agents.quota.points import Points, TooMany
@@ -70,6 +71,7 @@ class Parts:
     credentials: Credentials
     attendants: Attendants
     scopes: ScopeStore
+    denied: DenyKeeper
     intake: Intake
     points: Points
     concurrencies: Concurrencies
@@ -91,6 +93,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         parts.registry.listen(self._notify)
         parts.credentials.listen(self._notify)
         parts.scopes.listen(self._notify)
+        parts.denied.listen(self._notify)
 
     async def Register(self, request: pb.RegisterRequest, context: _Context) -> pb.RegisterResponse:
         """Takes the caller as an instance of an entry, and returns when its program can start."""
@@ -236,6 +239,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             credential_directory=str(workload.credentials),
             names=names(parts.scopes.snapshot(f"{workload.id}/grpc")),
             trace_ratio=parts.registry.trace_ratio(workload),
+            deny_list=parts.denied.message,
         )
 
     def _notify(self) -> None:

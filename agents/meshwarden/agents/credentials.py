@@ -29,6 +29,7 @@ from meshwarden.agents.workload import Workload, make_directory
 from meshwarden.certs import files
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.certs.csr import make_csr
+from meshwarden.certs.deny import DenyList
 from meshwarden.certs.error import UNREADABLE, CertsError
 from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -136,6 +137,17 @@ class Credentials:
         for held in self._held.values():
             held.due, held.retry, held.error = self._clock(), _FIRST_RETRY, ""
         self._wake()
+
+    def renew_denied(self, deny_list: DenyList) -> None:
+        """Renews at once the certificates that are denied by their number: their holders are still in the mesh."""
+        now = self._clock()
+        for name, held in self._held.items():
+            svid = held.svid
+            if svid is None or not deny_list.of_serial(str(svid.spiffe_id), svid.leaf.serial_number, now.timestamp()):
+                continue
+            _log.warning("workload certificate denied", entry=name, serial=svid.serial)
+            held.due, held.retry, held.error = now, _FIRST_RETRY, ""
+            self._wake()
 
     async def ensure(self, workload: Workload, timeout_s: float) -> X509Svid:
         """Returns a workload's certificate as soon as there is one, and its files are there if it is admitted.

@@ -28,6 +28,7 @@ from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.denied import DenyKeeper
 from meshwarden.agents.health import Health
 from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
@@ -106,12 +107,14 @@ class Agent:
         self.executables = Executables()
         self.registry = Registry(config.trust_domain, place.workloads, self.executables)
         self.scopes = ScopeStore(cache)
+        self.denied = DenyKeeper(cache)
         downstream = Downstream(
             self._take_entries,
             self._take_bundle,
             self._take_config,
             self._renew,
             lambda serial: self._rotation.welcomed(serial),
+            self._take_denied,
         )
         self._begun, self._provider = begun, begun.provider
         self._progress = Progress(self._provider)
@@ -293,6 +296,7 @@ class Agent:
             self.credentials,
             self.attendants,
             self.scopes,
+            self.denied,
             self.intake,
             self.points,
             self.concurrencies,
@@ -347,6 +351,12 @@ class Agent:
         self._progress.begin(update)
         self.scopes.apply(update)
         self._rotation.configured()
+
+    def _take_denied(self, message: node_pb.DenyList) -> None:
+        revision = self.denied.take(message)
+        if revision is not None:
+            self.upstream.ack_denied(revision)
+            self.credentials.renew_denied(self.denied.present)
 
     def _renew(self, order: node_pb.RenewNow) -> None:
         self._rotation.begin_renewal(order.trace_parent)

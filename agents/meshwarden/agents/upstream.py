@@ -53,6 +53,7 @@ class Downstream:
         config: configuration for data planes.
         renew: renew all certificates now.
         welcomed: a session was opened with the node's certificate of this serial.
+        denied: whom to refuse.
     """
 
     entries: Callable[[node_pb.EntrySet], None]
@@ -60,6 +61,7 @@ class Downstream:
     config: Callable[[node_pb.ConfigUpdate], None]
     renew: Callable[[node_pb.RenewNow], None]
     welcomed: Callable[[str], None]
+    denied: Callable[[node_pb.DenyList], None]
 
 
 class Upstream:
@@ -118,6 +120,10 @@ class Upstream:
     def ack(self, ack: node_pb.ConfigAck) -> None:
         """Says what became of the configuration."""
         self._say("ack", node_pb.SyncRequest(ack=ack))
+
+    def ack_denied(self, revision: int) -> None:
+        """Says which deny list is in force here."""
+        self._say("deny_ack", node_pb.SyncRequest(deny_ack=node_pb.DenyAck(revision=revision)))
 
     async def sign(self, requests: list[node_pb.WorkloadCsr]) -> Sequence[node_pb.SignedWorkload]:
         """Has workload certificates signed, one answer a request.
@@ -440,5 +446,7 @@ class _Session:
             self._downstream.bundle(message.bundle)
         elif kind == "config":
             self._downstream.config(message.config)
+        elif kind == "deny_list":
+            self._downstream.denied(message.deny_list)
         elif kind == "renew_now":
             self._downstream.renew(message.renew_now)

@@ -71,7 +71,7 @@ class Deny:
         return f"serial {self.serial}" + (f" of {self.spiffe_id}" if self.spiffe_id else "")
 
 
-class Denials:
+class DenyList:
     """All denies of one moment: immutable, and replaced as a whole."""
 
     def __init__(self, denies: Iterable[Deny] = (), revision: int = 0) -> None:
@@ -93,9 +93,10 @@ class Denials:
         return iter(self._denies)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Denials) and (self.revision, self._denies) == (other.revision, other._denies)
+        return isinstance(other, DenyList) and (self.revision, self._denies) == (other.revision, other._denies)
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash((self.revision, self._denies))
 
     def names(self, spiffe_id: str, serial: int, now_s: float) -> str:
         """Why an identity with a certificate is refused; empty if it isn't.
@@ -108,9 +109,12 @@ class Denials:
         until = self._until.get
         if until((spiffe_id, 0), 0.0) >= now_s:
             return "this identity was revoked"
-        if serial and (until((spiffe_id, serial), 0.0) >= now_s or until(("", serial), 0.0) >= now_s):
-            return "this certificate was revoked; renew it"
-        return ""
+        return "this certificate was revoked; renew it" if self.of_serial(spiffe_id, serial, now_s) else ""
+
+    def of_serial(self, spiffe_id: str, serial: int, now_s: float) -> bool:
+        """Whether one certificate of an identity is refused by its number, whatever is said of the identity."""
+        until = self._until.get
+        return serial > 0 and max(until((spiffe_id, serial), 0.0), until(("", serial), 0.0)) >= now_s
 
     def to_proto(self) -> node_service_pb2.DenyList:
         """Returns the message that carries them."""
@@ -121,7 +125,7 @@ class Denials:
         return message
 
     @classmethod
-    def from_proto(cls, message: node_service_pb2.DenyList) -> "Denials":
+    def from_proto(cls, message: node_service_pb2.DenyList) -> "DenyList":
         """Reads the message.
 
         Raises:
@@ -142,9 +146,9 @@ class Denials:
 class Denied:
     """The hook of `PeerVerifier`: what is denied at present, looked at at each call."""
 
-    def __init__(self, clock: Clock, denials: Denials | None = None) -> None:
-        """Denies what `denials` says; `present` is to be set when that changes."""
-        self.present = denials if denials is not None else Denials()
+    def __init__(self, clock: Clock, deny_list: DenyList | None = None) -> None:
+        """Denies what `deny_list` says; `present` is to be set when that changes."""
+        self.present = deny_list if deny_list is not None else DenyList()
         self._now_s = seconds_of(clock)
 
     def __call__(self, peer: VerifiedPeer) -> str | None:

@@ -204,7 +204,7 @@ class PeerVerifier:
         self._bundles = bundles
         self._clock = clock
         self._now_s = seconds_of(clock)
-        self._denied = denied
+        self.denied = denied
         self._capacity = capacity
         # {leaf in DER: (whose it is, its trust domain, the bundle that says so, from when and until when in seconds)}
         self._cache: OrderedDict[bytes, tuple[VerifiedPeer, str, Bundle, float, float]] = OrderedDict()
@@ -225,8 +225,9 @@ class PeerVerifier:
                 peer = None
         if peer is None:
             peer = self._verify(chain_der)
-        if self._denied is not None:
-            reason = self._denied(peer)
+        denied = self.denied  # another thread may take it away
+        if denied is not None:
+            reason = denied(peer)
             if reason is not None:
                 raise PeerRefused(f"{peer.spiffe_id}: {reason}")
         return peer

@@ -24,7 +24,7 @@ from meshwarden.certs.authority.disk import DiskAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.authority.port import Authority, OnIssued
 from meshwarden.certs.clock import utc_now
-from meshwarden.certs.deny import Denials, Denied
+from meshwarden.certs.deny import Denied, DenyList
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane import log
 from meshwarden.controlplane.api.admin import AdminServicer
@@ -54,7 +54,7 @@ from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, 
 from meshwarden.controlplane.gather.trace_store import Keep
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.deny import Denies
-from meshwarden.controlplane.identity.denylist import Denylist
+from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
@@ -164,8 +164,8 @@ class ControlPlane:
         )
         self._publisher.listen(self._division.touch)
         self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
-        self._denylist, self._denied = Denylist(store, utc_now), Denied(utc_now)
-        self._denylist.listen(self._publisher.deny)
+        self._deny_watch, self._denied = DenyWatch(store, utc_now), Denied(utc_now)
+        self._deny_watch.listen(self._publisher.deny)
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
         self._durable = Durable(config.state_dir / "gather.sqlite")
         self._gather = Gather(
@@ -253,7 +253,7 @@ class ControlPlane:
             for part in parts:
                 if part is not None:
                     group.start_soon(part.run)
-            await group.start(self._denylist.run)
+            await group.start(self._deny_watch.run)
             await group.start(self._publisher.run)
             await group.start(self._sessions.run)
             group.start_soon(self._division.run)
@@ -275,13 +275,13 @@ class ControlPlane:
     def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
         verifier = PeerVerifier(self._serving.bundles, utc_now, self._denied)
         peers = PeerInterceptor(front, verifier, admit, self._no_call)
-        self._denylist.listen(lambda denials: self._refuse(peers, denials))
+        self._deny_watch.listen(lambda deny_list: self._refuse(peers, deny_list))
         tracing, validation = server_interceptor(self._tracing, traced()), ValidationInterceptor(self._engines.audit)
         return [peers, self._overload, tracing, validation]
 
-    def _refuse(self, peers: PeerInterceptor, denials: Denials) -> None:
+    def _refuse(self, peers: PeerInterceptor, deny_list: DenyList) -> None:
         """Whoever is denied has no call more, and none that goes on."""
-        self._denied.present = denials
+        self._denied.present = deny_list
         peers.sweep()
 
     def _no_handshake(self, caller: str, reason: str) -> None:
@@ -318,7 +318,7 @@ class ControlPlane:
             division=self._division,
             audit=engines.audit,
             denies=Denies(engines.store, engines.audit, utc_now),
-            denylist=self._denylist,
+            deny_watch=self._deny_watch,
             health=Health(
                 state_dir=config.state_dir,
                 authority=engines.authority,

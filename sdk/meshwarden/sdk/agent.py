@@ -24,9 +24,11 @@ from typing import ClassVar, Final
 import grpc
 
 from meshwarden.certs.bundle import Bundle
-from meshwarden.certs.clock import utc_now
+from meshwarden.certs.clock import seconds_of, utc_now
+from meshwarden.certs.deny import DenyList
 from meshwarden.certs.error import CertsError
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.verify import VerifiedPeer
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.error import AgentAway, NotStarted
 from meshwarden.sdk.red.count import Counter
@@ -68,6 +70,10 @@ class _Report:
     request: workload_service_pb2.ReportCallsRequest
 
 
+NOBODY: Final = DenyList()
+"""The list of a node that was told to refuse nobody."""
+
+
 @dataclass(frozen=True)
 class Config:
     """What the agent has said last.
@@ -80,6 +86,7 @@ class Config:
         credentials: the directory with tls.crt, tls.key and ca.crt.
         names: {name that may be dialled: "<tenant>/<service>"}.
         trace_ratio: how many of the traces that begin here are to be recorded, from 0 to 1.
+        deny_list: who is refused though its certificate is good; the same object as long as nothing in it changes.
     """
 
     spiffe_id: SpiffeId
@@ -89,6 +96,7 @@ class Config:
     credentials: Path
     names: Mapping[str, str]
     trace_ratio: float = 1.0
+    deny_list: DenyList = NOBODY
 
     @property
     def service(self) -> str:
@@ -117,6 +125,7 @@ class AgentLink:
         """Starts watching; returns at once."""
         self.socket = socket
         self.counter = Counter(clock)
+        self._now_s = seconds_of(clock)
         self.losses = Losses()
         self.denials = Denials()
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries
@@ -196,6 +205,13 @@ class AgentLink:
                     "`meshwarden-agent exec`?"
                 )
             return self.last_config
+
+    def denied(self, peer: VerifiedPeer) -> str | None:
+        """Why a peer is refused though its certificate is good, now: a hook for `PeerVerifier`."""
+        config = self.last_config
+        if config is None or not config.deny_list:
+            return None
+        return config.deny_list.names(str(peer.spiffe_id), peer.leaf.serial_number, self._now_s()) or None
 
     def listen(self, listener: Callable[[Config], None]) -> None:
         """Calls `listener` with the configuration of the moment, if there is one, and with each that follows."""
@@ -327,7 +343,7 @@ def _read(message: workload_service_pb2.WorkloadConfig, before: Config | None) -
     """Reads a configuration; whatever hasn't changed stays the same object, since caches hang on it.
 
     Raises:
-        CertsError: the identity or the bundle is none, or they are of two trust domains.
+        CertsError: the identity, the bundle or the deny list is none, or they are of two trust domains.
     """
     spiffe_id = SpiffeId.parse(message.spiffe_id)
     if spiffe_id.tenant is None or spiffe_id.service is None:
@@ -342,7 +358,11 @@ def _read(message: workload_service_pb2.WorkloadConfig, before: Config | None) -
     limits.CopyFrom(message.limits)
     names = MappingProxyType(dict(message.names))
     ratio = min(max(message.trace_ratio, 0.0), 1.0) if message.HasField("trace_ratio") else 1.0
-    return Config(spiffe_id, bundles, limits, message.revision, Path(message.credential_directory), names, ratio)
+    deny_list = DenyList.from_proto(message.deny_list)
+    if before is not None and before.deny_list == deny_list:
+        deny_list = before.deny_list
+    credentials = Path(message.credential_directory)
+    return Config(spiffe_id, bundles, limits, message.revision, credentials, names, ratio, deny_list)
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode | None:

@@ -82,13 +82,22 @@ class Incoming:
         self._limits = Limits(link, monotonic_s, most_calls)
         self._callers = Callers(lambda: self.config.bundles, clock)
         self._open: dict[int, tuple[Caller, Any]] = {}
+        self.swept = 0
+        """How many streams `sweep` has ended."""
+        self._to_sweep = threading.Event()
         self._numbers = itertools.count()
         link.listen(self._configured)
 
     def close(self) -> None:
         """Listens to the agent no more."""
+        self._to_sweep.set()
         self._link.unlisten(self._configured)
         self._limits.close()
+
+    def wait_to_sweep(self, timeout_s: float) -> None:
+        """Returns when somebody was denied, or after `timeout_s`; certificates end at any time."""
+        if self._to_sweep.wait(timeout_s):
+            self._to_sweep.clear()
 
     def sweep(self) -> int:
         """Ends the open streams whose caller's certificate is good no more, and returns how many there were."""
@@ -97,6 +106,7 @@ class Incoming:
             if not self._callers.is_good(caller):
                 context.cancel()
                 refused += 1
+        self.swept += refused
         return refused
 
     def begin(self, method: str, context: Any, stream: bool) -> "IncomingCall":
@@ -160,7 +170,10 @@ class Incoming:
         raise AssertionError("abort raises")
 
     def _configured(self, config: Config) -> None:
-        self.config = config
+        before, self.config = self.config, config
+        if config.deny_list is not before.deny_list or config.deny_list:
+            self._callers.deny(config.deny_list)
+            self._to_sweep.set()
         self._limits.update(config.limits)
 
 

@@ -93,7 +93,8 @@ class Server(grpc.Server):
         return self._inner.wait_for_termination(timeout)
 
     def _sweep_steadily(self) -> None:
-        while not self._ended.wait(_SWEEP_S):
+        while not self._ended.is_set():
+            self._incoming.wait_to_sweep(_SWEEP_S)
             self._incoming.sweep()
 
 

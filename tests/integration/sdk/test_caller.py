@@ -17,6 +17,7 @@ import pytest
 
 from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
+from meshwarden.certs.deny import Deny, DenyList
 from meshwarden.certs.issue import LeafTemplate, issue_leaf
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
@@ -28,6 +29,7 @@ from meshwarden.v1.node_service_pb2 import ServerLimits
 
 DEADLINE_S = 60.0
 NAME = "orders.mesh.test"
+WEB = "spiffe://mesh.test/tenant/acme/service/web"
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -119,14 +121,15 @@ class World:
     @contextlib.contextmanager
     def channel(self, tenant: str, issuer: Any = None) -> Iterator[grpc.Channel]:
         svid = (issuer or self.ours).issue(SpiffeId.workload("mesh.test", tenant, "web"))
+        self.serial = svid.serial
         shown = grpc.ssl_channel_credentials(self.roots, svid.key_pem(), svid.chain_pem())
         options = [("grpc.ssl_target_name_override", NAME), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.secure_channel(f"127.0.0.1:{self.relay.port}", shown, options) as channel:
             yield channel
 
-    def bundles(self, bundles: dict[str, Any]) -> None:
-        """The agent says which authorities are trusted now."""
-        self.link.config = replace(self.link.config, bundles=bundles)
+    def say(self, **changes: Any) -> None:
+        """The agent says what has changed."""
+        self.link.config = replace(self.link.config, **changes)
         for listener in self.listeners:
             listener(self.link.config)
 
@@ -181,10 +184,18 @@ def expire(world: World) -> None:
 
 
 def remove_root(world: World) -> None:
-    world.bundles({"other.test": world.others.bundle})
+    world.say(bundles={"other.test": world.others.bundle})
 
 
-@pytest.mark.parametrize("end", [expire, remove_root])
+def deny_identity(world: World) -> None:
+    world.say(deny_list=DenyList([Deny(WEB, "", world.now + timedelta(hours=1))]))
+
+
+def deny_certificate(world: World) -> None:
+    world.say(deny_list=DenyList([Deny("", world.serial, world.now + timedelta(hours=1))]))
+
+
+@pytest.mark.parametrize("end", [expire, remove_root, deny_identity, deny_certificate])
 def test_a_connection_outlives_no_certificate(world: World, end: Callable[[World], None]) -> None:
     with world.channel("acme") as channel:
         assert call(channel) == ("OK", "")
@@ -198,3 +209,28 @@ def test_a_connection_outlives_no_certificate(world: World, end: Callable[[World
             next(stream)
     assert raised.value.code() is grpc.StatusCode.CANCELLED  # type: ignore[attr-defined]
     assert len({peer for peer, _ in world.seen}) == 1
+
+
+def test_who_is_denied_is_refused_on_open_channels_until_the_deny_ends_and_no_other_is(world: World) -> None:
+    with world.channel("globex") as others:
+        assert call(others) == ("OK", "")
+        # The relay takes one connection after the other: the other channel keeps its own.
+    with world.channel("acme") as channel:
+        for deny in (deny_identity, deny_certificate):
+            assert call(channel) == ("OK", "")
+            swept = threading.Thread(target=world.incoming.wait_to_sweep, args=(DEADLINE_S,))
+            swept.start()
+            deny(world)
+            swept.join(DEADLINE_S)
+            assert not swept.is_alive()  # whoever sweeps is woken
+            code, details = call(channel)
+            assert (code, "revoked" in details) == ("UNAUTHENTICATED", True)
+            world.now += timedelta(minutes=61)
+            world.say(bundles=dict(world.link.config.bundles))
+            # The deny has ended by itself, though the agent has said nothing; so has the certificate.
+            assert "expired" in call(channel)[1]
+            world.now -= timedelta(minutes=61)
+            world.say(deny_list=DenyList())
+    with world.channel("globex") as others:
+        deny_identity(world)
+        assert call(others) == ("OK", "")

@@ -11,7 +11,7 @@ from certs_fault import BUNDLES, GOOD
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.certs.deny import MAX_DENIES, Denials, Denied, Deny, InvalidDeny, last_end, parse_serial
+from meshwarden.certs.deny import MAX_DENIES, Denied, Deny, DenyList, InvalidDeny, last_end, parse_serial
 from meshwarden.certs.verify import PeerRefused, PeerVerifier
 from meshwarden.v1 import node_service_pb2
 
@@ -56,12 +56,12 @@ def test_a_serial_number_is_read_or_refused(text: str) -> None:
     ids=str,
 )
 def test_whom_a_list_refuses(denies: list[Deny], refused: bool) -> None:
-    assert bool(Denials(denies).names(WEB, 0x1F, NOW.timestamp())) is refused
+    assert bool(DenyList(denies).names(WEB, 0x1F, NOW.timestamp())) is refused
 
 
 def test_an_identity_as_such_is_refused_for_no_certificate() -> None:
-    assert not Denials([Deny(WEB, "1f", LATER), Deny("", "1f", LATER)]).names(WEB, 0, NOW.timestamp())
-    assert Denials([Deny(WEB, "", LATER)]).names(WEB, 0, NOW.timestamp())
+    assert not DenyList([Deny(WEB, "1f", LATER), Deny("", "1f", LATER)]).names(WEB, 0, NOW.timestamp())
+    assert DenyList([Deny(WEB, "", LATER)]).names(WEB, 0, NOW.timestamp())
 
 
 def test_a_verifier_refuses_whom_the_list_of_the_moment_names() -> None:
@@ -71,19 +71,19 @@ def test_a_verifier_refuses_whom_the_list_of_the_moment_names() -> None:
     peer = verifier.check(GOOD)
     end = now[0] + timedelta(seconds=30)
     for deny in (Deny(WEB, "", end), Deny("", peer.serial, end), Deny(WEB, peer.serial, end)):
-        denied.present = Denials([deny])
+        denied.present = DenyList([deny])
         with pytest.raises(PeerRefused, match="revoked"):
             verifier.check(GOOD)
         now[0] = end + timedelta(seconds=1)
         verifier.check(GOOD)
         now[0] = GOOD_NOW
-    denied.present = Denials()
+    denied.present = DenyList()
     verifier.check(GOOD)
 
 
 def test_a_list_goes_over_the_wire_whole() -> None:
-    denials = Denials([Deny(WEB, "", LATER), Deny("", "1f", LATER), Deny(WEB, "1f", LATER)], 7)
-    assert Denials.from_proto(denials.to_proto()) == denials
+    deny_list = DenyList([Deny(WEB, "", LATER), Deny("", "1f", LATER), Deny(WEB, "1f", LATER)], 7)
+    assert DenyList.from_proto(deny_list.to_proto()) == deny_list
 
 
 def list_of(**deny: Any) -> node_service_pb2.DenyList:
@@ -105,14 +105,14 @@ def list_of(**deny: Any) -> node_service_pb2.DenyList:
 )
 def test_a_list_that_cannot_be_read_is_refused_as_a_whole(message: node_service_pb2.DenyList) -> None:
     with pytest.raises(InvalidDeny):
-        Denials.from_proto(message)
+        DenyList.from_proto(message)
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.integers(-(1 << 63), (1 << 63) - 1), st.integers(-5, 1 << 30))
 def test_any_list_is_read_or_refused(spiffe_id: str, serial: str, seconds: int, nanos: int) -> None:
     message = list_of(spiffe_id=spiffe_id, serial=serial, not_after={"seconds": seconds, "nanos": nanos})
     with contextlib.suppress(InvalidDeny):
-        Denials.from_proto(message).names(spiffe_id, 1, 0.0)
+        DenyList.from_proto(message).names(spiffe_id, 1, 0.0)
 
 
 def test_the_last_certificate_has_ended_by_then() -> None:

@@ -11,14 +11,14 @@ import grpc
 import pytest
 
 from meshwarden.certs.csr import make_csr
-from meshwarden.certs.deny import Denials, InvalidDeny
+from meshwarden.certs.deny import DenyList, InvalidDeny
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.controlplane.identity import deny as deny_module
-from meshwarden.controlplane.identity import denylist as denylist_module
+from meshwarden.controlplane.identity import deny_watch as deny_watch_module
 from meshwarden.controlplane.identity.authorize import Denied
 from meshwarden.controlplane.identity.deny import DENIES, DeniedByMesh, Denies, DenyRecord, NotDenied
-from meshwarden.controlplane.identity.denylist import Denylist
+from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.record import RecordError
 from meshwarden.controlplane.store.port import Put, TooLarge
 from meshwarden.v1.node_service_pb2 import WorkloadCsr
@@ -35,26 +35,26 @@ def denies(world: Any) -> Denies:
 
 
 @asynccontextmanager
-async def following(world: Any) -> AsyncIterator[Denylist]:
-    denylist = Denylist(world.store, world.clock)
+async def following(world: Any) -> AsyncIterator[DenyWatch]:
+    deny_watch = DenyWatch(world.store, world.clock)
     async with anyio.create_task_group() as group:
-        await group.start(denylist.run)
-        yield denylist
+        await group.start(deny_watch.run)
+        yield deny_watch
         group.cancel_scope.cancel()
 
 
 async def test_a_deny_is_followed_and_taken_back(world: Any, denies: Denies) -> None:
     first = await denies.deny([WEB], {"1F": WEB, "2f": ""}, reason="leaked", by=ROOT)
-    async with following(world) as denylist:
-        assert {(deny.spiffe_id, deny.serial) for deny in denylist.present} == {(WEB, ""), (WEB, "1f"), ("", "2f")}
-        assert denylist.present.revision >= first
-        heard: list[Denials] = []
-        denylist.listen(heard.append)
+    async with following(world) as deny_watch:
+        assert {(deny.spiffe_id, deny.serial) for deny in deny_watch.present} == {(WEB, ""), (WEB, "1f"), ("", "2f")}
+        assert deny_watch.present.revision >= first
+        heard: list[DenyList] = []
+        deny_watch.listen(heard.append)
         revision = await denies.allow([(WEB, ""), ("", "2F")], "rebuilt", ROOT)
-        await denylist.wait_revision(revision)
-        assert [(deny.spiffe_id, deny.serial) for deny in denylist.present] == [(WEB, "1f")]
-        assert heard == [denylist.present]
-        (record,) = denylist.records()
+        await deny_watch.wait_revision(revision)
+        assert [(deny.spiffe_id, deny.serial) for deny in deny_watch.present] == [(WEB, "1f")]
+        assert heard == [deny_watch.present]
+        (record,) = deny_watch.records()
         assert (record.reason, record.by, record.time) == ("leaked", ROOT, world.now)
     assert [event["by"] for event in await world.events("identity.deny")] == [ROOT] * 3
     assert [event["reason"] for event in await world.events("identity.allow")] == ["rebuilt"] * 2
@@ -63,14 +63,14 @@ async def test_a_deny_is_followed_and_taken_back(world: Any, denies: Denies) -> 
 async def test_a_deny_ends_with_the_last_certificate_that_it_names(
     world: Any, denies: Denies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(denylist_module, "TICK", timedelta(milliseconds=10))
+    monkeypatch.setattr(deny_watch_module, "TICK", timedelta(milliseconds=10))
     await denies.deny([WEB], reason="x")
-    async with following(world) as denylist:
-        (deny,) = denylist.present
+    async with following(world) as deny_watch:
+        (deny,) = deny_watch.present
         assert deny.not_after - world.now >= timedelta(days=1)
         world.now = deny.not_after + timedelta(seconds=1)
         empty = anyio.Event()
-        denylist.listen(lambda present: None if present else empty.set())
+        deny_watch.listen(lambda present: None if present else empty.set())
         async with asyncio.timeout(60):
             await empty.wait()
     assert not (await world.store.range(DENIES)).records
@@ -117,11 +117,11 @@ async def test_the_list_is_bounded_and_no_tenant_fills_it(denies: Denies, monkey
 
 async def test_a_record_that_cannot_be_read_hides_no_other_and_allows_nobody(world: Any, denies: Denies) -> None:
     await denies.deny([WEB, WEB + "1"], reason="x")
-    async with following(world) as denylist:
+    async with following(world) as deny_watch:
         first, second = (await world.store.range(DENIES)).records
         revision = await world.store.commit([Put(first.key, b"{}"), Put(DENIES + "id/0", second.value)])
-        await denylist.wait_revision(revision)
-        assert len(denylist.present) == 2
+        await deny_watch.wait_revision(revision)
+        assert len(deny_watch.present) == 2
     with pytest.raises(RecordError):  # one that stands under another's key is none
         DenyRecord.decode(DENIES + "id/0", second.value)
 

@@ -72,7 +72,9 @@ class World:
     def __init__(self) -> None:
         self.now = utc_now()
         self.key, self.root = self.new_root()
-        config = SimpleNamespace(bundles=self.bundles(), service="platform/orders", revision=7, limits=ServerLimits())
+        config = SimpleNamespace(
+            bundles=self.bundles(), service="platform/orders", revision=7, limits=ServerLimits(), deny_list=()
+        )
         self.link: Any = SimpleNamespace(
             config=config, counter=Counter(lambda: self.now), listen=lambda listener: listener(config)
         )

@@ -73,7 +73,7 @@ class World:
 
     def __init__(self, spec: RatePolicySpec) -> None:
         limits = ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=spec)])
-        config = SimpleNamespace(bundles={}, service="platform/orders", revision=7, limits=limits)
+        config = SimpleNamespace(bundles={}, service="platform/orders", revision=7, limits=limits, deny_list=())
         self.link: Any = SimpleNamespace(
             config=config, counter=Counter(utc_now), listen=lambda listener: listener(config)
         )

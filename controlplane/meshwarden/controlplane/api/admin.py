@@ -20,7 +20,7 @@ from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies
-from meshwarden.controlplane.identity.denylist import Denylist
+from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.explain import explain
@@ -68,7 +68,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         division: Division,
         audit: AuditLog,
         denies: Denies,
-        denylist: Denylist,
+        deny_watch: DenyWatch,
         health: Health,
         clock: Callable[[], datetime],
     ) -> None:
@@ -77,7 +77,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._publisher, self._sessions, self._gather = publisher, sessions, gather
         self._remote, self._regions, self._division = remote, regions, division
         self._audit, self._health, self._clock = audit, health, clock
-        self._desk = DenyDesk(denies, denylist, sessions, trust_domain, clock)
+        self._desk = DenyDesk(denies, deny_watch, sessions, trust_domain, clock)
 
     async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
         caller = _caller()

@@ -9,7 +9,7 @@ from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
 from meshwarden.controlplane.api.errors import InvalidRequest
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies, DenyRecord
-from meshwarden.controlplane.identity.denylist import Denylist
+from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.v1 import admin_service_pb2 as v1
@@ -21,9 +21,14 @@ class DenyDesk:
     """Answers operators who revoke; a tenant's operator has its own tenant's identities alone."""
 
     def __init__(
-        self, denies: Denies, denylist: Denylist, sessions: Sessions, trust_domain: str, clock: Callable[[], datetime]
+        self,
+        denies: Denies,
+        deny_watch: DenyWatch,
+        sessions: Sessions,
+        trust_domain: str,
+        clock: Callable[[], datetime],
     ) -> None:
-        self._denies, self._denylist, self._sessions = denies, denylist, sessions
+        self._denies, self._deny_watch, self._sessions = denies, deny_watch, sessions
         self._trust_domain, self._clock = trust_domain, clock
 
     async def deny(self, caller: SpiffeId | None, request: v1.DenyRequest) -> v1.DenyResponse:
@@ -31,9 +36,9 @@ class DenyDesk:
         targets = self._targets(caller, "Deny", request.targets)
         denies = [self._deny(target, request) for target in targets]
         revision = await self._denies.add(denies, request.reason, str(caller))
-        await self._denylist.wait_revision(revision)
+        await self._deny_watch.wait_revision(revision)
         keys = {(deny.spiffe_id, deny.serial) for deny in denies}
-        records = [r for r in self._denylist.records() if (r.deny.spiffe_id, r.deny.serial) in keys]
+        records = [r for r in self._deny_watch.records() if (r.deny.spiffe_id, r.deny.serial) in keys]
         nodes = sum(state.connected for state in self._sessions.states())
         return v1.DenyResponse(denied=map(_state, records), revision=revision, nodes=nodes)
 
@@ -41,7 +46,7 @@ class DenyDesk:
         """Takes denies back, if the caller may."""
         targets = self._targets(caller, "Allow", request.targets)
         revision = await self._denies.allow(targets, request.reason, str(caller))
-        await self._denylist.wait_revision(revision)
+        await self._deny_watch.wait_revision(revision)
         return v1.AllowResponse(revision=revision)
 
     def listed(self, caller: SpiffeId | None, request: v1.ListDeniedRequest) -> v1.ListDeniedResponse:
@@ -56,10 +61,10 @@ class DenyDesk:
             return sees(caller, tenant) and request.tenant in ("", tenant)
 
         states = [state for state in self._sessions.states() if state.connected]
-        revision = self._denylist.present.revision
+        revision = self._deny_watch.present.revision
         behind = [state.node for state in states if state.denied_revision < revision]
         return v1.ListDeniedResponse(
-            denied=[_state(record) for record in self._denylist.records() if shown(record)],
+            denied=[_state(record) for record in self._deny_watch.records() if shown(record)],
             revision=revision,
             nodes=len(states),
             behind=behind if is_operator else (),

@@ -91,7 +91,7 @@ def key_of(deny: Deny) -> str:
 
 
 class Denies:
-    """Denies and allows. What is in force is `Denylist`'s to know."""
+    """Denies and allows. What is in force is `DenyWatch`'s to know."""
 
     def __init__(self, store: Store, audit: AuditLog, clock: Callable[[], datetime]) -> None:
         self._store, self._audit, self._clock = store, audit, clock

@@ -14,7 +14,7 @@ import structlog
 from anyio.abc import TaskStatus
 from google.protobuf.message import DecodeError
 
-from meshwarden.certs.deny import Denials
+from meshwarden.certs.deny import DenyList
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Scopes
@@ -98,10 +98,10 @@ class Publisher:
             feed.deny(self._denies)
         return feed
 
-    def deny(self, denials: Denials) -> None:
+    def deny(self, deny_list: DenyList) -> None:
         """Takes the newest deny list and tells every session."""
         # One message for all of them, and for those to come.
-        self._denies = v1.SyncResponse(deny_list=denials.to_proto())
+        self._denies = v1.SyncResponse(deny_list=deny_list.to_proto())
         for feed in self._feeds:
             feed.deny(self._denies)
 

@@ -13,6 +13,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import Clock
+from meshwarden.certs.deny import Denied, DenyList
 from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
 
@@ -47,9 +48,16 @@ class Callers:
     """The callers of one server. Safe to share between threads."""
 
     def __init__(self, bundles: Callable[[], Mapping[str, Bundle]], clock: Clock) -> None:
-        """See `PeerVerifier`."""
+        """See `PeerVerifier`; nobody is denied."""
+        self._denied = Denied(clock)
         self._verifier = PeerVerifier(bundles, clock)
         self._known: dict[tuple[bytes | None, ...], Caller] = {}
+
+    def deny(self, deny_list: DenyList) -> None:
+        """Refuses from now on whom `deny_list` names, and nobody else for that reason."""
+        self._denied.present = deny_list
+        # Where nobody is denied, which is nearly always, a call isn't asked about.
+        self._verifier.denied = self._denied if deny_list else None
 
     def identify(self, context: Any) -> Caller:
         """Returns who makes a call, whose certificate is good now.

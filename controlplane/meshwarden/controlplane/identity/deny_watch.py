@@ -10,7 +10,7 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
-from meshwarden.certs.deny import Denials
+from meshwarden.certs.deny import DenyList
 from meshwarden.controlplane.identity.deny import DENIES, DenyRecord
 from meshwarden.controlplane.identity.record import RecordError
 from meshwarden.controlplane.store.limit import MAX_OPS
@@ -22,18 +22,18 @@ TICK: Final = timedelta(seconds=30)
 log = structlog.get_logger()
 
 
-class Denylist:
+class DenyWatch:
     """Keeps `present` as the store has it, and calls back at each change."""
 
     def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
         self._store, self._clock = store, clock
         self._records: dict[str, tuple[DenyRecord, int]] = {}
-        self._listeners: list[Callable[[Denials], None]] = []
+        self._listeners: list[Callable[[DenyList], None]] = []
         self._moved = asyncio.Event()
-        self.present = Denials()
+        self.present = DenyList()
         """What is denied; without what has ended, up to half a minute ago."""
 
-    def listen(self, callback: Callable[[Denials], None]) -> None:
+    def listen(self, callback: Callable[[DenyList], None]) -> None:
         """Calls back at each change."""
         self._listeners.append(callback)
 
@@ -91,7 +91,7 @@ class Denylist:
                     self._tell(batch.revision)
 
     def _tell(self, revision: int) -> None:
-        self.present = Denials([record.deny for record in reversed(self.records())], revision)
+        self.present = DenyList([record.deny for record in reversed(self.records())], revision)
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
         for callback in self._listeners:
