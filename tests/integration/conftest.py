@@ -21,6 +21,8 @@ from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.csr import InvalidCsr, parse_csr
 from meshwarden.certs.issue import LeafTemplate
+from meshwarden.certs.jwt_bundle import JwtBundle
+from meshwarden.certs.jwt_svid import JwtTemplate, sign_jwt_svid
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
@@ -84,6 +86,8 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         self.sign_refusal = ""
         self.signed = 0
         self.signed_below: list[str] = []
+        self.jwt_key = new_key()
+        self.jwts = 0
         self.renewed = 0
         self.opened = 0
         self.exports: list[report_pb.ExportRequest] = []
@@ -158,6 +162,21 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         caller = await self._caller(context)
         self.renewed += 1
         return node_pb.RenewResponse(chain=await self._sign(caller, request.csr))
+
+    @property
+    def jwt_bundle(self) -> JwtBundle:
+        return JwtBundle.of(TRUST_DOMAIN, [("k", self.jwt_key.public_key())])
+
+    async def SignJwt(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._caller(context)
+        if self.sign_refusal:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, self.sign_refusal)
+        self.jwts += 1
+        who = SpiffeId.workload(TRUST_DOMAIN, request.tenant, request.entry)
+        svid = sign_jwt_svid(JwtTemplate(who, tuple(request.audience)), self.jwt_key, "k", utc_now())
+        answer = node_pb.SignJwtResponse(token=svid.token)
+        answer.expire_time.FromDatetime(svid.expire_time)
+        return answer
 
     async def SignWorkload(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._caller(context)
@@ -379,6 +398,7 @@ async def control_plane(short_dir: Path) -> AsyncIterator[ControlPlane]:
     await plane.start()
     plane.push(entries=entry_set(entry_of("acme", "web")))
     plane.push(bundle=plane.bundle.to_proto())
+    plane.push(trust_bundles=node_pb.TrustBundles(jwt_keys=plane.jwt_bundle.to_proto()))
     yield plane
     await plane.stop()
 

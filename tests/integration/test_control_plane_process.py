@@ -66,7 +66,7 @@ def test_a_state_directory_too_long_for_sockets_is_named_with_the_fix(short_dir:
 def test_its_audit_log_begins_with_the_issuing_certificate(short_dir: Path) -> None:
     serve(short_dir, listen="192.0.2.1:1")
     events = [json.loads(line) for line in (short_dir / "state" / "audit.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["authority.issue", "controlplane.issue"]
+    assert [event["event"] for event in events] == ["authority.issue", "controlplane.issue", "authority.jwt_key"]
     issuing = events[0]["fields"]
     assert issuing["subject"].endswith("CN=issuing of mesh.test,O=Meshwarden")
     assert len(issuing["root"]) == 64

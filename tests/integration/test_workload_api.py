@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from spiffe.workloadapi.errors import WorkloadApiError
 
 from meshwarden.agents.workload_api import schema
+from meshwarden.certs.csr import spki
+from meshwarden.certs.svid import new_key
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
-from spiffe import WorkloadApiClient
+from spiffe import JwtSvid, WorkloadApiClient
 
 # Both schemas in one process, in either order: their files bear the same names.
 CLIENT = """
@@ -64,6 +66,11 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
 
 def stream(channel: grpc.aio.Channel, method: str, *metadata: tuple[str, str]) -> Any:
     return channel.unary_stream(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=metadata, timeout=60)
+
+
+async def ask(channel: grpc.aio.Channel, method: str, request: bytes, *metadata: tuple[str, str]) -> bytes:
+    call: Any = channel.unary_unary(f"/SpiffeWorkloadAPI/{method}")
+    return bytes(await call(request, metadata=metadata, timeout=60))
 
 
 HEADER = ("workload.spiffe.io", "true")
@@ -132,18 +139,12 @@ async def test_who_fits_none_is_refused(channel: grpc.aio.Channel, control_plane
 
 @pytest.mark.parametrize("metadata", [(), (("workload.spiffe.io", "false"),), (HEADER, HEADER)])
 async def test_the_security_header_is_required(channel: grpc.aio.Channel, metadata: Any) -> None:
-    for method in ("FetchX509SVID", "FetchX509Bundles"):
+    for method in ("FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles"):
         code, _ = await refused(stream(channel, method, *metadata))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_the_jwt_profile_is_disabled(channel: grpc.aio.Channel) -> None:
-    code, _ = await refused(stream(channel, "FetchJWTBundles", HEADER))
-    assert code is grpc.StatusCode.UNIMPLEMENTED
     for method in ("FetchJWTSVID", "ValidateJWTSVID"):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(f"/SpiffeWorkloadAPI/{method}")(b"", metadata=(HEADER,), timeout=60)
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        with pytest.raises(grpc.aio.AioRpcError, match="security header missing"):
+            await ask(channel, method, b"", *metadata)
 
 
 async def test_bundles(channel: grpc.aio.Channel, control_plane: Any) -> None:
@@ -185,3 +186,96 @@ async def test_a_certificate_that_ends_is_not_served(agent: Any, control_plane: 
         code, message = await refused(call)
     assert (code, message) == (grpc.StatusCode.PERMISSION_DENIED, "the workload's certificate has ended")
     assert not list((agent.state_dir / "run/workloads").glob("*/credentials/tls.key"))
+
+
+async def test_an_unmodified_client_gets_tokens_and_judges_them(agent: Any, control_plane: Any) -> None:
+    """SPIRE's `fetch-jwt-svids`: from the cache the second time."""
+    await agent.ready()
+
+    def use() -> Any:
+        with WorkloadApiClient(f"unix://{agent.workload_api}") as client:
+            first, second = client.fetch_jwt_svid({"orders", "x"}), client.fetch_jwt_svid({"x", "orders"})
+            judged = client.validate_jwt_svid(first.token, "orders")
+            bundles = client.fetch_jwt_bundles()
+            mine = bundles.get_bundle_for_trust_domain(first.spiffe_id.trust_domain)
+            JwtSvid.parse_and_validate(first.token, mine, {"orders"})
+            with pytest.raises(WorkloadApiError, match="isn't for 'web'"):
+                client.validate_jwt_svid(first.token, "web")
+            return first, second, judged
+
+    first, second, judged = await asyncio.to_thread(use)
+    assert str(first.spiffe_id) == str(judged.spiffe_id) == "spiffe://mesh.test/tenant/acme/service/web"
+    assert first.audience == {"orders", "x"}
+    assert (first.token, control_plane.jwts) == (second.token, 1)
+
+
+async def test_tokens_while_the_control_plane_is_away(agent: Any, control_plane: Any) -> None:
+    await agent.ready()
+    async with grpc.aio.insecure_channel(f"unix:{agent.workload_api}") as channel:
+        request = schema.JWTSVIDRequest(audience=["orders"]).SerializeToString()
+        first = schema.JWTSVIDResponse.FromString(await ask(channel, "FetchJWTSVID", request, HEADER)).svids[0]
+        await control_plane.stop()
+        again = schema.JWTSVIDResponse.FromString(await ask(channel, "FetchJWTSVID", request, HEADER)).svids[0]
+        assert again.svid == first.svid
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(channel, "FetchJWTSVID", schema.JWTSVIDRequest(audience=["new"]).SerializeToString(), HEADER)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    # The keys that tokens are judged by are on the disk.
+    agent.stop()
+    await agent.ready()
+    async with grpc.aio.insecure_channel(f"unix:{agent.workload_api}") as channel:
+        judge = schema.ValidateJWTSVIDRequest(audience="orders", svid=first.svid).SerializeToString()
+        answer = schema.ValidateJWTSVIDResponse.FromString(await ask(channel, "ValidateJWTSVID", judge, HEADER))
+        assert answer.spiffe_id == "spiffe://mesh.test/tenant/acme/service/web"
+        assert answer.claims["aud"] == ["orders"]
+    await control_plane.start_again()
+
+
+async def test_a_new_key_reaches_open_streams(channel: grpc.aio.Channel, control_plane: Any) -> None:
+    call = stream(channel, "FetchJWTBundles", HEADER)
+    first = json.loads(schema.JWTBundlesResponse.FromString(await call.read()).bundles["spiffe://mesh.test"])
+    assert [key["kid"] for key in first["keys"]] == ["k"]
+    keys = [*control_plane.jwt_bundle.to_proto(), node_pb.JwtKey(kid="next", public_key=spki(new_key().public_key()))]
+    control_plane.push(trust_bundles=node_pb.TrustBundles(jwt_keys=[keys[0], node_pb.JwtKey(kid="x")]))  # refused whole
+    control_plane.push(trust_bundles=node_pb.TrustBundles(jwt_keys=keys))
+    second = json.loads(schema.JWTBundlesResponse.FromString(await call.read()).bundles["spiffe://mesh.test"])
+    assert [key["kid"] for key in second["keys"]] == ["k", "next"]
+
+
+ASKED = schema.JWTSVIDRequest
+JUDGED = schema.ValidateJWTSVIDRequest
+REFUSED = [
+    ("FetchJWTSVID", ASKED(), "INVALID_ARGUMENT"),
+    ("FetchJWTSVID", ASKED(audience=[""]), "INVALID_ARGUMENT"),
+    ("FetchJWTSVID", ASKED(audience=["a\n"]), "INVALID_ARGUMENT"),
+    ("FetchJWTSVID", ASKED(audience=[str(number) for number in range(17)]), "INVALID_ARGUMENT"),
+    (
+        "FetchJWTSVID",
+        ASKED(audience=["a"], spiffe_id="spiffe://mesh.test/tenant/acme/service/api"),
+        "PERMISSION_DENIED",
+    ),
+    ("ValidateJWTSVID", JUDGED(svid="x.y.z"), "INVALID_ARGUMENT"),
+    ("ValidateJWTSVID", JUDGED(audience="a"), "INVALID_ARGUMENT"),
+    ("ValidateJWTSVID", JUDGED(audience="a", svid="x.y.z"), "INVALID_ARGUMENT"),
+    ("ValidateJWTSVID", JUDGED(audience="a", svid="x" * 9000), "INVALID_ARGUMENT"),
+    ("ValidateJWTSVID", JUDGED(audience="a" * 5000, svid="x.y.z"), "INVALID_ARGUMENT"),
+]
+
+
+async def test_requests_of_the_jwt_profile_that_are_refused(channel: grpc.aio.Channel) -> None:
+    for method, request, code in REFUSED:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(channel, method, request.SerializeToString(), HEADER)
+        assert (caught.value.code().name, request) == (code, request)
+
+
+async def test_who_has_no_identity_gets_nothing_of_the_jwt_profile(agent: Any, control_plane: Any, entry: Any) -> None:
+    control_plane.push(entries=entry.set(entry.of("acme", "web", selectors=resources.Selectors(uid=4242))))
+    await agent.ready()
+    async with grpc.aio.insecure_channel(f"unix:{agent.workload_api}") as channel:
+        for method in ("FetchJWTSVID", "ValidateJWTSVID"):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(channel, method, schema.JWTSVIDRequest(audience=["a"]).SerializeToString(), HEADER)
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        code, _ = await refused(stream(channel, "FetchJWTBundles", HEADER))
+        assert code is grpc.StatusCode.PERMISSION_DENIED

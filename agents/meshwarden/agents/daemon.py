@@ -32,6 +32,7 @@ from meshwarden.agents.denied import DenyKeeper
 from meshwarden.agents.health import Health
 from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
+from meshwarden.agents.jwt_svids import JwtSvids
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
 from meshwarden.agents.planes import Planes
@@ -52,9 +53,11 @@ from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.spool import Spool, SpoolLimits
 from meshwarden.agents.telemetry.token import Tokens
+from meshwarden.agents.trust import Trust
 from meshwarden.agents.upstream import Downstream, Upstream
 from meshwarden.agents.way import Node
 from meshwarden.agents.workload import Workload, sharers
+from meshwarden.agents.workload_api.jwt import JwtProfile
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
@@ -78,7 +81,9 @@ _LAST_REPORT_S: Final = 2.0
 _SAVE_S: Final = 5.0
 _LOOK_S: Final = 1.0
 # Calls of which there are few, and which somebody waits for.
-_TRACED_ABOVE: Final = frozenset({"/meshwarden.v1.NodeService/SignWorkload", "/meshwarden.v1.NodeService/Renew"})
+_TRACED_ABOVE: Final = frozenset(
+    f"/meshwarden.v1.NodeService/{method}" for method in ("SignWorkload", "SignJwt", "Renew")
+)
 _TRACED_BELOW: Final = frozenset({"/meshwarden.v1.WorkloadService/Register"})
 
 Clock = Callable[[], datetime]
@@ -111,6 +116,7 @@ class Agent:
         downstream = Downstream(
             self._take_entries,
             self._take_bundle,
+            lambda bundles: self.trust.take(bundles),
             self._take_config,
             self._renew,
             lambda serial: self._rotation.welcomed(serial),
@@ -136,6 +142,8 @@ class Agent:
         self.points = Points(self.upstream, time.monotonic, rng)
         self.concurrencies = Concurrencies(time.monotonic)
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self._sign, clock, rng)
+        self.trust = Trust(cache, config.trust_domain)
+        self.jwt_svids = JwtSvids(self.upstream.sign_jwt, clock)
         self._rotation = Rotation(
             self._provider,
             Node(
@@ -306,7 +314,8 @@ class Agent:
             self._node_place.region,
         )
         workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)
-        WorkloadApi(attestor, self.registry, self.credentials).add_to(server)
+        jwt = JwtProfile(self.jwt_svids, self.trust, lambda: self.denied.present, self._clock)
+        WorkloadApi(attestor, self.registry, self.credentials, self.trust, jwt).add_to(server)
         in_force = InForce(self._clock)
         planes = DataPlanes(
             attestor,
@@ -371,6 +380,7 @@ class Agent:
 
     def _registry_changed(self) -> None:
         workloads = self.registry.workloads.values()
+        self.jwt_svids.forget(self.registry.entries.keys())
         self.upstream.set_interest([ref for workload in workloads for ref in self.planes.refs(workload)])
         self._tell_workloads()
         self._memory.keep_workloads(self.registry)

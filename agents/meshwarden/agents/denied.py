@@ -25,11 +25,14 @@ class DenyKeeper:
         """How many other lists than the one before have come since the agent started."""
         self.message = self._load()
         """The list, for programs."""
+        self._present = self.message, DenyList.from_proto(self.message)
 
     @property
     def present(self) -> DenyList:
         """The list."""
-        return DenyList.from_proto(self.message)
+        if self._present[0] is not self.message:
+            self._present = self.message, DenyList.from_proto(self.message)
+        return self._present[1]
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls back after each change."""

@@ -50,6 +50,7 @@ class Downstream:
     Attributes:
         entries: the entries that name this node.
         bundle: what to trust.
+        trust: what else to trust.
         config: configuration for data planes.
         renew: renew all certificates now.
         welcomed: a session was opened with the node's certificate of this serial.
@@ -58,6 +59,7 @@ class Downstream:
 
     entries: Callable[[node_pb.EntrySet], None]
     bundle: Callable[[node_pb.Bundle], None]
+    trust: Callable[[node_pb.TrustBundles], None]
     config: Callable[[node_pb.ConfigUpdate], None]
     renew: Callable[[node_pb.RenewNow], None]
     welcomed: Callable[[str], None]
@@ -137,6 +139,16 @@ class Upstream:
             request = node_pb.SignWorkloadRequest(requests=requests)
             answer = await stub.SignWorkload(request, timeout=_TIMEOUT_S)
         return answer.results
+
+    async def sign_jwt(self, request: node_pb.SignJwtRequest) -> node_pb.SignJwtResponse:
+        """Has a JWT-SVID signed.
+
+        Raises:
+            Away: there is no way to the control plane.
+            grpc.aio.AioRpcError: it does not answer, or refuses.
+        """
+        async with self._channel() as channel:
+            return await node_grpc.NodeServiceStub(channel).SignJwt(request, timeout=_TIMEOUT_S)
 
     async def export(self, batch: bytes, timeout_s: float) -> report_pb.ExportResponse:
         """Sends a batch up within `timeout_s`.
@@ -444,6 +456,8 @@ class _Session:
             self._downstream.entries(message.entries)
         elif kind == "bundle":
             self._downstream.bundle(message.bundle)
+        elif kind == "trust_bundles":
+            self._downstream.trust(message.trust_bundles)
         elif kind == "config":
             self._downstream.config(message.config)
         elif kind == "deny_list":

@@ -57,6 +57,7 @@ from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.serving import ServingIdentity
@@ -67,6 +68,7 @@ from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trail import Trails
+from meshwarden.controlplane.publish.trust import Trust
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import Own, Peer, Puller
@@ -150,6 +152,8 @@ class ControlPlane:
             authority, domain, region, audit=audit, clock=utc_now, rng=rng, provider=tracing
         )
         self._operator = _operator(config, engines, rng, tracing)
+        self._jwt = JwtAuthority(store, audit, utc_now, trust_domain=domain)
+        self._trust = Trust(self._jwt)
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
         self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots)
@@ -228,6 +232,7 @@ class ControlPlane:
         async with AsyncExitStack() as closing:
             closing.callback(self._durable.close)
             await self._serving.issue()
+            await self._jwt.open()
             if self._operator is not None:
                 await self._operator.issue()
             front = await closing.enter_async_context(Front(inner / "api.sock", on_refused=self._no_handshake))
@@ -245,6 +250,7 @@ class ControlPlane:
             parts = (
                 self._engines.authority,
                 self._serving,
+                self._jwt,
                 self._gather,
                 self._own_metrics,
                 self._regions,
@@ -302,6 +308,7 @@ class ControlPlane:
             trust_domain=config.trust_domain,
             region=config.region,
             denied=self._denied.identity,
+            jwt=self._jwt,
         )
         admin = AdminServicer(
             trust_domain=config.trust_domain,
@@ -331,7 +338,7 @@ class ControlPlane:
         )
         return Servicers(
             admin=admin,
-            node=NodeServicer(nodes, self._publisher, self._sessions, engines.authority),
+            node=NodeServicer(nodes, self._publisher, self._sessions, engines.authority, trust=self._trust),
             quota=QuotaServicer(nodes, self._division, self._publisher),
             region=RegionServicer(self._gather.ledger, self._gather.tail, config.trust_domain, config.region),
             report=ReportServicer(self._gather, nodes),

@@ -234,6 +234,97 @@ class SignedWorkload(_message.Message):
 Global___SignedWorkload: _TypeAlias = SignedWorkload  # noqa: Y015
 
 @_typing.final
+class SignJwtRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    entry: _builtins.str
+    @_builtins.property
+    def audience(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        entry: _builtins.str = ...,
+        audience: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "entry", b"entry", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignJwtRequest: _TypeAlias = SignJwtRequest  # noqa: Y015
+
+@_typing.final
+class SignJwtResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignJwtResponse: _TypeAlias = SignJwtResponse  # noqa: Y015
+
+@_typing.final
+class JwtKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KID_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    kid: _builtins.str
+    public_key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        kid: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kid", b"kid", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JwtKey: _TypeAlias = JwtKey  # noqa: Y015
+
+@_typing.final
+class TrustBundles(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JWT_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jwt_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___JwtKey]: ...
+    def __init__(
+        self,
+        *,
+        jwt_keys: _abc.Iterable[Global___JwtKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_keys", b"jwt_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustBundles: _TypeAlias = TrustBundles  # noqa: Y015
+
+@_typing.final
 class SyncRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -652,6 +743,7 @@ class SyncResponse(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     RENEW_NOW_FIELD_NUMBER: _builtins.int
     DENY_LIST_FIELD_NUMBER: _builtins.int
+    TRUST_BUNDLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -664,6 +756,8 @@ class SyncResponse(_message.Message):
     def renew_now(self) -> Global___RenewNow: ...
     @_builtins.property
     def deny_list(self) -> Global___DenyList: ...
+    @_builtins.property
+    def trust_bundles(self) -> Global___TrustBundles: ...
     def __init__(
         self,
         *,
@@ -673,12 +767,13 @@ class SyncResponse(_message.Message):
         config: Global___ConfigUpdate | None = ...,
         renew_now: Global___RenewNow | None = ...,
         deny_list: Global___DenyList | None = ...,
+        trust_bundles: Global___TrustBundles | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "entries", "bundle", "config", "renew_now", "deny_list"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "entries", "bundle", "config", "renew_now", "deny_list", "trust_bundles"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

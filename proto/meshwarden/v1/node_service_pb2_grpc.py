@@ -54,6 +54,11 @@ class NodeServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_node__service__pb2.SignWorkloadRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_node__service__pb2.SignWorkloadResponse.FromString,
                 _registered_method=True)
+        self.SignJwt = channel.unary_unary(
+                '/meshwarden.v1.NodeService/SignJwt',
+                request_serializer=meshwarden_dot_v1_dot_node__service__pb2.SignJwtRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_node__service__pb2.SignJwtResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -83,6 +88,12 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignJwt(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +116,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.SignWorkload,
                     request_deserializer=meshwarden_dot_v1_dot_node__service__pb2.SignWorkloadRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_node__service__pb2.SignWorkloadResponse.SerializeToString,
+            ),
+            'SignJwt': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignJwt,
+                    request_deserializer=meshwarden_dot_v1_dot_node__service__pb2.SignJwtRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_node__service__pb2.SignJwtResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -215,6 +231,33 @@ class NodeService:
             '/meshwarden.v1.NodeService/SignWorkload',
             meshwarden_dot_v1_dot_node__service__pb2.SignWorkloadRequest.SerializeToString,
             meshwarden_dot_v1_dot_node__service__pb2.SignWorkloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignJwt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.NodeService/SignJwt',
+            meshwarden_dot_v1_dot_node__service__pb2.SignJwtRequest.SerializeToString,
+            meshwarden_dot_v1_dot_node__service__pb2.SignJwtResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,7 @@ class NodeServiceStub:
     Renew: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.RenewRequest, _node_service_pb2.RenewResponse]
     Sync: _grpc.StreamStreamMultiCallable[_node_service_pb2.SyncRequest, _node_service_pb2.SyncResponse]
     SignWorkload: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.SignWorkloadRequest, _node_service_pb2.SignWorkloadResponse]
+    SignJwt: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.SignJwtRequest, _node_service_pb2.SignJwtResponse]
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -43,6 +44,7 @@ class NodeServiceAsyncStub(NodeServiceStub):
     Renew: _aio.UnaryUnaryMultiCallable[_node_service_pb2.RenewRequest, _node_service_pb2.RenewResponse]  # type: ignore[assignment]
     Sync: _aio.StreamStreamMultiCallable[_node_service_pb2.SyncRequest, _node_service_pb2.SyncResponse]  # type: ignore[assignment]
     SignWorkload: _aio.UnaryUnaryMultiCallable[_node_service_pb2.SignWorkloadRequest, _node_service_pb2.SignWorkloadResponse]  # type: ignore[assignment]
+    SignJwt: _aio.UnaryUnaryMultiCallable[_node_service_pb2.SignJwtRequest, _node_service_pb2.SignJwtResponse]  # type: ignore[assignment]
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -72,5 +74,12 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_service_pb2.SignWorkloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_service_pb2.SignWorkloadResponse, _abc.Awaitable[_node_service_pb2.SignWorkloadResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SignJwt(
+        self,
+        request: _node_service_pb2.SignJwtRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_service_pb2.SignJwtResponse, _abc.Awaitable[_node_service_pb2.SignJwtResponse]]: ...
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

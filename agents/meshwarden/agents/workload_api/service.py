@@ -1,4 +1,4 @@
-"""Serves the X.509 profile of the SPIFFE Workload API; the JWT profile is disabled.
+"""Serves the SPIFFE Workload API: the X.509 profile here, the JWT profile by `workload_api.jwt`.
 
 Source: SPIFFE Workload Endpoint §5.2 (header), §6 (errors), §7; Workload API §1 (profiles), §4.3 (streams carry full
 state, at once and at each change), §5.2.1 (PermissionDenied for who has no identity).
@@ -13,8 +13,10 @@ import grpc
 from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.trust import Trust
 from meshwarden.agents.workload import Workload
 from meshwarden.agents.workload_api import schema
+from meshwarden.agents.workload_api.jwt import JwtProfile, JwtRefused, bundles_response
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
 
@@ -26,12 +28,16 @@ _Context = grpc.aio.ServicerContext
 class WorkloadApi:
     """The service. Add it to a server with `add_to`."""
 
-    def __init__(self, attestor: Attestor, registry: Registry, credentials: Credentials) -> None:
-        """Serves what `credentials` holds to whom `attestor` knows."""
+    def __init__(
+        self, attestor: Attestor, registry: Registry, credentials: Credentials, trust: Trust, jwt: JwtProfile
+    ) -> None:
+        """Serves what `credentials`, `trust` and `jwt` hold to whom `attestor` knows."""
         self._attestor, self._registry, self._credentials = attestor, registry, credentials
+        self._jwt = jwt
         self._changed = asyncio.Event()
         credentials.listen(self._notify)
         registry.listen(self._notify)
+        trust.listen(self._notify)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Serves all methods of the standard on `server`."""
@@ -44,44 +50,79 @@ class WorkloadApi:
                 schema.X509BundlesRequest.FromString,
                 schema.X509BundlesResponse.SerializeToString,
             ),
-            "FetchJWTSVID": grpc.unary_unary_rpc_method_handler(self.refuse_jwt),
-            "FetchJWTBundles": grpc.unary_stream_rpc_method_handler(self.refuse_jwt),
-            "ValidateJWTSVID": grpc.unary_unary_rpc_method_handler(self.refuse_jwt),
+            "FetchJWTSVID": grpc.unary_unary_rpc_method_handler(
+                self.fetch_jwt_svid, schema.JWTSVIDRequest.FromString, schema.JWTSVIDResponse.SerializeToString
+            ),
+            "FetchJWTBundles": grpc.unary_stream_rpc_method_handler(
+                self.fetch_jwt_bundles,
+                schema.JWTBundlesRequest.FromString,
+                schema.JWTBundlesResponse.SerializeToString,
+            ),
+            "ValidateJWTSVID": grpc.unary_unary_rpc_method_handler(
+                self.validate_jwt_svid,
+                schema.ValidateJWTSVIDRequest.FromString,
+                schema.ValidateJWTSVIDResponse.SerializeToString,
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(schema.SERVICE, handlers),))
 
     async def fetch_x509_svid(self, _: object, context: _Context[Any, Any]) -> None:
         """Streams the caller's SVID with its key and bundle; ends with PERMISSION_DENIED when it has none."""
-        await self._stream(context, _svid_response)
+        await self._stream(context, lambda svid: (svid, self._credentials.bundle()), _svid_response)
 
     async def fetch_x509_bundles(self, _: object, context: _Context[Any, Any]) -> None:
         """Streams the trust domain's roots to whoever has an identity."""
-        await self._stream(context, lambda _, bundle: _bundle_response(bundle))
+        await self._stream(context, lambda _: (self._credentials.bundle(),), _bundle_response)
 
-    async def refuse_jwt(self, _: object, context: _Context[Any, Any]) -> None:
-        """Answers for the JWT profile, which is disabled."""
-        await self._check_header(context)
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the JWT profile is disabled")
-
-    async def _stream(self, context: _Context[Any, Any], response: Callable[[X509Svid, Bundle], Any]) -> None:
+    async def fetch_jwt_svid(self, request: Any, context: _Context[Any, Any]) -> Any:
+        """Returns a token for the caller; ends with PERMISSION_DENIED when it has no identity."""
         await self._check_header(context)
         workload = await self._identify(context)
-        sent: tuple[X509Svid, Bundle] | None = None
+        try:
+            response = await self._jwt.fetch(workload, request)
+        except JwtRefused as error:
+            await context.abort(error.status, str(error))
+        await self._confirm(context, workload)
+        return response
+
+    async def fetch_jwt_bundles(self, _: object, context: _Context[Any, Any]) -> None:
+        """Streams the keys that tokens are judged by to whoever has an identity."""
+        await self._stream(context, lambda _: (self._jwt.bundles(),), bundles_response)
+
+    async def validate_jwt_svid(self, request: Any, context: _Context[Any, Any]) -> Any:
+        """Judges a token for a caller that has an identity."""
+        await self._check_header(context)
+        await self._identify(context)
+        try:
+            return self._jwt.validate(request)
+        except JwtRefused as error:
+            await context.abort(error.status, str(error))
+
+    async def _stream(
+        self,
+        context: _Context[Any, Any],
+        state: Callable[[X509Svid], tuple[Any, ...]],
+        response: Callable[..., Any],
+    ) -> None:
+        """Writes `response(*state(SVID))` at once and whenever an object of the state is another one."""
+        await self._check_header(context)
+        workload = await self._identify(context)
+        sent: tuple[Any, ...] = ()
         while True:
-            changed = self._changed
-            svid, bundle = self._credentials.svid(workload.id), self._credentials.bundle()
+            changed, svid = self._changed, self._credentials.svid(workload.id)
             if self._registry.workloads.get(workload.id) is not workload:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the workload's registration has ended")
             if svid is None:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, "the workload's certificate has ended")
                 return
-            if sent is None or sent[0] is not svid or sent[1] is not bundle:
+            now = state(svid)
+            if not sent or any(this is not that for this, that in zip(now, sent, strict=True)):
                 await self._confirm(context, workload)
                 try:
-                    await context.write(response(svid, bundle))
+                    await context.write(response(*now))
                 except grpc.aio.InternalError:
                     return  # the caller has left, which is no error of ours
-                sent = (svid, bundle)
+                sent = now
                 continue  # it may have changed while a slow reader took this one
             await changed.wait()
 

@@ -22,6 +22,7 @@ from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.sessions import Session, Sessions
+from meshwarden.controlplane.publish.trust import Trust
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import node_service_pb2 as v1
@@ -48,9 +49,10 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
         authority: Authority,
         *,
         heartbeat_s: float = HEARTBEAT_S,
+        trust: Trust | None = None,
     ) -> None:
         self._identity, self._publisher, self._sessions = identity, publisher, sessions
-        self._authority, self._heartbeat_s = authority, heartbeat_s
+        self._authority, self._heartbeat_s, self._trust = authority, heartbeat_s, trust or Trust()
 
     async def Attest(self, request: v1.AttestRequest, context: Context) -> v1.AttestResponse:
         connection = peer.current_connection()
@@ -67,6 +69,10 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
         trace.get_current_span().set_attribute("mesh.entries", entries)
         return await self._identity.sign_workloads(peer.current(), request.requests)
 
+    async def SignJwt(self, request: v1.SignJwtRequest, context: Context) -> v1.SignJwtResponse:
+        trace.get_current_span().set_attribute("mesh.entries", [f"{request.tenant}/{request.entry}"])
+        return await self._identity.sign_jwt(peer.current(), request)
+
     async def Sync(  # type: ignore[override]  # it writes by itself, which the stubs don't know
         self, request_iterator: AsyncIterator[v1.SyncRequest], context: Context
     ) -> None:
@@ -79,7 +85,8 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
             welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
             await context.write(v1.SyncResponse(welcome=welcome))
             stream = _Stream(session, self._authority, self._publisher.roots, context, self._heartbeat_s)
-            silent = await stream.run(request_iterator)
+            with self._trust.following(session.feed.say):
+                silent = await stream.run(request_iterator)
         finally:
             session.close()
         if silent:

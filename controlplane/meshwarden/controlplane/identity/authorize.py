@@ -47,6 +47,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.NodeService/Renew": _NODE,
     "/meshwarden.v1.NodeService/Sync": _NODE,
     "/meshwarden.v1.NodeService/SignWorkload": _NODE,
+    "/meshwarden.v1.NodeService/SignJwt": _NODE,
     "/meshwarden.v1.QuotaService/Share": _NODE,
     "/meshwarden.v1.ReportService/Export": _NODE,
     "/meshwarden.v1.RegionService/Pull": _REGION,

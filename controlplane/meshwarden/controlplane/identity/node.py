@@ -18,6 +18,7 @@ from meshwarden.certs.verify import VerifiedPeer
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.authorize import Denied, authorize
 from meshwarden.controlplane.identity.join_token import REPEAT, JoinTokens
+from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.record import NodeRecord, TokenRecord, Use, node_key
 from meshwarden.controlplane.identity.workload import WorkloadSigner
 from meshwarden.controlplane.store.port import ABSENT, Ambiguous, Conflict, Put, Store
@@ -44,11 +45,12 @@ class NodeIdentity:
         trust_domain: str,
         region: str,
         denied: Callable[[SpiffeId], str] = lambda _: "",
+        jwt: JwtAuthority | None = None,
     ) -> None:
         self._authority, self._store, self._tokens, self._audit = authority, store, tokens, audit
         self._clock = clock
         self._trust_domain, self._region, self._denied = trust_domain, region, denied
-        self._signer = WorkloadSigner(authority, store, audit, clock, trust_domain=trust_domain, denied=denied)
+        self._signer = WorkloadSigner(authority, store, audit, clock, trust_domain=trust_domain, denied=denied, jwt=jwt)
 
     async def attest(self, token: str, csr: bytes, address: str) -> v1.AttestResponse:
         """Gives a new node its identity, and uses its token up.
@@ -149,6 +151,19 @@ class NodeIdentity:
             StoreError: entries can't be read.
         """
         return await self._signer.sign(await self.record(peer, SERVICE + "SignWorkload"), list(requests))
+
+    async def sign_jwt(self, peer: Peer, request: v1.SignJwtRequest) -> v1.SignJwtResponse:
+        """Signs a JWT-SVID for an entry that names the calling node.
+
+        Args:
+            peer: the node, by its certificate.
+            request: the entry, and for whom the token is.
+
+        Raises:
+            Denied: the caller is no node of this region, has not joined, or may not have this token.
+            StoreError: the entry can't be read.
+        """
+        return await self._signer.sign_jwt(await self.record(peer, SERVICE + "SignJwt"), request)
 
     async def joined(self, peer: Peer, method: str) -> str:
         """Returns the name of the calling node; see `record`."""

@@ -13,8 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshwarden.certs.authority.port import Authority, AuthorityError
 from meshwarden.certs.csr import InvalidCsr, parse_csr, spki
 from meshwarden.certs.issue import IssueRefused, LeafTemplate, is_reserved_dns_name
+from meshwarden.certs.jwt_svid import InvalidJwtSvid, check_audience
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.identity.authorize import Denied
+from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.rate import Rate
 from meshwarden.controlplane.identity.record import NodeRecord
 from meshwarden.controlplane.resources.model import decode, key_of
@@ -28,6 +31,9 @@ DEFAULT_TTL = timedelta(hours=1)
 # A node renews each workload twice an hour; a restart asks for all of them at once.
 SIGNS_PER_S = 50.0
 SIGN_BURST = 2000
+# An agent asks for a token of an entry and an audience every few minutes; programs choose audiences.
+JWTS_PER_S = 10.0
+JWT_BURST = 100
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -59,11 +65,13 @@ class WorkloadSigner:
         *,
         trust_domain: str,
         denied: Callable[[SpiffeId], str],
+        jwt: JwtAuthority | None = None,
     ) -> None:
         self._authority, self._store, self._audit, self._clock = authority, store, audit, clock
-        self._denied = denied
+        self._denied, self._jwt = denied, jwt
         self._trust_domain = trust_domain
         self._rate = Rate(SIGNS_PER_S, SIGN_BURST)
+        self._jwt_rate = Rate(JWTS_PER_S, JWT_BURST)
 
     async def sign(self, node: NodeRecord, requests: Sequence[v1.WorkloadCsr]) -> v1.SignWorkloadResponse:
         """Answers each request of a node by itself, in order.
@@ -90,6 +98,53 @@ class WorkloadSigner:
             await asyncio.sleep(0)
         await self._audit.record_all("workload.sign", issued)
         return v1.SignWorkloadResponse(results=results)
+
+    async def sign_jwt(self, node: NodeRecord, request: v1.SignJwtRequest) -> v1.SignJwtResponse:
+        """Signs a JWT-SVID for an entry of a node.
+
+        Raises:
+            Denied: no entry of that name names the node, no token may have the audience, or too many are asked for.
+            StoreError: the entry can't be read.
+            AuditUnavailable: what was signed can't be recorded, and so isn't given.
+        """
+        try:
+            return await self._sign_jwt(node, request)
+        except _Refusal as refusal:
+            who = {"tenant": request.tenant, "entry": request.entry}
+            self._audit.note("workload.jwt_denied", node=node.node, reason=refusal.message, **who)
+            raise Denied(refusal.message, refusal.code) from None
+
+    async def _sign_jwt(self, node: NodeRecord, request: v1.SignJwtRequest) -> v1.SignJwtResponse:
+        if self._jwt is None:
+            raise _Refusal(grpc.StatusCode.UNIMPLEMENTED, "this control plane signs no JWT-SVIDs")
+        now = self._clock()
+        # By entry, so that no program of a node uses up what its other ones need.
+        wait_s = self._jwt_rate.take(f"{node.node}/{request.tenant}/{request.entry}", now)
+        if wait_s:
+            raise _Refusal(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"entry {request.tenant}/{request.entry} asks for more than {JWTS_PER_S:.0f} tokens a second; "
+                f"try again in {wait_s:.2f} s",
+            )
+        entry = await self._entry(node, request)
+        spiffe_id = self._template(entry).spiffe_id
+        try:
+            svid = self._jwt.sign(spiffe_id, check_audience(request.audience), now)
+        except InvalidJwtSvid as error:
+            raise _Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+        await self._audit.record(
+            "workload.jwt",
+            node=node.node,
+            tenant=entry.metadata.tenant,
+            entry=entry.metadata.name,
+            entry_revision=entry.metadata.record.revision,
+            spiffe_id=str(spiffe_id),
+            audience=list(svid.audience),
+            not_after=svid.expire_time.isoformat(),
+        )
+        answer = v1.SignJwtResponse(token=svid.token)
+        answer.expire_time.FromDatetime(svid.expire_time)
+        return answer
 
     async def _sign(self, node: NodeRecord, request: v1.WorkloadCsr) -> _Signed:
         now = self._clock()
@@ -123,7 +178,7 @@ class WorkloadSigner:
         }
         return _Signed(tuple(certificate.public_bytes(Encoding.DER) for certificate in chain), fields)
 
-    async def _entry(self, node: NodeRecord, request: v1.WorkloadCsr) -> WorkloadEntry:
+    async def _entry(self, node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest) -> WorkloadEntry:
         # One answer for "there is none" and "it is another node's": a node learns nothing of what isn't its own.
         name = f"{request.tenant}/{request.entry}"
         refusal = _Refusal(
