@@ -91,6 +91,11 @@ class _Held(NamedTuple):
         """Whether all is known when a call is let in."""
         return not (self.costs or self.sizes or self.slots)
 
+    @property
+    def alone(self) -> Engine | None:
+        """The engine of the one policy in force, if it counts calls: then one look at it is all."""
+        return self.engines[0] if len(self.engines) == 1 and self.is_settled else None
+
     @classmethod
     def of(cls, policies: Sequence[node_service_pb2.PolicyLimits], engines: Mapping[str, Engine]) -> "_Held":
         """Those of a server, by name of the policy."""
@@ -143,7 +148,7 @@ class Limits:
         self._lock = threading.Lock()
         self._own: dict[str, Limiter | Slots] = {}
         self._shares: ShareLink | None = None
-        self._held = _Held()
+        self._held, self._alone = _Held(), _Held().alone
         self._specs: dict[str, RatePolicySpec] = {}
         self._waiting, self._most_waiting = 0, min(MAX_WAITING, max(1, most_calls // 4))
 
@@ -162,6 +167,7 @@ class Limits:
             leases = self._shared(shared, now_s)
             self._specs = {said.policy: said.spec for said in limits.policies}
             self._held = _Held.of(policies, {**leases, **self._own})
+            self._alone = None if self._rooms.all else self._held.alone
             self.on = bool(self._held.engines or self._rooms.all)
 
     def admit(self, tenant: str, method: str, metadata: Iterable[tuple[str, str | bytes]] = ()) -> Admission:
@@ -174,11 +180,14 @@ class Limits:
         """
         if not self.on:
             return FREE
+        level = criticality.current()
+        free = None if level is None else criticality.FREE_OF_BUCKET[level]
+        if (alone := self._alone) is not None:  # most often; each line here is cold when a call comes
+            decision = alone.take(tenant, method, 1, self._monotonic_s(), free)
+            return FREE if decision.allowed else Admission(decision=decision)
         held, rooms = self._held, self._rooms.all
         now_s = self._monotonic_s()
         amounts = held.amounts(metadata) if held.costs else held.reserves
-        level = criticality.current()
-        free = None if level is None else criticality.FREE_OF_BUCKET[level]
         for number, engine in enumerate(held.engines):
             decision = engine.take(tenant, method, amounts[number], now_s, free)
             if not decision.allowed:
