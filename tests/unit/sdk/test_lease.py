@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from meshwarden.sdk.quota import lease
 from meshwarden.sdk.quota.bucket import IDLE_S, LATELY_S, STARTER
-from meshwarden.sdk.quota.lease import Leases
+from meshwarden.sdk.quota.lease import OFTEN_S, Leases
 from meshwarden.v1.node_service_pb2 import PolicyLimits
 from meshwarden.v1.quota_service_pb2 import Bucket, Share
 from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit, RatePolicySpec
@@ -242,6 +242,23 @@ def test_a_report_without_usage_keeps_it() -> None:
     assert leases.presses
     assert used(leases, 0.0) == {("acme", ""): (2, 1, 0)}
     assert not leases.presses
+
+
+def test_refused_calls_press_no_more_often_than_anybody_can_use_it_but_what_is_opened_does() -> None:
+    asked: list[int] = []
+    leases = made(press=lambda: asked.append(1))
+    leases.prolong(FOR_EVER, 0.0)
+    spend(leases, "acme", 0.0, 9)
+    leases.report(0.0)
+    asked.clear()
+    spend(leases, "acme", 0.1, 9)
+    assert leases.presses
+    assert not asked
+    spend(leases, "globex", 0.1, 1)
+    assert asked == [1]
+    leases.report(0.1)
+    spend(leases, "acme", 0.2 + OFTEN_S, 9)
+    assert asked == [1, 1]
 
 
 def test_memory_is_bounded_and_named_tenants_always_have_room(monkeypatch: pytest.MonkeyPatch) -> None:

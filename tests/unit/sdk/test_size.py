@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from meshwarden.sdk.quota.admission import Admission, Taken
+from meshwarden.sdk.quota.lease import OFTEN_S
 from meshwarden.sdk.quota.limit import DEBT_S, Limiter
 from meshwarden.sdk.quota.size import Sizes
 from meshwarden.v1.node_service_pb2 import PolicyLimits
@@ -102,7 +103,7 @@ def test_streams_that_wait_say_so() -> None:
     sizes.prolong(1e9, 0.0)
     call = called(sizes, 5000, now_s=0.0)
     assert call is not None
-    sizes.report(0.0)
+    sizes.report(-OFTEN_S)
     asked.clear()
     assert call.owed_s() > 0
     (usage,) = sizes.report(0.0).usages

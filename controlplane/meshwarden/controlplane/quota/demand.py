@@ -31,18 +31,24 @@ class Demand:
         """Since when is counted what comes next."""
         return self._since_s
 
-    def add(self, wanted: float, now_s: float, ceiling: float) -> None:
-        """Counts what was wanted since the last report; no more than a ceiling is ever believed."""
+    def add(self, wanted: float, now_s: float, ceiling: float) -> bool:
+        """Counts what was wanted since the last report; no more than a ceiling is ever believed.
+
+        Returns:
+            Whether it has risen, by more than chance would have it.
+        """
         self._wanted += wanted
         passed_s = now_s - self._since_s
         expected = self.rate * passed_s
-        if self._wanted > expected + SURE * math.sqrt(max(expected, 1.0)) + 1.0:
+        rises = self._wanted > expected + SURE * math.sqrt(max(expected, 1.0)) + 1.0
+        if rises:
             self.rate = min(ceiling, max(self.rate, self._wanted / max(passed_s, 2 * SHORTEST_S)))
         elif passed_s >= SHORTEST_S:
             kept = 0.5 ** (passed_s / HALF_LIFE_S)
             self.rate = min(ceiling, self.rate * kept + self._wanted / passed_s * (1 - kept))
         if passed_s >= SHORTEST_S:
             self._wanted, self._since_s = 0.0, now_s
+        return rises
 
     def peak(self, at_once: float, now_s: float, ceiling: float) -> None:
         """Notes how many of what is counted at once were wanted since the last report; no more than a ceiling."""

@@ -96,7 +96,7 @@ class Leases:
 
     @property
     def presses(self) -> bool:
-        """Whether a point was refusing calls, or a rate came back, since the last `tick`: better now than later."""
+        """Whether a point wants more than it did, or a rate came back, since the last `tick`: better now than later."""
         return self._wanting
 
     def put(self, policy: str, tree: Level | None) -> None:
@@ -188,15 +188,17 @@ class Leases:
                 if known is None:
                     self._note_in_use(using, usage.in_use, now_s)
                 using.demand.peak(_wanted(usage), now_s, tree.least_ceiling(bucket.path))
+                self._wanting |= usage.denied > 0
             else:
                 if usage.allowed > usage.shadowed:
                     more = usage.allowed - usage.shadowed
                     self._excess.add(bucket, tree, more, using.demand.since_s, now_s)
                 if now_s > told.learned_s:
-                    using.demand.add(usage.allowed + usage.denied, now_s, tree.least_ceiling(bucket.path))
+                    wanted = usage.allowed + usage.denied
+                    self._wanting |= using.demand.add(wanted, now_s, tree.least_ceiling(bucket.path))
             if usage.allowed or usage.denied or usage.in_use:
                 using.used_s = now_s
-            self._wanting |= usage.denied > 0 or using.given == 0
+            self._wanting |= using.given == 0
 
     def leave(self, point: Point) -> None:
         """Notes that a point has ended: what it held is free."""

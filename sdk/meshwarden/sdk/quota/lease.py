@@ -28,6 +28,8 @@ MAX_TENANTS: Final = 16_384
 """How many tenants without a limit of their own have buckets; the calls of further ones are refused."""
 SWEEP_S: Final = 1.0
 """How often idle ones are looked for while there are so many."""
+OFTEN_S: Final = 0.25
+"""So long after a report of usage refused calls can wait for the next."""
 
 
 class Leases:
@@ -36,9 +38,12 @@ class Leases:
     _make: ClassVar[type[Bucket]] = Bucket
 
     def __init__(self, press: Callable[[], None] = lambda: None) -> None:
-        """`press` is called when a report should not wait; it must not block."""
+        """`press` is called when a report should not wait; it must not block.
+
+        Nor should one wait for longer than `OFTEN_S` while this `presses`.
+        """
         self._lock = threading.Lock()
-        self._press, self._pressed = press, False
+        self._press, self._pressed, self._told_s = press, False, float("-inf")
         self._policy, self._unit, self._spec = "", "", RatePolicySpec()
         self._limits: dict[str, RateLimit] = {}
         self._tenants: dict[str, Tenant] = {}
@@ -128,7 +133,7 @@ class Leases:
         with self._lock:  # for as short as can be: calls wait meanwhile
             policy, unit = self._policy, self._unit
             if usage:
-                self._pressed = False
+                self._pressed, self._told_s = False, now_s
             for name, tenant in list(self._tenants.items()):
                 for method, bucket in tenant.buckets():
                     if usage and bucket.is_lately_used(now_s):
@@ -164,7 +169,7 @@ class Leases:
     # -- below, with the lock held
 
     def _refuse(self, bucket: Bucket, amount: float, level: str) -> Decision:
-        self._ask()
+        self._ask(bucket.used_s)
         if self._spec.shadow:
             bucket.allowed += amount
             bucket.shadowed += amount
@@ -175,10 +180,11 @@ class Leases:
             return Decision(False, math.inf, level, self._policy, most)
         return Decision(False, bucket.wait_s(amount), level, self._policy)
 
-    def _ask(self) -> None:
+    def _ask(self, now_s: float) -> None:
         if not self._pressed:
             self._pressed = True
-            self._press()
+            if now_s - self._told_s >= OFTEN_S:
+                self._press()
 
     def _find_or_open(self, name: str, now_s: float) -> Tenant | Decision:
         """The buckets of a tenant, or the decision about its call if it has none."""
@@ -220,7 +226,8 @@ class Leases:
 
     def _begin(self, bucket: Bucket, now_s: float) -> None:
         self._tune(bucket, now_s)
-        self._ask()
+        self._pressed = True
+        self._press()
 
     def _changed(self, tenant: Tenant, limit: RateLimit, now_s: float) -> Tenant:
         """A tenant's buckets under another limit."""

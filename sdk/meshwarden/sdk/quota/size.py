@@ -66,7 +66,7 @@ class Sizes(Leases):
                 return 0.0
             if wait_s > 0 and amount == 0:  # somebody waits, and would go on
                 bucket.denied += bucket.mean_bytes
-                self._ask()
+                self._ask(now_s)
         return wait_s
 
     def _refuse(self, bucket: Bucket, amount: float, level: str) -> Decision:
