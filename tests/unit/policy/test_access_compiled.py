@@ -25,15 +25,25 @@ grants = st.builds(
     st.just(ORDERS),
     st.integers(0, 3),
 )
-accesses = st.lists(grants, max_size=6).map(lambda found: Access(ORDERS, tuple(found)))
 names = st.builds(Name, st.sampled_from(TENANTS), st.sampled_from(SERVICES))
+SERIALS = ["", "1f", "abc", "2"]
+serials = st.lists(st.tuples(st.sampled_from(SERIALS[1:]), st.none() | names), max_size=2).map(tuple)
+accesses = st.builds(
+    Access,
+    st.just(ORDERS),
+    st.lists(grants, max_size=6).map(tuple),
+    st.lists(names, max_size=2).map(tuple),
+    serials,
+)
 
 
 class Call:
     """A call as a data plane sees it; `path` with its query."""
 
-    def __init__(self, uri: str, path: str, verb: str) -> None:
+    def __init__(self, uri: str, path: str, verb: str, serial: str = "") -> None:
         self.uri, self.headers = uri, {":path": path, ":method": verb}
+        # As Envoy writes it: in whole octets.
+        self.certificate = f"{'0' * (len(serial) % 2)}{serial} {uri}"
 
 
 def text_fits(match: dict[str, Any], text: str) -> bool:
@@ -81,6 +91,9 @@ def predicate_fits(predicate: dict[str, Any], call: Call) -> bool:
 
 def given_to(given_input: dict[str, Any], call: Call) -> str:
     config = given_input["typed_config"]
+    if "key" in config:
+        assert config["key"] == "meshwarden.certificate"
+        return call.certificate
     return call.headers[config["header_name"]] if "header_name" in config else call.uri
 
 
@@ -98,11 +111,21 @@ def grpc_allows(access: Access, call: Call) -> bool:
     path = call.headers[":path"]
     for policy in built.get("policies", {}).values():
         (principal,) = policy["principals"]
-        if not text_fits(principal["authenticated"]["principal_name"], call.uri):
+        if not principal_fits(principal, call.uri):
             continue
         if any(permission_fits(permission, path, call) for permission in policy["permissions"]):
             return True
     return False
+
+
+def principal_fits(principal: dict[str, Any], uri: str) -> bool:
+    if "and_ids" in principal:
+        return all(principal_fits(item, uri) for item in principal["and_ids"]["ids"])
+    if "or_ids" in principal:
+        return any(principal_fits(item, uri) for item in principal["or_ids"]["ids"])
+    if "not_id" in principal:
+        return not principal_fits(principal["not_id"], uri)
+    return text_fits(principal["authenticated"]["principal_name"], uri)
 
 
 def permission_fits(permission: dict[str, Any], path: str, call: Call) -> bool:
@@ -120,13 +143,20 @@ def uri_of(name: Name) -> str:
 
 
 @settings(max_examples=150)
-@given(accesses, names, st.sampled_from(PATHS), st.sampled_from(["GET", "POST"]), st.sampled_from(["", "?x=/a", "?"]))
-@example(Access(ORDERS), Name("acme", "web"), "/a", "GET", "")
+@given(
+    accesses,
+    names,
+    st.sampled_from(PATHS),
+    st.sampled_from(["GET", "POST"]),
+    st.sampled_from(["", "?x=/a", "?"]),
+    st.sampled_from(SERIALS),
+)
+@example(Access(ORDERS), Name("acme", "web"), "/a", "GET", "", "")
 def test_envoy_allows_what_the_neutral_form_allows(
-    access: Access, caller: Name, path: str, verb: str, query: str
+    access: Access, caller: Name, path: str, verb: str, query: str, serial: str
 ) -> None:
-    wanted = access.find(caller, path, verb) is not None
-    assert envoy_allows(access, Call(uri_of(caller), path + query, verb)) == wanted
+    wanted = access.find(caller, path, verb, serial) is not None
+    assert envoy_allows(access, Call(uri_of(caller), path + query, verb, serial)) == wanted
 
 
 @settings(max_examples=150)

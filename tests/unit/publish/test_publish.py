@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from meshwarden.certs.deny import Deny, DenyList
 from meshwarden.controlplane.identity.record import NodeRecord, node_key
 from meshwarden.controlplane.policy.compile import compile_scope
 from meshwarden.controlplane.publish.feed import Feed
@@ -190,6 +191,25 @@ async def test_a_node_is_told_every_newest_revision_and_equal_updates_are_one_ob
     assert not told[0].config.scopes
     assert told[1] is told[0]
     assert told[2] is told[0], "built once for all that get the same"
+
+
+async def test_a_deny_goes_before_all_else_and_changes_what_enforces_it_alone(rig: Rig) -> None:
+    await rig.commit(put("AccessPolicy", "platform", "p", service="orders", allow=[{"from": [{"tenant": "acme"}]}]))
+    feed, other, held = rig.publisher.open("n1"), rig.publisher.open("n2"), {}
+    feed.set_interest([ref("platform", "orders", "127.0.0.1:7021")])
+    other.set_interest([ref("acme", "web")])
+    await following(feed, held, rig.publisher.revision)
+    await following(other, {}, rig.publisher.revision)
+    denied = "spiffe://mesh.test/tenant/acme/service/web"
+    for number in (1, 2):  # who is slow is told the newest alone
+        rig.publisher.deny(DenyList([Deny(denied, "", NOW)], number))
+    denies, config = await feed.next()
+    assert (denies.deny_list.revision, denies.deny_list.denies[0].spiffe_id) == (2, denied)
+    assert names(config) == {"RouteConfiguration server/platform/orders"}
+    (told,) = await other.next()
+    assert told is denies, "made once for all"
+    late = rig.publisher.open("n3")
+    assert (await late.next())[0] is denies
 
 
 async def test_a_feed_that_nobody_reads_holds_one_update_and_no_one_up(rig: Rig) -> None:

@@ -1,5 +1,11 @@
-"""AccessPolicy to neutral form: the policies of a service add up, and without one nobody may call it."""
+"""AccessPolicy to neutral form: the policies of a service add up, and without one nobody may call it.
 
+Who is revoked may not, whatever they say.
+"""
+
+from dataclasses import replace
+
+from meshwarden.controlplane.policy import denied
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name
 
@@ -13,4 +19,12 @@ def access(mesh: Mesh, service: Name) -> Access:
             for caller in getattr(rule, "from"):
                 who = Caller(caller.tenant or key.tenant, "" if caller.service == "*" else caller.service)
                 grants.append(Grant(who, methods, Name(key.tenant, key.name), index))
-    return Access(service, tuple(grants))
+    granted = Access(service, tuple(grants))
+    if not mesh.denied:
+        return granted
+    found = denied.of(granted, mesh.denied)
+    return replace(
+        granted,
+        revoked=tuple(dict.fromkeys(one.caller for one in found if one.caller is not None and not one.serial)),
+        serials=tuple(dict.fromkeys((one.serial, one.caller) for one in found if one.serial)),
+    )

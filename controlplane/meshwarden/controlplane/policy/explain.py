@@ -73,7 +73,11 @@ def _outside(call: _Call) -> None:
         call.step("visibility", False, f"tenant {tenant} sees no service {callee}: its name does not resolve there")
         return
     call.step("visibility", True, _names(call))
-    if access.access(call.mesh, callee).find(call.caller, call.path, call.verb) is None:
+    said = access.access(call.mesh, callee)
+    if call.caller in said.revoked:
+        call.step("access", False, f"denied: the identity of {call.caller} is revoked")
+        return
+    if said.find(call.caller, call.path, call.verb) is None:
         call.step("access", False, f"denied: no AccessPolicy of tenant {callee.tenant} lets {call.caller} call this")
         return
     call.answer.decision = CallStat.ALLOWED
@@ -126,6 +130,11 @@ def _access(call: _Call) -> None:
             f"allowed: {who} of tenant {grant.caller.tenant} may call this",
             f"AccessPolicy {grant.policy}",
             f"spec.allow[{grant.rule}]",
+        )
+        return
+    if call.caller in said.revoked:
+        call.step(
+            "access", False, f"denied: the identity of {call.caller} is revoked; see `meshwarden identity denied`"
         )
         return
     policies = list(dict.fromkeys(str(item.policy) for item in said.grants))

@@ -7,8 +7,11 @@ whatever it does not touch compiles to the same bytes as before.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from meshwarden.certs.deny import DenyList
+from meshwarden.controlplane.policy import denied
+from meshwarden.controlplane.policy.denied import Denied, Epochs
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.resources.reach import Width, covers, width
 
@@ -63,6 +66,9 @@ class Mesh:
 
     def __init__(self, trust_domain: str) -> None:
         self.trust_domain = trust_domain
+        self.denied: frozenset[Denied] = frozenset()
+        """Workloads and certificates that are revoked."""
+        self.epochs: Final = Epochs()
         self._all: dict[Key, Any] = {}
         # {kind: {service: {key: message}}} for what speaks of a service.
         self._of_service: dict[str, dict[Name, dict[Key, Any]]] = {}
@@ -86,6 +92,29 @@ class Mesh:
                 self._add(change.key, change.message)
                 self._touch(impact, change.key, change.message)
         return impact
+
+    def deny(self, deny_list: DenyList) -> Impact:
+        """Takes whom to refuse, and says what that touches."""
+        before, self.denied = self.denied, denied.read(deny_list, self.trust_domain)
+        impact = Impact()
+        for revoked in {one.caller for one in before ^ self.denied if one.caller is not None and not one.serial}:
+            if (message := self.find("Service", *revoked)) is not None:
+                impact.services.add(revoked)
+                impact.seen_by |= {revoked.tenant, *message.spec.export_to}
+        for service, policies in self._of_service.get("AccessPolicy", {}).items():
+            changed = [one for one in before ^ self.denied if _lets_in(policies.values(), one.caller)]
+            if not changed:
+                continue
+            impact.servers.add(service)
+            for entry in self.of_service("WorkloadEntry", service).values():
+                impact.nodes.update(entry.spec.nodes)
+            if any(one in self.denied for one in changed):
+                self.epochs.add(service, [one for one in self.denied if _lets_in(policies.values(), one.caller)])
+        return impact
+
+    def is_revoked(self, service: Name) -> bool:
+        """Whether the identity of a service is revoked, so that nobody is to call it either."""
+        return bool(self.denied) and any(one.caller == service and not one.serial for one in self.denied)
 
     def find(self, kind: str, tenant: str, name: str) -> Any | None:
         """The resource of that name, None if there is none."""
@@ -257,6 +286,17 @@ class Mesh:
 
 def _covers(policy: Key, message: Any, service: Name) -> bool:
     return covers(policy.tenant, message.spec, service)
+
+
+def _lets_in(policies: Iterable[Any], caller: Name | None) -> bool:
+    """Whether some of a service's access policies is about a caller; None is anybody."""
+    for policy in policies:
+        for rule in policy.spec.allow:
+            for who in getattr(rule, "from"):
+                tenant = who.tenant or policy.metadata.tenant
+                if caller is None or (tenant == caller.tenant and who.service in ("", "*", caller.name)):
+                    return True
+    return False
 
 
 def _nodes(key: Key, message: Any) -> list[str]:

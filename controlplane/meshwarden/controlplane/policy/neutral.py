@@ -78,13 +78,24 @@ class Grant:
 
 @dataclass(frozen=True)
 class Access:
-    """Who may call a service: whom no grant fits may not."""
+    """Who may call a service: whom no grant fits may not, and who is revoked may not in spite of one.
+
+    Attributes:
+        service: that is called.
+        grants: what allows.
+        revoked: callers that are refused whatever certificate they show.
+        serials: certificates that are refused: (number in hexadecimal, whose it must be, or None for anybody's).
+    """
 
     service: Name
     grants: tuple[Grant, ...] = ()
+    revoked: tuple[Name, ...] = ()
+    serials: tuple[tuple[str, Name | None], ...] = ()
 
-    def find(self, caller: Name, path: str, verb: str = "") -> Grant | None:
-        """The first grant that allows the call, None if it is denied."""
+    def find(self, caller: Name, path: str, verb: str = "", serial: str = "") -> Grant | None:
+        """The first grant that allows the call, by a certificate of that number; None if it is denied."""
+        if caller in self.revoked or (serial, None) in self.serials or (serial, caller) in self.serials:
+            return None
         for grant in self.grants:
             if grant.caller.fits(caller) and any(method.fits(path, verb) for method in grant.methods):
                 return grant

@@ -102,8 +102,11 @@ class Publisher:
         """Takes the newest deny list and tells every session."""
         # One message for all of them, and for those to come.
         self._denies = v1.SyncResponse(deny_list=deny_list.to_proto())
+        impact = self.mesh.deny(deny_list)
+        self._scopes.touch(impact)
         for feed in self._feeds:
             feed.deny(self._denies)
+            feed.touch(impact)
 
     def close(self, feed: Feed) -> None:
         """The feed's session has ended."""

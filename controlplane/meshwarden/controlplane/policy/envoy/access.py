@@ -6,6 +6,7 @@ the CPU at 500). What a caller may call is a list of its own methods.
     exact map of services ─no match─▶ prefix map of whole tenants ─no match─▶ deny
 
 A service named by itself has its tenant's grants merged into its own entry, so the first map that knows it decides.
+A caller that is revoked has an entry that denies; certificates that are have maps of their own before all others.
 """
 
 import re
@@ -14,6 +15,15 @@ from typing import Any, Final
 from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method
 
 RBAC: Final = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
+_SET_FILTER_STATE: Final = "type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config"
+_STATE: Final = "meshwarden.certificate"
+_CERTIFICATE: Final = {
+    "name": "certificate",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.FilterStateInput",
+        "key": _STATE,
+    },
+}
 _ACTION: Final = "type.googleapis.com/envoy.config.rbac.v3.Action"
 _URI: Final = {
     "name": "uri",
@@ -24,21 +34,61 @@ _URI: Final = {
 def rbac(access: Access, trust_domain: str) -> dict[str, Any]:
     """The filter, in JSON form; without grants it denies every call."""
     services, tenants = _by_caller(access)
+    denied = {Caller(*name).spiffe(trust_domain): _act("revoked", "DENY") for name in access.revoked}
     branches = [
-        ("exact_match_map", {who.spiffe(trust_domain): _of_service(found) for who, found in services.items()}),
+        (_CERTIFICATE, "exact_match_map", _serials(access, trust_domain)),
+        (_CERTIFICATE, "prefix_match_map", {f"{form} ": _act("revoked", "DENY") for form in _anybodys(access)}),
         (
+            _URI,
+            "exact_match_map",
+            {who.spiffe(trust_domain): _of_service(found) for who, found in services.items()} | denied,
+        ),
+        (
+            _URI,
             "prefix_match_map",
             {who.spiffe(trust_domain): _of_tenant(who, found, trust_domain) for who, found in tenants.items()},
         ),
     ]
     matcher: dict[str, Any] | None = None
-    for kind, branch in reversed(branches):
+    for given, kind, branch in reversed(branches):
         if branch:
             otherwise = _act("deny", "DENY") if matcher is None else {"matcher": matcher}
-            matcher = {"matcher_tree": {"input": _URI, kind: {"map": branch}}, "on_no_match": otherwise}
+            matcher = {"matcher_tree": {"input": given, kind: {"map": branch}}, "on_no_match": otherwise}
     if matcher is None:
         return {"@type": RBAC, "rules": {"action": "ALLOW", "policies": {}}}
     return {"@type": RBAC, "matcher": matcher}
+
+
+def certificate_filter() -> dict[str, Any]:
+    """Notes which certificate the caller shows: its number and its URI."""
+    note = {
+        "object_key": _STATE,
+        "factory_key": "envoy.string",
+        "format_string": {
+            "text_format_source": {"inline_string": "%DOWNSTREAM_PEER_SERIAL% %DOWNSTREAM_PEER_URI_SAN%"},
+            "omit_empty_values": True,
+        },
+        "read_only": True,
+    }
+    return {"name": "certificate", "typed_config": {"@type": _SET_FILTER_STATE, "on_request_headers": [note]}}
+
+
+def _serials(access: Access, trust_domain: str) -> dict[str, Any]:
+    return {
+        f"{form} {Caller(*whose).spiffe(trust_domain)}": _act("revoked", "DENY")
+        for serial, whose in access.serials
+        if whose is not None
+        for form in _forms(serial)
+    }
+
+
+def _anybodys(access: Access) -> list[str]:
+    return [form for serial, whose in access.serials if whose is None for form in _forms(serial)]
+
+
+def _forms(serial: str) -> tuple[str, ...]:
+    # Envoy writes whole octets.
+    return (serial, f"0{serial}") if len(serial) % 2 else (serial,)
 
 
 def _by_caller(access: Access) -> tuple[dict[Caller, list[Grant]], dict[Caller, list[Grant]]]:

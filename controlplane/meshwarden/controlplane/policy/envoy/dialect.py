@@ -1,6 +1,6 @@
 """Envoy's dialect, put together."""
 
-from meshwarden.controlplane.policy import access, rate
+from meshwarden.controlplane.policy import access, denied, rate
 from meshwarden.controlplane.policy.envoy import inbound, outbound
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
@@ -39,6 +39,7 @@ class Envoy:
         if ref.listen_address and ref.app_address:
             message = mesh.find("Service", *service)
             spoken = message.spec.protocol if message is not None else 0
-            found.append(inbound.listener(ref.listen_address, service, mesh.trust_domain))
+            epoch = mesh.epochs.get(service, lambda: denied.of(access.access(mesh, service), mesh.denied))
+            found.append(inbound.listener(ref.listen_address, service, mesh.trust_domain, epoch))
             found.append(inbound.app(ref.app_address, spoken))
         return tuple(found)

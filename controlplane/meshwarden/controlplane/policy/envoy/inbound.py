@@ -10,7 +10,7 @@ Source: Envoy, "RBAC", "Local rate limit", "Extension configuration discovery".
 from typing import Any, Final
 
 from meshwarden.controlplane.policy.envoy import telemetry
-from meshwarden.controlplane.policy.envoy.access import RBAC, rbac
+from meshwarden.controlplane.policy.envoy.access import RBAC, certificate_filter, rbac
 from meshwarden.controlplane.policy.envoy.limit import LOCAL_RATE_LIMIT, NAMESPACE, rate_limit
 from meshwarden.controlplane.policy.envoy.part import (
     ADS,
@@ -41,8 +41,14 @@ _XFCC: Final = "x-forwarded-client-cert"
 _CALLER: Final = f"%DYNAMIC_METADATA({NAMESPACE}:caller)%"
 
 
-def listener(address: str, service: Name, trust_domain: str) -> Resource:
+def listener(address: str, service: Name, trust_domain: str, epoch: str = "") -> Resource:
     """The listener of one instance.
+
+    Args:
+        address: where it listens.
+        service: what it is an instance of.
+        trust_domain: whose callers there may be.
+        epoch: another one makes Envoy end what is open after its drain time; see `denied.Epochs`.
 
     Raises:
         ValueError: the address is none.
@@ -50,6 +56,7 @@ def listener(address: str, service: Name, trust_domain: str) -> Resource:
     more = {
         "http_filters": [
             _who(trust_domain),
+            certificate_filter(),
             _discovered(f"access/{service}", RBAC),
             *(_discovered(_place("limit", service, width), LOCAL_RATE_LIMIT) for width in Width),
             tenant_filter(),
@@ -70,6 +77,8 @@ def listener(address: str, service: Name, trust_domain: str) -> Resource:
         "filters": [manager(LISTENER, f"{LISTENER}/{service}", more)],
         "transport_socket": tls("DownstreamTlsContext", anyone, {"require_client_certificate": True}),
     }
+    if epoch:
+        chain["name"] = f"{LISTENER}/{epoch}"
     fields = {
         "name": LISTENER,
         "address": socket_address(address),

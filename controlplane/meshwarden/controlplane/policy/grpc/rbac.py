@@ -5,7 +5,7 @@ Source: gRFC A41.
 
 from typing import Any
 
-from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Grant, Method
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name
 
 RBAC = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 RBAC_PER_ROUTE = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
@@ -17,8 +17,9 @@ def rules(access: Access, trust_domain: str) -> dict[str, Any]:
     `policies` is always given: an RBAC filter without `rules` would allow every call.
     """
     policies = {
-        f"{grant.policy}#{grant.rule}.{index}": _policy(grant, trust_domain)
+        f"{grant.policy}#{grant.rule}.{index}": _policy(grant, access.revoked, trust_domain)
         for index, grant in enumerate(access.grants)
+        if Name(grant.caller.tenant, grant.caller.service) not in access.revoked
     }
     return {"action": "ALLOW", "policies": policies}
 
@@ -33,10 +34,22 @@ def per_route(access: Access, trust_domain: str) -> dict[str, Any]:
     return {"@type": RBAC_PER_ROUTE, "rbac": {"rules": rules(access, trust_domain)}}
 
 
-def _policy(grant: Grant, trust_domain: str) -> dict[str, Any]:
+def _policy(grant: Grant, revoked: tuple[Name, ...], trust_domain: str) -> dict[str, Any]:
     match = "exact" if grant.caller.service else "prefix"
-    principal = {"authenticated": {"principal_name": {match: grant.caller.spiffe(trust_domain)}}}
+    principal = _principal(match, grant.caller.spiffe(trust_domain))
+    # gRPC knows no certificate by its number: those of `Access.serials` are the SDK's to refuse.
+    others = [
+        _principal("exact", Caller(*name).spiffe(trust_domain))
+        for name in revoked
+        if not grant.caller.service and grant.caller.fits(name)
+    ]
+    if others:
+        principal = {"and_ids": {"ids": [principal, {"not_id": {"or_ids": {"ids": others}}}]}}
     return {"permissions": [_permission(method) for method in grant.methods], "principals": [principal]}
+
+
+def _principal(match: str, name: str) -> dict[str, Any]:
+    return {"authenticated": {"principal_name": {match: name}}}
 
 
 def _permission(method: Method) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""Callers whose identity or certificate is revoked, as far as they could call anybody.
+
+Who enforces by the caller's name (both dialects' RBAC) is told of the denies that matter to a service: of callers that
+some policy of it lets in. `Epochs` names the state of these when the last was added: an Envoy ends what is open by
+taking filter chains of another name in the place of the old ones. What is allowed again, or ends, changes no name, for
+there is nothing to be ended.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+from meshwarden.certs.deny import DenyList
+from meshwarden.certs.spiffe_id import Role, SpiffeId
+from meshwarden.controlplane.policy.neutral import Access, Name
+
+
+class Denied(NamedTuple):
+    """A caller, or one certificate.
+
+    Attributes:
+        caller: the service; None is whoever holds the certificate.
+        serial: the certificate's number in hexadecimal; empty for every certificate of the caller.
+        not_after: when it ends.
+    """
+
+    caller: Name | None
+    serial: str
+    not_after: datetime
+
+
+def read(deny_list: DenyList, trust_domain: str) -> frozenset[Denied]:
+    """The denies of a list that are of workloads of the trust domain, or of whoever."""
+    found = set()
+    for deny in deny_list:
+        if not deny.spiffe_id:
+            found.add(Denied(None, deny.serial, deny.not_after))
+            continue
+        identity = SpiffeId.parse(deny.spiffe_id)
+        if identity.role is Role.WORKLOAD and identity.trust_domain == trust_domain:
+            name = Name(identity.tenant or "", identity.service or "")
+            found.add(Denied(name, deny.serial, deny.not_after))
+    return frozenset(found)
+
+
+def of(access: Access, denied: Iterable[Denied]) -> list[Denied]:
+    """Those that matter to whoever has granted this access, in order."""
+    found = [one for one in denied if one.caller is None or any(g.caller.fits(one.caller) for g in access.grants)]
+    return sorted(found if access.grants else (), key=_order)
+
+
+class Epochs:
+    """The name of the last deny that each service had to end something for."""
+
+    def __init__(self) -> None:
+        self._of: dict[Name, str] = {}
+
+    def get(self, service: Name, present: Callable[[], Iterable[Denied]]) -> str:
+        """The name; empty if there was none. Before anything was added it is that of what is `present`."""
+        known = self._of.get(service)
+        if known is None:
+            known = self._of[service] = _name(present())
+        return known
+
+    def add(self, service: Name, present: Iterable[Denied]) -> None:
+        """A deny has come to a service, of which these are `present` now."""
+        self._of[service] = _name(present)
+
+
+def _order(one: Denied) -> tuple[str, str, datetime]:
+    return (str(one.caller or ""), one.serial, one.not_after)
+
+
+def _name(present: Iterable[Denied]) -> str:
+    text = "\n".join(f"{caller} {serial} {end.isoformat()}" for caller, serial, end in sorted(present, key=_order))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
