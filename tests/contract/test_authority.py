@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import datetime, timedelta
@@ -304,3 +305,36 @@ async def test_nobody_signs_when_the_root_ends_too_soon(clock: Clock) -> None:
     clock.ahead = 3 * HOUR
     with pytest.raises(AuthorityUnavailable, match="root has ended"):
         await sign(authority, clock, timedelta(minutes=10))
+
+
+@ISSUING
+async def test_a_revocation_list_is_taken_by_others(start: Open, clock: Clock, tmp_path: Path) -> None:
+    authority = await start()
+    revoked, good = await sign(authority, clock), await sign(authority, clock)
+    body = await authority.sign_crl({revoked[0].serial_number: clock(), 7: clock()}, 3, clock())
+    crl = x509.load_der_x509_crl(body)
+    assert crl.is_signature_valid(revoked[1].public_key())
+    assert crl.issuer == revoked[0].issuer
+    assert {entry.serial_number for entry in crl} == {revoked[0].serial_number, 7}
+    assert crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == 3
+    assert timedelta(minutes=10) <= crl.next_update_utc - crl.last_update_utc <= timedelta(minutes=11)
+    assert crl.last_update_utc <= clock() <= crl.next_update_utc
+    root = (await authority.bundle()).roots[0]
+    files = {"root": root, "issuing": revoked[1], "revoked": revoked[0], "good": good[0], "crl": crl}
+    for name, item in files.items():
+        (tmp_path / name).write_bytes(item.public_bytes(Encoding.PEM))
+
+    def verdict(name: str) -> str:
+        shown = ("-CAfile", tmp_path / "root", "-untrusted", tmp_path / "issuing", "-CRLfile", tmp_path / "crl")
+        command = ["openssl", "verify", "-crl_check", "-x509_strict", *shown, tmp_path / name]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    assert "certificate revoked" in verdict("revoked")
+    assert verdict("good") == ""
+
+
+@pytest.mark.parametrize("start", ["direct"], indirect=True)
+async def test_vault_signs_no_revocation_list_of_ours(start: Open, clock: Clock) -> None:
+    authority = await start()
+    with pytest.raises(AuthorityError, match="/v1/pki/crl"):
+        await authority.sign_crl({7: clock()}, 3, clock())

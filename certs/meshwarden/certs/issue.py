@@ -121,7 +121,7 @@ def issue_leaf(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-        .add_extension(_issuer_identifier(issuer.certificate), critical=False)
+        .add_extension(issuer_identifier(issuer.certificate), critical=False)
         .sign(issuer.key, hashes.SHA256())
     )
     chain = (leaf, *(certificate for certificate in issuer.chain if certificate is not issuer.root))
@@ -198,7 +198,7 @@ def sign_intermediate(
         raise IssueRefused(f"{trust_domain}: the root has ended, {issuer.not_after.isoformat()}")
     name = authority_name(trust_domain, "issuing", public_key)
     builder = _authority(name, issuer.certificate.subject, public_key, not_before, not_after, trust_domain, 0)
-    builder = builder.add_extension(_issuer_identifier(issuer.certificate), critical=False)
+    builder = builder.add_extension(issuer_identifier(issuer.certificate), critical=False)
     return (builder.sign(issuer.key, hashes.SHA256()), *issuer.chain)
 
 
@@ -254,7 +254,8 @@ def name_text(name: x509.Name) -> str:
     return name.rfc4514_string({NameOID.SERIAL_NUMBER: "serialNumber"})
 
 
-def _issuer_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def issuer_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """Returns how what an authority has signed names its key."""
     try:
         identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     except x509.ExtensionNotFound:

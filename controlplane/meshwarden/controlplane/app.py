@@ -53,6 +53,7 @@ from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace_store import Keep
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.issuing import recorder
@@ -347,7 +348,8 @@ class ControlPlane:
 
     async def _show_metrics(self, closing: AsyncExitStack) -> str:
         """Serves metrics and where else to scrape, until `closing` ends; returns the URL."""
-        scraped = Scraped(self._metrics.registry, self._vitals, self._sessions.states)
+        crls = Crls(self._engines.authority, self._deny_watch, utc_now)
+        scraped = Scraped(self._metrics.registry, self._vitals, self._sessions.states, crls.get)
         host, port = parse_address(self._config.metrics_listen)
         with listening("metrics_listen", self._config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from meshwarden.certs.authority.port import AuthorityUnavailable
 from meshwarden.controlplane.api.scrape import Scraped, targets
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
@@ -115,6 +116,24 @@ async def test_nodes_revisions_certificates_and_events(audit: CountedAuditLog, t
     assert ("meshwarden_svid_expiry_seconds", "workload", "a", "acme", "acme/new") not in found
 
 
+async def no_crl() -> bytes:
+    raise AuthorityUnavailable("nobody signs")
+
+
+async def test_a_revocation_list_is_told_as_one_or_why_there_is_none(audit: CountedAuditLog, tmp_path: Path) -> None:
+    async def crl() -> bytes:
+        return b"der"
+
+    for find, wanted in ((crl, ("application/pkix-crl", b"der")), (no_crl, None)):
+        page = Scraped(CollectorRegistry(), vitals(audit, tmp_path, node()), list, find).find("/crl")
+        assert page is not None
+        if wanted is not None:
+            assert await page("") == wanted
+        else:
+            with pytest.raises(OSError, match="nobody signs"):
+                await page("")
+
+
 async def test_what_the_log_did_not_take_is_not_counted(audit: CountedAuditLog) -> None:
     with pytest.raises(OSError, match="disk full"):
         await audit.record("full")
@@ -134,7 +153,7 @@ async def test_what_the_log_did_not_take_is_not_counted(audit: CountedAuditLog) 
 async def test_openmetrics_to_whoever_asks(
     audit: CountedAuditLog, tmp_path: Path, accept: str, is_openmetrics: bool
 ) -> None:
-    page = Scraped(CollectorRegistry(), vitals(audit, tmp_path, node()), list).find("/metrics")
+    page = Scraped(CollectorRegistry(), vitals(audit, tmp_path, node()), list, no_crl).find("/metrics")
     assert page is not None
     content_type, body = await page(accept)
     assert content_type.startswith("application/openmetrics-text" if is_openmetrics else "text/plain")

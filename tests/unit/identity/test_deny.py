@@ -9,7 +9,9 @@ from typing import Any
 import anyio
 import grpc
 import pytest
+from cryptography import x509
 
+from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.deny import DenyList, InvalidDeny
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -17,6 +19,7 @@ from meshwarden.certs.svid import new_key
 from meshwarden.controlplane.identity import deny as deny_module
 from meshwarden.controlplane.identity import deny_watch as deny_watch_module
 from meshwarden.controlplane.identity.authorize import Denied
+from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.deny import DENIES, DeniedByMesh, Denies, DenyRecord, NotDenied
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.record import RecordError
@@ -144,3 +147,32 @@ async def test_nothing_is_issued_to_who_is_denied(world: Any) -> None:
     said.clear()
     (result,) = (await nodes.sign_workloads(peer, [request])).results
     assert result.chain
+
+
+async def test_a_revocation_list_is_signed_anew_at_each_change_and_before_it_is_old(world: Any, denies: Denies) -> None:
+    signed: list[tuple[dict[int, Any], int]] = []
+
+    class Signer(MemoryAuthority):
+        async def sign_crl(self, revoked: Any, number: int, now: Any) -> bytes:
+            signed.append((dict(revoked), number))
+            return await super().sign_crl(revoked, number, now)
+
+    async with following(world) as deny_watch:
+        crls = Crls(Signer("a.test", world.clock), deny_watch, world.clock)
+        first = await crls.get()
+        assert not list(x509.load_der_x509_crl(first))
+        # However often it is asked for, it is signed once.
+        assert await crls.get() is first
+        await deny_watch.wait_revision(await denies.deny([WEB], {"1F": WEB, "2f": ""}, reason="x"))
+        assert {entry.serial_number for entry in x509.load_der_x509_crl(await crls.get())} == {0x1F, 0x2F}
+        world.pass_time(299)
+        await crls.get()
+        assert len(signed) == 2
+        world.pass_time(2)
+        crl = x509.load_der_x509_crl(await crls.get())
+        assert crl.next_update_utc is not None
+        assert (crl.next_update_utc - world.now).total_seconds() > 300
+        world.pass_time(-100)  # a clock that was set back
+        await crls.get()
+    assert [number for _, number in signed] == sorted({number for _, number in signed})
+    assert len(signed) == 4

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable, OnIssued
 from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.crl import sign_crl
 from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.issue import IssueRefused, IssuerKey, LeafTemplate, issue_leaf, validity
 from meshwarden.certs.rotation import renew_at
@@ -93,6 +94,10 @@ class IssuingAuthority(Authority):
         """Signs a leaf; returns it with its intermediates, without the root."""
         issuer = await self._ready(now, template.ttl)
         return issue_leaf(template, public_key, issuer, now)
+
+    async def sign_crl(self, revoked: Mapping[int, datetime], number: int, now: datetime) -> bytes:
+        """Signs a list; of certificates that an earlier issuing certificate has signed it says nothing."""
+        return sign_crl(revoked, await self._ready(now, timedelta(0)), number, now)
 
     async def run(self) -> None:
         """Keeps the issuing certificate fresh until it is cancelled."""

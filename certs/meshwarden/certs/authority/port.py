@@ -1,6 +1,6 @@
 """The one port to a signing key."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Protocol
 
@@ -102,6 +102,19 @@ class Authority(Protocol):
         Raises:
             RootRefused: it is the one that signs, or there is none such.
             AuthorityError: it can't be recorded.
+        """
+        ...
+
+    async def sign_crl(self, revoked: Mapping[int, datetime], number: int, now: datetime) -> bytes:
+        """Signs a list of revoked certificates by the key that signs leaves now; returns it in DER.
+
+        Args:
+            revoked: {serial number: when it was revoked}.
+            number: grows with each list.
+            now: the present, aware.
+
+        Raises:
+            AuthorityError: nobody can sign it.
         """
         ...
 

@@ -6,7 +6,7 @@ was asked for, so a role that adds or drops anything is found at the first leaf.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -110,6 +110,10 @@ class DirectVaultAuthority(ForeignRoots):
         if self._bundle is None:
             raise AuthorityUnavailable(f"{self.description}: no roots yet")
         return self._bundle
+
+    async def sign_crl(self, revoked: Mapping[int, datetime], number: int, now: datetime) -> bytes:
+        """Refuses: the key is Vault's, and Vault signs a list of what it has revoked itself."""
+        raise AuthorityError(f"{self.description}: signs no list of ours; Vault's own is at /v1/{self._mount}/crl")
 
     async def sign(
         self, template: LeafTemplate, public_key: PublicKey, now: datetime, csr: bytes | None = None

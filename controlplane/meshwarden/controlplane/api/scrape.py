@@ -1,8 +1,11 @@
-"""What Prometheus asks for: `/metrics`, as OpenMetrics to whoever wants it, and `/sd`: where else to scrape."""
+"""What is asked for in the clear: `/metrics`, as OpenMetrics to whoever wants it, and `/sd`, where else to scrape.
+
+And `/crl`: which certificates are revoked.
+"""
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import chain
 from typing import Any, Final
 
@@ -10,6 +13,7 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from meshwarden.certs.authority.port import AuthorityError
 from meshwarden.sdk.scrape import Page, wants_openmetrics
 from meshwarden.v1.admin_service_pb2 import NodeState
 from meshwarden.v1.node_service_pb2 import DataPlaneRef
@@ -21,19 +25,26 @@ Targets = list[dict[str, Any]]
 class Scraped:
     """The pages of the metrics listener."""
 
-    def __init__(self, registry: CollectorRegistry, vitals: Collector, nodes: Callable[[], list[NodeState]]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        vitals: Collector,
+        nodes: Callable[[], list[NodeState]],
+        crl: Callable[[], Awaitable[bytes]],
+    ) -> None:
         """Puts them together.
 
         Args:
             registry: what may be read on another thread.
             vitals: what must be read on this one.
             nodes: how each node does.
+            crl: the list of revoked certificates in DER; AuthorityError if there is none.
         """
-        self._registry, self._vitals, self._nodes = registry, vitals, nodes
+        self._registry, self._vitals, self._nodes, self._crl = registry, vitals, nodes, crl
 
     def find(self, path: str) -> Page | None:
         """The page at a path."""
-        return {"/metrics": self._metrics, "/sd": self._sd}.get(path)
+        return {"/metrics": self._metrics, "/sd": self._sd, "/crl": self._revoked}.get(path)
 
     async def _metrics(self, accept: str) -> tuple[str, bytes]:
         # What others change is read here; the writing of text goes to a thread, for there may be much of it.
@@ -41,6 +52,12 @@ class Scraped:
         if wants_openmetrics(accept):
             return openmetrics.CONTENT_TYPE_LATEST, await asyncio.to_thread(openmetrics.generate_latest, families)
         return _TEXT, await asyncio.to_thread(generate_latest, families)
+
+    async def _revoked(self, _: str) -> tuple[str, bytes]:
+        try:
+            return "application/pkix-crl", await self._crl()  # RFC 2585 §4.2
+        except AuthorityError as error:
+            raise OSError(str(error)) from None
 
     async def _sd(self, _: str) -> tuple[str, bytes]:
         return "application/json", json.dumps(targets(self._nodes())).encode()
