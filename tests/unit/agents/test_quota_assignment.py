@@ -31,7 +31,7 @@ def strategies(actions: list[dict[str, Any]]) -> list[Any]:
 
 
 def tokens(rate: int, burst: int) -> dict[str, Any]:
-    return {"token_bucket": {"max_tokens": burst, "tokens_per_fill": rate * 10, "fill_interval": "10s"}}
+    return {"token_bucket": {"max_tokens": burst, "tokens_per_fill": rate * 60, "fill_interval": "60s"}}
 
 
 def test_a_share_becomes_a_bucket_that_fills_at_its_rate_rounded_down() -> None:
@@ -42,7 +42,7 @@ def test_a_share_becomes_a_bucket_that_fills_at_its_rate_rounded_down() -> None:
     assignments.prolong(3.0)
     (action,) = assignments.due(limits(), 0.1)
     assert action["bucket_id"] == {"bucket": {"policy": POLICY, "tenant": "acme", "method": ""}}
-    assert strategies([action]) == [{"token_bucket": {"max_tokens": 7, "tokens_per_fill": 125, "fill_interval": "10s"}}]
+    assert strategies([action]) == [{"token_bucket": {"max_tokens": 7, "tokens_per_fill": 755, "fill_interval": "60s"}}]
 
 
 def test_a_bucket_that_nobody_speaks_of_gets_a_little_after_a_moment() -> None:

@@ -20,7 +20,7 @@ from meshwarden.controlplane.quota.leases import (
     TTL_S,
     Leases,
 )
-from meshwarden.controlplane.quota.pool import IDLE_S
+from meshwarden.controlplane.quota.pool import IDLE_S, LEAST_BURST
 from meshwarden.controlplane.quota.tree import OTHERS, REST, Bucket, Level, Point
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.sdk.quota.unit import CONCURRENT
@@ -160,6 +160,18 @@ def test_no_more_may_come_at_once_than_every_level_says() -> None:
     assert sum(lease.given for lease in leases.find(POLICY)) == pytest.approx(1000)
     assert 0.9 * 75 <= sum(told.values()) <= 100
     assert told[ONE, GLOBEX] + told[TWO, GLOBEX] <= 30
+
+
+@pytest.mark.parametrize(("points", "more"), [(2, 0.0), (20, 2.5), (60, 3.5)])
+def test_a_point_may_save_up_a_few_calls_besides_half_of_its_part(points: int, more: float) -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, Level(parts={"globex": Level(ceiling=60)}))
+    for number in range(points):
+        leases.report(Point(f"node-{number}", "s#1"), {GLOBEX: Usage(0, 60)}, 0.0)
+    _, shares = leases.tick(0.0)
+    bursts = [share.burst for (share,) in shares.values()]
+    assert bursts == pytest.approx([60 / points + more] * points)
+    assert sum(bursts) <= 60 + LEAST_BURST * points
 
 
 def test_an_increase_waits_for_the_acknowledgement_of_the_decrease() -> None:

@@ -1,8 +1,8 @@
 """What an Envoy is told to do with its buckets, in the terms of its rate limit quota service.
 
 Envoy's ways, which these assignments keep to (1.40): times are read in whole seconds, and an assignment without an end
-ends at once; so a bucket fills each 10 s by ten times its rate, which Envoy spreads evenly. A changed bucket stays full
-to the same part. An assignment that is the same again prolongs the last.
+ends at once; a bucket fills by whole calls, so it does each minute by sixty times its rate, which Envoy spreads evenly. A
+changed bucket stays full to the same part. An assignment that is the same again prolongs the last.
 
 Source: envoy/service/rate_limit_quota/v3/rlqs.proto, envoy/type/v3/ratelimit_strategy.proto.
 """
@@ -23,7 +23,7 @@ PATIENCE_S: Final = 0.25
 RENEWAL_S: Final = 1.0
 IDLE_S: Final = 15.0
 """A bucket without a share that was not used for so long is let go."""
-_FILL_S: Final = 10
+_FILL_S: Final = 60
 _MOST: Final = 2**32 - 1
 _LEASED: Final = "4s"
 """How long what must not be kept without the agent holds: it is renewed each second."""

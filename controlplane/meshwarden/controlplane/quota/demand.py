@@ -58,11 +58,13 @@ class Demand:
 
 
 def planned(rate: float) -> float:
-    """What to set aside for such a demand of all points of a bucket: a little more, and what calls at random vary by.
+    """What to set aside for such a demand of all points of a bucket: besides, half of what calls at random vary by.
 
-    Source: the spread of a Poisson process is the root of its mean; buckets hold what exceeds one of them.
+    What isn't used of it others go without; the buckets hold as much again.
+
+    Source: the spread of a Poisson process is the root of its mean.
     """
-    return 1.05 * rate + math.sqrt(rate) + 0.5
+    return rate + 0.5 * math.sqrt(rate) + 0.25
 
 
 def planned_at_once(wanted: float, points: int) -> float:

@@ -16,8 +16,8 @@ IDLE_S: Final = 30.0
 WORTH_SAYING: Final = 0.03
 """A share is said anew if it differs by more than this part of itself."""
 LEAST_BURST: Final = 4.0
-"""What a point may save up of a bucket, however small its share is, if the bucket's whole burst is no less: calls that
-come at random would else find nothing half of the time."""
+"""What a point may save up of a bucket besides half of its part of the burst, if it has no more by its part, and the
+bucket's whole burst is no less: calls that come at random would else find nothing half of the time."""
 
 _ROUNDING: Final = 1e-9
 
@@ -119,7 +119,8 @@ class Pool:
         # Of every level no more may come at once than it says: together its parts have no more than its rate.
         burst = rate * min(level.burst_s for level in levels)
         if not self._whole and rate > 0:
-            burst = max(burst, min(LEAST_BURST, *(level.ceiling * level.burst_s for level in levels)))
+            least = min(LEAST_BURST + burst / 2, *(level.ceiling * level.burst_s for level in levels))
+            burst = max(burst, least)
         return Share(lease.bucket, rate, burst)
 
 
