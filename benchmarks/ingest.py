@@ -33,7 +33,7 @@ from meshwarden.agents.telemetry.spool import Spool
 from meshwarden.agents.workload import Workload
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.controlplane.api.report import unpacked
+from meshwarden.controlplane.api.report import parts
 from meshwarden.controlplane.api.validation import check
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
@@ -106,8 +106,8 @@ async def river(directory: Path, *, keeps_traces: bool) -> AsyncIterator[River]:
     gather = Gather(durable, ledger, Metrics(), [], utc_now, random.Random(1), **mesh, traces_max_bytes=most)
 
     async def export(batch: bytes, timeout_s: float) -> report_pb2.ExportResponse:
-        request = unpacked(check(report_pb2.ExportRequest.FromString(batch)))
-        gather.ingest(NODE, request)
+        request = check(report_pb2.ExportRequest.FromString(batch))
+        gather.ingest(NODE, request, parts(request))
         await gather.settle()
         return report_pb2.ExportResponse(sequence=request.sequence)
 

@@ -26,7 +26,7 @@ from meshwarden.certs.jwt_svid import JwtTemplate, sign_jwt_svid
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
-from meshwarden.controlplane.api.report import unpacked
+from meshwarden.controlplane.api.report import parts
 from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.tls import server_context
@@ -46,7 +46,10 @@ AGENT = [sys.executable, "-m", "meshwarden.agents.cli"]
 
 
 def spread(request: report_pb.ExportRequest) -> report_pb.ExportRequest:
-    """A batch with each row of its tables as a count of its own."""
+    """A batch with what was packed in it, and each row of its tables as a count of its own."""
+    for part in list(parts(request)):
+        request.MergeFrom(part)
+    del request.packed[:]
     for table in request.call_tables:
         for row in rows_of(table):
             stat = report_pb.CallStat.FromString(row.kind)
@@ -227,7 +230,7 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._caller(context)
-        self.exports.append(spread(unpacked(request)))
+        self.exports.append(spread(request))
         return report_pb.ExportResponse(sequence=request.sequence)
 
     async def Share(self, requests: Any, context: Any) -> AsyncIterator[quota_pb.ShareResponse]:  # noqa: N802

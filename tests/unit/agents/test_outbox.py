@@ -12,7 +12,7 @@ from meshwarden.agents.telemetry.chain import BatchLimits
 from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.spool import Spool
-from meshwarden.controlplane.api.report import unpacked
+from meshwarden.controlplane.api.report import parts
 from meshwarden.v1 import report_pb2 as pb
 
 
@@ -30,7 +30,9 @@ class Upstream:
         self.tried += 1
         if self.failures:
             raise self.failures.pop(0)
-        request = unpacked(pb.ExportRequest.FromString(batch))
+        request = pb.ExportRequest.FromString(batch)
+        for part in list(parts(request)):
+            request.MergeFrom(part)
         for body in request.resource_spans:
             if body in self.refused:
                 raise self.refused[body]

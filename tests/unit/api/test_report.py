@@ -4,7 +4,7 @@ import pytest
 from backports import zstd
 
 from meshwarden.controlplane.api.errors import InvalidRequest
-from meshwarden.controlplane.api.report import unpacked
+from meshwarden.controlplane.api.report import parts
 from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
 
 BODY = b"spans"
@@ -16,14 +16,12 @@ def packed(rest: ExportRequest, **fields: object) -> ExportRequest:
     return ExportRequest(packed=[zstd.compress(rest.SerializeToString())], **values)  # type: ignore[arg-type]
 
 
-def test_a_batch_has_what_was_packed_and_what_was_not() -> None:
-    drop = Drop(signal="span", count=1)
-    found = unpacked(packed(ExportRequest(resource_spans=[BODY]), drops=[drop], resource_logs=[b"log"]))
-    assert found == ExportRequest(
-        sequence=7, first_sequence=5, run_id="r", drops=[drop], resource_spans=[BODY], resource_logs=[b"log"]
-    )
-    plain = ExportRequest(sequence=7, resource_spans=[BODY])
-    assert unpacked(plain) is plain
+def test_what_was_packed_comes_in_parts() -> None:
+    first, second = ExportRequest(resource_spans=[BODY]), ExportRequest(resource_logs=[b"log"])
+    batch = packed(first, resource_spans=[b"plain"])
+    batch.packed.append(zstd.compress(second.SerializeToString()))
+    assert list(parts(batch)) == [first, second]
+    assert list(parts(ExportRequest(sequence=7, resource_spans=[BODY]))) == []
 
 
 @pytest.mark.parametrize(
@@ -40,7 +38,7 @@ def test_a_batch_has_what_was_packed_and_what_was_not() -> None:
 )
 def test_what_cannot_be_unpacked_is_refused(content: bytes) -> None:
     with pytest.raises(InvalidRequest, match="packed"):
-        unpacked(ExportRequest(packed=[zstd.compress(BODY_OF_ANOTHER), content]))
+        list(parts(ExportRequest(packed=[zstd.compress(BODY_OF_ANOTHER), content])))
 
 
 @pytest.mark.parametrize(
@@ -57,4 +55,12 @@ def test_what_cannot_be_unpacked_is_refused(content: bytes) -> None:
 )
 def test_what_is_packed_keeps_to_the_rules_of_the_schema(rest: ExportRequest) -> None:
     with pytest.raises(InvalidRequest):
-        unpacked(packed(rest))
+        list(parts(packed(rest)))
+
+
+@pytest.mark.parametrize("field", ["resource_spans", "resource_metrics", "resource_logs"])
+def test_all_parts_together_keep_to_the_rules_of_the_schema(field: str) -> None:
+    one = zstd.compress(ExportRequest(**{field: [b""] * 4096}).SerializeToString())  # type: ignore[arg-type]
+    assert len(list(parts(ExportRequest(packed=[one, one])))) == 2
+    with pytest.raises(InvalidRequest, match="8192"):
+        list(parts(ExportRequest(packed=[one, one], **{field: [b""]})))  # type: ignore[arg-type]

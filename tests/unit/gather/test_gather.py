@@ -28,7 +28,7 @@ from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.mark import CHAINS_PER_NODE, Marks
 from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.controlplane.gather.reporter import Reporter
+from meshwarden.controlplane.gather.reporter import Found, Reporter
 from meshwarden.controlplane.gather.tally import INGEST
 from meshwarden.sdk.red.histogram import bucket_of, to_proto
 from meshwarden.v1.report_pb2 import CallStat, Drop, Exemplar, ExportRequest, Histogram
@@ -267,9 +267,11 @@ some_calls = st.lists(
 def test_a_table_is_believed_as_counts_are(calls: list[CallStat]) -> None:
     reporter = Reporter("a", lambda *entry: entry in ENTRIES, "mesh.test", "eu", NOW)
     told = batch(1, *calls)
-    (in_table, refused), (by_count, also_refused) = reporter.believed(tabled(told)), reporter.believed(told)
-    assert refused == also_refused
-    assert added_up(in_table) == added_up(by_count)
+    in_table, by_count = Found(reporter), Found(reporter)
+    in_table.add(tabled(told))
+    by_count.add(told)
+    assert in_table.refused == by_count.refused
+    assert added_up(in_table.calls()) == added_up(by_count.calls())
 
 
 def added_up(calls: list[Call]) -> dict[tuple[object, ...], tuple[int, Counter[int], int]]:
@@ -281,6 +283,20 @@ def added_up(calls: list[Call]) -> dict[tuple[object, ...], tuple[int, Counter[i
         count, durations, exemplars = found.get(key, (0, Counter(), 0))
         found[key] = (count + one.count, durations + Counter(one.durations), exemplars + len(one.exemplars))
     return found
+
+
+def test_what_was_packed_is_taken_whole_or_not_at_all(gather: Gather, metrics: Metrics) -> None:
+    def broken() -> Iterator[ExportRequest]:
+        yield ExportRequest(calls=[call(count=2, durations=to_proto({5: 2}))], resource_spans=[b"\xff"])
+        raise ValueError("the next can't be read")
+
+    with pytest.raises(ValueError, match="read"):
+        gather.ingest("a", batch(1, call()), broken())
+    assert not gather.tally.totals()
+    two = call(count=2, durations=to_proto({5: 2}))
+    assert gather.ingest("a", batch(1, call()), [ExportRequest(calls=[two], resource_spans=[b"\xff"])])
+    assert shown(metrics, "meshwarden_requests_total") == 5
+    assert gather.tally.drops() == {(INGEST, "span", "malformed", ""): 1}
 
 
 @pytest.mark.parametrize("kind", [b"\xff", CallStat(source="s" * 3000).SerializeToString(), b"k" * 4096])

@@ -90,6 +90,7 @@ class Aggregator:
         self._words = _Words()
         # Of this hour: what is reported comes again with each report.
         self._kinds: dict[tuple[str | int, ...], bytes] = {}
+        self._tenants: dict[_Said, str] = {}
         self._malformed = 0
 
     def add_call(self, call: access_log.Call, revision: int) -> None:
@@ -123,7 +124,11 @@ class Aggregator:
             if stat.exemplars:
                 exemplars = Exemplars()
                 exemplars.update(stat.exemplars)
-            self._add(said, _Sum(stat.count, stat.duration_sum_s, _durations(stat), exemplars), "", minute)
+            try:
+                durations = histogram.from_proto(stat.durations)
+            except ValueError:
+                durations = {}  # none that adds up to the count
+            self._add(said, _Sum(stat.count, stat.duration_sum_s, durations, exemplars), "", minute)
 
     def take(self) -> tuple[list[Table], int]:
         """Removes and returns all counts, and how many calls were in none because what was said of them cannot be.
@@ -148,15 +153,19 @@ class Aggregator:
         """The beginning of this one. With a new hour there is new room for words."""
         now_s = int(self._clock().timestamp())
         if self._words.of_hour(now_s // 3600):
-            self._kinds.clear()
+            self._forget()
         return now_s - now_s % 60
 
     def _add(self, said: _Said, more: _Sum, upstream: str, minute: int) -> None:
-        tenant = _reporter_tenant(said)
-        if not tenant or not _is_sound(said, more):
+        tenant = self._tenants.get(said) or _tenant(said)
+        # NaN is nowhere in between.
+        is_sound = 0 < more.count <= _MAX_COUNT and 0 <= more.duration_s <= more.count * _MAX_DURATION_S
+        if not tenant or not is_sound or sum(more.durations.values()) != more.count:
             self._malformed += min(max(more.count, 1), _MAX_COUNT)
             return
-        sums = self._sums.setdefault(minute, {})
+        sums = self._sums.get(minute)
+        if sums is None:
+            sums = self._sums[minute] = {}
         kind = self._kind(said, tenant, upstream)
         known = sums.get(kind)
         if known is None:
@@ -190,9 +199,14 @@ class Aggregator:
         ).SerializeToString()
         if counted == method:  # others may get room yet
             if len(self._kinds) >= _MAX_KINDS:
-                self._kinds.clear()
+                self._forget()
             self._kinds[found] = kind
+            self._tenants[said] = tenant
         return kind
+
+    def _forget(self) -> None:
+        self._kinds.clear()
+        self._tenants.clear()
 
     def _method(self, said: _Said, tenant: str, destination: str) -> str:
         method, status, decision = said[2:5]
@@ -244,34 +258,17 @@ def _tenant_of(spiffe_id: str) -> str | None:
         return None
 
 
-def _reporter_tenant(said: _Said) -> str:
-    """The tenant of the side that reports; empty if nothing names one."""
-    source, destination, *_, reporter, _ = said
-    if reporter == pb.CallStat.DESTINATION:
-        return destination.partition("/")[0]
-    return _tenant_of(source) or ""
-
-
-def _is_sound(said: _Said, more: _Sum) -> bool:
-    source, *_, decision, reporter, revision = said
-    return (
-        0 < more.count <= _MAX_COUNT
-        and sum(more.durations.values()) == more.count
-        and 0 <= more.duration_s <= more.count * _MAX_DURATION_S  # NaN is nowhere in between
-        and revision <= _MAX_REVISION
-        and decision in _DECISIONS
-        and reporter in (pb.CallStat.SOURCE, pb.CallStat.DESTINATION)
-        # A server may not have been able to tell who called.
-        and (_tenant_of(source) is not None or (not source and reporter == pb.CallStat.DESTINATION))
-    )
-
-
-def _durations(stat: pb.CallStat) -> dict[int, int]:
-    """The spread of a stat's durations; empty if it is none."""
-    try:
-        return histogram.from_proto(stat.durations)
-    except ValueError:
-        return {}
+def _tenant(said: _Said) -> str:
+    """The tenant of the side that reports; empty if nothing names one, or there can be no such calls."""
+    source, destination, _, _, decision, reporter, revision = said
+    if revision > _MAX_REVISION or decision not in _DECISIONS:
+        return ""
+    caller = _tenant_of(source) if source else ""
+    if reporter == pb.CallStat.SOURCE:
+        return caller or ""
+    if reporter != pb.CallStat.DESTINATION or caller is None:
+        return ""
+    return destination.partition("/")[0]  # who may not have been able to tell who called
 
 
 def _in_full(_: str, said: str) -> str | None:

@@ -107,7 +107,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Resources:
-    """A request's `Resource…`, of spans as bytes; `are_plain` as of `sieve.are_plain`."""
+    """A request's `Resource…`, of spans as `wire` has them; `are_plain` as of `sieve.are_plain`."""
 
     all: Sequence[Any]
     are_plain: bool = False
@@ -232,10 +232,11 @@ class Intake:
             sender = _Sender(workload, lambda: used_s() > _MAX_READING_S, revision_at)
             pieces = self._pieces(signal, resources, sender, drops)
             items = sum(piece.items for piece in pieces)
-            with _losing(_dropped(signal, "disk_full", tenant, items) + drops):
-                self._put_calls(tenant)
-            if pieces and signal == "log":
-                self._hold_to_budget(signal, tenant, drops, items)
+            if signal == "log":
+                with _losing(_dropped(signal, "disk_full", tenant, items) + drops):
+                    self._put_calls(tenant)  # of Envoys' access logs
+                if pieces:
+                    self._hold_to_budget(signal, tenant, drops, items)
             self._budget.spend(tenant, len(body), items)
             for index, piece in enumerate(pieces):
                 items -= piece.items
@@ -287,11 +288,10 @@ class Intake:
         """What may go on of a resource's things, stamped, and how much that is."""
         workload, is_late = sender.workload, sender.is_late
         if signal == "span":
-            opened = wire.Resource.FromString(resource)
-            scopes, bounded = sift(opened.scope_spans, most, is_late, is_plain=is_plain)
+            scopes, bounded = sift(resource.scope_spans, most, is_late, is_plain=is_plain)
             if sender.revision_at is not None:
                 scopes = stamped(scopes, sender.revision_at)
-            return self._stamp.head(opened, workload) + wire.all_framed(2, scopes), bounded
+            return self._stamp.head(resource, workload) + wire.all_framed(2, scopes), bounded
         if signal == "point":
             bounded = bound_points(resource, most, is_late)
         else:

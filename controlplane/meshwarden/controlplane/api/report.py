@@ -1,6 +1,8 @@
 """ReportService: counts and spans of a node's workloads come in."""
 
-from typing import Any, Final, cast
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -10,6 +12,7 @@ from meshwarden.controlplane.api.validation import check
 from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.pack import unpack_bounded
 from meshwarden.controlplane.identity.node import NodeIdentity
+from meshwarden.controlplane.resources.batch import MAX_ITEMS
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1.report_pb2 import ExportRequest, ExportResponse
@@ -17,6 +20,7 @@ from meshwarden.v1.report_pb2_grpc import ReportServiceServicer
 
 EXPORT: Final = "/meshwarden.v1.ReportService/Export"
 _MAX_BATCH_BYTES: Final = 4 << 20
+_PACKED: Final = ("calls", "call_tables", "resource_spans", "resource_metrics", "resource_logs")
 
 
 class ReportServicer(ReportServiceServicer):
@@ -30,33 +34,38 @@ class ReportServicer(ReportServiceServicer):
         node = await self._identity.joined(peer.current(), EXPORT)
         try:
             await self._gather.make_room()
-            self._gather.ingest(node, unpacked(request))
+            self._gather.ingest(node, request, parts(request))
             await self._gather.settle()
         except Unwritten as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the batch can't be written: {error}")
         return ExportResponse(sequence=self._gather.marks.get(node, request.run_id))
 
 
-def unpacked(request: ExportRequest) -> ExportRequest:
-    """A batch with what was packed in it.
+def parts(request: ExportRequest) -> Iterator[ExportRequest]:
+    """What was packed in a batch, one after the other: each is read while it is in the processor's caches.
 
     Raises:
-        InvalidRequest: that can't be unpacked, or breaks a rule of the schema.
+        InvalidRequest: the next can't be unpacked, or breaks a rule of the schema with those before it.
     """
-    if not request.packed:
-        return request
-    rest, left_bytes = ExportRequest(), _MAX_BATCH_BYTES
-    try:
-        for packed in request.packed:
+    left_bytes, found = _MAX_BATCH_BYTES, Counter({field: len(getattr(request, field)) for field in _PACKED})
+    for packed in request.packed:
+        try:
             content = unpack_bounded(packed, left_bytes)
-            left_bytes -= len(content)
-            rest.MergeFromString(content)
-    except ValueError as error:
-        raise InvalidRequest([FieldFault("packed", str(error))]) from None
-    except DecodeError:
-        raise InvalidRequest([FieldFault("packed", "no ExportRequest")]) from None
-    if rest.packed or rest.sequence or rest.first_sequence or rest.run_id or rest.drops:
-        raise InvalidRequest([FieldFault("packed", "must have calls, spans, metrics and logs alone")])
-    del request.packed[:]
-    rest.MergeFrom(request)
-    return cast(ExportRequest, check(rest))
+            part = ExportRequest.FromString(content)
+        except ValueError as error:
+            raise _fault(str(error)) from None
+        except DecodeError:
+            raise _fault("no ExportRequest") from None
+        if part.packed or part.sequence or part.first_sequence or part.run_id or part.drops:
+            raise _fault("must have calls, spans, metrics and logs alone")
+        left_bytes -= len(content)
+        for field in _PACKED:
+            found[field] += len(getattr(part, field))
+        if max(found.values()) > MAX_ITEMS:
+            raise _fault(f"at most {MAX_ITEMS} of each")
+        check(part, len(content))
+        yield part
+
+
+def _fault(message: str) -> InvalidRequest:
+    return InvalidRequest([FieldFault("packed", message)])

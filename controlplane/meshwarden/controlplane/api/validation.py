@@ -59,15 +59,19 @@ class ValidationInterceptor(grpc.aio.ServerInterceptor):
         return self._wrapped[method]
 
 
-def check(message: Message | _Malformed) -> Any:
+def check(message: Message | _Malformed, size_bytes: int | None = None) -> Any:
     """Returns the message.
+
+    Args:
+        message: the message.
+        size_bytes: how large it was when it was read, where that is known.
 
     Raises:
         InvalidRequest: it breaks a rule of the schema.
     """
     if isinstance(message, _Malformed):
         raise InvalidRequest([FieldFault("", message.reason)])
-    if faults := rule_faults(message):
+    if faults := rule_faults(message, size_bytes):
         raise InvalidRequest(faults)
     return message
 

@@ -173,17 +173,22 @@ class Sum:
     durations: dict[int, int]
     exemplars: tuple[Exemplar, ...]
 
-    def check(self, most: int) -> None:
+    def check(self, most: int, *, is_whole: bool = False) -> None:
         """Checks that there can be such calls.
 
+        Args:
+            most: how many there may be.
+            is_whole: whether the durations, if any are told, must be those of all calls.
+
         Raises:
-            Refused: there can't, or there are more than `most`.
+            Refused: there can't, or there are more.
         """
         if not 0 < self.count <= most:
             raise Refused("malformed")
         if not 0 <= self.sum_s <= self.count * MAX_DURATION_S:  # NaN is nowhere in between
             raise Refused("malformed")
-        if sum(self.durations.values()) > self.count:
+        spread = sum(self.durations.values())
+        if spread > self.count or (is_whole and 0 < spread < self.count):
             raise Refused("malformed")
         if self.exemplars and (len(self.exemplars) > MOST or not all(map(is_sound, self.exemplars))):
             raise Refused("malformed")

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 
@@ -25,8 +26,8 @@ from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
-from meshwarden.controlplane.gather.reporter import Reporter
-from meshwarden.controlplane.gather.resource import Checked, check_resource, count_spans, own_span
+from meshwarden.controlplane.gather.reporter import Found, Reporter
+from meshwarden.controlplane.gather.resource import Body, Checked, bodies_of, check_resource, own_span
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
 from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, SAMPLE, Tally
@@ -132,25 +133,32 @@ class Gather:
             for backend in backends
         ]
 
-    def ingest(self, node: str, request: ExportRequest) -> bool:
+    def ingest(self, node: str, request: ExportRequest, packed: Iterable[ExportRequest] = ()) -> bool:
         """Takes a batch of `node`, whose name its certificate proves; returns False for a repeated one.
 
         What can't be believed is refused piece by piece and counted by reason; the rest is taken.
         Idempotent: for the same records of a chain, and from `settle` on over a restart too.
+
+        Args:
+            node: who sends it.
+            request: the batch.
+            packed: what was packed in it; what that raises when it is iterated goes on, and nothing is taken.
         """
+        reporter = Reporter(node, cache(self._owns), self._trust_domain, self._region, self._clock())
+        found, bodies = Found(reporter), list[Body]()
+        for part in itertools.chain(packed, (request,)):
+            found.add(part)
+            bodies += bodies_of(part, node, reporter.owns, reads_spans=self._reads_spans)
         if not self.marks.first(node, request.run_id, request.first_sequence, request.sequence):
             return False
-        reporter = Reporter(node, cache(self._owns), self._trust_domain, self._region, self._clock())
-        calls = self._believed(reporter, request)
+        calls = self._believed(node, found)
         self._metrics.add(calls)
         self._rates.add(calls)
         self._keep_traces(calls, self.graph.add(calls))
         self.ledger.add(calls)
-        bodies = {"span": request.resource_spans, "point": request.resource_metrics, "log": request.resource_logs}
-        for signal, of_signal in bodies.items():
-            for body in of_signal:
-                self._unwritten_bytes += len(body)
-                self._take(signal, body, reporter)
+        for body in bodies:
+            self._unwritten_bytes += body.size_bytes
+            self._take(body, reporter)
         for drop in request.drops:
             self._take_drop(AgentDrop.read(drop, node, reporter.owns))
         return True
@@ -311,26 +319,28 @@ class Gather:
 
     # -- what comes in
 
-    def _believed(self, reporter: Reporter, request: ExportRequest) -> list[Call]:
-        calls, refused = reporter.believed(request)
+    def _believed(self, node: str, found: Found) -> list[Call]:
+        calls = found.calls()
         taken: Counter[str] = Counter()
         for call in calls:
             taken[call.owner] += call.count
         for owner, count in taken.items():
             self._took("call", owner, count)
-        for why, count in refused.items():
+        for why, count in found.refused.items():
             self._arrived("call", "", count)
             self.tally.drop(INGEST, "call", why, "", count)
-            log.info("calls refused", node=reporter.node, reason=why, calls=count)
+            log.info("calls refused", node=node, reason=why, calls=count)
         return calls
 
-    def _take(self, signal: str, body: bytes, reporter: Reporter) -> None:
+    def _take(self, body: Body, reporter: Reporter) -> None:
+        signal, content = body.signal, body.content
         try:
-            if signal == "span" and not self._reads_spans:
-                tenant, items = count_spans(body, reporter.node, reporter.owns)
-                self._took(signal, tenant, items)
+            if isinstance(content, Refused):
+                raise content
+            if isinstance(content, tuple):
+                self._took(signal, *content)
                 return
-            checked = check_resource(signal, body, reporter.node, self._region, reporter.owns)
+            checked = check_resource(signal, content, reporter.node, self._region, reporter.owns)
         except Refused as refused:
             self._arrived(signal, "", refused.count)
             self.tally.drop(INGEST, signal, refused.reason, "", refused.count)

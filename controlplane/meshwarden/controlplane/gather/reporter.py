@@ -54,31 +54,34 @@ class Reporter:
     region: str
     now: datetime
 
-    def believed(self, batch: ExportRequest) -> tuple[list[Call], Counter[str]]:
-        """Takes the counts of a batch as far as they may be told.
-
-        Returns:
-            The calls, those of one kind and minute together, and how many others were refused: `{reason: calls}`.
-        """
-        found, rows = _Found(self, self.now.timestamp()), 0
-        for table in batch.call_tables:
-            rows += len(table.kinds)
-            found.add_table(table, is_bounded=rows <= MAX_ROWS)
-        for stat in batch.calls:
-            found.add_stat(stat)
-        return [of.call(kind, minute_s) for (_, minute_s, _), (kind, of) in found.sums.items()], found.refused
-
 
 @dataclass(slots=True)
-class _Found:
-    """What is found in a batch so far."""
+class Found:
+    """The counts of a batch, as far as they may be told, those of one kind and minute together.
+
+    Attributes:
+        reporter: whose the batch is.
+        refused: `{reason: calls}`.
+    """
 
     reporter: Reporter
-    now_s: float
-    sums: dict[_Key, tuple[Kind, Sum]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
+    _sums: dict[_Key, tuple[Kind, Sum]] = field(default_factory=dict)
+    _rows: int = 0
 
-    def add_table(self, table: CallTable, *, is_bounded: bool) -> None:
+    def add(self, part: ExportRequest) -> None:
+        """Takes in a part of the batch."""
+        for table in part.call_tables:
+            self._rows += len(table.kinds)
+            self._add_table(table, is_bounded=self._rows <= MAX_ROWS)
+        for stat in part.calls:
+            self._add_stat(stat)
+
+    def calls(self) -> list[Call]:
+        """What is believed."""
+        return [of.call(kind, minute_s) for (_, minute_s, _), (kind, of) in self._sums.items()]
+
+    def _add_table(self, table: CallTable, *, is_bounded: bool) -> None:
         try:
             if not is_bounded:
                 raise ValueError(f"more than {MAX_ROWS} counts")
@@ -89,37 +92,42 @@ class _Found:
             return
         domain, region, minute_s = self.reporter.trust_domain, self.reporter.region, table.minute_s
         for serialised, count, sum_s, durations, exemplars in rows:
+            key = (serialised, minute_s, bool(durations))
+            more = Sum(count, sum_s, durations, exemplars)
             try:
+                more.check(MAX_COUNT, is_whole=True)
+                known = self._sums.get(key)
+                if known is not None:  # as most are: they come with each report
+                    known[1].add(more)
+                    continue
                 kind = (_known if len(serialised) <= _KIND_BYTES else _read)(serialised, domain, region)
                 if isinstance(kind, str):
                     raise Refused(kind)
-                more = Sum(count, sum_s, durations, exemplars)
-                more.check(MAX_COUNT)
-                self._add((serialised, minute_s, bool(durations)), kind, more)
+                self._add(key, kind, more)
             except Refused as refused:
                 self._refuse(refused.reason, count)
 
-    def add_stat(self, stat: CallStat) -> None:
+    def _add_stat(self, stat: CallStat) -> None:
         try:
             more = read_sum(stat, MAX_COUNT)
+            more.check(MAX_COUNT, is_whole=True)
             kind = read_kind(stat, self.reporter.trust_domain, self.reporter.region)
-            self._add((kind, stat.minute.seconds, bool(more.durations)), kind, more)
+            key = (kind, stat.minute.seconds, bool(more.durations))
+            known = self._sums.get(key)
+            if known is None:
+                self._add(key, kind, more)
+            else:
+                known[1].add(more)
         except Refused as refused:
             self._refuse(refused.reason, stat.count)
 
     def _add(self, key: _Key, kind: Kind, more: Sum) -> None:
-        if more.durations and sum(more.durations.values()) != more.count:
-            raise Refused("malformed")
-        known = self.sums.get(key)
-        if known is not None:
-            known[1].add(more)
-            return
         if not self.reporter.owns(self.reporter.node, *kind.own):
             raise Refused("not_owned")
         minute_s = key[1] - key[1] % 60
-        if not -OLDEST.total_seconds() <= minute_s - self.now_s <= NEWEST.total_seconds():
+        if not -OLDEST.total_seconds() <= minute_s - self.reporter.now.timestamp() <= NEWEST.total_seconds():
             raise Refused("out_of_time")
-        self.sums[key] = (kind, more)
+        self._sums[key] = (kind, more)
 
     def _refuse(self, reason: str, count: int) -> None:
         self.refused[reason] += max(1, min(count, _MOST_REFUSED))

@@ -1,6 +1,6 @@
 """OTLP telemetry of agents, checked: named after the workload that it is of, and after the node that sends it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -14,6 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.controlplane.gather.call import Owns, Refused
 from meshwarden.sdk.tracing import wire
+from meshwarden.v1.report_pb2 import ExportRequest
 
 # The agent's own spans carry this service name and no tenant.
 AGENT: Final = "meshwarden-agent"
@@ -37,6 +38,21 @@ class Checked:
     message: Any
     items: int
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Telemetry of one resource, as it came in.
+
+    Attributes:
+        signal: "span", "point" or "log".
+        size_bytes: how large it is.
+        content: its bytes; where nobody will read them, whose it is and how many things; or why it is refused.
+    """
+
+    signal: str
+    size_bytes: int
+    content: bytes | tuple[str, int] | Refused
 
 
 def _spans(message: Any) -> int:
@@ -83,22 +99,26 @@ def check_resource(signal: str, body: bytes, node: str, region: str, owns: Owns)
     return Checked(signal, tenant, message, items, message.SerializeToString() if is_changed else body)
 
 
-def count_spans(body: bytes, node: str, owns: Owns) -> tuple[str, int]:
-    """Takes spans that `node` reports, if it may, and that are kept nowhere and go nowhere: nobody will read them.
+def bodies_of(part: ExportRequest, node: str, owns: Owns, *, reads_spans: bool) -> Iterator[Body]:
+    """The telemetry that a part of a batch of `node` holds; spans that are kept nowhere and go nowhere are counted."""
+    for body in part.resource_spans:
+        yield Body("span", len(body), body if reads_spans else _counted(body, node, owns))
+    for signal, bodies in (("point", part.resource_metrics), ("log", part.resource_logs)):
+        for body in bodies:
+            yield Body(signal, len(body), body)
 
-    Returns:
-        The tenant whose they are, as of `Checked`, and how many they are.
 
-    Raises:
-        Refused: they are malformed, as far as they are read, or of no workload of the node.
-    """
+def _counted(body: bytes, node: str, owns: Owns) -> tuple[str, int] | Refused:
+    """The tenant whose spans they are, as of `Checked`, and how many they are."""
     try:
         opened = wire.AllScopes.FromString(body)
         resource = Resource.FromString(b"".join(opened.resource))
         items = len(opened.scope_spans.spans)
+        return _reporter(resource, node, owns, items)[0], items
     except DecodeError:
-        raise Refused("malformed") from None
-    return _reporter(resource, node, owns, items)[0], items
+        return Refused("malformed")
+    except Refused as refused:
+        return refused
 
 
 def _reporter(resource: Resource, node: str, owns: Owns, items: int) -> tuple[str, str]:

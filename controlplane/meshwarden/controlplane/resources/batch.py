@@ -11,7 +11,8 @@ from google.protobuf.message import Message
 
 from meshwarden.v1.report_pb2 import CallTable, ExportRequest
 
-_MAX_ITEMS: Final = 8192
+MAX_ITEMS: Final = 8192
+"""How many there may be of each thing in a batch."""
 _MAX_BODY_BYTES: Final = 1 << 20
 _MAX_KIND_BYTES: Final = 4096
 _MAX_RUN_ID: Final = 64
@@ -21,14 +22,22 @@ Holds = Callable[[Message], bool]
 """Whether a message keeps the schema's rules, by protovalidate."""
 
 
-def keeps_rules(batch: ExportRequest, holds: Holds) -> bool:
-    """Whether a batch certainly keeps the rules of the schema; where it doesn't, it may."""
+def keeps_rules(batch: ExportRequest, holds: Holds, size_bytes: int | None = None) -> bool:
+    """Whether a batch certainly keeps the rules of the schema; where it doesn't, it may.
+
+    Args:
+        batch: the batch.
+        holds: asked of what is not looked at here.
+        size_bytes: how large it was when it was read, if that is known: in a small one nothing is too large.
+    """
     if batch.calls:
         return False
-    bodies = (batch.resource_spans[:], batch.resource_metrics[:], batch.resource_logs[:])
-    if max(len(batch.packed), len(batch.call_tables), *map(len, bodies)) > _MAX_ITEMS:
+    bodies = (batch.resource_spans, batch.resource_metrics, batch.resource_logs)
+    if max(len(batch.packed), len(batch.call_tables), *map(len, bodies)) > MAX_ITEMS:
         return False
-    if any(len(body) > _MAX_BODY_BYTES for of_signal in bodies for body in of_signal):
+    is_small = size_bytes is not None and size_bytes <= _MAX_BODY_BYTES
+    # Each body that is looked at is copied.
+    if not is_small and any(len(body) > _MAX_BODY_BYTES for of_signal in bodies for body in of_signal[:]):
         return False
     if not all(map(_keep_rules, batch.call_tables)):
         return False
@@ -39,6 +48,6 @@ def keeps_rules(batch: ExportRequest, holds: Holds) -> bool:
 
 def _keep_rules(table: CallTable) -> bool:
     kinds = table.kinds[:]
-    if len(kinds) > _MAX_ITEMS or max(map(len, kinds), default=0) > _MAX_KIND_BYTES:
+    if len(kinds) > MAX_ITEMS or max(map(len, kinds), default=0) > _MAX_KIND_BYTES:
         return False
     return all((len(one.trace_id), len(one.span_id)) == _ID_BYTES for one in table.exemplars)

@@ -83,11 +83,16 @@ def schema() -> Schema:
     return Schema()
 
 
-def rule_faults(message: Message) -> list[FieldFault]:
-    """Holds any message against the schema's rules; the first fault of each field, in the schema's order."""
+def rule_faults(message: Message, size_bytes: int | None = None) -> list[FieldFault]:
+    """Holds any message against the schema's rules; the first fault of each field, in the schema's order.
+
+    Args:
+        message: the message.
+        size_bytes: how large it was when it was read, where that is known: it may spare a look at its parts.
+    """
     if not schema().knows(message.DESCRIPTOR.full_name):
         return []
-    if isinstance(message, ExportRequest) and keeps_rules(message, _holds):
+    if isinstance(message, ExportRequest) and keeps_rules(message, _holds, size_bytes):
         return []
     return list(_faults_of(message))
 

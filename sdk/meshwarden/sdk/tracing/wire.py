@@ -16,7 +16,7 @@ _REPEATED: Final = descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
 _OPTIONAL: Final = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
 # {message: {field: its number in OTLP's}}, of repeated bytes
 _FIELDS: Final = {
-    "Request": {"resource_spans": 1},
+    "Request": {},
     "Resource": {"resource": 1, "scope_spans": 2, "schema_url": 3},
     "Scope": {"scope": 1, "spans": 2, "schema_url": 3},
     "AllScopes": {"resource": 1},
@@ -24,6 +24,8 @@ _FIELDS: Final = {
 }
 # {message: (field, number, message)}: as if there were one. What protobuf reads several of it then makes one of.
 _MERGED: Final = {"AllScopes": ("scope_spans", 2, "Scope"), "AllResources": ("resource_spans", 1, "AllScopes")}
+# {message: (field, number, message)}, of which there may be several.
+_NESTED: Final = {"Request": ("resource_spans", 1, "Resource")}
 
 
 def _classes() -> dict[str, Any]:
@@ -34,9 +36,10 @@ def _classes() -> dict[str, Any]:
         message = file.message_type.add(name=name)
         for field, number in numbers.items():
             message.field.add(name=field, number=number, type=_BYTES, label=_REPEATED)
-        if name in _MERGED:
-            field, number, of = _MERGED[name]
-            message.field.add(name=field, number=number, type=_MESSAGE, label=_OPTIONAL, type_name=f".{_PACKAGE}.{of}")
+        for label, known in ((_OPTIONAL, _MERGED), (_REPEATED, _NESTED)):
+            if name in known:
+                field, number, of = known[name]
+                message.field.add(name=field, number=number, type=_MESSAGE, label=label, type_name=f".{_PACKAGE}.{of}")
     pool.Add(file)
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _FIELDS}
 
