@@ -1,8 +1,8 @@
 """What an Envoy is told to do with its buckets, in the terms of its rate limit quota service.
 
 Envoy's ways, which these assignments keep to (1.40): times are read in whole seconds, and an assignment without an end
-ends at once; a bucket fills by whole calls, so it does each minute by sixty times its rate, which Envoy spreads evenly. A
-changed bucket stays full to the same part. An assignment that is the same again prolongs the last.
+ends at once; a bucket fills by whole calls, so it does each minute by sixty times its rate, which Envoy spreads
+evenly. A changed bucket stays full to the same part. An assignment that is the same again prolongs the last.
 
 Source: envoy/service/rate_limit_quota/v3/rlqs.proto, envoy/type/v3/ratelimit_strategy.proto.
 """
