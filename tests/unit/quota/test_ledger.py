@@ -451,6 +451,29 @@ def test_a_policy_that_is_made_again_finds_what_was_spent() -> None:
     assert let_in(world) <= 100
 
 
+@pytest.mark.parametrize("is_written", [True, False])
+def test_what_was_used_of_a_policy_that_goes_while_a_write_is_awaited_is_written_next(is_written: bool) -> None:
+    world = day(100)
+    spend(world, rounds=10)
+    (account,) = world.ledgers.find(POLICY).accounts.values()  # type: ignore[union-attr]
+    world.plan()
+    if is_written:
+        world.write()
+    for server in world.servers:
+        world.call(server, "acme", METHOD)
+        server.report(world.now_s)
+    world.up()
+    world.apply(None)
+    if is_written:
+        world.tell()
+    world.plan()
+    world.write()
+    used, world.servers = account.used, []
+    world.start_control_plane()
+    (written,) = world.ledgers.find(POLICY).accounts.values()  # type: ignore[union-attr]
+    assert written.used == used > 0
+
+
 def test_a_floor_is_kept_free_for_who_has_it() -> None:
     limits = [{"tenant": "acme", "requests": 80, "floor": 30}, {"tenant": "globex", "requests": 90}]
     world = day(100, limits=limits)

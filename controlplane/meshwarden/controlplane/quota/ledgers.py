@@ -99,8 +99,10 @@ class Ledgers:
         self._new_turn = new_turn
         self._books: dict[Name, Book] = dict(books)
         self._policies: dict[str, _Policy] = {}
-        # What has to be written: by ledger the paths, () for its own record; and what has to be deleted.
+        # What has to be written, and what of that is planned: by ledger the paths, () for its own record. And what has
+        # to be deleted.
         self._unwritten: dict[Name, set[Path]] = {}
+        self._planned: dict[Name, set[Path]] = {}
         self._over: list[Write] = []
         self._used_s = self._pruned_s = -math.inf
         self.presses = False
@@ -204,16 +206,22 @@ class Ledgers:
                 period = self._books[known.name].period
                 known.ledger.plan(now_s, (wall_s - period.start_s) / (period.end_s - period.start_s))
                 self._note(known.name, known.ledger, with_use=with_use)
-        writes = []
         for name, paths in self._unwritten.items():
+            self._planned.setdefault(name, set()).update(paths)
+        self._unwritten = {}
+        writes = []
+        for name, paths in self._planned.items():
             book = self._books[name]
             writes += [Write(name, path, book.accounts.get(path) if path else book) for path in sorted(paths)]
         # What has moved to another account is written there before it is deleted here.
         return sorted(writes, key=lambda write: write.value is None) + self._over
 
     def written(self) -> list[tuple[str, int, Grant]]:
-        """What is to be said now that all that was planned is written: [(policy, turn, grant)]."""
-        self._unwritten, self._over = {}, []
+        """What is to be said now that all that was planned is written: [(policy, turn, grant)].
+
+        What has been noted since, of a policy that is gone for one, is planned next.
+        """
+        self._planned, self._over = {}, []
         return [
             (policy, known.ledger.turn, grant)
             for policy, known in self._policies.items()
@@ -272,6 +280,7 @@ class Ledgers:
                 self._unwritten.setdefault(after, set()).add(())
             del self._books[name]
             self._unwritten.pop(name, None)
+            self._planned.pop(name, None)
             # The ledger's own record goes last: without it the others would never be found.
             self._over += [Write(name, path, None) for path in (*sorted(book.accounts), ())]
 
