@@ -7,9 +7,10 @@ A suite that needs a program which is not there is left out, and the run says so
 With MESHWARDEN_REQUIRE_ALL_SUITES set, as in `.ci/run`, a suite left out fails the run.
 """
 
+import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,10 +34,38 @@ PACKAGES = {
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the product does."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+async def event_loop_of_all(anyio_backend: str) -> AsyncIterator[None]:  # noqa: ARG001 - it asks for the runner
+    """One event loop for all async tests of a process.
+
+    grpc.aio has one queue of events a process, which whoever runs a loop empties. What a call that was cancelled
+    at the end of a test still had to say went to that test's loop, closed by then, and failed the test after it.
+    """
+    yield
+
+
+@pytest.fixture
+async def tasks_of_one_test(event_loop_of_all: None) -> AsyncIterator[None]:  # noqa: ARG001
+    """Ends what a test leaves running, as the end of its loop would."""
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def own_tasks(request: pytest.FixtureRequest) -> None:
+    """Gives each async test the loop of all, and its own tasks."""
+    if request.node.get_closest_marker("anyio"):
+        request.getfixturevalue("tasks_of_one_test")
 
 
 def pytest_configure(config: pytest.Config) -> None:

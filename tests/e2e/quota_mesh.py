@@ -192,9 +192,13 @@ class Quota(Programs):
 
         self.up.until(is_divided)
 
+    def probe(self, node: str) -> "subprocess.Popen[str]":
+        """Starts a program of acme that calls when it is told to."""
+        return self.start(node, "acme/web", "-m", "meshwarden.examples.probe")
+
     def call(self, node: str, plan: Plan, callers: int = 5) -> "subprocess.Popen[str]":
         """Starts to call, as fast as so many callers can; on node-b, as the SDK lets them."""
-        probe = self.start(node, "acme/web", "-m", "meshwarden.examples.probe")
+        probe = self.probe(node)
         held = plan.throttled and node == "node-b"
         call = {**plan.op, "rate": 150, "concurrency": callers, "timeout_s": 20, "throttled": held}
         ask(probe, op="steady_start", id="load", call=call)

@@ -1,8 +1,12 @@
 """Limits that count something else than a rate of calls: amounts for a day, costs, bytes, and calls at once."""
 
+import contextlib
 import itertools
 import json
+import subprocess
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,26 +26,43 @@ def a_day() -> str:
 
 @pytest.mark.parametrize("quota", [pytest.param(([THREE], a_day()), id="day")], indirect=True)
 def test_a_day_has_its_calls_and_no_more_whoever_is_killed(quota: Quota) -> None:
-    """What is missing at the end is no more than what is shown as lost."""
-    probes = [quota.call(node, THREE) for node in ("node-a", "node-b")]
-    quota.until_each_served(20)
-    quota.kill("server")
-    quota.until_each_served(10)
-    dead = quota.programs[0]
-    assert "counting_orders.py" in " ".join(map(str, dead.args)), "the one of which most is asked"
-    dead.kill()
-    dead.wait()
+    """What is missing at the end is no more than what is shown as lost.
+
+    Each step calls for as long as it has to, and so slowly that most of the day is left for the next.
+    """
+    probes = [quota.probe(node) for node in ("node-a", "node-b")]
+    with _load(probes, rate=15):
+        quota.until_each_served(20)
+        quota.kill("server")
+        quota.until_each_served(5)
+        dead = quota.programs[0]
+        assert "counting_orders.py" in " ".join(map(str, dead.args)), "the one of which most is asked"
+        dead.kill()
+        dead.wait()
     before = len(quota.served(THREE, "v1"))
     quota.serve_one(THREE, "v1")
-    quota.up.until(lambda: len(quota.served(THREE, "v1")) > before)
-    quota.up.until(lambda: (state := _day(quota)) is not None and state["left"] < 1 and state["held"] < 1)
-    refused = [ask(probe, op="steady_stop", id="load")["codes"].get("RESOURCE_EXHAUSTED", 0) for probe in probes]
-    assert any(refused)
+    with _load(probes, rate=5):
+        quota.up.until(lambda: len(quota.served(THREE, "v1")) > before)
+    with _load(probes, rate=150) as codes:
+        quota.up.until(lambda: (state := _day(quota)) is not None and state["left"] < 1 and state["held"] < 1)
+    assert codes["RESOURCE_EXHAUSTED"]
     served, state = len(quota.all_served()), _day(quota)
     assert state is not None
     assert DAY - state["lost"] <= served <= DAY, state
     shown = quota.up.run("quota", "explain", "acme")
     assert f"of {DAY} requests used" in shown.stdout, shown
+
+
+@contextlib.contextmanager
+def _load(probes: "Sequence[subprocess.Popen[str]]", rate: float) -> Iterator[Counter[str]]:
+    """Calls so often a second from each; how the calls ended is known afterwards."""
+    codes: Counter[str] = Counter()
+    call = {**THREE.op, "rate": rate, "concurrency": 5, "timeout_s": 20}
+    for probe in probes:
+        ask(probe, op="steady_start", id="load", call=call)
+    yield codes
+    for probe in probes:
+        codes.update(ask(probe, op="steady_stop", id="load")["codes"])
 
 
 def _day(quota: Quota) -> dict[str, float] | None:
