@@ -41,17 +41,17 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-async def event_loop_of_all(anyio_backend: str) -> AsyncIterator[None]:  # noqa: ARG001 - it asks for the runner
+async def event_loop_of_all(anyio_backend: str) -> AsyncIterator[None]:
     """One event loop for all async tests of a process.
 
     grpc.aio has one queue of events a process, which whoever runs a loop empties. What a call that was cancelled
     at the end of a test still had to say went to that test's loop, closed by then, and failed the test after it.
     """
-    yield
+    yield  # noqa: PT022 - until then the runner is held
 
 
 @pytest.fixture
-async def tasks_of_one_test(event_loop_of_all: None) -> AsyncIterator[None]:  # noqa: ARG001
+async def tasks_of_one_test(event_loop_of_all: None) -> AsyncIterator[None]:
     """Ends what a test leaves running, as the end of its loop would."""
     before = asyncio.all_tasks()
     yield

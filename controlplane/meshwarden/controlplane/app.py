@@ -4,6 +4,7 @@ Order of start: store, audit, authority, own certificate, services, publisher, t
 answered before there is something to say. `<state_dir>/server.json` says where it listens, once it does.
 """
 
+import contextlib
 import platform
 import random
 import signal
@@ -28,6 +29,7 @@ from meshwarden.certs.deny import Denied, DenyList
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane import log
 from meshwarden.controlplane.api.admin import AdminServicer
+from meshwarden.controlplane.api.audit import AuditServicer
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.quota import QuotaServicer
@@ -38,6 +40,7 @@ from meshwarden.controlplane.api.scrape import Scraped
 from meshwarden.controlplane.api.server import Api, Servicers, overload, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.api.vitals import Vitals
+from meshwarden.controlplane.audit.anchor import Anchor
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.config import Config, DiskAuthorityConfig, OtlpConfig, VaultAuthorityConfig, VaultConfig
@@ -77,7 +80,7 @@ from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.secrets.port import SecretError
 from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.store.compaction import compact_old
-from meshwarden.controlplane.store.port import Store
+from meshwarden.controlplane.store.port import Store, StoreError
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.heap import settle
@@ -86,6 +89,7 @@ from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.scrape import serve_pages, url_of
 from meshwarden.sdk.tracing.own_span import Kept, Provider, own_provider, server_interceptor
 
+AUDIT = "audit.jsonl"
 STOP_GRACE_S = 2.0
 # What the configuration calls signals, and we call things.
 SIGNALS = {"traces": "span", "metrics": "point", "logs": "log"}
@@ -111,6 +115,7 @@ class Engines:
 
     store: Store
     audit: CountedAuditLog
+    anchor: Anchor
     authority: Authority
     backends: tuple[Backend, ...]
 
@@ -126,15 +131,15 @@ async def serve(config: Config) -> None:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         stack.enter_context(alone(config.state_dir / "server.lock"))
         store = await stack.enter_async_context(open_store(config.state_dir / "store.sqlite"))
-        audit = CountedAuditLog(
-            await stack.enter_async_context(FileAuditLog.open(config.state_dir / "audit.jsonl", utc_now))
-        )
+        events = await stack.enter_async_context(FileAuditLog.open(config.state_dir / AUDIT, utc_now))
+        audit = CountedAuditLog(events)
+        anchor = Anchor(store, audit, lambda: events.end, config.state_dir / AUDIT, _writer(config), utc_now)
         secrets = Secrets(vault=config.vault or _vault_of(config))
         spans = Kept()
         tracing = own_provider(OWN_NAME, spans)
         authority = await stack.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
         backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
-        control_plane = ControlPlane(config, Engines(store, audit, authority, backends), tracing)
+        control_plane = ControlPlane(config, Engines(store, audit, anchor, authority, backends), tracing)
         spans.pass_to(control_plane.take_own_spans)
         settle()
         await control_plane.run()
@@ -161,7 +166,7 @@ class ControlPlane:
         self._division = Division(
             store,
             self._publisher.mesh,
-            f"{platform.node()}:{config.state_dir}",
+            _writer(config),
             time.monotonic,
             lambda: utc_now().timestamp(),
             lambda: rng.getrandbits(62) + 1,
@@ -249,6 +254,7 @@ class ControlPlane:
         async with anyio.create_task_group() as group:
             group.start_soon(compact_old, self._engines.store)
             parts = (
+                self._engines.anchor,
                 self._engines.authority,
                 self._serving,
                 self._jwt,
@@ -277,6 +283,8 @@ class ControlPlane:
             await api.stop(STOP_GRACE_S)
             if self._own_metrics is not None:
                 await self._own_metrics.tell()  # what was counted since the last time
+            with contextlib.suppress(StoreError):
+                await self._engines.anchor.note()
             group.cancel_scope.cancel()
 
     def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
@@ -339,6 +347,7 @@ class ControlPlane:
         )
         return Servicers(
             admin=admin,
+            audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
             node=NodeServicer(nodes, self._publisher, self._sessions, engines.authority, trust=self._trust),
             quota=QuotaServicer(nodes, self._division, self._publisher),
             region=RegionServicer(self._gather.ledger, self._gather.tail, config.trust_domain, config.region),
@@ -354,6 +363,11 @@ class ControlPlane:
         with listening("metrics_listen", self._config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
         return url_of(host, port, "/metrics")
+
+
+def _writer(config: Config) -> str:
+    """Names this control plane among those of one store, the same after a restart."""
+    return f"{platform.node()}:{config.state_dir}"
 
 
 def _vault_of(config: Config) -> VaultConfig | None:

@@ -5,6 +5,7 @@ from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.identity.authorize import TABLE, Denied, authorize, authorize_region, check_role, sees
 from meshwarden.v1 import (
     admin_service_pb2,
+    audit_service_pb2,
     node_service_pb2,
     quota_service_pb2,
     region_service_pb2,
@@ -26,6 +27,7 @@ HEALTH = {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List", "/grpc.
 def methods() -> set[str]:
     files = (
         admin_service_pb2,
+        audit_service_pb2,
         node_service_pb2,
         quota_service_pb2,
         region_service_pb2,
@@ -67,7 +69,11 @@ def test_who_may_what() -> None:
     assert may(WHO[Role.NODE]) == HEALTH | node
     rest = set(TABLE) - node - region
     assert may(WHO[Role.OPERATOR]) == rest
-    mesh_wide = {"/meshwarden.v1.AdminService/CreateJoinToken", "/meshwarden.v1.AdminService/RenewSvids"}
+    mesh_wide = {
+        "/meshwarden.v1.AdminService/CreateJoinToken",
+        "/meshwarden.v1.AdminService/RenewSvids",
+        "/meshwarden.v1.AuditService/VerifyEvents",
+    }
     assert may(WHO[Role.TENANT_OPERATOR]) == rest - mesh_wide
 
 

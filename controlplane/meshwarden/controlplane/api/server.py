@@ -21,6 +21,8 @@ from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     node_service_pb2,
     node_service_pb2_grpc,
     quota_service_pb2,
@@ -48,6 +50,8 @@ READING = frozenset(
         "GetTrace",
         "GetQuotas",
         "ListDenied",
+        "ListEvents",
+        "VerifyEvents",
         "Get",
         "List",
     },
@@ -65,6 +69,7 @@ class Servicers:
     """What the server serves."""
 
     admin: admin_service_pb2_grpc.AdminServiceServicer
+    audit: audit_service_pb2_grpc.AuditServiceServicer
     node: node_service_pb2_grpc.NodeServiceServicer
     quota: quota_service_pb2_grpc.QuotaServiceServicer
     region: region_service_pb2_grpc.RegionServiceServicer
@@ -76,6 +81,7 @@ def names() -> tuple[str, ...]:
     """The full names of our services."""
     files = (
         admin_service_pb2,
+        audit_service_pb2,
         node_service_pb2,
         quota_service_pb2,
         region_service_pb2,
@@ -134,6 +140,7 @@ class Api:
             ],
         )
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, self._server)
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicers.node, self._server)
         quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(servicers.quota, self._server)
         region_service_pb2_grpc.add_RegionServiceServicer_to_server(servicers.region, self._server)

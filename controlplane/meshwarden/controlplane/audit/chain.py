@@ -15,6 +15,7 @@ from datetime import datetime
 from meshwarden.controlplane.audit.port import AuditBroken
 
 MAX_TEXT = 4096
+MAX_LINE_BYTES = 8 << 20
 MAX_ITEMS = 1000
 MAX_DEPTH = 4
 GENESIS = "0" * 64

@@ -19,9 +19,9 @@ from typing import BinaryIO
 import structlog
 
 from meshwarden.controlplane.audit import chain
+from meshwarden.controlplane.audit.chain import MAX_LINE_BYTES
 from meshwarden.controlplane.audit.port import AuditBroken, AuditError, AuditLog, AuditUnavailable
 
-MAX_LINE_BYTES = 8 << 20
 MAX_BATCH = 256
 MAX_NOTES = 1024
 # How many notes are stored in full, at once and each second; those beyond are counted. Strangers cause notes; at one a
@@ -85,6 +85,11 @@ class FileAuditLog(AuditLog):
         finally:
             # What waits is written even when the context ends by cancellation.
             opened.close()
+
+    @property
+    def end(self) -> chain.Link:
+        """Where the chain ends: the newest event that is durable."""
+        return self._link
 
     async def record(self, event: str, **fields: object) -> None:
         """Stores an event; it is durable on return."""

@@ -34,6 +34,7 @@ COMMANDS = {
     "token": ("admin", "token", "Make join tokens for nodes."),
     "svid": ("admin", "svid", "Show and renew workload certificates."),
     "identity": ("identity", "identity", "Revoke identities and certificates."),
+    "audit": ("audit", "audit", "Show what was done, and verify it."),
     "context": ("context_command", "context", "Choose the mesh to talk to."),
     "completion": ("completion", "completion", "Print shell completion."),
 }

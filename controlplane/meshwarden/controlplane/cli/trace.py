@@ -5,13 +5,14 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli import client, render, skew
+from meshwarden.controlplane.cli.span_of_time import SpanOfTime
 from meshwarden.v1.admin_service_pb2 import (
     GetTraceRequest,
     GetTraceResponse,
@@ -20,7 +21,6 @@ from meshwarden.v1.admin_service_pb2 import (
     TraceSummary,
 )
 
-_UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _BAR: Final = 32
 # Deeper ones stand under each other: a terminal has an end.
 _MAX_INDENT: Final = 16
@@ -28,27 +28,12 @@ _MAX_REVISIONS: Final = 8
 _PAGE: Final = 200
 
 
-class _Time(click.ParamType[float]):
-    """A span of time, "50ms", "1.5s" or "2h", in seconds."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s|m|h|d)", str(value))
-        if found is None:
-            self.fail(f"{value!r} is no span of time; write 50ms, 1.5s, 15m or 2h", param, ctx)
-        seconds = float(found[1]) * _UNITS[found[2]]
-        if seconds > 365 * 86_400:
-            self.fail(f"{value!r} is more than a year", param, ctx)
-        return seconds
-
-
 @click.command()
 @click.option("--tenant", default="", help="Only traces in which this tenant has spans, and those alone.")
 @click.option("--service", default="", help="Only traces in which this service has spans, NAME or TENANT/NAME.")
 @click.option("--status", type=click.Choice(["any", "error"]), default="any", show_default=True, help="How they ended.")
-@click.option("--min-duration", type=_Time(), default="0s", help="Only traces in which a span took so long, 50ms.")
-@click.option("--since", type=_Time(), default="1h", show_default=True, help="How far back.")
+@click.option("--min-duration", type=SpanOfTime(), default="0s", help="Only traces in which a span took so long, 50ms.")
+@click.option("--since", type=SpanOfTime(), default="1h", show_default=True, help="How far back.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many at most.")
 @render.output_option
 def traces(tenant: str, service: str, status: str, min_duration: float, since: float, limit: int, output: str) -> None:
