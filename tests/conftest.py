@@ -10,7 +10,8 @@ With MESHWARDEN_REQUIRE_ALL_SUITES set, as in `.ci/run`, a suite left out fails 
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,31 +42,31 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-async def event_loop_of_all(anyio_backend: str) -> AsyncIterator[None]:
+async def event_loop_of_all(anyio_backend: str) -> AsyncIterator[asyncio.AbstractEventLoop]:
     """One event loop for all async tests of a process.
 
     grpc.aio has one queue of events a process, which whoever runs a loop empties. What a call that was cancelled
     at the end of a test still had to say went to that test's loop, closed by then, and failed the test after it.
     """
-    yield  # noqa: PT022 - until then the runner is held
-
-
-@pytest.fixture
-async def tasks_of_one_test(event_loop_of_all: None) -> AsyncIterator[None]:
-    """Ends what a test leaves running, as the end of its loop would."""
-    before = asyncio.all_tasks()
-    yield
-    left = asyncio.all_tasks() - before
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    yield asyncio.get_running_loop()  # noqa: PT022 - until then the runner is held
 
 
 @pytest.fixture(autouse=True)
-def own_tasks(request: pytest.FixtureRequest) -> None:
-    """Gives each async test the loop of all, and its own tasks."""
-    if request.node.get_closest_marker("anyio"):
-        request.getfixturevalue("tasks_of_one_test")
+def own_tasks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends what an async test leaves running, as the end of its own loop would."""
+    if "anyio_backend" not in request.fixturenames:
+        yield
+        return
+    loop = request.getfixturevalue("event_loop_of_all")
+    before = asyncio.all_tasks(loop)
+    yield
+    loop.run_until_complete(_end(asyncio.all_tasks(loop) - before))
+
+
+async def _end(tasks: Collection["asyncio.Task[Any]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
