@@ -1,7 +1,11 @@
 """Commands against a real gRPC server with mutual TLS that answers as a control plane does."""
 
+import contextlib
 import datetime
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +31,10 @@ from meshwarden.v1 import resource_service_pb2 as resource
 from meshwarden.v1.node_service_pb2 import WorkloadState
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import Metadata, Resource, Service, Tenant
+
+
+ANSWERED: list[int] = []
+"""How often it was asked for quotas."""
 
 
 def certificate(
@@ -150,6 +158,16 @@ class Answers(admin_service_pb2_grpc.AdminServiceServicer, resource_service_pb2_
             span.duration.FromMilliseconds(10)
         return admin.GetTraceResponse(spans=[root, child, lost], incomplete=True, region="eu", trace_id=TRACE)
 
+    def GetQuotas(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
+        ANSWERED.append(len(ANSWERED))
+        if len(ANSWERED) > 3:
+            ctx.abort(grpc.StatusCode.PERMISSION_DENIED, "not yours any more")
+        state = admin.QuotaState(unit="requests", limit=5, allowed=10 * len(ANSWERED), excess=0)
+        state.bucket.policy, state.bucket.tenant = "platform/orders", "acme\x1b[2J"
+        answer = admin.GetQuotasResponse(divides=True, quotas=[state])
+        answer.now.FromSeconds(len(ANSWERED))
+        return answer
+
     def ListCalls(self, request, ctx):  # type: ignore[no-untyped-def]  # noqa: N802
         return admin.ListCallsResponse()
 
@@ -216,6 +234,31 @@ def test_status_is_tabs_in_a_pipe_and_json_for_programs() -> None:
     assert "acme/web#1\tnode-a\tspiffe://mesh.test/tenant/acme/service/web\t50m\n" in out
     assert "warning: shares a uid" in err
     assert json.loads(run("status", "-o", "json")[1])["trustDomain"] == "mesh.test"
+
+
+@pytest.mark.usefixtures("mesh")
+def test_quota_top_draws_itself_anew_on_a_terminal_and_once_in_a_pipe() -> None:
+    ANSWERED.clear()
+    command = [sys.executable, "-m", "meshwarden.controlplane", "quota", "top", "--every", "0.5"]
+    ours, theirs = os.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        drawn = b""
+        with contextlib.suppress(OSError):  # the terminal's end is an error on Linux
+            while more := os.read(ours, 4096):
+                drawn += more
+        os.close(ours)
+    # Twice, since what is called is taken between two answers; what tenants are called moves no cursor.
+    assert process.returncode > 0, "the last answer was a refusal"
+    frames = drawn.decode().split("\x1b[2J")
+    assert frames[0] == ""
+    assert len(frames) == 3
+    for frame in frames[1:]:
+        assert "10.0" in frame
+        assert "POLICY" in frame
+    ANSWERED.clear()
+    code, out, _ = run("quota", "top", "--every", "0.5")
+    assert (code, len(out.splitlines()), "\x1b" in out) == (0, 2, False)
 
 
 @pytest.mark.usefixtures("mesh")

@@ -207,6 +207,7 @@ async def test_absurd_usage_of_one_moves_nobody_elses_share(tmp_path: Path, coun
         shares = await told(stream, "p")
         assert shares["globex", ""] >= 30
         assert shares["acme", ""] <= 100
+        assert world.division.ignored()["absurd"] == 1
 
 
 async def test_a_point_that_was_silent_for_too_long_has_to_begin_anew(tmp_path: Path) -> None:

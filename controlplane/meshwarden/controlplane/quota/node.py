@@ -135,8 +135,9 @@ class NodeStream:
             if bucket.policy in self._ledgers:
                 self._use(point, bucket, usage, now_s, again=report.begins)
                 continue
-            counts = (min(count, MOST) for count in (usage.allowed, usage.denied, usage.in_use, usage.shadowed))
-            usages[bucket] = Usage(*counts)
+            counts = usage.allowed, usage.denied, usage.in_use, usage.shadowed
+            self.ignored["absurd"] += max(counts) >= MOST  # an agent says no more in any case
+            usages[bucket] = Usage(*(min(count, MOST) for count in counts))
             self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
         self._leases.report(point, usages, now_s, acknowledged=report.acknowledged)
 
