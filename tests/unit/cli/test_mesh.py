@@ -32,7 +32,6 @@ from meshwarden.v1.node_service_pb2 import WorkloadState
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import Metadata, Resource, Service, Tenant
 
-
 ANSWERED: list[int] = []
 """How often it was asked for quotas."""
 
