@@ -160,6 +160,20 @@ async def test_a_call_must_pass_the_policy_of_its_service_and_that_of_several(
         assert await codes(acme, "/any", 3) == [429] * 3
 
 
+async def test_without_shares_each_point_has_the_fallback(rig: Rig, app: str, quotas: Quotas) -> None:
+    limit = {"tenant": "acme", "requests": 1_000_000}
+    fallback = {"requests": 1, "per": "60s", "burst": 4}
+    _, web = await two_sidecars(rig, app, access(EVERYONE), policy(limit, whenAway="FALLBACK", fallback=fallback))
+    async with web.client() as acme:
+        await settles(acme, "/first", 200)
+        await quotas.grant(Key(POLICY, "acme", ""), 1_000_000, 1_000_000)
+        assert await codes(acme, "/any", 20) == [200] * 20
+        quotas.ahead_s = 100.0
+        await settles(acme, "/any", 429)
+        quotas.ahead_s = 0.0
+        await settles(acme, "/any", 200)
+
+
 @pytest.mark.parametrize(("away", "code"), [("KEEP_LAST", 200), ("DENY", 429)])
 async def test_when_nobody_divides_the_policy_says_what_holds(
     rig: Rig, app: str, quotas: Quotas, away: str, code: int
