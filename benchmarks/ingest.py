@@ -101,7 +101,7 @@ async def river(directory: Path, *, keeps_traces: bool) -> AsyncIterator[River]:
     path = directory / "gather.sqlite"
     durable = Durable(path)
     ledger = Ledger(durable, DOMAIN, utc_now, region=REGION)
-    mesh = {"owns": _owns, "trust_domain": DOMAIN, "region": REGION}
+    mesh = {"owns": owns, "trust_domain": DOMAIN, "region": REGION}
     most = MAX_SIZE_BYTES if keeps_traces else 0
     gather = Gather(durable, ledger, Metrics(), [], utc_now, random.Random(1), **mesh, traces_max_bytes=most)
 
@@ -115,7 +115,7 @@ async def river(directory: Path, *, keeps_traces: bool) -> AsyncIterator[River]:
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(gather.run)
-            yield River(intake, spool, Outbox(spool, export), gather, durable, path, _workload(directory))
+            yield River(intake, spool, Outbox(spool, export), gather, durable, path, workload_in(directory))
             group.cancel_scope.cancel()
     finally:
         spool.close()
@@ -245,11 +245,13 @@ def _stat(callee: int, method: int) -> report_pb2.CallStat:
     return stat
 
 
-def _owns(node: str, tenant: str, service: str) -> bool:
+def owns(node: str, tenant: str, service: str) -> bool:
+    """Whether it is the one entry that there is."""
     return (node, tenant, service) == (NODE, "acme", "web")
 
 
-def _workload(directory: Path) -> Workload:
+def workload_in(directory: Path) -> Workload:
+    """The one workload."""
     return Workload(
         id="acme/web#1",
         entry=resources_pb2.WorkloadEntry(metadata=resources_pb2.Metadata(tenant="acme", name="web")),

@@ -10,9 +10,11 @@ spans exported and all counts added up. RATIO is how many traces are recorded: b
 server's callers say.
 
 "floor" is the least that can be done: two looks at a clock, a count, a `traceparent` written or found; "certified
-floor" reads the caller's certificate besides, of which nothing is checked. "checked" is what ours does on a server
-before all that: it proves who calls, reads how much the call matters, and asks the tenant's limits, of which there are
-none. "checked contrib" is that with the package around it.
+floor" reads the caller's certificate besides, of which nothing is checked. "promised floor" is the least that keeps
+what is promised of a call that ends well: it proves who calls, has the calls made below go on with the trace, and
+counts by caller, method, status and decision; limits, errors, streams and how much a call matters are not in it.
+"checked" is what ours does on a server before all that: it proves who calls, reads how much the call matters, and asks
+the tenant's limits, of which there are none. "checked contrib" is that with the package around it.
 
 Spans go to a batch processor that exports nothing, for ours and for the package alike. Counts of ours are taken once a
 second and thrown away: an agent is not there.
@@ -32,6 +34,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from opentelemetry import trace
+from opentelemetry.context import Context, attach
 from opentelemetry.instrumentation import grpc as contrib
 from opentelemetry.instrumentation.grpc.grpcext import intercept_channel
 from opentelemetry.sdk.trace import TracerProvider
@@ -48,20 +51,24 @@ from meshwarden.sdk.backpressure import criticality
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.handler import IncomingInterceptor
-from meshwarden.sdk.incoming import Incoming
+from meshwarden.sdk.incoming import Incoming, served_call
 from meshwarden.sdk.mtls.caller import Callers
 from meshwarden.sdk.outgoing import Outgoing
 from meshwarden.sdk.quota.limits import Limits
-from meshwarden.sdk.red.count import Counter
+from meshwarden.sdk.red.count import Counter, Known
+from meshwarden.sdk.tracing.call_span import Passed
 from meshwarden.sdk.tracing.numbered import Number
 from meshwarden.sdk.tracing.provider import Provider
+from meshwarden.sdk.tracing.trace import PARENT, is_parent
 from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.report_pb2 import CallStat
 
 DOMAIN = "bench.test"
 SERVER_NAME = "orders.bench.test"
 METHOD = "/bench.Orders/Get"
 CLIENTS = ("bare", "empty", "floor", "ours", "contrib")
-SERVERS = ("bare", "empty", "floor", "certified floor", "checked", "ours", "contrib", "checked contrib")
+FLOORS = ("floor", "certified floor", "promised floor")
+SERVERS = ("bare", "empty", *FLOORS, "checked", "ours", "contrib", "checked contrib")
 ALL, FEW = 1.0, 0.01
 RPC_S = 10.0
 _ONE_IN = 100
@@ -182,6 +189,28 @@ def checked(link: Any, inner: Any) -> Any:
     return serve
 
 
+def promised(link: Any, inner: Any) -> Any:
+    """The least that proves who calls, goes on with the trace, and counts."""
+    callers, known = Callers(lambda: link.config.bundles, utc_now), Known(link.counter, served_call)
+    allowed = CallStat.ALLOWED
+
+    def serve(request: bytes, context: Any) -> Any:
+        begun_s = time.perf_counter()
+        caller = callers.identify(context)
+        said = ""
+        for name, value in context.invocation_metadata():
+            if name == PARENT:
+                said = value
+        if is_parent(said):
+            attach(trace.set_span_in_context(Passed(said, "", is_remote=True), Context()))
+        answer = inner(request, context)
+        if context.code() is None and context.is_active():
+            known.add(link.config, (caller.source, METHOD, "OK", allowed), begun_s)
+        return answer
+
+    return serve
+
+
 class Providers:
     """What a program makes for ours and for the package, and what is counted."""
 
@@ -211,6 +240,7 @@ def serve(ratio: float, directory: Path) -> None:
         "empty": [Empty()],
         "floor": [Around(lambda inner: Floor().serve(inner, is_certified=False))],
         "certified floor": [Around(lambda inner: Floor().serve(inner, is_certified=True))],
+        "promised floor": [Around(lambda inner: promised(link, inner))],
         "checked": [Around(lambda inner: checked(link, inner))],
         "ours": [IncomingInterceptor(Incoming(link, utc_now))],
         "contrib": [contrib.server_interceptor(providers.contribs)],

@@ -13,6 +13,7 @@ import rotel
 
 from benchmarks import ingest
 from benchmarks.ingest_floor import Floor
+from benchmarks.ingest_pieces import Pieces
 from benchmarks.process import Broken, child, cpu_s, say
 from benchmarks.result import Case
 from meshwarden.sdk.heap import settle
@@ -38,7 +39,8 @@ async def cases(directory: Path, rounds: int) -> AsyncIterator[Case]:
     places = {on_cpu.name: directory / "counted", on_store.name: directory / "stored"}
     for place in places.values():
         place.mkdir(mode=0o700)
-    floor = Floor(directory)
+    floor, pieces = Floor(directory), Pieces(directory)
+    parts: dict[str, Case] = {}
     rng = random.Random(1)
     spans = sent_bytes = stored_bytes = 0
     for number in range(rounds):
@@ -47,6 +49,9 @@ async def cases(directory: Path, rounds: int) -> AsyncIterator[Case]:
         spans, sent_bytes = spans + count + ingest.SPANS, sent_bytes + sum(map(len, bodies + first))
         bare_s, edges = ingest.edges_of(bodies)
         floor.take(first, [ingest.calls_of(0)])
+        for part, part_us in pieces.take(bodies).items():
+            name = f"ingest CPU, by itself: {part}"
+            parts.setdefault(name, Case("gather", name, bare, "µs a span")).add(part_us, bare_s / count * 1e6)
         floor_s = floor.take(bodies, [ingest.calls_of(minute) for minute in range(len(bodies))])
         if edges.total() * 2 != count or floor.edges.total() * 2 != floor.spans:
             raise Broken("a bare loop has not seen every call")
@@ -60,10 +65,13 @@ async def cases(directory: Path, rounds: int) -> AsyncIterator[Case]:
         on_floor.add(on_cpu.ours[-1], count / floor_s)
         say(f"  {number + 1}: {on_floor.name}: {on_floor.ours[-1]:,.0f} / {on_floor.theirs[-1]:,.0f} {UNIT}")
     floor.close()
+    pieces.close()
     on_disk.add(stored_bytes / spans, sent_bytes / spans)
     yield on_cpu
     yield on_floor
     yield on_store
+    for case in parts.values():
+        yield case
     for case in await _over_grpc(directory, rounds):
         yield case
     yield on_disk
