@@ -397,7 +397,7 @@ async def test_direct_under_an_intermediate_of_vault(bao: OpenBao) -> None:
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        ({"organization": ["Evil"]}, "has a subject"),
+        ({"organization": ["Evil"]}, "has a subject that"),
         ({"code_signing_flag": True}, "extended key usage"),
         ({"server_flag": False}, "extended key usage"),
         ({"key_usage": ["DigitalSignature", "KeyEncipherment"]}, "key usage isn't"),
@@ -555,6 +555,6 @@ def test_a_control_plane_whose_leaves_vault_signs(bao: OpenBao, short_dir: Path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
     assert "listen = 192.0.2.1:1" in done.stderr
     events = [json.loads(line) for line in (short_dir / "state" / "audit.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["authority.issue", "controlplane.issue"]
+    assert [event["event"] for event in events] == ["authority.issue", "controlplane.issue", "authority.jwt_key"]
     assert "the root of a.test" in events[0]["fields"]["subject"]
     assert secret_id not in done.stdout + done.stderr

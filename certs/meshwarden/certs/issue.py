@@ -21,6 +21,8 @@ INTERMEDIATE_TTL = timedelta(days=7)
 MAX_LEAF_TTL = timedelta(days=1)
 # Absorbs clocks that are behind ours; it is part of the stated TTL, not added to it.
 BACKDATING = timedelta(seconds=60)
+# X.520.
+MAX_COMMON_NAME = 64
 _HOST = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -115,9 +117,10 @@ def issue_leaf(
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(template.spiffe_id))]
     names += [x509.DNSName(name) for name in template.dns_names]
     purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    subject = leaf_name(template)
     leaf = (
-        _start(x509.Name([]), issuer.certificate.subject, public_key, not_before, not_after)
-        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        _start(subject, issuer.certificate.subject, public_key, not_before, not_after)
+        .add_extension(x509.SubjectAlternativeName(names), critical=not subject.rdns)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
@@ -126,6 +129,15 @@ def issue_leaf(
     )
     chain = (leaf, *(certificate for certificate in issuer.chain if certificate is not issuer.root))
     return check_leaf(template, public_key, chain, issuer.root, now)
+
+
+def leaf_name(template: LeafTemplate) -> x509.Name:
+    """Returns a leaf's subject: its first DNS name, where X.520 has room for it; else none.
+
+    It proves nothing, and nobody of ours looks at it; but Vault's `cert` login knows an entity by no other name.
+    """
+    first = template.dns_names[0] if template.dns_names else ""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, first)] if 0 < len(first) <= MAX_COMMON_NAME else [])
 
 
 def check_leaf(
@@ -242,8 +254,7 @@ def authority_name(trust_domain: str, what: str, public_key: PublicKey) -> x509.
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Meshwarden"),
-            # X.520 allows 64 characters in a common name.
-            x509.NameAttribute(NameOID.COMMON_NAME, f"{what} of {trust_domain}"[:64]),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"{what} of {trust_domain}"[:MAX_COMMON_NAME]),
             x509.NameAttribute(NameOID.SERIAL_NUMBER, digest.finalize()[:8].hex()),
         ]
     )

@@ -9,7 +9,7 @@ import platform
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +38,7 @@ from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
 from meshwarden.controlplane.api.scrape import Scraped
 from meshwarden.controlplane.api.server import Api, Servicers, overload, traced
+from meshwarden.controlplane.api.spiffe_endpoint import SpiffeEndpoint
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.anchor import Anchor
@@ -56,6 +57,7 @@ from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace_store import Keep
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
@@ -86,7 +88,7 @@ from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.heap import settle
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor
-from meshwarden.sdk.scrape import serve_pages, url_of
+from meshwarden.sdk.scrape import serve_pages, serve_public_pages, url_of
 from meshwarden.sdk.tracing.own_span import Kept, Provider, own_provider, server_interceptor
 
 AUDIT = "audit.jsonl"
@@ -158,8 +160,15 @@ class ControlPlane:
             authority, domain, region, audit=audit, clock=utc_now, rng=rng, provider=tracing
         )
         self._operator = _operator(config, engines, rng, tracing)
-        self._jwt = JwtAuthority(store, audit, utc_now, trust_domain=domain)
+        self._jwt = JwtAuthority(
+            store,
+            audit,
+            utc_now,
+            trust_domain=domain,
+            issuer=config.spiffe_endpoint.issuer if config.spiffe_endpoint is not None else "",
+        )
         self._trust = Trust(self._jwt)
+        self._endpoint = self._spiffe_endpoint()
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
         self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots)
@@ -214,6 +223,15 @@ class ControlPlane:
         process = (ProcessCollector(registry=registry), GCCollector(registry=registry))
         self._own_metrics = self._told(process) if any("point" in one.signals for one in engines.backends) else None
 
+    def _spiffe_endpoint(self) -> SpiffeEndpoint | None:
+        """What shows others what proves our identities, if something shall."""
+        config = self._config.spiffe_endpoint
+        if config is None:
+            return None
+        document = BundleDocument(self._engines.store, self._engines.authority, self._jwt, self._config.trust_domain)
+        files = (config.certificate, config.key) if config.certificate is not None and config.key is not None else None
+        return SpiffeEndpoint(document, self._serving.svid, issuer=config.issuer, files=files)
+
     def _told(self, process: Sequence[Collector]) -> OwnMetrics:
         """What tells backends our own metrics."""
         return OwnMetrics(
@@ -242,14 +260,14 @@ class ControlPlane:
             if self._operator is not None:
                 await self._operator.issue()
             front = await closing.enter_async_context(Front(inner / "api.sock", on_refused=self._no_handshake))
-            metrics_url = await self._show_metrics(closing)
+            urls = {"metrics_url": await self._show_metrics(closing), **await self._show_identity(closing)}
             api = Api(str(inner / "api.sock"), self._servicers(), self._interceptors(front))
             await api.start()
             # It is stopped by then, unless something went wrong.
             closing.push_async_callback(api.stop, 0.0)
-            await self._serve(front, api, metrics_url)
+            await self._serve(front, api, urls)
 
-    async def _serve(self, front: Front, api: Api, metrics_url: str) -> None:
+    async def _serve(self, front: Front, api: Api, urls: Mapping[str, str]) -> None:
         """Runs all that goes on by itself, opens the door, and closes it when told to."""
         async with anyio.create_task_group() as group:
             group.start_soon(compact_old, self._engines.store)
@@ -258,6 +276,7 @@ class ControlPlane:
                 self._engines.authority,
                 self._serving,
                 self._jwt,
+                self._endpoint,
                 self._gather,
                 self._own_metrics,
                 self._regions,
@@ -274,7 +293,7 @@ class ControlPlane:
             with listening("listen", self._config.listen):
                 port = await front.serve_tls(host, port, self._serving.context)
             roots_pem = (await self._engines.authority.bundle()).pem()
-            announce(self._config.state_dir, f"{host}:{port}", metrics_url, roots_pem)
+            announce(self._config.state_dir, f"{host}:{port}", urls, roots_pem)
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async for number in signals:
                     _log.info("stopping", signal=signal.Signals(number).name)
@@ -363,6 +382,17 @@ class ControlPlane:
         with listening("metrics_listen", self._config.metrics_listen):
             port = await closing.enter_async_context(serve_pages(host, port, scraped.find))
         return url_of(host, port, "/metrics")
+
+    async def _show_identity(self, closing: AsyncExitStack) -> dict[str, str]:
+        """Serves what proves our identities, if it shall, until `closing` ends; returns its URL by name."""
+        if self._endpoint is None or self._config.spiffe_endpoint is None:
+            return {}
+        host, port = parse_address(self._config.spiffe_endpoint.listen)
+        with listening("spiffe_endpoint.listen", self._config.spiffe_endpoint.listen):
+            port = await closing.enter_async_context(
+                serve_public_pages(host, port, self._endpoint.find, self._endpoint.tls)
+            )
+        return {"spiffe_url": url_of(host, port, "").replace("http:", "https:", 1)}
 
 
 def _writer(config: Config) -> str:

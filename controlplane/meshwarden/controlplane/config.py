@@ -165,6 +165,26 @@ class PeerConfig(_Frozen):
     address: Address
 
 
+class SpiffeEndpointConfig(_Frozen):
+    """Where others find what proves our identities: other trust domains our bundle, and OpenID Connect our JWT keys."""
+
+    # For everybody, with TLS.
+    listen: Address
+    # By which certificate it shows itself: the control plane's own SVID, or one of the web's PKI.
+    profile: Literal["https_spiffe", "https_web"] = "https_spiffe"
+    # With https_web: the chain and its key, PEM; read again when they change.
+    certificate: Path | None = None
+    key: Path | None = None
+    # The issuer of our JWT-SVIDs, as OpenID Connect has it: "https://oidc.mesh.example", which must lead here.
+    issuer: str = Field(default="", pattern=r"^(https://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?)?$")
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.profile == "https_web") != (self.certificate is not None and self.key is not None):
+            raise ValueError("certificate and key: both with https_web, and none with https_spiffe")
+        return self
+
+
 class Config(BaseSettings):
     """The settings of one control plane process."""
 
@@ -200,6 +220,8 @@ class Config(BaseSettings):
     vault: VaultConfig | None = None
     # The other regions of the trust domain.
     peer: tuple[PeerConfig, ...] = ()
+    # Where others find what proves our identities; left out, nowhere.
+    spiffe_endpoint: SpiffeEndpointConfig | None = None
     # Keeps a short-lived operator certificate in this directory, for whoever may read it.
     operator_directory: Path | None = None
 

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,10 +55,17 @@ def alone(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def announce(state_dir: Path, address: str, metrics_url: str, roots_pem: bytes) -> None:
-    """Writes the roots and, last, `server.json`: who waits for it finds all that it names."""
+def announce(state_dir: Path, address: str, urls: Mapping[str, str], roots_pem: bytes) -> None:
+    """Writes the roots and, last, `server.json`: who waits for it finds all that it names.
+
+    Args:
+        state_dir: where.
+        address: the control plane's.
+        urls: what else it serves, by name.
+        roots_pem: what leads to it.
+    """
     (state_dir / "ca.pem").write_bytes(roots_pem)
-    said = {"address": address, "metrics_url": metrics_url, "ca_file": str(state_dir / "ca.pem"), "pid": os.getpid()}
+    said = {"address": address, **urls, "ca_file": str(state_dir / "ca.pem"), "pid": os.getpid()}
     draft = state_dir / "server.json.draft"
     draft.write_text(json.dumps(said))
     draft.rename(state_dir / "server.json")

@@ -42,11 +42,19 @@ def extension(certificate: x509.Certificate, kind: Any) -> Any:
     return certificate.extensions.get_extension_for_class(kind)
 
 
+def test_a_leaf_without_a_dns_name_has_no_subject() -> None:
+    """RFC 5280 §4.2.1.6: then its alternative name is critical."""
+    for dns in ((), ("x" * 60 + ".test",)):  # X.520 has no room for the second
+        leaf, _ = issue(dns=dns)
+        assert extension(leaf, x509.SubjectAlternativeName).critical
+        assert not leaf.subject.rdns
+
+
 def test_a_leaf_to_the_letter() -> None:
     leaf, issuing = issue(dns=("web.example",))
     names = extension(leaf, x509.SubjectAlternativeName)
-    assert names.critical
-    assert not leaf.subject.rdns
+    assert not names.critical
+    assert leaf.subject.rfc4514_string() == "CN=web.example"
     assert names.value.get_values_for_type(x509.UniformResourceIdentifier) == [str(WEB)]
     assert names.value.get_values_for_type(x509.DNSName) == ["web.example"]
     usage = extension(leaf, x509.KeyUsage)

@@ -19,7 +19,7 @@ from meshwarden.certs.authority.vault_chain import read_chain
 from meshwarden.certs.authority.vault_client import VaultClient
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PublicKey, make_csr
-from meshwarden.certs.issue import BACKDATING, IssueRefused, LeafTemplate, check_leaf, key_usage, name_text
+from meshwarden.certs.issue import BACKDATING, IssueRefused, LeafTemplate, check_leaf, key_usage, leaf_name, name_text
 from meshwarden.certs.spiffe_id import SpiffeId, check_trust_domain
 from meshwarden.certs.svid import new_key
 
@@ -143,6 +143,7 @@ class DirectVaultAuthority(ForeignRoots):
         request = {
             "csr": x509.load_der_x509_csr(csr).public_bytes(Encoding.PEM).decode(),
             "uri_sans": str(template.spiffe_id),
+            "common_name": "".join(str(name.value) for name in leaf_name(template)),
             "alt_names": ",".join(template.dns_names),
             "ttl": f"{int((template.ttl - BACKDATING).total_seconds())}s",
             "exclude_cn_from_sans": True,
@@ -196,7 +197,7 @@ def _check_profile(template: LeafTemplate, leaf: x509.Certificate) -> None:
     except x509.ExtensionNotFound:
         purposes = set()
     wrong = {
-        "it has a subject": bool(leaf.subject.rdns),
+        "it has a subject that isn't asked for": leaf.subject != leaf_name(template),
         "it has names that aren't asked for": len(names) != 1 + len(template.dns_names),
         "its key usage isn't digitalSignature alone": usage != _DIGITAL_SIGNATURE,
         "its extended key usage isn't serverAuth and clientAuth": purposes != _PURPOSES,

@@ -46,6 +46,26 @@ def server_context(
     return context
 
 
+def web_context() -> ssl.SSLContext:
+    """A TLS server for HTTP/1.1 without a certificate yet: `load_identity` gives it one, again at each renewal."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def load_identity(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
+    """Has a server show a certificate from its next handshake on.
+
+    Raises:
+        ssl.SSLError: if key and certificate do not match, or something is not PEM; then the one before stays.
+    """
+    # OpenSSL puts the two into the context one after the other: what is no pair is found out in one that nobody uses.
+    for checked in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+        with _in_memory(chain_pem) as chain, _in_memory(key_pem) as key:
+            checked.load_cert_chain(chain, key)
+
+
 async def accept_tls(
     sock: socket.socket, end: End, context: ssl.SSLContext, *, handshake_s: float, shutdown_s: float
 ) -> asyncio.Transport:
