@@ -282,7 +282,9 @@ async def test_another_user_gets_neither_status_nor_identity(agent: Any) -> None
     assert "you are uid 65534" in status.stderr
     program = await as_nobody("exec", *socket, "--entry", "web", "--", "true")
     assert program.returncode == 1
-    assert "its uid is 65534, the entry wants 0" in program.stderr
+    assert "its uid is 65534, not the entry's" in program.stderr  # what that wants is told to its own user alone
+    shown = await agent.command("status", *socket)
+    assert "of uid 65534 is not acme/web: its uid is 65534, the entry wants 0" in shown.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")

@@ -14,8 +14,9 @@ from typing import Any, Final
 import grpc
 
 from meshwarden.agents.attend import Attendants, SidecarMissing
-from meshwarden.agents.attest import Attestor, Unidentified, is_own_user
+from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.cache import ScopeStore
+from meshwarden.agents.caller import is_own_user
 from meshwarden.agents.concurrency import Concurrencies, InvalidState
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.denied import DenyKeeper
@@ -101,6 +102,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
         try:
             connection = parts.attestor.connection(context.peer())
             _check_reach(connection)
+            await parts.registry.learn(connection)
             workload = parts.registry.register(connection, request.entry, request.port, request.instance)
         except Unidentified as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))

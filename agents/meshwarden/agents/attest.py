@@ -3,14 +3,14 @@
 Errors: `Unidentified`, with a message for the caller that says what to do.
 """
 
-import os
 from typing import Any
 
 import grpc
 
-from meshwarden.agents.caller import Executables, program_of
+from meshwarden.agents.caller import is_own_user
 from meshwarden.agents.entry import RegistrationRefused
 from meshwarden.agents.registry import EXEC_FIX, Registry
+from meshwarden.agents.selector import told
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk.mtls.connection import Connection
 from meshwarden.sdk.mtls.front import Front
@@ -23,9 +23,9 @@ class Unidentified(Exception):
 class Attestor:
     """Tells who is behind an RPC, by the connection that it came on and the kernel's word on that."""
 
-    def __init__(self, front: Front, registry: Registry, executables: Executables) -> None:
+    def __init__(self, front: Front, registry: Registry) -> None:
         """Puts together what knows connections and what knows workloads."""
-        self._front, self._registry, self._executables = front, registry, executables
+        self._front, self._registry = front, registry
 
     def connection(self, peer: str) -> Connection:
         """The connection of a `context.peer()`.
@@ -55,7 +55,7 @@ class Attestor:
             Unidentified: it is none.
         """
         connection = self.connection(context.peer())
-        await self._read_executable(connection)
+        await self._registry.learn(connection)
         workload = self._registry.find(connection)
         if workload is None:
             raise Unidentified(self._why(connection))
@@ -68,7 +68,7 @@ class Attestor:
             Unidentified: it fits no entry, or several.
         """
         connection = self.connection(context.peer())
-        await self._read_executable(connection)
+        await self._registry.learn(connection)
         workload = self._registry.find(connection)
         if workload is not None:
             return workload
@@ -86,18 +86,8 @@ class Attestor:
         if await self.registered(context) is not workload:
             raise Unidentified("the workload's registration has ended")
 
-    async def _read_executable(self, connection: Connection) -> None:
-        program = program_of(connection)
-        if program is not None and self._registry.wants_digest(program):
-            await self._executables.read(program.pid)
-
     def _why(self, connection: Connection) -> str:
         misfits = self._registry.misfits(connection)
         if misfits:
-            return f"this process does not fit its workload entry: {'; '.join(misfits)}"
+            return f"this process does not fit its workload entry: {told(misfits, in_full=is_own_user(connection))}"
         return f"this process is no workload of this node: {EXEC_FIX}"
-
-
-def is_own_user(connection: Connection) -> bool:
-    """Whether the agent's own user or root is calling."""
-    return connection.uid in (0, os.geteuid())

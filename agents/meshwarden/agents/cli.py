@@ -119,6 +119,9 @@ def _table(answer: pb.AgentStatusResponse, now: datetime) -> Iterator[str]:
         yield from _columns(rows)
     for nack in answer.nacks:
         yield f"! {nack.data_plane} refused {nack.type_url.rpartition('.')[2]}: {nack.message}"
+    for refused in answer.refused:
+        times = f", {refused.count} times" if refused.count > 1 else ""
+        yield f"! process {refused.pid} of uid {refused.uid} is not {refused.entry}{times}: {refused.reason}"
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

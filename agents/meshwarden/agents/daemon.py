@@ -23,12 +23,12 @@ from meshwarden.agents.attend import Attendants
 from meshwarden.agents.attest import Attestor
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.cache import Cache, ScopeStore
-from meshwarden.agents.caller import Executables
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.denied import DenyKeeper
+from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.health import Health
 from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
@@ -39,6 +39,7 @@ from meshwarden.agents.planes import Planes
 from meshwarden.agents.progress import Progress, Reports
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
+from meshwarden.agents.refusal import Refusals, refused_caller
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.rotation import Rotation
 from meshwarden.agents.start import Begun
@@ -109,8 +110,8 @@ class Agent:
         self._rng = rng
         self._cache = cache = Cache(place.cache)
         self._memory = Memory(cache)
-        self.executables = Executables()
-        self.registry = Registry(config.trust_domain, place.workloads, self.executables)
+        self._refusals = Refusals(clock)
+        self.registry = Registry(config.trust_domain, place.workloads, Evidence(), self._refusals)
         self.scopes = ScopeStore(cache)
         self.denied = DenyKeeper(cache)
         downstream = Downstream(
@@ -180,6 +181,7 @@ class Agent:
             self.attendants,
             cache,
             self.spool,
+            self._refusals,
         )
         self._ack = node_pb.ConfigAck()
 
@@ -194,7 +196,7 @@ class Agent:
         rate = Rate(config.telemetry_bytes_per_s, config.telemetry_items_per_s)
         self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate)
         tokens = Tokens.load(self._cache, self.registry, rng.randbytes(32))
-        self.door = Door(config, self._place.inner / "h", self.registry, self.executables, self.intake, tokens)
+        self.door = Door(config, self._place.inner / "h", self.registry, self.intake, tokens)
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
@@ -254,7 +256,7 @@ class Agent:
     @contextlib.asynccontextmanager
     async def _serving(self) -> AsyncIterator[None]:
         front = Front(self._place.inner / "s")
-        attestor = Attestor(front, self.registry, self.executables)
+        attestor = Attestor(front, self.registry)
         self._overload = overload(attestor, self.intake, self._rng.random)
         server = grpc.aio.server(
             interceptors=[self._overload, server_interceptor(self._provider, _TRACED_BELOW)],
@@ -434,14 +436,14 @@ class Agent:
             envoys=self.attendants.envoys(),
             nacks=self._ack.nacks,
             health=self.health.read(),
+            refused=map(refused_caller, self._refusals),
         )
 
     async def _review(self) -> None:
         """Sees registered processes become the programs that their entries want."""
         while True:
             await asyncio.sleep(_REVIEW_S)
-            for pid in list(self.registry.unread()):
-                await self.executables.read(pid)
+            await self.registry.learn_registered()
             self.registry.review()
 
     async def _look(self) -> None:

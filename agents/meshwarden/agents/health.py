@@ -10,6 +10,7 @@ from meshwarden.agents.attend import Attendants
 from meshwarden.agents.cache import Cache, ScopeStore
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.identity import NodeIdentity
+from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.spool import Spool
 from meshwarden.agents.upstream import Upstream
@@ -37,13 +38,15 @@ class Health:
         attendants: Attendants,
         cache: Cache,
         spool: Spool,
+        refusals: Refusals,
     ) -> None:
         """Keeps whom to ask."""
         self._state_dir, self._registry, self._identity, self._upstream = state_dir, registry, identity, upstream
         self._credentials, self._scopes, self._attendants = credentials, scopes, attendants
-        self._cache, self._spool = cache, spool
+        self._cache, self._spool, self._refusals = cache, spool, refusals
         self._planes: DataPlanes | None = None
         self._since_s: dict[str, float] = {}
+        self._held_since_s: dict[str, float] = {}
 
     def watch(self, planes: DataPlanes) -> None:
         """Reads of these data planes too, from now on."""
@@ -61,11 +64,15 @@ class Health:
         for tenant, size in sizes[:_MAX_ITEMS]:
             if size >= _MIB:
                 health.spools.add(tenant=tenant, size_mib=size // _MIB, limit_mib=self._spool.tenant_bytes // _MIB)
+        for refused in self._refusals:
+            tenant, _, entry = refused.entry.partition("/")
+            selectors = [misfit.selector for misfit in refused.misfits if misfit.selector]
+            health.refused.add(tenant=tenant, entry=entry, selectors=selectors, count=refused.count)
         return health
 
     def errors(self) -> Mapping[str, str]:
         """What is wrong with workloads: `{workload id: reason}`."""
-        said = {**self._credentials.errors(), **self._scopes.refusals()}
+        said = {**self._held_back(), **self._credentials.errors(), **self._scopes.refusals()}
         found: dict[str, str] = {}
         attended = self._attendants.errors()
         for name, workload in self._registry.workloads.items():
@@ -94,3 +101,13 @@ class Health:
         waiting = self._planes.waiting() if self._planes is not None else set()
         self._since_s = {name: self._since_s.get(name, now_s) for name in waiting}
         return sorted(name for name, since_s in self._since_s.items() if now_s - since_s >= _PATIENCE_S)
+
+    def _held_back(self) -> dict[str, str]:
+        """The programs that have long not become what their entries want; `exec` itself never is."""
+        now_s, held = asyncio.get_running_loop().time(), self._registry.held_back()
+        self._held_since_s = {name: self._held_since_s.get(name, now_s) for name in held}
+        return {
+            name: f"its program does not fit its entry: {reason}"
+            for name, reason in held.items()
+            if now_s - self._held_since_s[name] >= _PATIENCE_S
+        }

@@ -11,25 +11,18 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import structlog
 
-from meshwarden.agents.caller import (
-    Executables,
-    Program,
-    ancestors,
-    is_alive,
-    misfits,
-    misfits_but_sha256,
-    program_of,
-    read_stat,
-    user_misfits,
-)
+from meshwarden.agents.caller import Program, ancestors, is_alive, is_own_user, program_of, read_stat
 from meshwarden.agents.entry import Entry, Refusal, RegistrationRefused, check_names, choose
+from meshwarden.agents.evidence import Evidence
+from meshwarden.agents.refusal import Refusals
+from meshwarden.agents.selector import Misfit, learn, misfits, misfits_before_exec, told, user_misfits
 from meshwarden.agents.workload import Stored, Workload
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.mtls.connection import Connection, ended
@@ -44,11 +37,12 @@ _MAX_WORKLOADS: Final = 2048
 class Registry:
     """The node's entries and the processes registered under them. Used on the event loop's thread alone."""
 
-    def __init__(self, trust_domain: str, directory: Path, executables: Executables) -> None:
+    def __init__(self, trust_domain: str, directory: Path, evidence: Evidence, refusals: Refusals) -> None:
         """Starts empty; each workload's directory will be one of `directory`, which must exist."""
         self._trust_domain = trust_domain
         self._directory = directory
-        self._executables = executables
+        self._evidence = evidence
+        self._refusals = refusals
         self._entries: dict[str, Entry] = {}
         self._workloads: dict[str, Workload] = {}
         self._by_process: dict[tuple[int, int], str] = {}
@@ -92,6 +86,7 @@ class Registry:
                 old = before[workload.entry_name].entry.spec.selectors
                 if old != now.entry.spec.selectors:
                     self._admitted.discard(workload.id)  # until the new selectors are seen to hold
+        self._refusals.forget(set(found))
         self.review()
         self._changed()
 
@@ -104,32 +99,30 @@ class Registry:
     def find(self, connection: Connection) -> Workload | None:
         """The workload that a caller belongs to; None for a dead one and one that is no workload's."""
         program = program_of(connection)
-        if program is None:
+        if program is None or connection.pidfd is None:
             return None
-        workload = self._workload_of(program)
+        workload = self._workload_of(program, connection.pidfd)
         if workload is None or not self._is_there(connection):
             return None
         return workload
 
-    def misfits(self, connection: Connection) -> list[str]:
+    def misfits(self, connection: Connection) -> list[Misfit]:
         """Why a caller inside a registered process tree is none of that workload; empty if it is, or is in none."""
         program = program_of(connection)
         registered = None if program is None else self._registered_above(program)
         if program is None or registered is None:
             return []
-        return misfits(self._present(registered).entry.spec.selectors, program, self._executables)
+        if bad := self._misfits(registered, program):
+            self._refusals.add(registered.entry_name, program, bad)
+        return bad
 
-    def candidates(self, connection: Connection) -> list[Entry]:
-        """The entries whose selectors a caller fits, sorted by name."""
-        program = program_of(connection)
-        if program is None:
-            return []
-        fitting = (
-            entry
-            for entry in self._entries.values()
-            if not misfits(entry.entry.spec.selectors, program, self._executables)
-        )
-        return sorted(fitting, key=lambda entry: entry.name)
+    def held_back(self) -> dict[str, str]:
+        """Which registered processes are not the programs that their entries want: `{workload id: in which ways}`."""
+        return {
+            name: told(self._misfits(workload, _program(workload)), in_full=True)
+            for name, workload in self._workloads.items()
+            if name not in self._admitted
+        }
 
     def register(self, connection: Connection, name: str, port: int = 0, instance: str = "") -> Workload:
         """Takes the calling process as an instance of an entry.
@@ -146,8 +139,12 @@ class Registry:
         check_names(name, port, instance)
         self.sweep()
         entry = choose(self._entries, name)
-        if bad := user_misfits(entry.entry.spec.selectors, program):
-            raise RegistrationRefused(Refusal.UNFIT, f"this process does not fit entry {entry.name}: {'; '.join(bad)}")
+        if bad := misfits_before_exec(entry.entry.spec.selectors, program, self._evidence):
+            self._refusals.add(entry.name, program, bad)
+            text = told(bad, in_full=is_own_user(connection))
+            raise RegistrationRefused(Refusal.UNFIT, f"this process does not fit entry {entry.name}: {text}")
+        if not self._is_there(connection):  # what was read of it may be another's, which has its pid by now
+            raise RegistrationRefused(Refusal.UNFIT, "the calling process has ended")
         return self._add(program, connection, entry, port or entry.entry.spec.port, instance)
 
     def register_implicit(self, connection: Connection) -> Workload:
@@ -157,11 +154,14 @@ class Registry:
             RegistrationRefused: if it fits none, or several.
         """
         program = program_of(connection)
-        if program is None or not self._is_there(connection):
+        if program is None:
             raise RegistrationRefused(Refusal.UNFIT, "the calling process has ended")
         if bad := self.misfits(connection):
-            raise RegistrationRefused(Refusal.UNFIT, f"this process does not fit its entry: {'; '.join(bad)}")
-        fitting = self.candidates(connection)
+            text = told(bad, in_full=is_own_user(connection))
+            raise RegistrationRefused(Refusal.UNFIT, f"this process does not fit its entry: {text}")
+        fitting = self._fitting(program)
+        if not self._is_there(connection):  # what was read of it may be another's, which has its pid by now
+            raise RegistrationRefused(Refusal.UNFIT, "the calling process has ended")
         if not fitting:
             raise RegistrationRefused(Refusal.UNFIT, f"this process fits no entry of this node: {EXEC_FIX}")
         if len(fitting) > 1:
@@ -170,22 +170,20 @@ class Registry:
         self.sweep()
         return self._add(program, connection, fitting[0], 0, "", is_implicit=True)
 
-    def unread(self) -> Iterator[int]:
-        """The registered processes whose executables are to be read before `review` can tell whether they fit."""
-        for workload in self._workloads.values():
-            if workload.id not in self._admitted and self.wants_digest(_program(workload)):
-                yield workload.pid
+    async def learn(self, connection: Connection) -> None:
+        """Reads what takes its time of a caller, so that it can be told afterwards whether it fits."""
+        program = program_of(connection)
+        if program is not None:
+            await learn((entry.entry.spec.selectors for entry in self._entries.values()), program, self._evidence)
 
-    def wants_digest(self, program: Program) -> bool:
-        """Whether nothing but its executable's digest, which is not known yet, decides if a program fits an entry."""
-        return (
-            any(
-                entry.entry.spec.selectors.sha256
-                and not misfits_but_sha256(entry.entry.spec.selectors, program, self._executables)
-                for entry in self._entries.values()
-            )
-            and self._executables.sha256(program.pid) is None
-        )
+    async def learn_registered(self) -> None:
+        """Reads what takes its time of the registered processes, and reads again what may have changed."""
+        for workload in list(self._workloads.values()):
+            selectors = self._present(workload).entry.spec.selectors
+            if workload.id not in self._admitted:
+                await learn([selectors], _program(workload), self._evidence)
+            elif selectors.user and self._evidence.is_old(selectors.user):
+                await self._evidence.look_up([selectors.user])
 
     def is_admitted(self, workload_id: str) -> bool:
         """Whether all selectors were seen to hold for its process, or for one below it."""
@@ -195,7 +193,7 @@ class Registry:
         """Admits those whose registered process has become a program that fits."""
         for workload in list(self._workloads.values()):
             if workload.id not in self._admitted:
-                self._admit_if_fit(workload, _program(workload))
+                self._admit_if_fit(workload, _program(workload), workload.pidfd)
 
     def adopt(self, pid: int, workload_id: str) -> None:
         """Takes a process that the agent has started as a workload's own, until it ends or the workload does."""
@@ -254,16 +252,28 @@ class Registry:
     def _is_there(self, connection: Connection) -> bool:
         return connection.pidfd is not None and not ended(connection.pidfd)
 
-    def _workload_of(self, program: Program) -> Workload | None:
+    def _workload_of(self, program: Program, pidfd: int) -> Workload | None:
         owner = self._adopted.get((program.pid, program.start_time))
         if owner is not None:
             return self._workloads.get(owner)
         workload = self._registered_above(program)
         if workload is None:
             return None
-        self._admit_if_fit(workload, program)
-        fits = not misfits(self._present(workload).entry.spec.selectors, program, self._executables)
-        return workload if fits else None
+        self._admit_if_fit(workload, program, pidfd)
+        return None if self._misfits(workload, program) else workload
+
+    def _misfits(self, workload: Workload, program: Program) -> list[Misfit]:
+        return misfits(self._present(workload).entry.spec.selectors, program, self._evidence)
+
+    def _fitting(self, program: Program) -> list[Entry]:
+        """The entries that a program fits, sorted by name."""
+        found = {
+            name: misfits(entry.entry.spec.selectors, program, self._evidence) for name, entry in self._entries.items()
+        }
+        fitting = sorted(name for name, bad in found.items() if not bad)
+        if not fitting:
+            self._refusals.add_nearest(program, found)
+        return [self._entries[name] for name in fitting]
 
     def _registered_above(self, program: Program) -> Workload | None:
         for process in ancestors(program.pid, program.start_time):
@@ -276,10 +286,9 @@ class Registry:
         """The entry as it is now: changed selectors hold at once for who is there already."""
         return self._entries.get(workload.entry_name, Entry(workload.entry, workload.service))
 
-    def _admit_if_fit(self, workload: Workload, program: Program) -> None:
-        if workload.id in self._admitted:
-            return
-        if not misfits(self._present(workload).entry.spec.selectors, program, self._executables):
+    def _admit_if_fit(self, workload: Workload, program: Program, pidfd: int) -> None:
+        """Admits a workload for a program that fits, and that still lives once it was seen to."""
+        if workload.id not in self._admitted and not self._misfits(workload, program) and not ended(pidfd):
             self._admitted.add(workload.id)
             self._changed()
 
@@ -319,8 +328,8 @@ class Registry:
         assert connection.pidfd is not None  # noqa: S101 - `_is_there` has looked
         workload = self._make(stored, entry, os.dup(connection.pidfd))
         self._insert(workload)
-        _log.info("workload registered", workload=identifier, pid=program.pid, uid=program.uid, entry=entry.name)
-        self._admit_if_fit(workload, program)
+        _log.info("workload registered", workload=identifier, pid=program.pid, entry=entry.name)
+        self._admit_if_fit(workload, program, workload.pidfd)
         self._changed()
         return workload
 

@@ -432,6 +432,7 @@ class AgentHealth(_message.Message):
     DISK_ERROR_FIELD_NUMBER: _builtins.int
     SPOOLS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     renewal_error: _builtins.str
     disk_error: _builtins.str
     @_builtins.property
@@ -440,6 +441,8 @@ class AgentHealth(_message.Message):
     def spools(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpoolState]: ...
     @_builtins.property
     def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedProgram]: ...
     def __init__(
         self,
         *,
@@ -448,14 +451,44 @@ class AgentHealth(_message.Message):
         disk_error: _builtins.str = ...,
         spools: _abc.Iterable[Global___SpoolState] | None = ...,
         waiting: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _abc.Iterable[Global___RefusedProgram] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_error", b"disk_error", "not_after", b"not_after", "renewal_error", b"renewal_error", "spools", b"spools", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_error", b"disk_error", "not_after", b"not_after", "refused", b"refused", "renewal_error", b"renewal_error", "spools", b"spools", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentHealth: _TypeAlias = AgentHealth  # noqa: Y015
+
+@_typing.final
+class RefusedProgram(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    SELECTORS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    entry: _builtins.str
+    count: _builtins.int
+    @_builtins.property
+    def selectors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        entry: _builtins.str = ...,
+        selectors: _abc.Iterable[_builtins.str] | None = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "entry", b"entry", "selectors", b"selectors", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedProgram: _TypeAlias = RefusedProgram  # noqa: Y015
 
 @_typing.final
 class SpoolState(_message.Message):

@@ -417,10 +417,21 @@ class Selectors(_message.Message):
     GID_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    SUPPLEMENTARY_GIDS_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    SYSTEMD_UNIT_FIELD_NUMBER: _builtins.int
+    CGROUP_FIELD_NUMBER: _builtins.int
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
     uid: _builtins.int
     gid: _builtins.int
     path: _builtins.str
     sha256: _builtins.str
+    user: _builtins.str
+    systemd_unit: _builtins.str
+    cgroup: _builtins.str
+    container_id: _builtins.str
+    @_builtins.property
+    def supplementary_gids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -428,10 +439,15 @@ class Selectors(_message.Message):
         gid: _builtins.int | None = ...,
         path: _builtins.str = ...,
         sha256: _builtins.str = ...,
+        supplementary_gids: _abc.Iterable[_builtins.int] | None = ...,
+        user: _builtins.str = ...,
+        systemd_unit: _builtins.str = ...,
+        cgroup: _builtins.str = ...,
+        container_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gid", b"_gid", "_uid", b"_uid", "gid", b"gid", "uid", b"uid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gid", b"_gid", "_uid", b"_uid", "gid", b"gid", "path", b"path", "sha256", b"sha256", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gid", b"_gid", "_uid", b"_uid", "cgroup", b"cgroup", "container_id", b"container_id", "gid", b"gid", "path", b"path", "sha256", b"sha256", "supplementary_gids", b"supplementary_gids", "systemd_unit", b"systemd_unit", "uid", b"uid", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gid: _TypeAlias = _typing.Literal["gid"]  # noqa: Y015
     _WhichOneofArgType__gid: _TypeAlias = _typing.Literal["_gid", b"_gid"]  # noqa: Y015

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from meshwarden.v1 import node_service_pb2 as _node_service_pb2
 from meshwarden.v1 import report_pb2 as _report_pb2
@@ -300,6 +301,7 @@ class AgentStatusResponse(_message.Message):
     ENVOYS_FIELD_NUMBER: _builtins.int
     NACKS_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     version: _builtins.str
     connected: _builtins.bool
@@ -313,6 +315,8 @@ class AgentStatusResponse(_message.Message):
     def nacks(self) -> _containers.RepeatedCompositeFieldContainer[_node_service_pb2.Nack]: ...
     @_builtins.property
     def health(self) -> _node_service_pb2.AgentHealth: ...
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedCaller]: ...
     def __init__(
         self,
         *,
@@ -325,14 +329,50 @@ class AgentStatusResponse(_message.Message):
         envoys: _abc.Iterable[Global___EnvoyState] | None = ...,
         nacks: _abc.Iterable[_node_service_pb2.Nack] | None = ...,
         health: _node_service_pb2.AgentHealth | None = ...,
+        refused: _abc.Iterable[Global___RefusedCaller] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "envoys", b"envoys", "health", b"health", "last_error", b"last_error", "nacks", b"nacks", "node", b"node", "revision", b"revision", "version", b"version", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "envoys", b"envoys", "health", b"health", "last_error", b"last_error", "nacks", b"nacks", "node", b"node", "refused", b"refused", "revision", b"revision", "version", b"version", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentStatusResponse: _TypeAlias = AgentStatusResponse  # noqa: Y015
+
+@_typing.final
+class RefusedCaller(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    entry: _builtins.str
+    pid: _builtins.int
+    uid: _builtins.int
+    reason: _builtins.str
+    count: _builtins.int
+    @_builtins.property
+    def last(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        entry: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        uid: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        last: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "entry", b"entry", "last", b"last", "pid", b"pid", "reason", b"reason", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefusedCaller: _TypeAlias = RefusedCaller  # noqa: Y015
 
 @_typing.final
 class EnvoyState(_message.Message):

@@ -14,8 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.caller import Executables
 from meshwarden.agents.credentials import CredentialMissing, Credentials
+from meshwarden.agents.evidence import Evidence
+from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import Workload
 from meshwarden.certs.authority.memory import MemoryAuthority
@@ -43,7 +44,7 @@ class Mesh:
         self.connections: list[Connection] = []
         self.answer: Callable[[list[Any]], list[Any]] = list
         (directory / "workloads").mkdir(exist_ok=True)
-        self.registry = Registry("mesh.test", directory / "workloads", Executables())
+        self.registry = Registry("mesh.test", directory / "workloads", Evidence(), Refusals(utc_now))
         self.registry.set_entries(
             node_pb.EntrySet(
                 entries=[

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from meshwarden.agents.caller import Executables, Program, ancestors, is_alive, misfits, program_of, read_stat
+from meshwarden.agents.caller import Program, ancestors, is_alive, program_of, read_stat
 from meshwarden.agents.entry import Refusal, RegistrationRefused
+from meshwarden.agents.evidence import Evidence
+from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.selector import misfits, told
 from meshwarden.agents.workload import sharers
+from meshwarden.certs.clock import utc_now
 from meshwarden.sdk.mtls.connection import Connection, start_time
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
@@ -45,7 +49,7 @@ def entries(*items: resources.WorkloadEntry) -> node_pb.EntrySet:
 
 @pytest.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    made = Registry("mesh.test", tmp_path, Executables())
+    made = Registry("mesh.test", tmp_path, Evidence(), Refusals(utc_now))
     yield made
     made.close()
 
@@ -109,16 +113,16 @@ def test_a_zombie_is_not_alive(start: Callable[..., subprocess.Popen[bytes]]) ->
 async def test_selectors_hold_all_or_not_at_all(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     child = start()
     program = Program(child.pid, start_time(child.pid), ME, os.getegid())
-    executables = Executables()
+    evidence = Evidence()
     digest = hashlib.sha256(Path(SLEEP).read_bytes()).hexdigest()
     fits = resources.Selectors(uid=ME, gid=os.getegid(), path=SLEEP, sha256=digest)
-    assert "SHA-256 is unknown" in misfits(fits, program, executables)[0]
-    await executables.read(child.pid)
-    assert misfits(fits, program, executables) == []
-    assert misfits(resources.Selectors(uid=ME + 1, path=SLEEP), program, executables)
-    assert misfits(resources.Selectors(path=SLEEP + "x"), program, executables)
-    assert misfits(resources.Selectors(sha256="0" * 64), program, executables)
-    assert misfits(resources.Selectors(), program, executables) == ["the entry has no selectors"]
+    assert "SHA-256 is unknown" in str(misfits(fits, program, evidence)[0])
+    await evidence.read(child.pid)
+    assert misfits(fits, program, evidence) == []
+    assert misfits(resources.Selectors(uid=ME + 1, path=SLEEP), program, evidence)
+    assert misfits(resources.Selectors(path=SLEEP + "x"), program, evidence)
+    assert misfits(resources.Selectors(sha256="0" * 64), program, evidence)
+    assert told(misfits(resources.Selectors(), program, evidence), in_full=False) == "the entry has no selectors"
 
 
 async def test_a_changed_executable_is_another_whatever_its_times_say(
@@ -127,10 +131,10 @@ async def test_a_changed_executable_is_another_whatever_its_times_say(
     path = tmp_path / "program"
     shutil.copy(SLEEP, path)
     good = hashlib.sha256(path.read_bytes()).hexdigest()
-    executables = Executables()
+    evidence = Evidence()
     child = start(str(path), "60")
-    await executables.read(child.pid)
-    assert executables.sha256(child.pid) == good
+    await evidence.read(child.pid)
+    assert evidence.sha256(child.pid) == good
     child.kill()
     child.wait()
     before = path.stat()
@@ -139,8 +143,8 @@ async def test_a_changed_executable_is_another_whatever_its_times_say(
     path.write_bytes(content)  # into the same inode
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     again = start(str(path), "60")
-    await executables.read(again.pid)
-    assert executables.sha256(again.pid) == hashlib.sha256(path.read_bytes()).hexdigest() != good
+    await evidence.read(again.pid)
+    assert evidence.sha256(again.pid) == hashlib.sha256(path.read_bytes()).hexdigest() != good
 
 
 async def test_an_executable_beyond_reason_is_not_read(
@@ -150,28 +154,27 @@ async def test_an_executable_beyond_reason_is_not_read(
     shutil.copy(SLEEP, path)
     os.truncate(path, 1 << 40)
     child = start(str(path), "60")
-    executables = Executables()
-    await executables.read(child.pid)
-    assert executables.sha256(child.pid) is None
+    evidence = Evidence()
+    await evidence.read(child.pid)
+    assert evidence.sha256(child.pid) is None
 
 
 async def test_a_digest_is_asked_for_only_where_it_decides(
     registry: Registry, start: Callable[..., subprocess.Popen[bytes]], connect: Callable[[int], Connection]
 ) -> None:
     child = start()
-    program = program_of(connect(child.pid))
-    assert program is not None
-    registry.set_entries(entries(entry("acme", "web"), entry("acme", "api", uid=ME + 1, sha256="0" * 64)))
-    assert not registry.wants_digest(program)
     digest = hashlib.sha256(Path(SLEEP).read_bytes()).hexdigest()
+    registry.set_entries(entries(entry("acme", "web"), entry("acme", "api", uid=ME + 1, sha256=digest)))
+    await registry.learn(connect(child.pid))
+    assert registry._evidence.sha256(child.pid) is None
     registry.set_entries(entries(entry("acme", "web", sha256=digest)))
-    assert registry.wants_digest(program)
     workload = registry.register(connect(child.pid), "web")
-    assert list(registry.unread()) == [child.pid]
-    await registry._executables.read(child.pid)
+    assert not registry.is_admitted(workload.id)
+    assert registry.held_back() == {workload.id: f"its executable's SHA-256 is unknown, the entry wants {digest}"}
+    await registry.learn_registered()
     registry.review()
     assert registry.is_admitted(workload.id)
-    assert not list(registry.unread())
+    assert not registry.held_back()
 
 
 async def test_register_and_end(
@@ -226,6 +229,43 @@ async def test_a_dead_or_reused_pid_is_nobody(
     await until(lambda: not registry.workloads)
 
 
+class Swift(Evidence):
+    """Where a process ends, and its pid is given to a program that fits, just when that is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doomed: subprocess.Popen[bytes] | None = None
+
+    def path(self, pid: int) -> str | None:
+        if self.doomed is not None and self.doomed.pid == pid:
+            self.doomed.kill()
+            self.doomed.wait()
+            return SLEEP
+        return super().path(pid)
+
+
+async def test_a_pid_that_is_given_anew_while_it_is_looked_at_gets_nothing(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[bytes]], connect: Callable[[int], Connection]
+) -> None:
+    evidence = Swift()
+    registry = Registry("mesh.test", tmp_path, evidence, Refusals(utc_now))
+    registry.set_entries(entries(entry("acme", "web", path=SLEEP)))
+    evidence.doomed = start("/bin/sh", "-c", "read line; true")
+    caller = connect(evidence.doomed.pid)
+    with pytest.raises(RegistrationRefused, match="ended"):
+        registry.register_implicit(caller)
+    assert not registry.workloads
+    for ask in (lambda caller: registry.find(caller), lambda caller: registry.review()):
+        evidence.doomed = start("/bin/sh", "-c", "read line; true")
+        caller = connect(evidence.doomed.pid)
+        unseen, evidence.doomed = evidence.doomed, None
+        workload = registry.register(caller, "web")
+        evidence.doomed = unseen
+        assert ask(caller) is None
+        assert not registry.is_admitted(workload.id)
+    registry.close()
+
+
 async def test_the_executable_decides_when_the_program_is_there(
     registry: Registry, start: Callable[..., subprocess.Popen[bytes]], connect: Callable[[int], Connection]
 ) -> None:
@@ -235,7 +275,7 @@ async def test_the_executable_decides_when_the_program_is_there(
     registry.review()
     assert not registry.is_admitted(workload.id)
     assert registry.find(connect(shell.pid)) is None
-    assert "its executable is" in registry.misfits(connect(shell.pid))[0]
+    assert "its executable is" in str(registry.misfits(connect(shell.pid))[0])
     assert shell.stdin is not None
     shell.stdin.write(b"go\n")
     shell.stdin.flush()
@@ -368,7 +408,7 @@ async def test_restored_registrations_are_those_whose_processes_live(
     stored = registry.stored()
     two.kill()
     two.wait()
-    again = Registry("mesh.test", tmp_path, Executables())
+    again = Registry("mesh.test", tmp_path, Evidence(), Refusals(utc_now))
     again.set_entries(entries(entry("acme", "web")))
     again.restore(stored)
     try:

@@ -15,12 +15,13 @@ import pytest
 
 from meshwarden.agents.attest import Attestor
 from meshwarden.agents.cache import Cache, ScopeStore
-from meshwarden.agents.caller import Executables
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy import runtime
+from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.fit import fits
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.planes import Planes
+from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.name import Names
 from meshwarden.agents.workload import Workload
@@ -71,8 +72,7 @@ class Node:
         self.path = directory / "agent.sock"
         self.front = Front(directory / "inner" / "s")
         cache = Cache(directory / "cache")
-        executables = Executables()
-        self.registry = Registry(DOMAIN, directory / "w", executables)
+        self.registry = Registry(DOMAIN, directory / "w", Evidence(), Refusals(utc_now))
         self.scopes = ScopeStore(cache)
         self._authority = authority
         self.credentials = Credentials(self.registry, cache, bundle, self._sign, utc_now, random.Random(1))
@@ -80,7 +80,7 @@ class Node:
         self.planes = Planes(cache, "127.0.0.1", random.Random(1))
         self.in_force = InForce(utc_now)
         self.data_planes = DataPlanes(
-            Attestor(self.front, self.registry, executables),
+            Attestor(self.front, self.registry),
             self.registry,
             self.scopes,
             self.credentials,

@@ -141,7 +141,7 @@ spec:
         (("uid: 0", "uid: 1.5"), 6, "spec.selectors.uid: must be a whole number, not 1.5"),
         (("uid: 0", "uid: true"), 6, "spec.selectors.uid: must be a whole number, not true"),
         (("uid: 0", 'uid: "0"'), 6, "spec.selectors.uid: must be a whole number, not '0'"),
-        (("{uid: 0}", "{}"), 6, "spec.selectors: give at least one of uid, gid, path, sha256"),
+        (("{uid: 0}", "{}"), 6, "spec.selectors: give at least one of uid, gid, user, supplementaryGids"),
         (("{uid: 0}", "[]"), 6, "spec.selectors: must be a mapping of fields, not a list"),
         (("svidTtl: 3600s", "svidTtl: 3600"), 8, 'spec.svidTtl: must be text such as "1.5s", not 3600'),
         (("svidTtl: 3600s", "svidTtl: 1s"), 8, "spec.svidTtl: must be"),
@@ -156,6 +156,40 @@ spec:
 def test_a_fault_names_its_line_and_field(change: tuple[str, str], line: int, text: str) -> None:
     (fault,) = faults(ENTRY.replace(*change))
     assert fault.startswith(f"m.yaml:{line}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        (
+            "user",
+            ["web", "_apt", "DOM\\web", "web@ad.example", "www-data"],
+            ["1000", "a b", "a\n", "web:", "-x", "x" * 256],
+        ),
+        (
+            "systemdUnit",
+            ["a.service", "a@1.service", "run-r1.scope", "d\\x2de.service"],
+            ["a", "a.slice", "a.service\n", "a/b.service", ".service", "*.service", "a.service ", "ä.service"],
+        ),
+        (
+            "cgroup",
+            ["/system.slice/a.service", "/jobs/7", "/a/b\\x2d"],
+            ["/", "jobs", "/jobs/", "/jobs//7", "/jobs/..", "/../jobs", "/./a", "/jobs/7\n", "/jobs/7 (deleted)"],
+        ),
+        (
+            "containerId",
+            ["0123456789abcdef" * 4],
+            ["0123456789ab", "0123456789ABCDEF" * 4, "0123456789abcdef" * 4 + "\n"],
+        ),
+        ("supplementaryGids", [[0], [1, 2], list(range(64))], [[1, 1], [-1], [1 << 32], list(range(65)), ["1"]]),
+    ],
+)
+def test_selectors_are_held_against_what_there_can_be(field: str, good: list[object], bad: list[object]) -> None:
+    for value in good:
+        parse(ENTRY.replace("{uid: 0}", json.dumps({field: value})), "m.yaml")
+    for value in bad:
+        (fault,) = faults(ENTRY.replace("{uid: 0}", json.dumps({field: value})))
+        assert f"spec.selectors.{field}" in fault
 
 
 @pytest.mark.parametrize("header", ["exact: a, prefix: b", "exact: a, present: true"])

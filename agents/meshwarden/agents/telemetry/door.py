@@ -15,7 +15,6 @@ from urllib.parse import quote
 import grpc
 
 from meshwarden.agents.attest import Attestor
-from meshwarden.agents.caller import Executables
 from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.http import HttpReceiver, Request
@@ -42,13 +41,12 @@ class Door:
         config: AgentConfig,
         inner: Path,
         registry: Registry,
-        executables: Executables,
         intake: Intake,
         tokens: Tokens,
     ) -> None:
         """Opens nothing until `open`; `inner` is a path for a private socket, in a directory of ours alone."""
         self._config, self._inner = config, inner
-        self._registry, self._executables = registry, executables
+        self._registry = registry
         self._intake, self._tokens = intake, tokens
 
     def environment(self, workload: Workload) -> dict[str, str]:
@@ -83,7 +81,7 @@ class Door:
     async def _on_socket(self) -> AsyncIterator[None]:
         self._inner.unlink(missing_ok=True)
         front = Front(self._inner)
-        attestor = Attestor(front, self._registry, self._executables)
+        attestor = Attestor(front, self._registry)
 
         def caller(writer: asyncio.StreamWriter, _: Request) -> Workload | None:
             return attestor.find(f"unix:{writer.get_extra_info('peername')}")

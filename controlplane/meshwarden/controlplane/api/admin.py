@@ -252,12 +252,15 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         copy.nacks.extend(nacks)
         spools = [spool for spool in copy.health.spools if shown(spool.tenant)]
         waiting = [name for name in copy.health.waiting if name in ids]
+        refused = [item for item in copy.health.refused if shown(item.tenant)]
         if not is_whole:
             copy.ClearField("health")
         copy.health.ClearField("spools")
         copy.health.ClearField("waiting")
+        copy.health.ClearField("refused")
         copy.health.spools.extend(spools)
         copy.health.waiting.extend(waiting)
+        copy.health.refused.extend(refused)
         return copy
 
 

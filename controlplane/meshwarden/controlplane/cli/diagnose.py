@@ -39,6 +39,7 @@ def of_mesh(answer: GetStatusResponse, now: datetime, away: Mapping[str, str]) -
         yield from of_node(node, there, is_reported=bool(answer.health.report_error))
         if node.acked_revision < answer.revision:
             yield from _behind(node, answer.revision)
+            yield from _unfit(node)
     for region in answer.regions:
         if not region.answers:
             yield _region(region)
@@ -182,6 +183,19 @@ def _behind(node: NodeState, revision: int) -> Iterator[Finding]:
             Cause.BEHIND,
             f"it has not answered to revision {revision}; node {node.node} stays at {node.acked_revision}",
             f"see whether its process is stopped or busy: meshwarden logs --workload {name.rpartition('/')[0]}",
+        )
+
+
+def _unfit(node: NodeState) -> Iterator[Finding]:
+    for refused in node.health.refused:
+        selectors = ", ".join(refused.selectors) or "its selectors"
+        yield Finding(
+            Severity.WARNING,
+            f"{refused.tenant}/{refused.entry}",
+            Cause.UNFIT,
+            f"a program on node {node.node} was refused this identity, {refused.count} times of late: of the selectors "
+            f"it does not fit {selectors}",
+            "see there, by `meshwarden-agent status`, what it is; start the right program, or correct the selectors",
         )
 
 

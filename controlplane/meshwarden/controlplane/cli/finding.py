@@ -48,6 +48,7 @@ class Cause(StrEnum):
     NACKED = "configuration refused"
     BEHIND = "configuration not taken"
     FAULTY = "workload faulty"
+    UNFIT = "program refused"
     NO_ENDPOINT = "no healthy endpoint"
     DENIED = "calls denied"
     LIMITED = "calls limited"

@@ -41,6 +41,9 @@ PATTERNS = {
     "^([A-Z]+ )?/[^*\\s]*\\*?$": 'must be "/package.Service/Method", "/path" or "GET /path"; only its end may be "*"',
     "^([0-9a-f]{64})?$": "must be 64 lower-case hexadecimal digits",
     "^(/.*)?$": 'must start with "/"',
+    "^([A-Za-z_][A-Za-z0-9_.@\\\\-]*)?$": "must be the name of a user, which is no number",
+    "^([A-Za-z0-9:_.\\\\@-]+\\.(service|scope))?$": 'must be the whole name of a unit, "NAME.service" or "NAME.scope"',
+    "^(/[A-Za-z0-9_][A-Za-z0-9:_.\\\\@-]*)*$": 'must be a path from the root as in /proc/PID/cgroup, "/a/b"',
     "^/[^*\\s]+$": 'must be "/package.Service/Method"',
     "^(/[^*\\s]+)?$": 'must be "/package.Service/Method"',
 }
