@@ -1,7 +1,9 @@
 """Backends: what was taken goes on to each, over refusals, outages and restarts, and every span is accounted for."""
 
+import contextlib
 import gzip
 import random
+import socket
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -474,3 +476,48 @@ def test_a_header_that_cannot_be_sent_is_refused_without_its_value(fixed: dict[s
 
 def test_no_header_shows_its_value() -> None:
     assert "s3cret" not in repr(Headers({"authorization": "s3cret"}))
+
+
+def drip(listener: socket.socket, begins: bytes, is_over: threading.Event) -> None:
+    """Answers each connection byte by byte, without an end."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(begins)
+                while not is_over.wait(0.01):
+                    connection.sendall(b"x")
+
+
+@pytest.mark.parametrize(
+    ("begins", "deadline_s", "is_taken"),
+    [
+        (b"", 0.3, False),
+        (b"HTTP/1.1 2", 0.3, False),
+        (b"HTTP/1.1 200 OK\r\nx", 0.3, False),
+        (b"HTTP/1.1 503 No\r\ncontent-length: 60000\r\n\r\n", 0.3, False),
+        # Its status is known, on however slow a machine.
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffff\r\n", 3.0, True),
+    ],
+)
+async def test_an_answer_that_drips_ends_by_a_deadline(begins: bytes, deadline_s: float, is_taken: bool) -> None:
+    is_over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener, begins, is_over))
+        thread.start()
+        transport = HttpTransport(f"http://127.0.0.1:{listener.getsockname()[1]}", deadline_s=deadline_s)
+        guard = threading.Timer(60, is_over.set)  # a thread can't be cancelled
+        guard.start()
+        try:
+            if is_taken:
+                assert await transport.send("span", "acme", [b""]) == 0
+            else:
+                with pytest.raises(Away):
+                    await transport.send("span", "acme", [b""])
+            assert not is_over.is_set()
+        finally:
+            guard.cancel()
+            is_over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            await anyio.to_thread.run_sync(thread.join)
+            await transport.close()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import requests
 
 TIMEOUT_S: Final = 10.0
+DEADLINE_S: Final = 30.0
+"""How long one request over HTTP may take in all."""
 _ANSWER_BYTES: Final = 65_536
 _MAX_DIGITS: Final = 10
 _SERVICES: Final = {
@@ -153,12 +155,20 @@ class GrpcTransport:
 class HttpTransport:
     """OTLP over HTTP, protobuf."""
 
-    def __init__(self, endpoint: str, headers: Headers | None = None) -> None:
-        """Connects when first used; `endpoint` is the base to which `/v1/traces` and so on are added."""
-        import requests  # with all that it needs: most control planes start without
+    def __init__(self, endpoint: str, headers: Headers | None = None, deadline_s: float = DEADLINE_S) -> None:
+        """Connects when first used.
+
+        Args:
+            endpoint: the base to which `/v1/traces` and so on are added.
+            headers: go with each request.
+            deadline_s: how long one may take in all.
+        """
+        # With all that `requests` needs: most control planes start without.
+        from meshwarden.controlplane.gather import hasty
 
         self._endpoint, self._headers = endpoint.rstrip("/"), headers or Headers()
-        self._session = requests.Session()
+        self._within, self._deadline_s = hasty.within, deadline_s
+        self._session = hasty.session()
         self._session.trust_env = False  # no proxies, no .netrc
         self._session.headers.update({"content-type": "application/x-protobuf", "content-encoding": "gzip"})
 
@@ -183,11 +193,15 @@ class HttpTransport:
         data = gzip.compress(all_framed(1, bodies), 1)
         # A redirect would take the headers somewhere else.
         options: Any = {"timeout": TIMEOUT_S, "allow_redirects": False, "stream": True}
-        try:
-            with self._session.post(url, data=data, headers=headers, **options) as response:
-                return response.status_code, _body(response), _retry_after(response.headers.get("retry-after", ""))
-        except OSError as error:  # as all of requests' are
-            raise Away(f"{type(error).__name__}: {error}"[:500]) from None
+        with self._within(self._deadline_s) as watch:
+            try:
+                with self._session.post(url, data=data, headers=headers, **options) as response:
+                    if watch.is_cut:  # within the headers, which then seem to end
+                        raise TimeoutError("cut off")
+                    return response.status_code, _body(response), _retry_after(response.headers.get("retry-after", ""))
+            except OSError as error:  # as all of requests' are
+                said = f"no answer within {self._deadline_s:g} s: " if watch.is_cut else ""
+                raise Away(f"{said}{type(error).__name__}: {error}"[:500]) from None
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, bool]:
