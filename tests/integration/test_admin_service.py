@@ -39,6 +39,7 @@ from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
@@ -142,6 +143,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         sessions = Sessions(publisher, store, region="eu", clock=utc_now)
         deny_watch, denied = DenyWatch(store, utc_now), Denied(utc_now)
         deny_watch.listen(publisher.deny)
+        rotation = RootRotation(
+            authority, store, sessions.trust, sessions.renew, CountedAuditLog(audit), utc_now, owner="test"
+        )
+        await rotation.follow()
         admin = AdminServicer(
             trust_domain=DOMAIN,
             region="eu",
@@ -164,8 +169,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 audit=CountedAuditLog(audit),
                 gather=gather,
                 svid=lambda: None,
-                bundles=lambda: {DOMAIN: bundle},
+                roots=lambda: rotation.known,
             ),
+            rotation=rotation,
             clock=utc_now,
         )
         front = Front(tmp_path / "in.sock")
@@ -606,3 +612,53 @@ async def test_a_list_tells_which_nodes_do_not_know_of_it_yet(world: World) -> N
     session.take(node_pb.SyncRequest(deny_ack=node_pb.DenyAck(revision=revision)))
     listed = await root.ListDenied(v1.ListDeniedRequest())
     assert (list(listed.behind), listed.nodes) == ([], 1)
+
+
+async def test_an_operator_of_the_mesh_moves_roots_on(world: World) -> None:
+    admin, kinds = world.stub("operator/root"), v1.ChangeRootRequest
+    prepared = await admin.ChangeRoot(kinds(change=kinds.PREPARE, reason="yearly"))
+    assert [v1.RootState.State.Name(root.state) for root in prepared.roots] == ["ACTIVE", "PREPARED"]
+    new = prepared.roots[1]
+    assert new.next == "is activated, once no node is missing"
+    assert new.next_time.seconds > prepared.now.seconds
+    done = await admin.ChangeRoot(kinds(change=kinds.ACTIVATE, fingerprint=new.fingerprint[:12]))
+    old = done.roots[0].fingerprint
+    with pytest.raises(grpc.aio.AioRpcError, match="connections") as caught:
+        await admin.ChangeRoot(kinds(change=kinds.REVOKE, fingerprint=old))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert not (await admin.ChangeRoot(kinds(change=kinds.TAINT, fingerprint=old))).told
+    await admin.ChangeRoot(kinds(change=kinds.REVOKE, fingerprint=old, force=True))
+    (left,) = (await admin.ListRoots(v1.ListRootsRequest())).roots
+    assert left.fingerprint == new.fingerprint
+    assert (await admin.GetStatus(v1.GetStatusRequest())).roots[0].fingerprint == new.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "fingerprint"),
+    [
+        (0, ""),
+        (9, "aaaaaa"),
+        (1, "aaaaaa"),
+        (2, ""),
+        (2, "aaaaa"),
+        (3, "zzzzzz"),
+        (4, "a" * 65),
+        (4, "../../"),
+        (2, "aaaaaa\n"),
+    ],
+)
+async def test_a_change_of_a_root_that_makes_no_sense_is_refused(world: World, change: int, fingerprint: str) -> None:
+    request: Any = v1.ChangeRootRequest(change=change, fingerprint=fingerprint)  # type: ignore[arg-type]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.stub("operator/root").ChangeRoot(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_operator_of_a_tenant_does_not_see_roots(world: World) -> None:
+    anna = world.stub("tenant/acme/operator/anna")
+    request = v1.ChangeRootRequest(change=v1.ChangeRootRequest.PREPARE)
+    for call in (anna.ListRoots(v1.ListRootsRequest()), anna.ChangeRoot(request)):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert not (await anna.GetStatus(v1.GetStatusRequest(tenant="acme"))).roots

@@ -41,6 +41,7 @@ from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
 from meshwarden.agents.refusal import Refusals, refused_caller
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.root_ack import RootAck
 from meshwarden.agents.rotation import Rotation
 from meshwarden.agents.start import Begun
 from meshwarden.agents.state import Memory, Place
@@ -145,6 +146,8 @@ class Agent:
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self._sign, clock, rng)
         self.trust = Trust(cache, config.trust_domain)
         self.jwt_svids = JwtSvids(self.upstream.sign_jwt, clock)
+        self._root_ack = RootAck(identity, self.registry, self.credentials, time.monotonic)
+        self._answers: DataPlanes | None = None
         self._rotation = Rotation(
             self._provider,
             Node(
@@ -319,7 +322,7 @@ class Agent:
         jwt = JwtProfile(self.jwt_svids, self.trust, lambda: self.denied.present, self._clock)
         WorkloadApi(attestor, self.registry, self.credentials, self.trust, jwt).add_to(server)
         in_force = InForce(self._clock)
-        planes = DataPlanes(
+        self._answers = planes = DataPlanes(
             attestor,
             self.registry,
             self.scopes,
@@ -451,6 +454,7 @@ class Agent:
         while True:
             self._tell_workloads()
             self.upstream.set_health(self.health.read())
+            self.upstream.set_root_ack(self._root_ack.look(self._answers))
             self._rotation.look()
             await asyncio.sleep(_LOOK_S)
 

@@ -119,6 +119,10 @@ class Upstream:
         """Says how the agent does: all of it."""
         self._say("health", node_pb.SyncRequest(health=health))
 
+    def set_root_ack(self, ack: node_pb.BundleAck) -> None:
+        """Says which roots this node trusts and uses: the whole set."""
+        self._say("bundle_ack", node_pb.SyncRequest(bundle_ack=ack))
+
     def ack(self, ack: node_pb.ConfigAck) -> None:
         """Says what became of the configuration."""
         self._say("ack", node_pb.SyncRequest(ack=ack))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.certs.error import UNREADABLE, CertsError
@@ -36,6 +37,16 @@ class Bundle:
     def pem(self) -> bytes:
         """Returns the roots in PEM, one after the other."""
         return b"".join(root.public_bytes(Encoding.PEM) for root in self.roots)
+
+    def issuer_of(self, certificate: x509.Certificate) -> x509.Certificate | None:
+        """Returns the root that has signed a certificate; None if none of these has."""
+        for root in self.roots:
+            try:
+                certificate.verify_directly_issued_by(root)
+            except (TypeError, InvalidSignature, *UNREADABLE):
+                continue
+            return root
+        return None
 
     def to_proto(self) -> node_service_pb2.Bundle:
         """Returns the message that carries this bundle."""

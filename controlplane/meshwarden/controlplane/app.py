@@ -66,8 +66,9 @@ from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.identity.operator import OperatorCredential
+from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
-from meshwarden.controlplane.place import alone, announce, listening, parse_address
+from meshwarden.controlplane.place import alone, announce, announce_roots, listening, parse_address
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
@@ -185,6 +186,16 @@ class ControlPlane:
         self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
         self._deny_watch, self._denied = DenyWatch(store, utc_now), Denied(utc_now)
         self._deny_watch.listen(self._publisher.deny)
+        self._rotation = RootRotation(
+            authority,
+            store,
+            self._sessions.trust,
+            self._sessions.renew,
+            audit,
+            utc_now,
+            owner=_writer(config),
+            fixed=_fixed_root(config),
+        )
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
         self._durable = Durable(config.state_dir / "gather.sqlite")
         self._gather = Gather(
@@ -216,7 +227,7 @@ class ControlPlane:
             division=self._division,
             overload=self._overload,
             svid=self._serving.svid,
-            bundles=self._serving.bundles,
+            roots=lambda: self._rotation.known,
             clock=utc_now,
         )
         registry = self._metrics.registry
@@ -259,6 +270,8 @@ class ControlPlane:
             await self._jwt.open()
             if self._operator is not None:
                 await self._operator.issue()
+            self._listen_for_roots()
+            await self._rotation.follow()
             front = await closing.enter_async_context(Front(inner / "api.sock", on_refused=self._no_handshake))
             urls = {"metrics_url": await self._show_metrics(closing), **await self._show_identity(closing)}
             api = Api(str(inner / "api.sock"), self._servicers(), self._interceptors(front))
@@ -277,6 +290,7 @@ class ControlPlane:
                 self._serving,
                 self._jwt,
                 self._endpoint,
+                self._rotation,
                 self._gather,
                 self._own_metrics,
                 self._regions,
@@ -305,6 +319,16 @@ class ControlPlane:
             with contextlib.suppress(StoreError):
                 await self._engines.anchor.note()
             group.cancel_scope.cancel()
+
+    def _listen_for_roots(self) -> None:
+        """Who has to know of changed roots, in this order; nodes come last, so that we trust what they show us."""
+        self._rotation.listen(self._serving.follow)
+        if self._operator is not None:
+            self._rotation.listen(self._operator.follow)
+        self._rotation.listen(self._announce_roots)
+
+    async def _announce_roots(self, _: object) -> None:
+        announce_roots(self._config.state_dir, (await self._engines.authority.bundle()).pem())
 
     def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
         verifier = PeerVerifier(self._serving.bundles, utc_now, self._denied)
@@ -338,6 +362,8 @@ class ControlPlane:
             denied=self._denied.identity,
             jwt=self._jwt,
         )
+        node = NodeServicer(nodes, self._publisher, self._sessions, engines.authority, trust=self._trust)
+        self._rotation.listen(node.tell_bundle)
         admin = AdminServicer(
             trust_domain=config.trust_domain,
             region=config.region,
@@ -354,20 +380,21 @@ class ControlPlane:
             audit=engines.audit,
             denies=Denies(engines.store, engines.audit, utc_now),
             deny_watch=self._deny_watch,
+            rotation=self._rotation,
             health=Health(
                 state_dir=config.state_dir,
                 authority=engines.authority,
                 audit=engines.audit,
                 gather=self._gather,
                 svid=self._serving.svid,
-                bundles=self._serving.bundles,
+                roots=lambda: self._rotation.known,
             ),
             clock=utc_now,
         )
         return Servicers(
             admin=admin,
             audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
-            node=NodeServicer(nodes, self._publisher, self._sessions, engines.authority, trust=self._trust),
+            node=node,
             quota=QuotaServicer(nodes, self._division, self._publisher),
             region=RegionServicer(self._gather.ledger, self._gather.tail, config.trust_domain, config.region),
             report=ReportServicer(self._gather, nodes),
@@ -400,6 +427,15 @@ def _writer(config: Config) -> str:
     return f"{platform.node()}:{config.state_dir}"
 
 
+def _fixed_root(config: Config) -> str:
+    """Why no new root may be made here; empty if one may."""
+    if isinstance(config.authority, VaultAuthorityConfig):
+        return "the root is in Vault: make the next one there"
+    if config.peer:
+        return "each region of this mesh has a copy of the root, and would not learn of another: keep the root in Vault"
+    return ""
+
+
 def _vault_of(config: Config) -> VaultConfig | None:
     return config.authority if isinstance(config.authority, VaultAuthorityConfig) else None
 
@@ -416,6 +452,7 @@ async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> A
             passphrase=await secrets.resolve(chosen.passphrase),
             trust_domain=config.trust_domain,
             create=chosen.create,
+            root_ttl=timedelta(days=chosen.root_ttl_days),
             clock=utc_now,
             on_issued=on_issued,
         )

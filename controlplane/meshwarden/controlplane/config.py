@@ -46,6 +46,8 @@ class DiskAuthorityConfig(_Frozen):
     passphrase: str = Field(pattern=REFERENCE)
     # Make a new root if there is none. Without it a missing key is an error: a typo must not found a new mesh.
     create: bool = False
+    # The life of each root that is made; the next is prepared at a half and activated at five sixths of it.
+    root_ttl_days: int = Field(default=3650, ge=180, le=7300)
 
 
 # A reference: what opens Vault can't lie in Vault.

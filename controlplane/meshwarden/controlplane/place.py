@@ -55,6 +55,13 @@ def alone(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def announce_roots(state_dir: Path, roots_pem: bytes) -> None:
+    """Writes the roots for whoever is to join."""
+    draft = state_dir / "ca.pem.draft"
+    draft.write_bytes(roots_pem)
+    draft.rename(state_dir / "ca.pem")
+
+
 def announce(state_dir: Path, address: str, urls: Mapping[str, str], roots_pem: bytes) -> None:
     """Writes the roots and, last, `server.json`: who waits for it finds all that it names.
 
@@ -64,7 +71,7 @@ def announce(state_dir: Path, address: str, urls: Mapping[str, str], roots_pem: 
         urls: what else it serves, by name.
         roots_pem: what leads to it.
     """
-    (state_dir / "ca.pem").write_bytes(roots_pem)
+    announce_roots(state_dir, roots_pem)
     said = {"address": address, **urls, "ca_file": str(state_dir / "ca.pem"), "pid": os.getpid()}
     draft = state_dir / "server.json.draft"
     draft.write_text(json.dumps(said))

@@ -113,6 +113,7 @@ class GetStatusResponse(_message.Message):
     REGIONS_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     AMBIGUOUS_NAMES_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     region: _builtins.str
     revision: _builtins.int
@@ -132,6 +133,8 @@ class GetStatusResponse(_message.Message):
     def health(self) -> Global___ControlPlaneHealth: ...
     @_builtins.property
     def ambiguous_names(self) -> _containers.RepeatedCompositeFieldContainer[Global___AmbiguousName]: ...
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___RootState]: ...
     def __init__(
         self,
         *,
@@ -147,10 +150,11 @@ class GetStatusResponse(_message.Message):
         regions: _abc.Iterable[Global___RegionState] | None = ...,
         health: Global___ControlPlaneHealth | None = ...,
         ambiguous_names: _abc.Iterable[Global___AmbiguousName] | None = ...,
+        roots: _abc.Iterable[Global___RootState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1652,3 +1656,161 @@ class DeniedState(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeniedState: _TypeAlias = DeniedState  # noqa: Y015
+
+@_typing.final
+class ListRootsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRootsRequest: _TypeAlias = ListRootsRequest  # noqa: Y015
+
+@_typing.final
+class ListRootsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOTS_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___RootState]: ...
+    @_builtins.property
+    def now(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def told(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        roots: _abc.Iterable[Global___RootState] | None = ...,
+        now: _timestamp_pb2.Timestamp | None = ...,
+        told: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["now", b"now", "roots", b"roots", "told", b"told"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRootsResponse: _TypeAlias = ListRootsResponse  # noqa: Y015
+
+@_typing.final
+class ChangeRootRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Change:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ChangeRootRequest._Change.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CHANGE_UNSPECIFIED: ChangeRootRequest._Change.ValueType  # 0
+        PREPARE: ChangeRootRequest._Change.ValueType  # 1
+        ACTIVATE: ChangeRootRequest._Change.ValueType  # 2
+        TAINT: ChangeRootRequest._Change.ValueType  # 3
+        REVOKE: ChangeRootRequest._Change.ValueType  # 4
+
+    class Change(_Change, metaclass=_ChangeEnumTypeWrapper): ...
+    CHANGE_UNSPECIFIED: ChangeRootRequest.Change.ValueType  # 0
+    PREPARE: ChangeRootRequest.Change.ValueType  # 1
+    ACTIVATE: ChangeRootRequest.Change.ValueType  # 2
+    TAINT: ChangeRootRequest.Change.ValueType  # 3
+    REVOKE: ChangeRootRequest.Change.ValueType  # 4
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    change: Global___ChangeRootRequest.Change.ValueType
+    fingerprint: _builtins.str
+    force: _builtins.bool
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        change: Global___ChangeRootRequest.Change.ValueType = ...,
+        fingerprint: _builtins.str = ...,
+        force: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "fingerprint", b"fingerprint", "force", b"force", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeRootRequest: _TypeAlias = ChangeRootRequest  # noqa: Y015
+
+@_typing.final
+class RootState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RootState._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: RootState._State.ValueType  # 0
+        PREPARED: RootState._State.ValueType  # 1
+        ACTIVE: RootState._State.ValueType  # 2
+        OLD: RootState._State.ValueType  # 3
+        TAINTED: RootState._State.ValueType  # 4
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: RootState.State.ValueType  # 0
+    PREPARED: RootState.State.ValueType  # 1
+    ACTIVE: RootState.State.ValueType  # 2
+    OLD: RootState.State.ValueType  # 3
+    TAINTED: RootState.State.ValueType  # 4
+
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    USED_BY_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    NEXT_TIME_FIELD_NUMBER: _builtins.int
+    fingerprint: _builtins.str
+    state: Global___RootState.State.ValueType
+    next: _builtins.str
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def used_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def next_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        fingerprint: _builtins.str = ...,
+        state: Global___RootState.State.ValueType = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+        used_by: _abc.Iterable[_builtins.str] | None = ...,
+        next: _builtins.str = ...,
+        next_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_time", b"next_time", "not_after", b"not_after", "not_before", b"not_before", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "missing", b"missing", "next", b"next", "next_time", b"next_time", "not_after", b"not_after", "not_before", b"not_before", "since", b"since", "state", b"state", "used_by", b"used_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RootState: _TypeAlias = RootState  # noqa: Y015

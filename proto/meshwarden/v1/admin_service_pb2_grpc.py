@@ -94,6 +94,16 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.FromString,
                 _registered_method=True)
+        self.ListRoots = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ListRoots',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.FromString,
+                _registered_method=True)
+        self.ChangeRoot = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ChangeRoot',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -171,6 +181,18 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRoots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeRoot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -233,6 +255,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListDenied,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.SerializeToString,
+            ),
+            'ListRoots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRoots,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.SerializeToString,
+            ),
+            'ChangeRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeRoot,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -559,6 +591,60 @@ class AdminService:
             '/meshwarden.v1.AdminService/ListDenied',
             meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRoots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ListRoots',
+            meshwarden_dot_v1_dot_admin__service__pb2.ListRootsRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ChangeRoot',
+            meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.FromString,
             options,
             channel_credentials,
             insecure,

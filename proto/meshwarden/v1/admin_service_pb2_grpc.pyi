@@ -43,6 +43,8 @@ class AdminServiceStub:
     Deny: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DenyRequest, _admin_service_pb2.DenyResponse]
     Allow: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AllowRequest, _admin_service_pb2.AllowResponse]
     ListDenied: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]
+    ListRoots: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRootsRequest, _admin_service_pb2.ListRootsResponse]
+    ChangeRoot: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -59,6 +61,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Deny: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DenyRequest, _admin_service_pb2.DenyResponse]  # type: ignore[assignment]
     Allow: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AllowRequest, _admin_service_pb2.AllowResponse]  # type: ignore[assignment]
     ListDenied: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]  # type: ignore[assignment]
+    ListRoots: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRootsRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
+    ChangeRoot: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -144,5 +148,19 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListDeniedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListDeniedResponse, _abc.Awaitable[_admin_service_pb2.ListDeniedResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListRoots(
+        self,
+        request: _admin_service_pb2.ListRootsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListRootsResponse, _abc.Awaitable[_admin_service_pb2.ListRootsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ChangeRoot(
+        self,
+        request: _admin_service_pb2.ChangeRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListRootsResponse, _abc.Awaitable[_admin_service_pb2.ListRootsResponse]]: ...
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -335,6 +335,7 @@ class SyncRequest(_message.Message):
     WORKLOADS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    BUNDLE_ACK_FIELD_NUMBER: _builtins.int
     DENY_ACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___NodeHello: ...
@@ -351,6 +352,8 @@ class SyncRequest(_message.Message):
     @_builtins.property
     def health(self) -> Global___AgentHealth: ...
     @_builtins.property
+    def bundle_ack(self) -> Global___BundleAck: ...
+    @_builtins.property
     def deny_ack(self) -> Global___DenyAck: ...
     def __init__(
         self,
@@ -362,17 +365,42 @@ class SyncRequest(_message.Message):
         workloads: Global___WorkloadReport | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         health: Global___AgentHealth | None = ...,
+        bundle_ack: Global___BundleAck | None = ...,
         deny_ack: Global___DenyAck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "bundle_ack", b"bundle_ack", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "bundle_ack", b"bundle_ack", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "interest", "ack", "endpoints", "workloads", "heartbeat", "health", "deny_ack"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "interest", "ack", "endpoints", "workloads", "heartbeat", "health", "bundle_ack", "deny_ack"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___SyncRequest: _TypeAlias = SyncRequest  # noqa: Y015
+
+@_typing.final
+class BundleAck(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUSTED_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trusted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def used(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        trusted: _abc.Iterable[_builtins.bytes] | None = ...,
+        used: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trusted", b"trusted", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleAck: _TypeAlias = BundleAck  # noqa: Y015
 
 @_typing.final
 class NodeHello(_message.Message):

@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from meshwarden.certs.authority.port import AuthorityUnavailable
+from meshwarden.certs.authority.slot import RootState, SlotState
 from meshwarden.controlplane.api.scrape import Scraped, targets
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
@@ -57,12 +58,13 @@ def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState) -> Vitals
     (state_dir / "store.sqlite").write_bytes(b"x" * 10)
     (state_dir / "store.sqlite-wal").write_bytes(b"x" * 5)
     mesh = SimpleNamespace(all=lambda: {Key("Service", "acme", "web"): None, Key("Service", "acme", "api"): None})
-    root = SimpleNamespace(not_valid_before_utc=NOW, not_valid_after_utc=NOW + timedelta(days=9))
+    root = RootState("ab", SlotState.ACTIVE, NOW, NOW + timedelta(days=9), NOW)
+    old = RootState("cd", SlotState.OLD, NOW, NOW + timedelta(days=1), NOW)
     fakes: Any = {
         "publisher": SimpleNamespace(revision=7, mesh=mesh),
         "sessions": SimpleNamespace(states=lambda: list(nodes)),
         "svid": lambda: SimpleNamespace(not_before=NOW, not_after=NOW + timedelta(hours=1)),
-        "bundles": lambda: {"mesh.test": SimpleNamespace(roots=[root])},
+        "roots": lambda: (old, root),
     }
     fakes["overload"] = SimpleNamespace(now=(20, 3), shed=Counter({Criticality.SHEDDABLE: 5}))
     fakes["division"] = Division(None, Mesh("mesh.test"), "a", lambda: 0.0, lambda: 0.0, lambda: 1)  # type: ignore[arg-type]

@@ -73,6 +73,8 @@ def test_who_may_what() -> None:
         "/meshwarden.v1.AdminService/CreateJoinToken",
         "/meshwarden.v1.AdminService/RenewSvids",
         "/meshwarden.v1.AuditService/VerifyEvents",
+        "/meshwarden.v1.AdminService/ListRoots",
+        "/meshwarden.v1.AdminService/ChangeRoot",
     }
     assert may(WHO[Role.TENANT_OPERATOR]) == rest - mesh_wide
 

@@ -1,6 +1,5 @@
 """Roots that somebody else keeps: they are seen, and changed where they are."""
 
-from collections.abc import Callable
 from datetime import datetime
 
 from meshwarden.certs.authority.port import Authority
@@ -10,14 +9,12 @@ from meshwarden.certs.authority.slot import RootRefused, Roots, RootState, SlotS
 class ForeignRoots(Authority):
     """An authority that makes no roots of its own. The first of its bundle is the one that signs."""
 
-    _clock: Callable[[], datetime]
-
     async def roots(self) -> Roots:
         """Returns the roots with their states: the one that signs, and those that did."""
-        begun = self._clock()
         active, *old = (await self.bundle()).roots
-        signing = RootState.of(active, SlotState.ACTIVE, begun)
-        return (signing, *(RootState.of(root, SlotState.OLD, begun) for root in old))
+        # Since when nobody says here: since it began, then.
+        signing = RootState.of(active, SlotState.ACTIVE, active.not_valid_before_utc)
+        return (signing, *(RootState.of(root, SlotState.OLD, root.not_valid_before_utc) for root in old))
 
     async def prepare(self, now: datetime) -> Roots:
         """Refuses to make a root."""

@@ -12,6 +12,7 @@ from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.revision import described
+from meshwarden.controlplane.api.roots import RootDesk
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather import graph_query
@@ -22,6 +23,7 @@ from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.explain import explain
 from meshwarden.controlplane.policy.neutral import Name
@@ -69,6 +71,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         audit: AuditLog,
         denies: Denies,
         deny_watch: DenyWatch,
+        rotation: RootRotation,
         health: Health,
         clock: Callable[[], datetime],
     ) -> None:
@@ -78,6 +81,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._remote, self._regions, self._division = remote, regions, division
         self._audit, self._health, self._clock = audit, health, clock
         self._desk = DenyDesk(denies, deny_watch, sessions, trust_domain, clock)
+        self._roots = RootDesk(rotation, clock)
 
     async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
         caller = _caller()
@@ -112,6 +116,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         )
         if _is_operator():
             answer.warnings.extend(self._regions.warnings())
+            answer.roots.extend(self._roots.states())
         answer.now.FromDatetime(self._clock())
         return answer
 
@@ -212,6 +217,12 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def ListDenied(self, request: v1.ListDeniedRequest, context: Context) -> v1.ListDeniedResponse:
         return self._desk.listed(_caller(), request)
+
+    async def ListRoots(self, request: v1.ListRootsRequest, context: Context) -> v1.ListRootsResponse:
+        return self._roots.listed(_caller())
+
+    async def ChangeRoot(self, request: v1.ChangeRootRequest, context: Context) -> v1.ListRootsResponse:
+        return await self._roots.change(_caller(), request)
 
     def _states(self) -> list[v1.RegionState]:
         return self._regions.states(whole=_is_operator())

@@ -23,6 +23,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_status import rpc_status
 
 from meshwarden.certs.authority.port import AuthorityError
+from meshwarden.certs.authority.slot import RootRefused
 from meshwarden.certs.csr import InvalidCsr
 from meshwarden.certs.deny import InvalidDeny
 from meshwarden.certs.issue import IssueRefused
@@ -79,6 +80,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     Moved: grpc.StatusCode.ABORTED,
     AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
     AuthorityError: grpc.StatusCode.UNAVAILABLE,
+    RootRefused: grpc.StatusCode.FAILED_PRECONDITION,
     InvalidCsr: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidToken: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidDeny: grpc.StatusCode.INVALID_ARGUMENT,

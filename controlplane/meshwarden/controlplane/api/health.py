@@ -1,11 +1,11 @@
 """How the control plane itself does, for `status` and `doctor`: gathered from all who notice what is wrong."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from meshwarden.certs.authority.port import Authority
-from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.authority.slot import Roots, SlotState
 from meshwarden.certs.svid import X509Svid
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.gather.gather import Gather
@@ -23,7 +23,7 @@ class Health:
         audit: CountedAuditLog,
         gather: Gather,
         svid: Callable[[], X509Svid | None],
-        bundles: Callable[[], Mapping[str, Bundle]],
+        roots: Callable[[], Roots],
     ) -> None:
         """Keeps whom to ask.
 
@@ -33,10 +33,10 @@ class Health:
             audit: may be refused by the disk.
             gather: may be refused by the disk, and by its backends.
             svid: the control plane's own certificate.
-            bundles: the roots.
+            roots: the roots.
         """
         self._state_dir, self._authority, self._audit, self._gather = state_dir, authority, audit, gather
-        self._svid, self._bundles = svid, bundles
+        self._svid, self._roots = svid, roots
 
     def read(self) -> ControlPlaneHealth:
         """How the control plane does."""
@@ -53,7 +53,7 @@ class Health:
         svid = self._svid()
         if svid is not None:
             health.not_after.FromDatetime(svid.not_after)
-        ends = [root.not_valid_after_utc for bundle in self._bundles().values() for root in bundle.roots]
-        if ends:
-            health.root_not_after.FromDatetime(min(ends))
+        for root in self._roots():
+            if root.state is SlotState.ACTIVE:
+                health.root_not_after.FromDatetime(root.not_after)
         return health

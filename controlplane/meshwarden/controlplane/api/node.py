@@ -53,6 +53,12 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
     ) -> None:
         self._identity, self._publisher, self._sessions = identity, publisher, sessions
         self._authority, self._heartbeat_s, self._trust = authority, heartbeat_s, trust or Trust()
+        self._streams: set[_Stream] = set()
+
+    async def tell_bundle(self, _: object) -> None:
+        """The roots have changed: tells all nodes that are here."""
+        for stream in tuple(self._streams):
+            await stream.tell_bundle()
 
     async def Attest(self, request: v1.AttestRequest, context: Context) -> v1.AttestResponse:
         connection = peer.current_connection()
@@ -85,8 +91,12 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
             welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
             await context.write(v1.SyncResponse(welcome=welcome))
             stream = _Stream(session, self._authority, self._publisher.roots, context, self._heartbeat_s)
-            with self._trust.following(session.feed.say):
-                silent = await stream.run(request_iterator)
+            self._streams.add(stream)
+            try:
+                with self._trust.following(session.feed.say):
+                    silent = await stream.run(request_iterator)
+            finally:
+                self._streams.discard(stream)
         finally:
             session.close()
         if silent:
@@ -112,7 +122,7 @@ class _Stream:
 
     async def run(self, requests: AsyncIterator[v1.SyncRequest]) -> bool:
         """Serves until the node leaves, falls silent (True) or opens a newer session."""
-        await self._tell_bundle()
+        await self.tell_bundle()
         async with anyio.create_task_group() as group:
             group.start_soon(self._write, group)
             group.start_soon(self._listen_for_silence, group)
@@ -128,10 +138,10 @@ class _Stream:
         _check_times(request)
         self._heard_s = asyncio.get_running_loop().time()
         self._session.take(request)
-        await self._tell_bundle()
+        await self.tell_bundle()
 
-    async def _tell_bundle(self) -> None:
-        """Tells the roots if they are others than last time; asked at each sign of life."""
+    async def tell_bundle(self) -> None:
+        """Tells the roots if they are others than last time; seen at each sign of life, too."""
         bundle = await self._authority.bundle()
         if bundle is not self._bundle:
             self._bundle = bundle

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.authority.slot import Roots, SlotState
 from meshwarden.certs.svid import X509Svid
 from meshwarden.controlplane.api.quota_metrics import of_quotas
 from meshwarden.controlplane.audit.count import CountedAuditLog
@@ -56,7 +56,7 @@ class Vitals(Collector):
         division: Division,
         overload: OverloadInterceptor,
         svid: Callable[[], X509Svid | None],
-        bundles: Callable[[], Mapping[str, Bundle]],
+        roots: Callable[[], Roots],
         clock: Callable[[], datetime],
     ) -> None:
         """Puts it together.
@@ -71,13 +71,13 @@ class Vitals(Collector):
             division: knows how limits are divided.
             overload: knows how many calls we take.
             svid: the control plane's own certificate.
-            bundles: the roots.
+            roots: the roots.
             clock: the present, aware.
         """
         self._about = {"region": region, "version": version}
         self._state_dir, self._publisher, self._sessions = state_dir, publisher, sessions
         self._division, self._overload = division, overload
-        self._audit, self._svid, self._bundles, self._clock = audit, svid, bundles, clock
+        self._audit, self._svid, self._roots, self._clock = audit, svid, roots, clock
 
     def collect(self) -> Iterable[Metric]:
         """Shows all there is."""
@@ -143,10 +143,14 @@ class Vitals(Collector):
         svid = self._svid()
         if svid is not None:
             add(("controlplane", "", "", ""), svid.not_before, svid.not_after)
-        for bundle in self._bundles().values():
-            root = min(bundle.roots, key=lambda root: root.not_valid_after_utc)
-            add(("root", "", "", ""), root.not_valid_before_utc, root.not_valid_after_utc)
-        text = "Seconds until a certificate in use ends, as last reported; of roots, the one that ends first."
+        states = Counter(dict.fromkeys(SlotState, 0))
+        for root in self._roots():
+            states[root.state] += 1
+            if root.state is SlotState.ACTIVE:
+                add(("root", "", "", ""), root.not_before, root.not_after)
+        rows = [((state.value,), count) for state, count in states.items()]
+        yield _gauge("meshwarden_roots", "Roots that the mesh trusts, by state.", ("state",), rows)
+        text = "Seconds until a certificate in use ends, as last reported; of roots, the one that signs."
         yield _gauge("meshwarden_svid_expiry_seconds", text, _CERTIFICATE, left)
         yield _gauge("meshwarden_svid_lifetime_seconds", "The whole life of that certificate.", _CERTIFICATE, life)
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "svid": ("admin", "svid", "Show and renew workload certificates."),
     "identity": ("identity", "identity", "Revoke identities and certificates."),
     "audit": ("audit", "audit", "Show what was done, and verify it."),
+    "ca": ("ca", "ca", "Show the roots that the mesh trusts, and rotate them."),
     "context": ("context_command", "context", "Choose the mesh to talk to."),
     "completion": ("completion", "completion", "Print shell completion."),
 }

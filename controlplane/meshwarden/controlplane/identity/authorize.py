@@ -40,6 +40,8 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/ListDenied": _OPERATORS,
     "/meshwarden.v1.AuditService/ListEvents": _OPERATORS,
     "/meshwarden.v1.AuditService/VerifyEvents": _ADMIN,
+    "/meshwarden.v1.AdminService/ListRoots": _ADMIN,
+    "/meshwarden.v1.AdminService/ChangeRoot": _ADMIN,
     "/meshwarden.v1.ResourceService/Apply": _OPERATORS,
     "/meshwarden.v1.ResourceService/Get": _OPERATORS,
     "/meshwarden.v1.ResourceService/List": _OPERATORS,

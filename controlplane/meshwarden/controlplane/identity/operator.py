@@ -11,6 +11,8 @@ from opentelemetry.trace import TracerProvider
 
 from meshwarden.certs import files
 from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.authority.slot import Roots
+from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.error import CertsError
 from meshwarden.certs.issue import LeafTemplate
@@ -18,7 +20,7 @@ from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.audit.port import AuditError, AuditLog
-from meshwarden.controlplane.identity.renewal import Renewals, note_issued, until_due
+from meshwarden.controlplane.identity.renewal import Renewals, leads_to_good, note_issued, until_due
 
 LIFE = timedelta(hours=1)
 RETRY_S = 5.0
@@ -65,6 +67,7 @@ class OperatorCredential:
         self._clock, self._rng = clock, rng
         self._template = LeafTemplate(SpiffeId.for_operator(trust_domain, name, tenant), ttl)
         self._svid: X509Svid | None = None
+        self._bundle: Bundle | None = None
         self._due = clock()
 
     async def issue(self) -> X509Svid:
@@ -86,10 +89,30 @@ class OperatorCredential:
         note_issued(svid)
         fields = {"spiffe_id": str(svid.spiffe_id), "serial": svid.serial, "not_after": svid.not_after.isoformat()}
         await self._audit.record("operator.issue", directory=str(self._directory), **fields)
+        await self._publish(svid, bundle)
+        self._due = renew_at(svid.not_before, svid.not_after, self._rng)
+        return svid
+
+    async def _publish(self, svid: X509Svid, bundle: Bundle) -> None:
         content = {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": bundle.pem()}
         await asyncio.to_thread(files.publish, self._directory, content)
-        self._svid, self._due = svid, renew_at(svid.not_before, svid.not_after, self._rng)
-        return svid
+        self._svid, self._bundle = svid, bundle
+
+    async def follow(self, roots: Roots) -> None:
+        """The roots have changed: publishes them, and leaves one that is tainted or gone.
+
+        Raises:
+            CertsError: the authority can't sign now.
+            AuditError: it can't be recorded.
+            OSError: it can't be written.
+        """
+        bundle = await self._authority.bundle()
+        if self._svid is None:
+            return
+        if not leads_to_good(self._svid, bundle, roots):
+            await self.issue()
+        elif bundle is not self._bundle:
+            await self._publish(self._svid, bundle)
 
     async def run(self) -> None:
         """Renews at half-life until cancelled. A failure is retried: nearly half of the life is left for that."""

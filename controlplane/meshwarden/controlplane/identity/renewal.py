@@ -9,6 +9,8 @@ from typing import Final
 from opentelemetry import trace
 from opentelemetry.context import Context
 
+from meshwarden.certs.authority.slot import Roots, SlotState, fingerprint_of
+from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import Clock
 from meshwarden.certs.issue import name_text
 from meshwarden.certs.svid import X509Svid
@@ -47,3 +49,10 @@ def note_issued(svid: X509Svid) -> None:
     here.set_attribute("mesh.by", name_text(leaf.issuer))
     until = svid.not_after.isoformat()
     here.set_attribute("mesh.changes", [f"ISSUED certificate {svid.serial} of {svid.spiffe_id} until {until}"])
+
+
+def leads_to_good(svid: X509Svid, bundle: Bundle, roots: Roots) -> bool:
+    """Whether the root that a certificate leads to is one of these, and not tainted."""
+    root = bundle.issuer_of(svid.chain[-1])
+    good = {state.fingerprint for state in roots if state.state is not SlotState.TAINTED}
+    return root is not None and fingerprint_of(root) in good

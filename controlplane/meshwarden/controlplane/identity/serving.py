@@ -10,6 +10,7 @@ import structlog
 from opentelemetry.trace import TracerProvider
 
 from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.authority.slot import Roots
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name, region_dns_name
@@ -17,7 +18,7 @@ from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.audit.port import AuditLog, AuditUnavailable
-from meshwarden.controlplane.identity.renewal import Renewals, note_issued, until_due
+from meshwarden.controlplane.identity.renewal import Renewals, leads_to_good, note_issued, until_due
 from meshwarden.sdk.mtls.tls import server_context
 
 LIFE = timedelta(hours=1)
@@ -63,6 +64,20 @@ class ServingIdentity:
         """Returns what peers must lead to, {trust domain: bundle}."""
         return {} if self._bundle is None else {self._bundle.trust_domain: self._bundle}
 
+    async def follow(self, roots: Roots) -> None:
+        """The roots have changed: trusts those, and leaves one that is tainted or gone.
+
+        Raises:
+            CertsError: the authority can't sign now.
+        """
+        bundle = await self._authority.bundle()
+        if self._svid is None:
+            return
+        if not leads_to_good(self._svid, bundle, roots):
+            await self.issue()
+        elif bundle is not self._bundle:
+            self._take(self._svid, bundle)
+
     async def issue(self) -> None:
         """Issues the next certificate and takes it into use.
 
@@ -78,8 +93,7 @@ class ServingIdentity:
         bundle = await self._authority.bundle()
         svid = X509Svid.of(chain, key)
         note_issued(svid)
-        self._context = server_context(svid.chain_pem(), svid.key_pem(), bundle.pem())
-        self._svid, self._bundle = svid, bundle
+        self._take(svid, bundle)
         self._due = renew_at(svid.not_before, svid.not_after, self._rng)
         fields = {"spiffe_id": str(svid.spiffe_id), "serial": svid.serial, "not_after": svid.not_after.isoformat()}
         log.info("control plane certificate issued", **fields)
@@ -88,6 +102,10 @@ class ServingIdentity:
         except AuditUnavailable as error:
             # It goes to nobody else, and a full disk must not close the door through which one learns of it.
             log.error("control plane certificate not audited", error=str(error), **fields)
+
+    def _take(self, svid: X509Svid, bundle: Bundle) -> None:
+        self._context = server_context(svid.chain_pem(), svid.key_pem(), bundle.pem())
+        self._svid, self._bundle = svid, bundle
 
     async def run(self) -> None:
         """Renews at half-life until cancelled. A failure is retried: nearly half of the life is left for that."""

@@ -6,7 +6,7 @@ a control plane all nodes that have endpoints.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -14,6 +14,7 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
+from meshwarden.controlplane.identity.rotation import NodeTrust
 from meshwarden.controlplane.publish.endpoints import Endpoints
 from meshwarden.controlplane.publish.feed import Serves
 from meshwarden.controlplane.publish.joined import Joined
@@ -76,6 +77,8 @@ class Session:
             self.state.health.CopyFrom(message.health)
         elif kind == "heartbeat" and message.heartbeat.HasField("now"):
             self._compare_clocks(message.heartbeat.now.ToDatetime(tzinfo=UTC))
+        elif kind == "bundle_ack":
+            self._sessions.take_trust(self.node, message.bundle_ack)
         elif kind == "deny_ack":
             self.state.denied_revision = message.deny_ack.revision
         elif kind == "endpoints":
@@ -135,6 +138,8 @@ class Sessions:
         self._endpoints = Endpoints(publisher, store, region=region, clock=clock)
         self._open: dict[str, Session] = {}
         self._states: dict[str, admin_service_pb2.NodeState] = {}
+        # {node: the fingerprints of roots that it trusts, and of those that its certificates lead to}
+        self._trust: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         self._joined = Joined(store)
         self._waiting: dict[str, asyncio.TimerHandle] = {}
 
@@ -206,15 +211,33 @@ class Sessions:
         return [states[node] for node in sorted(states)]
 
     def renew_all(self, reason: str) -> list[str]:
-        """Asks all connected nodes for new certificates now; returns their names.
+        """Asks all connected nodes for new certificates now; returns their names."""
+        return self.renew(self._open, reason)
+
+    def renew(self, nodes: Iterable[str], reason: str) -> list[str]:
+        """Asks those of some nodes that are connected for new certificates now; returns their names.
 
         What becomes of it is followed below the present span, to some nodes of many.
         """
-        parent, traced = own_span.present_parent(), set(followed(self._open))
-        for node, session in self._open.items():
+        sessions = {node: self._open[node] for node in nodes if node in self._open}
+        parent, traced = own_span.present_parent(), set(followed(sessions))
+        for node, session in sessions.items():
             order = v1.RenewNow(reason=reason, trace_parent=parent if node in traced else "")
             session.feed.say(v1.SyncResponse(renew_now=order))
-        return sorted(self._open)
+        return sorted(sessions)
+
+    def take_trust(self, node: str, ack: v1.BundleAck) -> None:
+        """Takes which roots a node trusts and uses."""
+        self._trust[node] = (_fingerprints(ack.trusted), _fingerprints(ack.used))
+
+    def trust(self) -> list[NodeTrust]:
+        """What each node that has joined has said of the roots."""
+        found = []
+        for state in self.states():
+            trusted, used = self._trust.get(state.node, (None, frozenset[str]()))
+            seen = state.last_seen.ToDatetime(UTC) if state.HasField("last_seen") else None
+            found.append(NodeTrust(state.node, state.connected, seen, trusted, used))
+        return found
 
     def _await_return(self, node: str, grace_s: float) -> None:
         if node not in self._open:
@@ -225,3 +248,7 @@ class Sessions:
         if node not in self._open:
             log.warning("node.lost", node=node)
             self._endpoints.lost(node)
+
+
+def _fingerprints(roots: Iterable[bytes]) -> frozenset[str]:
+    return frozenset(root.hex() for root in roots)
