@@ -168,6 +168,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 authority=authority,
                 audit=CountedAuditLog(audit),
                 gather=gather,
+                secrets=lambda: ["vault:kv/a: sealed", "vault:kv/b: sealed"],
                 svid=lambda: None,
                 roots=lambda: rotation.known,
             ),

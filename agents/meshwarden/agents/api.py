@@ -25,6 +25,7 @@ from meshwarden.agents.entry import Refusal, RegistrationRefused
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.telemetry.account import SDK, Drops
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.telemetry.repeat import Repeats
@@ -79,6 +80,7 @@ class Parts:
     otlp_environment: Callable[[Workload], dict[str, str]]
     status: Callable[[], pb.AgentStatusResponse]
     wanting: Callable[[str], contextlib.AbstractContextManager[None]]
+    secrets: SecretStream
     region: str
 
 
@@ -192,6 +194,11 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except Ended as ended:
             await context.abort(ended.code, str(ended))
+
+    async def Secrets(self, request: pb.SecretsRequest, context: _Context) -> AsyncIterator[pb.SecretsResponse]:
+        """Streams the secrets of the caller's entry, all of them at each change."""
+        async for response in self._parts.secrets.stream(context):
+            yield response
 
     async def AgentStatus(self, request: pb.AgentStatusRequest, context: _Context) -> pb.AgentStatusResponse:
         """Says how the agent does, to its own user and root."""

@@ -99,6 +99,32 @@ def status(socket: Path | None, output: str) -> None:
         click.echo(line)
 
 
+@main.command()
+@click.option("--socket", type=click.Path(path_type=Path), help="The agent's socket.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0.1, 3600), default=15.0, help="How long to wait, in s.")
+@click.argument("name")
+def secret(socket: Path | None, timeout_s: float, name: str) -> None:
+    """Write the secret NAME of the calling workload's entry to standard output, and nothing else.
+
+    Who calls is known by the kernel's word: run it below `meshwarden-agent exec`, or as a program that fits one entry.
+    """
+    reason = "the control plane has not told it yet"
+    with _agent(socket) as stub:
+        try:
+            for answer in stub.Secrets(pb.SecretsRequest(), timeout=timeout_s):
+                found = next((one for one in answer.secrets if one.name == name), None)
+                if found is not None and found.value:
+                    click.echo(found.value, nl=sys.stdout.isatty())
+                    return
+                names = ", ".join(one.name for one in answer.secrets) or "none"
+                reason = (found.error or reason) if found is not None else f"the entry names {names}"
+        except grpc.RpcError as error:
+            call: Any = error
+            if call.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise
+    _fail(f"no secret {name!r} within {timeout_s:g} s: {reason}")
+
+
 def _table(answer: pb.AgentStatusResponse, now: datetime) -> Iterator[str]:
     link = "connected" if answer.connected else "not connected"
     yield f"node {answer.node}  {link}  revision {answer.revision}  version {answer.version}"

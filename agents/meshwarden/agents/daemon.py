@@ -43,6 +43,8 @@ from meshwarden.agents.refusal import Refusals, refused_caller
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.root_ack import RootAck
 from meshwarden.agents.rotation import Rotation
+from meshwarden.agents.secret import Secrets
+from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.start import Begun
 from meshwarden.agents.state import Memory, Place
 from meshwarden.agents.telemetry.aggregate import Aggregator
@@ -115,6 +117,7 @@ class Agent:
         self.registry = Registry(config.trust_domain, place.workloads, Evidence(), self._refusals)
         self.scopes = ScopeStore(cache)
         self.denied = DenyKeeper(cache)
+        self.secrets = Secrets()
         downstream = Downstream(
             self._take_entries,
             self._take_bundle,
@@ -123,6 +126,7 @@ class Agent:
             self._renew,
             lambda serial: self._rotation.welcomed(serial),
             self._take_denied,
+            self.secrets.take,
         )
         self._begun, self._provider = begun, begun.provider
         self._progress = Progress(self._provider)
@@ -185,6 +189,7 @@ class Agent:
             cache,
             self.spool,
             self._refusals,
+            self.secrets,
         )
         self._ack = node_pb.ConfigAck()
 
@@ -316,6 +321,7 @@ class Agent:
             self.door.environment,
             self.status,
             self._rotation.wanting,
+            SecretStream(attestor, self.registry, self.secrets),
             self._node_place.region,
         )
         workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)
@@ -331,6 +337,7 @@ class Agent:
             self._acknowledge,
             self.planes.refs,
             in_force,
+            self.secrets,
         )
         self.health.watch(planes)
         self._rotation.watch(planes)
@@ -348,6 +355,7 @@ class Agent:
 
     def _take_entries(self, entry_set: node_pb.EntrySet) -> None:
         self.registry.set_entries(entry_set)
+        self.secrets.keep(f"{item.metadata.tenant}/{item.metadata.name}" for item in entry_set.entries)
         self._memory.keep_entries(entry_set)
 
     def _take_bundle(self, message: node_pb.Bundle) -> None:

@@ -12,6 +12,7 @@ from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.secret import Secrets
 from meshwarden.agents.telemetry.spool import Spool
 from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.xds import DataPlanes
@@ -39,11 +40,13 @@ class Health:
         cache: Cache,
         spool: Spool,
         refusals: Refusals,
+        secrets: Secrets,
     ) -> None:
         """Keeps whom to ask."""
         self._state_dir, self._registry, self._identity, self._upstream = state_dir, registry, identity, upstream
         self._credentials, self._scopes, self._attendants = credentials, scopes, attendants
-        self._cache, self._spool, self._refusals = cache, spool, refusals
+        self._cache, self._spool = cache, spool
+        self._refusals, self._secrets = refusals, secrets
         self._planes: DataPlanes | None = None
         self._since_s: dict[str, float] = {}
         self._held_since_s: dict[str, float] = {}
@@ -74,11 +77,12 @@ class Health:
         """What is wrong with workloads: `{workload id: reason}`."""
         said = {**self._held_back(), **self._credentials.errors(), **self._scopes.refusals()}
         found: dict[str, str] = {}
-        attended = self._attendants.errors()
+        attended, unread = self._attendants.errors(), self._secrets.errors()
         for name, workload in self._registry.workloads.items():
             # A certificate is an entry's, files are a workload's, and configuration is a data plane's.
             reasons = [said[key] for key in (workload.entry_name, name, f"{name}/grpc", f"{name}/envoy") if key in said]
             reasons += [attended[name]] if name in attended else []
+            reasons += [unread[workload.entry_name]] if workload.entry_name in unread else []
             if reasons:
                 found[name] = "; ".join(dict.fromkeys(reasons))[:_MAX_TEXT]
         return found

@@ -1,4 +1,4 @@
-"""An Envoy's own certificate and what it trusts, as xDS secrets on its one ADS stream."""
+"""An Envoy's own certificate, what it trusts and its workload's secrets, as xDS secrets on its one ADS stream."""
 
 from typing import Final
 
@@ -9,6 +9,8 @@ from meshwarden.xds.snapshot import Resource, resource
 
 OWN: Final = "default"
 ROOTS: Final = "ROOTCA"
+GIVEN: Final = "secret/"
+"""What the names of a workload's secrets begin with: none is mistaken for one of the above."""
 _SECRET: Final = "envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a message's name
 _SPIFFE: Final = "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
 
@@ -34,3 +36,9 @@ def roots_secret(bundle: Bundle) -> Resource:
     }
     context = {"custom_validator_config": validator}
     return resource(api.build(_SECRET, {"name": ROOTS, "validation_context": context}), ROOTS)
+
+
+def generic_secret(name: str, value: str) -> Resource:
+    """The secret `secret/<name>`: a text that the workload's entry names, for the filters of its Envoy."""
+    full = GIVEN + name
+    return resource(api.build(_SECRET, {"name": full, "generic_secret": {"secret": {"inline_string": value}}}), full)

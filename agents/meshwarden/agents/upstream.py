@@ -55,6 +55,7 @@ class Downstream:
         renew: renew all certificates now.
         welcomed: a session was opened with the node's certificate of this serial.
         denied: whom to refuse.
+        secrets: the secrets of an entry.
     """
 
     entries: Callable[[node_pb.EntrySet], None]
@@ -64,6 +65,7 @@ class Downstream:
     renew: Callable[[node_pb.RenewNow], None]
     welcomed: Callable[[str], None]
     denied: Callable[[node_pb.DenyList], None]
+    secrets: Callable[[node_pb.EntrySecrets], None]
 
 
 class Upstream:
@@ -468,3 +470,5 @@ class _Session:
             self._downstream.denied(message.deny_list)
         elif kind == "renew_now":
             self._downstream.renew(message.renew_now)
+        elif kind == "secrets":
+            self._downstream.secrets(message.secrets)

@@ -20,6 +20,7 @@ from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.secret import Secrets
 from meshwarden.agents.workload import Workload
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds.server import StreamRefused
@@ -53,6 +54,7 @@ class DataPlanes:
         acknowledge: Acknowledge,
         refs: Refs,
         in_force: InForce,
+        secrets: Secrets,
     ) -> None:
         """Serves what `scopes` and `credentials` hold.
 
@@ -65,7 +67,9 @@ class DataPlanes:
             acknowledge: takes what became of a revision.
             refs: the data planes of a workload, with the addresses that they have now.
             in_force: is told what each data plane has taken.
+            secrets: for Envoys too.
         """
+        self._secrets = secrets
         self._in_force = in_force
         self._attestor = attestor
         self._registry = registry
@@ -83,6 +87,7 @@ class DataPlanes:
         registry.listen(self._notify)
         scopes.listen(self._notify)
         credentials.listen(self._notify)
+        secrets.listen(self._notify)
 
     async def open(self, context: grpc.aio.ServicerContext[Any, Any], node_message: Any) -> "DataPlaneClient":
         """The client behind an RPC.
@@ -119,10 +124,12 @@ class DataPlanes:
             return None
         bundle = self._credentials.bundle()
         ratio = self._registry.trace_ratio(workload)
-        key = (scoped, svid, bundle, ratio)
+        secrets = self._secrets.of(workload.entry_name)
+        key = (scoped, svid, bundle, ratio, secrets)
         known = self._merged.get(data_plane)
         if known is None or known[0] != key:
-            own = (sds.own_secret(svid), sds.roots_secret(bundle), runtime.sampling(ratio))
+            given = (sds.generic_secret(one.name, one.value) for one in secrets if one.value)
+            own = (sds.own_secret(svid), sds.roots_secret(bundle), runtime.sampling(ratio), *given)
             resources = [item for named in scoped.resources.values() for item in named.values()]
             known = self._merged[data_plane] = (key, Snapshot.of((*resources, *own)))
         return known[1]

@@ -73,6 +73,7 @@ from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.roots import Roots
+from meshwarden.controlplane.publish.secrets import EntrySecrets
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.publish.trust import Trust
@@ -81,7 +82,9 @@ from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import Own, Peer, Puller
 from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.secrets.port import SecretError
+from meshwarden.controlplane.secrets.reference import Grants
 from meshwarden.controlplane.secrets.resolver import Secrets
+from meshwarden.controlplane.secrets.watch import SecretWatch
 from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import Store, StoreError
 from meshwarden.controlplane.store.sqlite import open_store
@@ -121,6 +124,7 @@ class Engines:
     anchor: Anchor
     authority: Authority
     backends: tuple[Backend, ...]
+    secrets: Secrets
 
 
 async def serve(config: Config) -> None:
@@ -142,7 +146,8 @@ async def serve(config: Config) -> None:
         tracing = own_provider(OWN_NAME, spans)
         authority = await stack.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
         backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
-        control_plane = ControlPlane(config, Engines(store, audit, anchor, authority, backends), tracing)
+        engines = Engines(store, audit, anchor, authority, backends, secrets)
+        control_plane = ControlPlane(config, engines, tracing)
         spans.pass_to(control_plane.take_own_spans)
         settle()
         await control_plane.run()
@@ -172,7 +177,11 @@ class ControlPlane:
         self._endpoint = self._spiffe_endpoint()
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
-        self._publisher = Publisher(store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots)
+        self._denied = Denied(utc_now)
+        self._secrets = self._entry_secrets(rng)
+        self._publisher = Publisher(
+            store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots, secrets=self._secrets
+        )
         self._division = Division(
             store,
             self._publisher.mesh,
@@ -184,7 +193,7 @@ class ControlPlane:
         )
         self._publisher.listen(self._division.touch)
         self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
-        self._deny_watch, self._denied = DenyWatch(store, utc_now), Denied(utc_now)
+        self._deny_watch = DenyWatch(store, utc_now)
         self._deny_watch.listen(self._publisher.deny)
         self._rotation = RootRotation(
             authority,
@@ -243,6 +252,13 @@ class ControlPlane:
         files = (config.certificate, config.key) if config.certificate is not None and config.key is not None else None
         return SpiffeEndpoint(document, self._serving.svid, issuer=config.issuer, files=files)
 
+    def _entry_secrets(self, rng: random.Random) -> EntrySecrets:
+        config, secrets = self._config, self._engines.secrets
+        engine = secrets.vault if secrets.has_vault else None
+        watch = SecretWatch(engine, rng, time.monotonic, poll_s=config.secrets_poll_s)
+        grants = Grants(config.secrets_of)
+        return EntrySecrets(watch, grants, self._engines.audit, config.trust_domain, self._denied.identity)
+
     def _told(self, process: Sequence[Collector]) -> OwnMetrics:
         """What tells backends our own metrics."""
         return OwnMetrics(
@@ -287,6 +303,8 @@ class ControlPlane:
             parts = (
                 self._engines.anchor,
                 self._engines.authority,
+                self._engines.secrets,
+                self._secrets.watch,
                 self._serving,
                 self._jwt,
                 self._endpoint,
@@ -386,6 +404,7 @@ class ControlPlane:
                 authority=engines.authority,
                 audit=engines.audit,
                 gather=self._gather,
+                secrets=self._secrets.watch.faults,
                 svid=self._serving.svid,
                 roots=lambda: self._rotation.known,
             ),

@@ -55,6 +55,9 @@ VAULT_REFERENCE = r"^(file|env):.+$"
 VAULT_PATH = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$"
 
 
+SecretPlace = Annotated[str, Field(pattern=VAULT_PATH)]
+
+
 class AppRoleConfig(_Frozen):
     """A role that logs in by itself."""
 
@@ -220,6 +223,11 @@ class Config(BaseSettings):
     otlp_metrics_interval_s: float = Field(default=60.0, ge=1.0, le=3600.0)
     # Where `vault:` references are read; left out, the authority's Vault.
     vault: VaultConfig | None = None
+    # Below which places a tenant's entries may name secrets: { acme = ["kv/teams/acme"] }. A tenant that isn't here has
+    # <mount>/meshwarden/<tenant>/.
+    secrets_of: dict[Annotated[str, Field(pattern=f"^{LABEL}$")], tuple[SecretPlace, ...]] = {}
+    # How often it is seen whether Vault has newer ones.
+    secrets_poll_s: float = Field(default=30.0, ge=1.0, le=86_400.0)
     # The other regions of the trust domain.
     peer: tuple[PeerConfig, ...] = ()
     # Where others find what proves our identities; left out, nowhere.

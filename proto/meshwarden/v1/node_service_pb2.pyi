@@ -805,6 +805,7 @@ class SyncResponse(_message.Message):
     RENEW_NOW_FIELD_NUMBER: _builtins.int
     DENY_LIST_FIELD_NUMBER: _builtins.int
     TRUST_BUNDLES_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -819,6 +820,8 @@ class SyncResponse(_message.Message):
     def deny_list(self) -> Global___DenyList: ...
     @_builtins.property
     def trust_bundles(self) -> Global___TrustBundles: ...
+    @_builtins.property
+    def secrets(self) -> Global___EntrySecrets: ...
     def __init__(
         self,
         *,
@@ -829,16 +832,71 @@ class SyncResponse(_message.Message):
         renew_now: Global___RenewNow | None = ...,
         deny_list: Global___DenyList | None = ...,
         trust_bundles: Global___TrustBundles | None = ...,
+        secrets: Global___EntrySecrets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "secrets", b"secrets", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "secrets", b"secrets", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "entries", "bundle", "config", "renew_now", "deny_list", "trust_bundles"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "entries", "bundle", "config", "renew_now", "deny_list", "trust_bundles", "secrets"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___SyncResponse: _TypeAlias = SyncResponse  # noqa: Y015
+
+@_typing.final
+class EntrySecrets(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    entry: _builtins.str
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Secret]: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        entry: _builtins.str = ...,
+        secrets: _abc.Iterable[Global___Secret] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "secrets", b"secrets", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntrySecrets: _TypeAlias = EntrySecrets  # noqa: Y015
+
+@_typing.final
+class Secret(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    version: _builtins.int
+    error: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        version: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "name", b"name", "value", b"value", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Secret: _TypeAlias = Secret  # noqa: Y015
 
 @_typing.final
 class DenyList(_message.Message):

@@ -373,6 +373,7 @@ class WorkloadEntrySpec(_message.Message):
     SVID_TTL_FIELD_NUMBER: _builtins.int
     DNS_NAMES_FIELD_NUMBER: _builtins.int
     INSECURE_SAME_USER_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     version: _builtins.str
     data_plane: Global___WorkloadEntrySpec.DataPlane.ValueType
@@ -387,6 +388,8 @@ class WorkloadEntrySpec(_message.Message):
     def svid_ttl(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecretReference]: ...
     def __init__(
         self,
         *,
@@ -400,14 +403,35 @@ class WorkloadEntrySpec(_message.Message):
         svid_ttl: _duration_pb2.Duration | None = ...,
         dns_names: _abc.Iterable[_builtins.str] | None = ...,
         insecure_same_user: _builtins.bool = ...,
+        secrets: _abc.Iterable[Global___SecretReference] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["selectors", b"selectors", "svid_ttl", b"svid_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "dns_names", b"dns_names", "inbound_port", b"inbound_port", "insecure_same_user", b"insecure_same_user", "nodes", b"nodes", "port", b"port", "selectors", b"selectors", "service", b"service", "svid_ttl", b"svid_ttl", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "dns_names", b"dns_names", "inbound_port", b"inbound_port", "insecure_same_user", b"insecure_same_user", "nodes", b"nodes", "port", b"port", "secrets", b"secrets", "selectors", b"selectors", "service", b"service", "svid_ttl", b"svid_ttl", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkloadEntrySpec: _TypeAlias = WorkloadEntrySpec  # noqa: Y015
+
+@_typing.final
+class SecretReference(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecretReference: _TypeAlias = SecretReference  # noqa: Y015
 
 @_typing.final
 class Selectors(_message.Message):

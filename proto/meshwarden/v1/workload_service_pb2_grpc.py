@@ -55,6 +55,11 @@ class WorkloadServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_quota__service__pb2.ShareRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_quota__service__pb2.ShareResponse.FromString,
                 _registered_method=True)
+        self.Secrets = channel.unary_stream(
+                '/meshwarden.v1.WorkloadService/Secrets',
+                request_serializer=meshwarden_dot_v1_dot_workload__service__pb2.SecretsRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_workload__service__pb2.SecretsResponse.FromString,
+                _registered_method=True)
         self.AgentStatus = channel.unary_unary(
                 '/meshwarden.v1.WorkloadService/AgentStatus',
                 request_serializer=meshwarden_dot_v1_dot_workload__service__pb2.AgentStatusRequest.SerializeToString,
@@ -89,6 +94,12 @@ class WorkloadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Secrets(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AgentStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -117,6 +128,11 @@ def add_WorkloadServiceServicer_to_server(servicer, server):
                     servicer.Share,
                     request_deserializer=meshwarden_dot_v1_dot_quota__service__pb2.ShareRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_quota__service__pb2.ShareResponse.SerializeToString,
+            ),
+            'Secrets': grpc.unary_stream_rpc_method_handler(
+                    servicer.Secrets,
+                    request_deserializer=meshwarden_dot_v1_dot_workload__service__pb2.SecretsRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_workload__service__pb2.SecretsResponse.SerializeToString,
             ),
             'AgentStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.AgentStatus,
@@ -232,6 +248,33 @@ class WorkloadService:
             '/meshwarden.v1.WorkloadService/Share',
             meshwarden_dot_v1_dot_quota__service__pb2.ShareRequest.SerializeToString,
             meshwarden_dot_v1_dot_quota__service__pb2.ShareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Secrets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/meshwarden.v1.WorkloadService/Secrets',
+            meshwarden_dot_v1_dot_workload__service__pb2.SecretsRequest.SerializeToString,
+            meshwarden_dot_v1_dot_workload__service__pb2.SecretsResponse.FromString,
             options,
             channel_credentials,
             insecure,

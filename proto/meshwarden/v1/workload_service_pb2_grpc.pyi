@@ -36,6 +36,7 @@ class WorkloadServiceStub:
     Watch: _grpc.UnaryStreamMultiCallable[_workload_service_pb2.WatchConfigRequest, _workload_service_pb2.WorkloadConfig]
     Report: _grpc.UnaryUnaryMultiCallable[_workload_service_pb2.ReportCallsRequest, _workload_service_pb2.ReportCallsResponse]
     Share: _grpc.StreamStreamMultiCallable[_quota_service_pb2.ShareRequest, _quota_service_pb2.ShareResponse]
+    Secrets: _grpc.UnaryStreamMultiCallable[_workload_service_pb2.SecretsRequest, _workload_service_pb2.SecretsResponse]
     AgentStatus: _grpc.UnaryUnaryMultiCallable[_workload_service_pb2.AgentStatusRequest, _workload_service_pb2.AgentStatusResponse]
 
 @_typing.type_check_only
@@ -45,6 +46,7 @@ class WorkloadServiceAsyncStub(WorkloadServiceStub):
     Watch: _aio.UnaryStreamMultiCallable[_workload_service_pb2.WatchConfigRequest, _workload_service_pb2.WorkloadConfig]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_workload_service_pb2.ReportCallsRequest, _workload_service_pb2.ReportCallsResponse]  # type: ignore[assignment]
     Share: _aio.StreamStreamMultiCallable[_quota_service_pb2.ShareRequest, _quota_service_pb2.ShareResponse]  # type: ignore[assignment]
+    Secrets: _aio.UnaryStreamMultiCallable[_workload_service_pb2.SecretsRequest, _workload_service_pb2.SecretsResponse]  # type: ignore[assignment]
     AgentStatus: _aio.UnaryUnaryMultiCallable[_workload_service_pb2.AgentStatusRequest, _workload_service_pb2.AgentStatusResponse]  # type: ignore[assignment]
 
 class WorkloadServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -75,6 +77,13 @@ class WorkloadServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_quota_service_pb2.ShareRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_quota_service_pb2.ShareResponse], _abc.AsyncIterator[_quota_service_pb2.ShareResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Secrets(
+        self,
+        request: _workload_service_pb2.SecretsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_workload_service_pb2.SecretsResponse], _abc.AsyncIterator[_workload_service_pb2.SecretsResponse]]: ...
 
     @_abc_1.abstractmethod
     def AgentStatus(

@@ -14,8 +14,9 @@ from meshwarden.sdk.aio_handler import aio_server_interceptor
 from meshwarden.sdk.backpressure import criticality
 from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.sdk.channel import aio_channel, channel
-from meshwarden.sdk.error import AgentAway, NotStarted, SdkError
+from meshwarden.sdk.error import AgentAway, NotStarted, SdkError, SecretMissing
 from meshwarden.sdk.quota.cost import report_cost
+from meshwarden.sdk.secret import secret
 from meshwarden.sdk.server import peer_identity, run, server
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Criticality",
     "NotStarted",
     "SdkError",
+    "SecretMissing",
     "aio_channel",
     "aio_server_interceptor",
     "channel",
@@ -30,5 +32,6 @@ __all__ = [
     "peer_identity",
     "report_cost",
     "run",
+    "secret",
     "server",
 ]

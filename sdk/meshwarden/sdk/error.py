@@ -2,7 +2,8 @@
 
 SdkError
 ├── NotStarted      the program wasn't started under an agent
-└── AgentAway       the agent didn't say in time who the program is
+├── AgentAway       the agent didn't say in time who the program is
+└── SecretMissing   the agent has no such secret for the program
 """
 
 
@@ -16,3 +17,7 @@ class NotStarted(SdkError):
 
 class AgentAway(SdkError):
     """The node agent didn't answer, or not in a way that could be used."""
+
+
+class SecretMissing(SdkError):
+    """The node agent has no such secret for the program, or none yet."""

@@ -23,6 +23,7 @@ from meshwarden.agents.in_force import InForce
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.secret import Secrets
 from meshwarden.agents.telemetry.name import Names
 from meshwarden.agents.workload import Workload
 from meshwarden.agents.xds import DataPlanes
@@ -79,6 +80,7 @@ class Node:
         self.acks: list[node_pb.ConfigAck] = []
         self.planes = Planes(cache, "127.0.0.1", random.Random(1))
         self.in_force = InForce(utc_now)
+        self.secrets = Secrets()
         self.data_planes = DataPlanes(
             Attestor(self.front, self.registry),
             self.registry,
@@ -88,6 +90,7 @@ class Node:
             self.acks.append,
             self.planes.refs,
             self.in_force,
+            self.secrets,
         )
         self.revision = 0
 
@@ -265,6 +268,30 @@ async def test_an_envoy_gets_its_certificate_beside_its_configuration(node: Node
     again = await one.answer()
     (renewed,) = [secret for secret in map(api.unpack, again.resources) if secret.name == "default"]
     assert renewed.tls_certificate != secrets["default"].tls_certificate
+    one.end()
+
+
+async def test_an_envoy_gets_the_secrets_of_its_entry_and_the_newer_ones(node: Node, channel: grpc.aio.Channel) -> None:
+    node.registry.set_entries(entry(envoy=True))
+    workload = node.register()
+    await node.credentials.ensure(workload, 60)
+    (_, ref) = node.planes.refs(workload)
+    node.push(outbound(ref.outbound_path), plane="acme/web#1/envoy")
+    told = node_pb.Secret(name="db", value="hunter2", version=1)
+    node.secrets.take(node_pb.EntrySecrets(tenant="acme", entry="web", secrets=[told]))
+    others = node_pb.Secret(name="db", value="hunter3", version=1)
+    node.secrets.take(node_pb.EntrySecrets(tenant="umbrella", entry="web", secrets=[others]))
+    one = stream(channel)
+    await one.ask(api.SECRET, "secret/db", "secret/none", agent="envoy")
+    (given,) = map(api.unpack, (await one.answer()).resources)
+    assert (given.name, given.generic_secret.secret.inline_string) == ("secret/db", "hunter2")
+    told.value, told.version = "hunter4", 2
+    node.secrets.take(node_pb.EntrySecrets(tenant="acme", entry="web", secrets=[told]))
+    (given,) = map(api.unpack, (await one.answer()).resources)
+    assert given.generic_secret.secret.inline_string == "hunter4"
+    assert "hunter" not in repr(node.secrets.of("acme/web"))
+    node.secrets.keep(["umbrella/web"])
+    assert node.secrets.of("acme/web") == ()
     one.end()
 
 

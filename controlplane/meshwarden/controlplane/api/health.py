@@ -1,7 +1,7 @@
 """How the control plane itself does, for `status` and `doctor`: gathered from all who notice what is wrong."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from meshwarden.certs.authority.port import Authority
@@ -22,6 +22,7 @@ class Health:
         authority: Authority,
         audit: CountedAuditLog,
         gather: Gather,
+        secrets: Callable[[], Sequence[str]],
         svid: Callable[[], X509Svid | None],
         roots: Callable[[], Roots],
     ) -> None:
@@ -32,11 +33,12 @@ class Health:
             authority: signs.
             audit: may be refused by the disk.
             gather: may be refused by the disk, and by its backends.
+            secrets: says which secrets of workloads can't be read, and why.
             svid: the control plane's own certificate.
             roots: the roots.
         """
         self._state_dir, self._authority, self._audit, self._gather = state_dir, authority, audit, gather
-        self._svid, self._roots = svid, roots
+        self._svid, self._roots, self._secrets = svid, roots, secrets
 
     def read(self) -> ControlPlaneHealth:
         """How the control plane does."""
@@ -49,6 +51,7 @@ class Health:
             state_dir=str(self._state_dir),
             backends=self._gather.backends(),
             tail_sampling=self._gather.tail_sampling(),
+            secrets_error=_few(self._secrets()),
         )
         svid = self._svid()
         if svid is not None:
@@ -57,3 +60,9 @@ class Health:
             if root.state is SlotState.ACTIVE:
                 health.root_not_after.FromDatetime(root.not_after)
         return health
+
+
+def _few(faults: Sequence[str]) -> str:
+    """The first of many, and how many there are."""
+    rest = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{faults[0]}{rest}" if faults else ""

@@ -152,8 +152,9 @@ class _Stream:
         try:
             while True:
                 for message in await self._session.feed.next():
-                    await self._context.write(message)
-                    self._session.told(message)
+                    if await self._session.may_tell(message):
+                        await self._context.write(message)
+                        self._session.told(message)
         except grpc.aio.UsageError:  # the stream ended while we wrote
             group.cancel_scope.cancel()
 

@@ -127,6 +127,15 @@ def _control_plane(health: ControlPlaneHealth, now: datetime) -> Iterator[Findin
             "certificates are signed until the issuing one ends, and no longer: see that Vault is there, unsealed, and "
             "takes our token",
         )
+    if health.secrets_error:
+        yield Finding(
+            Severity.WARNING,
+            subject,
+            Cause.SECRETS_UNREAD,
+            health.secrets_error,
+            "workloads keep the last value that was read, but for one that is deleted: see that Vault is there, that "
+            "the secret is, and that our policy allows it (deploy/vault/secrets.hcl)",
+        )
     if health.HasField("not_after"):
         yield from _end(subject, health.not_after.ToDatetime(UTC) - now, "see `meshwarden logs server`")
     if health.HasField("root_not_after") and (left_s := health.root_not_after.ToDatetime(UTC) - now) < _ROOT_LEFT:

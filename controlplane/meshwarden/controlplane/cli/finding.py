@@ -42,6 +42,7 @@ class Cause(StrEnum):
     NOT_WRITTEN = "reports not written"
     NOT_AUDITED = "audit log not written"
     AUTHORITY_AWAY = "authority away"
+    SECRETS_UNREAD = "secrets unread"
     EXPIRED = "certificate expired"
     EXPIRING = "certificate near its end"
     NOT_RENEWED = "certificate not renewed"

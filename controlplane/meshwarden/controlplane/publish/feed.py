@@ -11,8 +11,10 @@ from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.scope import scopes_of
 from meshwarden.controlplane.publish.compiled import Compiled, Scopes
+from meshwarden.controlplane.publish.secrets import EntrySecrets, Mark
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.v1 import node_service_pb2 as v1
+from meshwarden.v1.resources_pb2 import WorkloadEntry
 
 Serves = Callable[[str], bool]
 """Whether a node may have anything of a tenant's."""
@@ -54,17 +56,19 @@ class Feed:
         refuse: Refuse,
         trails: Trails,
         serves: Serves,
+        secrets: EntrySecrets | None,
     ) -> None:
-        self.node, self._trails, self._serves = node, trails, serves
+        self.node, self._trails, self._serves, self._secrets = node, trails, serves, secrets
         self._mesh, self._scopes, self._shared, self._revision, self._refuse = mesh, scopes, shared, revision, refuse
         self._refs: dict[str, v1.DataPlaneRef] | None = None
-        self._remap = True
+        self._remap = self._look = True
         self._planes: dict[str, v1.DataPlaneScopes] = {}
         self._now: dict[str, Compiled] = {}
         self._sent: dict[str, Compiled] = {}
         self._sent_planes: list[v1.DataPlaneScopes] | None = None
         self._sent_revision = -1
         self._sent_entries: v1.EntrySet | None = None
+        self._sent_secrets: dict[Name, Mark] = {}
         self._first: list[v1.SyncResponse] = []
         self._denies: v1.SyncResponse | None = None
         self._wake = asyncio.Event()
@@ -89,8 +93,23 @@ class Feed:
     def touch(self, impact: Impact) -> None:
         """Takes note of a new revision."""
         if self.node in impact.nodes:
-            self._remap = True
+            self._remap = self._look = True
         self._wake.set()
+
+    def look(self) -> None:
+        """Takes note that secrets have changed."""
+        self._look = True
+        self._wake.set()
+
+    def untold(self, message: v1.EntrySecrets) -> None:
+        """Secrets were not told after all: they are said again with whatever comes next."""
+        self._sent_secrets.pop(Name(message.tenant, message.entry), None)
+        self._look = True
+
+    def close(self) -> None:
+        """The session has ended: nothing is wanted for it any more."""
+        if self._secrets is not None:
+            self._secrets.want(self, ())
 
     async def next(self) -> list[v1.SyncResponse]:
         """Waits until there is something to say, and returns it."""
@@ -109,6 +128,23 @@ class Feed:
             messages += self._entries()
         if self._refs is not None:
             messages += self._config()
+        if self._secrets is not None and self._look and self._sent_entries is not None:
+            self._look = False
+            messages += self._told_secrets(self._secrets, self._sent_entries.entries)
+        return messages
+
+    def _told_secrets(self, secrets: EntrySecrets, entries: Iterable[WorkloadEntry]) -> list[v1.SyncResponse]:
+        """The secrets of each entry where any has changed; an entry that names none any more is told that, too."""
+        named = {Name(entry.metadata.tenant, entry.metadata.name): entry for entry in entries}
+        secrets.want(self, named.values())
+        messages = []
+        for name, entry in named.items():
+            found = secrets.find(entry)
+            if found is None or found[0] == self._sent_secrets.get(name, ()):
+                continue
+            self._sent_secrets[name] = found[0]
+            messages.append(v1.SyncResponse(secrets=found[1]))
+        self._sent_secrets = {name: mark for name, mark in self._sent_secrets.items() if name in named}
         return messages
 
     def _entries(self) -> list[v1.SyncResponse]:

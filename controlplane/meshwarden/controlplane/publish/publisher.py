@@ -20,6 +20,7 @@ from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Scopes
 from meshwarden.controlplane.publish.feed import Feed, Serves, Shared
 from meshwarden.controlplane.publish.roots import Roots
+from meshwarden.controlplane.publish.secrets import EntrySecrets
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Batch, Compacted, Future, Store, StoreError
@@ -43,8 +44,13 @@ class Publisher:
         audit: AuditLog,
         trails: Trails | None = None,
         roots: Roots | None = None,
+        secrets: EntrySecrets | None = None,
     ) -> None:
         self._store, self._audit = store, audit
+        self.secrets: Final = secrets
+        """Gives entries their secrets; None where there are none to give."""
+        if secrets is not None:
+            secrets.watch.listen(lambda _: self._look())
         self.trails: Final = trails or Trails()
         """What is told of the way of each change."""
         self.roots: Final = roots or Roots()
@@ -91,7 +97,15 @@ class Publisher:
     def open(self, node: str, serves: Serves = lambda _: True) -> Feed:
         """A feed for a session of `node`, which may have what is of tenants that it serves; `close` it at the end."""
         feed = Feed(
-            node, self.mesh, self._scopes, self._shared, lambda: self.revision, self._refused, self.trails, serves
+            node,
+            self.mesh,
+            self._scopes,
+            self._shared,
+            lambda: self.revision,
+            self._refused,
+            self.trails,
+            serves,
+            self.secrets,
         )
         self._feeds.add(feed)
         if self._denies is not None:
@@ -107,14 +121,20 @@ class Publisher:
         for feed in self._feeds:
             feed.deny(self._denies)
             feed.touch(impact)
+        self._look()
 
     def close(self, feed: Feed) -> None:
         """The feed's session has ended."""
         self._feeds.discard(feed)
+        feed.close()
 
     def listen(self, callback: Callable[[Impact], None]) -> None:
         """Calls back after each change, with what it touches."""
         self._listeners.append(callback)
+
+    def _look(self) -> None:
+        for feed in self._feeds:
+            feed.look()
 
     async def _load(self) -> None:
         """Reads the store whole and takes the difference."""

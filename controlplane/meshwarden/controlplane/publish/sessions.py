@@ -14,6 +14,7 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
+from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity.rotation import NodeTrust
 from meshwarden.controlplane.publish.endpoints import Endpoints
 from meshwarden.controlplane.publish.feed import Serves
@@ -86,6 +87,18 @@ class Session:
             own = v1.EndpointReport(trace_parent=message.endpoints.trace_parent)
             own.endpoints.extend(item for item in message.endpoints.endpoints if self._serves(item.tenant))
             self._sessions.report(self.node, self._zone, own)
+
+    async def may_tell(self, message: v1.SyncResponse) -> bool:
+        """Whether a message may go to the agent now: secrets not before that is on record."""
+        if not message.HasField("secrets") or self._publisher.secrets is None:
+            return True
+        try:
+            await self._publisher.secrets.record(self.node, message.secrets)
+        except AuditUnavailable as error:
+            self.feed.untold(message.secrets)
+            log.error("secrets.withheld", node=self.node, entry=message.secrets.entry, reason=str(error))
+            return False
+        return True
 
     def told(self, message: v1.SyncResponse) -> None:
         """Takes note of a message that went to the agent."""

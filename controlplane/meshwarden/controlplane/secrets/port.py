@@ -1,5 +1,7 @@
 """The port to secrets. An error names the reference, never what it leads to."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +12,57 @@ MAX_SIZE_BYTES = 64 * 1024
 
 class SecretError(Exception):
     """A reference leads nowhere; the message says why and what to do."""
+
+
+class SecretAway(SecretError):
+    """The place of secrets doesn't answer now; others of it can't be read either."""
+
+
+class SecretGone(SecretError):
+    """There is no such secret, or no more: what was read of it before must not be used any longer."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a secret with several keys."""
+
+    number: int
+    values: Mapping[str, object] = field(repr=False)
+
+    def text(self, key: str, reference: str) -> SecretStr:
+        """Returns the text under a key.
+
+        Raises:
+            SecretGone: there is none, or it is too large.
+        """
+        value = self.values.get(key)
+        if not isinstance(value, str) or not value:
+            raise SecretGone(f"{reference}: the secret has no text under {key!r}")
+        if len(value.encode()) > MAX_SIZE_BYTES:
+            raise SecretGone(f"{reference}: is larger than {MAX_SIZE_BYTES} bytes")
+        return SecretStr(value)
+
+
+class VersionedSecrets(Protocol):
+    """A place whose secrets have versions."""
+
+    async def read_version(self, mount: str, path: str) -> Version:
+        """Returns the newest version of a secret.
+
+        Raises:
+            SecretGone: there is none, or it is deleted.
+            SecretError: it can't be read now.
+        """
+        ...
+
+    async def newest(self, mount: str, path: str) -> int:
+        """Returns the number of the newest version, and reads nothing of what is in it.
+
+        Raises:
+            SecretGone: there is none, or it is deleted.
+            SecretError: it can't be read now.
+        """
+        ...
 
 
 class SecretEngine(Protocol):

@@ -1,11 +1,20 @@
 """Resolves references: `vault:<mount>/<path>#<key>`, `file:<path>` and `env:<NAME>`."""
 
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
 from pydantic import SecretStr
 
 from meshwarden.certs.authority.port import AuthorityError
 from meshwarden.controlplane.secrets.env import EnvSecrets
 from meshwarden.controlplane.secrets.file import FileSecrets
 from meshwarden.controlplane.secrets.port import SecretEngine, SecretError, VaultSettings
+
+if TYPE_CHECKING:
+    from meshwarden.controlplane.secrets.vault import VaultSecrets
+
+LOOK: Final = timedelta(seconds=10)
 
 
 class Secrets:
@@ -15,6 +24,7 @@ class Secrets:
         """Takes where `vault:` references lead; without it they are refused."""
         self._vault_settings = vault
         self._engines: dict[str, SecretEngine] = {"env": EnvSecrets(), "file": FileSecrets()}
+        self._vault: VaultSecrets | None = None
 
     async def resolve(self, reference: str) -> SecretStr:
         """Returns the secret that a reference leads to.
@@ -28,19 +38,38 @@ class Secrets:
             raise SecretError(
                 "not a reference to a secret: write vault:<mount>/<path>#<key>, file:<path> or env:<NAME>"
             )
-        if scheme == "vault" and scheme not in self._engines:
-            self._engines[scheme] = self._vault(reference)
-        return await self._engines[scheme].read(name)
-
-    def _vault(self, reference: str) -> SecretEngine:
-        settings = self._vault_settings
-        if settings is None:
+        if scheme != "vault":
+            return await self._engines[scheme].read(name)
+        if not self.has_vault:
             raise SecretError(f"{reference}: no Vault is configured; say where it is under [vault]")
-        # Most control planes start without Vault, and the sooner.
-        from meshwarden.controlplane.secrets.vault import VaultSecrets
-        from meshwarden.controlplane.secrets.vault_login import client_of
+        return await self.vault().read(name)
 
-        try:
-            return VaultSecrets(client_of(settings, self.resolve))
-        except AuthorityError as error:
-            raise SecretError(f"vault: {error}") from None
+    @property
+    def has_vault(self) -> bool:
+        """Whether `vault:` references lead anywhere."""
+        return self._vault_settings is not None
+
+    def vault(self) -> "VaultSecrets":
+        """Returns where `vault:` references lead, which logs in when it is first asked.
+
+        Raises:
+            SecretError: there is no such place, or its address can't be used.
+        """
+        if self._vault is None:
+            if self._vault_settings is None:
+                raise SecretError("no Vault is configured; say where it is under [vault]")
+            # Most control planes start without Vault, and the sooner.
+            from meshwarden.controlplane.secrets.vault import VaultSecrets
+            from meshwarden.controlplane.secrets.vault_login import client_of
+
+            try:
+                self._vault = VaultSecrets(client_of(self._vault_settings, self.resolve))
+            except AuthorityError as error:
+                raise SecretError(f"vault: {error}") from None
+        return self._vault
+
+    async def run(self) -> None:
+        """Keeps the login to Vault alive, once there is one, until it is cancelled."""
+        while True:
+            wait = LOOK if self._vault is None else await self._vault.client.tend()
+            await asyncio.sleep(wait.total_seconds())
