@@ -133,7 +133,7 @@ async def test_a_damaged_cache_is_set_aside(agent: Any, control_plane: Any, unti
             {
                 "truncated": content[: len(content) // 2],
                 "garbage": os.urandom(300),
-                "newer": content.replace(b"cache 1 ", b"cache 2 ", 1),
+                "newer": content.replace(b"cache 2 ", b"cache 3 ", 1),
                 "empty": b"",
             }[damage]
         )

@@ -6,6 +6,7 @@ these through two sockets, one front and one gRPC server; what data planes repor
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -43,6 +44,7 @@ from meshwarden.agents.refusal import Refusals, refused_caller
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.root_ack import RootAck
 from meshwarden.agents.rotation import Rotation
+from meshwarden.agents.seal import given_secret
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.start import Begun
@@ -111,7 +113,7 @@ class Agent:
         """
         self._config, self._place, self._identity, self._clock = config, place, identity, clock
         self._rng = rng
-        self._cache = cache = Cache(place.cache)
+        self._cache = cache = Cache(place.cache, given_secret(os.environ.get("CREDENTIALS_DIRECTORY")))
         self._memory = Memory(cache)
         self._refusals = Refusals(clock)
         self.registry = Registry(config.trust_domain, place.workloads, Evidence(), self._refusals)
