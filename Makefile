@@ -57,6 +57,10 @@ check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 	$(call step,dashboards as generated)
 	@$(BIN)/python deploy/grafana/generate.py --check
 
+.PHONY: mutants
+mutants: $(VENV)/.dev ## Change the verifier in every small way, and see that the tests notice each (ARGS="verify --jobs 1")
+	@$(BIN)/python tests/mutation $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Run the benchmarks (NAME=push); each result is one JSON line
 	@$(BIN)/python -m benchmarks $(NAME)

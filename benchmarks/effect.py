@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from benchmarks import bare_xds
 from benchmarks.process import Broken, Child, child, python, say
 from benchmarks.result import Case
@@ -36,6 +38,8 @@ SETTLE_S = 0.5
 RPC_S = 10.0
 
 Change = Callable[[bool], Awaitable[None]]
+Up = dict[str, Any]
+"""What up.json says."""
 
 
 @dataclass
@@ -76,10 +80,14 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
     over_grpc = Case("effect", "apply to effect, gRPC", GRPC_REFERENCE, "ms")
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mw-bench-")))
-        mesh = await _mesh(stack, directory)
+        mesh = await start(stack, directory)
         pairs = [
-            (over_grpc, await _ours(stack, directory, mesh, "grpc", "orders"), await _bare_grpc(stack, directory)),
-            (over_envoy, await _ours(stack, directory, mesh, "http", "billing"), await _bare_envoy(stack, directory)),
+            (over_grpc, await client_side(stack, directory, mesh, "grpc", "orders"), await bare_grpc(stack, directory)),
+            (
+                over_envoy,
+                await client_side(stack, directory, mesh, "http", "billing"),
+                await bare_envoy(stack, directory),
+            ),
         ]
         say(f"effect: {rounds} rounds")
         for number in range(rounds):
@@ -92,7 +100,7 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
         yield case
 
 
-async def _mesh(stack: AsyncExitStack, directory: Path) -> dict[str, Any]:
+async def start(stack: AsyncExitStack, directory: Path) -> Up:
     """Runs `meshwarden up` with the samples; returns what up.json says."""
     say("effect: starting a mesh with its samples")
     state = directory / "up"
@@ -100,32 +108,43 @@ async def _mesh(stack: AsyncExitStack, directory: Path) -> dict[str, Any]:
     # Its context is no one else's business.
     started = python("up", command, directory, {"XDG_CONFIG_HOME": str(directory / "config")})
     up = await stack.enter_async_context(started)
-    found: dict[str, Any] = json.loads(await up.until_written(state / "up.json", UP_S))
+    found: Up = json.loads(await up.until_written(state / "up.json", UP_S))
     return found
 
 
-async def _ours(stack: AsyncExitStack, directory: Path, up: dict[str, Any], kind: str, service: str) -> Side:
-    place = Place(up["control_plane"]["address"], up["trust_domain"])
-    bundle = Bundle.parse_pem(up["trust_domain"], Path(up["control_plane"]["ca_file"]).read_bytes())
-    svid = X509Svid.load(Path(up["admin"]["cert_file"]).read_bytes(), Path(up["admin"]["key_file"]).read_bytes())
-    channel = await stack.enter_async_context(open_channel(place, bundle, svid))
-    stub = resource_service_pb2_grpc.ResourceServiceStub(channel)
+async def client_side(stack: AsyncExitStack, directory: Path, up: Up, kind: str, service: str) -> Side:
+    """A client on the mesh that no policy lets in yet."""
+    stub = resource_service_pb2_grpc.ResourceServiceStub(await channel(stack, up))
 
     async def change(is_allowed: bool) -> None:
         policy = _policy(service, CALLER if is_allowed else ALLOWED)
         await stub.Apply(resource_service_pb2.ApplyRequest(resources=[policy]), timeout=RPC_S)
 
-    agent_socket = next(agent["agent_socket"] for agent in up["agents"] if agent["node"] == NODE)
-    command = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", agent_socket]
-    command += ["--entry", f"{TENANT}/{CALLER}", "--instance", f"bench-{kind}", "--", sys.executable, "-m"]
-    command += ["benchmarks.poll", kind, *(["xds:///orders"] if kind == "grpc" else [])]
-    poll = await stack.enter_async_context(child(f"our {kind} client", command, directory, is_asked=True))
+    poll = await client(stack, directory, up, kind, *(["xds:///orders"] if kind == "grpc" else []))
     side = Side(poll, change)
     await side.until("denied")
     return side
 
 
-async def _bare_grpc(stack: AsyncExitStack, directory: Path) -> Side:
+async def channel(stack: AsyncExitStack, up: Up) -> grpc.aio.Channel:
+    """The operator's, to the control plane."""
+    place = Place(up["control_plane"]["address"], up["trust_domain"])
+    bundle = Bundle.parse_pem(up["trust_domain"], Path(up["control_plane"]["ca_file"]).read_bytes())
+    svid = X509Svid.load(Path(up["admin"]["cert_file"]).read_bytes(), Path(up["admin"]["key_file"]).read_bytes())
+    return await stack.enter_async_context(open_channel(place, bundle, svid))
+
+
+async def client(stack: AsyncExitStack, directory: Path, up: Up, kind: str, *arguments: str) -> Child:
+    """Starts benchmarks/poll.py as a workload of the mesh."""
+    agent_socket = next(agent["agent_socket"] for agent in up["agents"] if agent["node"] == NODE)
+    command = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", agent_socket]
+    command += ["--entry", f"{TENANT}/{CALLER}", "--instance", f"bench-{kind}", "--", sys.executable, "-m"]
+    command += ["benchmarks.poll", kind, *arguments]
+    return await stack.enter_async_context(child(f"our {kind} client", command, directory, is_asked=True))
+
+
+async def bare_grpc(stack: AsyncExitStack, directory: Path) -> Side:
+    """A gRPC client and server under a bare xDS server."""
     path, address = directory / "grpc-xds.sock", f"127.0.0.1:{_free_port()}"
     source = await stack.enter_async_context(bare_xds.bare_xds(path))
 
@@ -152,7 +171,8 @@ async def _bare_grpc(stack: AsyncExitStack, directory: Path) -> Side:
     return await _bare(stack, directory, ["grpc", address], change)
 
 
-async def _bare_envoy(stack: AsyncExitStack, directory: Path) -> Side:
+async def bare_envoy(stack: AsyncExitStack, directory: Path) -> Side:
+    """An Envoy under a bare xDS server."""
     path, listens = directory / "envoy-xds.sock", directory / "envoy.sock"
     source = await stack.enter_async_context(bare_xds.bare_xds(path))
 

@@ -4,6 +4,7 @@
     python -m benchmarks.poll grpc 127.0.0.1:7021         in the clear
     python -m benchmarks.poll http /run/…/outbound        billing.platform through the Envoy on that socket
     python -m benchmarks.poll http                        …on the one that the environment names
+    python -m benchmarks.poll stream xds:///orders        holds a stream instead, a line each
 
 Each line of standard input is what to wait for, `allowed` or `denied`. Two lines come back: what the first call saw,
 after which the change may be made; and, when a call has seen what is waited for,
@@ -28,6 +29,8 @@ HOST, PATH = "billing.platform", "/invoices/1"
 PAUSE_S = 0.001
 GIVE_UP_S = 30.0
 TIMEOUT_S = 5.0
+# By policy, and for a certificate that is revoked.
+DENIED = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 STATUSES = {200: "allowed", 403: "denied"}
 
 
@@ -41,10 +44,25 @@ def over_grpc(target: str) -> Callable[[], str]:
             stub.Get(orders_pb2.GetRequest(id="1"), timeout=TIMEOUT_S)
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
-            return "denied" if code is grpc.StatusCode.PERMISSION_DENIED else str(code)
+            return "denied" if code in DENIED else str(code)
         return "allowed"
 
     return call
+
+
+def hold(target: str) -> None:
+    """For each line opens a stream, and says when it has ended."""
+    stub = orders_pb2_grpc.OrdersStub(sdk.channel(target))
+    for _ in sys.stdin:
+        saw = "open"
+        try:
+            stream = stub.Watch(orders_pb2.WatchRequest(), wait_for_ready=True)
+            for number, _ in enumerate(stream):
+                if number == 0:
+                    print(json.dumps({"saw": "open"}), flush=True)
+        except grpc.RpcError as error:
+            saw = str(error.code() if isinstance(error, grpc.Call) else None)
+        print(json.dumps({"saw": saw, "at_ns": time.monotonic_ns()}), flush=True)
 
 
 def over_http(path: str | None) -> Callable[[], str]:
@@ -76,6 +94,9 @@ def watch(call: Callable[[], str], wanted: str) -> None:
 
 def main() -> None:
     kind, *rest = sys.argv[1:]
+    if kind == "stream":
+        hold(rest[0])
+        return
     call = over_grpc(rest[0]) if kind == "grpc" else over_http(rest[0] if rest else None)
     for line in sys.stdin:
         watch(call, line.strip())

@@ -33,7 +33,7 @@ from meshwarden.sdk.mtls.splice import End
 from meshwarden.sdk.mtls.tls import server_context
 from meshwarden.sdk.red.count import Counter
 
-METHOD = "/test.Test/Hello"
+METHOD, STREAM = "/test.Test/Hello", "/test.Test/Hellos"
 SERVER = Plan(names=(uri("spiffe://a.test/region/eu/controlplane"),))(ISSUING)
 ROOTS = b"".join(bundle.pem() for bundle in BUNDLES.values())
 # What both stacks refuse in the handshake; of the rest, each row that isn't in EITHER is left to our check by both.
@@ -115,6 +115,10 @@ async def hello(_: bytes, __: grpc.aio.ServicerContext) -> bytes:
     return b"hello"
 
 
+async def hellos(_: bytes, __: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    yield b"hello"
+
+
 @asynccontextmanager
 async def front(directory: Path, refusals: list[str]) -> AsyncIterator[int]:
     """Our TLS front, OpenSSL."""
@@ -125,7 +129,10 @@ async def front(directory: Path, refusals: list[str]) -> AsyncIterator[int]:
         verifier = PeerVerifier(lambda: BUNDLES, utc_now)
         check = PeerInterceptor(made, verifier, on_refused=lambda *refusal: refusals.append(refusal[-1]))
         server = grpc.aio.server(interceptors=[check])
-        handlers = {"Hello": grpc.unary_unary_rpc_method_handler(hello)}
+        handlers = {
+            "Hello": grpc.unary_unary_rpc_method_handler(hello),
+            "Hellos": grpc.unary_stream_rpc_method_handler(hellos),
+        }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
         server.add_insecure_port(made.inner_target)
         await server.start()
@@ -147,7 +154,10 @@ async def own(_: Path, __: list[str]) -> AsyncIterator[int]:
     incoming = Incoming(link, utc_now)
     incoming._limiter = SimpleNamespace(take=lambda *_: SimpleNamespace(allowed=True))
     server = grpc.server(ThreadPoolExecutor(4), interceptors=[IncomingInterceptor(incoming)])
-    handlers = {"Hello": grpc.unary_unary_rpc_method_handler(lambda _, __: b"hello")}
+    handlers = {
+        "Hello": grpc.unary_unary_rpc_method_handler(lambda _, __: b"hello"),
+        "Hellos": grpc.unary_stream_rpc_method_handler(lambda _, __: iter([b"hello"])),
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
     chain, key = pem(SERVER)
     credentials = grpc.ssl_server_credentials([(key, chain)], ROOTS, require_client_auth=True)
@@ -159,17 +169,28 @@ async def own(_: Path, __: list[str]) -> AsyncIterator[int]:
         await asyncio.to_thread(server.stop(None).wait)
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @pytest.mark.parametrize("stack", [front, own])
 async def test_the_fault_table(tmp_path: Path, stack: Callable[..., object]) -> None:
     refusals: list[str] = []
     async with stack(tmp_path, refusals) as port:
 
         async def call(shown: Made) -> str:
-            async with tunnel(tmp_path, port, shown) as target, grpc.aio.insecure_channel(target) as channel:
+            # Each row has a connection of its own, though all of them dial the same path.
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            async with tunnel(tmp_path, port, shown) as target, grpc.aio.insecure_channel(target, options) as channel:
                 try:
-                    return (await channel.unary_unary(METHOD)(b"", timeout=60)).decode()
+                    said = (await channel.unary_unary(METHOD)(b"", timeout=60)).decode()
                 except grpc.aio.AioRpcError as error:
-                    return error.code().name
+                    said = error.code().name
+                if said == "UNAVAILABLE":
+                    return said  # no connection, so no stream either
+                try:
+                    streamed = [part.decode() async for part in channel.unary_stream(STREAM)(b"", timeout=60)]
+                except grpc.aio.AioRpcError as error:
+                    streamed = [error.code().name]
+                assert streamed == [said], "a stream is held to the same"
+                return said
 
         found, audited = {}, set()
         # The good ones come last: whatever came before, the server goes on.

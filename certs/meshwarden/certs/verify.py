@@ -32,10 +32,6 @@ _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 class PeerRefused(CertsError):
     """A peer's certificates don't prove an identity; the message is the reason."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
 
 @dataclass(frozen=True)
 class VerifiedPeer:

@@ -1,7 +1,9 @@
 """Who calls on a real connection: proved anew at each call, whatever is remembered, and whoever had the port before."""
 
 import contextlib
+import select
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -234,3 +236,73 @@ def test_who_is_denied_is_refused_on_open_channels_until_the_deny_ends_and_no_ot
     with world.channel("globex") as others:
         deny_identity(world)
         assert call(others) == ("OK", "")
+
+
+class Resuming:
+    """TLS to a server for whoever connects to a Unix socket; each connection resumes the session of the one before."""
+
+    def __init__(self, directory: Path, port: int, svid: X509Svid, version: ssl.TLSVersion) -> None:
+        self.path, self.reused = directory / "resuming.sock", list[bool]()
+        self._port, self._session = port, None
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE  # the server isn't under test
+        self._context.minimum_version = self._context.maximum_version = version
+        self._context.set_alpn_protocols(["h2"])
+        (directory / "peer.pem").write_bytes(svid.chain_pem() + svid.key_pem())
+        self._context.load_cert_chain(directory / "peer.pem")
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, _ = self._listener.accept()
+                plain = socket.create_connection(("127.0.0.1", self._port))
+                with near, self._context.wrap_socket(plain, session=self._session) as far:
+                    self.reused.append(bool(far.session_reused))
+                    self._splice(near, far)
+
+    def _splice(self, near: socket.socket, far: ssl.SSLSocket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                ready = [far] if far.pending() else select.select([near, far], [], [])[0]
+                for source, target in ((near, far), (far, near)):
+                    if source in ready:
+                        if not (data := source.recv(65536)):
+                            return
+                        target.sendall(data)
+                # TLS 1.3 sends its tickets after the handshake, with the first data.
+                self._session = far.session
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_resumed_session_proves_nothing_that_has_ended(
+    world: World, tmp_path_factory: pytest.TempPathFactory, version: ssl.TLSVersion
+) -> None:
+    svid = world.ours.issue(SpiffeId.workload("mesh.test", "acme", "web"))
+    # The relay passes on what it gets; TLS ends behind it.
+    way = Resuming(tmp_path_factory.mktemp("r"), world.relay.port, svid, version)
+
+    def connect() -> tuple[str, str]:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(f"unix:{way.path}", options) as channel:
+            return call(channel)
+
+    assert connect() == ("OK", "")
+    assert connect() == ("OK", "")
+    world.now += timedelta(hours=2)
+    code, details = connect()
+    assert (code, "expired" in details) == ("UNAUTHENTICATED", True)
+    world.now -= timedelta(hours=2)
+    for deny in (DenyList([Deny(WEB, "", world.now + timedelta(hours=1))]), DenyList()):
+        world.say(deny_list=deny)
+        assert connect()[0] == ("UNAUTHENTICATED" if deny else "OK")
+    assert way.reused[0] is False
+    assert any(way.reused), "the stack resumes by itself: without our check it would have let it in"
+    way.close()

@@ -119,6 +119,25 @@ def rsa_key(bits: int) -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(65537, bits)
 
 
+def numbered(made: Made, number: bytes) -> Made:
+    """The same certificate with another serial number, as DER has it, signed anew by its issuer's P-256 key."""
+    old = made.certificate.serial_number
+    tbs = made.certificate.tbs_certificate_bytes
+    content = tbs[-int.from_bytes(tbs[2:4], "big") :]  # each is longer than 255 bytes
+    changed = content.replace(_der(2, old.to_bytes(old.bit_length() // 8 + 1, "big")), _der(2, number), 1)
+    assert changed != content
+    tbs = _der(0x30, changed)
+    signature = made.above[0].key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+    ecdsa_sha256 = bytes.fromhex("300a06082a8648ce3d040302")
+    der = _der(0x30, tbs + ecdsa_sha256 + _der(3, b"\0" + signature))
+    return replace(made, certificate=x509.load_der_x509_certificate(der))
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    return bytes([tag]) + (bytes([size]) if size < 128 else b"\x82" + size.to_bytes(2, "big")) + content
+
+
 def sha1(made: Made) -> Made:
     """The same certificate, signed with SHA-1 by its issuer's RSA key: no builder makes one any more."""
     sha256_oid, sha1_oid = (bytes.fromhex("06092a864886f70d0101" + last) for last in ("0b", "05"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
-from certs_build import HOUR, NOW, WEB, Made, Plan, authority, rsa_key, sha1, uri, usage
+from certs_build import HOUR, NOW, WEB, Made, Plan, authority, numbered, rsa_key, sha1, uri, usage
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -115,6 +115,8 @@ FAULTS: dict[str, Callable[[], Shown]] = {
     "SHA-1 on the intermediate": lambda: leaf(sha1(authority("weak")(RSA_ROOT))),
     "signed by Ed25519": lambda: leaf(authority("ed", key=ed25519.Ed25519PrivateKey.generate())(ROOT), hash=None),
     "intermediate with RSA-1024": lambda: leaf(authority("weak", key=rsa_key(1024))(ROOT)),
+    "serial number zero": lambda: numbered(leaf(), b"\0"),
+    "negative serial number": lambda: numbered(leaf(), b"\xff"),
     "12 intermediates": lambda: leaf(deep(12)),
     "6 intermediates": lambda: leaf(deep(6)),
     "not valid yet": lambda: leaf(start=NOW + HOUR, end=NOW + 2 * HOUR),

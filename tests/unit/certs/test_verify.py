@@ -1,15 +1,20 @@
+from dataclasses import FrozenInstanceError
 from datetime import timedelta
 
 import pytest
-from certs_build import HOUR, NOW, authority
-from certs_fault import ACCEPTED, BUNDLES, FAULTS, GOOD, OTHER, ROOT, chain_of, leaf
+from certs_build import HOUR, NOW, authority, numbered
+from certs_fault import ACCEPTED, BUNDLES, FAULTS, GOOD, OTHER, ROOT, UNNEEDED, chain_of, deep, leaf
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer, verify_chain
+
+# What a peer shows is read whatever it is; the library only warns.
+pytestmark = pytest.mark.filterwarnings("ignore:Parsed a serial number")
 
 
 def check(chain: list[bytes]) -> VerifiedPeer:
@@ -26,7 +31,64 @@ def test_refused(fault: str) -> None:
     chain = chain_of(FAULTS[fault]())
     with pytest.raises(PeerRefused) as caught:
         check(chain)
-    assert caught.value.reason
+    assert str(caught.value)
+
+
+def padded(size: int) -> list[bytes]:
+    """A good chain whose leaf has exactly that size."""
+    padding = size - 600
+    while len((made := leaf(extra=((unknown(padding), False),))).der) != size:
+        padding += size - len(made.der)  # a signature is a byte or two longer or shorter than another
+    return made.chain
+
+
+def unknown(size: int) -> x509.UnrecognizedExtension:
+    return x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"x" * size)
+
+
+def test_a_certificate_has_a_largest_size() -> None:
+    assert check(padded(16 * 1024))
+    for size in (16 * 1024 + 1, 17 * 1024):
+        with pytest.raises(PeerRefused, match="more than 16384 bytes"):
+            check(padded(size))
+
+
+def test_a_chain_has_a_longest() -> None:
+    unneeded = [UNNEEDED.der] * 6
+    assert check([*GOOD, *unneeded])
+    with pytest.raises(PeerRefused, match="9 certificates: at most 8"):
+        check([*GOOD, *unneeded, UNNEEDED.der])
+
+
+def test_a_path_has_a_longest() -> None:
+    assert check(leaf(deep(4)).chain)
+    with pytest.raises(PeerRefused, match="no valid path"):
+        check(leaf(deep(5)).chain)
+
+
+@pytest.mark.parametrize("number", [b"\0", b"\xff"])
+def test_a_serial_number_is_positive(number: bytes) -> None:
+    with pytest.raises(PeerRefused, match="serial number isn't positive"):
+        check(numbered(leaf(), number).chain)
+    assert check(numbered(leaf(), b"\x01").chain).serial == "1"
+
+
+@pytest.mark.parametrize("digest", [hashes.SHA256(), hashes.SHA384(), hashes.SHA512()])
+def test_each_strong_hash_is_taken(digest: hashes.HashAlgorithm) -> None:
+    assert check(leaf(hash=digest).chain)
+    assert check(leaf(authority("x", hash=digest)(ROOT)).chain)
+
+
+def test_an_authority_need_not_say_what_its_key_is_for() -> None:
+    assert check(leaf(authority("x", usage=None)(ROOT)).chain)
+
+
+def test_who_was_proved_stays_so() -> None:
+    made = leaf()
+    peer = check(made.chain)
+    assert peer.serial == f"{made.certificate.serial_number:x}"
+    with pytest.raises(FrozenInstanceError):
+        peer.spiffe_id = peer.spiffe_id  # type: ignore[misc]
 
 
 def test_bundles_are_never_pooled() -> None:
@@ -126,6 +188,20 @@ def test_a_ban_is_felt_at_the_next_call_and_lifted() -> None:
         world.verifier.check(GOOD)
     world.banned.clear()
     assert world.verifier.check(GOOD) == peer
+
+
+def test_without_a_hook_nobody_is_denied() -> None:
+    verifier = PeerVerifier(lambda: BUNDLES, lambda: NOW)
+    assert verifier.check(GOOD) is verifier.check(GOOD)
+
+
+def test_who_is_refused_is_not_remembered() -> None:
+    world = World()
+    world.verifier.check(GOOD)
+    world.now = NOW + 2 * HOUR
+    with pytest.raises(PeerRefused):
+        world.verifier.check(GOOD)
+    assert not world.verifier._cache
 
 
 def test_remembers_a_bounded_number() -> None:
