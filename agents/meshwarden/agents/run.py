@@ -13,6 +13,7 @@ import grpc
 import structlog
 from opentelemetry import trace
 
+from meshwarden.agents.backoff import Backoff
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.config import AgentConfig, ConfigError
 from meshwarden.agents.daemon import Agent
@@ -25,8 +26,6 @@ from meshwarden.sdk.heap import settle
 from meshwarden.sdk.tracing.own_span import client_interceptor
 
 _log = structlog.get_logger()
-_FIRST_BACKOFF_S: Final = 0.2
-_LAST_BACKOFF_S: Final = 5.0
 _TRACED: Final = frozenset({"/meshwarden.v1.NodeService/Attest"})
 
 Clock = Callable[[], datetime]
@@ -68,7 +67,7 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
 
 async def _attest(config: AgentConfig, identity: NodeIdentity, rng: random.Random) -> None:
     """Waits for the control plane as long as it takes, unless the disk holds an identity to go on with."""
-    backoff_s = _FIRST_BACKOFF_S
+    backoff = Backoff(rng)
     while True:
         try:
             await identity.attest(config.join_token_file)
@@ -83,8 +82,7 @@ async def _attest(config: AgentConfig, identity: NodeIdentity, rng: random.Rando
         if identity.is_somebody():
             # Its certificate has ended, but those of its workloads may not have: they are served from the cache.
             return
-        await asyncio.sleep(rng.uniform(0, backoff_s))
-        backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
+        await asyncio.sleep(backoff.next_s())
 
 
 async def _until_signal(scope: anyio.CancelScope, agents: Sequence[Agent]) -> None:

@@ -20,6 +20,7 @@ import grpc
 import structlog
 from anyio.abc import TaskGroup
 
+from meshwarden.agents.backoff import Backoff
 from meshwarden.agents.channel import ControlPlane, Generation, open_channel
 from meshwarden.agents.identity import IdentityError, NodeIdentity
 from meshwarden.v1 import node_service_pb2 as node_pb
@@ -28,9 +29,8 @@ from meshwarden.v1 import quota_service_pb2_grpc as quota_grpc
 from meshwarden.v1 import report_pb2 as report_pb
 
 _log = structlog.get_logger()
-_FIRST_BACKOFF_S: Final = 0.2
-# Of what is leased for seconds a node has nothing while it waits; who refuses a connection has no work with it.
-_LAST_BACKOFF_S: Final = 2.0
+_LOST_S: Final = 0.2
+_HANDOVER_S: Final = 2.0
 _TIMEOUT_S: Final = 15.0
 _WELCOME_S: Final = 10.0
 _HEARTBEAT_S: Final = 10.0
@@ -212,16 +212,14 @@ class Upstream:
     # -- sessions
 
     async def _sessions(self, group: TaskGroup) -> None:
-        backoff_s = _FIRST_BACKOFF_S
+        backoff = Backoff(self._rng)
         while True:
             self._rotate.clear()
             session = await self._open(group)
             if session is None:
-                # Full jitter: agents that lost one control plane together come back apart.
-                await self._pause(self._rng.uniform(0, backoff_s))
-                backoff_s = min(backoff_s * 2, _LAST_BACKOFF_S)
+                await self._pause(backoff.next_s())
                 continue
-            backoff_s = _FIRST_BACKOFF_S
+            backoff.reset()
             await self._until_over(session, group)
 
     async def _until_over(self, session: "_Session", group: TaskGroup) -> None:
@@ -236,7 +234,7 @@ class Upstream:
                 rotate.cancel()
             if session.over.is_set():
                 self._lost(session.error)
-                await self._pause(self._rng.uniform(0, _FIRST_BACKOFF_S))
+                await self._pause(self._rng.uniform(0, _LOST_S))
                 return
             self._rotate.clear()
             following = await self._open(group)
@@ -245,7 +243,7 @@ class Upstream:
                 session = following
             elif not session.over.is_set():
                 # The old certificate still serves; the next try comes with backoff, not at once.
-                await self._pause(self._rng.uniform(0, _LAST_BACKOFF_S))
+                await self._pause(self._rng.uniform(0, _HANDOVER_S))
                 self._rotate.set()
 
     async def _open(self, group: TaskGroup) -> "_Session | None":
