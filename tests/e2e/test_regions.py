@@ -242,7 +242,7 @@ async def the_root_is_away(up: Any, region: Region) -> None:
     await until(lambda: not away(), "doctor sees that it is open again")
     token = (up.state_dir / "vault" / "token").read_text()
     await asyncio.to_thread(ask_vault, f"{address}/v1/auth/token/revoke-self", token)
-    await until(lambda: "the token may not, or has ended" in away(), "doctor sees that the token is taken no more")
+    await until(lambda: "is unknown to Vault, or has ended" in away(), "doctor sees that the token is taken no more")
 
 
 def ask_vault(url: str, token: str) -> None:
