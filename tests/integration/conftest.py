@@ -211,9 +211,15 @@ class ControlPlane(node_grpc.NodeServiceServicer, report_grpc.ReportServiceServi
         hello = await anext(aiter(requests))
         assert hello.WhichOneof("message") == "hello"
         await context.write(node_pb.SyncResponse(welcome=node_pb.Welcome()))
-        for response in self.state.values():
-            await context.write(response)
+        # In one go: what is pushed while the state is written must come after it, and not be lost.
+        state = list(self.state.values())
         self.sessions.add(queue)
+        try:
+            for response in state:
+                await context.write(response)
+        except BaseException:
+            self.sessions.discard(queue)
+            raise
         self.opened += 1
         writer = asyncio.ensure_future(self._write(queue, context))
         try:
