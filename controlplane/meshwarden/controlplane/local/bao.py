@@ -34,6 +34,8 @@ TOKEN_TTL = "24h"  # noqa: S105 - a span of time; the control plane renews it
 POLICY = f"""
 path "{MOUNT}/root/sign-intermediate" {{ capabilities = ["update"] }}
 path "{KV}/data/{SECRET}" {{ capabilities = ["read"] }}
+path "{KV}/data/{SECRET}/*" {{ capabilities = ["read"] }}
+path "{KV}/metadata/{SECRET}/*" {{ capabilities = ["read"] }}
 """
 T = TypeVar("T")
 
