@@ -100,6 +100,17 @@ spec:
         - {method: /shop.v1.Orders/Create, requests: 10, burst: 20}
     - {tenant: "*", requests: 10}
 """,
+    "TrustDomain": """\
+kind: TrustDomain
+metadata:
+  tenant: platform
+  name: partner
+spec:
+  trustDomain: partner.example
+  bundleEndpoint:
+    url: https://spiffe.partner.example:8443/bundle.json
+    profile: HTTPS_WEB
+""",
     "SLO": """\
 kind: SLO
 metadata:

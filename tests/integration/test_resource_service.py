@@ -11,6 +11,8 @@ from pathlib import Path
 import anyio
 import grpc
 import pytest
+import yaml
+from google.protobuf import json_format
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -36,7 +38,7 @@ from meshwarden.sdk.mtls.tls import server_context
 from meshwarden.sdk.tracing.own_span import own_provider, server_interceptor
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub, add_ResourceServiceServicer_to_server
-from meshwarden.v1.resources_pb2 import AccessPolicy, Metadata, Resource, Tenant
+from meshwarden.v1.resources_pb2 import AccessPolicy, Metadata, Resource, Tenant, TrustDomain
 
 DOMAIN = "mesh.test"
 SERVER_NAME = "controlplane.mesh.test"
@@ -113,7 +115,8 @@ async def serve(directory: Path) -> AsyncIterator[World]:
         front = Front(directory / "in.sock")
         peers = PeerInterceptor(front, PeerVerifier(lambda: {DOMAIN: BUNDLE}, utc_now), admit)
         server = grpc.aio.server(interceptors=[peers, tracing(), ValidationInterceptor(audit)])
-        add_ResourceServiceServicer_to_server(ResourceServicer(store, lambda: NOW, "eu", audit), server)
+        resources = ResourceServicer(store, lambda: NOW, "eu", audit, trust_domain=DOMAIN)
+        add_ResourceServiceServicer_to_server(resources, server)
         server.add_insecure_port(front.inner_target)
         await server.start()
         stack.push_async_callback(server.stop, None)
@@ -613,3 +616,59 @@ async def test_many_applies_at_once_all_land(world: World) -> None:
             group.start_soon(apply, world.root, text)
     page = await world.root.List(v1.ListRequest(kind="Service", tenant="acme"))
     assert len(page.resources) == 21
+
+
+PARTNER = """\
+kind: TrustDomain
+metadata: {tenant: acme, name: partner}
+spec:
+  trustDomain: partner.example
+  bundleEndpoint: {url: "https://partner.example:8443/bundle.json", profile: HTTPS_WEB}
+---
+kind: Tenant
+metadata: {name: acme}
+spec: {}
+"""
+
+
+async def test_only_an_operator_of_the_mesh_says_whom_else_to_trust(world: World) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await apply(world.acme, PARTNER)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    await apply(world.root, PARTNER)
+    partner = ref("TrustDomain", "acme", "partner")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.acme.Delete(v1.DeleteRequest(refs=[partner]))
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    with pytest.raises(grpc.aio.AioRpcError, match="is about this trust domain already"):
+        await apply(world.root, PARTNER.replace("name: partner}", "name: twice}"))
+    await world.root.Delete(v1.DeleteRequest(refs=[partner]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("trustDomain: partner.example", f"trustDomain: {DOMAIN}", "is this mesh's own"),
+        ("trustDomain: partner.example", "trustDomain: Partner.example", "trustDomain"),
+        ("trustDomain: partner.example", 'trustDomain: "partner.example\\n"', "trustDomain"),
+        ("trustDomain: partner.example", "trustDomain: partner.example:1", "trustDomain"),
+        ("https://partner.example:8443", "http://partner.example:8443", "url"),
+        ("https://partner.example:8443", "file:///etc/passwd", "url"),
+        ("https://partner.example:8443", "https://user@partner.example:8443", "url"),
+        ("/bundle.json", "/bundle.json#x", "url"),
+        ("/bundle.json", "/bundle json", "url"),
+        ("HTTPS_WEB", "HTTPS_SPIFFE", "give spiffeId with HTTPS_SPIFFE"),
+        ("HTTPS_WEB}", "HTTPS_WEB, spiffeId: spiffe://partner.example/x}", "give spiffeId with HTTPS_SPIFFE"),
+        ("HTTPS_WEB}", "HTTPS_SPIFFE, spiffeId: spiffe://partner.example/x}", "is required: it proves the server"),
+        ("HTTPS_WEB}", "HTTPS_SPIFFE, spiffeId: spiffe://partner.example/}", "spiffeId"),
+        ("HTTPS_WEB}", 'HTTPS_WEB}\n  bundle: "{}"', "`keys` is missing"),
+    ],
+)
+async def test_a_trust_domain_that_is_none(world: World, old: str, new: str, reason: str) -> None:
+    assert old in PARTNER
+    # Past the client, which would refuse most of them by itself.
+    first, _ = yaml.safe_load_all(PARTNER.replace(old, new))
+    resource = Resource(trust_domain=json_format.ParseDict(first, TrustDomain()))
+    with pytest.raises(grpc.aio.AioRpcError, match=reason) as caught:
+        await world.root.Apply(v1.ApplyRequest(resources=[resource]), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -14,7 +14,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from spiffe.workloadapi.errors import WorkloadApiError
 
 from meshwarden.agents.workload_api import schema
+from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.clock import utc_now
 from meshwarden.certs.csr import spki
+from meshwarden.certs.jwt_bundle import JwtBundle
+from meshwarden.certs.jwt_svid import JwtTemplate, sign_jwt_svid
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
@@ -279,3 +284,43 @@ async def test_who_has_no_identity_gets_nothing_of_the_jwt_profile(agent: Any, c
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
         code, _ = await refused(stream(channel, "FetchJWTBundles", HEADER))
         assert code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_foreign_bundle_reaches_open_streams_and_proves_its_own_identities_alone(
+    channel: grpc.aio.Channel, control_plane: Any
+) -> None:
+    """SPIRE's `ghostunnel-federation`, as far as the Workload API goes."""
+    own, foreign = stream(channel, "FetchX509SVID", HEADER), stream(channel, "FetchX509Bundles", HEADER)
+    assert not schema.X509SVIDResponse.FromString(await own.read()).federated_bundles
+    await foreign.read()
+    key, theirs = new_key(), await MemoryAuthority("b.test").bundle()
+    told = node_pb.ForeignBundle(trust_domain="b.test", roots=theirs.ders)
+    told.jwt_keys.extend(JwtBundle.of("b.test", [("theirs", key.public_key())]).to_proto())
+    control_plane.push(trust_bundles=node_pb.TrustBundles(jwt_keys=control_plane.jwt_bundle.to_proto(), foreign=[told]))
+    roots = b"".join(theirs.ders)
+    response = schema.X509SVIDResponse.FromString(await own.read())
+    assert dict(response.federated_bundles) == {"spiffe://b.test": roots}
+    assert response.svids[0].bundle == b"".join(control_plane.bundle.ders)
+    bundles = schema.X509BundlesResponse.FromString(await foreign.read()).bundles
+    assert bundles["spiffe://b.test"] == roots
+    assert set(bundles) == {"spiffe://b.test", "spiffe://mesh.test"}
+
+    async def judge(domain: str, key: Any, kid: str) -> str:
+        who = SpiffeId.parse(f"spiffe://{domain}/ns/x")
+        token = sign_jwt_svid(JwtTemplate(who, ("web",)), key, kid, utc_now()).token
+        asked = JUDGED(audience="web", svid=token).SerializeToString()
+        answer = await ask(channel, "ValidateJWTSVID", asked, HEADER)
+        return str(schema.ValidateJWTSVIDResponse.FromString(answer).spiffe_id)
+
+    assert await judge("b.test", key, "theirs") == "spiffe://b.test/ns/x"
+    for domain, signer, kid in (
+        ("mesh.test", key, "theirs"),
+        ("mesh.test", key, "k"),
+        ("b.test", control_plane.jwt_key, "k"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="not signed by a key of its trust domain"):
+            await judge(domain, signer, kid)
+    control_plane.push(trust_bundles=node_pb.TrustBundles(jwt_keys=control_plane.jwt_bundle.to_proto()))
+    assert not schema.X509SVIDResponse.FromString(await own.read()).federated_bundles
+    with pytest.raises(grpc.aio.AioRpcError, match="isn't trusted here"):
+        await judge("b.test", key, "theirs")

@@ -11,7 +11,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from meshwarden.agents.cache import Cache
-from meshwarden.certs.bundle import InvalidBundle
+from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.certs.jwt_bundle import JwtBundle
 from meshwarden.v1 import node_service_pb2 as node_pb
 
@@ -27,6 +27,7 @@ class Trust:
         self._cache, self._trust_domain = cache, trust_domain
         self._listeners: list[Callable[[], None]] = []
         self._jwt: Mapping[str, JwtBundle] = {trust_domain: JwtBundle(trust_domain)}
+        self._foreign: Mapping[str, Bundle] = MappingProxyType({})
         body = cache.load(_ITEM)
         if body is not None:
             try:
@@ -38,23 +39,39 @@ class Trust:
         """`{trust domain: JWT bundle}`; the same object until it changes."""
         return self._jwt
 
+    def foreign(self) -> Mapping[str, Bundle]:
+        """`{trust domain: bundle}` of other trust domains' certificates; the same object until it changes."""
+        return self._foreign
+
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls back after each change."""
         self._listeners.append(callback)
 
     def take(self, message: node_pb.TrustBundles) -> None:
         """Takes what to trust from now on; what can't be used changes nothing."""
-        before = self._jwt
+        before = self._jwt, self._foreign
         try:
             self._read(message)
         except InvalidBundle as error:
             _log.error("bundles refused", reason=str(error))
             return
-        if self._jwt != before:
+        if (self._jwt, self._foreign) != before:
             self._cache.keep(_ITEM, message.SerializeToString())
             for callback in self._listeners:
                 callback()
 
     def _read(self, message: node_pb.TrustBundles) -> None:
-        own = JwtBundle.from_proto(self._trust_domain, message.jwt_keys)
-        self._jwt = MappingProxyType({self._trust_domain: own})
+        jwt = {self._trust_domain: JwtBundle.from_proto(self._trust_domain, message.jwt_keys)}
+        foreign: dict[str, Bundle] = {}
+        for item in message.foreign:
+            if item.trust_domain in jwt:
+                raise InvalidBundle(f"two bundles of {item.trust_domain[:255]!r}")
+            jwt[item.trust_domain] = JwtBundle.from_proto(item.trust_domain, item.jwt_keys)
+            if item.roots:
+                bundle = node_pb.Bundle(trust_domain=item.trust_domain, roots=item.roots)
+                foreign[item.trust_domain] = Bundle.from_proto(bundle)
+        # What hasn't changed stays the same object, since caches hang on it.
+        if jwt != self._jwt:
+            self._jwt = MappingProxyType(jwt)
+        if foreign != self._foreign:
+            self._foreign = MappingProxyType(foreign)

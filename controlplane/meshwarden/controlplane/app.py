@@ -61,6 +61,7 @@ from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
+from meshwarden.controlplane.identity.federation import Federation
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
@@ -173,7 +174,16 @@ class ControlPlane:
             trust_domain=domain,
             issuer=config.spiffe_endpoint.issuer if config.spiffe_endpoint is not None else "",
         )
-        self._trust = Trust(self._jwt)
+        self._federation = Federation(
+            store,
+            audit,
+            utc_now,
+            rng,
+            own=self._serving.bundles,
+            trust_domain=domain,
+            web_roots=str(config.federation_ca_file) if config.federation_ca_file is not None else None,
+        )
+        self._trust = Trust(self._jwt, self._federation)
         self._endpoint = self._spiffe_endpoint()
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
@@ -192,6 +202,7 @@ class ControlPlane:
             region,
         )
         self._publisher.listen(self._division.touch)
+        self._publisher.listen(lambda impact: self._federate() if impact.trust else None)
         self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
         self._deny_watch = DenyWatch(store, utc_now)
         self._deny_watch.listen(self._publisher.deny)
@@ -242,6 +253,10 @@ class ControlPlane:
         registry = self._metrics.registry
         process = (ProcessCollector(registry=registry), GCCollector(registry=registry))
         self._own_metrics = self._told(process) if any("point" in one.signals for one in engines.backends) else None
+
+    def _federate(self) -> None:
+        """Tells the federation which trust domains there are."""
+        self._federation.want(self._publisher.mesh.trust_domains.values())
 
     def _spiffe_endpoint(self) -> SpiffeEndpoint | None:
         """What shows others what proves our identities, if something shall."""
@@ -307,6 +322,7 @@ class ControlPlane:
                 self._secrets.watch,
                 self._serving,
                 self._jwt,
+                self._federation,
                 self._endpoint,
                 self._rotation,
                 self._gather,
@@ -417,7 +433,9 @@ class ControlPlane:
             quota=QuotaServicer(nodes, self._division, self._publisher),
             region=RegionServicer(self._gather.ledger, self._gather.tail, config.trust_domain, config.region),
             report=ReportServicer(self._gather, nodes),
-            resource=ResourceServicer(engines.store, utc_now, config.region, engines.audit, self._trails),
+            resource=ResourceServicer(
+                engines.store, utc_now, config.region, engines.audit, self._trails, config.trust_domain
+            ),
         )
 
     async def _show_metrics(self, closing: AsyncExitStack) -> str:

@@ -232,6 +232,8 @@ class Config(BaseSettings):
     peer: tuple[PeerConfig, ...] = ()
     # Where others find what proves our identities; left out, nowhere.
     spiffe_endpoint: SpiffeEndpointConfig | None = None
+    # Proves other trust domains' endpoints with https_web, in place of the authorities that the system trusts; PEM.
+    federation_ca_file: Path | None = None
     # Keeps a short-lived operator certificate in this directory, for whoever may read it.
     operator_directory: Path | None = None
 

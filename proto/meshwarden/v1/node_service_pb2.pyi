@@ -309,20 +309,51 @@ class TrustBundles(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JWT_KEYS_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jwt_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___JwtKey]: ...
+    @_builtins.property
+    def foreign(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForeignBundle]: ...
+    def __init__(
+        self,
+        *,
+        jwt_keys: _abc.Iterable[Global___JwtKey] | None = ...,
+        foreign: _abc.Iterable[Global___ForeignBundle] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["foreign", b"foreign", "jwt_keys", b"jwt_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustBundles: _TypeAlias = TrustBundles  # noqa: Y015
+
+@_typing.final
+class ForeignBundle(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
+    JWT_KEYS_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def jwt_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___JwtKey]: ...
     def __init__(
         self,
         *,
+        trust_domain: _builtins.str = ...,
+        roots: _abc.Iterable[_builtins.bytes] | None = ...,
         jwt_keys: _abc.Iterable[Global___JwtKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_keys", b"jwt_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_keys", b"jwt_keys", "roots", b"roots", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TrustBundles: _TypeAlias = TrustBundles  # noqa: Y015
+Global___ForeignBundle: _TypeAlias = ForeignBundle  # noqa: Y015
 
 @_typing.final
 class SyncRequest(_message.Message):

@@ -112,6 +112,7 @@ class Resource(_message.Message):
     ROUTE_POLICY_FIELD_NUMBER: _builtins.int
     RATE_POLICY_FIELD_NUMBER: _builtins.int
     SLO_FIELD_NUMBER: _builtins.int
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___Tenant: ...
     @_builtins.property
@@ -128,6 +129,8 @@ class Resource(_message.Message):
     def rate_policy(self) -> Global___RatePolicy: ...
     @_builtins.property
     def slo(self) -> Global___SLO: ...
+    @_builtins.property
+    def trust_domain(self) -> Global___TrustDomain: ...
     def __init__(
         self,
         *,
@@ -139,12 +142,13 @@ class Resource(_message.Message):
         route_policy: Global___RoutePolicy | None = ...,
         rate_policy: Global___RatePolicy | None = ...,
         slo: Global___SLO | None = ...,
+        trust_domain: Global___TrustDomain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -195,6 +199,99 @@ class TenantSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TenantSpec: _TypeAlias = TenantSpec  # noqa: Y015
+
+@_typing.final
+class TrustDomain(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___Metadata: ...
+    @_builtins.property
+    def spec(self) -> Global___TrustDomainSpec: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        metadata: Global___Metadata | None = ...,
+        spec: Global___TrustDomainSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustDomain: _TypeAlias = TrustDomain  # noqa: Y015
+
+@_typing.final
+class TrustDomainSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    BUNDLE_ENDPOINT_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    bundle: _builtins.str
+    @_builtins.property
+    def bundle_endpoint(self) -> Global___BundleEndpoint: ...
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        bundle_endpoint: Global___BundleEndpoint | None = ...,
+        bundle: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_endpoint", b"bundle_endpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "bundle_endpoint", b"bundle_endpoint", "trust_domain", b"trust_domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustDomainSpec: _TypeAlias = TrustDomainSpec  # noqa: Y015
+
+@_typing.final
+class BundleEndpoint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Profile:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ProfileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[BundleEndpoint._Profile.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PROFILE_UNSPECIFIED: BundleEndpoint._Profile.ValueType  # 0
+        HTTPS_WEB: BundleEndpoint._Profile.ValueType  # 1
+        HTTPS_SPIFFE: BundleEndpoint._Profile.ValueType  # 2
+
+    class Profile(_Profile, metaclass=_ProfileEnumTypeWrapper): ...
+    PROFILE_UNSPECIFIED: BundleEndpoint.Profile.ValueType  # 0
+    HTTPS_WEB: BundleEndpoint.Profile.ValueType  # 1
+    HTTPS_SPIFFE: BundleEndpoint.Profile.ValueType  # 2
+
+    URL_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    profile: Global___BundleEndpoint.Profile.ValueType
+    spiffe_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        profile: Global___BundleEndpoint.Profile.ValueType = ...,
+        spiffe_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile", "spiffe_id", b"spiffe_id", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleEndpoint: _TypeAlias = BundleEndpoint  # noqa: Y015
 
 @_typing.final
 class Service(_message.Message):

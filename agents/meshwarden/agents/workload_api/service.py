@@ -5,7 +5,7 @@ state, at once and at each change), §5.2.1 (PermissionDenied for who has no ide
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -33,7 +33,7 @@ class WorkloadApi:
     ) -> None:
         """Serves what `credentials`, `trust` and `jwt` hold to whom `attestor` knows."""
         self._attestor, self._registry, self._credentials = attestor, registry, credentials
-        self._jwt = jwt
+        self._trust, self._jwt = trust, jwt
         self._changed = asyncio.Event()
         credentials.listen(self._notify)
         registry.listen(self._notify)
@@ -68,11 +68,11 @@ class WorkloadApi:
 
     async def fetch_x509_svid(self, _: object, context: _Context[Any, Any]) -> None:
         """Streams the caller's SVID with its key and bundle; ends with PERMISSION_DENIED when it has none."""
-        await self._stream(context, lambda svid: (svid, self._credentials.bundle()), _svid_response)
+        await self._stream(context, self._identity, _svid_response)
 
     async def fetch_x509_bundles(self, _: object, context: _Context[Any, Any]) -> None:
-        """Streams the trust domain's roots to whoever has an identity."""
-        await self._stream(context, lambda _: (self._credentials.bundle(),), _bundle_response)
+        """Streams the roots of each trust domain to whoever has an identity."""
+        await self._stream(context, lambda svid: self._identity(svid)[1:], _bundles_response)
 
     async def fetch_jwt_svid(self, request: Any, context: _Context[Any, Any]) -> Any:
         """Returns a token for the caller; ends with PERMISSION_DENIED when it has no identity."""
@@ -97,6 +97,9 @@ class WorkloadApi:
             return self._jwt.validate(request)
         except JwtRefused as error:
             await context.abort(error.status, str(error))
+
+    def _identity(self, svid: X509Svid) -> tuple[X509Svid, Bundle, Mapping[str, Bundle]]:
+        return svid, self._credentials.bundle(), self._trust.foreign()
 
     async def _stream(
         self,
@@ -153,8 +156,8 @@ class WorkloadApi:
         event.set()
 
 
-def _svid_response(svid: X509Svid, bundle: Bundle) -> Any:
-    response = schema.X509SVIDResponse()
+def _svid_response(svid: X509Svid, bundle: Bundle, foreign: Mapping[str, Bundle]) -> Any:
+    response = schema.X509SVIDResponse(federated_bundles=_ders(*foreign.values()))
     response.svids.add(
         spiffe_id=str(svid.spiffe_id),
         x509_svid=b"".join(svid.chain_der()),
@@ -164,5 +167,9 @@ def _svid_response(svid: X509Svid, bundle: Bundle) -> Any:
     return response
 
 
-def _bundle_response(bundle: Bundle) -> Any:
-    return schema.X509BundlesResponse(bundles={f"spiffe://{bundle.trust_domain}": b"".join(bundle.ders)})
+def _bundles_response(bundle: Bundle, foreign: Mapping[str, Bundle]) -> Any:
+    return schema.X509BundlesResponse(bundles=_ders(bundle, *foreign.values()))
+
+
+def _ders(*bundles: Bundle) -> dict[str, bytes]:
+    return {f"spiffe://{bundle.trust_domain}": b"".join(bundle.ders) for bundle in bundles}

@@ -43,7 +43,7 @@ from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1 import resource_service_pb2_grpc
-from meshwarden.v1.resources_pb2 import RatePolicy, Resource
+from meshwarden.v1.resources_pb2 import RatePolicy, Resource, TrustDomain
 
 SERVICE = "/meshwarden.v1.ResourceService/"
 # Every commit that references hang on moves this record, so that none is judged by what another takes away.
@@ -64,10 +64,17 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
     """Serves operators; an operator of a tenant sees and touches that tenant alone."""
 
     def __init__(
-        self, store: Store, clock: Callable[[], datetime], region: str, audit: AuditLog, trails: Trails | None = None
+        self,
+        store: Store,
+        clock: Callable[[], datetime],
+        region: str,
+        audit: AuditLog,
+        trails: Trails | None = None,
+        trust_domain: str = "",
     ) -> None:
         """Serves what is in `store`; `trails` follow what becomes of changes."""
         self._store, self._clock, self._region, self._audit = store, clock, region, audit
+        self._trust_domain = trust_domain
         self._trails = trails or Trails()
         self._mirror = Mirror(store)
         # One change at a time in this process; other processes are met by the guard.
@@ -106,6 +113,8 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
     def _region_faults(self, resource: Resource) -> list[FieldFault]:
         """What a resource must hold in this region."""
         own = unwrap(resource)
+        if isinstance(own, TrustDomain) and own.spec.trust_domain == self._trust_domain:
+            return [FieldFault("spec.trustDomain", "is this mesh's own")]
         faults = foreign_region(own.spec, self._region) if isinstance(own, RatePolicy) else ()
         return [FieldFault(*fault) for fault in faults]
 
@@ -292,13 +301,14 @@ def _caller() -> SpiffeId | None:
 
 
 def _reach_allowed(caller: SpiffeId | None, method: str, resources: Iterable[AnyResource]) -> None:
-    """Only an operator of the mesh makes, changes or deletes what reaches into other tenants.
+    """Only an operator of the mesh makes, changes or deletes what reaches into other tenants, or says whom all trust.
 
     Raises:
         Denied: a tenant's operator would.
     """
     for resource in resources:
-        if isinstance(resource, RatePolicy) and width(resource.metadata.tenant, resource.spec) is Width.MESH:
+        wide = isinstance(resource, RatePolicy) and width(resource.metadata.tenant, resource.spec) is Width.MESH
+        if wide or isinstance(resource, TrustDomain):
             authorize(caller, SERVICE + method, None)
 
 

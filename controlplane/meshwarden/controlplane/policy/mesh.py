@@ -43,6 +43,7 @@ class Impact:
         kept: nodes that keep an endpoint that changed.
         routed: tenants whose clients see a service with other names or routes, "*" for all; part of `seen_by`.
         rates: rate policies that changed.
+        trust: whether another trust domain's resource changed.
     """
 
     seen_by: set[str] = field(default_factory=set)
@@ -52,13 +53,14 @@ class Impact:
     kept: set[str] = field(default_factory=set)
     routed: set[str] = field(default_factory=set)
     rates: set[Name] = field(default_factory=set)
+    trust: bool = False
 
     def client(self, tenant: str) -> bool:
         """Whether the clients of a tenant are touched."""
         return "*" in self.seen_by or tenant in self.seen_by
 
     def __bool__(self) -> bool:
-        return bool(self.seen_by or self.servers or self.nodes or self.services or self.rates)
+        return bool(self.seen_by or self.servers or self.nodes or self.services or self.rates or self.trust)
 
 
 class Mesh:
@@ -70,6 +72,8 @@ class Mesh:
         """Workloads and certificates that are revoked."""
         self.epochs: Final = Epochs()
         self._all: dict[Key, Any] = {}
+        self.trust_domains: dict[Key, Any] = {}
+        """The other trust domains: `{key: message}`."""
         # {kind: {service: {key: message}}} for what speaks of a service.
         self._of_service: dict[str, dict[Name, dict[Key, Any]]] = {}
         # {kind: {node: keys}} for what names nodes.
@@ -226,6 +230,9 @@ class Mesh:
     def _touch(self, impact: Impact, key: Key, message: Any) -> None:
         if key.kind == "Tenant":
             return
+        if key.kind == "TrustDomain":
+            impact.trust = True
+            return
         if key.kind == "RatePolicy":
             impact.rates.add(Name(key.tenant, key.name))
             impact.servers.update(self._limited(key.tenant, message.spec))
@@ -265,6 +272,8 @@ class Mesh:
                 self._services.setdefault(index, set()).add(Name(key.tenant, key.name))
         elif key.kind == "RatePolicy" and message.spec.services:
             self._wide[width(key.tenant, message.spec), key] = message
+        elif key.kind == "TrustDomain":
+            self.trust_domains[key] = message
         elif key.kind != "Tenant":
             service = Name(key.tenant, message.spec.service)
             self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
@@ -278,6 +287,8 @@ class Mesh:
                 self._services[index].discard(Name(key.tenant, key.name))
         elif key.kind == "RatePolicy" and message.spec.services:
             del self._wide[width(key.tenant, message.spec), key]
+        elif key.kind == "TrustDomain":
+            del self.trust_domains[key]
         elif key.kind != "Tenant":
             del self._of_service[key.kind][Name(key.tenant, message.spec.service)][key]
         for node in _nodes(key, message):

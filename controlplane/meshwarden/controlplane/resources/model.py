@@ -20,14 +20,17 @@ from meshwarden.v1.resources_pb2 import (
     RoutePolicy,
     Service,
     Tenant,
+    TrustDomain,
     WorkloadEntry,
 )
 
-AnyResource = Tenant | Service | WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy | SLO
+OfService = WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy | SLO
+"""What speaks of a service."""
+AnyResource = Tenant | Service | OfService | TrustDomain
 
 KINDS: Final[Mapping[str, type[Message]]] = {
     kind.DESCRIPTOR.name: kind
-    for kind in (Tenant, Service, WorkloadEntry, Endpoint, AccessPolicy, RoutePolicy, RatePolicy, SLO)
+    for kind in (Tenant, Service, WorkloadEntry, Endpoint, AccessPolicy, RoutePolicy, RatePolicy, SLO, TrustDomain)
 }
 """{kind: message class}, in the order in which they need each other."""
 

@@ -17,6 +17,7 @@ from meshwarden.v1.resources_pb2 import (
     RoutePolicy,
     Service,
     Tenant,
+    TrustDomain,
     WorkloadEntry,
 )
 
@@ -117,7 +118,7 @@ def _new(resource: AnyResource, before: View, after: View) -> list[FieldFault]:
 
 
 def _service_of(resource: AnyResource) -> str:
-    return "" if isinstance(resource, Tenant | Service) else resource.spec.service
+    return "" if isinstance(resource, Tenant | Service | TrustDomain) else resource.spec.service
 
 
 def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
@@ -131,6 +132,9 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         for number, seer in enumerate(resource.spec.export_to):
             if seer != "*":
                 yield from _tenant(f"spec.exportTo[{number}]", seer, view)
+        return
+    if isinstance(resource, TrustDomain):
+        yield from _only_domain(resource, view)
         return
     service = view.service(tenant, resource.spec.service)
     if service is None and not (isinstance(resource, RatePolicy) and resource.spec.services):
@@ -157,6 +161,13 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         entry = resource.spec.entry
         if view.find("WorkloadEntry", tenant, entry) is None:
             yield FieldFault("spec.entry", _missing_of("WorkloadEntry", tenant, entry, view))
+
+
+def _only_domain(resource: TrustDomain, view: View) -> Iterator[FieldFault]:
+    for other in view.of("TrustDomain"):
+        same = isinstance(other, TrustDomain) and other.spec.trust_domain == resource.spec.trust_domain
+        if same and ref_of(other) != ref_of(resource):
+            yield FieldFault("spec.trustDomain", f"{title(ref_of(other))} is about this trust domain already")
 
 
 def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Iterator[FieldFault]:

@@ -15,6 +15,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from meshwarden.certs.bundle import InvalidBundle
+from meshwarden.certs.bundle_document import parse_document
 from meshwarden.controlplane.resources.batch import keeps_rules
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
 from meshwarden.controlplane.resources.rate import rate_faults
@@ -25,6 +27,7 @@ from meshwarden.v1.resources_pb2 import (
     Resource,
     RoutePolicy,
     Tenant,
+    TrustDomain,
     WorkloadEntry,
 )
 
@@ -44,6 +47,11 @@ PATTERNS = {
     "^([A-Za-z_][A-Za-z0-9_.@\\\\-]*)?$": "must be the name of a user, which is no number",
     "^([A-Za-z0-9:_.\\\\@-]+\\.(service|scope))?$": 'must be the whole name of a unit, "NAME.service" or "NAME.scope"',
     "^(/[A-Za-z0-9_][A-Za-z0-9:_.\\\\@-]*)*$": 'must be a path from the root as in /proc/PID/cgroup, "/a/b"',
+    "^[a-z0-9._-]+$": "must be lower-case letters, digits, dots, hyphens and underscores",
+    '^https://([A-Za-z0-9.-]+|\\[[0-9a-fA-F:.]+\\])(:[0-9]{1,5})?(/[!-"$-~]*)?$': (
+        'must be "https://host:port/path", without user and fragment'
+    ),
+    "^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$": 'must be a SPIFFE ID with a path, "spiffe://partner.example/spire/server"',
     "^/[^*\\s]+$": 'must be "/package.Service/Method"',
     "^(/[^*\\s]+)?$": 'must be "/package.Service/Method"',
 }
@@ -196,8 +204,21 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
             yield FieldFault("spec.inboundPort", "only an entry with dataPlane ENVOY has one")
         elif resource.spec.inbound_port and resource.spec.inbound_port == resource.spec.port:
             yield FieldFault("spec.inboundPort", "is the program's own port; the Envoy needs another")
+    elif isinstance(resource, TrustDomain):
+        yield from _trust_faults(resource)
     elif isinstance(resource, Endpoint) and resource.spec.node:
         yield FieldFault("spec.node", "endpoints of a node are its agent's to keep: leave it out")
+
+
+def _trust_faults(resource: TrustDomain) -> Iterator[FieldFault]:
+    spec = resource.spec
+    if spec.bundle:
+        try:
+            parse_document(spec.trust_domain, spec.bundle.encode())
+        except InvalidBundle as error:
+            yield FieldFault("spec.bundle", str(error))
+    elif spec.bundle_endpoint.spiffe_id.startswith(f"spiffe://{spec.trust_domain}/"):
+        yield FieldFault("spec.bundle", "is required: it proves the server, which is of the trust domain itself")
 
 
 def _route_faults(policy: RoutePolicy) -> Iterator[FieldFault]:

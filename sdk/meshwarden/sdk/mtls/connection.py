@@ -163,7 +163,7 @@ def _peer_pidfd(sock: socket.socket, pid: int) -> int:
 
 
 def presented_chain(tls: ssl.SSLObject) -> tuple[bytes, ...]:
-    """The certificates that a client presented, leaf first, DER; empty if none."""
+    """The certificates that the other side presented, leaf first, DER; empty if none."""
     if tls.getpeercert(binary_form=True) is None:
         return ()  # a server's chain would then be [None]
     public: Any = getattr(tls, "get_unverified_chain", None)  # Python 3.13
