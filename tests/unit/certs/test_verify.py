@@ -192,6 +192,8 @@ def test_a_ban_is_felt_at_the_next_call_and_lifted() -> None:
 
 def test_without_a_hook_nobody_is_denied() -> None:
     verifier = PeerVerifier(lambda: BUNDLES, lambda: NOW)
+    with pytest.raises(PeerRefused, match="no certificate"):
+        verifier.check([])
     assert verifier.check(GOOD) is verifier.check(GOOD)
 
 
