@@ -38,7 +38,9 @@ from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
+from meshwarden.controlplane.identity.issued import Issued
 from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
@@ -147,6 +149,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             authority, store, sessions.trust, sessions.renew, CountedAuditLog(audit), utc_now, owner="test"
         )
         await rotation.follow()
+        denies = Denies(store, audit, utc_now)
         admin = AdminServicer(
             trust_domain=DOMAIN,
             region="eu",
@@ -161,8 +164,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             regions=Regions("eu", [puller], inbox, utc_now),
             division=Division(store, publisher.mesh, "test", time.monotonic, lambda: 0.0, lambda: 1),
             audit=audit,
-            denies=Denies(store, audit, utc_now),
             deny_watch=deny_watch,
+            denies=denies,
+            roster=Roster(store, denies, Issued(store, utc_now), audit, utc_now),
             health=Health(
                 state_dir=tmp_path,
                 authority=authority,

@@ -30,6 +30,7 @@ from meshwarden.controlplane.api.server import overload, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.gather.mark import Marks
+from meshwarden.controlplane.identity.attestor_token import TokenAttestor
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
@@ -163,7 +164,9 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         publisher = Publisher(store, trust_domain=DOMAIN, audit=audit)
         sessions = Sessions(publisher, store, region="eu", clock=utc_now)
         tokens = JoinTokens(store, utc_now)
-        nodes = NodeIdentity(authority, store, tokens, audit, utc_now, trust_domain=DOMAIN, region="eu")
+        nodes = NodeIdentity(
+            authority, store, {"join_token": TokenAttestor(tokens)}, audit, utc_now, trust_domain=DOMAIN, region="eu"
+        )
         bundle = await authority.bundle()
         front = Front(tmp_path / "in.sock")
         peers = PeerInterceptor(

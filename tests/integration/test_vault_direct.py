@@ -31,6 +31,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import verify_chain
 from meshwarden.controlplane.audit.log import FileAuditLog
+from meshwarden.controlplane.identity.attestor_token import TokenAttestor
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.identity.operator import OperatorCredential
@@ -38,7 +39,7 @@ from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.resources.model import encode, key_of, wrap
 from meshwarden.controlplane.store.port import Put
 from meshwarden.controlplane.store.sqlite import open_store
-from meshwarden.v1.node_service_pb2 import WorkloadCsr
+from meshwarden.v1.node_service_pb2 import AttestRequest, WorkloadCsr
 from meshwarden.v1.resources_pb2 import Metadata, Selectors, WorkloadEntry, WorkloadEntrySpec
 
 pytestmark = pytest.mark.xdist_group("openbao")
@@ -141,9 +142,11 @@ async def test_direct_serves_nodes_workloads_and_operators(bao: OpenBao, tmp_pat
         FileAuditLog.open(tmp_path / "audit.jsonl", utc_now) as audit,
     ):
         tokens = JoinTokens(store, utc_now)
-        nodes = NodeIdentity(authority, store, tokens, audit, utc_now, trust_domain="a.test", region="eu")
+        nodes = NodeIdentity(
+            authority, store, {"join_token": TokenAttestor(tokens)}, audit, utc_now, trust_domain="a.test", region="eu"
+        )
         token = await tokens.create("n1")
-        attested = await nodes.attest(token, make_csr(new_key()), "127.0.0.1")
+        attested = await nodes.attest(AttestRequest(join_token=token, csr=make_csr(new_key())), "127.0.0.1", "1")
         caller = SpiffeId.for_node("a.test", "eu", "n1")
         renewed = await nodes.renew(caller, make_csr(new_key()))
         spec = WorkloadEntrySpec(service="web", nodes=["n1"], selectors=Selectors(uid=1), dns_names=["web.acme.test"])

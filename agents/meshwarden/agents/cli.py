@@ -1,6 +1,7 @@
 """`meshwarden-agent`: run the daemon, run a program as a workload, ask how the daemon does.
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 126 the command cannot be run, 127 there is no such command.
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 77 the node is banned, 126 the command cannot be run, 127 there
+is no such command.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ _DEFAULT_SOCKET: Final = Path("/run/meshwarden/agent.sock")
 _TIMEOUT_S: Final = 30.0
 _CANNOT_RUN: Final = 126
 _NOT_FOUND: Final = 127
+_BANNED: Final = 77  # sysexits(3): EX_NOPERM
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,13 +47,16 @@ def run(config_file: Path) -> None:
 
     from meshwarden.agents import config, log, state
     from meshwarden.agents import run as running
-    from meshwarden.agents.identity import IdentityError
+    from meshwarden.agents.identity import Banned
+    from meshwarden.agents.proof.port import IdentityError
 
     try:
         loaded = config.load(config_file)
         log.configure(loaded.node)
         with _single_errors():
             anyio.run(running.run, loaded, utc_now, random.SystemRandom())
+    except Banned as error:
+        _fail(str(error), _BANNED)
     except (config.ConfigError, state.StateTaken, IdentityError, OSError) as error:
         _fail(str(error))
 
@@ -237,9 +242,9 @@ def _cannot_exec(command: str, error: OSError | None) -> NoReturn:
     sys.exit(_CANNOT_RUN)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     click.echo(f"Error: {message}", err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,17 @@ import ipaddress
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from meshwarden.agents.proof.port import Proof
+from meshwarden.agents.proof.token import TokenProof
+from meshwarden.agents.proof.vault import VaultProof
+from meshwarden.agents.proof.vault_http import VaultHttp
+from meshwarden.agents.proof.x509pop import PossessionProof
 
 _LABEL: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _MAX_SOCKET_PATH: Final = 107  # sizeof(sun_path) - 1; unix(7)
@@ -41,6 +48,15 @@ def _loopback(text: str) -> str:
     return text
 
 
+def _vault_address(text: str) -> str:
+    parts = urlsplit(text)
+    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+        raise ValueError("say https://HOST:PORT")
+    if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in ("localhost", "127.0.0.1", "::1")):
+        raise ValueError("say https://HOST:PORT: otherwise the login would travel in the clear")
+    return text.rstrip("/")
+
+
 def _ip(text: str) -> str:
     return str(ipaddress.ip_address(text))
 
@@ -53,6 +69,77 @@ def _socket(path: Path) -> Path:
     return path
 
 
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class X509PopConfig(_Frozen):
+    """Attests by a certificate that the machine has already.
+
+    Attributes:
+        certificate_file: it and its intermediates, PEM.
+        key_file: its key, PEM, without a password, not open to every user.
+    """
+
+    kind: Literal["x509pop"]
+    certificate_file: Path
+    key_file: Path
+
+    def proof(self) -> Proof:
+        """What the node shows."""
+        return PossessionProof(self.certificate_file, self.key_file)
+
+
+class VaultConfig(_Frozen):
+    """Attests by a login at Vault or OpenBao, in one of three ways.
+
+    Attributes:
+        token_file: a token that somebody else keeps fresh, such as Vault's own agent.
+        wrapped_token_file: the wrapping token of a login, which is used up.
+        role_id: an AppRole; with `secret_id_file`.
+        secret_id_file: its secret.
+        mount: the path of the AppRole method.
+        address: Vault's, for all but `token_file`; https, or http on loopback.
+        ca_file: the authorities of its certificate, PEM; left out, the system's.
+        namespace: where the login is.
+    """
+
+    kind: Literal["vault"]
+    token_file: Path | None = None
+    wrapped_token_file: Path | None = None
+    role_id: str | None = Field(default=None, min_length=1, max_length=255)
+    secret_id_file: Path | None = None
+    mount: str = Field(default="approle", pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")
+    address: Annotated[str, AfterValidator(_vault_address)] | None = None
+    ca_file: Path | None = None
+    namespace: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_./-]{1,255}$")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = [self.token_file, self.wrapped_token_file, self.role_id or self.secret_id_file]
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("say one of token_file, wrapped_token_file, and role_id with secret_id_file")
+        if (self.role_id is None) != (self.secret_id_file is None):
+            raise ValueError("role_id and secret_id_file go together")
+        if self.token_file is None and self.address is None:
+            raise ValueError("say Vault's address, where to log in")
+        return self
+
+    def proof(self) -> Proof:
+        """What the node shows."""
+        return VaultProof(
+            VaultHttp(self.address, self.ca_file, self.namespace) if self.address else None,
+            token_file=self.token_file,
+            wrapped_token_file=self.wrapped_token_file,
+            role_id=self.role_id or "",
+            secret_id_file=self.secret_id_file,
+            mount=self.mount,
+        )
+
+
+AttestConfig = Annotated[X509PopConfig | VaultConfig, Field(discriminator="kind")]
+
+
 class AgentConfig(BaseSettings):
     """All that an agent is told.
 
@@ -62,6 +149,7 @@ class AgentConfig(BaseSettings):
         ca_file: the trust domain's roots, PEM; what the first connection trusts.
         trust_domain: the one to join.
         join_token_file: a one-time token, needed until the node has its identity.
+        attest: how the node proves who it is instead, each time it has to.
         state_dir: identity and cache, ours alone; one agent at a time.
         agent_socket: serves xDS, reports and OTLP; default `<state_dir>/run/agent.sock`.
         workload_api_socket: serves the SPIFFE Workload API; default `<state_dir>/run/workload-api.sock`.
@@ -88,6 +176,7 @@ class AgentConfig(BaseSettings):
     ca_file: Path
     trust_domain: str = Field(pattern=r"^[a-z0-9._-]{1,255}$")
     join_token_file: Path | None = None
+    attest: AttestConfig | None = None
     state_dir: Path
     agent_socket: Annotated[Path, AfterValidator(_socket)] = Path("/")
     workload_api_socket: Annotated[Path, AfterValidator(_socket)] = Path("/")
@@ -116,6 +205,12 @@ class AgentConfig(BaseSettings):
         return values
 
     @model_validator(mode="after")
+    def _one_proof(self) -> Self:
+        if self.attest is not None and self.join_token_file is not None:
+            raise ValueError("say join_token_file or [attest], not both")
+        return self
+
+    @model_validator(mode="after")
     def _three_sockets(self) -> Self:
         if len({self.agent_socket, self.workload_api_socket, self.otlp_http_socket}) < 3:
             raise ValueError("agent_socket, workload_api_socket and otlp_http_socket are three: two have one path")
@@ -133,6 +228,10 @@ class AgentConfig(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment goes before the file."""
         return (named["env_settings"], init_settings)
+
+    def proof(self) -> Proof:
+        """How the node proves who it is."""
+        return self.attest.proof() if self.attest is not None else TokenProof(self.node, self.join_token_file)
 
     @property
     def run_dir(self) -> Path:

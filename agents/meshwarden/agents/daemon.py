@@ -38,6 +38,7 @@ from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.progress import Progress, Reports
+from meshwarden.agents.proof.port import Proof
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
 from meshwarden.agents.refusal import Refusals, refused_caller
@@ -101,11 +102,12 @@ class Agent:
         config: AgentConfig,
         place: Place,
         identity: NodeIdentity,
+        proof: Proof,
         clock: Clock,
         rng: random.Random,
         begun: Begun,
     ) -> None:
-        """Puts the parts together from what the disk holds; `identity` must be somebody.
+        """Puts the parts together from what the disk holds; `identity` must be somebody, and attests by `proof` again.
 
         `begun` is what was traced before, which the start goes on with.
         """
@@ -137,6 +139,7 @@ class Agent:
                 (client_interceptor(self._provider, _TRACED_ABOVE),),
             ),
             identity,
+            proof,
             downstream,
             clock,
             rng,

@@ -1,9 +1,9 @@
-"""The node's own identity: obtained once for a join token, renewed by the present certificate, kept on disk.
+"""The node's own identity: obtained for a proof, renewed by the present certificate, kept on disk.
 
     <state_dir>/identity/tls.crt  tls.key  ca.crt  node.json     published together, 0600
 
-Errors, all `IdentityError`: `TokenRefused` and `TokenMissing` say how to come by a token; `WrongIdentity` says that the
-control plane answered what it must not.
+Errors, all `IdentityError` (agents.proof.port): `ProofRefused` says what to do; `WrongIdentity` says that the control
+plane answered what it must not; `Banned` that this node is to have nothing, and to clear away what it has.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.agents.channel import ControlPlane, open_channel
+from meshwarden.agents.proof.port import IdentityError, Proof
 from meshwarden.certs import files
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import make_csr
@@ -27,13 +28,13 @@ from meshwarden.certs.error import UNREADABLE, CertsError
 from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import verify_chain
+from meshwarden.sdk.mtls.refusal import BANNED, refusal_of
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 
 _log = structlog.get_logger()
 _FORMAT: Final = 1
 _TIMEOUT_S: Final = 15.0
-_MAX_TOKEN_BYTES: Final = 4096
 # What may pass by itself; any other answer to a token stays what it is, however often one asks.
 _TRANSIENT: Final = frozenset(
     {
@@ -48,16 +49,12 @@ _TRANSIENT: Final = frozenset(
 )
 
 
-class IdentityError(Exception):
-    """The node has no identity, and trying again will not give it one."""
+class ProofRefused(IdentityError):
+    """The control plane does not take the proof."""
 
 
-class TokenMissing(IdentityError):
-    """There is no join token to attest with."""
-
-
-class TokenRefused(IdentityError):
-    """The control plane does not take the join token."""
+class Banned(IdentityError):
+    """The control plane has banned this node."""
 
 
 class WrongIdentity(IdentityError):
@@ -136,39 +133,52 @@ class NodeIdentity:
         if self._present is not None and bundle.roots != self._present.bundle.roots:
             self._take(Identity(self._present.svid, bundle, self._present.region))
 
-    async def attest(self, token_file: Path | None) -> None:
-        """Obtains the identity for the token in a file.
+    async def attest(self, proof: Proof) -> None:
+        """Obtains the identity for a proof.
 
         A try that got no answer keeps its key: the same token with the same key gets the same answer for a minute.
 
         Raises:
-            IdentityError: there is no token, or it is refused, or the answer is not for us.
+            IdentityError: there is no proof, or it is refused, or the answer is not for us.
+            ProofAway: there is no proof at present; try again.
             grpc.aio.AioRpcError: the control plane is away or busy; try again.
         """
-        token = self._read_token(token_file)
+        request = await proof.request()
         self._pending = self._pending or new_key()
-        request = node_pb.AttestRequest(join_token=token, csr=make_csr(self._pending))
-        channel = open_channel(self._control_plane, self._roots, None)
-        async with channel:
+        request.csr = make_csr(self._pending)
+        async with open_channel(self._control_plane, self._roots, None) as channel:
             try:
-                answer = await node_grpc.NodeServiceStub(channel).Attest(request, timeout=_TIMEOUT_S)
+                answer = await self._converse(node_grpc.NodeServiceStub(channel), request, proof)
             except grpc.aio.AioRpcError as error:
                 if error.code() in _TRANSIENT:
                     raise
-                raise TokenRefused(
-                    f"the join token was refused ({error.details()}): it works once, for ten minutes and for the node "
-                    f"that it names. Make a new one with `meshwarden token create --node {self._node}`, put it into "
-                    f"{token_file} and start the agent again"
-                ) from None
+                raise await self._refused(error, proof) from None
         bundle = self._bundle_of(answer.bundle)
         svid = self._checked(answer.chain, self._pending, bundle)
         if answer.node != self._node:
             raise WrongIdentity(
-                f"the join token is for node {answer.node}, but this agent is configured as {self._node}"
+                f"what was proved is that this is node {answer.node}, but this agent is configured as {self._node}"
             )
         self._pending = None
         self._take(Identity(svid, bundle, answer.region))
         _log.info("node attested", node=self._node, region=answer.region, serial=svid.serial)
+        await proof.end()
+
+    @staticmethod
+    async def _converse(stub: Any, request: node_pb.AttestRequest, proof: Proof) -> node_pb.AttestResponse:
+        """Asks, and answers a challenge if that is what comes first."""
+        answer: node_pb.AttestResponse = await stub.Attest(request, timeout=_TIMEOUT_S)
+        if answer.HasField("challenge"):
+            request.answer.state = answer.challenge.state
+            request.answer.answer = await proof.answer(answer.challenge.data, request.csr)
+            answer = await stub.Attest(request, timeout=_TIMEOUT_S)
+        return answer
+
+    async def _refused(self, error: grpc.aio.AioRpcError, proof: Proof) -> IdentityError:
+        await proof.end()
+        if refusal_of(error.trailing_metadata()) == BANNED:
+            return banned(str(error.details()))
+        return ProofRefused(f"the control plane refuses ({error.details()}): {proof.fix(self._node)}")
 
     async def renew(self, channel: grpc.aio.Channel) -> None:
         """Obtains the next certificate by the present one, which `channel` shows.
@@ -206,19 +216,6 @@ class NodeIdentity:
                 f"{self._control_plane.trust_domain}"
             )
         return bundle
-
-    def _read_token(self, path: Path | None) -> str:
-        fix = f"make one with `meshwarden token create --node {self._node}` and name its file as join_token_file"
-        if path is None:
-            raise TokenMissing(f"node {self._node} has no identity and no join token: {fix}")
-        try:
-            with open(path, "rb") as file:
-                token = file.read(_MAX_TOKEN_BYTES).decode("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise TokenMissing(f"the join token in {path} cannot be read ({error}): {fix}") from None
-        if not 16 <= len(token) <= 256:
-            raise TokenMissing(f"{path} holds no join token: {fix}")
-        return token
 
     # -- on disk
 
@@ -269,3 +266,11 @@ class NodeIdentity:
                 self._directory.with_name(f"{self._directory.name}.aside-{self._clock():%Y%m%d%H%M%S}")
             )
             return None
+
+
+def banned(details: str) -> Banned:
+    """What ends an agent whose node is banned."""
+    return Banned(
+        f"{details}. Its identity, its cache and its workloads' certificates were removed from this machine. Once an "
+        "operator has taken the ban back (`meshwarden node unban`), start the agent again; it has to attest anew"
+    )

@@ -17,9 +17,10 @@ from meshwarden.agents.backoff import Backoff
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.config import AgentConfig, ConfigError
 from meshwarden.agents.daemon import Agent
-from meshwarden.agents.identity import IdentityError, NodeIdentity
+from meshwarden.agents.identity import Banned, NodeIdentity
+from meshwarden.agents.proof.port import IdentityError, Proof, ProofAway
 from meshwarden.agents.start import Begun
-from meshwarden.agents.state import hold
+from meshwarden.agents.state import hold, wipe
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.heap import settle
@@ -37,7 +38,7 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
     Raises:
         ConfigError: the roots cannot be read.
         StateTaken: another agent runs on the same state directory.
-        IdentityError: the node has no identity and gets none.
+        IdentityError: the node has no identity and gets none, or is banned.
         OSError: a directory or a socket cannot be made.
     """
     roots, begun = _roots(config), Begun()
@@ -46,6 +47,7 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
         traced = (client_interceptor(begun.provider, _TRACED),)
         control_plane = ControlPlane(config.control_plane, config.trust_domain, traced)
         identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng)
+        proof = config.proof()
         stopped = anyio.CancelScope()
         agents: list[Agent] = []
         try:
@@ -54,10 +56,14 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
                     group.start_soon(_until_signal, stopped, agents)
                     if not identity.is_good():
                         with trace.use_span(begun.span):
-                            await _attest(config, identity, rng)
-                    agents.append(Agent(config, place, identity, clock, rng, begun))
+                            await _attest(config, identity, proof, rng)
+                    agents.append(Agent(config, place, identity, proof, clock, rng, begun))
                     settle()
                     await agents[0].run()
+        except BaseExceptionGroup as group:
+            if group.subgroup(Banned) is not None:
+                wipe(place)
+            raise
         except asyncio.CancelledError:
             # A cancelled call of grpc.aio raises one of its own making, which no scope knows as its own.
             if not stopped.cancel_called:
@@ -65,13 +71,17 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
     _log.info("agent ended", pid=os.getpid())
 
 
-async def _attest(config: AgentConfig, identity: NodeIdentity, rng: random.Random) -> None:
+async def _attest(config: AgentConfig, identity: NodeIdentity, proof: Proof, rng: random.Random) -> None:
     """Waits for the control plane as long as it takes, unless the disk holds an identity to go on with."""
     backoff = Backoff(rng)
     while True:
         try:
-            await identity.attest(config.join_token_file)
+            await identity.attest(proof)
             return
+        except Banned:
+            raise
+        except ProofAway as error:
+            reason = str(error)
         except grpc.aio.AioRpcError as error:
             reason = f"{config.control_plane} does not answer: {error.details()}"
         except IdentityError as error:

@@ -80,6 +80,19 @@ def hold(config: AgentConfig) -> Iterator[Place]:
         yield place
 
 
+def wipe(place: Place) -> None:
+    """Removes what proves anybody's identity, and the cache: of a node that is banned nothing is left to be used.
+
+    What was reported and has not gone up stays in the spool: it proves nothing.
+    """
+    for directory in (place.identity, place.cache, place.workloads):
+        for path in directory.iterdir() if directory.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                files.remove(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def _lock(descriptor: int, taken: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

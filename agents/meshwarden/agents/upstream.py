@@ -22,7 +22,9 @@ from anyio.abc import TaskGroup
 
 from meshwarden.agents.backoff import Backoff
 from meshwarden.agents.channel import ControlPlane, Generation, open_channel
-from meshwarden.agents.identity import IdentityError, NodeIdentity
+from meshwarden.agents.identity import Banned, NodeIdentity, banned
+from meshwarden.agents.proof.port import IdentityError, Proof, ProofAway
+from meshwarden.sdk.mtls.refusal import BANNED, UNKNOWN_NODE, refusal_of
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 from meshwarden.v1 import quota_service_pb2_grpc as quota_grpc
@@ -35,6 +37,8 @@ _TIMEOUT_S: Final = 15.0
 _WELCOME_S: Final = 10.0
 _HEARTBEAT_S: Final = 10.0
 _RENEW_RETRY_S: Final = 30.0
+_FIRST_ATTEST_PAUSE_S: Final = 5.0
+_LAST_ATTEST_PAUSE_S: Final = 300.0
 _EXPORT: Final = "/meshwarden.v1.ReportService/Export"
 _LOOK_S: Final = 30.0  # a suspended machine's clock jumps: look at it this often
 
@@ -75,6 +79,7 @@ class Upstream:
         self,
         control_plane: ControlPlane,
         identity: NodeIdentity,
+        proof: Proof,
         downstream: Downstream,
         clock: Callable[[], datetime],
         rng: random.Random,
@@ -84,7 +89,14 @@ class Upstream:
         metrics_address: str = "",
         renewing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """Connects to nothing until `run`; the node's certificate is renewed within `renewing`."""
+        """Connects to nothing until `run`; the node's certificate is renewed within `renewing`.
+
+        `proof` is what the node attests by again, if its certificate has ended or is no good any more.
+        """
+        self._proof = proof
+        # The control plane knows no node of this certificate.
+        self._unknown = False
+        self._attest_at_s, self._attest_pause_s = 0.0, _FIRST_ATTEST_PAUSE_S
         self._control_plane, self._identity, self._downstream = control_plane, identity, downstream
         self._clock, self._rng, self._zone, self._version = clock, rng, zone, version
         self._metrics_address, self._renewing = metrics_address, renewing
@@ -200,7 +212,11 @@ class Upstream:
         await self._connected.wait()
 
     async def run(self) -> None:
-        """Keeps the session up until it is cancelled. The node must have an identity."""
+        """Keeps the session up until it is cancelled. The node must have an identity.
+
+        Raises:
+            Banned: the control plane has banned this node.
+        """
         async with anyio.create_task_group() as group:
             group.start_soon(self._renewals)
             try:
@@ -234,6 +250,7 @@ class Upstream:
                 rotate.cancel()
             if session.over.is_set():
                 self._lost(session.error)
+                self._heed(session)
                 await self._pause(self._rng.uniform(0, _LOST_S))
                 return
             self._rotate.clear()
@@ -253,12 +270,10 @@ class Upstream:
         except IdentityError as error:
             self._lost(str(error))
             return None
-        if not self._identity.is_good():
-            self._lost(
-                f"the node's certificate ended at {present.svid.not_after.isoformat()}: the node must attest again; "
-                "put a new join token into join_token_file and start the agent again"
-            )
-            return None
+        if not self._identity.is_good() or self._unknown:
+            if not await self._attest():
+                return None
+            present = self._identity.present
         generation = Generation(open_channel(self._control_plane, present.bundle, present.svid))
         session = _Session(generation, self._downstream, self._hello(), self._clock)
         group.start_soon(session.run)
@@ -270,6 +285,7 @@ class Upstream:
             session.abort()
         if not session.welcomed:
             session.abort()
+            self._heed(session)
             group.start_soon(generation.retire)
             if self._session is None or self._session.over.is_set():
                 self._lost(session.error)
@@ -277,6 +293,42 @@ class Upstream:
         self._swap(session, generation, group)
         self._downstream.welcomed(present.svid.serial)
         return session
+
+    async def _attest(self) -> bool:
+        """Proves anew which node this is; who is refused asks again later and later.
+
+        Raises:
+            Banned: the control plane has banned this node.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._attest_at_s:
+            return False
+        try:
+            await self._identity.attest(self._proof)
+        except Banned:
+            raise
+        except IdentityError as error:
+            self._lost(f"the node has to attest again: {error}")
+            self._attest_at_s = loop.time() + self._rng.uniform(0.5, 1.0) * self._attest_pause_s
+            self._attest_pause_s = min(2 * self._attest_pause_s, _LAST_ATTEST_PAUSE_S)
+            return False
+        except (ProofAway, grpc.aio.AioRpcError) as error:
+            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            self._lost(f"the node has to attest again: {reason}")
+            return False
+        self._unknown, self._attest_pause_s = False, _FIRST_ATTEST_PAUSE_S
+        return True
+
+    def _heed(self, session: "_Session") -> None:
+        """Does what the control plane wants that has ended a session.
+
+        Raises:
+            Banned: it has banned this node.
+        """
+        if session.refusal == BANNED:
+            raise banned(session.error)
+        if session.refusal == UNKNOWN_NODE:
+            self._unknown = True
 
     def _swap(self, session: "_Session", generation: Generation, group: TaskGroup) -> None:
         old, self._generation, self._session = self._generation, generation, session
@@ -365,6 +417,7 @@ class _Session:
         self.over = asyncio.Event()
         self.welcomed = False
         self.error = ""
+        self.refusal = ""
 
     def say(self, name: str, message: node_pb.SyncRequest) -> None:
         """Sends a message; one of the same name that still waits is replaced, since each is a whole set."""
@@ -404,7 +457,9 @@ class _Session:
                 await self._stream(channel)
         except* grpc.aio.AioRpcError as group:
             error = group.exceptions[0]
-            self.error = str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            self.error = str(error)
+            if isinstance(error, grpc.aio.AioRpcError):
+                self.error, self.refusal = str(error.details()), refusal_of(error.trailing_metadata())
 
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         call = node_grpc.NodeServiceStub(channel).Sync()
@@ -419,7 +474,7 @@ class _Session:
                 group.cancel_scope.cancel()
             # The iteration ends without a word on errors after a half-close; the status says which it was.
             if await call.code() is not grpc.StatusCode.OK:
-                self.error = str(await call.details())
+                self.error, self.refusal = str(await call.details()), refusal_of(await call.trailing_metadata())
         finally:
             call.cancel()
 

@@ -26,6 +26,7 @@ from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.authority.port import Authority, OnIssued
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.deny import Denied, DenyList
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane import log
 from meshwarden.controlplane.api.admin import AdminServicer
@@ -44,7 +45,14 @@ from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.anchor import Anchor
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.audit.log import FileAuditLog
-from meshwarden.controlplane.config import Config, DiskAuthorityConfig, OtlpConfig, VaultAuthorityConfig, VaultConfig
+from meshwarden.controlplane.config import (
+    Config,
+    DiskAuthorityConfig,
+    OtlpConfig,
+    VaultAuthorityConfig,
+    VaultConfig,
+    X509PopAttestorConfig,
+)
 from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
@@ -56,17 +64,21 @@ from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace_store import Keep
+from meshwarden.controlplane.identity.attestor import Attestor
+from meshwarden.controlplane.identity.attestor_token import TokenAttestor
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.federation import Federation
+from meshwarden.controlplane.identity.issued import Issued
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
-from meshwarden.controlplane.identity.node import NodeIdentity
+from meshwarden.controlplane.identity.node import NodeIdentity, banned, removed
 from meshwarden.controlplane.identity.operator import OperatorCredential
+from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.place import alone, announce, announce_roots, listening, parse_address
@@ -92,7 +104,7 @@ from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.descriptor import allow_descriptors
 from meshwarden.sdk.heap import settle
 from meshwarden.sdk.mtls.front import Front
-from meshwarden.sdk.mtls.peer import PeerInterceptor
+from meshwarden.sdk.mtls.peer import PeerInterceptor, Refused
 from meshwarden.sdk.scrape import serve_pages, serve_public_pages, url_of
 from meshwarden.sdk.tracing.own_span import Kept, Provider, own_provider, server_interceptor
 
@@ -126,6 +138,8 @@ class Engines:
     authority: Authority
     backends: tuple[Backend, ...]
     secrets: Secrets
+    # {a proof of AttestRequest: what judges it}, beside join tokens.
+    attestors: Mapping[str, Attestor]
 
 
 async def serve(config: Config) -> None:
@@ -147,7 +161,8 @@ async def serve(config: Config) -> None:
         tracing = own_provider(OWN_NAME, spans)
         authority = await stack.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
         backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
-        engines = Engines(store, audit, anchor, authority, backends, secrets)
+        attestors = await _attestors(config, secrets, stack)
+        engines = Engines(store, audit, anchor, authority, backends, secrets, attestors)
         control_plane = ControlPlane(config, engines, tracing)
         spans.pass_to(control_plane.take_own_spans)
         settle()
@@ -329,6 +344,7 @@ class ControlPlane:
                 self._own_metrics,
                 self._regions,
                 self._operator,
+                *self._engines.attestors.values(),
             )
             for part in parts:
                 if part is not None:
@@ -368,6 +384,7 @@ class ControlPlane:
         verifier = PeerVerifier(self._serving.bundles, utc_now, self._denied)
         peers = PeerInterceptor(front, verifier, admit, self._no_call)
         self._deny_watch.listen(lambda deny_list: self._refuse(peers, deny_list))
+        self._sessions.on_removed(lambda node: peers.end(lambda peer: self._removed(peer, node)))
         tracing, validation = server_interceptor(self._tracing, traced()), ValidationInterceptor(self._engines.audit)
         return [peers, self._overload, tracing, validation]
 
@@ -375,6 +392,13 @@ class ControlPlane:
         """Whoever is denied has no call more, and none that goes on."""
         self._denied.present = deny_list
         peers.sweep()
+
+    def _removed(self, peer: SpiffeId, node: str) -> Refused | None:
+        """Why a peer's streams end if it is the node that was banned or evicted; None if it is another."""
+        if peer != SpiffeId.for_node(self._config.trust_domain, self._config.region, node):
+            return None
+        ban = self._sessions.bans.get(node)
+        return banned(ban) if ban is not None else removed(node)
 
     def _no_handshake(self, caller: str, reason: str) -> None:
         self._engines.audit.note("tls.refused", caller=caller, reason=reason)
@@ -385,16 +409,18 @@ class ControlPlane:
     def _servicers(self) -> Servicers:
         config, engines = self._config, self._engines
         tokens = JoinTokens(engines.store, utc_now)
+        denies = Denies(engines.store, engines.audit, utc_now)
         nodes = NodeIdentity(
             engines.authority,
             engines.store,
-            tokens,
+            {"join_token": TokenAttestor(tokens), **engines.attestors},
             engines.audit,
             utc_now,
             trust_domain=config.trust_domain,
             region=config.region,
             denied=self._denied.identity,
             jwt=self._jwt,
+            limits=config.limits.paces(),
         )
         node = NodeServicer(nodes, self._publisher, self._sessions, engines.authority, trust=self._trust)
         self._rotation.listen(node.tell_bundle)
@@ -412,9 +438,10 @@ class ControlPlane:
             regions=self._regions,
             division=self._division,
             audit=engines.audit,
-            denies=Denies(engines.store, engines.audit, utc_now),
+            denies=denies,
             deny_watch=self._deny_watch,
             rotation=self._rotation,
+            roster=Roster(engines.store, denies, Issued(engines.store, utc_now), engines.audit, utc_now),
             health=Health(
                 state_dir=config.state_dir,
                 authority=engines.authority,
@@ -522,6 +549,29 @@ async def _vault_authority(
     return await VaultAuthority.open(
         client, mount=chosen.mount, trust_domain=trust_domain, clock=utc_now, on_issued=on_issued
     )
+
+
+async def _attestors(config: Config, secrets: Secrets, closing: AsyncExitStack) -> dict[str, Attestor]:
+    """What judges proofs, beside join tokens, until `closing` ends."""
+    found: dict[str, Attestor] = {}
+    for chosen in config.attestor:
+        if isinstance(chosen, X509PopAttestorConfig):
+            from meshwarden.controlplane.identity.attestor_x509pop import PossessionAttestor
+
+            found["x509pop"] = PossessionAttestor(chosen.roots(), chosen.template(), chosen.tenants)
+        else:
+            from meshwarden.controlplane.identity.attestor_vault import VaultAttestor
+            from meshwarden.controlplane.secrets.vault_login import client_of
+
+            settings = config.vault or _vault_of(config)
+            assert settings is not None  # noqa: S101 - the configuration says so
+            # Of its own: nodes' tokens must not wait for what is signed, nor that for them.
+            client = client_of(settings, secrets.resolve)
+            closing.callback(client.close)
+            found["vault"] = VaultAttestor(
+                client, chosen.template(), mount=chosen.mount, policy=chosen.policy, tenants=chosen.tenants
+            )
+    return found
 
 
 async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:

@@ -16,12 +16,16 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from cryptography import x509
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from meshwarden.certs.error import UNREADABLE
 from meshwarden.controlplane.gather.header import NAME
+from meshwarden.controlplane.identity.node_name import MAX_TEMPLATE, NameTemplate
+from meshwarden.controlplane.identity.rate import Limits, Pace
 from meshwarden.sdk.mtls.front import MAX_INNER_BYTES
 
 TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
@@ -104,6 +108,90 @@ class MemoryAuthorityConfig(_Frozen):
 AuthorityConfig = Annotated[
     DiskAuthorityConfig | VaultAuthorityConfig | MemoryAuthorityConfig, Field(discriminator="kind")
 ]
+
+
+class AttestorConfig(_Frozen):
+    """How nodes prove who they are, beside join tokens."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = ()
+
+    # The node's name, made of what is proved: "{common_name}".
+    node: str = Field(max_length=MAX_TEMPLATE)
+    # The tenants whose entries such nodes may serve; empty for any tenant's.
+    tenants: tuple[Annotated[str, Field(pattern=f"^{LABEL}$")], ...] = Field(default=(), max_length=64)
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        self.template()
+        return self
+
+    def template(self) -> NameTemplate:
+        """What makes the node's name.
+
+        Raises:
+            InvalidTemplate: a ValueError; it is none.
+        """
+        return NameTemplate(self.node, self.FIELDS)
+
+
+class X509PopAttestorConfig(AttestorConfig):
+    """By a certificate that the machine has already, and proof of its key."""
+
+    FIELDS = ("common_name", "dns_label", "serial", "fingerprint")
+
+    kind: Literal["x509pop"]
+    # PEM of the authorities of such certificates; none of ours.
+    ca_file: Path
+    node: str = Field(default="{common_name}", max_length=MAX_TEMPLATE)
+
+    @field_validator("ca_file")
+    @classmethod
+    def _readable(cls, value: Path) -> Path:
+        _authorities(value)
+        return value
+
+    def roots(self) -> tuple[x509.Certificate, ...]:
+        """The authorities."""
+        return _authorities(self.ca_file)
+
+
+class VaultAttestorConfig(AttestorConfig):
+    """By a login at the Vault under [vault], or the authority's."""
+
+    FIELDS = ("entity_name", "entity_metadata.", "alias_name", "metadata.")
+
+    kind: Literal["vault"]
+    # The auth method by which nodes log in.
+    mount: str = Field(default="approle", pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")
+    # The policy that makes a token a node's.
+    policy: str = Field(default="meshwarden-node", pattern=r"^[A-Za-z0-9_./-]{1,128}$")
+    node: str = Field(default="{metadata.role_name}", max_length=MAX_TEMPLATE)
+
+
+AnyAttestorConfig = Annotated[X509PopAttestorConfig | VaultAttestorConfig, Field(discriminator="kind")]
+
+
+class LimitsConfig(_Frozen):
+    """How many certificates each may ask for; of each so many seconds' worth at once."""
+
+    # From one address (of IPv6: one /64); ten seconds' worth at once.
+    attests_per_address_per_s: float = Field(default=10.0, gt=0.0, le=10_000.0)
+    # Of one node; forty seconds' worth at once.
+    signs_per_node_per_s: float = Field(default=50.0, gt=0.0, le=10_000.0)
+    # Of one tenant on all nodes; forty seconds' worth at once.
+    signs_per_tenant_per_s: float = Field(default=500.0, gt=0.0, le=100_000.0)
+
+    def paces(self) -> Limits:
+        """What identity holds them to."""
+        return Limits(
+            attests_of_address=_pace(self.attests_per_address_per_s, 10),
+            signs_of_node=_pace(self.signs_per_node_per_s, 40),
+            signs_of_tenant=_pace(self.signs_per_tenant_per_s, 40),
+        )
+
+
+def _pace(per_s: float, seconds: int) -> Pace:
+    return Pace(per_s, max(1, round(per_s * seconds)))
 
 
 class OtlpConfig(_Frozen):
@@ -216,6 +304,9 @@ class Config(BaseSettings):
     traces_max_bytes: int = Field(default=512 << 20, ge=0)
     traces_of: dict[Annotated[str, Field(pattern=f"^{LABEL}$")], TenantTracesConfig] = {}
     authority: AuthorityConfig
+    # How nodes may prove who they are, beside join tokens; one of a kind.
+    attestor: tuple[AnyAttestorConfig, ...] = ()
+    limits: LimitsConfig = LimitsConfig()
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()
     tail_sampling: TailSamplingConfig | None = None
@@ -266,6 +357,15 @@ class Config(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _attestors(self) -> Self:
+        kinds = [attestor.kind for attestor in self.attestor]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("attestor: two are of one kind")
+        if "vault" in kinds and self.vault is None and not isinstance(self.authority, VaultAuthorityConfig):
+            raise ValueError("attestor: kind vault needs to know where Vault is: say so under [vault]")
+        return self
+
+    @model_validator(mode="after")
     def _regions(self) -> Self:
         regions = [self.region, *(peer.region for peer in self.peer)]
         if len(set(regions)) < len(regions):
@@ -283,6 +383,24 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment goes before the file."""
         return env_settings, init_settings
+
+
+def _authorities(file: Path) -> tuple[x509.Certificate, ...]:
+    """Reads the certificates of authorities from a PEM file.
+
+    Raises:
+        ValueError: it can't be read, holds none, or one that is no authority's.
+    """
+    try:
+        found = tuple(x509.load_pem_x509_certificates(file.read_bytes()))
+        authorities = all(one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for one in found)
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        raise ValueError(f"{file}: not certificates of authorities in PEM") from None
+    if not authorities:
+        raise ValueError(f"{file}: has a certificate that is no authority's")
+    return found
 
 
 def load(file: Path | None) -> Config:

@@ -104,6 +104,31 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.FromString,
                 _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ListNodes',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
+        self.BanNode = channel.unary_unary(
+                '/meshwarden.v1.AdminService/BanNode',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.BanNodeRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.BanNodeResponse.FromString,
+                _registered_method=True)
+        self.UnbanNode = channel.unary_unary(
+                '/meshwarden.v1.AdminService/UnbanNode',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.UnbanNodeRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.UnbanNodeResponse.FromString,
+                _registered_method=True)
+        self.EvictNode = channel.unary_unary(
+                '/meshwarden.v1.AdminService/EvictNode',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.EvictNodeRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.EvictNodeResponse.FromString,
+                _registered_method=True)
+        self.ForgetNode = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ForgetNode',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ForgetNodeRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ForgetNodeResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -193,6 +218,36 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNodes(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BanNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnbanNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvictNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetNode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -265,6 +320,31 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ChangeRoot,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListNodesRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'BanNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.BanNode,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.BanNodeRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.BanNodeResponse.SerializeToString,
+            ),
+            'UnbanNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnbanNode,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.UnbanNodeRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.UnbanNodeResponse.SerializeToString,
+            ),
+            'EvictNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvictNode,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.EvictNodeRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.EvictNodeResponse.SerializeToString,
+            ),
+            'ForgetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetNode,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ForgetNodeRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ForgetNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -645,6 +725,141 @@ class AdminService:
             '/meshwarden.v1.AdminService/ChangeRoot',
             meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ListNodes',
+            meshwarden_dot_v1_dot_admin__service__pb2.ListNodesRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BanNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/BanNode',
+            meshwarden_dot_v1_dot_admin__service__pb2.BanNodeRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.BanNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnbanNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/UnbanNode',
+            meshwarden_dot_v1_dot_admin__service__pb2.UnbanNodeRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.UnbanNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvictNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/EvictNode',
+            meshwarden_dot_v1_dot_admin__service__pb2.EvictNodeRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.EvictNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ForgetNode',
+            meshwarden_dot_v1_dot_admin__service__pb2.ForgetNodeRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ForgetNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

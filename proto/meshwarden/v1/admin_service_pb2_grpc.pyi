@@ -45,6 +45,11 @@ class AdminServiceStub:
     ListDenied: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]
     ListRoots: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRootsRequest, _admin_service_pb2.ListRootsResponse]
     ChangeRoot: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]
+    ListNodes: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListNodesRequest, _admin_service_pb2.ListNodesResponse]
+    BanNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.BanNodeRequest, _admin_service_pb2.BanNodeResponse]
+    UnbanNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnbanNodeRequest, _admin_service_pb2.UnbanNodeResponse]
+    EvictNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EvictNodeRequest, _admin_service_pb2.EvictNodeResponse]
+    ForgetNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ForgetNodeRequest, _admin_service_pb2.ForgetNodeResponse]
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -63,6 +68,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListDenied: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]  # type: ignore[assignment]
     ListRoots: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRootsRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
     ChangeRoot: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
+    ListNodes: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListNodesRequest, _admin_service_pb2.ListNodesResponse]  # type: ignore[assignment]
+    BanNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.BanNodeRequest, _admin_service_pb2.BanNodeResponse]  # type: ignore[assignment]
+    UnbanNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnbanNodeRequest, _admin_service_pb2.UnbanNodeResponse]  # type: ignore[assignment]
+    EvictNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EvictNodeRequest, _admin_service_pb2.EvictNodeResponse]  # type: ignore[assignment]
+    ForgetNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ForgetNodeRequest, _admin_service_pb2.ForgetNodeResponse]  # type: ignore[assignment]
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -162,5 +172,40 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ChangeRootRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListRootsResponse, _abc.Awaitable[_admin_service_pb2.ListRootsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _admin_service_pb2.ListNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListNodesResponse, _abc.Awaitable[_admin_service_pb2.ListNodesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def BanNode(
+        self,
+        request: _admin_service_pb2.BanNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.BanNodeResponse, _abc.Awaitable[_admin_service_pb2.BanNodeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def UnbanNode(
+        self,
+        request: _admin_service_pb2.UnbanNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.UnbanNodeResponse, _abc.Awaitable[_admin_service_pb2.UnbanNodeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def EvictNode(
+        self,
+        request: _admin_service_pb2.EvictNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.EvictNodeResponse, _abc.Awaitable[_admin_service_pb2.EvictNodeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ForgetNode(
+        self,
+        request: _admin_service_pb2.ForgetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ForgetNodeResponse, _abc.Awaitable[_admin_service_pb2.ForgetNodeResponse]]: ...
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

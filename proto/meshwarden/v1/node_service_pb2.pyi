@@ -27,22 +27,119 @@ class AttestRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    X509POP_FIELD_NUMBER: _builtins.int
+    VAULT_FIELD_NUMBER: _builtins.int
     CSR_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
     join_token: _builtins.str
     csr: _builtins.bytes
+    @_builtins.property
+    def x509pop(self) -> Global___X509PopProof: ...
+    @_builtins.property
+    def vault(self) -> Global___VaultProof: ...
+    @_builtins.property
+    def answer(self) -> Global___AttestAnswer: ...
     def __init__(
         self,
         *,
         join_token: _builtins.str = ...,
+        x509pop: Global___X509PopProof | None = ...,
+        vault: Global___VaultProof | None = ...,
         csr: _builtins.bytes = ...,
+        answer: Global___AttestAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "join_token", b"join_token", "proof", b"proof", "vault", b"vault", "x509pop", b"x509pop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "csr", b"csr", "join_token", b"join_token", "proof", b"proof", "vault", b"vault", "x509pop", b"x509pop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_proof: _TypeAlias = _typing.Literal["join_token", "x509pop", "vault"]  # noqa: Y015
+    _WhichOneofArgType_proof: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_proof) -> _WhichOneofReturnType_proof | None: ...
+
+Global___AttestRequest: _TypeAlias = AttestRequest  # noqa: Y015
+
+@_typing.final
+class X509PopProof(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        chain: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "join_token", b"join_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AttestRequest: _TypeAlias = AttestRequest  # noqa: Y015
+Global___X509PopProof: _TypeAlias = X509PopProof  # noqa: Y015
+
+@_typing.final
+class VaultProof(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VaultProof: _TypeAlias = VaultProof  # noqa: Y015
+
+@_typing.final
+class AttestChallenge(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        state: _builtins.bytes = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestChallenge: _TypeAlias = AttestChallenge  # noqa: Y015
+
+@_typing.final
+class AttestAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    answer: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        state: _builtins.bytes = ...,
+        answer: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttestAnswer: _TypeAlias = AttestAnswer  # noqa: Y015
 
 @_typing.final
 class AttestResponse(_message.Message):
@@ -52,12 +149,15 @@ class AttestResponse(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    CHALLENGE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     region: _builtins.str
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def bundle(self) -> Global___Bundle: ...
+    @_builtins.property
+    def challenge(self) -> Global___AttestChallenge: ...
     def __init__(
         self,
         *,
@@ -65,10 +165,11 @@ class AttestResponse(_message.Message):
         bundle: Global___Bundle | None = ...,
         node: _builtins.str = ...,
         region: _builtins.str = ...,
+        challenge: Global___AttestChallenge | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "challenge", b"challenge"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "chain", b"chain", "node", b"node", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "chain", b"chain", "challenge", b"challenge", "node", b"node", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

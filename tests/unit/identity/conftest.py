@@ -12,6 +12,8 @@ import pytest
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.audit.log import FileAuditLog
+from meshwarden.controlplane.identity.attestor import Attestor
+from meshwarden.controlplane.identity.attestor_token import TokenAttestor
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.resources.model import encode, key_of, wrap
@@ -31,6 +33,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.authority = MemoryAuthority("a.test", self.clock)
+        self.attestors: dict[str, Attestor] = {}
         self.tokens = JoinTokens(self.store, self.clock)
         self.nodes = self.identity()
 
@@ -41,7 +44,7 @@ class World:
         return NodeIdentity(
             self.authority,
             store or self.store,
-            JoinTokens(store or self.store, self.clock),
+            {"join_token": TokenAttestor(JoinTokens(store or self.store, self.clock)), **self.attestors},
             self.audit,
             self.clock,
             trust_domain="a.test",

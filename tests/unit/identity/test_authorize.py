@@ -69,13 +69,19 @@ def test_who_may_what() -> None:
     assert may(WHO[Role.NODE]) == HEALTH | node
     rest = set(TABLE) - node - region
     assert may(WHO[Role.OPERATOR]) == rest
-    mesh_wide = {
-        "/meshwarden.v1.AdminService/CreateJoinToken",
-        "/meshwarden.v1.AdminService/RenewSvids",
-        "/meshwarden.v1.AuditService/VerifyEvents",
-        "/meshwarden.v1.AdminService/ListRoots",
-        "/meshwarden.v1.AdminService/ChangeRoot",
-    }
+    names = (
+        "CreateJoinToken",
+        "RenewSvids",
+        "ListNodes",
+        "BanNode",
+        "UnbanNode",
+        "EvictNode",
+        "ForgetNode",
+        "ListRoots",
+        "ChangeRoot",
+    )
+    mesh_wide = {f"/meshwarden.v1.AdminService/{name}" for name in names}
+    mesh_wide.add("/meshwarden.v1.AuditService/VerifyEvents")
     assert may(WHO[Role.TENANT_OPERATOR]) == rest - mesh_wide
 
 

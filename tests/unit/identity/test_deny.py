@@ -24,7 +24,7 @@ from meshwarden.controlplane.identity.deny import DENIES, DeniedByMesh, Denies, 
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.record import RecordError
 from meshwarden.controlplane.store.port import Put, TooLarge
-from meshwarden.v1.node_service_pb2 import WorkloadCsr
+from meshwarden.v1.node_service_pb2 import AttestRequest, WorkloadCsr
 
 WEB = "spiffe://a.test/tenant/acme/service/web"
 ROOT, ANNA, PAUL = (
@@ -136,9 +136,9 @@ async def test_nothing_is_issued_to_who_is_denied(world: Any) -> None:
     token = await world.tokens.create("n1")
     said["spiffe://a.test/region/eu/node/n1"] = "this identity was revoked"
     with pytest.raises(Denied, match="revoked"):
-        await nodes.attest(token, make_csr(new_key()), "127.0.0.1")
+        await nodes.attest(AttestRequest(join_token=token, csr=make_csr(new_key())), "127.0.0.1", "1")
     said.clear()
-    await nodes.attest(token, make_csr(new_key()), "127.0.0.1")
+    await nodes.attest(AttestRequest(join_token=token, csr=make_csr(new_key())), "127.0.0.1", "1")
     said[WEB] = "this identity was revoked"
     peer = SpiffeId.parse("spiffe://a.test/region/eu/node/n1")
     request = WorkloadCsr(tenant="acme", entry="web", csr=make_csr(new_key()))

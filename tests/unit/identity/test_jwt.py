@@ -14,7 +14,7 @@ from meshwarden.controlplane.identity.authorize import Denied
 from meshwarden.controlplane.identity.jwt_authority import ACTIVATE_AT, HOLD, KEYS, LIFE, PREPARE_AT, JwtAuthority
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.identity.record import NodeRecord
-from meshwarden.controlplane.identity.workload import JWT_BURST
+from meshwarden.controlplane.identity.workload import JWT_PACE
 from meshwarden.controlplane.store.port import Put
 from meshwarden.v1 import node_service_pb2 as v1
 
@@ -37,7 +37,7 @@ async def opened(world: Any) -> JwtAuthority:
 
 
 def identity(world: Any, jwt: JwtAuthority, denied: Callable[[SpiffeId], str] = lambda _: "") -> NodeIdentity:
-    parts = (world.authority, world.store, world.tokens, world.audit, world.clock)
+    parts = (world.authority, world.store, {}, world.audit, world.clock)
     return NodeIdentity(*parts, trust_domain="a.test", region="eu", denied=denied, jwt=jwt)
 
 
@@ -90,7 +90,7 @@ async def test_an_entry_has_so_many_tokens_a_second_and_no_other_loses_by_it(wor
     await world.entry("api", "n1")
     nodes = identity(world, jwt)
     request = v1.SignJwtRequest(tenant="acme", entry="web", audience=["orders"])
-    for _ in range(JWT_BURST):
+    for _ in range(JWT_PACE.burst):
         await nodes.sign_jwt(N1, request)
     with pytest.raises(Denied, match="try again in") as caught:
         await nodes.sign_jwt(N1, request)

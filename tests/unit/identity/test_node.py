@@ -29,8 +29,13 @@ def csr() -> bytes:
     return make_csr(new_key())
 
 
+async def attest(nodes: Any, token: str, request: bytes, address: str) -> v1.AttestResponse:
+    answer: v1.AttestResponse = await nodes.attest(v1.AttestRequest(join_token=token, csr=request), address, "1")
+    return answer
+
+
 async def join(world: Any, node: str = "n1") -> v1.AttestResponse:
-    return await world.nodes.attest(await world.tokens.create(node), csr(), WHERE)
+    return await attest(world.nodes, await world.tokens.create(node), csr(), WHERE)
 
 
 def workload(entry: str = "web", tenant: str = "acme", request: bytes | None = None) -> v1.WorkloadCsr:
@@ -55,34 +60,36 @@ async def test_the_token_is_stored_as_a_hash(world: Any) -> None:
     page = await world.store.range("")
     assert [record.key for record in page.records] == [TOKENS + digest(token)]
     assert token.encode() not in page.records[0].value
-    await world.nodes.attest(token, csr(), WHERE)
+    await attest(world.nodes, token, csr(), WHERE)
     assert token not in (world.directory / "audit.jsonl").read_text()
 
 
 async def test_a_lost_reply_costs_nothing(world: Any) -> None:
     token, request = await world.tokens.create("n1"), csr()
-    first = await world.nodes.attest(token, request, WHERE)
+    first = await attest(world.nodes, token, request, WHERE)
     world.pass_time(60)
-    assert (await world.nodes.attest(token, request, "192.0.2.1:4712")).chain == first.chain
+    assert (await attest(world.nodes, token, request, "192.0.2.1:4712")).chain == first.chain
     (once,), (again,) = await world.events("node.attest"), await world.events("node.attest_repeat")
     assert again | {"rejoined": False} == once | {"address": "192.0.2.1:4712"}
     world.pass_time(1)
     with pytest.raises(Denied, match="used up"):
-        await world.nodes.attest(token, request, WHERE)
+        await attest(world.nodes, token, request, WHERE)
 
 
 async def test_a_token_joins_one_key(world: Any) -> None:
     token = await world.tokens.create("n1")
-    await world.nodes.attest(token, csr(), WHERE)
+    await attest(world.nodes, token, csr(), WHERE)
     with pytest.raises(Denied, match="another key") as caught:
-        await world.nodes.attest(token, csr(), "198.51.100.9:1")
+        await attest(world.nodes, token, csr(), "198.51.100.9:1")
     assert caught.value.status is grpc.StatusCode.PERMISSION_DENIED
     assert "'n1'" in caught.value.message
 
 
 async def test_of_many_at_once_one_joins(world: Any) -> None:
     token = await world.tokens.create("n1")
-    answers = await asyncio.gather(*(world.nodes.attest(token, csr(), WHERE) for _ in range(8)), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(attest(world.nodes, token, csr(), WHERE) for _ in range(8)), return_exceptions=True
+    )
     joined = [answer for answer in answers if isinstance(answer, v1.AttestResponse)]
     assert len(joined) == 1
     assert all(isinstance(answer, Denied) for answer in answers if answer not in joined)
@@ -91,7 +98,7 @@ async def test_of_many_at_once_one_joins(world: Any) -> None:
 
 async def test_of_many_with_one_key_all_get_the_same(world: Any) -> None:
     token, request = await world.tokens.create("n1"), csr()
-    answers = await asyncio.gather(*(world.nodes.attest(token, request, WHERE) for _ in range(3)))
+    answers = await asyncio.gather(*(attest(world.nodes, token, request, WHERE) for _ in range(3)))
     assert len({tuple(answer.chain) for answer in answers}) == 1
     assert len(await world.events("node.attest")) == 1
 
@@ -99,22 +106,22 @@ async def test_of_many_with_one_key_all_get_the_same(world: Any) -> None:
 @pytest.mark.parametrize("token", ["", "x" * 43, "x" * 42, "../../x", "x\n" * 21 + "x", "ü" * 43, "x" * 100_000])
 async def test_an_unknown_token(world: Any, token: str) -> None:
     with pytest.raises(Denied, match="unknown"):
-        await world.nodes.attest(token, csr(), WHERE)
+        await attest(world.nodes, token, csr(), WHERE)
 
 
 async def test_a_token_ends(world: Any) -> None:
     token = await world.tokens.create("n1", timedelta(seconds=5))
     world.pass_time(5)
     with pytest.raises(Denied, match="ended"):
-        await world.nodes.attest(token, csr(), WHERE)
+        await attest(world.nodes, token, csr(), WHERE)
 
 
 async def test_a_bad_request_leaves_the_token_good(world: Any) -> None:
     token = await world.tokens.create("n1")
     for bad in (b"", b"noise", csr()[:-1]):
         with pytest.raises(InvalidCsr):
-            await world.nodes.attest(token, bad, WHERE)
-    assert (await world.nodes.attest(token, csr(), WHERE)).node == "n1"
+            await attest(world.nodes, token, bad, WHERE)
+    assert (await attest(world.nodes, token, csr(), WHERE)).node == "n1"
 
 
 @pytest.mark.parametrize("ttl", [timedelta(0), timedelta(minutes=10, seconds=1), timedelta(seconds=-1)])
@@ -156,7 +163,7 @@ class Forgetful:
 
 async def test_an_ambiguous_commit_is_looked_up(world: Any) -> None:
     store = Forgetful(world.store)
-    answer = await world.identity(store).attest(await world.tokens.create("n1"), csr(), WHERE)
+    answer = await attest(world.identity(store), await world.tokens.create("n1"), csr(), WHERE)
     assert store.lost
     assert answer.node == "n1"
 
@@ -268,7 +275,7 @@ async def test_damaged_records_are_not_believed(world: Any) -> None:
     token = await world.tokens.create("n1")
     await world.store.commit([Put(TOKENS + digest(token), b"noise")])
     with pytest.raises(Exception, match="not a join token"):
-        await world.nodes.attest(token, csr(), WHERE)
+        await attest(world.nodes, token, csr(), WHERE)
 
 
 class Overtaken:
@@ -290,9 +297,9 @@ class Overtaken:
 
 async def test_who_is_overtaken_between_signing_and_storing_gets_nothing(world: Any) -> None:
     token = await world.tokens.create("n1")
-    thief = world.identity(Overtaken(world.store, lambda: world.nodes.attest(token, csr(), WHERE)))
+    thief = world.identity(Overtaken(world.store, lambda: attest(world.nodes, token, csr(), WHERE)))
     with pytest.raises(Denied, match="another key"):
-        await thief.attest(token, csr(), "198.51.100.9:1")
+        await attest(thief, token, csr(), "198.51.100.9:1")
     assert len(await world.events("node.attest")) == 1
 
 
@@ -300,7 +307,7 @@ async def test_a_token_for_some_tenants_joins_for_these_alone(world: Any) -> Non
     await world.entry("web", "n1")
     await world.entry("orders", "n1", tenant="platform")
     token = await world.tokens.create("n1", tenants=["platform", "globex", "platform"])
-    await world.nodes.attest(token, csr(), WHERE)
+    await attest(world.nodes, token, csr(), WHERE)
     assert (await world.events("node.attest"))[0]["tenants"] == ["globex", "platform"]
     requests = [workload(), workload("orders", tenant="platform"), workload("none")]
     refused, signed, hidden = (await world.nodes.sign_workloads(N1, requests)).results

@@ -11,6 +11,7 @@ from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.health import Health
+from meshwarden.controlplane.api.nodes import NodeDesk
 from meshwarden.controlplane.api.revision import described
 from meshwarden.controlplane.api.roots import RootDesk
 from meshwarden.controlplane.api.validation import moment
@@ -23,6 +24,7 @@ from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.explain import explain
@@ -72,6 +74,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         denies: Denies,
         deny_watch: DenyWatch,
         rotation: RootRotation,
+        roster: Roster,
         health: Health,
         clock: Callable[[], datetime],
     ) -> None:
@@ -82,6 +85,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._audit, self._health, self._clock = audit, health, clock
         self._desk = DenyDesk(denies, deny_watch, sessions, trust_domain, clock)
         self._roots = RootDesk(rotation, clock)
+        self._nodes_desk = NodeDesk(roster, sessions, publisher)
 
     async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
         caller = _caller()
@@ -117,6 +121,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         if _is_operator():
             answer.warnings.extend(self._regions.warnings())
             answer.roots.extend(self._roots.states())
+            answer.warnings.extend(f"node {node} is banned" for node in sorted(self._sessions.bans))
         answer.now.FromDatetime(self._clock())
         return answer
 
@@ -223,6 +228,21 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def ChangeRoot(self, request: v1.ChangeRootRequest, context: Context) -> v1.ListRootsResponse:
         return await self._roots.change(_caller(), request)
+
+    async def ListNodes(self, request: v1.ListNodesRequest, context: Context) -> v1.ListNodesResponse:
+        return self._nodes_desk.listed(_caller(), request)
+
+    async def BanNode(self, request: v1.BanNodeRequest, context: Context) -> v1.BanNodeResponse:
+        return await self._nodes_desk.ban(_caller(), request)
+
+    async def UnbanNode(self, request: v1.UnbanNodeRequest, context: Context) -> v1.UnbanNodeResponse:
+        return await self._nodes_desk.unban(_caller(), request)
+
+    async def EvictNode(self, request: v1.EvictNodeRequest, context: Context) -> v1.EvictNodeResponse:
+        return await self._nodes_desk.evict(_caller(), request)
+
+    async def ForgetNode(self, request: v1.ForgetNodeRequest, context: Context) -> v1.ForgetNodeResponse:
+        return await self._nodes_desk.forget(_caller(), request)
 
     def _states(self) -> list[v1.RegionState]:
         return self._regions.states(whole=_is_operator())

@@ -10,6 +10,7 @@ A status travels in the trailers, of which a client takes 8 KiB unless it is tol
 say how many are left out.
 """
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -30,6 +31,8 @@ from meshwarden.certs.issue import IssueRefused
 from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity.deny import DeniedByMesh, NotDenied
 from meshwarden.controlplane.identity.join_token import InvalidToken
+from meshwarden.controlplane.identity.rate import Limited
+from meshwarden.controlplane.identity.roster import InvalidNode, NoSuchNode, StillConnected
 from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.store import port
 from meshwarden.sdk.mtls.peer import Refused
@@ -86,6 +89,10 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     InvalidDeny: grpc.StatusCode.INVALID_ARGUMENT,
     NotDenied: grpc.StatusCode.NOT_FOUND,
     DeniedByMesh: grpc.StatusCode.PERMISSION_DENIED,
+    InvalidNode: grpc.StatusCode.INVALID_ARGUMENT,
+    NoSuchNode: grpc.StatusCode.NOT_FOUND,
+    StillConnected: grpc.StatusCode.FAILED_PRECONDITION,
+    Limited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     IssueRefused: grpc.StatusCode.FAILED_PRECONDITION,
     port.Conflict: grpc.StatusCode.ABORTED,
     port.Fenced: grpc.StatusCode.ABORTED,
@@ -137,7 +144,8 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: BaseExcept
     status = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=message)
     if details is not None:
         status.details.add().Pack(details)
-    await context.abort(code, message, trailing_metadata=rpc_status.to_status(status).trailing_metadata)
+    trailing = (*rpc_status.to_status(status).trailing_metadata, *_trailing(error))
+    await context.abort(code, message, trailing_metadata=trailing)
 
 
 def refusal_in(error: BaseException) -> str | None:
@@ -167,6 +175,10 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def _trailing(error: BaseException) -> tuple[tuple[str, str], ...]:
+    return next((leaf.trailing for leaf in _leaves(error) if isinstance(leaf, Refused)), ())
+
+
 def _clipped(text: str) -> str:
     return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"
 
@@ -177,6 +189,10 @@ def _details(error: BaseException) -> Any:
         for fault in fitting(error.faults, DETAIL_BYTES):
             request.field_violations.add(field=fault.field, description=fault.message)
         return request
+    if isinstance(error, Limited):
+        info = error_details_pb2.RetryInfo()
+        info.retry_delay.FromNanoseconds(math.ceil(error.wait_s * 1e9))
+        return info
     if isinstance(error, StillUsed):
         failure = error_details_pb2.PreconditionFailure()
         for number, user in enumerate(error.users):

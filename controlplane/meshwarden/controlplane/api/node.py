@@ -62,8 +62,8 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
 
     async def Attest(self, request: v1.AttestRequest, context: Context) -> v1.AttestResponse:
         connection = peer.current_connection()
-        address = connection.remote if connection is not None else context.peer()
-        answer = await self._identity.attest(request.join_token, request.csr, address)
+        address, number = (connection.remote, str(connection.id)) if connection is not None else (context.peer(), "")
+        answer = await self._identity.attest(request, address, number)
         trace.get_current_span().set_attribute("mesh.node", answer.node)
         return answer
 

@@ -53,13 +53,17 @@ READING = frozenset(
         "ListEvents",
         "VerifyEvents",
         "ListRoots",
+        "ListNodes",
         "Get",
         "List",
     },
 )
 # Without certificates the mesh ends; what is only looked at can be looked at later.
 CRITICALITY = {
-    **dict.fromkeys(("Attest", "Renew", "SignWorkload", "RenewSvids", "Deny", "ChangeRoot"), Criticality.CRITICAL_PLUS),
+    **dict.fromkeys(
+        ("Attest", "Renew", "SignWorkload", "RenewSvids", "Deny", "ChangeRoot", "BanNode", "EvictNode"),
+        Criticality.CRITICAL_PLUS,
+    ),
     "Export": Criticality.SHEDDABLE_PLUS,
     **dict.fromkeys(READING - {"GetStatus", "Get"}, Criticality.SHEDDABLE),
 }

@@ -31,6 +31,7 @@ COMMANDS = {
     "status": ("status", "status", "Show nodes, workloads, tenants and warnings."),
     "doctor": ("doctor", "doctor", "Find what is wrong, and the fix."),
     "logs": ("log", "logs", "Show the logs of what `up` runs."),
+    "node": ("node", "node", "Show, evict, ban and forget nodes."),
     "token": ("admin", "token", "Make join tokens for nodes."),
     "svid": ("admin", "svid", "Show and renew workload certificates."),
     "identity": ("identity", "identity", "Revoke identities and certificates."),

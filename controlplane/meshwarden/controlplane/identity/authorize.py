@@ -13,8 +13,10 @@ from meshwarden.sdk.mtls.peer import Refused
 class Denied(Refused):
     """The caller may not; the message says what it would need."""
 
-    def __init__(self, message: str, status: grpc.StatusCode = grpc.StatusCode.PERMISSION_DENIED) -> None:
-        super().__init__(status, message)
+    def __init__(
+        self, message: str, status: grpc.StatusCode = grpc.StatusCode.PERMISSION_DENIED, code: str = ""
+    ) -> None:
+        super().__init__(status, message, code)
 
 
 # None is a caller without a certificate.
@@ -28,6 +30,11 @@ _HEALTH: frozenset[Role | None] = frozenset({None, Role.NODE, Role.OPERATOR, Rol
 TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/CreateJoinToken": _ADMIN,
     "/meshwarden.v1.AdminService/RenewSvids": _ADMIN,
+    "/meshwarden.v1.AdminService/ListNodes": _ADMIN,
+    "/meshwarden.v1.AdminService/BanNode": _ADMIN,
+    "/meshwarden.v1.AdminService/UnbanNode": _ADMIN,
+    "/meshwarden.v1.AdminService/EvictNode": _ADMIN,
+    "/meshwarden.v1.AdminService/ForgetNode": _ADMIN,
     "/meshwarden.v1.AdminService/GetStatus": _OPERATORS,
     "/meshwarden.v1.AdminService/Explain": _OPERATORS,
     "/meshwarden.v1.AdminService/ListCalls": _OPERATORS,

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from meshwarden.controlplane.identity.node_name import NODE_NAME
 from meshwarden.controlplane.identity.record import TOKENS, RecordError, TokenRecord
 from meshwarden.controlplane.store.port import ABSENT, Conflict, Delete, Op, Put, Store
 from meshwarden.sdk.tracing import own_span
@@ -22,7 +23,6 @@ REPEAT = timedelta(seconds=60)
 KEEP = timedelta(hours=1)
 SWEEP = 50
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 log = structlog.get_logger()
 
@@ -51,7 +51,7 @@ class JoinTokens:
             StoreError: it isn't stored.
         """
         for what, name in (("node", node), *(("tenant", tenant) for tenant in tenants)):
-            if _NAME.fullmatch(name) is None:
+            if NODE_NAME.fullmatch(name) is None:
                 raise InvalidToken(f"{what} {name[:100]!r}: use a-z, 0-9 and inner '-', at most 63")
         if not timedelta(0) < ttl <= MAX_TTL:
             raise InvalidToken(f"ttl {ttl}: give more than nothing and at most {MAX_TTL}")

@@ -4,7 +4,8 @@ What is issued is recorded here; a call that is refused as a whole is recorded a
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -16,12 +17,15 @@ from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.certs.verify import VerifiedPeer
 from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.identity.attestor import Attempt, Attested, Attestor, Challenge, Seal
 from meshwarden.controlplane.identity.authorize import Denied, authorize
-from meshwarden.controlplane.identity.join_token import REPEAT, JoinTokens
+from meshwarden.controlplane.identity.join_token import REPEAT
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
-from meshwarden.controlplane.identity.record import NodeRecord, TokenRecord, Use, node_key
+from meshwarden.controlplane.identity.rate import Limited, Limits, Rate, network_of
+from meshwarden.controlplane.identity.record import BanRecord, NodeRecord, TokenRecord, Use, ban_key, node_key
 from meshwarden.controlplane.identity.workload import WorkloadSigner
-from meshwarden.controlplane.store.port import ABSENT, Ambiguous, Conflict, Put, Store
+from meshwarden.controlplane.store.port import ABSENT, Ambiguous, Check, Conflict, Op, Put, Store
+from meshwarden.sdk.mtls.refusal import BANNED, UNKNOWN_NODE
 from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import node_service_pb2 as v1
 
@@ -38,7 +42,7 @@ class NodeIdentity:
         self,
         authority: Authority,
         store: Store,
-        tokens: JoinTokens,
+        attestors: Mapping[str, Attestor],
         audit: AuditLog,
         clock: Callable[[], datetime],
         *,
@@ -46,80 +50,126 @@ class NodeIdentity:
         region: str,
         denied: Callable[[SpiffeId], str] = lambda _: "",
         jwt: JwtAuthority | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        self._authority, self._store, self._tokens, self._audit = authority, store, tokens, audit
-        self._clock = clock
-        self._trust_domain, self._region, self._denied = trust_domain, region, denied
-        self._signer = WorkloadSigner(authority, store, audit, clock, trust_domain=trust_domain, denied=denied, jwt=jwt)
-
-    async def attest(self, token: str, csr: bytes, address: str) -> v1.AttestResponse:
-        """Gives a new node its identity, and uses its token up.
-
-        The same token with the same key gets the same certificate for a minute.
+        """Puts together what is asked.
 
         Args:
-            token: the join token.
-            csr: a request in DER, of which the public key is used.
-            address: where the node calls from, for the audit log.
+            authority: signs.
+            store: has the nodes.
+            attestors: {a proof of AttestRequest: what judges it}.
+            audit: learns of all that is issued.
+            clock: the present, aware.
+            trust_domain: ours.
+            region: ours.
+            denied: why an identity is refused, or empty.
+            jwt: signs JWT-SVIDs; None if nobody does.
+            limits: how much each may ask for; None for the defaults.
+        """
+        limits = limits or Limits()
+        self._authority, self._store, self._attestors, self._audit = authority, store, attestors, audit
+        self._clock = clock
+        self._trust_domain, self._region, self._denied = trust_domain, region, denied
+        self._seal = Seal()
+        self._of_address, self._of_node = Rate(limits.attests_of_address), Rate(limits.certificates_of_node)
+        self._signer = WorkloadSigner(
+            authority, store, audit, clock, trust_domain=trust_domain, denied=denied, limits=limits, jwt=jwt
+        )
+
+    async def attest(self, request: v1.AttestRequest, address: str, connection: str) -> v1.AttestResponse:
+        """Gives a node its identity for a proof of which one it is, or challenges it.
+
+        The same join token with the same key gets the same certificate for a minute.
+
+        Args:
+            request: what it sent, within the schema's rules.
+            address: where it calls from.
+            connection: names the connection that it calls on.
 
         Raises:
-            Denied: the token is unknown, has ended, or was used for another key.
-            InvalidCsr: the request is refused; the token is still good.
-            AuthorityError: nobody can sign; the token is still good.
+            Limited: the address, or the node, asks for too much.
+            Denied: the proof isn't taken, or the node is banned.
+            InvalidCsr: the request is refused; a token is still good.
+            AuthorityError: nobody can sign, or judge the proof; a token is still good.
             StoreError: the node can't be stored.
         """
+        now, network = self._clock(), network_of(address)
+        _take(self._of_address, network, f"address {network}", "attestations", now)
+        kind = request.WhichOneof("proof") or ""
+        attestor = self._attestors.get(kind)
+        if attestor is None:
+            taken = ", ".join(sorted(self._attestors))
+            raise Denied(
+                f"no attestor for {kind}: this control plane takes {taken}; see [[attestor]] in docs/identity.md"
+            )
+        attempt = Attempt(request, address, connection, now)
+        if request.HasField("answer"):
+            attempt = replace(attempt, answered=self._seal.open(kind, attempt))
         # Two requests with one token meet in the store: who loses looks again, and learns what the other did.
         for _ in range(ATTEMPTS):
             try:
-                return await self._attest(token, csr, address)
+                found = await attestor.attest(attempt)
+                if isinstance(found, Challenge):
+                    return v1.AttestResponse(challenge=self._seal.close(found, kind, attempt))
+                return await self._attest(found, kind, attempt)
             except (Conflict, Ambiguous) as error:
                 failure = error
         raise failure
 
-    async def _attest(self, token: str, csr: bytes, address: str) -> v1.AttestResponse:
-        found = await self._tokens.find(token)
-        if found is None:
-            raise Denied("join token: unknown. Make one with `meshwarden token create`; it is good for one node, once")
-        record, revision = found
-        now = self._clock()
-        if record.use is None and now >= record.expire_time:
-            raise Denied(f"join token of {record.node!r}: it ended at {record.expire_time.isoformat()}. Make a new one")
-        # Verifying a request costs something, so a stranger without a token doesn't get that far.
-        public_key = parse_csr(csr)
+    async def _attest(self, found: Attested, kind: str, attempt: Attempt) -> v1.AttestResponse:
+        await self._refuse_banned(found.node)
+        _take(self._of_node, found.node, f"node {found.node}", "certificates", attempt.now)
+        # Verifying a request costs something, so a stranger without a proof doesn't get that far.
+        public_key = parse_csr(attempt.request.csr)
         key_hash = hashlib.sha256(spki(public_key)).hexdigest()
-        if record.use is not None:
-            return await self._repeat(record, record.use, key_hash, address, now)
-        chain = await self._sign_node(record.node, public_key, csr, now)
+        about = {
+            "node": found.node,
+            "attestor": kind,
+            "address": attempt.address,
+            "key": key_hash,
+            "tenants": list(found.tenants),
+            **found.about,
+        }
+        stored = await self._find(found.node)
+        if found.token is not None and (use := found.token[0].use) is not None:
+            return await self._repeat(found.token[0], use, stored, about, attempt.now)
+        if stored is not None and found.token is None and stored.attestor != kind:
+            raise Denied(
+                f"node {found.node} has joined by {stored.attestor}, and {kind} can't take its place: if it is to, "
+                f"`meshwarden node evict {found.node}` first"
+            )
+        chain = await self._sign_node(found.node, public_key, attempt.request.csr, attempt.now)
         ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
-        node = NodeRecord(record.node, now, address, f"{chain[0].serial_number:x}", record.tenants)
-        stored, _ = await self._store.get(node.key)
-        revision = await self._store.commit(
-            [
-                Put(record.key, record.used(Use(now, key_hash, ders)).encode(), revision),
-                Put(node.key, node.encode(), stored.revision if stored is not None else ABSENT),
-            ]
-        )
-        rejoined, scope = stored is not None, list(record.tenants)
+        serial = f"{chain[0].serial_number:x}"
+        node = NodeRecord(found.node, attempt.now, attempt.address, serial, found.tenants, kind, (serial,))
+        ops: list[Op] = [
+            Put(node.key, node.encode(), stored.revision if stored is not None else ABSENT),
+            Check(ban_key(node.node), ABSENT),
+        ]
+        if found.token is not None:
+            token, revision = found.token
+            ops.append(Put(token.key, token.used(Use(attempt.now, key_hash, ders)).encode(), revision))
+        revision = await self._store.commit(ops)
+        rejoined = stored is not None
         own_span.note_revision(revision, f"{'JOINED again' if rejoined else 'JOINED'} node {node.node}")
-        await self._record(
-            "node.attest", chain, node=node.node, address=address, key=key_hash, tenants=scope, rejoined=rejoined
-        )
-        return await self._answer(record.node, ders)
+        await self._record("node.attest", chain, **about, rejoined=rejoined)
+        return await self._answer(found.node, ders)
 
     async def _repeat(
-        self, record: TokenRecord, use: Use, key_hash: str, address: str, now: datetime
+        self, token: TokenRecord, use: Use, stored: NodeRecord | None, about: Mapping[str, object], now: datetime
     ) -> v1.AttestResponse:
         """Answers for a token that is used up already."""
-        used = f"join token of {record.node!r}: it was used up at {use.time.isoformat()}"
-        if key_hash != use.key_hash:
+        used = f"join token of {token.node!r}: it was used up at {use.time.isoformat()}"
+        if about["key"] != use.key_hash:
             raise Denied(f"{used} by another key. If that wasn't your node, somebody else holds its identity")
         if now - use.time > REPEAT:
             raise Denied(f"{used}. The node has its identity; use that")
-        # As complete as the first event, which may be missing: the audit log can have failed between.
         leaf = x509.load_der_x509_certificate(use.chain[0])
-        fields = {"node": record.node, "address": address, "key": key_hash, "tenants": list(record.tenants)}
-        await self._record("node.attest_repeat", (leaf,), **fields)
-        return await self._answer(record.node, use.chain)
+        if stored is None or stored.serial != f"{leaf.serial_number:x}":
+            raise Denied(f"{used}, and the node was evicted or has joined again since. Make a new one")
+        # As complete as the first event, which may be missing: the audit log can have failed between.
+        await self._record("node.attest_repeat", (leaf,), **about)
+        return await self._answer(token.node, use.chain)
 
     async def renew(self, peer: Peer, csr: bytes) -> v1.RenewResponse:
         """Gives a node its next certificate.
@@ -130,14 +180,31 @@ class NodeIdentity:
 
         Raises:
             Denied: the caller is no node of this region, or has not joined.
+            Limited: it asks for too many.
             InvalidCsr: the request is refused.
             AuthorityError: nobody can sign.
+            StoreError: it can't be stored, and so isn't given.
         """
-        node = await self.joined(peer, SERVICE + "Renew")
+        node = await self.record(peer, SERVICE + "Renew")
+        now = self._clock()
+        _take(self._of_node, node.node, f"node {node.node}", "certificates", now)
         public_key = parse_csr(csr)
-        chain = await self._sign_node(node, public_key, csr, self._clock())
-        await self._record("node.renew", chain, node=node, key=hashlib.sha256(spki(public_key)).hexdigest())
+        chain = await self._sign_node(node.node, public_key, csr, now)
+        await self._keep_serial(peer, f"{chain[0].serial_number:x}")
+        await self._record("node.renew", chain, node=node.node, key=hashlib.sha256(spki(public_key)).hexdigest())
         return v1.RenewResponse(chain=[certificate.public_bytes(Encoding.DER) for certificate in chain])
+
+    async def _keep_serial(self, peer: Peer, serial: str) -> None:
+        """Makes a new certificate of a node's one of its good ones, if the node still is one of ours."""
+        for _ in range(ATTEMPTS):
+            node = await self.record(peer, SERVICE + "Renew")
+            present = peer.serial if isinstance(peer, VerifiedPeer) else node.serial
+            try:
+                await self._store.commit([Put(node.key, node.renewed(present, serial).encode(), node.revision)])
+                return
+            except (Conflict, Ambiguous) as error:
+                failure = error
+        raise failure
 
     async def sign_workloads(self, peer: Peer, requests: Iterable[v1.WorkloadCsr]) -> v1.SignWorkloadResponse:
         """Signs certificates for entries that name the calling node; each request is answered by itself.
@@ -177,7 +244,7 @@ class NodeIdentity:
             method: the full method that it calls, "/meshwarden.v1.NodeService/Sync".
 
         Raises:
-            Denied: it is no node, none of this region, or has not joined or was removed.
+            Denied: it is no node, none of this region, or has not joined, was removed, or is banned.
             StoreError: its record can't be read.
         """
         caller = _id_of(peer)
@@ -186,10 +253,25 @@ class NodeIdentity:
             raise Denied(f"{caller}: is no node")  # the table says so too; here the type does
         if caller.trust_domain != self._trust_domain or caller.region != self._region:
             raise Denied(f"{caller}: is no node of region {self._region!r} of {self._trust_domain!r}")
-        stored, _ = await self._store.get(node_key(caller.node))
+        node = await self._find(caller.node)
+        if node is None:
+            await self._refuse_banned(caller.node)
+            raise removed(caller.node)
+        # Of a node that was evicted and has come back only the new certificates are good.
+        if isinstance(peer, VerifiedPeer) and node.serials and peer.serial not in node.serials:
+            raise removed(caller.node)
+        return node
+
+    async def _find(self, node: str) -> NodeRecord | None:
+        stored, _ = await self._store.get(node_key(node))
         if stored is None:
-            raise Denied(f"{caller}: has not joined, or was removed; join with `meshwarden token create {caller.node}`")
-        return NodeRecord.decode(stored.key, stored.value)
+            return None
+        return replace(NodeRecord.decode(stored.key, stored.value), revision=stored.revision)
+
+    async def _refuse_banned(self, node: str) -> None:
+        stored, _ = await self._store.get(ban_key(node))
+        if stored is not None:
+            raise banned(BanRecord.decode(stored.key, stored.value))
 
     async def _sign_node(
         self, node: str, public_key: PublicKey, csr: bytes, now: datetime
@@ -208,6 +290,32 @@ class NodeIdentity:
     async def _answer(self, node: str, chain: tuple[bytes, ...]) -> v1.AttestResponse:
         bundle = await self._authority.bundle()
         return v1.AttestResponse(chain=chain, bundle=bundle.to_proto(), node=node, region=self._region)
+
+
+def banned(ban: BanRecord) -> Denied:
+    """Returns what a banned node is told."""
+    why = f": {ban.reason}" if ban.reason else ""
+    return Denied(f"node {ban.node} is banned since {ban.time.isoformat(timespec='seconds')}{why}", code=BANNED)
+
+
+def removed(node: str) -> Denied:
+    """Returns what a node is told that has no record, or shows a certificate of before it got the present one."""
+    return Denied(
+        f"node {node} has not joined with this certificate, or was evicted: it has to attest again; with a join token, "
+        f"make a new one: `meshwarden token create --node {node}`",
+        code=UNKNOWN_NODE,
+    )
+
+
+def _take(rate: Rate, caller: str, who: str, what: str, now: datetime) -> None:
+    """Takes one from a caller's pace.
+
+    Raises:
+        Limited: there is none.
+    """
+    wait_s = rate.take(caller, now)
+    if wait_s:
+        raise Limited(who, what, rate.pace, wait_s)
 
 
 def _id_of(peer: Peer) -> SpiffeId | None:

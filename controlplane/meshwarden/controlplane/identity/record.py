@@ -2,17 +2,21 @@
 
 /identity/token/<SHA-256 of the token>   TokenRecord
 /identity/node/<name>                    NodeRecord
+/identity/node-ban/<name>                BanRecord
 """
 
 import base64
 import binascii
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 TOKENS = "/identity/token/"
 NODES = "/identity/node/"
+BANS = "/identity/node-ban/"
+# Of its certificates a node's record knows so many: more than there can be in use at a time.
+MAX_SERIALS = 16
 
 
 class RecordError(Exception):
@@ -91,11 +95,22 @@ class NodeRecord:
     serial: str
     # Whose entries it may serve; empty for any tenant's.
     tenants: tuple[str, ...] = ()
+    # What it was attested by: a proof of AttestRequest.
+    attestor: str = "join_token"
+    # The serial numbers of those of its certificates that are good, the newest last; others of the same name are of
+    # before it joined, or before it was evicted. Empty, as older records are: not known.
+    serials: tuple[str, ...] = ()
+    # Where the store has it; no part of the record.
+    revision: int = field(default=0, compare=False)
 
     @property
     def key(self) -> str:
         """The store key."""
         return node_key(self.node)
+
+    def renewed(self, present: str, serial: str) -> "NodeRecord":
+        """Returns the record with one more certificate, asked for with the present one."""
+        return replace(self, serials=(*(self.serials or (present,)), serial)[-MAX_SERIALS:])
 
     def serves(self, tenant: str) -> bool:
         """Says whether it may have anything of a tenant's."""
@@ -108,6 +123,8 @@ class NodeRecord:
             "join_time": self.join_time.isoformat(),
             "address": self.address,
             "serial": self.serial,
+            "attestor": self.attestor,
+            "serials": list(self.serials),
         }
         if self.tenants:
             value["tenants"] = list(self.tenants)
@@ -123,9 +140,52 @@ class NodeRecord:
         try:
             words = json.loads(value)
             join_time = datetime.fromisoformat(words["join_time"])
-            return cls(key.removeprefix(NODES), join_time, words["address"], words["serial"], _tenants(words))
+            return cls(
+                key.removeprefix(NODES),
+                join_time,
+                words["address"],
+                words["serial"],
+                _tenants(words),
+                str(words.get("attestor", "join_token")),
+                tuple(str(serial) for serial in words.get("serials", ())),
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RecordError(f"store key {key}: not a node") from None
+
+
+@dataclass(frozen=True)
+class BanRecord:
+    """A node that is banned, whether it has joined or not."""
+
+    node: str
+    time: datetime
+    # Who has banned it, and why.
+    by: str
+    reason: str
+
+    @property
+    def key(self) -> str:
+        """The store key."""
+        return ban_key(self.node)
+
+    def encode(self) -> bytes:
+        """Returns the bytes to store."""
+        value = {"v": 1, "time": self.time.isoformat(), "by": self.by, "reason": self.reason}
+        return json.dumps(value).encode()
+
+    @classmethod
+    def decode(cls, key: str, value: bytes) -> "BanRecord":
+        """Reads stored bytes.
+
+        Raises:
+            RecordError: they are no ban's.
+        """
+        try:
+            words = json.loads(value)
+            time = datetime.fromisoformat(words["time"])
+            return cls(key.removeprefix(BANS), time, str(words["by"]), str(words["reason"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise RecordError(f"store key {key}: not a ban") from None
 
 
 def _tenants(words: dict[str, Any]) -> tuple[str, ...]:
@@ -143,3 +203,8 @@ def _tenants(words: dict[str, Any]) -> tuple[str, ...]:
 def node_key(node: str) -> str:
     """Returns the store key of a node."""
     return NODES + node
+
+
+def ban_key(node: str) -> str:
+    """Returns the store key of a node's ban."""
+    return BANS + node

@@ -17,8 +17,9 @@ from meshwarden.certs.jwt_svid import InvalidJwtSvid, check_audience
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.authorize import Denied
+from meshwarden.controlplane.identity.issued import Certificate, Issued
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
-from meshwarden.controlplane.identity.rate import Rate
+from meshwarden.controlplane.identity.rate import Limited, Limits, Pace, Rate
 from meshwarden.controlplane.identity.record import NodeRecord
 from meshwarden.controlplane.resources.model import decode, key_of
 from meshwarden.controlplane.store.port import Store
@@ -28,12 +29,8 @@ from meshwarden.v1.resources_pb2 import WorkloadEntry
 
 MAX_REQUESTS = 500
 DEFAULT_TTL = timedelta(hours=1)
-# A node renews each workload twice an hour; a restart asks for all of them at once.
-SIGNS_PER_S = 50.0
-SIGN_BURST = 2000
 # An agent asks for a token of an entry and an audience every few minutes; programs choose audiences.
-JWTS_PER_S = 10.0
-JWT_BURST = 100
+JWT_PACE = Pace(10.0, 100)
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -49,6 +46,7 @@ class _Refusal(Exception):
 @dataclass(frozen=True)
 class _Signed:
     chain: tuple[bytes, ...]
+    certificate: Certificate
     # For the audit log.
     fields: dict[str, object]
 
@@ -65,23 +63,27 @@ class WorkloadSigner:
         *,
         trust_domain: str,
         denied: Callable[[SpiffeId], str],
+        limits: Limits,
         jwt: JwtAuthority | None = None,
     ) -> None:
         self._authority, self._store, self._audit, self._clock = authority, store, audit, clock
         self._denied, self._jwt = denied, jwt
         self._trust_domain = trust_domain
-        self._rate = Rate(SIGNS_PER_S, SIGN_BURST)
-        self._jwt_rate = Rate(JWTS_PER_S, JWT_BURST)
+        self._of_node, self._of_tenant = Rate(limits.signs_of_node), Rate(limits.signs_of_tenant)
+        self._issued = Issued(store, clock)
+        self._of_entry = Rate(JWT_PACE)
 
     async def sign(self, node: NodeRecord, requests: Sequence[v1.WorkloadCsr]) -> v1.SignWorkloadResponse:
         """Answers each request of a node by itself, in order.
 
         Raises:
-            StoreError: entries can't be read.
+            Denied: the node was removed meanwhile.
+            StoreError: entries can't be read, or what was signed can't be recorded, and so isn't given.
             AuditUnavailable: what was signed can't be recorded, and so isn't given.
         """
         results: list[v1.SignedWorkload] = []
         issued: list[dict[str, object]] = []
+        certificates: list[Certificate] = []
         for number, request in enumerate(requests):
             try:
                 if number >= MAX_REQUESTS:
@@ -94,8 +96,10 @@ class WorkloadSigner:
             else:
                 results.append(v1.SignedWorkload(chain=signed.chain))
                 issued.append({"node": node.node, **signed.fields})
+                certificates.append(signed.certificate)
             # A large batch lets others have the loop in between.
             await asyncio.sleep(0)
+        await self._issued.add(node, certificates)
         await self._audit.record_all("workload.sign", issued)
         return v1.SignWorkloadResponse(results=results)
 
@@ -119,13 +123,8 @@ class WorkloadSigner:
             raise _Refusal(grpc.StatusCode.UNIMPLEMENTED, "this control plane signs no JWT-SVIDs")
         now = self._clock()
         # By entry, so that no program of a node uses up what its other ones need.
-        wait_s = self._jwt_rate.take(f"{node.node}/{request.tenant}/{request.entry}", now)
-        if wait_s:
-            raise _Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"entry {request.tenant}/{request.entry} asks for more than {JWTS_PER_S:.0f} tokens a second; "
-                f"try again in {wait_s:.2f} s",
-            )
+        name = f"{request.tenant}/{request.entry}"
+        _take(self._of_entry, f"{node.node}/{name}", f"entry {name}", now, "tokens")
         entry = await self._entry(node, request)
         spiffe_id = self._template(entry).spiffe_id
         try:
@@ -148,14 +147,10 @@ class WorkloadSigner:
 
     async def _sign(self, node: NodeRecord, request: v1.WorkloadCsr) -> _Signed:
         now = self._clock()
-        wait_s = self._rate.take(node.node, now)
-        if wait_s:
-            raise _Refusal(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"node {node.node} asks for more than {SIGNS_PER_S:.0f} certificates a second; "
-                f"try again in {wait_s:.2f} s",
-            )
+        _take(self._of_node, node.node, f"node {node.node}", now)
         entry = await self._entry(node, request)
+        # What a node asks for in vain is not the tenant's.
+        _take(self._of_tenant, request.tenant, f"tenant {request.tenant}", now)
         template = self._template(entry)
         try:
             public_key = parse_csr(request.csr)
@@ -176,7 +171,9 @@ class WorkloadSigner:
             "serial": f"{leaf.serial_number:x}",
             "not_after": leaf.not_valid_after_utc.isoformat(),
         }
-        return _Signed(tuple(certificate.public_bytes(Encoding.DER) for certificate in chain), fields)
+        ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
+        issued = Certificate(str(template.spiffe_id), f"{leaf.serial_number:x}", leaf.not_valid_after_utc)
+        return _Signed(ders, issued, fields)
 
     async def _entry(self, node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest) -> WorkloadEntry:
         # One answer for "there is none" and "it is another node's": a node learns nothing of what isn't its own.
@@ -216,3 +213,10 @@ class WorkloadSigner:
             return LeafTemplate(spiffe_id, ttl - ttl % timedelta(seconds=1), tuple(entry.spec.dns_names))
         except (InvalidSpiffeId, IssueRefused) as error:
             raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"{name}: {error}") from None
+
+
+def _take(rate: Rate, caller: str, who: str, now: datetime, what: str = "certificates") -> None:
+    wait_s = rate.take(caller, now)
+    if wait_s:
+        limited = Limited(who, what, rate.pace, wait_s)
+        raise _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(limited))

@@ -58,7 +58,9 @@ class Publisher:
         self.mesh: Final = Mesh(trust_domain)
         """The resources as of `revision`."""
         self.revision = 0
-        """The store revision that the mesh is at; 0 before the first load."""
+        """The store revision of the newest change of the mesh; 0 before the first load."""
+        # Up to where the store is read. Other records than the mesh's move it, which is no news to anybody.
+        self._at = 0
         self._scopes = Scopes(self.mesh)
         self._shared = Shared()
         self._feeds: set[Feed] = set()
@@ -90,8 +92,8 @@ class Publisher:
         await self._loaded.wait()
 
     async def wait_revision(self, revision: int) -> None:
-        """Returns once the mesh is at `revision` or past it."""
-        while self.revision < revision:
+        """Returns once the mesh has all that was stored up to `revision`."""
+        while self._at < revision:
             await self._moved.wait()
 
     def open(self, node: str, serves: Serves = lambda _: True) -> Feed:
@@ -154,20 +156,23 @@ class Publisher:
         self._apply(at, [*gone, *moved])
 
     async def _follow(self) -> None:
-        async with _watching(self._store, self.revision) as batches:
+        async with _watching(self._store, self._at) as batches:
             async for batch in batches:
                 changes = (_change(event.key, event.value, batch.revision) for event in batch.events)
                 self._apply(batch.revision, [change for change in changes if change is not None])
 
     def _apply(self, revision: int, changes: Iterable[Change]) -> None:
+        changes, self._at = list(changes), revision
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+        if not changes and self._loaded.is_set():
+            return
         impact = self.mesh.apply(changes)
         self._scopes.touch(impact)
         self.revision = revision
         self.trails.published(revision, {feed.node for feed in self._feeds})
         for feed in self._feeds:
             feed.touch(impact)
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
         for callback in self._listeners:
             callback(impact)
 

@@ -6,7 +6,7 @@ a control plane all nodes that have endpoints.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -15,10 +15,11 @@ import structlog
 from anyio.abc import TaskStatus
 
 from meshwarden.controlplane.audit.port import AuditUnavailable
+from meshwarden.controlplane.identity.record import BanRecord, NodeRecord
 from meshwarden.controlplane.identity.rotation import NodeTrust
 from meshwarden.controlplane.publish.endpoints import Endpoints
 from meshwarden.controlplane.publish.feed import Serves
-from meshwarden.controlplane.publish.joined import Joined
+from meshwarden.controlplane.publish.members import Members
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.trail import followed
 from meshwarden.controlplane.store.port import Store
@@ -153,7 +154,10 @@ class Sessions:
         self._states: dict[str, admin_service_pb2.NodeState] = {}
         # {node: the fingerprints of roots that it trusts, and of those that its certificates lead to}
         self._trust: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
-        self._joined = Joined(store)
+        self._members = Members(store)
+        self._members.on_removed(self._left)
+        # Their records have ended while they had a session.
+        self._removed: set[str] = set()
         self._waiting: dict[str, asyncio.TimerHandle] = {}
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -162,7 +166,7 @@ class Sessions:
         It has started once it knows who has joined.
         """
         async with anyio.create_task_group() as group:
-            await group.start(self._joined.run)
+            await group.start(self._members.run)
             task_status.started()
             await self._run()
 
@@ -187,6 +191,7 @@ class Sessions:
         session = Session(self, node, self._publisher, hello, self._clock, serves)
         if hello.HasField("now"):
             session.state.clock_skew.FromTimedelta(hello.now.ToDatetime(tzinfo=UTC) - self._clock())
+        self._removed.discard(node)
         older = self._open.get(node)
         if older is not None:
             older.replaced.set()
@@ -209,16 +214,39 @@ class Sessions:
         session.write_down()
         self._publisher.trails.left(session.node)
         log.info("node.disconnected", node=session.node, goodbye=session.goodbye)
-        if not session.goodbye:
+        if session.node in self._removed:
+            self.forget(session.node)
+        if session.node in self.bans:
+            self._give_up(session.node)
+        elif not session.goodbye:
             self._await_return(session.node, self._grace_s)
+
+    @property
+    def joined(self) -> Mapping[str, NodeRecord]:
+        """The nodes that have joined: {name: record}."""
+        return self._members.joined
+
+    @property
+    def bans(self) -> Mapping[str, BanRecord]:
+        """The nodes that are banned: {name: record}."""
+        return self._members.bans
+
+    def on_removed(self, callback: Callable[[str], None]) -> None:
+        """Calls back with a node whose record has ended, evicted or banned, so that its streams end."""
+        self._members.on_removed(callback)
+
+    def forget(self, node: str) -> None:
+        """Shows nothing more of a node that has no session."""
+        if node not in self._open:
+            self._states.pop(node, None)
 
     def states(self) -> list[admin_service_pb2.NodeState]:
         """How each node does that has joined, in the order of their names."""
         for session in self._open.values():
             session.write_down()
         # One that was not seen since the start is away, and nothing else is known of it.
-        states = {node: admin_service_pb2.NodeState(node=node) for node in self._joined.nodes} | self._states
-        for node, record in self._joined.nodes.items():
+        states = {node: admin_service_pb2.NodeState(node=node) for node in self.joined} | self._states
+        for node, record in self.joined.items():
             states[node].join_time.FromDatetime(record.join_time)
             states[node].tenants[:] = record.tenants
         return [states[node] for node in sorted(states)]
@@ -251,6 +279,16 @@ class Sessions:
             seen = state.last_seen.ToDatetime(UTC) if state.HasField("last_seen") else None
             found.append(NodeTrust(state.node, state.connected, seen, trusted, used))
         return found
+
+    def _left(self, node: str) -> None:
+        """A node's record has ended, or it was banned; streams that it has end by themselves."""
+        if node in self._open:
+            self._removed.add(node)
+            return
+        self.forget(node)
+        if node in self.bans and (timer := self._waiting.pop(node, None)) is not None:
+            timer.cancel()
+            self._give_up(node)
 
     def _await_return(self, node: str, grace_s: float) -> None:
         if node not in self._open:

@@ -19,9 +19,11 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
 from meshwarden.sdk.mtls.connection import Connection
 from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.refusal import REFUSAL_KEY
 
 # Its class takes no parameters when the program runs.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -40,12 +42,19 @@ class Refused(Exception):
     Attributes:
         status: UNAUTHENTICATED (who are you) or PERMISSION_DENIED (you may not).
         message: for the caller: what was wrong and what to do; never a secret.
+        code: one word for a program that acts upon it, in the trailing metadata `meshwarden-refusal`; may be empty.
     """
 
-    def __init__(self, status: grpc.StatusCode, message: str) -> None:
+    def __init__(self, status: grpc.StatusCode, message: str, code: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.code = code
+
+    @property
+    def trailing(self) -> tuple[tuple[str, str], ...]:
+        """The trailing metadata that go with it."""
+        return ((REFUSAL_KEY, self.code),) if self.code else ()
 
 
 def current() -> VerifiedPeer | None:
@@ -125,6 +134,7 @@ class _Stream:
     connection: Connection
     method: str
     task: "asyncio.Task[Any]"
+    peer: VerifiedPeer | None
     refusal: Refused | None = None
 
 
@@ -177,6 +187,14 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
             refusal_now = verdicts[number]
             if refusal_now is not None:
                 stream.refusal = refusal_now
+                stream.task.cancel()
+
+    def end(self, refuse: Callable[[SpiffeId], Refused | None]) -> None:
+        """Ends the open streams of those whom `refuse` refuses: they are told why."""
+        for stream in self._streams.values():
+            refusal = refuse(stream.peer.spiffe_id) if stream.peer is not None else None
+            if refusal is not None:
+                stream.refusal = refusal
                 stream.task.cancel()
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
@@ -234,7 +252,7 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
         try:
             _peer.set(self._check.check(connection.chain_der, method, connection.remote))
         except Refused as refusal:
-            await context.abort(refusal.status, refusal.message)
+            await context.abort(refusal.status, refusal.message, refusal.trailing)
         return connection
 
     @contextlib.asynccontextmanager
@@ -242,7 +260,7 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
         """Keeps a stream among those that are swept; a stream that the sweep ends tells its caller why."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # a handler runs in a task
-        stream = _Stream(connection, method, task)
+        stream = _Stream(connection, method, task, _peer.get())
         number = next(self._ids)
         self._streams[number] = stream
         if self._timer is None:
@@ -254,7 +272,8 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
                 raise
             task.uncancel()
             self._check.report(caller_text(), method, stream.refusal.message)
-            await context.abort(stream.refusal.status, stream.refusal.message)
+            refusal = stream.refusal
+            await context.abort(refusal.status, refusal.message, refusal.trailing)
         finally:
             del self._streams[number]
 

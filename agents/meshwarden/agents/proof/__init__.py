@@ -1,0 +1,1 @@
+"""How the node proves which one it is, before it has an identity."""
