@@ -7,7 +7,7 @@
 
     [authority]
     kind = "disk"
-    passphrase = "file:/run/credentials/meshwarden.service/ca-passphrase"
+    passphrase = "credential:ca-passphrase"
 
 `ConfigError` says which key is wrong and why.
 """
@@ -30,7 +30,7 @@ from meshwarden.sdk.mtls.front import MAX_INNER_BYTES
 
 TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
 INNER = "inner"
-REFERENCE = r"^(file|env|vault):.+$"
+REFERENCE = r"^(credential|file|env|vault):.+$"
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
@@ -46,7 +46,7 @@ class DiskAuthorityConfig(_Frozen):
     """A root of our own: its key lies on disk, encrypted under a passphrase."""
 
     kind: Literal["disk"] = "disk"
-    # A reference (`file:`, `env:`, `vault:`), never the passphrase itself.
+    # A reference (`credential:`, `file:`, `env:`, `vault:`), never the passphrase itself.
     passphrase: str = Field(pattern=REFERENCE)
     # Make a new root if there is none. Without it a missing key is an error: a typo must not found a new mesh.
     create: bool = False
@@ -55,7 +55,7 @@ class DiskAuthorityConfig(_Frozen):
 
 
 # A reference: what opens Vault can't lie in Vault.
-VAULT_REFERENCE = r"^(file|env):.+$"
+VAULT_REFERENCE = r"^(credential|file|env):.+$"
 VAULT_PATH = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$"
 
 

@@ -32,6 +32,25 @@ async def test_file(tmp_path: Path) -> None:
     assert "open to every user" in await refused(f"file:{path}")
 
 
+async def test_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert "LoadCredentialEncrypted=ca" in await refused("credential:ca")
+    unit = tmp_path / "unit"
+    unit.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(unit))
+    (unit / "ca").write_text("hunter2")
+    (unit / "ca").chmod(0o400)
+    assert (await Secrets().resolve("credential:ca")).get_secret_value() == "hunter2"
+    assert "No such file" in await refused("credential:other")
+    (tmp_path / "outside").write_text("hunter2")
+    (tmp_path / "outside").chmod(0o600)
+    for name in ("../outside", "..", ".", "/etc/passwd", "a/../ca", "\0", "ca\0"):
+        assert "no name of a credential" in await refused(f"credential:{name}")
+    assert len(await refused("credential:" + "x/" * 5000)) < 400
+    (unit / "ca").chmod(0o404)
+    assert "open to every user" in await refused("credential:ca")
+
+
 async def test_what_a_file_may_not_be(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     for content, reason in ((b"", "empty"), (b"\xff\xfe", "UTF-8"), (b"x" * 70_000, "larger")):

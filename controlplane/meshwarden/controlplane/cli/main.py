@@ -37,6 +37,8 @@ COMMANDS = {
     "identity": ("identity", "identity", "Revoke identities and certificates."),
     "audit": ("audit", "audit", "Show what was done, and verify it."),
     "ca": ("ca", "ca", "Show the roots that the mesh trusts, and rotate them."),
+    "backup": ("backup", "backup", "Copy what a control plane knows to a file."),
+    "restore": ("backup", "restore", "Make a control plane's state directory of such a file."),
     "context": ("context_command", "context", "Choose the mesh to talk to."),
     "completion": ("completion", "completion", "Print shell completion."),
 }

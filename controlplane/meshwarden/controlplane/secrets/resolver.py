@@ -1,4 +1,4 @@
-"""Resolves references: `vault:<mount>/<path>#<key>`, `file:<path>` and `env:<NAME>`."""
+"""Resolves references: `vault:<mount>/<path>#<key>`, `credential:<name>`, `file:<path>` and `env:<NAME>`."""
 
 import asyncio
 from datetime import timedelta
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import SecretStr
 
 from meshwarden.certs.authority.port import AuthorityError
+from meshwarden.controlplane.secrets.credential import CredentialSecrets
 from meshwarden.controlplane.secrets.env import EnvSecrets
 from meshwarden.controlplane.secrets.file import FileSecrets
 from meshwarden.controlplane.secrets.port import SecretEngine, SecretError, VaultSettings
@@ -23,7 +24,11 @@ class Secrets:
     def __init__(self, vault: VaultSettings | None = None) -> None:
         """Takes where `vault:` references lead; without it they are refused."""
         self._vault_settings = vault
-        self._engines: dict[str, SecretEngine] = {"env": EnvSecrets(), "file": FileSecrets()}
+        self._engines: dict[str, SecretEngine] = {
+            "credential": CredentialSecrets(),
+            "env": EnvSecrets(),
+            "file": FileSecrets(),
+        }
         self._vault: VaultSecrets | None = None
 
     async def resolve(self, reference: str) -> SecretStr:
@@ -33,10 +38,11 @@ class Secrets:
             SecretError: the reference is of no kind that we know, or leads nowhere.
         """
         scheme, colon, name = reference.partition(":")
-        if not colon or scheme not in ("env", "file", "vault"):
+        if not colon or scheme not in ("vault", *self._engines):
             # Not shown: whoever wrote the secret itself in its place would find it in a log.
             raise SecretError(
-                "not a reference to a secret: write vault:<mount>/<path>#<key>, file:<path> or env:<NAME>"
+                "not a reference to a secret: write vault:<mount>/<path>#<key>, credential:<name>, file:<path> or "
+                "env:<NAME>"
             )
         if scheme != "vault":
             return await self._engines[scheme].read(name)
