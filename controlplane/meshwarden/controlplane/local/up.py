@@ -92,10 +92,10 @@ class _Up:
         """
         if not self._options.check:
             return True
-        from meshwarden.controlplane.local.check.run import CHECKS, VAULT_CHECKS
+        from meshwarden.controlplane.local.check.run import checks_of
 
         known = {result.name: result for result in self._results}
-        names = [*CHECKS, *(VAULT_CHECKS if self._options.vault else ())]
+        names = checks_of(vault=self._options.vault, regions=len(self._options.regions) > 1)
         results = [
             known.get(name) or CheckResult(name, False, f"not run: {' '.join(otherwise.split())}") for name in names
         ]

@@ -59,6 +59,31 @@ async def rotation(mesh: Mesh, probes: Probes) -> str:
     return f"{len(after)} certificates renewed, {calls} calls, none failed"
 
 
+async def root_rotation(mesh: Mesh, probes: Probes) -> str:
+    """Another root comes to sign, and nobody's certificate leads to the old one any more, under load: no call fails."""
+    async with loaded(probes) as load:
+        require(await mesh.change_root("PREPARE"), "no root could be prepared")
+        roots = await mesh.roots()
+        new, old = roots["PREPARED"].fingerprint, roots["ACTIVE"].fingerprint
+
+        async def activated() -> bool | None:
+            # It is refused until every node has acknowledged the root.
+            return await mesh.change_root("ACTIVATE", new) or None
+
+        await until(activated, RENEWED_S, "not every node has acknowledged the root")
+        require(await mesh.change_root("TAINT", old), "the old root could not be tainted")
+
+        async def left() -> bool | None:
+            now = await mesh.roots()
+            return (not now["TAINTED"].used_by and bool(now["ACTIVE"].used_by)) or None
+
+        await until(left, RENEWED_S, "certificates still lead to the old root")
+        # New files take a second to reach gRPC's handshakes.
+        await asyncio.sleep(3)
+        calls = await load.unfailing()
+    return f"all certificates lead to another root, {calls} calls, none failed"
+
+
 async def _serials(mesh: Mesh) -> dict[str, str]:
     status = await mesh.status()
     return {f"{node.node}/{item.id}": item.serial for node in status.nodes for item in node.workloads if item.serial}

@@ -100,6 +100,28 @@ class Mesh:
             request = admin_service_pb2.RenewSvidsRequest(reason="meshwarden up --check")
             return list((await AdminServiceStub(channel).RenewSvids(request, timeout=RPC_S)).nodes)
 
+    async def roots(self) -> dict[str, admin_service_pb2.RootState]:
+        """What `meshwarden ca list` shows, {state: root}; the newest of a state."""
+        async with self.channel() as channel:
+            answer = await AdminServiceStub(channel).ListRoots(admin_service_pb2.ListRootsRequest(), timeout=RPC_S)
+        return {admin_service_pb2.RootState.State.Name(root.state): root for root in answer.roots}
+
+    async def change_root(self, change: str, fingerprint: str = "") -> bool:
+        """Runs `meshwarden ca prepare`, `activate` or `taint`; whether it was not refused."""
+        request = admin_service_pb2.ChangeRootRequest(
+            change=admin_service_pb2.ChangeRootRequest.Change.Value(change),
+            fingerprint=fingerprint,
+            reason="meshwarden up --check",
+        )
+        async with self.channel() as channel:
+            try:
+                await AdminServiceStub(channel).ChangeRoot(request, timeout=RPC_S)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    return False
+                raise
+        return True
+
     async def endpoints(self, tenant: str, service: str) -> list[resources_pb2.EndpointSpec]:
         """The endpoints of a service."""
         async with self.channel() as channel:
