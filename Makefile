@@ -39,6 +39,12 @@ soak: $(VENV)/.dev ## Run what takes its time: a region cut off for ten minutes,
 	@MESHWARDEN_CUT_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_regions.py $(ARGS)
 	@MESHWARDEN_CHAOS_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_quota.py -k breaks_at_random $(ARGS)
 
+FUZZ_S ?= 600
+.PHONY: fuzz
+fuzz: $(VENV)/.dev ## Search for input that breaks what reads tokens, bundles, names and requests, for ten minutes at most (FUZZ_S=60)
+	@MESHWARDEN_FUZZ=1 timeout $(FUZZ_S) $(BIN)/python -m pytest -n 2 -m hypothesis tests/unit/certs tests/unit/api tests/unit/agents $(ARGS) \
+		|| [ $$? -eq 124 ]
+
 .PHONY: check
 check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 	$(call step,ruff)

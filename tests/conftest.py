@@ -20,7 +20,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "meshwarden", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
 )
-settings.load_profile("meshwarden")
+# `make fuzz`: other input each time, and a lot of it.
+settings.register_profile("fuzz", settings.get_profile("meshwarden"), derandomize=False, max_examples=5_000)
+settings.load_profile("fuzz" if os.environ.get("MESHWARDEN_FUZZ") else "meshwarden")
 
 # Which package brings a program.
 PACKAGES = {
