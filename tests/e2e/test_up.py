@@ -53,6 +53,7 @@ def test_up_with_samples_and_down_after_it_was_killed(start: Start) -> None:
     verified = up.run("audit", "verify")
     assert verified.returncode == 0, verified.stderr
     assert verified.stdout.startswith("whole\t")
+    _operators_have_what_their_role_is(up)
     up.process.kill()
     up.process.wait()
     # Control plane, two agents, seven samples, four Envoys.
@@ -62,6 +63,32 @@ def test_up_with_samples_and_down_after_it_was_killed(start: Start) -> None:
     assert "stopped server" in down.stderr
     assert up.left() == []
     assert "no context" in up.run("status").stderr
+
+
+def _operators_have_what_their_role_is(up: Any) -> None:
+    """An editor of a tenant, made, used and removed as a person would."""
+    directory = up.state_dir.parent / "ann"
+    made = up.run("operator", "create", "ann", "--tenant", "acme", "--role", "editor", "--out", str(directory))
+    assert made.returncode == 0, made.stderr
+    assert stat.S_IMODE(os.stat(directory / "tls.key").st_mode) == 0o600
+    own = json.loads(up.run("context", "list", "-o", "json").stdout)["current"]
+    command = made.stderr.partition("use it with: meshwarden ")[2].split()
+    assert up.run(*command).returncode == 0
+    assert "spiffe://mesh.test/tenant/acme/operator/ann" in up.run("context", "show").stdout
+    assert "web" in up.run("get", "Service", "--tenant", "acme").stdout
+    for refused in (
+        ("get", "Service", "--tenant", "platform"),
+        ("token", "create", "--node", "node-x"),
+        ("operator", "create", "eve", "--tenant", "acme", "--out", str(directory / "eve")),
+        ("audit", "verify"),
+    ):
+        done = up.run(*refused)
+        assert done.returncode != 0, refused
+        assert "may not" in done.stderr, done.stderr
+    assert up.run("operator", "renew").returncode == 0
+    assert up.run("--context", own, "operator", "remove", "ann", "--tenant", "acme").returncode == 0
+    assert "no more" in up.run("get", "Service", "--tenant", "acme").stderr
+    assert up.run("context", "use", own).returncode == 0
 
 
 def test_no_secret_is_on_a_command_line(start: Start) -> None:

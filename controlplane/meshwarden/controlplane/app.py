@@ -33,6 +33,7 @@ from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.audit import AuditServicer
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.node import NodeServicer
+from meshwarden.controlplane.api.operator import OperatorServicer
 from meshwarden.controlplane.api.quota import QuotaServicer
 from meshwarden.controlplane.api.region import RegionServicer
 from meshwarden.controlplane.api.report import ReportServicer
@@ -66,7 +67,6 @@ from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, 
 from meshwarden.controlplane.gather.trace_store import Keep
 from meshwarden.controlplane.identity.attestor import Attestor
 from meshwarden.controlplane.identity.attestor_token import TokenAttestor
-from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.deny import Denies
@@ -78,6 +78,7 @@ from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.node import NodeIdentity, banned, removed
 from meshwarden.controlplane.identity.operator import OperatorCredential
+from meshwarden.controlplane.identity.operators import LOCAL, Operators
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
@@ -231,6 +232,7 @@ class ControlPlane:
             owner=_writer(config),
             fixed=_fixed_root(config),
         )
+        self._operators = Operators(authority, store, audit, utc_now, trust_domain=domain, denied=self._denied.identity)
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
         self._durable = Durable(config.state_dir / "gather.sqlite")
         self._gather = Gather(
@@ -350,6 +352,7 @@ class ControlPlane:
                 if part is not None:
                     group.start_soon(part.run)
             await group.start(self._deny_watch.run)
+            await group.start(self._operators.run)
             await group.start(self._publisher.run)
             await group.start(self._sessions.run)
             group.start_soon(self._division.run)
@@ -382,9 +385,10 @@ class ControlPlane:
 
     def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
         verifier = PeerVerifier(self._serving.bundles, utc_now, self._denied)
-        peers = PeerInterceptor(front, verifier, admit, self._no_call)
+        peers = PeerInterceptor(front, verifier, self._operators.admit, self._no_call)
         self._deny_watch.listen(lambda deny_list: self._refuse(peers, deny_list))
         self._sessions.on_removed(lambda node: peers.end(lambda peer: self._removed(peer, node)))
+        self._operators.listen(peers.sweep)
         tracing, validation = server_interceptor(self._tracing, traced()), ValidationInterceptor(self._engines.audit)
         return [peers, self._overload, tracing, validation]
 
@@ -457,6 +461,7 @@ class ControlPlane:
             admin=admin,
             audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
             node=node,
+            operator=OperatorServicer(self._operators, engines.authority, engines.store, config.trust_domain, utc_now),
             quota=QuotaServicer(nodes, self._division, self._publisher),
             region=RegionServicer(self._gather.ledger, self._gather.tail, config.trust_domain, config.region),
             report=ReportServicer(self._gather, nodes),
@@ -652,7 +657,7 @@ def _operator(config: Config, engines: Engines, rng: random.Random, tracing: Pro
     return OperatorCredential(
         engines.authority,
         config.trust_domain,
-        "local",
+        LOCAL,
         config.operator_directory,
         audit=engines.audit,
         clock=utc_now,

@@ -31,6 +31,7 @@ from meshwarden.certs.issue import IssueRefused
 from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity.deny import DeniedByMesh, NotDenied
 from meshwarden.controlplane.identity.join_token import InvalidToken
+from meshwarden.controlplane.identity.operators import TooManyOperators, UnknownOperator
 from meshwarden.controlplane.identity.rate import Limited
 from meshwarden.controlplane.identity.roster import InvalidNode, NoSuchNode, StillConnected
 from meshwarden.controlplane.resources.validate import FieldFault
@@ -93,6 +94,8 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     NoSuchNode: grpc.StatusCode.NOT_FOUND,
     StillConnected: grpc.StatusCode.FAILED_PRECONDITION,
     Limited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooManyOperators: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UnknownOperator: grpc.StatusCode.NOT_FOUND,
     IssueRefused: grpc.StatusCode.FAILED_PRECONDITION,
     port.Conflict: grpc.StatusCode.ABORTED,
     port.Fenced: grpc.StatusCode.ABORTED,

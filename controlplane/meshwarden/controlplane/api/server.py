@@ -14,6 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from meshwarden.controlplane.identity.authorize import READING
 from meshwarden.sdk.backpressure.concurrency import Concurrency
 from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.sdk.backpressure.overload import OverloadInterceptor, by_name
@@ -25,6 +26,8 @@ from meshwarden.v1 import (
     audit_service_pb2_grpc,
     node_service_pb2,
     node_service_pb2_grpc,
+    operator_service_pb2,
+    operator_service_pb2_grpc,
     quota_service_pb2,
     quota_service_pb2_grpc,
     region_service_pb2,
@@ -40,24 +43,6 @@ LEAST_CALLS, MOST_CALLS = 16, 1024
 """Between which the limit on unary calls at once is found."""
 # 5,000 streams opened at once were refused with grpc's defaults (research/perf.md §1).
 PENDING_REQUESTS = 20_000
-READING = frozenset(
-    {
-        "GetStatus",
-        "Explain",
-        "ListCalls",
-        "GetGraph",
-        "SearchTraces",
-        "GetTrace",
-        "GetQuotas",
-        "ListDenied",
-        "ListEvents",
-        "VerifyEvents",
-        "ListRoots",
-        "ListNodes",
-        "Get",
-        "List",
-    },
-)
 # Without certificates the mesh ends; what is only looked at can be looked at later.
 CRITICALITY = {
     **dict.fromkeys(
@@ -76,6 +61,7 @@ class Servicers:
     admin: admin_service_pb2_grpc.AdminServiceServicer
     audit: audit_service_pb2_grpc.AuditServiceServicer
     node: node_service_pb2_grpc.NodeServiceServicer
+    operator: operator_service_pb2_grpc.OperatorServiceServicer
     quota: quota_service_pb2_grpc.QuotaServiceServicer
     region: region_service_pb2_grpc.RegionServiceServicer
     report: report_pb2_grpc.ReportServiceServicer
@@ -88,6 +74,7 @@ def names() -> tuple[str, ...]:
         admin_service_pb2,
         audit_service_pb2,
         node_service_pb2,
+        operator_service_pb2,
         quota_service_pb2,
         region_service_pb2,
         report_pb2,
@@ -101,7 +88,7 @@ def traced() -> frozenset[str]:
 
     Export does not count: each agent exports once a second, and spans among the rest.
     """
-    files = (admin_service_pb2, node_service_pb2, resource_service_pb2)
+    files = (admin_service_pb2, node_service_pb2, operator_service_pb2, resource_service_pb2)
     return frozenset(
         f"/{service.full_name}/{method.name}"
         for file in files
@@ -147,6 +134,7 @@ class Api:
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, self._server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicers.node, self._server)
+        operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(servicers.operator, self._server)
         quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(servicers.quota, self._server)
         region_service_pb2_grpc.add_RegionServiceServicer_to_server(servicers.region, self._server)
         report_pb2_grpc.add_ReportServiceServicer_to_server(servicers.report, self._server)

@@ -1,6 +1,7 @@
 """`meshwarden context`."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -23,6 +24,26 @@ def list_contexts(output: str) -> None:
         return
     rows = [("*" if name == current else "", name, value.address) for name, value in sorted(known.items())]
     render.table(("CURRENT", "NAME", "ADDRESS"), rows)
+
+
+@context.command()
+@click.argument("name")
+@click.option("--address", required=True, help="Where the control plane listens, HOST:PORT.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="What `meshwarden operator create` has written: tls.crt, tls.key and ca.crt.",
+)
+def add(name: str, address: str, directory: Path) -> None:
+    """Make a context NAME of an operator's certificate, and the current one."""
+    from meshwarden.controlplane.cli.client import read_certificate
+
+    ca_file, cert_file, key_file = (str(directory.absolute() / file) for file in ("ca.crt", "tls.crt", "tls.key"))
+    value = contexts.Context(address, ca_file, cert_file, key_file)
+    _, spiffe_id = read_certificate(value)
+    contexts.put(name, value)
+    click.echo(f"context {name}\t{address}\t{spiffe_id}")
 
 
 @context.command()

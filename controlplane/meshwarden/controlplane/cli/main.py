@@ -35,6 +35,7 @@ COMMANDS = {
     "token": ("admin", "token", "Make join tokens for nodes."),
     "svid": ("admin", "svid", "Show and renew workload certificates."),
     "identity": ("identity", "identity", "Revoke identities and certificates."),
+    "operator": ("operator", "operator", "Say who may operate the mesh."),
     "audit": ("audit", "audit", "Show what was done, and verify it."),
     "ca": ("ca", "ca", "Show the roots that the mesh trusts, and rotate them."),
     "backup": ("backup", "backup", "Copy what a control plane knows to a file."),

@@ -3,6 +3,8 @@
 What isn't in the table is refused.
 """
 
+from typing import Final
+
 import grpc
 
 from meshwarden.certs.spiffe_id import Role, SpiffeId
@@ -49,6 +51,10 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AuditService/VerifyEvents": _ADMIN,
     "/meshwarden.v1.AdminService/ListRoots": _ADMIN,
     "/meshwarden.v1.AdminService/ChangeRoot": _ADMIN,
+    "/meshwarden.v1.OperatorService/CreateOperator": _OPERATORS,
+    "/meshwarden.v1.OperatorService/RenewOperator": _OPERATORS,
+    "/meshwarden.v1.OperatorService/ListOperators": _OPERATORS,
+    "/meshwarden.v1.OperatorService/RemoveOperator": _OPERATORS,
     "/meshwarden.v1.ResourceService/Apply": _OPERATORS,
     "/meshwarden.v1.ResourceService/Get": _OPERATORS,
     "/meshwarden.v1.ResourceService/List": _OPERATORS,
@@ -68,6 +74,26 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": _OPERATORS,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _OPERATORS,
 }
+READING: Final = frozenset(
+    {
+        "GetStatus",
+        "Explain",
+        "ListCalls",
+        "GetGraph",
+        "SearchTraces",
+        "GetTrace",
+        "GetQuotas",
+        "ListDenied",
+        "ListEvents",
+        "ListOperators",
+        "VerifyEvents",
+        "ListNodes",
+        "ListRoots",
+        "Get",
+        "List",
+    },
+)
+"""Methods that change nothing, by their names."""
 # Of these a tenant's operator need not name a tenant: the answer shows no other.
 FILTERED = frozenset(
     f"/meshwarden.v1.AdminService/{method}"

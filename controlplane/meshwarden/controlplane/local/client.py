@@ -15,6 +15,7 @@ from meshwarden.controlplane.local.context import Context
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.audit_service_pb2_grpc import AuditServiceStub
+from meshwarden.v1.operator_service_pb2_grpc import OperatorServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 
 TIMEOUT_S = 15.0
@@ -28,6 +29,7 @@ class Client:
     def __init__(self, channel: Any) -> None:
         self.admin: Any = AdminServiceStub(channel)
         self.audit: Any = AuditServiceStub(channel)
+        self.operator: Any = OperatorServiceStub(channel)
         self.resource: Any = ResourceServiceStub(channel)
 
 

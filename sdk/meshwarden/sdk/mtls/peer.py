@@ -121,6 +121,14 @@ class PeerCheck:
             raise
         return peer
 
+    def admit_again(self, chain_der: Sequence[bytes], method: str) -> None:
+        """Checks the peer of a call that goes on.
+
+        Raises:
+            Refused: it may not any more; nobody is told.
+        """
+        self._admit(self.verify(chain_der), method)
+
     def report(self, peer_text: str, method: str, reason: str) -> None:
         """Tells `on_refused`."""
         if self._on_refused is not None:
@@ -173,18 +181,18 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
     def sweep(self) -> None:
         """Checks the peers of all open streams and ends those that are refused; runs by itself every 250 ms.
 
-        Call it after a ban for an effect at once.
+        Call it after a ban for an effect at once, or when `admit` refuses what it has let in.
         """
-        verdicts: dict[int, Refused | None] = {}
+        verdicts: dict[tuple[int, str], Refused | None] = {}
         for stream in self._streams.values():
-            number = stream.connection.id
-            if number not in verdicts:
-                verdicts[number] = None
+            place = stream.connection.id, stream.method
+            if place not in verdicts:
+                verdicts[place] = None
                 try:
-                    self._check.verify(stream.connection.chain_der)
+                    self._check.admit_again(stream.connection.chain_der, stream.method)
                 except Refused as refusal:
-                    verdicts[number] = refusal
-            refusal_now = verdicts[number]
+                    verdicts[place] = refusal
+            refusal_now = verdicts[place]
             if refusal_now is not None:
                 stream.refusal = refusal_now
                 stream.task.cancel()
