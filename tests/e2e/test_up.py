@@ -89,6 +89,7 @@ def _operators_have_what_their_role_is(up: Any) -> None:
     assert up.run("--context", own, "operator", "remove", "ann", "--tenant", "acme").returncode == 0
     assert "no more" in up.run("get", "Service", "--tenant", "acme").stderr
     assert up.run("context", "use", own).returncode == 0
+    assert up.run("context", "remove", "ann").returncode == 0
 
 
 def test_no_secret_is_on_a_command_line(start: Start) -> None:

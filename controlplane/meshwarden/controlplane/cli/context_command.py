@@ -55,6 +55,15 @@ def use(name: str) -> None:
 
 
 @context.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Forget the context NAME; its files stay."""
+    contexts.get(name)
+    contexts.remove(name)
+    click.echo(f"removed\tcontext {name}")
+
+
+@context.command()
 @click.argument("name", required=False)
 @click.option("-o", "--output", type=click.Choice(["json", "yaml"]), default="yaml", show_default=True)
 def show(name: str | None, output: str) -> None:
