@@ -83,7 +83,7 @@ class Gathered:
         self.nodes: list[str] = []
         self.marks = Marks()
 
-    def ingest(self, node: str, _: object) -> None:
+    def ingest(self, node: str, *_: object) -> None:
         self.nodes.append(node)
 
     async def make_room(self) -> None:
