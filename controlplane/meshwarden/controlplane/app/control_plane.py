@@ -1,17 +1,11 @@
-"""The composition root: the one place that picks engines and puts the control plane together.
-
-Order of start: store, audit, authority, own certificate, services, publisher, then the listener, so that nobody is
-answered before there is something to say. `<state_dir>/server.json` says where it listens, once it does.
-"""
+"""A control plane of its parts: how they are put together, start and stop."""
 
 import contextlib
-import platform
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from importlib.metadata import version as version_of
 
@@ -21,14 +15,10 @@ import structlog
 from prometheus_client import GCCollector, ProcessCollector
 from prometheus_client.registry import Collector
 
-from meshwarden.certs.authority.disk import DiskAuthority
-from meshwarden.certs.authority.memory import MemoryAuthority
-from meshwarden.certs.authority.port import Authority, OnIssued
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.deny import Denied, DenyList
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier
-from meshwarden.controlplane import log
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.audit import AuditServicer
 from meshwarden.controlplane.api.health import Health
@@ -43,29 +33,17 @@ from meshwarden.controlplane.api.server import Api, Servicers, overload, traced
 from meshwarden.controlplane.api.spiffe_endpoint import SpiffeEndpoint
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.api.vitals import Vitals
-from meshwarden.controlplane.audit.anchor import Anchor
-from meshwarden.controlplane.audit.count import CountedAuditLog
-from meshwarden.controlplane.audit.log import FileAuditLog
+from meshwarden.controlplane.app import gathering
+from meshwarden.controlplane.app.engines import AUDIT, Engines, writer
 from meshwarden.controlplane.config import (
     Config,
-    DiskAuthorityConfig,
-    OtlpConfig,
     VaultAuthorityConfig,
-    VaultConfig,
-    X509PopAttestorConfig,
 )
-from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.header import BadHeader, Headers
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
-from meshwarden.controlplane.gather.remote import Remote
-from meshwarden.controlplane.gather.resource import OWN_NAME
-from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
-from meshwarden.controlplane.gather.trace_store import Keep
-from meshwarden.controlplane.identity.attestor import Attestor
 from meshwarden.controlplane.identity.attestor_token import TokenAttestor
 from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.crl import Crls
@@ -73,7 +51,6 @@ from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.federation import Federation
 from meshwarden.controlplane.identity.issued import Issued
-from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.node import NodeIdentity, banned, removed
@@ -82,9 +59,7 @@ from meshwarden.controlplane.identity.operators import LOCAL, Operators
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
-from meshwarden.controlplane.place import alone, announce, announce_roots, listening, parse_address
-from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.place import announce, announce_roots, listening, parse_address
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.secrets import EntrySecrets
@@ -92,82 +67,18 @@ from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.publish.trust import Trust
 from meshwarden.controlplane.quota.division import Division
-from meshwarden.controlplane.regions.inbox import Inbox
-from meshwarden.controlplane.regions.puller import Own, Peer, Puller
-from meshwarden.controlplane.regions.regions import Regions
-from meshwarden.controlplane.secrets.port import SecretError
 from meshwarden.controlplane.secrets.reference import Grants
-from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.secrets.watch import SecretWatch
 from meshwarden.controlplane.store.compaction import compact_old
-from meshwarden.controlplane.store.port import Store, StoreError
-from meshwarden.controlplane.store.sqlite import open_store
-from meshwarden.sdk.descriptor import allow_descriptors
-from meshwarden.sdk.heap import settle
+from meshwarden.controlplane.store.port import StoreError
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor, Refused
 from meshwarden.sdk.scrape import serve_pages, serve_public_pages, url_of
-from meshwarden.sdk.tracing.own_span import Kept, Provider, own_provider, server_interceptor
+from meshwarden.sdk.tracing.own_span import Provider, server_interceptor
 
-AUDIT = "audit.jsonl"
 STOP_GRACE_S = 2.0
-# What the configuration calls signals, and we call things.
-SIGNALS = {"traces": "span", "metrics": "point", "logs": "log"}
 
 _log = structlog.get_logger()
-
-
-def run_server(config: Config) -> None:
-    """Runs a control plane until SIGTERM or SIGINT.
-
-    Raises:
-        AlreadyRunning: another process has this state directory.
-        CannotListen: an address can't be listened on.
-    """
-    log.configure()
-    allow_descriptors()
-    anyio.run(serve, config)
-
-
-@dataclass(frozen=True)
-class Engines:
-    """What the configuration has picked."""
-
-    store: Store
-    audit: CountedAuditLog
-    anchor: Anchor
-    authority: Authority
-    backends: tuple[Backend, ...]
-    secrets: Secrets
-    # {a proof of AttestRequest: what judges it}, beside join tokens.
-    attestors: Mapping[str, Attestor]
-
-
-async def serve(config: Config) -> None:
-    """Picks the engines, puts a control plane together and serves until it is told to stop.
-
-    Raises:
-        AlreadyRunning: another process has this state directory.
-        CannotListen: an address can't be listened on.
-    """
-    async with AsyncExitStack() as stack:
-        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stack.enter_context(alone(config.state_dir / "server.lock"))
-        store = await stack.enter_async_context(open_store(config.state_dir / "store.sqlite"))
-        events = await stack.enter_async_context(FileAuditLog.open(config.state_dir / AUDIT, utc_now))
-        audit = CountedAuditLog(events)
-        anchor = Anchor(store, audit, lambda: events.end, config.state_dir / AUDIT, _writer(config), utc_now)
-        secrets = Secrets(vault=config.vault or _vault_of(config))
-        spans = Kept()
-        tracing = own_provider(OWN_NAME, spans)
-        authority = await stack.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
-        backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
-        attestors = await _attestors(config, secrets, stack)
-        engines = Engines(store, audit, anchor, authority, backends, secrets, attestors)
-        control_plane = ControlPlane(config, engines, tracing)
-        spans.pass_to(control_plane.take_own_spans)
-        settle()
-        await control_plane.run()
 
 
 class ControlPlane:
@@ -211,7 +122,7 @@ class ControlPlane:
         self._division = Division(
             store,
             self._publisher.mesh,
-            _writer(config),
+            writer(config),
             time.monotonic,
             lambda: utc_now().timestamp(),
             lambda: rng.getrandbits(62) + 1,
@@ -229,7 +140,7 @@ class ControlPlane:
             self._sessions.renew,
             audit,
             utc_now,
-            owner=_writer(config),
+            owner=writer(config),
             fixed=_fixed_root(config),
         )
         self._operators = Operators(authority, store, audit, utc_now, trust_domain=domain, denied=self._denied.identity)
@@ -247,12 +158,14 @@ class ControlPlane:
             region=region,
             traces_retention=timedelta(seconds=config.traces_keep_s),
             traces_max_bytes=config.traces_max_bytes,
-            traces_of=_traces_of(config),
-            tail=_tail(config, self._publisher.mesh),
+            traces_of=gathering.traces_of(config),
+            tail=gathering.tail(config, self._publisher.mesh),
         )
         self.take_own_spans = self._gather.take_own
         """Takes what is traced of this process."""
-        self._regions, self._remote = _regions(config, self._durable, self._gather, self._metrics, self._serving, rng)
+        self._regions, self._remote = gathering.regions(
+            config, self._durable, self._gather, self._metrics, self._serving, rng
+        )
         self._overload = overload(rng.random)
         self._vitals = Vitals(
             region=region,
@@ -491,11 +404,6 @@ class ControlPlane:
         return {"spiffe_url": url_of(host, port, "").replace("http:", "https:", 1)}
 
 
-def _writer(config: Config) -> str:
-    """Names this control plane among those of one store, the same after a restart."""
-    return f"{platform.node()}:{config.state_dir}"
-
-
 def _fixed_root(config: Config) -> str:
     """Why no new root may be made here; empty if one may."""
     if isinstance(config.authority, VaultAuthorityConfig):
@@ -503,152 +411,6 @@ def _fixed_root(config: Config) -> str:
     if config.peer:
         return "each region of this mesh has a copy of the root, and would not learn of another: keep the root in Vault"
     return ""
-
-
-def _vault_of(config: Config) -> VaultConfig | None:
-    return config.authority if isinstance(config.authority, VaultAuthorityConfig) else None
-
-
-@asynccontextmanager
-async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> AsyncIterator[Authority]:
-    chosen = config.authority
-    authority: Authority
-    if isinstance(chosen, VaultAuthorityConfig):
-        authority = await _vault_authority(config.trust_domain, chosen, secrets, on_issued)
-    elif isinstance(chosen, DiskAuthorityConfig):
-        authority = await DiskAuthority.open(
-            config.state_dir / "ca",
-            passphrase=await secrets.resolve(chosen.passphrase),
-            trust_domain=config.trust_domain,
-            create=chosen.create,
-            root_ttl=timedelta(days=chosen.root_ttl_days),
-            clock=utc_now,
-            on_issued=on_issued,
-        )
-    else:
-        authority = MemoryAuthority(config.trust_domain, utc_now, on_issued=on_issued)
-    try:
-        yield authority
-    finally:
-        await authority.close()
-
-
-async def _vault_authority(
-    trust_domain: str, chosen: VaultAuthorityConfig, secrets: Secrets, on_issued: OnIssued
-) -> Authority:
-    # Most control planes start without Vault, and the sooner.
-    from meshwarden.certs.authority.vault import VaultAuthority
-    from meshwarden.certs.authority.vault_direct import DirectVaultAuthority
-    from meshwarden.controlplane.secrets.vault_login import client_of
-
-    client = client_of(chosen, secrets.resolve)
-    if chosen.form == "direct":
-        return await DirectVaultAuthority.open(
-            client,
-            mount=chosen.mount,
-            role=chosen.role,
-            trust_domain=trust_domain,
-            clock=utc_now,
-            on_issued=on_issued,
-        )
-    return await VaultAuthority.open(
-        client, mount=chosen.mount, trust_domain=trust_domain, clock=utc_now, on_issued=on_issued
-    )
-
-
-async def _attestors(config: Config, secrets: Secrets, closing: AsyncExitStack) -> dict[str, Attestor]:
-    """What judges proofs, beside join tokens, until `closing` ends."""
-    found: dict[str, Attestor] = {}
-    for chosen in config.attestor:
-        if isinstance(chosen, X509PopAttestorConfig):
-            from meshwarden.controlplane.identity.attestor_x509pop import PossessionAttestor
-
-            found["x509pop"] = PossessionAttestor(chosen.roots(), chosen.template(), chosen.tenants)
-        else:
-            from meshwarden.controlplane.identity.attestor_vault import VaultAttestor
-            from meshwarden.controlplane.secrets.vault_login import client_of
-
-            settings = config.vault or _vault_of(config)
-            assert settings is not None  # noqa: S101 - the configuration says so
-            # Of its own: nodes' tokens must not wait for what is signed, nor that for them.
-            client = client_of(settings, secrets.resolve)
-            closing.callback(client.close)
-            found["vault"] = VaultAttestor(
-                client, chosen.template(), mount=chosen.mount, policy=chosen.policy, tenants=chosen.tenants
-            )
-    return found
-
-
-async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
-    references = {**config.headers, **({"authorization": config.authorization} if config.authorization else {})}
-    values = {name: (await secrets.resolve(said)).get_secret_value() for name, said in references.items()}
-    try:
-        headers = Headers(values, config.tenant_header)
-    except BadHeader as error:
-        raise SecretError(f"[[otlp]] {config.name}: {error}") from None
-    transport = GrpcTransport if config.protocol == "grpc" else HttpTransport
-    return Backend(
-        config.name,
-        transport(config.endpoint, headers),
-        frozenset(SIGNALS[signal] for signal in config.signals),
-        config.max_queue_bytes,
-    )
-
-
-def _traces_of(config: Config) -> dict[str, Keep]:
-    return {
-        tenant: Keep(
-            timedelta(seconds=config.traces_keep_s if own.keep_s is None else own.keep_s),
-            config.traces_max_bytes if own.max_bytes is None else own.max_bytes,
-        )
-        for tenant, own in config.traces_of.items()
-    }
-
-
-def _tail(config: Config, mesh: Mesh) -> TailPolicy | None:
-    if config.tail_sampling is None:
-        return None
-
-    def slow_after(tenant: str, service: str) -> float | None:
-        slos = mesh.of_service("SLO", Name(tenant, service)).values()
-        found = [slo.spec.latency.threshold for slo in slos if slo.spec.HasField("latency")]
-        return min((threshold.ToNanoseconds() / 1e9 for threshold in found), default=None)
-
-    said = dict(config.tail_sampling)
-    if said["grace_s"] is None:
-        said["grace_s"] = ACROSS_GRACE_S if config.peer else GRACE_S
-    return TailPolicy(**said, slow_after=slow_after)
-
-
-def _regions(
-    config: Config, durable: Durable, gather: Gather, metrics: Metrics, serving: ServingIdentity, rng: random.Random
-) -> tuple[Regions, Remote]:
-    """What asks the other regions, and what they have told."""
-    remote = Remote((peer.region for peer in config.peer), utc_now, idle=timedelta(seconds=config.metrics_idle_s))
-    remote.recall(gather.ledger.totals_told())
-    metrics.registry.register(remote)
-    inbox = Inbox(gather.ledger, remote)
-    durable.add(inbox)
-    own = Own(config.trust_domain, serving.svid, serving.bundles)
-    pullers = [
-        Puller(
-            Peer(peer.region, peer.address),
-            own,
-            inbox,
-            gather.ledger,
-            gather.tail,
-            gather.tally,
-            gather.settle,
-            utc_now,
-            rng,
-        )
-        for peer in config.peer
-    ]
-    regions = Regions(config.region, pullers, inbox, utc_now)
-    text = "How old what is known of another region is, in seconds; +Inf where nothing is."
-    metrics.gauge("meshwarden_region_age_seconds", text, ("region",), regions.ages)
-    metrics.gauge("meshwarden_region_answers", "Whether another region answers.", ("region",), regions.answering)
-    return regions, remote
 
 
 def _operator(config: Config, engines: Engines, rng: random.Random, tracing: Provider) -> OperatorCredential | None:

@@ -1,0 +1,165 @@
+"""Picks the engines that the configuration names: store, audit log, who signs and who judges, where telemetry goes."""
+
+import platform
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from meshwarden.certs.authority.disk import DiskAuthority
+from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.authority.port import Authority, OnIssued
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.audit.anchor import Anchor
+from meshwarden.controlplane.audit.count import CountedAuditLog
+from meshwarden.controlplane.audit.log import FileAuditLog
+from meshwarden.controlplane.config import (
+    Config,
+    DiskAuthorityConfig,
+    OtlpConfig,
+    VaultAuthorityConfig,
+    VaultConfig,
+    X509PopAttestorConfig,
+)
+from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
+from meshwarden.controlplane.gather.header import BadHeader, Headers
+from meshwarden.controlplane.identity.attestor import Attestor
+from meshwarden.controlplane.identity.issuing import recorder
+from meshwarden.controlplane.secrets.port import SecretError
+from meshwarden.controlplane.secrets.resolver import Secrets
+from meshwarden.controlplane.store.port import Store
+from meshwarden.controlplane.store.sqlite import open_store
+from meshwarden.sdk.tracing.own_span import Provider
+
+AUDIT = "audit.jsonl"
+# What the configuration calls signals, and we call things.
+SIGNALS = {"traces": "span", "metrics": "point", "logs": "log"}
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What the configuration has picked."""
+
+    store: Store
+    audit: CountedAuditLog
+    anchor: Anchor
+    authority: Authority
+    backends: tuple[Backend, ...]
+    secrets: Secrets
+    # {a proof of AttestRequest: what judges it}, beside join tokens.
+    attestors: Mapping[str, Attestor]
+
+
+async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStack) -> Engines:
+    """Opens what is picked, in the order store, audit log, who signs; `closing` closes it.
+
+    Raises:
+        StoreError: the store can't be opened.
+        AuditError: the audit log can't.
+        AuthorityError: nobody can sign.
+        SecretError: a secret can't be had.
+    """
+    store = await closing.enter_async_context(open_store(config.state_dir / "store.sqlite"))
+    events = await closing.enter_async_context(FileAuditLog.open(config.state_dir / AUDIT, utc_now))
+    audit = CountedAuditLog(events)
+    anchor = Anchor(store, audit, lambda: events.end, config.state_dir / AUDIT, writer(config), utc_now)
+    secrets = Secrets(vault=config.vault or _vault_of(config))
+    authority = await closing.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
+    backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
+    attestors = await _attestors(config, secrets, closing)
+    return Engines(store, audit, anchor, authority, backends, secrets, attestors)
+
+
+def writer(config: Config) -> str:
+    """Names this control plane among those of one store, the same after a restart."""
+    return f"{platform.node()}:{config.state_dir}"
+
+
+def _vault_of(config: Config) -> VaultConfig | None:
+    return config.authority if isinstance(config.authority, VaultAuthorityConfig) else None
+
+
+@asynccontextmanager
+async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> AsyncIterator[Authority]:
+    chosen = config.authority
+    authority: Authority
+    if isinstance(chosen, VaultAuthorityConfig):
+        authority = await _vault_authority(config.trust_domain, chosen, secrets, on_issued)
+    elif isinstance(chosen, DiskAuthorityConfig):
+        authority = await DiskAuthority.open(
+            config.state_dir / "ca",
+            passphrase=await secrets.resolve(chosen.passphrase),
+            trust_domain=config.trust_domain,
+            create=chosen.create,
+            root_ttl=timedelta(days=chosen.root_ttl_days),
+            clock=utc_now,
+            on_issued=on_issued,
+        )
+    else:
+        authority = MemoryAuthority(config.trust_domain, utc_now, on_issued=on_issued)
+    try:
+        yield authority
+    finally:
+        await authority.close()
+
+
+async def _vault_authority(
+    trust_domain: str, chosen: VaultAuthorityConfig, secrets: Secrets, on_issued: OnIssued
+) -> Authority:
+    # Most control planes start without Vault, and the sooner.
+    from meshwarden.certs.authority.vault import VaultAuthority
+    from meshwarden.certs.authority.vault_direct import DirectVaultAuthority
+    from meshwarden.controlplane.secrets.vault_login import client_of
+
+    client = client_of(chosen, secrets.resolve)
+    if chosen.form == "direct":
+        return await DirectVaultAuthority.open(
+            client,
+            mount=chosen.mount,
+            role=chosen.role,
+            trust_domain=trust_domain,
+            clock=utc_now,
+            on_issued=on_issued,
+        )
+    return await VaultAuthority.open(
+        client, mount=chosen.mount, trust_domain=trust_domain, clock=utc_now, on_issued=on_issued
+    )
+
+
+async def _attestors(config: Config, secrets: Secrets, closing: AsyncExitStack) -> dict[str, Attestor]:
+    """What judges proofs, beside join tokens, until `closing` ends."""
+    found: dict[str, Attestor] = {}
+    for chosen in config.attestor:
+        if isinstance(chosen, X509PopAttestorConfig):
+            from meshwarden.controlplane.identity.attestor_x509pop import PossessionAttestor
+
+            found["x509pop"] = PossessionAttestor(chosen.roots(), chosen.template(), chosen.tenants)
+        else:
+            from meshwarden.controlplane.identity.attestor_vault import VaultAttestor
+            from meshwarden.controlplane.secrets.vault_login import client_of
+
+            settings = config.vault or _vault_of(config)
+            assert settings is not None  # noqa: S101 - the configuration says so
+            # Of its own: nodes' tokens must not wait for what is signed, nor that for them.
+            client = client_of(settings, secrets.resolve)
+            closing.callback(client.close)
+            found["vault"] = VaultAttestor(
+                client, chosen.template(), mount=chosen.mount, policy=chosen.policy, tenants=chosen.tenants
+            )
+    return found
+
+
+async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
+    references = {**config.headers, **({"authorization": config.authorization} if config.authorization else {})}
+    values = {name: (await secrets.resolve(said)).get_secret_value() for name, said in references.items()}
+    try:
+        headers = Headers(values, config.tenant_header)
+    except BadHeader as error:
+        raise SecretError(f"[[otlp]] {config.name}: {error}") from None
+    transport = GrpcTransport if config.protocol == "grpc" else HttpTransport
+    return Backend(
+        config.name,
+        transport(config.endpoint, headers),
+        frozenset(SIGNALS[signal] for signal in config.signals),
+        config.max_queue_bytes,
+    )
