@@ -48,6 +48,7 @@ from meshwarden.agents.rotation import Rotation
 from meshwarden.agents.seal import given_secret
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.secret_stream import SecretStream
+from meshwarden.agents.session import Downstream
 from meshwarden.agents.start import Begun
 from meshwarden.agents.state import Memory, Place
 from meshwarden.agents.telemetry.aggregate import Aggregator
@@ -61,7 +62,7 @@ from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.spool import Spool, SpoolLimits
 from meshwarden.agents.telemetry.token import Tokens
 from meshwarden.agents.trust import Trust
-from meshwarden.agents.upstream import Downstream, Upstream
+from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.way import Node
 from meshwarden.agents.workload import Workload, sharers
 from meshwarden.agents.workload_api.jwt import JwtProfile

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -24,7 +23,8 @@ from meshwarden.agents.backoff import Backoff
 from meshwarden.agents.channel import ControlPlane, Generation, open_channel
 from meshwarden.agents.identity import Banned, NodeIdentity, banned
 from meshwarden.agents.proof.port import IdentityError, Proof, ProofAway
-from meshwarden.sdk.mtls.refusal import BANNED, UNKNOWN_NODE, refusal_of
+from meshwarden.agents.session import Downstream, Session
+from meshwarden.sdk.mtls.refusal import BANNED, UNKNOWN_NODE
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 from meshwarden.v1 import quota_service_pb2_grpc as quota_grpc
@@ -35,7 +35,6 @@ _LOST_S: Final = 0.2
 _HANDOVER_S: Final = 2.0
 _TIMEOUT_S: Final = 15.0
 _WELCOME_S: Final = 10.0
-_HEARTBEAT_S: Final = 10.0
 _RENEW_RETRY_S: Final = 30.0
 _FIRST_ATTEST_PAUSE_S: Final = 5.0
 _LAST_ATTEST_PAUSE_S: Final = 300.0
@@ -45,31 +44,6 @@ _LOOK_S: Final = 30.0  # a suspended machine's clock jumps: look at it this ofte
 
 class Away(OSError):
     """There is no session with the control plane."""
-
-
-@dataclass(frozen=True)
-class Downstream:
-    """Who takes what comes down.
-
-    Attributes:
-        entries: the entries that name this node.
-        bundle: what to trust.
-        trust: what else to trust.
-        config: configuration for data planes.
-        renew: renew all certificates now.
-        welcomed: a session was opened with the node's certificate of this serial.
-        denied: whom to refuse.
-        secrets: the secrets of an entry.
-    """
-
-    entries: Callable[[node_pb.EntrySet], None]
-    bundle: Callable[[node_pb.Bundle], None]
-    trust: Callable[[node_pb.TrustBundles], None]
-    config: Callable[[node_pb.ConfigUpdate], None]
-    renew: Callable[[node_pb.RenewNow], None]
-    welcomed: Callable[[str], None]
-    denied: Callable[[node_pb.DenyList], None]
-    secrets: Callable[[node_pb.EntrySecrets], None]
 
 
 class Upstream:
@@ -102,7 +76,7 @@ class Upstream:
         self._metrics_address, self._renewing = metrics_address, renewing
         self._said: dict[str, node_pb.SyncRequest] = {}
         self._generation: Generation | None = None
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._rotate = asyncio.Event()
         self._renew = asyncio.Event()
         self._connected = asyncio.Event()
@@ -238,7 +212,7 @@ class Upstream:
             backoff.reset()
             await self._until_over(session, group)
 
-    async def _until_over(self, session: "_Session", group: TaskGroup) -> None:
+    async def _until_over(self, session: Session, group: TaskGroup) -> None:
         """Stays with a session, and with those that follow it at renewals, until there is none."""
         while True:
             over = asyncio.ensure_future(session.over.wait())
@@ -263,7 +237,7 @@ class Upstream:
                 await self._pause(self._rng.uniform(0, _HANDOVER_S))
                 self._rotate.set()
 
-    async def _open(self, group: TaskGroup) -> "_Session | None":
+    async def _open(self, group: TaskGroup) -> Session | None:
         """A welcomed session on a channel of its own, which is the present one from then on; None if it failed."""
         try:
             present = self._identity.present
@@ -275,7 +249,7 @@ class Upstream:
                 return None
             present = self._identity.present
         generation = Generation(open_channel(self._control_plane, present.bundle, present.svid))
-        session = _Session(generation, self._downstream, self._hello(), self._clock)
+        session = Session(generation, self._downstream, self._hello(), self._clock)
         group.start_soon(session.run)
         try:
             async with asyncio.timeout(_WELCOME_S):
@@ -319,7 +293,7 @@ class Upstream:
         self._unknown, self._attest_pause_s = False, _FIRST_ATTEST_PAUSE_S
         return True
 
-    def _heed(self, session: "_Session") -> None:
+    def _heed(self, session: Session) -> None:
         """Does what the control plane wants that has ended a session.
 
         Raises:
@@ -330,7 +304,7 @@ class Upstream:
         if session.refusal == UNKNOWN_NODE:
             self._unknown = True
 
-    def _swap(self, session: "_Session", generation: Generation, group: TaskGroup) -> None:
+    def _swap(self, session: Session, generation: Generation, group: TaskGroup) -> None:
         old, self._generation, self._session = self._generation, generation, session
         if old is not None:
             group.start_soon(old.retire)
@@ -395,133 +369,3 @@ class Upstream:
                 self.renewal_error = str(reason)
                 _log.warning("node certificate not renewed", reason=reason)
                 await asyncio.sleep(_RENEW_RETRY_S * self._rng.uniform(0.5, 1.0))
-
-
-class _Session:
-    """One Sync stream: reads until it ends, writes the newest of each kind of message."""
-
-    def __init__(
-        self,
-        generation: Generation,
-        downstream: Downstream,
-        hello: node_pb.SyncRequest,
-        clock: Callable[[], datetime],
-    ) -> None:
-        self._generation, self._downstream, self._hello, self._clock = generation, downstream, hello, clock
-        self._pending: dict[str, node_pb.SyncRequest] = {}
-        self._work = asyncio.Event()
-        self._progress = asyncio.Event()
-        self._heartbeat_s = _HEARTBEAT_S
-        self._scope = anyio.CancelScope()
-        self._leaving = False
-        self.over = asyncio.Event()
-        self.welcomed = False
-        self.error = ""
-        self.refusal = ""
-
-    def say(self, name: str, message: node_pb.SyncRequest) -> None:
-        """Sends a message; one of the same name that still waits is replaced, since each is a whole set."""
-        self._pending[name] = message
-        self._work.set()
-
-    def leave(self) -> None:
-        """Lets the session end by itself: we say nothing more and take nothing more."""
-        self._leaving = True
-        self._work.set()
-
-    def abort(self) -> None:
-        """Ends the session at once."""
-        self._scope.cancel()
-
-    async def welcomed_or_over(self) -> None:
-        """Returns when the control plane has welcomed us, or when the session has ended."""
-        await self._progress.wait()
-
-    async def run(self) -> None:
-        """Runs until either side ends it; what ends it stands in `error`."""
-        try:
-            with self._scope:
-                await self._use()
-        except asyncio.CancelledError:
-            # A cancelled call of grpc.aio raises one of its own making, which our scope does not know as its own; let
-            # out, it would end all that runs beside us.
-            if not self._scope.cancel_called:
-                raise
-        finally:
-            self.over.set()
-            self._progress.set()
-
-    async def _use(self) -> None:
-        try:
-            async with self._generation.use() as channel:
-                await self._stream(channel)
-        except* grpc.aio.AioRpcError as group:
-            error = group.exceptions[0]
-            self.error = str(error)
-            if isinstance(error, grpc.aio.AioRpcError):
-                self.error, self.refusal = str(error.details()), refusal_of(error.trailing_metadata())
-
-    async def _stream(self, channel: grpc.aio.Channel) -> None:
-        call = node_grpc.NodeServiceStub(channel).Sync()
-        try:
-            await call.write(self._hello)
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._write, call)
-                async for message in call:
-                    # State comes whole on the session that follows; an order comes once.
-                    if not self._leaving or message.HasField("renew_now"):
-                        self._take(message)
-                group.cancel_scope.cancel()
-            # The iteration ends without a word on errors after a half-close; the status says which it was.
-            if await call.code() is not grpc.StatusCode.OK:
-                self.error, self.refusal = str(await call.details()), refusal_of(await call.trailing_metadata())
-        finally:
-            call.cancel()
-
-    async def _write(self, call: "grpc.aio.StreamStreamCall[node_pb.SyncRequest, node_pb.SyncResponse]") -> None:
-        loop = asyncio.get_running_loop()
-        beat_s = loop.time()
-        # A write to a call that has just ended fails in one of these ways; why it ended is the reader's to see.
-        with contextlib.suppress(asyncio.InvalidStateError, grpc.RpcError):
-            while not self._leaving:
-                self._work.clear()
-                while self._pending and self.welcomed:
-                    name = next(iter(self._pending))
-                    await call.write(self._pending.pop(name))
-                # Also where there is always something else to say: it tells our clock.
-                if loop.time() - beat_s >= self._heartbeat_s:
-                    beat_s = loop.time()
-                    await call.write(node_pb.SyncRequest(heartbeat=self._heartbeat()))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(beat_s + self._heartbeat_s):
-                        await self._work.wait()
-            await call.done_writing()
-
-    def _heartbeat(self) -> node_pb.Heartbeat:
-        # To the second: so a thousand agents' heartbeats are alike, and are checked once.
-        heartbeat = node_pb.Heartbeat()
-        heartbeat.now.FromSeconds(int(self._clock().timestamp()))
-        return heartbeat
-
-    def _take(self, message: node_pb.SyncResponse) -> None:
-        kind = message.WhichOneof("message")
-        if kind == "welcome":
-            interval_s = message.welcome.heartbeat_interval.ToTimedelta().total_seconds()
-            self._heartbeat_s = interval_s if 0.1 <= interval_s <= 300 else _HEARTBEAT_S
-            self.welcomed = True
-            self._progress.set()
-            self._work.set()
-        elif kind == "entries":
-            self._downstream.entries(message.entries)
-        elif kind == "bundle":
-            self._downstream.bundle(message.bundle)
-        elif kind == "trust_bundles":
-            self._downstream.trust(message.trust_bundles)
-        elif kind == "config":
-            self._downstream.config(message.config)
-        elif kind == "deny_list":
-            self._downstream.denied(message.deny_list)
-        elif kind == "renew_now":
-            self._downstream.renew(message.renew_now)
-        elif kind == "secrets":
-            self._downstream.secrets(message.secrets)
