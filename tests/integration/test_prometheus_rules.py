@@ -277,6 +277,23 @@ HEALTHY = {
             "TelemetryDropped",
         ),
         ({f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="disk_full"}}': "3x15"}, ""),
+        # Whether a series is new can't be told where Prometheus is; it is, where the program is.
+        (
+            {
+                f"up{{{CP}}}": "_x8 1x7",
+                f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="disk_full"}}': "_x8 3x7",
+                f"process_start_time_seconds{{{CP}}}": "-9000x15",
+            },
+            "",
+        ),
+        (
+            {
+                f"up{{{CP}}}": "_x8 1x7",
+                f'meshwarden_telemetry_dropped_total{{{CP},signal="span",reason="disk_full"}}': "_x8 3x7",
+                f"process_start_time_seconds{{{CP}}}": "480x15",
+            },
+            "TelemetryDropped",
+        ),
         ({f'meshwarden_series_overflow_total{{{CP},tenant="acme"}}': "0+1x15"}, "SeriesOverflow"),
         ({f"meshwarden_node_clock_skew_seconds{{{NODE}}}": "-31x15"}, "ClockSkewed"),
         ({f"meshwarden_disk_free_bytes{{{CP}}}": "4x15"}, "DiskFilling"),
