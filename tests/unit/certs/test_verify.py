@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from datetime import timedelta
 
@@ -9,7 +10,9 @@ from cryptography.hazmat.primitives import hashes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshwarden.certs import verify
 from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer, verify_chain
 
@@ -211,3 +214,21 @@ def test_remembers_a_bounded_number() -> None:
     for _ in range(20):
         world.verifier.check(leaf().chain)
     assert len(world.verifier._cache) == 8
+
+
+@pytest.mark.parametrize("kind", [x509.ExtensionNotFound, *UNREADABLE])
+def test_whatever_the_library_raises_for_a_chain_is_a_refusal(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No chain is known for which it raises these; one that it can't read must not become a defect of ours."""
+
+    class Library:
+        def __getattr__(self, name: str) -> Callable[..., "Library"]:
+            return lambda *_, **__: self
+
+        def verify(self, *_: object) -> None:
+            raise kind.__new__(kind, "x")
+
+    monkeypatch.setattr(verify, "PolicyBuilder", Library)
+    with pytest.raises(PeerRefused, match="malformed"):
+        check(GOOD)
