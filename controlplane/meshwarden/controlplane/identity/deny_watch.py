@@ -1,10 +1,10 @@
 """The deny list in force: what the store says, followed, and without what has ended."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from functools import partial
+from typing import Final
 
 import anyio
 import structlog
@@ -13,10 +13,10 @@ from anyio.abc import TaskStatus
 from meshwarden.certs.deny import DenyList
 from meshwarden.controlplane.identity.deny import DENIES, DenyRecord
 from meshwarden.controlplane.identity.record import RecordError
+from meshwarden.controlplane.store.follow import follow
 from meshwarden.controlplane.store.limit import MAX_OPS
-from meshwarden.controlplane.store.port import Delete, Store, StoreError
+from meshwarden.controlplane.store.port import Batch, Delete, Record, Store, StoreError
 
-RETRY_S: Final = 1.0
 TICK: Final = timedelta(seconds=30)
 
 log = structlog.get_logger()
@@ -51,44 +51,22 @@ class DenyWatch:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follows the store until it is cancelled; has started once all denies are known."""
         async with anyio.create_task_group() as group:
-            await group.start(self._read)
+            await group.start(partial(follow, self._store, DENIES, self._load, self._change))
             task_status.started()
             await self._forget()
 
-    async def _read(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        started = False
-        while True:
-            try:
-                at = await self._load()
-                if not started:
-                    started = True
-                    task_status.started()
-                await self._follow(at)
-            except StoreError as error:
-                log.info("denies.reread", reason=str(error))
-            await anyio.sleep(RETRY_S)
-
-    async def _load(self) -> int:
+    def _load(self, records: Sequence[Record], at: int) -> None:
         found: dict[str, tuple[DenyRecord, int]] = {}
-        at, start = 0, ""
-        while True:
-            page = await self._store.range(DENIES, start=start, at=at)
-            at, start = page.revision, page.next_key
-            for record in page.records:
-                _put(found, record.key, record.value, record.revision)
-            if not start:
-                break
+        for record in records:
+            _put(found, record.key, record.value, record.revision)
         self._records = found
         self._tell(at)
-        return at
 
-    async def _follow(self, after: int) -> None:
-        async with aclosing(cast("Any", self._store.watch(DENIES, after=after))) as batches:
-            async for batch in batches:
-                for event in batch.events:
-                    _put(self._records, event.key, event.value, batch.revision)
-                if batch.events:
-                    self._tell(batch.revision)
+    def _change(self, batch: Batch) -> None:
+        for event in batch.events:
+            _put(self._records, event.key, event.value, batch.revision)
+        if batch.events:
+            self._tell(batch.revision)
 
     def _tell(self, revision: int) -> None:
         self.present = DenyList([record.deny for record in reversed(self.records())], revision)

@@ -23,7 +23,7 @@ from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
 from meshwarden.certs.verify import VerifiedPeer
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.authorize import READING, Denied, check_role
-from meshwarden.controlplane.store.followed import Followed
+from meshwarden.controlplane.store.follow import Followed
 from meshwarden.controlplane.store.port import ANY, Delete, Put, Store
 
 OPERATORS: Final = "/identity/operator/"

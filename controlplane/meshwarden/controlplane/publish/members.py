@@ -1,19 +1,18 @@
 """The nodes that have joined, whether they have a session or not, and those that are banned: what the store says."""
 
-from collections.abc import Callable
-from contextlib import aclosing
-from typing import Any, Final, cast
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import anyio
 import structlog
 from anyio.abc import TaskStatus
 
 from meshwarden.controlplane.identity.record import BANS, NODES, BanRecord, NodeRecord, RecordError
-from meshwarden.controlplane.store.port import Store, StoreError
+from meshwarden.controlplane.store.follow import follow
+from meshwarden.controlplane.store.port import Batch, Record, Store
 
 # Of both, so that a ban and the end of the node's record are seen together, as they are written.
 PREFIX: Final = "/identity/node"
-RETRY_S: Final = 1.0
 
 log = structlog.get_logger()
 
@@ -35,40 +34,20 @@ class Members:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follows the store until it is cancelled; has started once all nodes are known."""
-        started = False
-        while True:
-            try:
-                at = await self._load()
-                if not started:
-                    started = True
-                    task_status.started()
-                await self._follow(at)
-            except StoreError as error:
-                log.info("nodes.reread", reason=str(error))
-            await anyio.sleep(RETRY_S)
+        await follow(self._store, PREFIX, self._load, self._change, task_status=task_status)
 
-    async def _load(self) -> int:
-        """Reads all, and returns as of which revision."""
+    def _load(self, records: Sequence[Record], _: int) -> None:
         joined: dict[str, NodeRecord] = {}
         bans: dict[str, BanRecord] = {}
-        at, start = 0, ""
-        while True:
-            page = await self._store.range(PREFIX, start=start, at=at)
-            at, start = page.revision, page.next_key
-            for record in page.records:
-                _put(joined, bans, record.key, record.value)
-            if not start:
-                break
+        for record in records:
+            _put(joined, bans, record.key, record.value)
         gone = (self.joined.keys() - joined.keys()) | (bans.keys() - self.bans.keys())
         self.joined, self.bans = joined, bans
         self._tell(gone)
-        return at
 
-    async def _follow(self, after: int) -> None:
-        async with aclosing(cast("Any", self._store.watch(PREFIX, after=after))) as batches:
-            async for batch in batches:
-                changed = (_put(self.joined, self.bans, event.key, event.value) for event in batch.events)
-                self._tell({node for node in changed if node})
+    def _change(self, batch: Batch) -> None:
+        changed = (_put(self.joined, self.bans, event.key, event.value) for event in batch.events)
+        self._tell({node for node in changed if node})
 
     def _tell(self, nodes: set[str]) -> None:
         for node in sorted(nodes):
