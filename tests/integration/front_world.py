@@ -54,6 +54,8 @@ class World:
     directory: Path
     interceptor: PeerInterceptor
     bans: set[str] = field(default_factory=set)
+    # What `admit` lets nobody into.
+    closed: set[str] = field(default_factory=set)
     refusals: list[tuple[str, str, str]] = field(default_factory=list)
     context: ssl.SSLContext = field(
         default_factory=lambda: server_context(SERVER.chain_pem(), SERVER.key_pem(), AUTHORITY.bundle.pem())
@@ -92,6 +94,8 @@ async def world(directory: Path, limits: FrontLimits | None = None) -> AsyncIter
     def admit(peer: VerifiedPeer | None, method: str) -> None:
         if method == "/test.Test/Secret" and (peer is None or peer.spiffe_id.service != "web"):
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, "Secret is for web")
+        if method in made.closed:
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, f"{method} is closed")
 
     made = World(front, directory, None, refusals=refusals)
     verifier = PeerVerifier(

@@ -198,6 +198,20 @@ class TestUnix:
 
 
 class TestOpenStreams:
+    async def test_what_admit_would_not_let_in_any_more_ends_open_streams_of_that_method(self, tmp_path: Path) -> None:
+        async with world(tmp_path) as made, tls_channel(made.port, AUTHORITY.svid("web")) as channel:
+            stream = channel.stream_stream("/test.Test/Echo")(timeout=60)
+            waiting = channel.stream_unary("/test.Test/Wait")(timeout=60)
+            for open_call in (stream, waiting):
+                await open_call.write(b"a")
+            assert await stream.read() == b"a"
+            made.closed.add("/test.Test/Echo")
+            with pytest.raises(grpc.aio.AioRpcError, match="Echo is closed") as refused:
+                await stream.read()
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            await waiting.done_writing()
+            assert await waiting == b"done"
+
     async def test_a_ban_ends_open_streams_with_a_reason(self, tmp_path: Path) -> None:
         async with (
             world(tmp_path) as made,

@@ -2,7 +2,7 @@
 
 A gRPC server (and TLS itself) looks at a certificate once, when the connection is made. `PeerInterceptor` checks the
 chain against the caller's own trust domain, its expiry and the bans per RPC, asks `admit` whether that peer may call
-that method, and ends streams whose peer is no longer good.
+that method, and ends streams whose peer is no longer good, or that `admit` would not let in any more.
 
 `PeerCheck` is the check alone, for servers of another kind.
 
@@ -86,7 +86,8 @@ class PeerCheck:
 
         Args:
             verifier: checks chains against bundles, expiry and bans.
-            admit: called with the peer (None: no certificate) and the full method; raises `Refused` to deny.
+            admit: called with the peer (None: no certificate) and the full method; raises `Refused` to deny. It is
+                asked at each call, and four times a second while a stream lasts: it must be quick and count nothing.
             on_refused: called with the peer as text, the method and the reason, e.g. to write an audit event.
         """
         self._verifier = verifier
