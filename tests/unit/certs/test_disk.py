@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 from certs_build import NOW
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from pydantic import SecretStr
 
-from meshwarden.certs.authority import disk
+from meshwarden.certs.authority import disk, disk_single
 from meshwarden.certs.authority.disk import SCRYPT_N, DiskAuthority
 from meshwarden.certs.authority.port import AuthorityError, AuthorityLocked, AuthorityMissing
+from meshwarden.certs.issue import self_signed_root
+from meshwarden.certs.svid import new_key
 
 PASSPHRASE = "correct horse battery"
 
@@ -195,3 +199,73 @@ async def test_anothers_key(ca: Path, tmp_path: Path) -> None:
     key.write_bytes(others.read_bytes())
     with pytest.raises(AuthorityError, match="damaged"):
         await open_(ca)
+
+
+def earlier(directory: Path, trust_domain: str = "a.test") -> tuple[Path, bytes]:
+    """A directory as it was written when there was one root; also the root in PEM."""
+    key, salt = new_key(), b"s" * 16
+    root = self_signed_root(trust_domain, key, NOW).public_bytes(Encoding.PEM)
+    password = Scrypt(salt=salt, length=32, n=2**10, r=8, p=1).derive(PASSPHRASE.encode()).hex().encode()
+    directory.mkdir(mode=0o700)
+    kdf = json.dumps({"kdf": "scrypt", "n": 2**10, "r": 8, "p": 1, "salt": salt.hex()}).encode()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(password))
+    for name, content in (("root.crt", root), ("root.key", private), ("root.kdf", kdf)):
+        (directory / name).write_bytes(content)
+        (directory / name).chmod(0o600)
+    return directory, root
+
+
+class TestARootOfBefore:
+    async def test_is_taken_over_and_its_files_vanish(self, tmp_path: Path) -> None:
+        directory, root = earlier(tmp_path / "ca")
+        for _ in range(2):
+            authority = await open_(directory)
+            assert (await authority.bundle()).pem() == root
+            assert [state.state.value for state in await authority.roots()] == ["ACTIVE"]
+            assert not list(directory.glob("root.*"))
+        await authority.activate((await authority.prepare(NOW))[1].fingerprint)
+
+    async def test_that_was_left_half_way_is_finished(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        directory, root = earlier(tmp_path / "ca")
+        with monkeypatch.context() as patched:
+            patched.setattr(disk_single, "forget", lambda _: None)
+            await open_(directory)
+        assert list(directory.glob("root.*"))
+        (directory / "root.crt").unlink()
+        assert (await (await open_(directory)).bundle()).pem() == root
+        assert not list(directory.glob("root.*"))
+
+    async def test_is_left_alone_where_the_passphrase_is_wrong(self, tmp_path: Path) -> None:
+        directory, _ = earlier(tmp_path / "ca")
+        before = {path.name: path.read_bytes() for path in directory.iterdir()}
+        with pytest.raises(AuthorityLocked, match="passphrase"):
+            await open_(directory, "another horse battery")
+        assert before == {path.name: path.read_bytes() for path in directory.iterdir() if path.name != ".lock"}
+
+    @pytest.mark.parametrize("name", ["root.crt", "root.key", "root.kdf"])
+    @pytest.mark.parametrize(
+        "content", [None, b"", b"noise", b"{}", b'{"kdf":"scrypt","n":1048577,"salt":""}', b"[" * 9000]
+    )
+    async def test_that_is_damaged_is_refused(self, tmp_path: Path, name: str, content: bytes | None) -> None:
+        directory, _ = earlier(tmp_path / "ca")
+        if content is None:
+            (directory / name).unlink()
+        else:
+            (directory / name).write_bytes(content)
+        with pytest.raises(AuthorityError):
+            await open_(directory)
+        assert not (directory / "roots.json").exists()
+
+    async def test_of_another_or_open_to_others_is_refused(self, tmp_path: Path) -> None:
+        directory, _ = earlier(tmp_path / "b", "b.test")
+        with pytest.raises(AuthorityError, match=r"b\.test"):
+            await open_(directory)
+        directory, _ = earlier(tmp_path / "ca")
+        (directory / "root.key").chmod(0o640)
+        with pytest.raises(AuthorityError, match="open to others"):
+            await open_(directory)
+        other, _ = earlier(tmp_path / "other")
+        (directory / "root.key").unlink()
+        (other / "root.key").rename(directory / "root.key")
+        with pytest.raises(AuthorityError, match="isn't the key"):
+            await open_(directory)

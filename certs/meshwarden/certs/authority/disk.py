@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from meshwarden.certs import files
-from meshwarden.certs.authority import slot
+from meshwarden.certs.authority import disk_single, slot
 from meshwarden.certs.authority.memory import SIGNING, Held, LocalAuthority, Root
 from meshwarden.certs.authority.port import AuthorityError, AuthorityLocked, AuthorityMissing, OnIssued, Secret
 from meshwarden.certs.authority.slot import RootState, SlotState
@@ -140,6 +140,8 @@ class DiskAuthority(LocalAuthority):
                         "from a backup"
                     )
                 return _create(directory, passphrase, trust_domain, clock(), root_ttl)
+            if disk_single.is_here(directory):
+                _take_over(directory, passphrase, trust_domain, clock())
             words = _manifest(directory)
             lock = _Lock.of(passphrase, words["kdf"]["n"], bytes.fromhex(words["kdf"]["salt"]))
             return lock, _load(directory, words, lock, trust_domain)
@@ -205,6 +207,32 @@ def _create(
             raise AuthorityError(f"{directory}: another process has just made a root here; start again")
         _publish(directory, lock, trust_domain, held)
     return lock, held
+
+
+def _take_over(directory: Path, passphrase: Secret, trust_domain: str, now: datetime) -> None:
+    """Keeps a root that was written before there could be several, as the one that signs."""
+    with _alone(directory):
+        if not (directory / ROOTS).exists():
+            contents = tuple(_plain(directory / name) for name in disk_single.NAMES)
+            certificate, key = disk_single.load(directory, contents, passphrase, trust_domain)
+            held = Held(1, (Root(RootState.of(certificate, SlotState.ACTIVE, now), certificate, key),))
+            lock = _Lock.of(passphrase, SCRYPT_N, secrets.token_bytes(16))
+            _publish(directory, lock, trust_domain, held)
+        try:
+            disk_single.forget(directory)
+        except OSError as error:
+            raise AuthorityError(f"{error.filename}: {error.strerror}") from None
+
+
+def _plain(path: Path) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise AuthorityError(f"{path}: {error.strerror}; bring it back from a backup") from None
+    with os.fdopen(fd, "rb") as file:
+        if os.fstat(fd).st_mode & 0o077:
+            raise AuthorityError(f"{path}: is open to others; chmod 600 it, and ask who has read it")
+        return file.read(MAX_FILE_BYTES)
 
 
 @contextlib.contextmanager
