@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from benchmarks import effect, gather, idle, push, quota, revoke
+from benchmarks import effect, gather, identity, idle, push, quota, revoke
 from benchmarks.process import Broken, say
 from benchmarks.result import Case, Unmeasurable
 from meshwarden.agents.envoy.supervisor import EnvoyMissing
@@ -18,6 +18,7 @@ BENCHES: dict[str, tuple[str, Callable[[int, int], AsyncIterator[Case]]]] = {
     "push": ("a policy change to every agent: CPU, last acknowledgement, memory", push.run),
     "effect": ("a policy change until the first call that shows it, on a running mesh", effect.run),
     "revoke": ("a denied identity until it is refused, and until its stream has ended, on a running mesh", revoke.run),
+    "identity": ("what a certificate costs, and how long one waits for it, beside OpenBao", identity.run),
     "gather": ("what telemetry costs: on a call, on its way up, in the graph, in memory, on disk", gather.run),
     "quota": ("what a limit across the mesh costs: a decision, dividing, memory", quota.run),
     "idle": ("the memory of an agent that hosts nothing", idle.run),

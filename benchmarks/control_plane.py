@@ -105,7 +105,10 @@ async def control_plane(directory: Path) -> AsyncIterator[ControlPlane]:
     }
     authority: dict[str, str | bool] = {"kind": "disk", "passphrase": f"file:{passphrase}", "create": True}
     config = directory / "server.toml"
-    config.write_text(toml(settings) + "\n[authority]\n" + toml(authority))
+    # A whole fleet joins from one address here, and a node asks for as much as it can.
+    limits = dict.fromkeys(("attests_per_address_per_s", "signs_per_node_per_s", "signs_per_tenant_per_s"), 10_000.0)
+    rest = "".join(f"{name} = {value}\n" for name, value in limits.items())
+    config.write_text(toml(settings) + "\n[authority]\n" + toml(authority) + "\n[limits]\n" + rest)
     arguments = ["-m", "meshwarden.controlplane", "server", "--config", str(config)]
     async with python("control plane", arguments, directory) as child:
         place = Place(json.loads(await child.until_written(state / "server.json"))["address"], TRUST_DOMAIN)
