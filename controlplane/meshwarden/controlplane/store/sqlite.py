@@ -9,7 +9,7 @@ import asyncio
 import os
 import secrets
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -86,7 +86,8 @@ class SqliteStore:
             raise failure(error) from error
         self._reader = ThreadPoolExecutor(1, "store-reader")
         self._loop = asyncio.get_running_loop()
-        self._waiting: set[asyncio.Event] = set()
+        # {what wakes a watcher: below which prefix it watches}
+        self._waiting: dict[asyncio.Event, str] = {}
         self._wake = Wake(path.with_name(path.name + ".wake"))
         self._wake.listen(self._notify_watchers)
         self._writer = Writer(writing, self._committed)
@@ -130,8 +131,9 @@ class SqliteStore:
     async def watch(self, prefix: str, *, after: int) -> AsyncGenerator[Batch, None]:
         """See `Store.watch`."""
         wake = asyncio.Event()
-        self._waiting.add(wake)
+        self._waiting[wake] = prefix
         told: int | None = None  # where the watcher stands; None until it has caught up once
+        polled = False
         try:
             while True:
                 wake.clear()
@@ -141,19 +143,18 @@ class SqliteStore:
                     told = None if told is None else batch.revision
                 if not caught_up:
                     continue
-                if told is None:
+                # Changes elsewhere move the cursor too, so that compaction does not leave it behind.
+                if told is None or (polled and after > told):
                     yield Batch(after, ())
                     told = after
                 try:
                     async with asyncio.timeout(POLL_S):
                         await wake.wait()
+                    polled = False
                 except TimeoutError:
-                    # Changes elsewhere move the cursor too, so that compaction does not leave it behind.
-                    if after > told:
-                        yield Batch(after, ())
-                        told = after
+                    polled = True
         finally:
-            self._waiting.discard(wake)
+            del self._waiting[wake]
 
     async def compact(self, revision: int) -> None:
         """See `Store.compact`."""
@@ -192,10 +193,15 @@ class SqliteStore:
         except RuntimeError:
             raise Unavailable("the store is closed") from None
 
-    def _committed(self) -> None:
-        """In the writer's thread: wakes watchers here and elsewhere."""
-        self._loop.call_soon_threadsafe(self._notify_watchers)
+    def _committed(self, keys: Collection[str]) -> None:
+        """In the writer's thread: wakes those who watch what has changed, and all watchers elsewhere."""
+        self._loop.call_soon_threadsafe(self._notify_watchers_of, keys)
         self._wake.notify()
+
+    def _notify_watchers_of(self, keys: Collection[str]) -> None:
+        for event, prefix in self._waiting.items():
+            if any(key.startswith(prefix) for key in keys):
+                event.set()
 
     def _notify_watchers(self) -> None:
         for event in self._waiting:

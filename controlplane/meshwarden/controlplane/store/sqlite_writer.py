@@ -5,7 +5,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future as ThreadFuture
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +62,8 @@ class Transaction:
         self.boot = boot
         self.revision: int = self._meta("revision")
         self.began_at = self.revision
+        self.keys: set[str] = set()
+        """What has changed."""
 
     def _meta(self, name: str) -> int:
         return int(self._execute("SELECT value FROM meta WHERE name = ?", name)[0][0])
@@ -94,6 +96,7 @@ class Transaction:
         if not writes:
             return self.revision
         self.revision += 1
+        self.keys.update(op.key for op in writes)
         for op in writes:
             key, value = op.key.encode(), op.value if isinstance(op, Put) else None
             self._execute("INSERT INTO event VALUES (?, ?, ?)", key, self.revision, value)
@@ -150,7 +153,8 @@ class Transaction:
 class Writer:
     """The one thread of this process that writes: it commits what waits in groups."""
 
-    def __init__(self, connection: apsw.Connection, committed: Callable[[], None]) -> None:
+    def __init__(self, connection: apsw.Connection, committed: Callable[[Collection[str]], None]) -> None:
+        """Writes to `connection`; `committed` is told, in the thread, which keys a group has changed."""
         self._connection = connection
         self._committed = committed
         self._boot = _boot_id()
@@ -198,7 +202,7 @@ class Writer:
     def _commit_group(self, group: list[Job]) -> None:
         outcomes: list[Any] = []
         stage: type[StoreError] = Unavailable
-        changed = False
+        changed: Collection[str] = ()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             transaction = Transaction(self._connection, self._boot)
@@ -208,22 +212,22 @@ class Writer:
                 except StoreError as refused:
                     outcomes.append(refused)
             transaction.finish()
-            changed = transaction.revision != transaction.began_at
+            changed = transaction.keys
             stage = Ambiguous
             self._connection.execute("COMMIT")
         except apsw.Error as error:
             outcomes = [self._abandon(error, stage)] * len(group)
-            changed = False
+            changed = ()
         except BaseException as error:  # a defect: its callers hear of it, and the thread lives on
             self._abandon(apsw.Error(str(error)), Unavailable)
-            outcomes, changed = [error] * len(group), False
+            outcomes, changed = [error] * len(group), ()
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
         if changed:
-            self._committed()
+            self._committed(changed)
 
     def _abandon(self, error: apsw.Error, stage: type[StoreError]) -> StoreError:
         """Rolls back; says what became of the group."""
