@@ -39,6 +39,8 @@ from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 
 PRUNE_INTERVAL_S = 10.0
 SHUTDOWN_S = 3.0
+# So long what the control plane says of itself waits for more of it.
+SOON_S = 0.2
 # What may have been taken and not be written yet before more is; less than may wait while the disk is full.
 UNWRITTEN_BYTES = 32 << 20
 _REFUSED: Mapping[int, str] = {CallStat.DENIED: DENIED, CallStat.LIMITED: LIMITED, CallStat.THROTTLED: LIMITED}
@@ -127,6 +129,7 @@ class Gather:
         self._fault = ""
         self._unwritten_bytes = 0
         self._wanted = anyio.Event()
+        self._soon: asyncio.TimerHandle | None = None
         self._flush = _Flush()
         self._forwarders = [
             Forwarder(backend, durable, self.queue, self.tally, self.settle, rng, first_backoff_s=first_backoff_s)
@@ -168,12 +171,12 @@ class Gather:
         checked = own_span(body, self._region)
         self.changes.add(checked.message)
         self._hand_on(checked, is_mesh=True)
-        self._wanted.set()
+        self._want_soon()
 
     def take_own_points(self, tenant: str, count: int, body: bytes) -> None:
         """Takes a serialised `ResourceMetrics` of the control plane itself, of what concerns a tenant or none."""
         self._send_on("point", tenant, count, body)
-        self._wanted.set()
+        self._want_soon()
 
     def rates(self) -> dict[str, tuple[float, float, float]]:
         """Calls per second over the last few seconds, {calling tenant: (allowed, limited, denied)}."""
@@ -271,6 +274,15 @@ class Gather:
                 await self._prune()
                 prune_at = anyio.current_time() + PRUNE_INTERVAL_S
             await self._write_when_wanted(min(PRUNE_INTERVAL_S, self.tail.next_s()))
+
+    def _want_soon(self) -> None:
+        """Has what nobody waits for written with what else comes in a moment: each write waits for the disk."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(SOON_S, self._want)
+
+    def _want(self) -> None:
+        self._soon = None
+        self._wanted.set()
 
     async def _write_when_wanted(self, most_s: float) -> None:
         with contextlib.suppress(TimeoutError):
