@@ -106,6 +106,14 @@ async def test_each_is_shown_what_concerns_it(world: World) -> None:
     assert await names(world.stub(PAUL)) == ["resource.apply"]
 
 
+async def test_a_tenant_of_that_name_in_another_trust_domain_is_another(world: World) -> None:
+    foreign = "spiffe://b.test/tenant/acme/service/web"
+    await world.audit.record("identity.deny", spiffe_id=foreign, by=f"spiffe://{DOMAIN}/{ROOT}")
+    assert await names(world.stub(ROOT)) == ["identity.deny"]
+    assert await names(world.stub(ANNA)) == []
+    assert await names(world.stub(ROOT), tenant="acme") == []
+
+
 async def test_an_event_is_shown_as_it_was_stored(world: World) -> None:
     await fill(world.audit)
     answer = await world.stub(PAUL).ListEvents(v1.ListEventsRequest(), timeout=30)

@@ -36,12 +36,14 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         caller = verified.spiffe_id if verified is not None else None
         tenant = request.tenant or (caller.tenant if caller is not None else None) or ""
         authorize(caller, SERVICE + "ListEvents", tenant or None)
+        # Another trust domain's tenants aren't ours, whatever their names are.
+        trust_domain = caller.trust_domain if caller is not None else ""
         since = moment(request.start, "start").isoformat(timespec="milliseconds") if request.HasField("start") else ""
 
         def wanted(entry: read.Entry) -> bool:
             if request.event and not _is_named(entry["event"], request.event):
                 return False
-            return not tenant or (sees(caller, tenant) and _concerns(entry["fields"], tenant))
+            return not tenant or (sees(caller, tenant) and _concerns(entry["fields"], tenant, trust_domain))
 
         async with self._turn:
             try:
@@ -73,16 +75,17 @@ def _is_named(event: str, wanted: str) -> bool:
     return event.startswith(wanted) if wanted.endswith(".") else event == wanted
 
 
-def _concerns(fields: read.Entry, tenant: str) -> bool:
+def _concerns(fields: read.Entry, tenant: str, trust_domain: str) -> bool:
     """Says whether an event is of a tenant's things, or was done by one of its operators."""
     if fields.get("tenant") == tenant:
         return True
     for name in ("spiffe_id", "by"):
         try:
-            if SpiffeId.parse(str(fields.get(name, ""))).tenant == tenant:
-                return True
+            identity = SpiffeId.parse(str(fields.get(name, "")))
         except InvalidSpiffeId:
             continue
+        if (identity.trust_domain, identity.tenant) == (trust_domain, tenant):
+            return True
     return False
 
 
