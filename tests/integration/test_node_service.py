@@ -231,6 +231,17 @@ async def code(stream: Any) -> grpc.StatusCode:
     return await stream.code()
 
 
+async def test_an_agent_is_told_over_how_long_to_come_back(world: World) -> None:
+    more = [Put(node_key(f"m{n}"), NodeRecord(f"m{n}", utc_now(), "192.0.2.1", "1").encode()) for n in range(99)]
+    await world.store.commit(more)
+    async with asyncio.timeout(DEADLINE_S):
+        while len(world.sessions.joined) < 100:  # noqa: ASYNC110 - nothing signals it
+            await anyio.sleep(0.01)
+    stream = await world.sync(node())
+    await stream.write(HELLO)
+    assert (await stream.read()).welcome.reconnect_spread.ToTimedelta() == timedelta(microseconds=300_300)
+
+
 async def test_a_session_gives_bundle_entries_and_configuration(world: World) -> None:
     stream = await opened(world)
     assert (await heard(stream, "bundle")).trust_domain == DOMAIN

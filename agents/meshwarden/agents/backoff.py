@@ -11,20 +11,29 @@ _PATIENCE_S: Final = 60.0
 
 
 class Backoff:
-    """Full jitter below a bound that doubles: to 2 s, and to 30 s for who has been without for a minute."""
+    """Full jitter below a bound that doubles to 2 s, and is never below what the fleet's return shall take.
+
+    An agent that was not told of its fleet yet takes it for a large one after a minute without its control plane.
+    """
 
     def __init__(self, rng: random.Random) -> None:
-        """Starts as after a success."""
+        """Starts as after a success; nothing is known of the fleet."""
         self._rng = rng
+        self._spread_s: float | None = None
         self.reset()
 
     def reset(self) -> None:
         """It has succeeded."""
         self._bound_s, self._waited_s = _FIRST_S, 0.0
 
+    def spread_over(self, spread_s: float) -> None:
+        """Takes over how many seconds the fleet shall come back; more than the longest pause is not believed."""
+        self._spread_s = min(max(spread_s, 0.0), _LONG_S)
+
     def next_s(self) -> float:
-        """How long to wait after another failure, in seconds."""
-        pause_s = self._rng.uniform(0, self._bound_s)
+        """How long to wait after a loss or another failure, in seconds."""
+        pause_s = self._rng.uniform(0, max(self._bound_s, self._spread_s or 0.0))
         self._waited_s += pause_s
-        self._bound_s = min(self._bound_s * 2, _LONG_S if self._waited_s >= _PATIENCE_S else _SHORT_S)
+        is_long = self._spread_s is None and self._waited_s >= _PATIENCE_S
+        self._bound_s = min(self._bound_s * 2, _LONG_S if is_long else _SHORT_S)
         return pause_s

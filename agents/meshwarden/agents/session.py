@@ -62,6 +62,8 @@ class Session:
         self._leaving = False
         self.over = asyncio.Event()
         self.welcomed = False
+        self.spread_s = 0.0
+        """Over how many seconds agents shall come back from a loss, as the control plane has said."""
         self.error = ""
         self.refusal = ""
 
@@ -154,6 +156,8 @@ class Session:
         if kind == "welcome":
             interval_s = message.welcome.heartbeat_interval.ToTimedelta().total_seconds()
             self._heartbeat_s = interval_s if 0.1 <= interval_s <= 300 else _HEARTBEAT_S
+            spread = message.welcome.reconnect_spread
+            self.spread_s = spread.seconds + spread.nanos * 1e-9
             self.welcomed = True
             self._progress.set()
             self._work.set()

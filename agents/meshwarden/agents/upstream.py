@@ -31,7 +31,6 @@ from meshwarden.v1 import quota_service_pb2_grpc as quota_grpc
 from meshwarden.v1 import report_pb2 as report_pb
 
 _log = structlog.get_logger()
-_LOST_S: Final = 0.2
 _HANDOVER_S: Final = 2.0
 _TIMEOUT_S: Final = 15.0
 _WELCOME_S: Final = 10.0
@@ -74,6 +73,7 @@ class Upstream:
         self._control_plane, self._identity, self._downstream = control_plane, identity, downstream
         self._clock, self._rng, self._zone, self._version = clock, rng, zone, version
         self._metrics_address, self._renewing = metrics_address, renewing
+        self._backoff = Backoff(rng)
         self._said: dict[str, node_pb.SyncRequest] = {}
         self._generation: Generation | None = None
         self._session: Session | None = None
@@ -202,14 +202,12 @@ class Upstream:
     # -- sessions
 
     async def _sessions(self, group: TaskGroup) -> None:
-        backoff = Backoff(self._rng)
         while True:
             self._rotate.clear()
             session = await self._open(group)
             if session is None:
-                await self._pause(backoff.next_s())
+                await self._pause(self._backoff.next_s())
                 continue
-            backoff.reset()
             await self._until_over(session, group)
 
     async def _until_over(self, session: Session, group: TaskGroup) -> None:
@@ -225,7 +223,7 @@ class Upstream:
             if session.over.is_set():
                 self._lost(session.error)
                 self._heed(session)
-                await self._pause(self._rng.uniform(0, _LOST_S))
+                await self._pause(self._backoff.next_s())
                 return
             self._rotate.clear()
             following = await self._open(group)
@@ -313,6 +311,8 @@ class Upstream:
         if not self.connected:
             _log.info("connected", control_plane=self._control_plane.address)
         self.last_error = ""
+        self._backoff.reset()
+        self._backoff.spread_over(session.spread_s)
         self._connected.set()
 
     def _lost(self, reason: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from meshwarden.agents.backoff import Backoff
 from meshwarden.certs.rotation import renew_at
+from meshwarden.controlplane.publish.sessions import spread_s
 
 AGENTS = 10_000
 
@@ -18,20 +19,49 @@ def busiest(moments_s: Iterable[float]) -> int:
     return max(Counter(map(int, moments_s)).values())
 
 
-def back_s(rng: random.Random, away_s: float) -> float:
-    """When an agent is back, whose control plane is away from 0 on for so long."""
-    backoff, now_s = Backoff(rng), 0.0
+def back_s(rng: random.Random, fleet: int, away_s: float) -> float:
+    """When an agent of a fleet is back, whose control plane is away from 0 on for so long."""
+    backoff = Backoff(rng)
+    backoff.spread_over(spread_s(fleet))
+    now_s = backoff.next_s()
     while now_s < away_s:
         now_s += backoff.next_s()
     return now_s - away_s
 
 
-@pytest.mark.parametrize(("away_s", "most", "within_s"), [(20.0, 0.8, 2.0), (120.0, 0.075, 30.0), (600.0, 0.075, 30.0)])
-def test_agents_come_back_apart(away_s: float, most: float, within_s: float) -> None:
+@pytest.mark.parametrize("away_s", [0.0, 1.0, 5.0, 20.0, 59.0, 120.0, 600.0])
+def test_agents_come_back_apart(away_s: float) -> None:
     rng = random.Random(7)
-    moments = [back_s(rng, away_s) for _ in range(AGENTS)]
-    assert busiest(moments) <= most * AGENTS
-    assert max(moments) <= within_s
+    moments = [back_s(rng, AGENTS, away_s) for _ in range(AGENTS)]
+    assert busiest(moments) <= 0.075 * AGENTS
+    assert max(moments) <= 30.03
+
+
+@pytest.mark.parametrize(("fleet", "within_s"), [(1, 2.0), (3, 2.0), (100, 2.0), (1000, 3.01)])
+@pytest.mark.parametrize("away_s", [0.0, 1.0, 20.0, 600.0])
+def test_a_small_fleet_comes_back_soon(fleet: int, within_s: float, away_s: float) -> None:
+    rng = random.Random(7)
+    assert max(back_s(rng, fleet, away_s) for _ in range(max(fleet, 500))) <= within_s
+    assert max(back_s(rng, fleet, 0.0) for _ in range(500)) <= max(0.2, spread_s(fleet))
+
+
+def test_agents_that_were_not_told_of_their_fleet_come_back_apart_after_a_minute() -> None:
+    rng = random.Random(7)
+
+    def untold_s() -> float:
+        backoff, now_s = Backoff(rng), 0.0
+        while now_s < 120.0:
+            now_s += backoff.next_s()
+        return now_s
+
+    assert busiest(untold_s() for _ in range(AGENTS)) <= 0.075 * AGENTS
+
+
+@pytest.mark.parametrize("said_s", [-1.0, 1e9, float("nan"), float("inf")])
+def test_what_a_control_plane_says_of_its_fleet_is_believed_within_bounds(said_s: float) -> None:
+    backoff = Backoff(random.Random(7))
+    backoff.spread_over(said_s)
+    assert all(0 <= backoff.next_s() <= 30.0 for _ in range(1000))
 
 
 def test_certificates_of_one_moment_are_renewed_apart() -> None:

@@ -89,6 +89,7 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
         try:
             welcome = v1.Welcome(server_version=version_of("meshwarden"))
             welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
+            welcome.reconnect_spread.FromNanoseconds(int(self._sessions.reconnect_spread_s * 1e9))
             await context.write(v1.SyncResponse(welcome=welcome))
             stream = _Stream(session, self._authority, self._publisher.roots, context, self._heartbeat_s)
             self._streams.add(stream)

@@ -29,6 +29,8 @@ from meshwarden.v1 import node_service_pb2 as v1
 
 GRACE_S: Final = 10.0
 START_GRACE_S: Final = 30.0
+# Of agents that come back: what a control plane takes beside all else that it does, about 3 ms of a processor each.
+RETURNS_PER_S: Final = 333.0
 HEARTBEAT_PRECISION: Final = timedelta(seconds=2)
 
 log = structlog.get_logger()
@@ -235,6 +237,11 @@ class Sessions:
         """Calls back with a node whose record has ended, evicted or banned, so that its streams end."""
         self._members.on_removed(callback)
 
+    @property
+    def reconnect_spread_s(self) -> float:
+        """Over how many seconds the nodes that have joined shall come back after they have lost us together."""
+        return spread_s(len(self.joined))
+
     def forget(self, node: str) -> None:
         """Shows nothing more of a node that has no session."""
         if node not in self._open:
@@ -299,6 +306,11 @@ class Sessions:
         if node not in self._open:
             log.warning("node.lost", node=node)
             self._endpoints.lost(node)
+
+
+def spread_s(nodes: int) -> float:
+    """Over how many seconds so many nodes shall come back: next to nothing for a few of them."""
+    return nodes / RETURNS_PER_S
 
 
 def _fingerprints(roots: Iterable[bytes]) -> frozenset[str]:
