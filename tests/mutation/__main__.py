@@ -32,6 +32,7 @@ CERTS = ROOT / "certs" / "meshwarden" / "certs"
 # {module: the tests that hold it}
 MUTATED = {
     "verify": ("test_verify.py",),
+    "issued": ("test_issued.py",),
     "deny": ("test_deny.py",),
 }
 TIMEOUT_S = 120

@@ -7,6 +7,7 @@ from functools import cached_property
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.verification import Store
 
 from meshwarden.certs.error import UNREADABLE, CertsError
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, check_trust_domain
@@ -33,6 +34,11 @@ class Bundle:
     def ders(self) -> tuple[bytes, ...]:
         """The roots in DER."""
         return tuple(root.public_bytes(Encoding.DER) for root in self.roots)
+
+    @cached_property
+    def store(self) -> Store:
+        """The roots as what paths must lead to; it remembers their keys once it has read them."""
+        return Store(list(self.roots))
 
     def pem(self) -> bytes:
         """Returns the roots in PEM, one after the other."""

@@ -8,13 +8,15 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PrivateKey, PublicKey, spki
 from meshwarden.certs.error import CertsError
+from meshwarden.certs.issued import IssuedVerifier
+from meshwarden.certs.leaf_der import leaf_tbs, signature_algorithm, signed
 from meshwarden.certs.spiffe_id import SpiffeId, check_trust_domain
-from meshwarden.certs.verify import PeerRefused, verify_chain
+from meshwarden.certs.verify import PeerRefused, VerifiedPeer, verify_chain
 
 ROOT_TTL = timedelta(days=3650)
 INTERMEDIATE_TTL = timedelta(days=7)
@@ -70,6 +72,21 @@ class IssuerKey:
         """When the first certificate of its chain ends: nothing that it signs may outlive that."""
         return min(certificate.not_valid_after_utc for certificate in self.chain)
 
+    @functools.cached_property
+    def name(self) -> bytes:
+        """By what name leaves know it, in DER."""
+        return self.certificate.subject.public_bytes()
+
+    @functools.cached_property
+    def identifier(self) -> bytes:
+        """By what key identifier leaves know it, in DER."""
+        return issuer_identifier(self.certificate).public_bytes()
+
+    @functools.cached_property
+    def verifier(self) -> IssuedVerifier:
+        """Verifies what it has signed."""
+        return IssuedVerifier(self.chain)
+
 
 def control_plane_dns_name(trust_domain: str) -> str:
     """Returns the DNS name by which clients know the control plane; no workload ever gets it."""
@@ -114,21 +131,23 @@ def issue_leaf(
     not_before, not_after = validity(now, template.ttl)
     if not_after > issuer.not_after:
         raise IssueRefused(f"{template.spiffe_id}: would outlive its issuer, which ends {issuer.not_after.isoformat()}")
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(template.spiffe_id))]
-    names += [x509.DNSName(name) for name in template.dns_names]
-    purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    subject = leaf_name(template)
-    leaf = (
-        _start(subject, issuer.certificate.subject, public_key, not_before, not_after)
-        .add_extension(x509.SubjectAlternativeName(names), critical=not subject.rdns)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(key_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
-        .add_extension(issuer_identifier(issuer.certificate), critical=False)
-        .sign(issuer.key, hashes.SHA256())
+    tbs = leaf_tbs(
+        serial=x509.random_serial_number(),
+        issuer=issuer.name,
+        authority_key=issuer.identifier,
+        validity=(not_before, not_after),
+        subject=leaf_name(template).public_bytes(),
+        spki=spki(public_key),
+        uri=str(template.spiffe_id),
+        dns_names=template.dns_names,
+        signature=signature_algorithm(issuer.key),
     )
-    chain = (leaf, *(certificate for certificate in issuer.chain if certificate is not issuer.root))
-    return check_leaf(template, public_key, chain, issuer.root, now)
+    try:
+        peer = issuer.verifier.verify(signed(tbs, issuer.key), template.spiffe_id.trust_domain, now)
+    except PeerRefused as error:
+        raise IssueRefused(f"{template.spiffe_id}: what was signed doesn't verify: {error}") from None
+    _hold(peer, template, public_key)
+    return (peer.leaf, *issuer.chain[:-1])
 
 
 def leaf_name(template: LeafTemplate) -> x509.Name:
@@ -170,6 +189,18 @@ def check_leaf(
         peer = verify_chain(ders, {trust_domain: Bundle(trust_domain, (root,))}, now)
     except PeerRefused as error:
         raise IssueRefused(f"{template.spiffe_id}: what was signed doesn't verify: {error}") from None
+    _hold(peer, template, public_key, rounding)
+    return (peer.leaf, *chain[1:])
+
+
+def _hold(
+    peer: VerifiedPeer, template: LeafTemplate, public_key: PublicKey, rounding: timedelta = timedelta(0)
+) -> None:
+    """Holds a leaf, as it was read from its bytes and verified, against what was asked for.
+
+    Raises:
+        IssueRefused: it says something else.
+    """
     leaf = peer.leaf
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if (
@@ -179,7 +210,6 @@ def check_leaf(
         or leaf.public_key() != public_key
     ):
         raise IssueRefused(f"{template.spiffe_id}: what was signed isn't what was asked for")
-    return (leaf, *chain[1:])
 
 
 def self_signed_root(trust_domain: str, key: PrivateKey, now: datetime, ttl: timedelta = ROOT_TTL) -> x509.Certificate:

@@ -13,7 +13,7 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, VerificationError
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import Clock, seconds_of
@@ -157,7 +157,7 @@ def _path(
     try:
         verifier = (
             PolicyBuilder()
-            .store(Store(list(bundle.roots)))
+            .store(bundle.store)
             .time(now)
             .max_chain_depth(MAX_DEPTH)
             .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
