@@ -1,13 +1,17 @@
 """How long an agent waits before it tries the control plane again, so that many come back apart."""
 
 import random
+from datetime import timedelta
 from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
 
 _FIRST_S: Final = 0.2
 # Of what is leased for seconds a node has nothing while it waits; who refuses a connection has no work with it.
 _SHORT_S: Final = 2.0
 _LONG_S: Final = 30.0
 _PATIENCE_S: Final = 60.0
+_MAX_ASKED_S: Final = 300.0
 
 
 class Backoff:
@@ -37,3 +41,9 @@ class Backoff:
         is_long = self._spread_s is None and self._waited_s >= _PATIENCE_S
         self._bound_s = min(self._bound_s * 2, _LONG_S if is_long else _SHORT_S)
         return pause_s
+
+
+def asked_for(retry_after: Duration, rng: random.Random) -> timedelta:
+    """How long to wait if the control plane says so, at most 5 min and a quarter; many that it tells the same apart."""
+    wait_s = retry_after.seconds + retry_after.nanos * 1e-9
+    return timedelta(seconds=min(max(wait_s, 0.0), _MAX_ASKED_S) * rng.uniform(1.0, 1.25))

@@ -23,6 +23,7 @@ import grpc
 import structlog
 from cryptography import x509
 
+from meshwarden.agents.backoff import asked_for
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import Workload, make_directory
@@ -238,12 +239,12 @@ class Credentials:
                 self._failed(name, f"the control plane could not be asked: {reason}")
             return
         if len(answers) != len(names):
-            answers = [node_pb.SignedWorkload(code=13, message="the control plane answered another number")] * len(
-                names
-            )
+            unusable = node_pb.SignedWorkload(code=13, message="the control plane answered another number")
+            answers = [unusable] * len(names)
         for name, key, answer in zip(names, keys, answers, strict=True):
             if answer.code or not answer.chain:
-                self._failed(name, answer.message or f"refused with code {answer.code}")
+                reason = answer.message or f"refused with code {answer.code}"
+                self._failed(name, reason, asked_for(answer.retry_after, self._rng))
                 continue
             try:
                 chain = [x509.load_der_x509_certificate(der) for der in answer.chain]
@@ -268,12 +269,12 @@ class Credentials:
         )
         _log.info("workload certificate renewed", entry=name, serial=svid.serial, not_after=svid.not_after.isoformat())
 
-    def _failed(self, name: str, reason: str) -> None:
+    def _failed(self, name: str, reason: str, wait: timedelta = timedelta(0)) -> None:
         held = self._held.get(name)
         if held is None:
             return
         held.error = reason
-        held.due = self._clock() + held.retry * self._rng.uniform(0.5, 1.0)
+        held.due = self._clock() + max(held.retry * self._rng.uniform(0.5, 1.0), wait)
         held.retry = min(held.retry * 2, _LAST_RETRY)
         _log.warning("workload certificate not renewed", entry=name, reason=reason)
 
@@ -298,8 +299,7 @@ class Credentials:
     def _is_published(self, workload: Workload) -> bool:
         if not self._registry.is_admitted(workload.id):
             return True  # held back until the program is the one that the entry wants
-        known = self._published.get(workload.id)
-        return known is not None and known[0] is workload
+        return (known := self._published.get(workload.id)) is not None and known[0] is workload
 
     async def _publish(self) -> None:
         expired = False

@@ -161,6 +161,24 @@ async def test_a_failure_is_visible_and_the_present_one_serves_on(running: Mesh,
     assert len(running.asked) == asked  # not before its backoff is over
 
 
+async def test_it_asks_again_when_the_control_plane_can_have_more(running: Mesh, workload: Workload) -> None:
+    first = await running.credentials.ensure(workload, 60)
+    refused = node_pb.SignedWorkload(code=8, message="too many")
+    refused.retry_after.FromSeconds(20)
+    running.answer = lambda _: [refused]
+    running.credentials.renew_now("test")
+    await until(running.credentials.errors)
+    running.answer, asked = list, len(running.asked)
+    running.now += timedelta(seconds=19)
+    for revision in range(2, 7):
+        running.credentials.set_bundle(Bundle("mesh.test", running.credentials.bundle().roots, revision))
+        await asyncio.sleep(0)
+    assert len(running.asked) == asked
+    running.now += timedelta(seconds=7)
+    running.credentials.set_bundle(Bundle("mesh.test", running.credentials.bundle().roots, 7))
+    await until(lambda: running.credentials.svid(workload.id) is not first)
+
+
 async def test_nothing_is_served_past_its_end(running: Mesh, workload: Workload) -> None:
     first = await running.credentials.ensure(workload, 60)
     running.error = OSError("away")

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
-from meshwarden.agents.backoff import Backoff
+from meshwarden.agents.backoff import Backoff, asked_for
 from meshwarden.certs.rotation import renew_at
 from meshwarden.controlplane.publish.sessions import spread_s
 
@@ -79,3 +80,13 @@ def test_a_success_starts_anew() -> None:
         assert backoff.next_s() <= 30.0
     backoff.reset()
     assert backoff.next_s() <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"), [(0, 0, 0), (4, 4, 5), (-(1 << 62), 0, 0), ((1 << 62), 300, 375)]
+)
+def test_what_is_asked_for_is_waited_for_within_bounds(seconds: int, least: float, most: float) -> None:
+    rng = random.Random(7)
+    waits = [asked_for(Duration(seconds=seconds), rng).total_seconds() for _ in range(100)]
+    assert all(least <= wait <= most for wait in waits)
+    assert len(set(waits)) == (1 if least == most else 100)

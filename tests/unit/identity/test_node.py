@@ -8,12 +8,15 @@ import grpc
 import pytest
 from cryptography import x509
 from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
 
+from meshwarden.certs.authority.port import AuthorityUnavailable
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import InvalidCsr, make_csr
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import verify_chain
+from meshwarden.controlplane.api.errors import status_of
 from meshwarden.controlplane.identity.authorize import Denied
 from meshwarden.controlplane.identity.join_token import InvalidToken, digest
 from meshwarden.controlplane.identity.record import NODES, TOKENS, RecordError
@@ -269,6 +272,35 @@ async def test_a_node_is_rate_limited_alone(world: Any) -> None:
     assert free.code == 7
     world.pass_time(1)
     assert (await world.nodes.sign_workloads(N1, [noise])).results[0].code == 7
+
+
+async def test_who_is_over_a_limit_is_told_when_there_is_more_for_it(world: Any) -> None:
+    """Each of a batch by itself: what is left goes to the first, and the others come one after the other."""
+    await join(world)
+    await world.entry("web", "n1")
+    for _ in range(4):
+        await world.nodes.sign_workloads(N1, [workload("none")] * 500)
+    world.pass_time(0.04)  # two more, at 50 a second
+    answers = (await world.nodes.sign_workloads(N1, [workload("none"), workload(), *[workload()] * 3])).results
+    assert [answer.code for answer in answers] == [7, 0, 8, 8, 8]
+    assert [answer.retry_after.ToMilliseconds() for answer in answers] == [0, 0, 20, 40, 60]
+
+
+async def test_while_the_upstream_is_away_a_request_is_told_when_to_come_again(world: Any, monkeypatch: Any) -> None:
+    await join(world)
+    await world.entry("web", "n1")
+
+    async def away(*_: Any) -> Any:
+        raise AuthorityUnavailable("Vault is sealed; unseal it")
+
+    monkeypatch.setattr(world.authority, "sign", away)
+    (answer,) = (await world.nodes.sign_workloads(N1, [workload()])).results
+    assert (answer.code, answer.message) == (14, "Vault is sealed; unseal it")
+    assert answer.retry_after.ToMilliseconds() == 1000
+    code, _, details = status_of(AuthorityUnavailable("away")) or pytest.fail("it has no status")
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert isinstance(details, error_details_pb2.RetryInfo)
+    assert details.retry_delay.ToMilliseconds() == 1000
 
 
 async def test_damaged_records_are_not_believed(world: Any) -> None:

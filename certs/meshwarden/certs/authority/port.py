@@ -29,7 +29,13 @@ class AuthorityMissing(AuthorityError):
 
 
 class AuthorityUnavailable(AuthorityError):
-    """The upstream is away, and no issuing certificate of it lasts long enough."""
+    """The upstream is away, and no issuing certificate of it lasts long enough.
+
+    Attributes:
+        wait_s: after how many seconds it is of use to ask again.
+    """
+
+    wait_s = 1.0
 
 
 class Secret(Protocol):

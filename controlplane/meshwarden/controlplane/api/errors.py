@@ -23,7 +23,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_status import rpc_status
 
-from meshwarden.certs.authority.port import AuthorityError
+from meshwarden.certs.authority.port import AuthorityError, AuthorityUnavailable
 from meshwarden.certs.authority.slot import RootRefused
 from meshwarden.certs.csr import InvalidCsr
 from meshwarden.certs.deny import InvalidDeny
@@ -192,7 +192,7 @@ def _details(error: BaseException) -> Any:
         for fault in fitting(error.faults, DETAIL_BYTES):
             request.field_violations.add(field=fault.field, description=fault.message)
         return request
-    if isinstance(error, Limited):
+    if isinstance(error, Limited | AuthorityUnavailable):
         info = error_details_pb2.RetryInfo()
         info.retry_delay.FromNanoseconds(math.ceil(error.wait_s * 1e9))
         return info

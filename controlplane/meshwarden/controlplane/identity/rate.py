@@ -35,11 +35,11 @@ class Limits:
 
 
 class Limited(Exception):
-    """Somebody asks for too much; `wait_s` is in how many seconds there is more."""
+    """Somebody asks for too much; `wait_s` is in how many seconds there is one more for `who`, at `pace`."""
 
     def __init__(self, who: str, what: str, pace: Pace, wait_s: float) -> None:
         super().__init__(f"{who} asks for more than {pace.per_s:g} {what} a second; try again in {wait_s:.2f} s")
-        self.wait_s = wait_s
+        self.who, self.pace, self.wait_s = who, pace, wait_s
 
 
 class Rate:

@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,7 +12,7 @@ from datetime import datetime, timedelta
 import grpc
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshwarden.certs.authority.port import Authority, AuthorityError
+from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable
 from meshwarden.certs.csr import InvalidCsr, parse_csr, spki
 from meshwarden.certs.issue import IssueRefused, LeafTemplate, is_reserved_dns_name
 from meshwarden.certs.jwt_svid import InvalidJwtSvid, check_audience
@@ -37,10 +39,29 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 class _Refusal(Exception):
     """One request isn't signed."""
 
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, message: str, cause: Limited | AuthorityUnavailable | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        # What will be otherwise in a while.
+        self.cause = cause
+
+    def answer(self, waiting: Counter[str]) -> v1.SignedWorkload:
+        """What a batch holds in the place of the certificate.
+
+        Args:
+            waiting: how many of the batch wait for each limit already, {who: count}: there is one after the other.
+        """
+        answer, cause = v1.SignedWorkload(code=self.code.value[0], message=self.message), self.cause
+        if cause is not None:
+            wait_s = cause.wait_s
+            if isinstance(cause, Limited):
+                wait_s += waiting[cause.who] / cause.pace.per_s
+                waiting[cause.who] += 1
+            answer.retry_after.FromNanoseconds(math.ceil(wait_s * 1e9))
+        return answer
 
 
 @dataclass(frozen=True)
@@ -84,13 +105,14 @@ class WorkloadSigner:
         results: list[v1.SignedWorkload] = []
         issued: list[dict[str, object]] = []
         certificates: list[Certificate] = []
+        waiting = Counter[str]()
         for number, request in enumerate(requests):
             try:
                 if number >= MAX_REQUESTS:
                     raise _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"at most {MAX_REQUESTS} requests in one call")
                 signed = await self._sign(node, request)
             except _Refusal as refusal:
-                results.append(v1.SignedWorkload(code=refusal.code.value[0], message=refusal.message))
+                results.append(refusal.answer(waiting))
                 who = {"tenant": request.tenant, "entry": request.entry}
                 self._audit.note("workload.sign_denied", node=node.node, reason=refusal.message, **who)
             else:
@@ -107,7 +129,8 @@ class WorkloadSigner:
         """Signs a JWT-SVID for an entry of a node.
 
         Raises:
-            Denied: no entry of that name names the node, no token may have the audience, or too many are asked for.
+            Denied: no entry of that name names the node, or no token may have the audience.
+            Limited: too many are asked for.
             StoreError: the entry can't be read.
             AuditUnavailable: what was signed can't be recorded, and so isn't given.
         """
@@ -116,6 +139,8 @@ class WorkloadSigner:
         except _Refusal as refusal:
             who = {"tenant": request.tenant, "entry": request.entry}
             self._audit.note("workload.jwt_denied", node=node.node, reason=refusal.message, **who)
+            if isinstance(refusal.cause, Limited):
+                raise refusal.cause from None
             raise Denied(refusal.message, refusal.code) from None
 
     async def _sign_jwt(self, node: NodeRecord, request: v1.SignJwtRequest) -> v1.SignJwtResponse:
@@ -160,7 +185,8 @@ class WorkloadSigner:
         except IssueRefused as error:
             raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         except AuthorityError as error:
-            raise _Refusal(grpc.StatusCode.UNAVAILABLE, str(error)) from None
+            cause = error if isinstance(error, AuthorityUnavailable) else None
+            raise _Refusal(grpc.StatusCode.UNAVAILABLE, str(error), cause) from None
         leaf = chain[0]
         fields: dict[str, object] = {
             "tenant": entry.metadata.tenant,
@@ -219,4 +245,4 @@ def _take(rate: Rate, caller: str, who: str, now: datetime, what: str = "certifi
     wait_s = rate.take(caller, now)
     if wait_s:
         limited = Limited(who, what, rate.pace, wait_s)
-        raise _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(limited))
+        raise _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, str(limited), limited)
