@@ -157,9 +157,8 @@ async def start(short_dir: Path) -> AsyncIterator[Callable[..., Awaitable[Mesh]]
                 state_dir=state,
                 listen="127.0.0.1:0",
                 metrics_listen="127.0.0.1:0",
-                authority={"kind": "memory"},
                 operator_directory=short_dir / "operator",
-                **settings,
+                **{"authority": {"kind": "memory"}, **settings},
             )
             group.start_soon(serve, config)
             said = state / "server.json"

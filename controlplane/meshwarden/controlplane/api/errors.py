@@ -192,7 +192,7 @@ def _details(error: BaseException) -> Any:
         for fault in fitting(error.faults, DETAIL_BYTES):
             request.field_violations.add(field=fault.field, description=fault.message)
         return request
-    if isinstance(error, Limited | AuthorityUnavailable):
+    if isinstance(error, Limited | AuthorityUnavailable | port.Unavailable):
         info = error_details_pb2.RetryInfo()
         info.retry_delay.FromNanoseconds(math.ceil(error.wait_s * 1e9))
         return info

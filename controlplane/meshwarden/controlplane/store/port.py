@@ -70,7 +70,13 @@ class InvalidKey(StoreError):
 
 
 class Unavailable(StoreError):
-    """The store can't now; nothing was written."""
+    """The store can't now; nothing was written.
+
+    Attributes:
+        wait_s: after how many seconds it is of use to try again.
+    """
+
+    wait_s = 1.0
 
 
 class Ambiguous(StoreError):
