@@ -22,6 +22,8 @@ settings.register_profile(
 )
 # `make fuzz`: other input each time, and a lot of it.
 settings.register_profile("fuzz", settings.get_profile("meshwarden"), derandomize=False, max_examples=5_000)
+# `make mutants`: some hundreds of runs, so little each.
+settings.register_profile("mutants", settings.get_profile("meshwarden"), derandomize=True, max_examples=25)
 settings.load_profile("fuzz" if os.environ.get("MESHWARDEN_FUZZ") else "meshwarden")
 
 # Which package brings a program.

@@ -1,9 +1,11 @@
-"""Every wrong certificate of the table, shown over real TLS to both stacks that we serve on.
+"""Every wrong certificate of the table, shown over real TLS to both stacks that we serve on, by calls of all shapes.
 
-A TLS stack refuses some by itself. What it lets through, our check must refuse: those rows fail if it doesn't.
+A TLS stack refuses some by itself. What it lets through, our check must refuse: the same server without it takes each
+of those rows.
 """
 
 import asyncio
+import functools
 import socket
 import ssl
 import sys
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import grpc
@@ -33,12 +36,13 @@ from meshwarden.sdk.mtls.splice import End
 from meshwarden.sdk.mtls.tls import server_context
 from meshwarden.sdk.red.count import Counter
 
-METHOD, STREAM = "/test.Test/Hello", "/test.Test/Hellos"
+UNARY, DOWN, UP, BOTH = (f"/test.Test/{name}" for name in ("Unary", "Down", "Up", "Both"))
 SERVER = Plan(names=(uri("spiffe://a.test/region/eu/controlplane"),))(ISSUING)
 ROOTS = b"".join(bundle.pem() for bundle in BUNDLES.values())
-# What both stacks refuse in the handshake; of the rest, each row that isn't in EITHER is left to our check by both.
+# What both stacks refuse in the handshake; of the rest, each that isn't in EITHER is taken by both without our check.
 HANDSHAKE = {
     "an intermediate with an ID as leaf",
+    "DNS name constraint",
     "critical unknown extension",
     "expired",
     "expired intermediate",
@@ -58,6 +62,7 @@ HANDSHAKE = {
 # Keys and signatures: what a stack takes depends on its library and on how strict the system made it.
 EITHER = {
     "Ed25519",
+    "MD5",
     "P-521",
     "RSA-1024",
     "SHA-1 on the intermediate",
@@ -119,21 +124,36 @@ async def hellos(_: bytes, __: grpc.aio.ServicerContext) -> AsyncIterator[bytes]
     yield b"hello"
 
 
+async def word(_: object, __: grpc.aio.ServicerContext) -> bytes:
+    return b"hello"
+
+
+async def words(_: object, __: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+    yield b"hello"
+
+
+def handlers(unary: Any, streaming: Any) -> grpc.GenericRpcHandler:
+    """A method of each shape."""
+    methods = {
+        "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Down": grpc.unary_stream_rpc_method_handler(streaming),
+        "Up": grpc.stream_unary_rpc_method_handler(unary),
+        "Both": grpc.stream_stream_rpc_method_handler(streaming),
+    }
+    return grpc.method_handlers_generic_handler("test.Test", methods)
+
+
 @asynccontextmanager
-async def front(directory: Path, refusals: list[str]) -> AsyncIterator[int]:
-    """Our TLS front, OpenSSL."""
+async def front(directory: Path, refusals: list[str], *, checked: bool) -> AsyncIterator[int]:
+    """Our TLS front, OpenSSL, before a grpc.aio server."""
     async with AsyncExitStack() as stack:
-        inner = directory / "inner"
+        inner = directory / f"inner-{checked}"
         inner.mkdir(mode=0o700)
         made = Front(inner / "grpc.sock", on_refused=lambda _, reason: refusals.append(reason))
         verifier = PeerVerifier(lambda: BUNDLES, utc_now)
         check = PeerInterceptor(made, verifier, on_refused=lambda *refusal: refusals.append(refusal[-1]))
-        server = grpc.aio.server(interceptors=[check])
-        handlers = {
-            "Hello": grpc.unary_unary_rpc_method_handler(hello),
-            "Hellos": grpc.unary_stream_rpc_method_handler(hellos),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+        server = grpc.aio.server(interceptors=[check] if checked else [])
+        server.add_generic_rpc_handlers((handlers(word, words),))
         server.add_insecure_port(made.inner_target)
         await server.start()
         stack.push_async_callback(server.stop, None)
@@ -143,8 +163,8 @@ async def front(directory: Path, refusals: list[str]) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def own(_: Path, __: list[str]) -> AsyncIterator[int]:
-    """GRPC's own TLS, BoringSSL, under the SDK's check."""
+async def own(_: Path, __: list[str], *, checked: bool) -> AsyncIterator[int]:
+    """GRPC's own TLS, BoringSSL, in a server of threads, under the SDK's check."""
     link = SimpleNamespace(
         config=SimpleNamespace(bundles=BUNDLES, service="a/test", revision=1),
         counter=Counter(utc_now),
@@ -153,12 +173,8 @@ async def own(_: Path, __: list[str]) -> AsyncIterator[int]:
     )
     incoming = Incoming(link, utc_now)
     incoming._limiter = SimpleNamespace(take=lambda *_: SimpleNamespace(allowed=True))
-    server = grpc.server(ThreadPoolExecutor(4), interceptors=[IncomingInterceptor(incoming)])
-    handlers = {
-        "Hello": grpc.unary_unary_rpc_method_handler(lambda _, __: b"hello"),
-        "Hellos": grpc.unary_stream_rpc_method_handler(lambda _, __: iter([b"hello"])),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+    server = grpc.server(ThreadPoolExecutor(4), interceptors=[IncomingInterceptor(incoming)] if checked else [])
+    server.add_generic_rpc_handlers((handlers(lambda _, __: b"hello", lambda _, __: iter([b"hello"])),))
     chain, key = pem(SERVER)
     credentials = grpc.ssl_server_credentials([(key, chain)], ROOTS, require_client_auth=True)
     port = server.add_secure_port("127.0.0.1:0", credentials)
@@ -169,42 +185,55 @@ async def own(_: Path, __: list[str]) -> AsyncIterator[int]:
         await asyncio.to_thread(server.stop(None).wait)
 
 
+@functools.cache
+def shown() -> dict[str, Made]:
+    """{row: what is shown}; the good ones come last: whatever came before, the server goes on."""
+    rows = {name: make() for name, make in (FAULTS | ACCEPTED).items()}
+    return {name: made for name, made in rows.items() if isinstance(made, Made)}
+
+
+async def said(call: Any) -> str:
+    """What a call of any shape ended with: a status, or the word."""
+    try:
+        if hasattr(call, "__aiter__"):
+            return ",".join([part.decode() async for part in call])
+        return (await call).decode()
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+
+
+async def outcomes(directory: Path, port: int, made: Made) -> dict[str, str]:
+    """{method: what a call of it ended with}, all on one connection; `UNARY` alone where there is none."""
+    # Each row has a connection of its own, though all of them dial the same path.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with tunnel(directory, port, made) as target, grpc.aio.insecure_channel(target, options) as channel:
+        found = {UNARY: await said(channel.unary_unary(UNARY)(b"", timeout=60))}
+        if found[UNARY] != "UNAVAILABLE":
+            # Nothing is sent up: grpc.aio's client takes a message that came too late for an error of its own.
+            found[DOWN] = await said(channel.unary_stream(DOWN)(b"", timeout=60))
+            found[UP] = await said(channel.stream_unary(UP)(timeout=60))
+            found[BOTH] = await said(channel.stream_stream(BOTH)(timeout=60))
+        return found
+
+
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @pytest.mark.parametrize("stack", [front, own])
-async def test_the_fault_table(tmp_path: Path, stack: Callable[..., object]) -> None:
+async def test_the_fault_table(tmp_path: Path, stack: Callable[..., Any]) -> None:
     refusals: list[str] = []
-    async with stack(tmp_path, refusals) as port:
-
-        async def call(shown: Made) -> str:
-            # Each row has a connection of its own, though all of them dial the same path.
-            options = [("grpc.use_local_subchannel_pool", 1)]
-            async with tunnel(tmp_path, port, shown) as target, grpc.aio.insecure_channel(target, options) as channel:
-                try:
-                    said = (await channel.unary_unary(METHOD)(b"", timeout=60)).decode()
-                except grpc.aio.AioRpcError as error:
-                    said = error.code().name
-                if said == "UNAVAILABLE":
-                    return said  # no connection, so no stream either
-                try:
-                    streamed = [part.decode() async for part in channel.unary_stream(STREAM)(b"", timeout=60)]
-                except grpc.aio.AioRpcError as error:
-                    streamed = [error.code().name]
-                assert streamed == [said], "a stream is held to the same"
-                return said
-
-        found, audited = {}, set()
-        # The good ones come last: whatever came before, the server goes on.
-        for name, make in (FAULTS | ACCEPTED).items():
-            made = make()
-            if isinstance(made, Made):
-                refusals.clear()
-                found[name] = await call(made)
-                if refusals:
-                    audited.add(name)
+    found, unchecked, audited = {}, {}, set()
+    async with stack(tmp_path, refusals, checked=True) as port, stack(tmp_path, [], checked=False) as bare:
+        for name, made in shown().items():
+            refusals.clear()
+            by_method = await outcomes(tmp_path, port, made)
+            assert len(set(by_method.values())) == 1, f"{name}: calls of all shapes are held to the same: {by_method}"
+            found[name] = by_method[UNARY]
+            if refusals:
+                audited.add(name)
+            if found[name] == "UNAUTHENTICATED":
+                unchecked[name] = set((await outcomes(tmp_path, bare, made)).values())
     assert {name for name in found if found[name] == "hello"} == set(ACCEPTED)
     assert {name for name in found if found[name] == "UNAVAILABLE"} - EITHER == HANDSHAKE | UNSHOWN
-    assert {name for name in found if found[name] == "UNAUTHENTICATED"} >= set(found) - set(ACCEPTED) - HANDSHAKE - (
-        UNSHOWN | EITHER
-    )
+    assert unchecked.keys() >= set(found) - set(ACCEPTED) - HANDSHAKE - UNSHOWN - EITHER
+    assert {name: ends for name, ends in unchecked.items() if ends != {"hello"}} == {}, "the check alone refuses them"
     if stack is front:
         assert audited == set(found) - set(ACCEPTED) - UNSHOWN

@@ -76,7 +76,7 @@ def _short(text: str) -> str:
 
 
 def _annotations(tree: ast.AST) -> set[int]:
-    """What is never run, or means nothing when it is: annotations, and texts on their own."""
+    """What is never run, or means nothing when it is: annotations, texts on their own, and those of errors."""
     found: set[int] = set()
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
@@ -86,6 +86,8 @@ def _annotations(tree: ast.AST) -> set[int]:
             parts = [node.annotation]
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             parts = [node]
+        elif isinstance(node, ast.Raise):
+            parts = [text for text in ast.walk(node) if isinstance(text, ast.JoinedStr)]
         for part in parts:
             if part is not None:
                 found.update(id(inner) for inner in ast.walk(part))

@@ -25,16 +25,15 @@ def sign_crl(revoked: Mapping[int, datetime], issuer: IssuerKey, number: int, no
     Source:
         RFC 5280 §5.1 and §5.2.1 (authority key identifier), §5.2.3 (CRL number): both are demanded.
     """
-    start = now.replace(microsecond=0)
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.certificate.subject)
-        .last_update(start - BACKDATING)
-        .next_update(min(start + CRL_LIFE, issuer.not_after))
+        .last_update(now - BACKDATING)
+        .next_update(min(now + CRL_LIFE, issuer.not_after))
         .add_extension(issuer_identifier(issuer.certificate), critical=False)
         .add_extension(x509.CRLNumber(number), critical=False)
     )
     for serial, time in sorted(revoked.items()):
-        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(time.replace(microsecond=0))
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(time)
         builder = builder.add_revoked_certificate(entry.build())
     return builder.sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.DER)

@@ -22,6 +22,9 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
+_SHOWN = 100
+
+
 class InvalidSpiffeId(CertsError):
     """A text is not a SPIFFE ID."""
 
@@ -37,6 +40,11 @@ class Role(Enum):
     OTHER = "other"
 
 
+def _shown(text: str) -> str:
+    """A text as an error shows it: a stranger's is as long as the stranger likes."""
+    return repr(text[:_SHOWN])
+
+
 def check_trust_domain(text: str) -> str:
     """Returns the text if it is a trust domain's name.
 
@@ -46,7 +54,7 @@ def check_trust_domain(text: str) -> str:
         SPIFFE-ID §2.1.
     """
     if _TRUST_DOMAIN.fullmatch(text) is None:
-        raise InvalidSpiffeId(f"trust domain {text[:300]!r}: use 1 to 255 of a-z, 0-9, '.', '-', '_'")
+        raise InvalidSpiffeId(f"trust domain {_shown(text)}: use 1 to 255 of a-z, 0-9, '.', '-', '_'")
     return text
 
 
@@ -71,14 +79,14 @@ class SpiffeId:
         if len(text) > MAX_SIZE_BYTES:
             raise InvalidSpiffeId(f"SPIFFE ID is longer than {MAX_SIZE_BYTES} bytes")
         if not text.startswith(_SCHEME):
-            raise InvalidSpiffeId(f"{text[:300]!r}: a SPIFFE ID starts with {_SCHEME!r}, in lower case")
-        trust_domain, slash, rest = text[len(_SCHEME) :].partition("/")
+            raise InvalidSpiffeId(f"{_shown(text)}: a SPIFFE ID starts with {_SCHEME!r}, in lower case")
+        trust_domain, _, rest = text[len(_SCHEME) :].partition("/")
         check_trust_domain(trust_domain)
-        if not slash or not rest:
-            raise InvalidSpiffeId(f"{text[:300]!r}: a workload's SPIFFE ID has a path")
+        if not rest:
+            raise InvalidSpiffeId(f"{_shown(text)}: a workload's SPIFFE ID has a path")
         for segment in rest.split("/"):
             if _SEGMENT.fullmatch(segment) is None or segment in (".", ".."):
-                raise InvalidSpiffeId(f"{text[:300]!r}: segment {segment[:100]!r} of the path isn't allowed")
+                raise InvalidSpiffeId(f"{_shown(text)}: segment {_shown(segment)} of the path isn't allowed")
         return cls(trust_domain, "/" + rest)
 
     @classmethod
@@ -111,7 +119,7 @@ class SpiffeId:
         """
         for segment in segments:
             if _LABEL.fullmatch(segment) is None:
-                raise InvalidSpiffeId(f"{segment[:100]!r} is not a name: use a-z, 0-9 and inner '-', at most 63")
+                raise InvalidSpiffeId(f"{_shown(segment)} is not a name: use a-z, 0-9 and inner '-', at most 63")
         return cls(check_trust_domain(trust_domain), "/" + "/".join(segments))
 
     def __str__(self) -> str:

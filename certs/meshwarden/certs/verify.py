@@ -150,10 +150,11 @@ def _path(
 ) -> Sequence[x509.Certificate]:
     leaf = chain[0]
     # A verifier freezes its time when it is built, so each check builds its own.
-    if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
-        state = "has expired" if now > leaf.not_valid_after_utc else "isn't valid yet"
-        window = f"{leaf.not_valid_before_utc.isoformat()} to {leaf.not_valid_after_utc.isoformat()}"
-        raise PeerRefused(f"{spiffe_id}: the certificate {state} (valid {window})")
+    window = f"valid {leaf.not_valid_before_utc.isoformat()} to {leaf.not_valid_after_utc.isoformat()}"
+    if now < leaf.not_valid_before_utc:
+        raise PeerRefused(f"{spiffe_id}: the certificate isn't valid yet ({window})")
+    if now > leaf.not_valid_after_utc:
+        raise PeerRefused(f"{spiffe_id}: the certificate has expired ({window})")
     try:
         verifier = (
             PolicyBuilder()

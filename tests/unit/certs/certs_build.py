@@ -138,11 +138,12 @@ def _der(tag: int, content: bytes) -> bytes:
     return bytes([tag]) + (bytes([size]) if size < 128 else b"\x82" + size.to_bytes(2, "big")) + content
 
 
-def sha1(made: Made) -> Made:
-    """The same certificate, signed with SHA-1 by its issuer's RSA key: no builder makes one any more."""
-    sha256_oid, sha1_oid = (bytes.fromhex("06092a864886f70d0101" + last) for last in ("0b", "05"))
-    tbs = made.certificate.tbs_certificate_bytes.replace(sha256_oid, sha1_oid)
-    signature = made.above[0].key.sign(tbs, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303
-    der = made.der.replace(sha256_oid, sha1_oid)
-    assert der.count(sha1_oid) == 2
+def resigned(made: Made, digest: hashes.SHA1 | hashes.MD5) -> Made:
+    """The same certificate, signed with a broken hash by its issuer's RSA key: no builder makes one any more."""
+    last = {"sha1": "05", "md5": "04"}[digest.name]
+    sha256_oid, weak_oid = (bytes.fromhex("06092a864886f70d0101" + byte) for byte in ("0b", last))
+    tbs = made.certificate.tbs_certificate_bytes.replace(sha256_oid, weak_oid)
+    signature = made.above[0].key.sign(tbs, padding.PKCS1v15(), digest)
+    der = made.der.replace(sha256_oid, weak_oid)
+    assert der.count(weak_oid) == 2
     return replace(made, certificate=x509.load_der_x509_certificate(der[: -len(signature)] + signature))

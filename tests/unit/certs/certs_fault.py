@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
-from certs_build import HOUR, NOW, WEB, Made, Plan, authority, numbered, rsa_key, sha1, uri, usage
+from certs_build import HOUR, NOW, WEB, Made, Plan, authority, numbered, resigned, rsa_key, uri, usage
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -26,6 +27,7 @@ BUNDLES = {
 }
 
 
+SHA1, MD5 = hashes.SHA1(), hashes.MD5()  # noqa: S303 - what must be refused
 # What is shown: certificates with the leaf's key, so that TLS can be tried; or mere bytes.
 Shown = Made | list[bytes]
 
@@ -111,8 +113,9 @@ FAULTS: dict[str, Callable[[], Shown]] = {
     "P-521": lambda: leaf(key=ec.generate_private_key(ec.SECP521R1())),
     "secp256k1": lambda: leaf(key=ec.generate_private_key(ec.SECP256K1())),
     "Ed25519": lambda: leaf(key=ed25519.Ed25519PrivateKey.generate()),
-    "SHA-1 on the leaf": lambda: sha1(Plan()(RSA_ISSUING)),
-    "SHA-1 on the intermediate": lambda: leaf(sha1(authority("weak")(RSA_ROOT))),
+    "SHA-1 on the leaf": lambda: resigned(Plan()(RSA_ISSUING), SHA1),
+    "SHA-1 on the intermediate": lambda: leaf(resigned(authority("weak")(RSA_ROOT), SHA1)),
+    "MD5": lambda: resigned(Plan()(RSA_ISSUING), MD5),
     "signed by Ed25519": lambda: leaf(authority("ed", key=ed25519.Ed25519PrivateKey.generate())(ROOT), hash=None),
     "intermediate with RSA-1024": lambda: leaf(authority("weak", key=rsa_key(1024))(ROOT)),
     "serial number zero": lambda: numbered(leaf(), b"\0"),
@@ -135,6 +138,11 @@ FAULTS: dict[str, Callable[[], Shown]] = {
     "intermediate not valid yet": lambda: leaf(authority("x", start=NOW + HOUR)(ROOT)),
     "critical unknown extension": lambda: leaf(
         extra=((x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), True),)
+    ),
+    "DNS name constraint": lambda: named(
+        uri(WEB),
+        x509.DNSName("web.example"),
+        issuer=authority("DNS", extra=((x509.NameConstraints([x509.DNSName("other.example")], None), True),))(ROOT),
     ),
     # Not a fault of the peer, but a limit of ours that is documented.
     "URI name constraint": lambda: leaf(

@@ -4,13 +4,12 @@ import pytest
 from certs_build import rsa_key
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.certs.csr import InvalidCsr, make_csr, parse_csr
+from meshwarden.certs.csr import InvalidCsr, check_key, make_csr, parse_csr, spki
 from meshwarden.certs.svid import new_key
 
 KEY = new_key()
@@ -18,7 +17,8 @@ GOOD = make_csr(KEY)
 
 
 def csr(key: Any, hash_: Any = hashes.SHA256(), extension: Any = None, subject: str = "") -> bytes:  # noqa: B008
-    names = [x509.NameAttribute(NameOID.COMMON_NAME, subject)] if subject else []
+    # A description, since a common name has at most 64 characters.
+    names = [x509.NameAttribute(x509.ObjectIdentifier("2.5.4.13"), subject)] if subject else []
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(names))
     if extension is not None:
         builder = builder.add_extension(extension, False)
@@ -30,6 +30,37 @@ def csr(key: Any, hash_: Any = hashes.SHA256(), extension: Any = None, subject: 
 )
 def test_gives_the_key(key: Any) -> None:
     assert parse_csr(csr(key)) == key.public_key()
+
+
+@pytest.mark.parametrize("digest", [hashes.SHA256(), hashes.SHA384(), hashes.SHA512()])
+def test_each_strong_hash_is_taken(digest: Any) -> None:
+    assert parse_csr(csr(KEY, digest)) == KEY.public_key()
+
+
+def test_it_has_a_largest_size() -> None:
+    for size, taken in ((8192, True), (8193, False)):
+        padding = size - 300
+        # A signature is a byte or two longer or shorter than another.
+        while len(made := csr(KEY, subject="x" * padding)) != size:
+            padding += size - len(made)
+        if taken:
+            assert parse_csr(made)
+            continue
+        with pytest.raises(InvalidCsr, match="at most 8192"):
+            parse_csr(made)
+
+
+@pytest.mark.parametrize(
+    ("bits", "exponent", "taken"),
+    [(2048, 65537, True), (4096, 65537, True), (2047, 65537, False), (4097, 65537, False), (2048, 3, False)],
+)
+def test_rsa_has_a_smallest_and_a_largest_size_and_one_exponent(bits: int, exponent: int, taken: bool) -> None:
+    key = rsa.RSAPublicNumbers(exponent, (1 << (bits - 1)) | 1).public_key()  # nobody's
+    assert check_key(key) is (key if taken else None)
+
+
+def test_two_keys_are_the_same_by_their_info() -> None:
+    assert load_der_public_key(spki(KEY.public_key())) == KEY.public_key()
 
 
 def test_a_subject_is_ignored() -> None:
@@ -49,6 +80,7 @@ FAULTS = {
     "secp256k1": lambda: csr(ec.generate_private_key(ec.SECP256K1())),
     "Ed25519": lambda: csr(ed25519.Ed25519PrivateKey.generate(), None),
     "RSA-1024": lambda: csr(rsa_key(1024)),
+    "SHA-224": lambda: csr(KEY, hashes.SHA224()),
     "asks for a name": lambda: csr(
         KEY, extension=x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://a.test/operator/me")])
     ),

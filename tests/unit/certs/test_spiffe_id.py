@@ -1,4 +1,5 @@
 import re
+from dataclasses import FrozenInstanceError
 
 import pytest
 from hypothesis import given
@@ -55,10 +56,17 @@ GRAMMAR = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/(?!\.{1,2}(/|\Z))[A-Za-z0-9.
         "spiffe://a.test/~x",
         "spiffe://" + "a" * 256 + "/x",
         "spiffe://a.test/" + "x" * 2048,
+        "spiffe://a.test/" + "x" * (2049 - len("spiffe://a.test/")),
     ],
 )
 def test_refused(text: str) -> None:
     with pytest.raises(InvalidSpiffeId):
+        SpiffeId.parse(text)
+
+
+@pytest.mark.parametrize("text", ["spiffe://a.test", "spiffe://a.test/"])
+def test_without_a_path_it_is_said_to_lack_one(text: str) -> None:
+    with pytest.raises(InvalidSpiffeId, match="has a path"):
         SpiffeId.parse(text)
 
 
@@ -146,6 +154,18 @@ def test_a_path_that_only_looks_like_ours_means_nothing(text: str) -> None:
     parsed = SpiffeId.parse(text)
     assert parsed.role is Role.OTHER
     assert (parsed.tenant, parsed.node, parsed.operator) == (None, None, None)
+
+
+def test_an_error_shows_the_first_hundred_characters() -> None:
+    with pytest.raises(InvalidSpiffeId) as caught:
+        SpiffeId.workload("a.test", "acme", "X" * 200)
+    assert str(caught.value).count("X") == 100
+
+
+def test_it_stays_what_was_checked() -> None:
+    made = SpiffeId.workload("a.test", "acme", "web")
+    with pytest.raises(FrozenInstanceError):
+        made.path = "/tenant/globex/service/web"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "A", "a.b", "-a", "a-", "a" * 64, "a\n", "..", "a%"])

@@ -109,6 +109,12 @@ def test_the_bounds_of_its_time_are_in_it() -> None:
             verify_chain(chain, BUNDLES, moment)
 
 
+def test_begins_with_the_last_of_its_chain() -> None:
+    issuing = authority("late", start=NOW - timedelta(seconds=10))(ROOT)
+    assert check(leaf(issuing).chain).not_before == NOW - timedelta(seconds=10)
+    assert check(leaf(start=NOW).chain).not_before == NOW
+
+
 def test_ends_with_the_first_of_its_chain() -> None:
     issuing = authority("short", end=NOW + timedelta(minutes=5))(ROOT)
     assert check(leaf(issuing).chain).not_after == NOW + timedelta(minutes=5)
