@@ -30,11 +30,12 @@ from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.node_service_pb2_grpc import NodeServiceStub
+from meshwarden.v1.operator_service_pb2_grpc import OperatorServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 
 DOMAIN = "mesh.test"
 DEADLINE_S = 60.0
-sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
+sys.path[:0] = [str(Path(__file__).parents[2] / "contract"), str(Path(__file__).parent)]
 
 
 @dataclass
@@ -84,8 +85,10 @@ class Mesh:
     machines: Machines
     port: int
     bundle: Bundle
+    operator: X509Svid
     admin: Any
     resources: Any
+    operators: Any
 
     @property
     def way(self) -> ControlPlane:
@@ -171,7 +174,8 @@ async def start(short_dir: Path) -> AsyncIterator[Callable[..., Awaitable[Mesh]]
             svid = X509Svid.load((operator / "tls.crt").read_bytes(), (operator / "tls.key").read_bytes())
             channel = open_channel(ControlPlane(f"127.0.0.1:{port}", DOMAIN), bundle, svid)
             channels.append(channel)
-            return Mesh(short_dir, machines, port, bundle, AdminServiceStub(channel), ResourceServiceStub(channel))
+            stubs = AdminServiceStub(channel), ResourceServiceStub(channel), OperatorServiceStub(channel)
+            return Mesh(short_dir, machines, port, bundle, svid, *stubs)
 
         yield begin
         for channel in channels:

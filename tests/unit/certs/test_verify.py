@@ -160,7 +160,10 @@ class World:
 
 def test_a_known_leaf_is_checked_again_at_each_call() -> None:
     world = World()
-    assert world.verifier.check(GOOD) is world.verifier.check(GOOD)
+    known = world.verifier.check(GOOD)
+    for moment in (NOW, known.not_before, known.not_after):
+        world.now = moment
+        assert world.verifier.check(GOOD) is known
     world.now = NOW + HOUR + timedelta(seconds=1)
     with pytest.raises(PeerRefused, match="expired"):
         world.verifier.check(GOOD)
@@ -220,6 +223,10 @@ def test_remembers_a_bounded_number() -> None:
     for _ in range(20):
         world.verifier.check(leaf().chain)
     assert len(world.verifier._cache) == 8
+    last = [leaf().chain for _ in range(8)]
+    for chain in last:
+        world.verifier.check(chain)
+    assert list(world.verifier._cache) == [chain[0] for chain in last]
 
 
 @pytest.mark.parametrize("kind", [x509.ExtensionNotFound, *UNREADABLE])
