@@ -40,6 +40,7 @@ from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.issued import Issued
 from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.publish.publisher import Publisher
@@ -177,6 +178,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 roots=lambda: rotation.known,
             ),
             rotation=rotation,
+            jwt=JwtAuthority(store, audit, utc_now, trust_domain=DOMAIN),
             clock=utc_now,
         )
         front = Front(tmp_path / "in.sock")

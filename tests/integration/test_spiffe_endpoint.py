@@ -37,7 +37,8 @@ from meshwarden.certs.verify import verify_chain
 from meshwarden.controlplane.api.spiffe_endpoint import EndpointError, SpiffeEndpoint
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.identity.bundle_document import BundleDocument
-from meshwarden.controlplane.identity.jwt_authority import PREPARE_AT, JwtAuthority
+from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
+from meshwarden.controlplane.identity.jwt_key import PREPARE_AT
 from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.scrape import serve_public_pages

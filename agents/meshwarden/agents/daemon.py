@@ -154,6 +154,7 @@ class Agent:
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self._sign, clock, rng)
         self.trust = Trust(cache, config.trust_domain)
         self.jwt_svids = JwtSvids(self.upstream.sign_jwt, clock)
+        self.trust.listen(lambda: self.jwt_svids.leave(self.trust.forsaken))
         self._root_ack = RootAck(identity, self.registry, self.credentials, time.monotonic)
         self._answers: DataPlanes | None = None
         self._rotation = Rotation(
@@ -227,6 +228,7 @@ class Agent:
                 anyio.create_task_group() as group,
             ):
                 group.start_soon(self.credentials.run)
+                group.start_soon(self.jwt_svids.run)
                 group.start_soon(self.scopes.run)
                 group.start_soon(self.attendants.run)
                 group.start_soon(self.outbox.run)

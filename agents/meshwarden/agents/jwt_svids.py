@@ -5,9 +5,10 @@ and while the control plane is away the old one is given until it ends. So whoev
 """
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,6 +16,8 @@ import grpc
 import structlog
 
 from meshwarden.agents.workload import Workload
+from meshwarden.certs import jose
+from meshwarden.certs.jose import InvalidJose
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 _log = structlog.get_logger()
@@ -42,7 +45,10 @@ class NoToken(Exception):
 
 @dataclass(frozen=True)
 class _Held:
-    token: str
+    token: str = field(repr=False)
+    # Which key has signed it.
+    kid: str
+    workload: Workload
     # When the next one is asked for, and when this one ends.
     due: datetime
     end: datetime
@@ -57,6 +63,8 @@ class JwtSvids:
         # {(entry, SPIFFE ID): {audience: token}}, the longest unused first
         self._held: dict[tuple[str, str], OrderedDict[tuple[str, ...], _Held]] = {}
         self._asking: dict[tuple[str, str, tuple[str, ...]], asyncio.Lock] = {}
+        self._dropped: dict[tuple[str, str, tuple[str, ...]], Workload] = {}
+        self._has_dropped = asyncio.Event()
 
     async def fetch(self, workload: Workload, audience: tuple[str, ...]) -> str:
         """Returns a token for a workload.
@@ -86,6 +94,27 @@ class JwtSvids:
         for key in [key for key in self._held if key[0] not in entries]:
             del self._held[key]
 
+    def leave(self, forsaken: Callable[[str], bool]) -> None:
+        """Drops what was signed by a key that is `forsaken`, and has `run` fetch it anew."""
+        for (entry, spiffe_id), tokens in self._held.items():
+            for audience, held in [item for item in tokens.items() if forsaken(item[1].kid)]:
+                del tokens[audience]
+                self._dropped[entry, spiffe_id, audience] = held.workload
+        if self._dropped:
+            _log.info("tokens dropped: their key is tainted or revoked", count=len(self._dropped))
+            self._has_dropped.set()
+
+    async def run(self) -> None:
+        """Fetches anew what was dropped, until it is cancelled; what fails is fetched when it is asked for."""
+        while True:
+            await self._has_dropped.wait()
+            self._has_dropped.clear()
+            while self._dropped:
+                (entry, spiffe_id, audience), workload = self._dropped.popitem()
+                if (entry, spiffe_id) in self._held:
+                    with contextlib.suppress(NoToken):
+                        await self.fetch(workload, audience)
+
     async def _renewed(self, workload: Workload, audience: tuple[str, ...], held: _Held | None) -> _Held:
         tenant, _, name = workload.entry_name.partition("/")
         try:
@@ -102,7 +131,7 @@ class JwtSvids:
             status = code if code is grpc.StatusCode.RESOURCE_EXHAUSTED else grpc.StatusCode.UNAVAILABLE
             raise NoToken(status, f"no token for {workload.entry_name}: {reason}") from None
         now, end = self._clock(), answer.expire_time.ToDatetime(tzinfo=UTC)
-        held = _Held(answer.token, now + (end - now) / 2, end)
+        held = _Held(answer.token, _kid(answer.token), workload, now + (end - now) / 2, end)
         self._keep(workload.entry_name, str(workload.spiffe_id), audience, held)
         return held
 
@@ -120,3 +149,11 @@ class JwtSvids:
         tokens.move_to_end(audience)
         while len(tokens) > _MAX_OF_ENTRY:
             tokens.popitem(last=False)
+
+
+def _kid(token: str) -> str:
+    """Which key has signed a token; empty if it doesn't say."""
+    try:
+        return str(jose.read_object(jose.decode(token.partition(".")[0])).get("kid", ""))
+    except InvalidJose:
+        return ""

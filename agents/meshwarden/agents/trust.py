@@ -27,6 +27,7 @@ class Trust:
         self._cache, self._trust_domain = cache, trust_domain
         self._listeners: list[Callable[[], None]] = []
         self._jwt: Mapping[str, JwtBundle] = {trust_domain: JwtBundle(trust_domain)}
+        self._tainted: frozenset[str] = frozenset()
         self._foreign: Mapping[str, Bundle] = MappingProxyType({})
         body = cache.load(_ITEM)
         if body is not None:
@@ -43,19 +44,23 @@ class Trust:
         """`{trust domain: bundle}` of other trust domains' certificates; the same object until it changes."""
         return self._foreign
 
+    def forsaken(self, kid: str) -> bool:
+        """Whether what a key of our own has signed isn't to be given any more: it is tainted, or revoked."""
+        return kid in self._tainted or kid not in self._jwt[self._trust_domain].keys
+
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls back after each change."""
         self._listeners.append(callback)
 
     def take(self, message: node_pb.TrustBundles) -> None:
         """Takes what to trust from now on; what can't be used changes nothing."""
-        before = self._jwt, self._foreign
+        before = self._jwt, self._tainted, self._foreign
         try:
             self._read(message)
         except InvalidBundle as error:
             _log.error("bundles refused", reason=str(error))
             return
-        if (self._jwt, self._foreign) != before:
+        if (self._jwt, self._tainted, self._foreign) != before:
             self._cache.keep(_ITEM, message.SerializeToString())
             for callback in self._listeners:
                 callback()
@@ -70,6 +75,7 @@ class Trust:
             if item.roots:
                 bundle = node_pb.Bundle(trust_domain=item.trust_domain, roots=item.roots)
                 foreign[item.trust_domain] = Bundle.from_proto(bundle)
+        self._tainted = frozenset(key.kid for key in message.jwt_keys if key.tainted)
         # What hasn't changed stays the same object, since caches hang on it.
         if jwt != self._jwt:
             self._jwt = MappingProxyType(jwt)

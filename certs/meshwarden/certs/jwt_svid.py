@@ -5,6 +5,7 @@ names for whom it is, and an X.509-SVID is better wherever TLS reaches from end 
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ MAX_AUDIENCE: Final = 512
 # JWT-SVID §2: "Any header not described here, registered or private, MUST NOT be included".
 _HEADERS: Final = frozenset({"alg", "kid", "typ"})
 _TYPES: Final = ("JWT", "JOSE")
+_TOKEN_ID: Final = re.compile(r"([0-9a-f]{1,40})\.[0-9a-f]{16}")
 
 
 class InvalidJwtSvid(CertsError):
@@ -46,6 +48,16 @@ class JwtSvid:
     claims: Mapping[str, Any] = field(repr=False)
     token: str = field(repr=False)
 
+    @property
+    def node_serial(self) -> int:
+        """The serial number of the certificate that its node joined with, by which a banned node's tokens are denied.
+
+        0 if it doesn't say.
+        """
+        said = self.claims.get("jti")
+        found = _TOKEN_ID.fullmatch(said) if isinstance(said, str) else None
+        return int(found[1], 16) if found is not None else 0
+
 
 @dataclass(frozen=True)
 class JwtTemplate:
@@ -56,6 +68,8 @@ class JwtTemplate:
     ttl: timedelta = TTL
     # The `iss` claim: where OpenID Connect finds our keys; empty for none.
     issuer: str = ""
+    # The `jti` claim, see `token_id`; empty for none.
+    token_id: str = ""
 
     def __post_init__(self) -> None:
         check_audience(self.audience)
@@ -77,6 +91,17 @@ def check_audience(audience: Sequence[str]) -> tuple[str, ...]:
     if len(set(audience)) != len(audience):
         raise InvalidJwtSvid("audience: a value is there twice")
     return tuple(audience)
+
+
+def token_id(node_serial: str, unique: bytes) -> str:
+    """Returns the `jti` of a token.
+
+    Args:
+        node_serial: the serial number, in hexadecimal, of the certificate that its node joined with; empty for no
+            node's.
+        unique: eight random bytes.
+    """
+    return f"{node_serial}.{unique.hex()}" if node_serial else unique.hex()
 
 
 def sign_jwt_svid(template: JwtTemplate, key: ec.EllipticCurvePrivateKey, kid: str, now: datetime) -> JwtSvid:
@@ -102,6 +127,8 @@ def sign_jwt_svid(template: JwtTemplate, key: ec.EllipticCurvePrivateKey, kid: s
     }
     if template.issuer:
         claims["iss"] = template.issuer
+    if template.token_id:
+        claims["jti"] = template.token_id
     header = {"alg": "ES256", "kid": kid, "typ": "JWT"}
     content = f"{_part(header)}.{_part(claims)}"
     token = f"{content}.{jose.encode(jose.sign(key, content.encode()))}"

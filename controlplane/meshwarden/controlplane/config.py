@@ -321,6 +321,9 @@ class Config(BaseSettings):
     secrets_poll_s: float = Field(default=30.0, ge=1.0, le=86_400.0)
     # The other regions of the trust domain.
     peer: tuple[PeerConfig, ...] = ()
+    # What the keys of JWT-SVIDs are encrypted under in the store, a reference; left out, the passphrase of a root on
+    # disk, or else those keys are in memory alone and a restart makes new ones.
+    jwt_passphrase: str | None = Field(default=None, pattern=REFERENCE)
     # Where others find what proves our identities; left out, nowhere.
     spiffe_endpoint: SpiffeEndpointConfig | None = None
     # Proves other trust domains' endpoints with https_web, in place of the authorities that the system trusts; PEM.

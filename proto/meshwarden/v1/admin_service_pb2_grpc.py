@@ -104,6 +104,16 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.FromString,
                 _registered_method=True)
+        self.ListJwtKeys = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ListJwtKeys',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.FromString,
+                _registered_method=True)
+        self.ChangeJwtKey = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ChangeJwtKey',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeJwtKeyRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/meshwarden.v1.AdminService/ListNodes',
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListNodesRequest.SerializeToString,
@@ -218,6 +228,18 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJwtKeys(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeJwtKey(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListNodes(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -320,6 +342,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ChangeRoot,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.SerializeToString,
+            ),
+            'ListJwtKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJwtKeys,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.SerializeToString,
+            ),
+            'ChangeJwtKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeJwtKey,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeJwtKeyRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -725,6 +757,60 @@ class AdminService:
             '/meshwarden.v1.AdminService/ChangeRoot',
             meshwarden_dot_v1_dot_admin__service__pb2.ChangeRootRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.ListRootsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJwtKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ListJwtKeys',
+            meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeJwtKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ChangeJwtKey',
+            meshwarden_dot_v1_dot_admin__service__pb2.ChangeJwtKeyRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class AdminServiceStub:
     ListDenied: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]
     ListRoots: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRootsRequest, _admin_service_pb2.ListRootsResponse]
     ChangeRoot: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]
+    ListJwtKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListJwtKeysRequest, _admin_service_pb2.ListJwtKeysResponse]
+    ChangeJwtKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeJwtKeyRequest, _admin_service_pb2.ListJwtKeysResponse]
     ListNodes: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListNodesRequest, _admin_service_pb2.ListNodesResponse]
     BanNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.BanNodeRequest, _admin_service_pb2.BanNodeResponse]
     UnbanNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnbanNodeRequest, _admin_service_pb2.UnbanNodeResponse]
@@ -68,6 +70,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListDenied: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]  # type: ignore[assignment]
     ListRoots: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRootsRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
     ChangeRoot: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
+    ListJwtKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListJwtKeysRequest, _admin_service_pb2.ListJwtKeysResponse]  # type: ignore[assignment]
+    ChangeJwtKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeJwtKeyRequest, _admin_service_pb2.ListJwtKeysResponse]  # type: ignore[assignment]
     ListNodes: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListNodesRequest, _admin_service_pb2.ListNodesResponse]  # type: ignore[assignment]
     BanNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.BanNodeRequest, _admin_service_pb2.BanNodeResponse]  # type: ignore[assignment]
     UnbanNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnbanNodeRequest, _admin_service_pb2.UnbanNodeResponse]  # type: ignore[assignment]
@@ -172,6 +176,20 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ChangeRootRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListRootsResponse, _abc.Awaitable[_admin_service_pb2.ListRootsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListJwtKeys(
+        self,
+        request: _admin_service_pb2.ListJwtKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListJwtKeysResponse, _abc.Awaitable[_admin_service_pb2.ListJwtKeysResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ChangeJwtKey(
+        self,
+        request: _admin_service_pb2.ChangeJwtKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListJwtKeysResponse, _abc.Awaitable[_admin_service_pb2.ListJwtKeysResponse]]: ...
 
     @_abc_1.abstractmethod
     def ListNodes(

@@ -14,9 +14,10 @@ from meshwarden.agents.jwt_svids import JwtSvids, NoToken
 from meshwarden.agents.trust import Trust
 from meshwarden.agents.workload_api import schema
 from meshwarden.agents.workload_api.jwt import JwtProfile, JwtRefused
+from meshwarden.certs import jose
 from meshwarden.certs.deny import Deny, DenyList
 from meshwarden.certs.jwt_bundle import JwtBundle
-from meshwarden.certs.jwt_svid import JwtTemplate, sign_jwt_svid
+from meshwarden.certs.jwt_svid import JwtTemplate, sign_jwt_svid, token_id
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.v1 import node_service_pb2 as node_pb
@@ -161,8 +162,6 @@ def test_a_token_is_judged_and_its_claims_are_told(world: World, tmp_path: Any) 
 
 
 def test_a_claim_that_no_message_holds(world: World, tmp_path: Any) -> None:
-    from meshwarden.certs import jose
-
     jwt, trust = profile(world, tmp_path)
     trust.take(own())
     start = int(world.now.timestamp())
@@ -188,3 +187,66 @@ async def test_who_is_denied_gets_no_token_and_proves_nothing(world: World, tmp_
     with pytest.raises(JwtRefused, match="was revoked") as caught:
         judged(lambda: made, jwt)
     assert caught.value.status is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_the_token_of_a_banned_node_proves_nothing(world: World, tmp_path: Any) -> None:
+    jwt, trust = profile(world, tmp_path)
+    trust.take(own())
+    made = [
+        sign_jwt_svid(JwtTemplate(WEB.spiffe_id, ("orders",), token_id=token_id(serial, bytes(8))), KEY, "k", world.now)
+        for serial in ("ab12", "ab13", "")
+    ]
+    world.deny_list = DenyList([Deny.of("", "ab12", world.now + timedelta(minutes=6))])
+    with pytest.raises(JwtRefused, match="was banned") as caught:
+        judged(lambda: made[0].token, jwt)
+    assert caught.value.status is grpc.StatusCode.PERMISSION_DENIED
+    for other in made[1:]:
+        judged(lambda other=other: other.token, jwt)
+
+
+async def test_what_a_forsaken_key_has_signed_is_dropped_and_fetched_anew(world: World) -> None:
+    def token(kid: str) -> str:
+        return sign_jwt_svid(JwtTemplate(WEB.spiffe_id, ("a",)), KEY, kid, world.now).token
+
+    tokens = iter([token("old"), token("old"), token("new"), token("new")])
+
+    async def sign(request: node_pb.SignJwtRequest) -> node_pb.SignJwtResponse:
+        answer = await world.sign(request)
+        answer.token = next(tokens)
+        return answer
+
+    svids = JwtSvids(sign, lambda: world.now)
+    runs = asyncio.ensure_future(svids.run())
+    for audience in ("a", "b"):
+        await svids.fetch(WEB, (audience,))
+    svids.leave(lambda kid: kid == "another")
+    await asyncio.sleep(0)
+    assert len(world.asked) == 2
+    svids.leave(lambda kid: kid == "old")
+    while len(world.asked) < 4:  # noqa: ASYNC110 - of its own it sets no event
+        await asyncio.sleep(0)
+    kept = [await svids.fetch(WEB, (audience,)) for audience in ("a", "b")]
+    assert [jose.read_object(jose.decode(text.partition(".")[0]))["kid"] for text in kept] == ["new"] * 2
+    assert len(world.asked) == 4
+    # Whom nobody signs for has none, and asks when he wants one.
+    world.error = refusal(grpc.StatusCode.UNAVAILABLE)
+    svids.leave(lambda kid: True)
+    while len(world.asked) < 6:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    with pytest.raises(NoToken):
+        await svids.fetch(WEB, ("a",))
+    runs.cancel()
+
+
+def test_what_is_tainted_or_revoked_is_forsaken(world: World, tmp_path: Any) -> None:
+    _, trust = profile(world, tmp_path)
+    changes: list[int] = []
+    trust.listen(lambda: changes.append(1))
+    trust.take(own())
+    assert [trust.forsaken(kid) for kid in ("k", "other")] == [False, True]
+    tainted = own()
+    tainted.jwt_keys[0].tainted = True
+    trust.take(tainted)
+    assert trust.forsaken("k")
+    assert Trust(Cache(tmp_path), "a.test").forsaken("k")
+    assert len(changes) == 2

@@ -81,6 +81,8 @@ def test_who_may_what() -> None:
         "ForgetNode",
         "ListRoots",
         "ChangeRoot",
+        "ListJwtKeys",
+        "ChangeJwtKey",
     )
     mesh_wide = {f"/meshwarden.v1.AdminService/{name}" for name in names}
     mesh_wide.add("/meshwarden.v1.AuditService/VerifyEvents")

@@ -40,6 +40,7 @@ VIEWING = {
         "ListEvents",
         "VerifyEvents",
         "ListRoots",
+        "ListJwtKeys",
         "ListNodes",
         "ListOperators",
         "RenewOperator",

@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 
 from meshwarden.certs.csr import make_csr
+from meshwarden.certs.jwt_svid import TTL
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import VerifiedPeer, verify_chain
@@ -56,8 +57,13 @@ async def sign(world: Any, peer: Any, count: int = 1) -> list[str]:
     return [f"{x509.load_der_x509_certificate(result.chain[0]).serial_number:x}" for result in answer.results]
 
 
-async def denied(world: Any) -> list[DenyRecord]:
+async def denies(world: Any) -> list[DenyRecord]:
     return [DenyRecord.decode(item.key, item.value) for item in (await world.store.range(DENIES)).records]
+
+
+async def denied(world: Any) -> list[DenyRecord]:
+    """The certificates that are; the one that the node joined with is denied for whatever was signed on its word."""
+    return [record for record in await denies(world) if record.deny.spiffe_id]
 
 
 async def refused(world: Any, peer: Any) -> set[str]:
@@ -293,3 +299,14 @@ async def test_a_ban_that_cannot_be_read_still_bans(world: Any, noise: bytes) ->
     await world.store.commit([Put(BANS + "n1", noise)])
     with pytest.raises(RecordError):
         await join(world)
+
+
+async def test_a_ban_denies_the_tokens_of_the_nodes_workloads(world: Any, roster: Roster) -> None:
+    await world.entry("web", "n1")
+    peer = await join(world)
+    joined = f"{peer.leaf.serial_number:x}"
+    for _ in range(2):
+        await roster.ban("n1", "stolen", "ann")
+        (found,) = [one.deny for one in await denies(world) if not one.deny.spiffe_id]
+        assert found.serial == joined
+        assert timedelta(0) < found.not_after - world.now - TTL <= timedelta(seconds=2)

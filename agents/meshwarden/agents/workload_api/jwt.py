@@ -78,14 +78,17 @@ class JwtProfile:
             claims = _struct(svid)
         except InvalidJwtSvid as error:
             raise JwtRefused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
-        self._check_denied(svid.spiffe_id)
+        self._check_denied(svid.spiffe_id, svid.node_serial)
         response = schema.ValidateJWTSVIDResponse(spiffe_id=str(svid.spiffe_id))
         # Of the schema's own pool: its Struct is another class than protobuf's.
         response.claims.ParseFromString(claims.SerializeToString())
         return response
 
-    def _check_denied(self, spiffe_id: SpiffeId) -> None:
-        reason = self._deny_list().names(str(spiffe_id), 0, self._clock().timestamp())
+    def _check_denied(self, spiffe_id: SpiffeId, node_serial: int = 0) -> None:
+        denied, now_s = self._deny_list(), self._clock().timestamp()
+        reason = denied.names(str(spiffe_id), 0, now_s)
+        if not reason and denied.of_serial(str(spiffe_id), node_serial, now_s):
+            reason = "the node of this token was banned"
         if reason:
             raise JwtRefused(grpc.StatusCode.PERMISSION_DENIED, f"{spiffe_id}: {reason}")
 

@@ -11,6 +11,7 @@ from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.health import Health
+from meshwarden.controlplane.api.jwt_keys import JwtKeyDesk
 from meshwarden.controlplane.api.nodes import NodeDesk
 from meshwarden.controlplane.api.revision import described
 from meshwarden.controlplane.api.roots import RootDesk
@@ -24,6 +25,7 @@ from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.policy.endpoint import takes_calls
@@ -74,6 +76,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         denies: Denies,
         deny_watch: DenyWatch,
         rotation: RootRotation,
+        jwt: JwtAuthority,
         roster: Roster,
         health: Health,
         clock: Callable[[], datetime],
@@ -85,6 +88,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._audit, self._health, self._clock = audit, health, clock
         self._desk = DenyDesk(denies, deny_watch, sessions, trust_domain, clock)
         self._roots = RootDesk(rotation, clock)
+        self._jwt_keys = JwtKeyDesk(jwt, clock)
         self._nodes_desk = NodeDesk(roster, sessions, publisher)
 
     async def CreateJoinToken(self, request: v1.CreateJoinTokenRequest, context: Context) -> v1.CreateJoinTokenResponse:
@@ -228,6 +232,12 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def ChangeRoot(self, request: v1.ChangeRootRequest, context: Context) -> v1.ListRootsResponse:
         return await self._roots.change(_caller(), request)
+
+    async def ListJwtKeys(self, request: v1.ListJwtKeysRequest, context: Context) -> v1.ListJwtKeysResponse:
+        return self._jwt_keys.listed(_caller())
+
+    async def ChangeJwtKey(self, request: v1.ChangeJwtKeyRequest, context: Context) -> v1.ListJwtKeysResponse:
+        return await self._jwt_keys.change(_caller(), request)
 
     async def ListNodes(self, request: v1.ListNodesRequest, context: Context) -> v1.ListNodesResponse:
         return self._nodes_desk.listed(_caller(), request)

@@ -100,6 +100,7 @@ class ControlPlane:
             utc_now,
             trust_domain=domain,
             issuer=config.spiffe_endpoint.issuer if config.spiffe_endpoint is not None else "",
+            passphrase=engines.jwt_passphrase,
         )
         self._federation = Federation(
             store,
@@ -358,6 +359,7 @@ class ControlPlane:
             denies=denies,
             deny_watch=self._deny_watch,
             rotation=self._rotation,
+            jwt=self._jwt,
             roster=Roster(engines.store, denies, Issued(engines.store, utc_now), engines.audit, utc_now),
             health=Health(
                 state_dir=config.state_dir,

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from meshwarden.certs.authority.disk import DiskAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
-from meshwarden.certs.authority.port import Authority, OnIssued
+from meshwarden.certs.authority.port import Authority, OnIssued, Secret
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.audit.anchor import Anchor
 from meshwarden.controlplane.audit.count import CountedAuditLog
@@ -46,6 +46,8 @@ class Engines:
     authority: Authority
     backends: tuple[Backend, ...]
     secrets: Secrets
+    # What the keys of JWT-SVIDs are encrypted under in the store; None keeps them in memory.
+    jwt_passphrase: Secret | None
     # {a proof of AttestRequest: what judges it}, beside join tokens.
     attestors: Mapping[str, Attestor]
 
@@ -67,12 +69,20 @@ async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStac
     authority = await closing.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
     backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
     attestors = await _attestors(config, secrets, closing)
-    return Engines(store, audit, anchor, authority, backends, secrets, attestors)
+    passphrase = await _jwt_passphrase(config, secrets)
+    return Engines(store, audit, anchor, authority, backends, secrets, passphrase, attestors)
 
 
 def writer(config: Config) -> str:
     """Names this control plane among those of one store, the same after a restart."""
     return f"{platform.node()}:{config.state_dir}"
+
+
+async def _jwt_passphrase(config: Config, secrets: Secrets) -> Secret | None:
+    chosen = config.authority
+    own = chosen.passphrase if isinstance(chosen, DiskAuthorityConfig) else None
+    reference = config.jwt_passphrase or own
+    return await secrets.resolve(reference) if reference is not None else None
 
 
 def _vault_of(config: Config) -> VaultConfig | None:

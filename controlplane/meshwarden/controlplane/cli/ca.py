@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.jwt_key import jwt
 from meshwarden.v1.admin_service_pb2 import ChangeRootRequest, ListRootsRequest, ListRootsResponse, RootState
 
 SHOWN = 16
@@ -17,7 +18,10 @@ root_argument = click.argument("root")
 
 @click.group()
 def ca() -> None:
-    """Show the roots that the mesh trusts, and rotate them."""
+    """Show the roots that the mesh trusts, and rotate them; likewise the keys of JWT-SVIDs."""
+
+
+ca.add_command(jwt)
 
 
 @ca.command("list")

@@ -1,161 +1,222 @@
-"""Who signs JWT-SVIDs: a key of each control plane process, in its memory alone, whose public half lies in the store.
+"""Who signs JWT-SVIDs: keys that lie in the store, encrypted, for all control planes that share it.
 
 /identity/jwt-key/<kid>   JwtKeyRecord
 
-The store's keys together are the trust domain's JWT bundle, so that control planes that share a store publish each
-other's. A key is published long before it signs, and for as long as anything that it has signed lasts:
+The store's keys together are the trust domain's JWT bundle. A key is published long before it signs, and for as long as
+anything that it has signed lasts:
 
     prepared at 1/2 of its predecessor's life ─▶ active at 5/6 ─▶ old, an hour
 
-The first key of a process is active at once: agents learn of it as their sessions begin. A record is good for an hour
-and extended by its process; of one that has ended, nothing is left an hour later.
+The first key is active at once: agents learn of it as their sessions begin. Without a passphrase a private key is in
+its process's memory alone, and each process has keys of its own. A record is good for an hour and extended by whoever
+has its private key; of a process that has ended for good, nothing is left an hour later.
 """
 
 import asyncio
-import json
-from collections.abc import Callable
+import contextlib
+import secrets
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final, cast
 
 import anyio
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from meshwarden.certs.authority.port import Secret
+from meshwarden.certs.authority.slot import RootRefused, SlotState
 from meshwarden.certs.clock import Clock
-from meshwarden.certs.csr import PublicKey
-from meshwarden.certs.jose import InvalidJose, jwk, parse_jwk, thumbprint
-from meshwarden.certs.jwt_bundle import JwtBundle, is_kid
-from meshwarden.certs.jwt_svid import TTL, JwtSvid, JwtTemplate, sign_jwt_svid
+from meshwarden.certs.jose import thumbprint
+from meshwarden.certs.jwt_bundle import JwtBundle
+from meshwarden.certs.jwt_svid import TTL, JwtSvid, JwtTemplate, sign_jwt_svid, token_id
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.controlplane.audit.port import AuditLog, AuditUnavailable
+from meshwarden.controlplane.identity import jwt_key
+from meshwarden.controlplane.identity.jwt_key import BY_ITSELF, HOLD, KEYS, PREPARE_AT, SIGNING, JwtKeyRecord
+from meshwarden.controlplane.identity.jwt_seal import SEAL, JwtSeal
 from meshwarden.controlplane.identity.record import RecordError
-from meshwarden.controlplane.store.port import ANY, Delete, Op, Put, Store, StoreError
+from meshwarden.controlplane.store.port import ABSENT, Ambiguous, Conflict, Delete, Op, Put, Store, StoreError
 
-KEYS: Final = "/identity/jwt-key/"
-LIFE: Final = timedelta(days=7)
-PREPARE_AT: Final = LIFE / 2
-ACTIVATE_AT: Final = LIFE * 5 / 6
-HOLD: Final = timedelta(hours=1)
-"""How long a record is good."""
-EXTEND: Final = timedelta(minutes=5)
+# A record that has less than this left is extended, and one that has more than HOLD, as after a clock was set back.
+LEAST: Final = HOLD * 11 / 12
 # Of a process that starts again and again the oldest keys make room; whoever lives has extended its record since.
 MAX_PUBLISHED: Final = 48
+ATTEMPTS: Final = 3
 TICK_S: Final = 15.0
 RETRY_S: Final = 1.0
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class JwtKeyRecord:
-    """A published key."""
-
-    kid: str
-    public_key: PublicKey
-    # Until when it proves anything, aware.
-    end: datetime
-
-    @property
-    def key(self) -> str:
-        """The store key."""
-        return KEYS + self.kid
-
-    def encode(self) -> bytes:
-        """Returns the bytes to store."""
-        return json.dumps({"v": 1, "jwk": jwk(self.public_key), "end": self.end.isoformat()}).encode()
-
-    @classmethod
-    def decode(cls, key: str, value: bytes) -> "JwtKeyRecord":
-        """Reads stored bytes.
-
-        Raises:
-            RecordError: they are no key's.
-        """
-        try:
-            words = json.loads(value)
-            public_key, end, kid = parse_jwk(words["jwk"]), datetime.fromisoformat(words["end"]), key.removeprefix(KEYS)
-            if public_key is not None and is_kid(kid) and end.tzinfo is not None:
-                return cls(kid, public_key, end)
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidJose):
-            pass
-        raise RecordError(f"store key {key}: not a JWT key")
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """A key of ours."""
-
-    kid: str
-    key: ec.EllipticCurvePrivateKey
-    begun: datetime
-
-
 class JwtAuthority:
     """Signs the JWT-SVIDs of one trust domain. `open` it before it is asked for anything."""
 
-    def __init__(self, store: Store, audit: AuditLog, clock: Clock, *, trust_domain: str, issuer: str = "") -> None:
+    def __init__(
+        self,
+        store: Store,
+        audit: AuditLog,
+        clock: Clock,
+        *,
+        trust_domain: str,
+        issuer: str = "",
+        passphrase: Secret | None = None,
+    ) -> None:
         """Makes one.
 
         Args:
-            store: where public keys are published.
+            store: where the keys are.
             audit: told of each key.
             clock: the present, aware.
             trust_domain: whose identities it signs for.
             issuer: the `iss` of tokens, "https://oidc.mesh.example"; empty for none.
+            passphrase: what private keys are encrypted under; None keeps them in memory alone.
         """
         self._store, self._audit, self._clock = store, audit, clock
-        self._trust_domain, self._issuer = trust_domain, issuer
-        self._active: _Slot | None = None
-        self._prepared: _Slot | None = None
-        self._extended: dict[str, datetime] = {}
-        self._records: dict[str, JwtKeyRecord] = {}
+        self._trust_domain, self._issuer, self._passphrase = trust_domain, issuer, passphrase
+        self._seal: JwtSeal | None = None
+        self._records: dict[str, tuple[JwtKeyRecord, int]] = {}
+        self._keys: dict[str, ec.EllipticCurvePrivateKey] = {}
+        self._signing: tuple[str, ec.EllipticCurvePrivateKey] | None = None
         self._bundle = JwtBundle(trust_domain)
+        self._changing = asyncio.Lock()
         self._listeners: list[Callable[[], None]] = []
+        self.tainted: frozenset[str] = frozenset()
+        """The ids of those keys of the bundle that must not be relied on."""
 
     def bundle(self) -> JwtBundle:
         """Returns the trust domain's JWT keys; the same object until they change."""
         return self._bundle
 
     def listen(self, callback: Callable[[], None]) -> None:
-        """Calls back after each change of the bundle."""
+        """Calls back after each change of the bundle, and of what is tainted."""
         self._listeners.append(callback)
 
-    def sign(self, spiffe_id: SpiffeId, audience: tuple[str, ...], now: datetime) -> JwtSvid:
+    def sign(self, spiffe_id: SpiffeId, audience: tuple[str, ...], now: datetime, node: str = "") -> JwtSvid:
         """Signs a token.
+
+        Args:
+            spiffe_id: whose it is.
+            audience: for whom.
+            now: the present, aware.
+            node: the serial number, in hexadecimal, of the certificate that its node joined with.
 
         Raises:
             InvalidJwtSvid: no token may have this audience.
         """
-        active = self._active
-        if active is None:
+        if self._signing is None:
             raise RuntimeError("the JWT authority is asked before it is opened")
-        return sign_jwt_svid(JwtTemplate(spiffe_id, audience, TTL, self._issuer), active.key, active.kid, now)
+        kid, key = self._signing
+        template = JwtTemplate(spiffe_id, audience, TTL, self._issuer, token_id(node, secrets.token_bytes(8)))
+        return sign_jwt_svid(template, key, kid, now)
 
     async def open(self) -> None:
-        """Takes its first key.
+        """Takes the key that signs, or makes the first.
 
         Raises:
-            StoreError: it can't be published.
+            StoreError: it can't be had or published.
+            AuthorityLocked: the passphrase doesn't open what is there.
         """
-        self._active = await self._new_key()
-        await self._load()
+        if self._passphrase is not None:
+            self._seal = await self._take_seal(self._passphrase)
+        for attempt in range(ATTEMPTS):
+            try:
+                await self.tend()
+                return
+            except (Conflict, Ambiguous):  # another control plane has begun at the same moment
+                if attempt + 1 == ATTEMPTS:
+                    raise
 
     async def run(self) -> None:
-        """Rotates the key, and follows what others publish, until it is cancelled."""
+        """Rotates the keys, and follows what others publish, until it is cancelled."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._keep)
             group.start_soon(self._follow)
 
-    # -- our own keys
+    # -- for operators
+
+    def records(self) -> Sequence[JwtKeyRecord]:
+        """Returns the keys of the bundle, those first that have been there longest."""
+        shown = [record for record, _ in self._records.values() if record.kid in self._bundle.keys]
+        return sorted(shown, key=lambda record: (record.begun, record.kid))
+
+    def slots(self) -> tuple[JwtKeyRecord | None, JwtKeyRecord | None]:
+        """Returns which of the keys that we have signs, and which is prepared."""
+        ours = sorted((record for record, _ in self._records.values() if record.kid in self._keys), key=_age)
+        return (
+            next((record for record in reversed(ours) if record.state is SlotState.ACTIVE), None),
+            next((record for record in ours if record.state is SlotState.PREPARED), None),
+        )
+
+    async def prepare(self, by: str, reason: str = "") -> None:
+        """Publishes the next key.
+
+        Raises:
+            RootRefused: there is one already.
+            StoreError: it isn't published.
+        """
+        async with self._changing:
+            await self._load()
+            await self._prepare(by, reason)
+
+    async def activate(self, kid: str, by: str, reason: str = "", *, force: bool = False) -> None:
+        """Has a prepared key sign; `force` if others may not know it yet.
+
+        Raises:
+            RootRefused: they may not, it isn't prepared, or is of another control plane.
+            StoreError: the old one goes on signing.
+        """
+        async with self._changing:
+            await self._load()
+            chosen = jwt_key.find(self.records(), kid)
+            if not force or chosen.state is not SlotState.PREPARED:
+                jwt_key.refuse_early(chosen, self._clock())
+            if chosen.kid not in self._keys:
+                raise RootRefused(
+                    f"JWT key {chosen.kid[:16]} is in another control plane's memory: ask that, or set `jwt_passphrase`"
+                )
+            await self._activate(chosen, by, reason, forced=force)
+
+    async def taint(self, kid: str, by: str, reason: str = "") -> None:
+        """Marks a key as leaked: agents drop what it has signed.
+
+        Raises:
+            RootRefused: it is the one that signs, or there is none such.
+            StoreError: it is not marked.
+        """
+        async with self._changing:
+            await self._load()
+            chosen = jwt_key.find(self.records(), kid)
+            jwt_key.refuse_signing(chosen, "tainted")
+            if chosen.state is not SlotState.TAINTED:
+                await self._commit([chosen.moved(SlotState.TAINTED, self._clock())])
+            await self._tell("taint", chosen.kid, by, reason)
+
+    async def revoke(self, kid: str, by: str, reason: str = "") -> None:
+        """Takes a key out of the bundle: nothing that it has signed is good any more.
+
+        Raises:
+            RootRefused: it is the one that signs, or there is none such.
+            StoreError: it is still there.
+        """
+        async with self._changing:
+            await self._load()
+            chosen = jwt_key.find(self.records(), kid)
+            jwt_key.refuse_signing(chosen, "revoked")
+            await self._commit([], [chosen])
+            await self._tell("revoke", chosen.kid, by, reason)
+
+    # -- by itself
 
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             try:
                 await self.tend()
+            except (Conflict, Ambiguous) as error:  # another control plane was faster
+                log.info("jwt_keys.reread", reason=str(error))
             except StoreError as error:
                 log.warning("jwt_key.not_tended", error=str(error))
 
@@ -163,45 +224,104 @@ class JwtAuthority:
         """Prepares, activates and extends what is due, and drops what has ended.
 
         Raises:
-            StoreError: the store doesn't answer.
+            StoreError: the store doesn't answer, or somebody else has changed something.
         """
-        now, active = self._clock(), self._active
-        if active is None:
-            return
-        age = now - active.begun
-        if self._prepared is None and age >= PREPARE_AT:
-            self._prepared = await self._new_key()
-        if self._prepared is not None and age >= ACTIVATE_AT:
-            # The old one's record is extended no more, and outlives all that it has signed.
-            self._active, self._prepared = self._prepared, None
-            log.info("jwt_key.activated", kid=self._active.kid)
-        for slot in (self._active, self._prepared):
-            if slot is not None and not timedelta(0) <= now - self._extended[slot.kid] < EXTEND:
-                await self._publish(slot, now)
-        ended = [record for record in self._records.values() if record.end <= now]
-        if ended:
-            drops: list[Op] = [Delete(record.key, ANY) for record in ended]
-            await self._store.commit(drops)
-        self._settle()
+        async with self._changing:
+            await self._load()
+            now = self._clock()
+            if self.slots()[0] is None:
+                await self._begin()
+            await self._commit([record.extended(now) for record in self._lapsing()])
+            active, waiting = self.slots()
+            if active is not None and waiting is None and now >= active.begun + PREPARE_AT:
+                await self._prepare(BY_ITSELF)
+            elif waiting is not None and now >= jwt_key.next_of(waiting, waiting=waiting, active=active)[1]:
+                await self._activate(waiting, BY_ITSELF)
+            ended = [record for record, _ in self._records.values() if record.end <= now]
+            await self._commit([], ended)
 
-    async def _new_key(self) -> _Slot:
+    def _lapsing(self) -> list[JwtKeyRecord]:
+        now = self._clock()
+        ours = (record for record, _ in self._records.values() if record.kid in self._keys)
+        return [record for record in ours if not LEAST < record.end - now <= HOLD]
+
+    async def _begin(self) -> None:
+        """Makes the first key; of those who begin at once, one does."""
+        record = self._new(SlotState.ACTIVE)
+        guard: list[Op] = []
+        if self._seal is not None:
+            stored, _ = await self._store.get(SEAL)
+            if stored is not None:  # written again, so that whoever else begins with it has a conflict
+                guard = [Put(SEAL, stored.value, stored.revision)]
+        await self._commit([record], guard=guard)
+        await self._record("authority.jwt_key", kid=record.kid)
+
+    async def _prepare(self, by: str, reason: str = "") -> None:
+        active, waiting = self.slots()
+        if waiting is not None:
+            raise RootRefused(f"JWT key {waiting.kid[:16]} is prepared already: activate it, or revoke it")
+        record = self._new(SlotState.PREPARED)
+        # The one that signs is written too, so that two who prepare at once don't both.
+        await self._commit([record] if active is None else [record, active.extended(self._clock())])
+        await self._tell("prepare", record.kid, by, reason)
+
+    async def _activate(self, chosen: JwtKeyRecord, by: str, reason: str = "", *, forced: bool = False) -> None:
+        now = self._clock()
+        olds = [
+            record.moved(SlotState.OLD, now)
+            for record, _ in self._records.values()
+            if record.state is SlotState.ACTIVE and record.kid in self._keys
+        ]
+        await self._commit([*olds, chosen.moved(SlotState.ACTIVE, now)])
+        log.info("jwt_key.activated", kid=chosen.kid)
+        await self._tell("activate", chosen.kid, by, reason, forced=forced)
+
+    def _new(self, state: SlotState) -> JwtKeyRecord:
         key, now = new_key(), self._clock()
-        slot = _Slot(thumbprint(key.public_key()), key, now)
-        await self._publish(slot, now)
+        record = JwtKeyRecord(thumbprint(key.public_key()), key.public_key(), state, now, now, now + HOLD)
+        self._keys[record.kid] = key
+        return record if self._seal is None else replace(record, sealed=self._seal.seal(key))
+
+    async def _tell(self, act: str, kid: str, by: str, reason: str, **more: Any) -> None:
+        await self._record(f"jwt_key.{act}", kid=kid, by=by, reason=reason, **more)
+
+    async def _record(self, event: str, **fields: Any) -> None:
         try:
-            await self._audit.record("authority.jwt_key", kid=slot.kid)
-        except AuditUnavailable as error:
-            log.error("jwt_key.not_audited", kid=slot.kid, error=str(error))  # what it signs is recorded, or not given
-        return slot
+            await self._audit.record(event, **fields)
+        except AuditUnavailable as error:  # what a key signs is recorded, or not given
+            log.error("jwt_key.not_audited", event_name=event, error=str(error), **fields)
 
-    async def _publish(self, slot: _Slot, now: datetime) -> None:
-        record = JwtKeyRecord(slot.kid, slot.key.public_key(), now + HOLD)
-        await self._store.commit([Put(record.key, record.encode(), ANY)])
-        self._records[slot.kid] = record
-        self._extended[slot.kid] = now
+    # -- the store
+
+    async def _take_seal(self, passphrase: Secret) -> JwtSeal:
+        """Opens the seal of the store, or makes it."""
+        while True:
+            stored, _ = await self._store.get(SEAL)
+            # scrypt takes its time, and gives the loop to others meanwhile.
+            if stored is not None:
+                return await asyncio.to_thread(JwtSeal.decode, self._trust_domain, passphrase, stored.value)
+            new = await asyncio.to_thread(JwtSeal.new, self._trust_domain, passphrase)
+            with contextlib.suppress(Conflict, Ambiguous):  # what is there then is read
+                await self._store.commit([Put(SEAL, new.encode(), ABSENT)])
+
+    async def _commit(
+        self, changed: Sequence[JwtKeyRecord], dropped: Sequence[JwtKeyRecord] = (), guard: Sequence[Op] = ()
+    ) -> None:
+        """Writes records that stand as we know them, all or none."""
+
+        def known(record: JwtKeyRecord) -> int:
+            return self._records[record.kid][1] if record.kid in self._records else ABSENT
+
+        ops: list[Op] = [Put(record.key, record.encode(), known(record)) for record in changed]
+        ops += [Delete(record.key, known(record)) for record in dropped]
+        if ops:
+            revision = await self._store.commit([*ops, *guard])
+            for record in changed:
+                self._put(record, revision)
+            for record in dropped:
+                self._records.pop(record.kid, None)
+                self._keys.pop(record.kid, None)
         self._settle()
-
-    # -- all keys
 
     async def _follow(self) -> None:
         while True:
@@ -210,7 +330,7 @@ class JwtAuthority:
                 async with aclosing(cast("Any", self._store.watch(KEYS, after=at))) as batches:
                     async for batch in batches:
                         for event in batch.events:
-                            self._put(event.key, event.value)
+                            self._read(event.key, event.value, batch.revision)
                         self._settle()
             except StoreError as error:
                 log.info("jwt_keys.reread", reason=str(error))
@@ -220,28 +340,51 @@ class JwtAuthority:
         page = await self._store.range(KEYS)
         self._records = {}
         for record in page.records:
-            self._put(record.key, record.value)
+            self._read(record.key, record.value, record.revision)
+        self._keys = {kid: key for kid, key in self._keys.items() if kid in self._records}
         self._settle()
         return page.revision
 
-    def _put(self, key: str, value: bytes | None) -> None:
+    def _read(self, key: str, value: bytes | None, revision: int) -> None:
+        kid = key.removeprefix(KEYS)
+        if revision < self._records.get(kid, (None, 0))[1]:
+            return  # a change of before what we know
         if value is None:
-            self._records.pop(key.removeprefix(KEYS), None)
+            self._records.pop(kid, None)
+            self._keys.pop(kid, None)
             return
         try:
-            record = JwtKeyRecord.decode(key, value)
+            self._put(JwtKeyRecord.decode(key, value), revision)
         except RecordError as error:  # one that can't be read must not hide the others
             log.error("record.unreadable", key=key, reason=str(error))
-        else:
-            self._records[record.kid] = record
+
+    def _put(self, record: JwtKeyRecord, revision: int) -> None:
+        self._records[record.kid] = record, revision
+        if record.state not in SIGNING:
+            self._keys.pop(record.kid, None)
+        elif record.kid not in self._keys and record.sealed and self._seal is not None:
+            key = self._seal.open(record.kid, record.sealed)
+            if key is None:
+                log.error("jwt_key.sealed_otherwise", kid=record.kid)
+            else:
+                self._keys[record.kid] = key
 
     def _settle(self) -> None:
         """Makes the bundle of what is good now."""
-        now = self._clock()
-        good = sorted((record for record in self._records.values() if record.end > now), key=lambda record: record.end)
-        keys = {record.kid: record.public_key for record in good[-MAX_PUBLISHED:]}
-        if keys == dict(self._bundle.keys):
+        now, active = self._clock(), self.slots()[0]
+        self._signing = (active.kid, self._keys[active.kid]) if active is not None else self._signing
+        alive = (record for record, _ in self._records.values() if record.end > now)
+        good = sorted(alive, key=lambda record: record.end)[-MAX_PUBLISHED:]
+        keys = {record.kid: record.public_key for record in good}
+        tainted = frozenset(record.kid for record in good if record.state is SlotState.TAINTED)
+        if keys == dict(self._bundle.keys) and tainted == self.tainted:
             return
-        self._bundle = JwtBundle.of(self._trust_domain, keys.items())
+        if keys != dict(self._bundle.keys):
+            self._bundle = JwtBundle.of(self._trust_domain, keys.items())
+        self.tainted = tainted
         for callback in self._listeners:
             callback()
+
+
+def _age(record: JwtKeyRecord) -> tuple[Any, str]:
+    return record.begun, record.kid

@@ -162,6 +162,8 @@ class BanRecord:
     # Who has banned it, and why.
     by: str
     reason: str
+    # The serial number, in hexadecimal, of the certificate that it had joined with; empty if it had not.
+    serial: str = ""
 
     @property
     def key(self) -> str:
@@ -170,7 +172,7 @@ class BanRecord:
 
     def encode(self) -> bytes:
         """Returns the bytes to store."""
-        value = {"v": 1, "time": self.time.isoformat(), "by": self.by, "reason": self.reason}
+        value = {"v": 1, "time": self.time.isoformat(), "by": self.by, "reason": self.reason, "serial": self.serial}
         return json.dumps(value).encode()
 
     @classmethod
@@ -183,7 +185,8 @@ class BanRecord:
         try:
             words = json.loads(value)
             time = datetime.fromisoformat(words["time"])
-            return cls(key.removeprefix(BANS), time, str(words["by"]), str(words["reason"]))
+            serial = str(words.get("serial", ""))
+            return cls(key.removeprefix(BANS), time, str(words["by"]), str(words["reason"]), serial)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RecordError(f"store key {key}: not a ban") from None
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
+from meshwarden.certs import jwt_svid
+from meshwarden.certs.deny import last_end
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.issued import Issued
 from meshwarden.controlplane.identity.node_name import NODE_NAME
-from meshwarden.controlplane.identity.record import BanRecord, ban_key, node_key
+from meshwarden.controlplane.identity.record import BanRecord, NodeRecord, RecordError, ban_key, node_key
 from meshwarden.controlplane.store.limit import MAX_OPS
 from meshwarden.controlplane.store.port import ANY, Ambiguous, Conflict, Delete, Op, Put, Store
 from meshwarden.sdk.tracing import own_span
@@ -60,9 +62,12 @@ class Roster:
             StoreError: it isn't banned; or it is, and its workloads' certificates aren't denied: ban it again.
         """
         _check(node)
-        record = BanRecord(node, self._clock(), by, reason)
-        stored, _ = await self._store.get(record.key)
-        if stored is None:
+        stored, _ = await self._store.get(ban_key(node))
+        if stored is not None:
+            serial = BanRecord.decode(stored.key, stored.value).serial
+        else:
+            serial = await self._joined_with(node)
+            record = BanRecord(node, self._clock(), by, reason, serial)
             revision = await self._commit([Put(record.key, record.encode()), Delete(node_key(node), ANY)])
             own_span.note_revision(revision, f"BANNED node {node}")
             await self._audit.record("node.ban", node=node, reason=reason, by=by)
@@ -75,7 +80,18 @@ class Roster:
                 reason=f"node {node} is banned: {reason}"[:500],
                 by=by,
             )
+        if serial:  # by which the tokens of its workloads are known
+            until = last_end(jwt_svid.TTL, self._clock())
+            await self._denies.deny(serials={serial: ""}, until=until, reason=f"node {node} is banned"[:500], by=by)
         return len(certificates)
+
+    async def _joined_with(self, node: str) -> str:
+        """The serial number of the certificate that a node has joined with; empty if it hasn't."""
+        stored, _ = await self._store.get(node_key(node))
+        try:
+            return NodeRecord.decode(stored.key, stored.value).serial if stored is not None else ""
+        except RecordError:  # such a node gets nothing signed
+            return ""
 
     async def unban(self, node: str, by: str) -> None:
         """Takes a ban back. The node has to attest anew; certificates that were denied stay so.

@@ -153,7 +153,7 @@ class WorkloadSigner:
         entry = await self._entry(node, request)
         spiffe_id = self._template(entry).spiffe_id
         try:
-            svid = self._jwt.sign(spiffe_id, check_audience(request.audience), now)
+            svid = self._jwt.sign(spiffe_id, check_audience(request.audience), now, node.serial)
         except InvalidJwtSvid as error:
             raise _Refusal(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
         await self._audit.record(

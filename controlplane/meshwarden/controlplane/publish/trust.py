@@ -39,6 +39,8 @@ class Trust:
 
     def _message(self) -> v1.SyncResponse:
         keys = [] if self._jwt is None else self._jwt.bundle().to_proto()
+        for key in keys:
+            key.tainted = self._jwt is not None and key.kid in self._jwt.tainted
         foreign = [] if self._federation is None else map(_foreign, self._federation.bundles())
         return v1.SyncResponse(trust_bundles=v1.TrustBundles(jwt_keys=keys, foreign=foreign))
 
