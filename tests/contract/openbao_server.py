@@ -48,6 +48,12 @@ class OpenBao:
     def client(self, token: SecretStr, ca_file: Path | None = None, retry_s: float = 3.0) -> VaultClient:
         return VaultClient(self.address, token_login(token), ca_file=ca_file or self.ca_file, retry_s=retry_s)
 
+    def policy(self, shipped: str, mount: str) -> None:
+        """Writes a policy that we ship for another mount, and calls it like that."""
+        self.admin.sys.create_or_update_policy(
+            mount, (SHIPPED / f"{shipped}.hcl").read_text().replace("pki/", f"{mount}/")
+        )
+
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()

@@ -1,8 +1,10 @@
-"""The life of roots: what every authority engine that has slots keeps; one suite for memory and disk."""
+"""The life of roots: what every authority engine that has slots keeps; one suite for memory, disk and Vault."""
 
 import asyncio
+import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,15 +15,24 @@ from pydantic import SecretStr
 
 from meshwarden.certs.authority import disk
 from meshwarden.certs.authority.disk import DiskAuthority
-from meshwarden.certs.authority.issuing import IssuingAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.authority.slot import MAX_ROOTS, RootRefused, Roots, SlotState, fingerprint_of
+from meshwarden.certs.authority.vault import VaultAuthority
+from meshwarden.certs.authority.vault_direct import DirectVaultAuthority
 from meshwarden.certs.clock import utc_now
+from meshwarden.certs.csr import make_csr
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import PeerRefused, verify_chain
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from openbao_server import OpenBao, role, root, serve
+
+pytestmark = pytest.mark.xdist_group("openbao")
+MOUNTS = itertools.count()
 WEB = SpiffeId.workload("a.test", "acme", "web")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
@@ -41,20 +52,36 @@ def clock() -> Clock:
     return Clock()
 
 
-Open = Callable[[], Awaitable[IssuingAuthority]]
+@pytest.fixture(scope="module")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    with serve(tmp_path_factory.mktemp("openbao")) as server:
+        yield server
 
 
-@pytest.fixture(params=["memory", "disk"])
+Open = Callable[[], Awaitable[Authority]]
+
+
+@pytest.fixture(params=["memory", "disk", "upstream", "direct"])
 async def start(
     request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Open]:
     """Opens the engine; opened again, it has the same roots: the same object where they end with the process."""
     monkeypatch.setattr(disk, "SCRYPT_N", 2**10)  # what it costs is shown elsewhere
-    opened: list[IssuingAuthority] = []
+    opened: list[Authority] = []
+    mount = f"pki-{next(MOUNTS)}"
 
-    async def start() -> IssuingAuthority:
+    async def start() -> Authority:
         if request.param == "memory":
             opened.append(opened[0] if opened else MemoryAuthority("a.test", clock, random.Random(1)))
+        elif request.param in ("upstream", "direct"):
+            bao: OpenBao = request.getfixturevalue("bao")
+            if not opened:
+                root(bao.admin, mount)
+                role(bao.admin, mount)
+                bao.policy(request.param, mount)
+            words = {"trust_domain": "a.test", "clock": clock, "mount": mount}
+            engine = VaultAuthority if request.param == "upstream" else DirectVaultAuthority
+            opened.append(await engine.open(bao.client(bao.token(policies=(mount,))), **words))
         else:
             passphrase = SecretStr("correct horse battery")
             directory = tmp_path / "ca"
@@ -70,11 +97,12 @@ async def start(
         await authority.close()
 
 
-async def sign(authority: IssuingAuthority, clock: Clock, ttl: timedelta = HOUR) -> tuple[x509.Certificate, ...]:
-    return await authority.sign(LeafTemplate(WEB, ttl), new_key().public_key(), clock())
+async def sign(authority: Authority, clock: Clock, ttl: timedelta = HOUR) -> tuple[x509.Certificate, ...]:
+    key = new_key()
+    return await authority.sign(LeafTemplate(WEB, ttl), key.public_key(), clock(), make_csr(key))
 
 
-async def verify(authority: IssuingAuthority, chain: tuple[x509.Certificate, ...], clock: Clock) -> None:
+async def verify(authority: Authority, chain: tuple[x509.Certificate, ...], clock: Clock) -> None:
     ders = [certificate.public_bytes(Encoding.DER) for certificate in chain]
     verify_chain(ders, {"a.test": await authority.bundle()}, clock())
 
@@ -102,13 +130,13 @@ async def test_a_whole_rotation(start: Open, clock: Clock) -> None:
     assert [fingerprint_of(root) for root in bundle.roots] == [root.fingerprint for root in roots]
     assert bundle.revision > before.revision
     # A root that is prepared signs nothing.
-    assert (await sign(authority, clock))[1] == first[1]
+    assert (await sign(authority, clock))[-1].issuer == first[-1].issuer
     roots = await authority.activate(roots[1].fingerprint)
     assert states(roots) == ["OLD", "ACTIVE"]
     assert (await authority.bundle()).roots == bundle.roots
     second = await sign(authority, clock)
-    assert second[1].issuer == bundle.roots[1].subject
-    assert len(second) == 2
+    assert second[-1].issuer == bundle.roots[1].subject
+    assert len(second) == len(first)
     await verify(authority, first, clock)
     await verify(authority, second, clock)
     roots = await authority.taint(roots[0].fingerprint)
@@ -132,7 +160,7 @@ async def test_it_lasts(start: Open, clock: Clock) -> None:
     last = await start()
     assert states(await last.roots()) == ["OLD", "ACTIVE", "PREPARED"]
     assert len((await last.bundle()).roots) == 3
-    assert (await sign(last, clock))[1].issuer == (await last.bundle()).roots[1].subject
+    assert (await sign(last, clock))[-1].issuer == (await last.bundle()).roots[1].subject
 
 
 async def test_another_process_follows(start: Open, clock: Clock) -> None:
@@ -144,7 +172,7 @@ async def test_another_process_follows(start: Open, clock: Clock) -> None:
     # Who did not look has not missed it: a change is made to what there is.
     roots = await one.activate(prepared.fingerprint)
     assert states(await other.taint(roots[0].fingerprint)) == ["TAINTED", "ACTIVE"]
-    assert (await sign(other, clock))[1].issuer != old[1].issuer
+    assert (await sign(other, clock))[-1].issuer != old[-1].issuer
 
 
 async def test_what_would_break_the_mesh_is_refused(start: Open, clock: Clock) -> None:
@@ -226,4 +254,4 @@ async def test_leaves_signed_meanwhile_lead_to_the_bundle(start: Open, clock: Cl
     *batches, _ = await asyncio.gather(many(), many(), authority.activate(prepared.fingerprint))
     for chain in (chain for batch in batches for chain in batch):
         await verify(authority, chain, clock)
-    assert (await sign(authority, clock))[1].issuer == (await authority.bundle()).roots[1].subject
+    assert (await sign(authority, clock))[-1].issuer == (await authority.bundle()).roots[1].subject

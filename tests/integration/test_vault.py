@@ -101,13 +101,16 @@ async def test_a_policy_is_enough_and_no_more(bao: OpenBao, policy: str) -> None
     """Enough: the other tests have tokens of these policies. No more: whatever isn't a policy's own is refused."""
     client = bao.client(bao.token(policies=(policy,)))
     calls = {
-        "upstream": ("pki/root/sign-intermediate", {}),
-        "direct": ("pki/sign/meshwarden", {}),
-        "other role": ("pki/sign/other", {}),
+        "upstream": ("pki/issuer/default/sign-intermediate", {}),
+        "direct": ("pki/issuer/default/sign/meshwarden", {}),
+        "other role": ("pki/issuer/default/sign/other", {}),
+        "self-issued": ("pki/issuer/default/sign-self-issued", {}),
+        "issuer": ("pki/issuer/default/revoke", {}),
         "issue": ("pki/issue/meshwarden", {}),
         "verbatim": ("pki/sign-verbatim/meshwarden", {}),
         "role": ("pki/roles/meshwarden", {"allow_any_name": True}),
         "root": ("pki/root/generate/internal", {"common_name": "x"}),
+        "exported": ("pki/issuers/generate/root/exported", {"common_name": "x"}),
         "revoke": ("pki/revoke", {"serial_number": "x"}),
         "import": ("pki/issuers/import/bundle", {"pem_bundle": "x"}),
         "write": ("kv/data/meshwarden", {"data": {}}),
@@ -139,7 +142,7 @@ async def test_an_rsa_root(bao: OpenBao) -> None:
 
 async def test_a_root_that_peers_would_not_trust_is_found_at_once(bao: OpenBao) -> None:
     root(bao.admin, "pki-ed", "ed25519", 0)
-    with pytest.raises(AuthorityError, match="of no use"):
+    with pytest.raises(AuthorityError, match="that leads to a root with an EC or RSA key"):
         await connect(bao, mount="pki-ed", token=SecretStr(bao.admin.token))
 
 
@@ -157,7 +160,7 @@ async def test_a_ttl_that_the_engine_cuts(bao: OpenBao) -> None:
 async def test_no_engine_there(bao: OpenBao) -> None:
     with pytest.raises(AuthorityError) as caught:
         await connect(bao, mount="none", token=SecretStr(bao.admin.token))
-    assert "none/root/sign-intermediate" in str(caught.value)
+    assert "none/issuers: nothing is mounted there" in str(caught.value)
 
 
 async def tended(client: VaultClient, until: Callable[[], bool]) -> None:

@@ -166,8 +166,8 @@ async def test_direct_serves_nodes_workloads_and_operators(bao: OpenBao, tmp_pat
     await authority.close()
 
 
-async def test_direct_another_root_takes_over(bao: OpenBao) -> None:
-    """What the first has signed is good until it ends: the bundle has both."""
+async def test_direct_another_root_is_prepared_first(bao: OpenBao) -> None:
+    """Whoever makes another the default in Vault cuts nobody off: it signs once it is activated."""
     root(bao.admin, "pki-two")
     role(bao.admin, "pki-two")
     authority, key = await direct(bao, SecretStr(bao.admin.token), mount="pki-two"), new_key()
@@ -175,9 +175,14 @@ async def test_direct_another_root_takes_over(bao: OpenBao) -> None:
     words = {"key_type": "ec", "key_bits": 256, "ttl": "720h"}
     made = bao.admin.secrets.pki.generate_root("internal", "the next root", words, mount_point="pki-two")
     bao.admin.write_data("pki-two/config/issuers", data={"default": made["data"]["issuer_id"]})
-    chain = await authority.sign(WEB, key.public_key(), utc_now(), make_csr(key))
+    assert [(root.state, root.wanted) for root in await authority.roots()] == [("ACTIVE", False), ("PREPARED", True)]
     after = await authority.bundle()
     assert after.revision == before.revision + 1
+    chain = await authority.sign(WEB, key.public_key(), utc_now(), make_csr(key))
+    assert chain[-1].issuer == before.roots[0].subject
+    await authority.activate((await authority.roots())[1].fingerprint)
+    chain = await authority.sign(WEB, key.public_key(), utc_now(), make_csr(key))
+    assert chain[-1].issuer != before.roots[0].subject
     assert set(before.roots) < set(after.roots)
     verify_chain([one.public_bytes(Encoding.DER) for one in chain], {"a.test": after}, utc_now())
     await authority.close()

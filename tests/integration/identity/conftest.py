@@ -84,11 +84,22 @@ class Mesh:
     directory: Path
     machines: Machines
     port: int
-    bundle: Bundle
-    operator: X509Svid
-    admin: Any
-    resources: Any
-    operators: Any
+    channels: list[grpc.aio.Channel]
+    bundle: Bundle = field(init=False)
+    operator: X509Svid = field(init=False)
+    admin: Any = field(init=False)
+    resources: Any = field(init=False)
+    operators: Any = field(init=False)
+
+    def connect(self) -> None:
+        """Connects the operator by the certificate that it has now."""
+        self.bundle = Bundle.parse_pem(DOMAIN, (self.directory / "cp" / "ca.pem").read_bytes())
+        files = self.directory / "operator"
+        self.operator = X509Svid.load((files / "tls.crt").read_bytes(), (files / "tls.key").read_bytes())
+        channel = self.channel(self.operator)
+        self.channels.append(channel)
+        self.admin, self.resources = AdminServiceStub(channel), ResourceServiceStub(channel)
+        self.operators = OperatorServiceStub(channel)
 
     @property
     def way(self) -> ControlPlane:
@@ -169,13 +180,9 @@ async def start(short_dir: Path) -> AsyncIterator[Callable[..., Awaitable[Mesh]]
                 while not said.exists():  # noqa: ASYNC110 - a file tells nobody
                     await anyio.sleep(0.02)
             port = int(json.loads(said.read_text())["address"].rpartition(":")[2])
-            bundle = Bundle.parse_pem(DOMAIN, (state / "ca.pem").read_bytes())
-            operator = short_dir / "operator"
-            svid = X509Svid.load((operator / "tls.crt").read_bytes(), (operator / "tls.key").read_bytes())
-            channel = open_channel(ControlPlane(f"127.0.0.1:{port}", DOMAIN), bundle, svid)
-            channels.append(channel)
-            stubs = AdminServiceStub(channel), ResourceServiceStub(channel), OperatorServiceStub(channel)
-            return Mesh(short_dir, machines, port, bundle, svid, *stubs)
+            mesh = Mesh(short_dir, machines, port, channels)
+            mesh.connect()
+            return mesh
 
         yield begin
         for channel in channels:

@@ -1,6 +1,7 @@
 """The life of roots, driven: what is due when, whom it waits for, and who is told."""
 
 import random
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,45 @@ def test_a_plan_is_of_the_future_of_each_root(ended: list[str], waits: bool, beg
     for step in steps[1:]:
         root = slot.find(roots, step.fingerprint)
         assert root.since <= step.time <= root.not_after
+
+
+class Kept(MemoryAuthority):
+    """Roots that somebody else keeps: none is made here, and a prepared one may be wanted at once."""
+
+    fixed = "make it there"
+
+    async def roots(self) -> Roots:
+        found = await super().roots()
+        return tuple(replace(root, wanted=root.state is SlotState.PREPARED) for root in found)
+
+
+async def test_a_root_that_is_wanted_signs_as_soon_as_all_have_acknowledged_it(world: Any) -> None:
+    mesh = Mesh(world)
+    world.authority = authority = Kept("a.test", world.clock, root_ttl=LIFE)
+    mesh.rotation = mesh.control_plane("one")
+    mesh.at(0.6)
+    assert await mesh.look() == ["ACTIVE"]
+    with pytest.raises(RootRefused, match="make it there"):
+        await mesh.rotation.prepare(OPERATOR)
+    assert mesh.rotation.next_of(mesh.rotation.known[0]) is None
+    mesh.at(0.0)
+    await authority.prepare(world.now)
+    mesh.node("slow")
+    assert await mesh.look() == ["ACTIVE", "PREPARED"]
+    mesh.node("slow", *(root.fingerprint for root in mesh.rotation.known))
+    assert await mesh.look() == ["OLD", "ACTIVE"]
+    # What is old ends by itself here too.
+    mesh.at(0.0, MAX_LEAF_TTL)
+    assert await mesh.look() == ["ACTIVE"]
+
+
+async def test_nodes_of_other_regions_get_an_hour(mesh: Mesh) -> None:
+    here = mesh.control_plane("one", regions=True)
+    await here.look()
+    await here.prepare(OPERATOR)
+    new = slot.prepared(here.known)
+    assert new is not None
+    with pytest.raises(RootRefused, match="nodes of other regions can't be asked"):
+        await here.activate(new.fingerprint, OPERATOR)
+    mesh.world.now += HOUR
+    assert states(await here.activate(new.fingerprint, OPERATOR)) == ["OLD", "ACTIVE"]

@@ -65,6 +65,10 @@ class IssuingAuthority(Authority):
     @property
     def fault(self) -> str:
         """Why the issuing certificate was not renewed at the last try; empty if it was."""
+        return self._not_renewed
+
+    @property
+    def _not_renewed(self) -> str:
         return str(self._failure[1]) if self._failure is not None else ""
 
     @abstractmethod

@@ -59,6 +59,11 @@ class Authority(Protocol):
         """Why it could not go on for ever as it is: its upstream is away, a renewal failed; empty if it could."""
         ...
 
+    @property
+    def fixed(self) -> str:
+        """Why it makes no roots, and what to do for another; empty if it makes some."""
+        return ""
+
     async def bundle(self) -> Bundle:
         """Returns the trust domain's roots. The same object until they change.
 

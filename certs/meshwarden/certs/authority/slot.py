@@ -52,6 +52,8 @@ class RootState:
     not_after: datetime
     # When it came into this state.
     since: datetime
+    # Whoever keeps it wants it to sign as soon as all trust it, whenever the active one ends.
+    wanted: bool = False
 
     @classmethod
     def of(cls, certificate: x509.Certificate, state: SlotState, since: datetime) -> "RootState":

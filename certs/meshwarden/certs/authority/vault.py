@@ -1,12 +1,12 @@
-"""A root in Vault or OpenBao, which signs our issuing certificate through `<mount>/root/sign-intermediate`.
+"""A root in Vault or OpenBao, which signs our issuing certificate through `<mount>/issuer/<id>/sign-intermediate`.
 
-Vault sees one request in a few days, never a workload's; while it is away, the issuing certificate goes on signing. The
-roots are what ends the chain that Vault gives.
+Vault sees one such request in a few days, never a workload's; while it is away, the issuing certificate goes on
+signing.
 """
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -14,16 +14,21 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshwarden.certs.authority.foreign import ForeignRoots
 from meshwarden.certs.authority.issuing import IssuingAuthority
 from meshwarden.certs.authority.port import AuthorityError, OnIssued
 from meshwarden.certs.authority.vault_chain import read_chain
 from meshwarden.certs.authority.vault_client import VaultClient
+from meshwarden.certs.authority.vault_roots import VaultRoots
+from meshwarden.certs.authority.vault_slots import Issuer
 from meshwarden.certs.bundle import is_authority
-from meshwarden.certs.issue import INTERMEDIATE_TTL, authority_name, name_text
+from meshwarden.certs.issue import INTERMEDIATE_TTL, IssuerKey, authority_name, name_text
+from meshwarden.certs.svid import new_key
+
+# Of an issuing certificate that signs for nobody.
+PROBE_TTL = timedelta(minutes=2)
 
 
-class VaultAuthority(ForeignRoots, IssuingAuthority):
+class VaultAuthority(VaultRoots, IssuingAuthority):
     """An authority whose root is in a PKI engine."""
 
     def __init__(
@@ -36,11 +41,9 @@ class VaultAuthority(ForeignRoots, IssuingAuthority):
         intermediate_ttl: timedelta = INTERMEDIATE_TTL,
         on_issued: OnIssued | None = None,
     ) -> None:
-        super().__init__(trust_domain, clock, rng, on_issued)
-        self._client = client
-        self._mount = mount
+        VaultRoots.__init__(self, client, mount, trust_domain, clock)
+        IssuingAuthority.__init__(self, trust_domain, clock, rng, on_issued)
         self._intermediate_ttl = intermediate_ttl
-        self._subject = ""
 
     @classmethod
     async def open(
@@ -71,6 +74,7 @@ class VaultAuthority(ForeignRoots, IssuingAuthority):
         authority = cls(client, mount, trust_domain, clock, rng or random.SystemRandom(), intermediate_ttl, on_issued)
         try:
             await authority.bundle()
+            await authority._ready(clock(), timedelta(0))
         except BaseException:
             await authority.close()
             raise
@@ -79,12 +83,13 @@ class VaultAuthority(ForeignRoots, IssuingAuthority):
     @property
     def description(self) -> str:
         """Who signs, for people."""
-        return f"vault: {self._subject or self._client.address} ({self._mount})"
+        who = name_text(self._kept.active.signer.root.subject) if self._kept is not None else self._client.address
+        return f"vault: {who} ({self._mount})"
 
     @property
     def fault(self) -> str:
         """What is wrong with Vault, or with our login; empty if nothing is. What is signed already holds meanwhile."""
-        return self._client.fault or super().fault
+        return self._client.fault or self._unread or self._not_renewed
 
     async def run(self) -> None:
         """Keeps the issuing certificate and the login fresh until it is cancelled, and sees whether Vault is there."""
@@ -101,30 +106,46 @@ class VaultAuthority(ForeignRoots, IssuingAuthority):
     async def _sign_intermediate(
         self, key: ec.EllipticCurvePrivateKey, now: datetime
     ) -> tuple[tuple[x509.Certificate, ...], tuple[x509.Certificate, ...]]:
+        chain = await self._by_signer(lambda signer: self._signed(key, signer, self._intermediate_ttl))
+        return chain, (await self.bundle()).roots
+
+    def _signs(self, root: x509.Certificate) -> bool:
+        return self._kept is None or root == self._kept.active.signer.root
+
+    def _trust(self, roots: Sequence[x509.Certificate]) -> None:
+        """What is trusted is what the engine's issuers say, whatever has just signed."""
+
+    async def _try(self, signer: Issuer) -> None:
+        key = new_key()
+        chain = await self._signed(key, signer, PROBE_TTL)
+        self._prove(IssuerKey(key, chain), self._clock())
+        if self._on_issued is not None:
+            await self._on_issued(chain)
+
+    async def _signed(
+        self, key: ec.EllipticCurvePrivateKey, signer: Issuer, ttl: timedelta
+    ) -> tuple[x509.Certificate, ...]:
+        """Has an issuing certificate signed; returns its chain, its root last."""
         name = authority_name(self.trust_domain, "issuing", key.public_key())
         csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
         request = {
+            "csr": csr.public_bytes(Encoding.PEM).decode(),
+            "common_name": f"issuing of {self.trust_domain}"[:64],
             # Only the subject, which tells this issuing certificate from the one before it.
             "use_csr_values": False,
             "organization": "Meshwarden",
             "serial_number": name.rdns[-1].rfc4514_string().partition("=")[2],
             "max_path_length": 0,
-            "ttl": f"{int(self._intermediate_ttl.total_seconds())}s",
+            "ttl": f"{int(ttl.total_seconds())}s",
             "uri_sans": f"spiffe://{self.trust_domain}",
             "exclude_cn_from_sans": True,
             "format": "pem",
         }
-        answer = await self._client.call(
-            f"{self._mount}/root/sign-intermediate",
-            lambda client: client.secrets.pki.sign_intermediate(
-                csr=csr.public_bytes(Encoding.PEM).decode(),
-                common_name=f"issuing of {self.trust_domain}"[:64],
-                extra_params=request,
-                mount_point=self._mount,
-            ),
-        )
+        path = f"{self._mount}/issuer/{signer.id}/sign-intermediate"
+        answer = await self._client.call(path, lambda client: client.write_data(path, data=request))
         chain = read_chain(answer["data"], self.description)
         if chain[0].public_key() != key.public_key() or not is_authority(chain[0]):
             raise AuthorityError(f"{self.description}: signed another key, or no authority")
-        self._subject = name_text(chain[-1].subject)
-        return chain, (chain[-1],)
+        if chain[-1] != signer.root:
+            raise AuthorityError(f"{self.description}: what it signs leads to another root than its issuer does")
+        return chain

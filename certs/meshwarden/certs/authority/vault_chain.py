@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from meshwarden.certs.authority.port import AuthorityError
 from meshwarden.certs.error import UNREADABLE
@@ -27,7 +28,7 @@ def read_chain(data: Mapping[str, object], who: str) -> tuple[x509.Certificate, 
         raise AuthorityError(f"{who}: its answer holds no certificates") from None
     chain = [certificate]
     while chain[-1].issuer != chain[-1].subject:
-        parent = next((issuer for issuer in issuers if issuer.subject == chain[-1].issuer), None)
+        parent = next((issuer for issuer in issuers if _has_signed(issuer, chain[-1])), None)
         if parent is None or parent in chain:
             raise AuthorityError(
                 f"{who}: the chain ends at {name_text(chain[-1].issuer)!r}, which isn't a root; "
@@ -35,3 +36,12 @@ def read_chain(data: Mapping[str, object], who: str) -> tuple[x509.Certificate, 
             )
         chain.append(parent)
     return tuple(chain)
+
+
+def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """By its key: two roots may have one name."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (TypeError, InvalidSignature, *UNREADABLE):
+        return False
+    return True

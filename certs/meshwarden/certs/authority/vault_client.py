@@ -220,7 +220,8 @@ class VaultClient:
             if "no handler" in said:
                 return VaultMissing(f"{where}: nothing is mounted there; see the mount's path")
             return VaultMissing(f"{where}: there is nothing there")
-        if isinstance(error, InvalidRequest):
+        # An issuer that may sign no more, or is gone, is answered as a fault of the server: trying again mends none.
+        if isinstance(error, InvalidRequest) or "requested usage" in said or "unable to find PKI issuer" in said:
             return AuthorityError(f"{where}: refused: {said}"[:1000])
         if isinstance(error, VaultDown) and "sealed" in said:
             return VaultSealed(f"{self.address}: Vault is sealed; unseal it")

@@ -1,4 +1,4 @@
-"""Each leaf is signed in Vault or OpenBao, through `<mount>/sign/<role>`: no key that signs ever leaves it.
+"""Each leaf is signed in Vault or OpenBao, through `<mount>/issuer/<id>/sign/<role>`: no key that signs ever leaves it.
 
 Vault sees one request for each certificate, and while it is away nobody gets one. What it signs is held against what
 was asked for, so a role that adds or drops anything is found at the first leaf.
@@ -13,11 +13,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from meshwarden.certs.authority.foreign import ForeignRoots
 from meshwarden.certs.authority.port import AuthorityError, AuthorityUnavailable, OnIssued
 from meshwarden.certs.authority.vault_chain import read_chain
 from meshwarden.certs.authority.vault_client import VaultClient
-from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.authority.vault_roots import VaultRoots
+from meshwarden.certs.authority.vault_slots import Issuer
 from meshwarden.certs.csr import PublicKey, make_csr
 from meshwarden.certs.issue import BACKDATING, IssueRefused, LeafTemplate, check_leaf, key_usage, leaf_name, name_text
 from meshwarden.certs.spiffe_id import SpiffeId, check_trust_domain
@@ -34,7 +34,7 @@ _PURPOSES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
 _DIGITAL_SIGNATURE = key_usage(digital_signature=True)
 
 
-class DirectVaultAuthority(ForeignRoots):
+class DirectVaultAuthority(VaultRoots):
     """An authority whose only key is in a PKI engine."""
 
     def __init__(
@@ -47,12 +47,11 @@ class DirectVaultAuthority(ForeignRoots):
         on_issued: OnIssued | None = None,
     ) -> None:
         self.trust_domain = check_trust_domain(trust_domain)
-        self._client = client
-        self._mount, self._role = mount, role
+        super().__init__(client, mount, trust_domain, clock)
+        self._role = role
         self._clock = clock
         self._on_issued = on_issued
         self._issuer: tuple[x509.Certificate, ...] = ()
-        self._bundle: Bundle | None = None
         self._turn = asyncio.Lock()
         self._failure: tuple[datetime, AuthorityUnavailable] | None = None
 
@@ -83,6 +82,7 @@ class DirectVaultAuthority(ForeignRoots):
         authority = cls(client, mount, role, trust_domain, clock, on_issued)
         try:
             await authority.bundle()
+            await authority._by_signer(authority._try)
         except BaseException:
             await authority.close()
             raise
@@ -91,25 +91,20 @@ class DirectVaultAuthority(ForeignRoots):
     @property
     def description(self) -> str:
         """Who signs, for people."""
-        subject = name_text(self._issuer[-1].subject) if self._issuer else self._client.address
+        subject = name_text(self._kept.active.signer.root.subject) if self._kept is not None else self._client.address
         return f"vault, each leaf: {subject} ({self._mount}/sign/{self._role})"
 
     @property
     def fault(self) -> str:
         """What is wrong with Vault, or with our login; empty if nothing is."""
-        return self._client.fault or (str(self._failure[1]) if self._failure is not None else "")
+        return self._client.fault or self._unread or (str(self._failure[1]) if self._failure is not None else "")
 
-    async def bundle(self) -> Bundle:
-        """Returns the trust domain's roots: what ends the chain of the last leaf."""
-        if self._bundle is None:
-            probe, key = LeafTemplate(SpiffeId(self.trust_domain, "/probe"), MIN_TTL), new_key()
-            try:
-                await self.sign(probe, key.public_key(), self._clock(), make_csr(key))
-            except IssueRefused as error:
-                raise AuthorityError(f"{self.description}: its role is of no use: {error}") from None
-        if self._bundle is None:
-            raise AuthorityUnavailable(f"{self.description}: no roots yet")
-        return self._bundle
+    async def _try(self, signer: Issuer) -> None:
+        probe, key = LeafTemplate(SpiffeId(self.trust_domain, "/probe"), MIN_TTL), new_key()
+        try:
+            await self._signed(signer, probe, key.public_key(), self._clock(), make_csr(key))
+        except IssueRefused as error:
+            raise AuthorityError(f"{self.description}: its role is of no use: {error}") from None
 
     async def sign_crl(self, revoked: Mapping[int, datetime], number: int, now: datetime) -> bytes:
         """Refuses: the key is Vault's, and Vault signs a list of what it has revoked itself."""
@@ -125,21 +120,29 @@ class DirectVaultAuthority(ForeignRoots):
             raise IssueRefused(f"{template.spiffe_id}: TTL {template.ttl}: Vault's role needs {MIN_TTL} or more")
         self._raise_fresh_failure()
         try:
-            data = await self._ask(template, csr)
+            leaf, issuer = await self._by_signer(lambda signer: self._signed(signer, template, public_key, now, csr))
         except AuthorityUnavailable as error:
             self._failure = self._clock(), error
             raise
         self._failure = None
-        chain = read_chain(data, self.description)
-        if len(chain) < 2:
-            raise AuthorityError(f"{self.description}: it signs what is a root itself")
-        leaf = check_leaf(template, public_key, chain[:-1], chain[-1], now, ROUNDING)
-        _check_profile(template, leaf[0])
-        await self._meet(chain[1:])
+        await self._meet(issuer)
         return leaf
 
-    async def _ask(self, template: LeafTemplate, csr: bytes) -> dict[str, object]:
-        path = f"{self._mount}/sign/{self._role}"
+    async def _signed(
+        self, signer: Issuer, template: LeafTemplate, public_key: PublicKey, now: datetime, csr: bytes
+    ) -> tuple[tuple[x509.Certificate, ...], tuple[x509.Certificate, ...]]:
+        """Returns a leaf with its intermediates; and who has signed it, the root last."""
+        chain = read_chain(await self._ask(signer, template, csr), self.description)
+        if len(chain) < 2:
+            raise AuthorityError(f"{self.description}: it signs what is a root itself")
+        if chain[-1] != signer.root:
+            raise AuthorityError(f"{self.description}: what it signs leads to another root than its issuer does")
+        leaf = check_leaf(template, public_key, chain[:-1], chain[-1], now, ROUNDING)
+        _check_profile(template, leaf[0])
+        return leaf, chain[1:]
+
+    async def _ask(self, signer: Issuer, template: LeafTemplate, csr: bytes) -> dict[str, object]:
+        path = f"{self._mount}/issuer/{signer.id}/sign/{self._role}"
         request = {
             "csr": x509.load_der_x509_csr(csr).public_bytes(Encoding.PEM).decode(),
             "uri_sans": str(template.spiffe_id),
@@ -162,11 +165,6 @@ class DirectVaultAuthority(ForeignRoots):
                 return
             if self._on_issued is not None:
                 await self._on_issued(issuer)
-            before = self._bundle
-            # What the one before has signed is good until it ends.
-            roots = tuple(dict.fromkeys((issuer[-1], *(before.roots if before is not None else ()))))
-            if before is None or roots != before.roots:
-                self._bundle = Bundle.of(self.trust_domain, roots, 1 if before is None else before.revision + 1)
             self._issuer = issuer
             LOG.info("Vault signs with %x until %s", issuer[0].serial_number, issuer[0].not_valid_after_utc)
 

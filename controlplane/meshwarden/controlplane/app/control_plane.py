@@ -143,6 +143,7 @@ class ControlPlane:
             utc_now,
             owner=writer(config),
             fixed=_fixed_root(config),
+            regions=bool(config.peer),
         )
         self._operators = Operators(authority, store, audit, utc_now, trust_domain=domain, denied=self._denied.identity)
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
@@ -408,9 +409,7 @@ class ControlPlane:
 
 def _fixed_root(config: Config) -> str:
     """Why no new root may be made here; empty if one may."""
-    if isinstance(config.authority, VaultAuthorityConfig):
-        return "the root is in Vault: make the next one there"
-    if config.peer:
+    if config.peer and not isinstance(config.authority, VaultAuthorityConfig):
         return "each region of this mesh has a copy of the root, and would not learn of another: keep the root in Vault"
     return ""
 

@@ -1,7 +1,8 @@
 """The life of the roots, driven: a root is prepared, comes to sign, grows old and is dropped, and nobody is cut off.
 
     half of the active root's life    the next one is prepared: every node learns to trust it
-    five sixths                       it is activated, once every connected node has acknowledged it
+    five sixths                       it is activated, once every connected node has acknowledged it; at once where
+                                      whoever keeps the roots in Vault has made it the one that is to sign
     a day later                       the old one is dropped: the last leaf that leads to it has ended
 
 What is due is done by whoever takes the store's lease for it; all who share the roots follow. Nodes that use a root
@@ -79,7 +80,7 @@ def plan(roots: Sequence[RootState]) -> list[Step]:
     if waiting is None:
         steps = [Step(Act.PREPARE, "", begin + life / 2)]
     else:
-        steps = [Step(Act.ACTIVATE, waiting.fingerprint, begin + life * 5 / 6)]
+        steps = [Step(Act.ACTIVATE, waiting.fingerprint, begin if waiting.wanted else begin + life * 5 / 6)]
     ended = (root for root in roots if root.state in (SlotState.OLD, SlotState.TAINTED))
     return steps + [
         Step(Act.REVOKE, root.fingerprint, min(root.not_after, root.since + MAX_LEAF_TTL)) for root in ended
@@ -100,6 +101,7 @@ class RootRotation:
         *,
         owner: str,
         fixed: str = "",
+        regions: bool = False,
     ) -> None:
         """Does nothing until `run`.
 
@@ -112,9 +114,13 @@ class RootRotation:
             clock: the present, aware.
             owner: this process's name, the same when it starts again.
             fixed: why no new root may be made here; empty if one may.
+            regions: whether the roots are those of other regions too, whose nodes can't be asked.
         """
         self._authority, self._store, self._nodes, self._renew = authority, store, nodes, renew
-        self._audit, self._clock, self._owner, self._fixed = audit, clock, owner, fixed
+        self._audit, self._clock, self._owner = audit, clock, owner
+        self._fixed_here, self._regions = fixed, regions
+        # When each root was first seen, by fingerprint.
+        self._seen: dict[str, datetime] = {}
         self._started = clock()
         self._listeners: list[Callable[[Roots], Awaitable[None]]] = []
         self._telling = asyncio.Lock()
@@ -157,14 +163,12 @@ class RootRotation:
         """
         await self.follow()
         self._leave_tainted()
-        if not self._fixed and any(self._is_due(step) for step in plan(self.known)):
+        if any(self._is_due(step) for step in self._plan()):
             await self._do_due()
 
     def next_of(self, root: RootState) -> Step | None:
         """What becomes of a root by itself; of the one that signs, that another is prepared."""
-        if self._fixed:
-            return None
-        for step in plan(self.known):
+        for step in self._plan():
             if step.fingerprint == root.fingerprint or (not step.fingerprint and root.state is SlotState.ACTIVE):
                 return step
         return None
@@ -181,6 +185,8 @@ class RootRotation:
                 found[node.node] = "was not seen since the control plane has started"
             elif node.last_seen is not None and now - node.last_seen < NODE_TTL:
                 found[node.node] = "is away, and may come back with a certificate that is still good"
+        if self._regions and now - self._seen.get(fingerprint, now) < NODE_TTL:
+            found["nodes of other regions"] = "can't be asked from here, and get an hour for it"
         return found
 
     def users(self, fingerprint: str) -> list[str]:
@@ -260,7 +266,8 @@ class RootRotation:
     async def _moved(
         self, act: Act, roots: Roots, fingerprint: str, by: str, reason: str, *, forced: bool = False
     ) -> Roots:
-        fingerprint = fingerprint or roots[-1].fingerprint
+        new = slot.prepared(roots)
+        fingerprint = fingerprint or (new.fingerprint if new is not None else "")
         fields = {"root": fingerprint, "by": by, "reason": reason, "forced": forced}
         log.info(f"root.{act}", **fields)
         await self._tell(roots)
@@ -274,8 +281,17 @@ class RootRotation:
             for callback in self._listeners:
                 await callback(roots)
             self.known = roots
+            now = self._clock()
+            self._seen = {root.fingerprint: self._seen.get(root.fingerprint, now) for root in roots}
 
     # -- by itself
+
+    @property
+    def _fixed(self) -> str:
+        return self._fixed_here or self._authority.fixed
+
+    def _plan(self) -> list[Step]:
+        return [step for step in plan(self.known) if step.act is not Act.PREPARE or not self._fixed]
 
     def _is_due(self, step: Step) -> bool:
         now = self._clock()
@@ -291,7 +307,7 @@ class RootRotation:
             return  # whoever has it does what is due
         try:
             await self.follow()  # somebody else may have done it before
-            for step in filter(self._is_due, plan(self.known)):
+            for step in filter(self._is_due, self._plan()):
                 await self._do(step)
         finally:
             with contextlib.suppress(StoreError):
