@@ -1,5 +1,6 @@
 """A real OpenBao on a free loopback port, with a PKI and a KV engine and the policies that we ship."""
 
+import base64
 import contextlib
 import ipaddress
 import json
@@ -27,7 +28,7 @@ from meshwarden.certs.svid import new_key
 from meshwarden.controlplane.local.port import free_port
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "vault"
-POLICIES = ("upstream", "direct", "secrets")
+POLICIES = ("upstream", "direct", "secrets", "transit")
 ROOT_TOKEN = "root-of-a-test"
 START_S = 120
 
@@ -53,6 +54,13 @@ class OpenBao:
         self.admin.sys.create_or_update_policy(
             mount, (SHIPPED / f"{shipped}.hcl").read_text().replace("pki/", f"{mount}/")
         )
+
+    def wrap(self, file: Path, secret: str, key: str = "meshwarden") -> None:
+        """Writes a secret to a file as a transit key has encrypted it."""
+        plaintext = base64.b64encode(secret.encode()).decode()
+        answer = self.admin.write_data(f"transit/encrypt/{key}", data={"plaintext": plaintext})
+        file.touch(0o600)
+        file.write_text(answer["data"]["ciphertext"] + "\n")
 
     def stop(self) -> None:
         self.process.kill()
@@ -153,6 +161,8 @@ def prepare(admin: hvac.Client) -> None:
     _put(admin, "other", {"otlp": "hunter3"})
     root(admin, "pki")
     role(admin, "pki")
+    admin.sys.enable_secrets_engine("transit", path="transit")
+    admin.write_data("transit/keys/meshwarden", data={})
 
 
 def _put(admin: hvac.Client, path: str, secret: dict[str, object]) -> None:

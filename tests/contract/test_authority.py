@@ -28,6 +28,7 @@ from meshwarden.certs.issue import IssueRefused, LeafTemplate, name_text
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import verify_chain
+from meshwarden.controlplane.secrets.transit import TransitSecrets
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -35,6 +36,7 @@ from openbao_server import OpenBao, serve
 
 pytestmark = pytest.mark.xdist_group("openbao")
 WEB = SpiffeId.workload("a.test", "acme", "web")
+PASSPHRASE = SecretStr("correct horse battery")
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
@@ -71,10 +73,10 @@ def issued() -> Issued:
 
 
 # Those that sign by an issuing certificate of their own, whose time is this process's.
-ISSUING = pytest.mark.parametrize("start", ["memory", "disk", "upstream"], indirect=True)
+ISSUING = pytest.mark.parametrize("start", ["memory", "disk", "transit", "upstream"], indirect=True)
 
 
-@pytest.fixture(params=["memory", "disk", "upstream", "direct"])
+@pytest.fixture(params=["memory", "disk", "transit", "upstream", "direct"])
 async def start(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, issued: Issued) -> AsyncIterator[Open]:
     """Opens the engine; opened again, it has the same root (but for memory)."""
     opened: list[Authority] = []
@@ -85,8 +87,7 @@ async def start(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, is
     async def memory() -> Authority:
         return MemoryAuthority("a.test", clock, random.Random(1), on_issued=told)
 
-    async def disk() -> Authority:
-        passphrase = SecretStr("correct horse battery")
+    async def disk(passphrase: SecretStr = PASSPHRASE) -> Authority:
         return await DiskAuthority.open(
             tmp_path / "ca",
             passphrase=passphrase,
@@ -95,6 +96,16 @@ async def start(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, is
             create=True,
             on_issued=told,
         )
+
+    async def transit() -> Authority:
+        """On disk, under a passphrase that Vault decrypts."""
+        bao: OpenBao = request.getfixturevalue("bao")
+        if not (tmp_path / "wrapped").exists():
+            bao.wrap(tmp_path / "wrapped", "correct horse battery")
+        client = bao.client(bao.token(policies=("transit",)))
+        passphrase = await TransitSecrets(client).read(f"transit/meshwarden#{tmp_path}/wrapped")
+        client.close()
+        return await disk(passphrase)
 
     async def upstream() -> Authority:
         bao: OpenBao = request.getfixturevalue("bao")
@@ -109,7 +120,7 @@ async def start(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, is
         return await DirectVaultAuthority.open(client, trust_domain="a.test", clock=clock, on_issued=told)
 
     async def start() -> Authority:
-        engines = {"memory": memory, "disk": disk, "upstream": upstream, "direct": direct}
+        engines = {"memory": memory, "disk": disk, "transit": transit, "upstream": upstream, "direct": direct}
         authority = await engines[request.param]()
         opened.append(authority)
         return authority

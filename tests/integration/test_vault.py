@@ -96,7 +96,7 @@ async def test_a_token_that_may_not(bao: OpenBao) -> None:
 POLICY_LINE = r'path "{}" {{ capabilities = \["update"\] }}'
 
 
-@pytest.mark.parametrize("policy", ["upstream", "direct", "secrets"])
+@pytest.mark.parametrize("policy", ["upstream", "direct", "secrets", "transit"])
 async def test_a_policy_is_enough_and_no_more(bao: OpenBao, policy: str) -> None:
     """Enough: the other tests have tokens of these policies. No more: whatever isn't a policy's own is refused."""
     client = bao.client(bao.token(policies=(policy,)))
@@ -114,6 +114,10 @@ async def test_a_policy_is_enough_and_no_more(bao: OpenBao, policy: str) -> None
         "revoke": ("pki/revoke", {"serial_number": "x"}),
         "import": ("pki/issuers/import/bundle", {"pem_bundle": "x"}),
         "write": ("kv/data/meshwarden", {"data": {}}),
+        "transit": ("transit/decrypt/meshwarden", {"ciphertext": "x"}),
+        "encrypt": ("transit/encrypt/meshwarden", {"plaintext": "eA=="}),
+        "other key": ("transit/decrypt/other", {"ciphertext": "x"}),
+        "key": ("transit/keys/meshwarden/config", {"exportable": True}),
         "token": ("auth/token/create", {}),
         "policy": ("sys/policies/acl/direct", {"policy": ""}),
         "seal": ("sys/seal", {}),

@@ -30,7 +30,7 @@ from meshwarden.sdk.mtls.front import MAX_INNER_BYTES
 
 TRUST_DOMAIN = r"[a-z0-9._-]{1,255}"
 INNER = "inner"
-REFERENCE = r"^(credential|file|env|vault):.+$"
+REFERENCE = r"^(credential|file|env|vault|transit):.+$"
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 
 
@@ -46,7 +46,7 @@ class DiskAuthorityConfig(_Frozen):
     """A root of our own: its key lies on disk, encrypted under a passphrase."""
 
     kind: Literal["disk"] = "disk"
-    # A reference (`credential:`, `file:`, `env:`, `vault:`), never the passphrase itself.
+    # A reference (`credential:`, `file:`, `env:`, `vault:`, `transit:`), never the passphrase itself.
     passphrase: str = Field(pattern=REFERENCE)
     # Make a new root if there is none. Without it a missing key is an error: a typo must not found a new mesh.
     create: bool = False

@@ -1,4 +1,4 @@
-"""Resolves references: `vault:<mount>/<path>#<key>`, `credential:<name>`, `file:<path>` and `env:<NAME>`."""
+"""Resolves references: `vault:…#…`, `transit:…#…`, `credential:<name>`, `file:<path>` and `env:<NAME>`."""
 
 import asyncio
 from datetime import timedelta
@@ -38,16 +38,20 @@ class Secrets:
             SecretError: the reference is of no kind that we know, or leads nowhere.
         """
         scheme, colon, name = reference.partition(":")
-        if not colon or scheme not in ("vault", *self._engines):
+        if not colon or scheme not in ("vault", "transit", *self._engines):
             # Not shown: whoever wrote the secret itself in its place would find it in a log.
             raise SecretError(
-                "not a reference to a secret: write vault:<mount>/<path>#<key>, credential:<name>, file:<path> or "
-                "env:<NAME>"
+                "not a reference to a secret: write vault:<mount>/<path>#<key>, credential:<name>, file:<path>, "
+                "env:<NAME> or transit:<mount>/<key>#<path>"
             )
-        if scheme != "vault":
+        if scheme in self._engines:
             return await self._engines[scheme].read(name)
         if not self.has_vault:
             raise SecretError(f"{reference}: no Vault is configured; say where it is under [vault]")
+        if scheme == "transit":
+            from meshwarden.controlplane.secrets.transit import TransitSecrets
+
+            return await TransitSecrets(self.vault().client).read(name)
         return await self.vault().read(name)
 
     @property

@@ -36,7 +36,7 @@ def _login(settings: VaultSettings, resolve: Resolve) -> Login:
 
 
 def _reader(reference: str, resolve: Resolve) -> Read:
-    if reference.startswith("vault:"):
+    if reference.startswith(("vault:", "transit:")):
         raise AuthorityError(f"{reference}: what opens Vault can't lie in Vault; use file: or env:")
 
     async def read() -> SecretStr:
