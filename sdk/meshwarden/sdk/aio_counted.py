@@ -65,13 +65,19 @@ class _UnaryUnary(_Method, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[ty
 class _Retried(_UnaryUnary):
     """A method whose calls may be made again."""
 
+    def __init__(self, inner: Any, outgoing: Outgoing, method: str) -> None:
+        super().__init__(inner, outgoing, method)
+        self._asked_for = _UnaryUnary(inner, outgoing, method, throttled=False)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.aio.UnaryUnaryMultiCallable."""
+        attempts = self._outgoing.retries.begin(kwargs.get("timeout"))
 
         def attempt(timeout_s: float | None) -> Any:
-            return super(_Retried, self).__call__(*args, **{**kwargs, "timeout": timeout_s})
+            make = self._asked_for if attempts.is_told else super(_Retried, self).__call__
+            return make(*args, **{**kwargs, "timeout": timeout_s})
 
-        return RetriedCall(attempt, self._outgoing.retries.begin(kwargs.get("timeout")))
+        return RetriedCall(attempt, attempts)
 
 
 class _UnaryStream(_Method, grpc.aio.UnaryStreamMultiCallable):  # type: ignore[type-arg]

@@ -137,14 +137,20 @@ class _UnaryUnary(_Answered, grpc.UnaryUnaryMultiCallable):  # type: ignore[type
 class _Retried(_UnaryUnary):
     """A method whose calls may be made again, but for those in the hands of the program."""
 
+    def __init__(self, inner: Any, outgoing: Outgoing, method: str) -> None:
+        super().__init__(inner, outgoing, method)
+        self._asked_for = _UnaryUnary(inner, outgoing, method, throttled=False)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See grpc.UnaryUnaryMultiCallable."""
+        attempts = self._outgoing.retries.begin(timeout_of(args, kwargs))
 
         def attempt(timeout_s: float | None) -> Any:
             placed, named = with_timeout(args, kwargs, timeout_s)
-            return super(_Retried, self).__call__(*placed, **named)
+            make = self._asked_for if attempts.is_told else super(_Retried, self).__call__
+            return make(*placed, **named)
 
-        return answer(attempt, self._outgoing.retries.begin(timeout_of(args, kwargs)))
+        return answer(attempt, attempts)
 
 
 class _UnaryStream(_Streamed, grpc.UnaryStreamMultiCallable):  # type: ignore[type-arg]

@@ -1,22 +1,26 @@
 """What channels whose calls are counted have in common, those of grpc and of grpc.aio: their methods, of all shapes."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 
+from meshwarden.sdk.backpressure.throttle import Throttle
 from meshwarden.sdk.outgoing import Outgoing, OutgoingCall
 from meshwarden.sdk.tracing.trace import add_headers
+
+_NEVER: Final = Throttle(0.0)
+"""Holds no call back: it hears of none."""
 
 
 class CountedMethod:
     """A method of a channel, around one of another channel's."""
 
-    def __init__(self, inner: Any, outgoing: Outgoing, method: str) -> None:
+    def __init__(self, inner: Any, outgoing: Outgoing, method: str, *, throttled: bool = True) -> None:
         self._inner = inner
         self._outgoing = outgoing
         self._method = method
-        self._throttle = outgoing.throttle(method)
+        self._throttle = outgoing.throttle(method) if throttled else _NEVER
 
     def _refusal(self) -> str | None:
         """Why a call isn't made; None if it is to be made."""

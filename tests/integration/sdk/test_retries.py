@@ -13,6 +13,7 @@ import pytest
 
 from meshwarden.sdk.aio_counted import CountedAioChannel
 from meshwarden.sdk.backpressure.retry import RESERVE
+from meshwarden.sdk.backpressure.throttle import LEAST
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.outgoing import Outgoing
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
@@ -99,6 +100,46 @@ def test_a_destination_that_is_down_gets_a_tenth_more_calls_and_no_storm(flaky: 
     assert 200 + 15 <= flaky.came <= 200 + RESERVE + 20
 
 
+def held_back(link: Link) -> Outgoing:
+    """What refuses each call that it may."""
+    return Outgoing(link, "orders", retries=3, now_s=lambda: 100.0, chance=lambda: 0.0)
+
+
+def test_a_retry_that_the_server_asked_for_is_not_refused_here(flaky: Flaky) -> None:
+    flaky.ends = [(EXHAUSTED, LIMITED)] * 10_000
+    with CountedChannel(grpc.insecure_channel(flaky.target), held_back(Link())) as channel:
+        call = channel.unary_unary(ECHO)
+        while "SDK itself" not in refused(lambda: call(b"a", timeout=DEADLINE_S)):
+            pass
+        came = flaky.came
+        assert "SDK itself" in refused(lambda: call(b"a", timeout=DEADLINE_S))
+        assert flaky.came == came >= LEAST
+        flaky.ends = []
+    flaky.ends = [(EXHAUSTED, LIMITED)] * LEAST
+    with CountedChannel(grpc.insecure_channel(flaky.target), held_back(Link())) as channel:
+        call = channel.unary_unary(ECHO)
+        assert "not now" in refused(lambda: call(b"a", timeout=DEADLINE_S)), "four attempts"
+        assert "not now" in refused(lambda: call(b"a", timeout=DEADLINE_S))
+        assert call(b"a", timeout=DEADLINE_S) == b"a", "its second attempt was asked for"
+
+
+async def test_nor_by_grpc_aio(flaky: Flaky) -> None:
+    flaky.ends = [(EXHAUSTED, LIMITED)] * LEAST
+    async with CountedAioChannel(grpc.aio.insecure_channel(flaky.target), held_back(Link())) as channel:
+        ask = channel.unary_unary(ECHO)
+        for _ in range(2):
+            assert await ask(b"a", timeout=DEADLINE_S).code() is EXHAUSTED
+        assert await ask(b"a", timeout=DEADLINE_S) == b"a"
+        assert flaky.came == LEAST + 1
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    error: Any = raised.value
+    return str(error.details())
+
+
 def test_what_would_wait_past_its_deadline_fails_at_once(flaky: Flaky) -> None:
     flaky.ends = [(EXHAUSTED, (("retry-after", "9"),))]
     with CountedChannel(grpc.insecure_channel(flaky.target), outgoing(Link())) as channel, pytest.raises(grpc.RpcError):
@@ -156,11 +197,10 @@ async def test_a_channel_of_aio_that_is_closed_meanwhile(flaky: Flaky) -> None:
     assert await call.code() in (AWAY, grpc.StatusCode.CANCELLED)
 
 
-# Where a first call is refused the SDK would refuse half of the second ones itself, which is not asked here.
 CALLER = """
 from meshwarden import sdk
 from meshwarden.examples.orders import orders_pb2, orders_pb2_grpc
-with sdk.channel("xds:///orders", retries=3, throttled=False) as channel:
+with sdk.channel("xds:///orders", retries=3) as channel:
     orders = orders_pb2_grpc.OrdersStub(channel)
     print([orders.Get(orders_pb2.GetRequest(id="1"), timeout=60).tenant for _ in range(8)])
 """

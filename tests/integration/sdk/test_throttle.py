@@ -26,7 +26,7 @@ from instrumented import DEADLINE_S, Link
 GET = "/meshwarden.examples.v1.Orders/Get"
 POLICY = "platform/orders"
 SHAPES = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
-WORDS = "the SDK itself refuses this call, since platform/orders refused 9 of the last 9 calls of "
+WORDS = "the SDK itself refuses this call, since platform/orders refused 10 of the last 10 calls of "
 
 
 class Refusing:
@@ -96,7 +96,7 @@ def test_a_channel_with_threads(refusing: Refusing, shape: str) -> None:
             return error.code(), error.details()
 
         exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert [code() for _ in range(9)] == [(exhausted, "too much")] * 9
+        assert [code() for _ in range(10)] == [(exhausted, "too much")] * 10
         chance[0] = 0.5
         came = refusing.came["calls"]
         said, text = code()
@@ -127,7 +127,7 @@ def test_a_channel_with_threads(refusing: Refusing, shape: str) -> None:
     held = 2 if shape.endswith("stream") else 3
     path = f"/t.T/{shape}"
     assert decisions == {
-        (path, "RESOURCE_EXHAUSTED", CallStat.LIMITED): 9,
+        (path, "RESOURCE_EXHAUSTED", CallStat.LIMITED): 10,
         (path, "RESOURCE_EXHAUSTED", CallStat.THROTTLED): held,
         (path, "OK", CallStat.ALLOWED): 110,
         ("/t.T/other", "OK", CallStat.ALLOWED): 1,
@@ -150,7 +150,7 @@ async def test_a_channel_of_aio(refusing: Refusing, shape: str) -> None:
                 await what
             return raised.value
 
-        assert [(await error(make())).details() for _ in range(9)] == ["too much"] * 9
+        assert [(await error(make())).details() for _ in range(10)] == ["too much"] * 10
         chance[0] = 0.5
         came = refusing.came["calls"]
         refusal = await error(make())
@@ -172,7 +172,7 @@ async def test_a_channel_of_aio(refusing: Refusing, shape: str) -> None:
     counted = Counter[Any]()
     for stat in link.counter.take():
         counted[stat.decision] += stat.count
-    assert counted == {CallStat.LIMITED: 9, CallStat.THROTTLED: 2, CallStat.ALLOWED: 110}
+    assert counted == {CallStat.LIMITED: 10, CallStat.THROTTLED: 2, CallStat.ALLOWED: 110}
 
 
 def test_it_can_be_left_out(refusing: Refusing) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.sdk.backpressure.throttle import MOST, PROBE_S, RECOVERED, WINDOW_S, Throttle, is_refusal
+from meshwarden.sdk.backpressure.throttle import LEAST, MOST, PROBE_S, RECOVERED, WINDOW_S, Throttle, is_refusal
 
 STEPS = st.lists(st.tuples(st.booleans(), st.floats(0, 30), st.floats(0, 1, exclude_max=True)), max_size=200)
 
@@ -115,6 +115,16 @@ def test_one_that_takes_all_again_has_all_again_in_seconds() -> None:
     before = caller.refused_here
     caller.run(610.0, 100.0, 50.0)
     assert caller.refused_here == before
+
+
+def test_the_first_few_are_never_held_back() -> None:
+    throttle = Throttle(0.0)
+    for _ in range(LEAST - 1):
+        throttle.refused(0.0)
+        assert not throttle.on or throttle.admits(0.0, 0.0)
+    throttle.refused(0.0)
+    assert throttle.on
+    assert not throttle.admits(0.0, 0.0)
 
 
 def test_a_slow_caller_is_never_held_back() -> None:

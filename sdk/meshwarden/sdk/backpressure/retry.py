@@ -75,12 +75,17 @@ class Retries:
 
 
 class Attempts:
-    """The attempts of one call."""
+    """The attempts of one call.
 
-    __slots__ = ("_ends_s", "_made", "_retries")
+    Attributes:
+        is_told: whether it was the destination that said when the next one is to be made.
+    """
+
+    __slots__ = ("_ends_s", "_made", "_retries", "is_told")
 
     def __init__(self, retries: Retries, ends_s: float | None) -> None:
         self._retries, self._ends_s, self._made = retries, ends_s, 0
+        self.is_told = False
 
     @property
     def left_s(self) -> float | None:
@@ -103,7 +108,7 @@ class Attempts:
             return None
         if not retries.budget.take():
             return None
-        self._made += 1
+        self._made, self.is_told = self._made + 1, said_s is not None
         return wait_s
 
 

@@ -6,8 +6,9 @@ destination accepted, and refuses one by itself with the probability
 
     (calls - K * accepted) / (calls + 1),  K = 2
 
-so that it sends about twice as many calls as are accepted: where at least half of them are, none is refused here. A
-tenth of the calls goes in any case, and one a second; after `RECOVERED` accepted ones in a row all go again.
+so that it sends about twice as many calls as are accepted: where at least half of them are, none is refused here, nor
+while there were fewer than `LEAST` calls, which say little. A tenth of the calls goes in any case, and one a second;
+after `RECOVERED` accepted ones in a row all go again.
 
 Only a destination that says of itself "not now" is one that refuses: RESOURCE_EXHAUSTED or UNAVAILABLE with a time to
 try again, or by a policy of the mesh. That it can't be reached, or answers with an error, says nothing of its load.
@@ -26,10 +27,12 @@ import grpc
 K: Final = 2.0
 WINDOW_S: Final = 120.0
 MOST: Final = 0.9
+LEAST: Final = 10
 PROBE_S: Final = 1.0
 RECOVERED: Final = 10
 _SLOT_S: Final = 10.0
 _SLOTS: Final = round(WINDOW_S / _SLOT_S)
+_ROUNDING: Final = 1e-6
 _LATER: Final = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 _WHEN: Final = frozenset({"retry-after", "grpc-retry-pushback-ms"})
 _DECISION: Final = ("mesh-decision", "limited")
@@ -89,6 +92,8 @@ class Throttle:
     def _probability(self) -> float:
         accepted, refused, here = self._sums()
         calls = accepted + refused + here
+        if calls < LEAST - _ROUNDING:
+            return 0.0
         return min((calls - K * accepted) / (calls + 1), MOST)
 
     def _sums(self) -> tuple[float, float, float]:
