@@ -137,7 +137,9 @@ class World:
     def _report(self, now_s: float, number: int) -> None:
         self._told_s[number], self._asks[number] = now_s, False
         usages = {
-            Bucket(POLICY, (used.bucket.tenant,)): Usage(used.allowed, used.denied)
+            Bucket(POLICY, (used.bucket.tenant,)): Usage(
+                used.allowed, used.denied, spilled=None if self._is_envoy[number] else used.spilled
+            )
             for used in self._leases[number].report(now_s).usages
         }
         self._at(now_s + WAY_S, self._hear, number, usages, self._obeyed[number])
@@ -179,7 +181,12 @@ class World:
 
     def _grant(self, now_s: float, number: int, shares: list[Share]) -> None:
         said = [
-            pb.Share(bucket=pb.Bucket(policy=POLICY, tenant=share.bucket.path[0]), rate=share.rate, burst=share.burst)
+            pb.Share(
+                bucket=pb.Bucket(policy=POLICY, tenant=share.bucket.path[0]),
+                rate=share.rate,
+                burst=share.burst,
+                more=share.more,
+            )
             for share in shares
         ]
         self._leases[number].grant(said, now_s)

@@ -17,7 +17,8 @@ from meshwarden.controlplane.local import kernel, record
 
 RATE = 20  # a busy machine calls more often as well
 BURST = 20
-LEAST_BURST, STARTER = 4, 2
+LEAST_BURST, STARTER = 3, 2
+GIVEN_ON = 0.4 * RATE  # what ran over at one point and is used at another
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,10 +96,12 @@ class BucketUsage(_message.Message):
     SHADOWED_FIELD_NUMBER: _builtins.int
     IN_USE_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    SPILLED_FIELD_NUMBER: _builtins.int
     allowed: _builtins.int
     denied: _builtins.int
     shadowed: _builtins.int
     in_use: _builtins.int
+    spilled: _builtins.float
     @_builtins.property
     def bucket(self) -> Global___Bucket: ...
     @_builtins.property
@@ -113,12 +115,15 @@ class BucketUsage(_message.Message):
         shadowed: _builtins.int = ...,
         in_use: _builtins.int = ...,
         chunks: Global___Chunks | None = ...,
+        spilled: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "chunks", b"chunks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_spilled", b"_spilled", "bucket", b"bucket", "chunks", b"chunks", "spilled", b"spilled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "bucket", b"bucket", "chunks", b"chunks", "denied", b"denied", "in_use", b"in_use", "shadowed", b"shadowed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_spilled", b"_spilled", "allowed", b"allowed", "bucket", b"bucket", "chunks", b"chunks", "denied", b"denied", "in_use", b"in_use", "shadowed", b"shadowed", "spilled", b"spilled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__spilled: _TypeAlias = _typing.Literal["spilled"]  # noqa: Y015
+    _WhichOneofArgType__spilled: _TypeAlias = _typing.Literal["_spilled", b"_spilled"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spilled) -> _WhichOneofReturnType__spilled | None: ...
 
 Global___BucketUsage: _TypeAlias = BucketUsage  # noqa: Y015
 
@@ -251,8 +256,10 @@ class Share(_message.Message):
     RATE_FIELD_NUMBER: _builtins.int
     BURST_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     rate: _builtins.float
     burst: _builtins.float
+    more: _builtins.float
     @_builtins.property
     def bucket(self) -> Global___Bucket: ...
     @_builtins.property
@@ -264,10 +271,11 @@ class Share(_message.Message):
         rate: _builtins.float = ...,
         burst: _builtins.float = ...,
         chunk: Global___Chunk | None = ...,
+        more: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "chunk", b"chunk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "burst", b"burst", "chunk", b"chunk", "rate", b"rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "burst", b"burst", "chunk", b"chunk", "more", b"more", "rate", b"rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,6 +105,29 @@ async def test_a_slow_point_is_told_the_newest_of_each_bucket_in_one_message() -
     assert made.report(1)[1].acknowledged == 4
 
 
+async def test_what_ran_over_goes_up_and_what_is_given_once_comes_down_as_sums() -> None:
+    def ran_over(amount: float) -> pb.PointReport:
+        return pb.PointReport(usages=[pb.BucketUsage(bucket=ACME.to_proto(), allowed=1, spilled=amount)])
+
+    made = point()
+    for number, amount in enumerate((0.5, 2.0, float("nan"), -3.0), start=1):
+        made.take(number, ran_over(amount), 0.0)
+    assert [usage.spilled for usage in made.report(1)[1].usages] == [2.5]
+    made.take(5, ran_over(float("inf")), 0.0)
+    assert [usage.spilled for usage in made.report(1)[1].usages] == [MAX_COUNT]
+    made.take(6, pb.PointReport(usages=[used(ACME, 1)]), 0.0)
+    (usage,) = made.report(1)[1].usages
+    assert not usage.HasField("spilled"), "who doesn't say so is not taken to"
+    given = pb.Share(bucket=ACME.to_proto(), rate=3, burst=4, more=1.5)
+    made.grant(1, 1, [given], 0.0)
+    made.grant(1, 2, [given, share(ACME, 5)], 0.0)
+    ((told,),) = [list(points.shares) for points in (await made.next()).points]
+    assert (told.rate, told.more) == (5, 3.0)
+    made.grant(1, 3, [share(ACME, 5)], 0.0)
+    ((told,),) = [list(points.shares) for points in (await made.next()).points]
+    assert told.more == 0, "once"
+
+
 async def test_acknowledging_what_was_never_said_means_nothing() -> None:
     made = point()
     made.grant(1, 5, [share(ACME, 2)], 0.0)

@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meshwarden.agents.quota.point import Point as AgentPoint
+from meshwarden.controlplane.quota.leases import TTL_S
 from meshwarden.controlplane.quota.leases import Leases as Allocator
 from meshwarden.controlplane.quota.ledgers import Ledgers
 from meshwarden.controlplane.quota.node import NodeStream, SayAgain
 from meshwarden.controlplane.quota.policy import share_to_proto
 from meshwarden.controlplane.quota.pool import LEAST_BURST
+from meshwarden.controlplane.quota.spare import PART
 from meshwarden.controlplane.quota.tree import Level
 from meshwarden.controlplane.quota.usage import Usages
 from meshwarden.sdk.quota.bucket import STARTER
@@ -266,9 +268,10 @@ class Mesh:
         self.servers[which % len(self.servers)].load = 80.0
 
     def extra(self) -> float:
-        """What the bound has beside the rate: bursts, of which none is below some calls, and starters."""
+        """What the bound has beside the rate: bursts, none below some calls, starters, and what ran over."""
         opened = sum(server.opened for server in self.servers)
-        return RATE + LEAST_BURST * len(self.servers) + opened * (STARTER + 1)
+        ran_over = PART * RATE * (1 + TTL_S)
+        return RATE + LEAST_BURST * len(self.servers) + opened * (STARTER + 1) + ran_over
 
     def check(self) -> None:
         for width_s in (1.0, 3.0, 10.0, 1e9):

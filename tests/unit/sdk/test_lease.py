@@ -316,3 +316,63 @@ def test_what_is_put_back_into_a_bucket_that_was_forgotten_is_gone() -> None:
     leases = made()
     leases.give_back("acme", CREATE, 50, 9.0)
     assert not leases._tenants
+
+
+def spilled(leases: Leases, now_s: float) -> dict[str, float]:
+    return {usage.bucket.tenant: round(usage.spilled, 6) for usage in leases.report(now_s).usages}
+
+
+def test_what_a_full_bucket_cannot_hold_is_told_once() -> None:
+    leases = made()
+    leases.prolong(FOR_EVER, 0.0)
+    assert spend(leases, "globex", 0.0, 2) == STARTER
+    leases.grant([share("globex", 10, 5)], 0.0)
+    assert spilled(leases, 0.25) == {"globex": 0.0}
+    assert spilled(leases, 1.0) == {"globex": 5.0}, "ten have come, of which it holds five"
+    assert spend(leases, "globex", 1.5, 5) == 5
+    assert spilled(leases, 1.5) == {"globex": 5.0}
+    assert spilled(leases, 1.75) == {"globex": 0.0}
+
+
+def test_what_is_put_in_once_is_used_as_far_as_there_is_room() -> None:
+    leases = made()
+    leases.prolong(FOR_EVER, 0.0)
+    assert spend(leases, "globex", 0.0, 9) == STARTER
+    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="globex"), rate=1, burst=5, more=3)], 0.0)
+    assert spend(leases, "globex", 0.0, 9) == 3
+    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="globex"), rate=1, burst=5, more=100)], 0.0)
+    assert spend(leases, "globex", 0.0, 9) == 5
+    assert spilled(leases, 0.0) == {"globex": 0.0}
+
+
+@pytest.mark.parametrize("more", [math.nan, -5.0, math.inf])
+def test_a_strange_amount_breaks_nothing(more: float) -> None:
+    leases = made()
+    leases.prolong(FOR_EVER, 0.0)
+    assert spend(leases, "globex", 0.0, 9) == STARTER
+    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="globex"), rate=1, burst=5, more=more)], 0.0)
+    assert spend(leases, "globex", 0.0, 9) == (5 if more == math.inf else 0)
+    assert 0 <= spilled(leases, 0.0)["globex"] <= 5
+
+
+def test_once_the_lease_is_over_nothing_is_given_on_or_put_in() -> None:
+    leases = made()  # KEEP_LAST
+    leases.prolong(1.0, 0.0)
+    spend(leases, "globex", 0.0, 2)
+    leases.grant([share("globex", 10, 5)], 0.0)
+    assert spilled(leases, 3.0) == {"globex": 0.0}
+    assert spend(leases, "globex", 3.0, 9) == 5
+    leases.grant([Share(bucket=Bucket(policy=POLICY, tenant="globex"), rate=10, burst=5, more=3)], 3.0)
+    assert spend(leases, "globex", 3.0, 9) == 0
+    assert spend(leases, "globex", 9.0, 5) == 5
+    leases.prolong(FOR_EVER, 9.0)
+    assert spilled(leases, 9.0) == {"globex": 0.0}, "others had it meanwhile"
+
+
+def test_only_a_share_that_is_lower_is_waited_for() -> None:
+    leases = made()
+    leases.prolong(FOR_EVER, 0.0)
+    spend(leases, "globex", 0.0, 1)
+    assert not leases.grant([share("globex", 10, 5)], 0.0)
+    assert not leases.grant([share("globex", 20, 5)], 0.0)
+    assert leases.grant([share("globex", 15, 5)], 0.0)

@@ -80,6 +80,9 @@ class Point:
         self._usages: dict[Key, list[int]] = {}
         # Calls at once that run, by its last word.
         self._in_use: dict[Key, int] = {}
+        # What ran over, of those that say it; what else is to be put into its buckets, once.
+        self._spilled: dict[Key, float] = {}
+        self._more: dict[Key, float] = {}
         self._held: dict[Key, Amount] = {}
         self._granted: dict[Key, Amount] = {}
         self._out: dict[Key, Amount] = {}
@@ -127,6 +130,8 @@ class Point:
             for number, count in enumerate((usage.allowed, usage.denied, usage.shadowed)):
                 known[number] = min(known[number] + count, MAX_COUNT)
             known[3] = max(known[3], min(usage.in_use, MAX_COUNT))
+            if usage.HasField("spilled"):
+                self._spilled[key] = _plus(self._spilled.get(key, 0.0), usage.spilled)
             if not usage.in_use:
                 self._in_use.pop(key, None)
             elif self._has_room(key, self._in_use):
@@ -147,12 +152,14 @@ class Point:
         for key, (allowed, denied, shadowed, in_use) in self._usages.items():
             usage = report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied, shadowed=shadowed)
             usage.in_use = in_use
+            if key in self._spilled:
+                usage.spilled = self._spilled[key]
             if (chunks := self._chunks.get(key)) is not None:
                 usage.chunks.CopyFrom(chunks)
         if not self._is_told:
             for key, amount in self._held.items():
                 report.held.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)
-        self._usages, self.news, self._is_told = {}, False, True
+        self._usages, self._spilled, self.news, self._is_told = {}, {}, False, True
         if 2 * len(self._chunks) * self._size_bytes > MAX_BYTES:  # what is used up, and told, makes room
             self._chunks = {key: said for key, said in self._chunks.items() if said.left > 0}
         return self._reported, report
@@ -171,6 +178,7 @@ class Point:
                 self._given[key] = share.chunk, base_s + share.chunk.until.seconds + share.chunk.until.nanos / 1e9
                 continue
             self._out[key] = self._granted[key] = amount
+            self._more[key] = _plus(self._more.get(key, 0.0), share.more)
             held = self._held.get(key, amount)
             # Until it has obeyed it may use what it had.
             self._held[key] = Amount(max(held.rate, amount.rate), max(held.burst, amount.burst))
@@ -193,12 +201,12 @@ class Point:
         if self._out or self._given:
             shares = response.points.add(point=self.name).shares
             for key, amount in self._out.items():
-                shares.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst)
+                shares.add(bucket=key.to_proto(), rate=amount.rate, burst=amount.burst, more=self._more[key])
             for key, (chunk, until_s) in self._given.items():
                 # Counted from when its report came, it ends no later on the point's clock, which began before.
                 chunk.until.FromNanoseconds(max(0, round((until_s - self._base_s) * 1e9)))
                 shares.add(bucket=key.to_proto(), chunk=chunk)
-        self._out, self._given, self._answers = {}, {}, 0
+        self._out, self._more, self._given, self._answers = {}, {}, {}, 0
         return response
 
     def held(self) -> dict[Key, Amount]:
@@ -234,3 +242,8 @@ class Point:
             self.foreign += 1
             return None
         return Key.of(bucket)
+
+
+def _plus(known: float, more: float) -> float:
+    """A sum; of what is no number, or below 0, nothing is added."""
+    return min(known + more, MAX_COUNT) if more > 0 else known

@@ -19,21 +19,28 @@ class Usage:
         denied: what was refused.
         in_use: where calls at once are counted, the most that there were.
         shadowed: what of `allowed` went on for the shadow's sake alone.
+        spilled: what ran over because the bucket was full; None from a point that can't say, nor take such from others.
     """
 
     allowed: float
     denied: float
     in_use: int = 0
     shadowed: float = 0.0
+    spilled: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a point may use of a bucket: so much a second, and how much at once. Rate 0 takes the bucket from it."""
+    """What a point may use of a bucket: so much a second, and how much at once. Rate 0 takes the bucket from it.
+
+    Attributes:
+        more: what is put into the bucket, once.
+    """
 
     bucket: Bucket
     rate: float
     burst: float
+    more: float = 0.0
 
 
 class Lease:

@@ -177,7 +177,7 @@ class Leases:
             self._wanting |= lease.held < before
         for bucket, usage in usages.items():
             tree = self._tree_of(bucket)
-            if tree is None or not (_sane(usage.allowed) and _sane(usage.denied)):
+            if tree is None or not (_sane(usage.allowed) and _sane(usage.denied) and _sane(usage.spilled or 0.0)):
                 self._ignore(tree is None)
                 continue
             known = told.leases.get(bucket)
@@ -193,6 +193,10 @@ class Leases:
                 if usage.allowed > usage.shadowed:
                     more = usage.allowed - usage.shadowed
                     self._excess.add(bucket, tree, more, using.demand.since_s, now_s)
+                if usage.spilled is not None:
+                    # No more than it had to spill: a point that says more would have others given what nobody had.
+                    spilled = min(usage.spilled, using.held * (now_s - using.demand.since_s))
+                    self._pools[bucket.policy].spares.hear(using, spilled, usage.denied + usage.shadowed)
                 if now_s > told.learned_s:
                     wanted = usage.allowed + usage.denied
                     self._wanting |= using.demand.add(wanted, now_s, tree.least_ceiling(bucket.path))
@@ -222,9 +226,14 @@ class Leases:
         self._look_for_silent(now_s)
         shares: dict[Point, list[Share]] = {}
         for policy, pool in self._pools.items():
-            for lease, rate in pool.divide(now_s, learning=self.learns(now_s)):
+            rates = dict(pool.divide(now_s, learning=self.learns(now_s)))
+            for lease, rate in rates.items():
+                held = lease.held
                 lease.tell(self._number, rate)
-                shares.setdefault(lease.point, []).append(pool.share(lease, rate))
+                pool.spares.grow(lease, lease.held - held)
+            spare = {} if self.learns(now_s) else pool.hand_out(now_s)
+            for lease in {**rates, **spare}:
+                shares.setdefault(lease.point, []).append(pool.share(lease, lease.given, spare.get(lease, 0.0)))
             for lease in pool.returned():
                 self._drop(lease)
             for path, many in pool.excess().items():

@@ -137,7 +137,9 @@ class NodeStream:
                 continue
             counts = usage.allowed, usage.denied, usage.in_use, usage.shadowed
             self.ignored["absurd"] += max(counts) >= MOST  # an agent says no more in any case
-            usages[bucket] = Usage(*(min(count, MOST) for count in counts))
+            spilled = usage.spilled if usage.HasField("spilled") else None
+            allowed, denied, in_use, shadowed = (min(count, MOST) for count in counts)
+            usages[bucket] = Usage(allowed, denied, in_use, shadowed, spilled)
             self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
         self._leases.report(point, usages, now_s, acknowledged=report.acknowledged)
 

@@ -44,7 +44,7 @@ def name_of(bucket: Bucket) -> pb.Bucket:
 def share_to_proto(share: Share, unit: Unit) -> pb.Share:
     """A share in its policy's unit as its point is told of it, which knows what it serves."""
     bucket = _told(share.bucket, unit)
-    return pb.Share(bucket=bucket, rate=share.rate, burst=share.burst)
+    return pb.Share(bucket=bucket, rate=share.rate, burst=share.burst, more=share.more)
 
 
 def grant_to_proto(policy: str, unit: Unit, turn: int, grant: Grant, until_s: float) -> pb.Share:

@@ -7,7 +7,8 @@ from meshwarden.controlplane.quota.allocator import Part, divide
 from meshwarden.controlplane.quota.claim import equal_parts
 from meshwarden.controlplane.quota.demand import planned, planned_at_once, portions
 from meshwarden.controlplane.quota.lease import Lease, Share
-from meshwarden.controlplane.quota.tree import REST, Level
+from meshwarden.controlplane.quota.spare import Spares
+from meshwarden.controlplane.quota.tree import REST, Level, Path
 from meshwarden.controlplane.quota.whole import apportion, round_down, rounded
 from meshwarden.sdk.quota.unit import CONCURRENT
 
@@ -15,7 +16,7 @@ IDLE_S: Final = 30.0
 """A bucket that a point doesn't use for so long is taken from it."""
 WORTH_SAYING: Final = 0.03
 """A share is said anew if it differs by more than this part of itself."""
-LEAST_BURST: Final = 4.0
+LEAST_BURST: Final = 3.0
 """What a point may save up of a bucket besides half of its part of the burst, if it has no more by its part, and the
 bucket's whole burst is no less: calls that come at random would else find nothing half of the time."""
 
@@ -33,6 +34,8 @@ class Pool:
         self._whole = tree.unit == CONCURRENT
         self._root = _Branch(tree)
         self._arranged = False
+        self.spares = Spares()
+        """What of its rates went unused just now."""
 
     @property
     def leases(self) -> list[Lease]:
@@ -49,6 +52,7 @@ class Pool:
 
     def remove(self, lease: Lease) -> None:
         """Lets a lease go, and the levels that it was the last of."""
+        self.spares.forget(lease)
         above, branch = [], self._root
         for name in lease.bucket.path:
             if name not in branch.branches:
@@ -67,6 +71,7 @@ class Pool:
         """Puts another tree in place; returns the leases whose buckets it doesn't have."""
         leases = self.leases
         self.tree, self._root, self._whole = tree, _Branch(tree), tree.unit == CONCURRENT
+        self.spares = Spares()
         gone = []
         for lease in leases:
             if tree.find(lease.bucket.path) is None:
@@ -102,6 +107,10 @@ class Pool:
             if (rate < given and (short or rate == 0)) or abs(rate - given) > WORTH_SAYING * given:
                 yield lease, rate
 
+    def hand_out(self, now_s: float) -> dict[Lease, float]:
+        """What leases get, once, of what went unused just now."""
+        return self.spares.hand_out(self.tree, self._held, now_s) if not self._whole else {}
+
     def returned(self) -> list[Lease]:
         """Leases of which nothing is left: the point has acknowledged that it has none."""
         return [lease for lease in self._root.all() if lease.is_idle and lease.held == 0]
@@ -113,7 +122,7 @@ class Pool:
             self._root.running((), found)
         return found
 
-    def share(self, lease: Lease, rate: float) -> Share:
+    def share(self, lease: Lease, rate: float, more: float = 0.0) -> Share:
         """What a point is told."""
         levels = list(self.tree.along(lease.bucket.path))
         # Of every level no more may come at once than it says: together its parts have no more than its rate.
@@ -121,7 +130,13 @@ class Pool:
         if not self._whole and rate > 0:
             least = min(LEAST_BURST + burst / 2, *(level.ceiling * level.burst_s for level in levels))
             burst = max(burst, least)
-        return Share(lease.bucket, rate, burst)
+        return Share(lease.bucket, rate, burst, more)
+
+    def _held(self, path: Path) -> float:
+        branch = self._root
+        for name in path:
+            branch = branch.branch(name)
+        return sum(lease.held for lease in branch.all())
 
 
 _NONE: Final[dict[str, "_Branch"]] = {}

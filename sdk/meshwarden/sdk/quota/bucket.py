@@ -27,14 +27,27 @@ class Bucket:
     starter: ClassVar[float] = STARTER
     """What it has until its share comes."""
 
-    __slots__ = ("allowed", "at_s", "burst", "denied", "free", "lease", "left", "most", "rate", "shadowed", "used_s")
+    __slots__ = (
+        "allowed",
+        "at_s",
+        "burst",
+        "denied",
+        "free",
+        "lease",
+        "left",
+        "most",
+        "rate",
+        "shadowed",
+        "spilled",
+        "used_s",
+    )
 
     def __init__(self, most: tuple[float, float], now_s: float) -> None:
         self.most, self.free = most, 0.0
         self.left, self.at_s, self.used_s = self.starter, now_s, now_s
         self.rate, self.burst = 0.0, self.starter
         self.lease: tuple[float, float] | None = None
-        self.allowed = self.denied = self.shadowed = 0.0
+        self.allowed = self.denied = self.shadowed = self.spilled = 0.0
 
     @property
     def alone(self) -> float:
@@ -59,8 +72,9 @@ class Bucket:
     def fill(self, now_s: float) -> float:
         """Brings it to now, and returns what is in it."""
         if now_s > self.at_s:
-            self.left = min(self.burst, self.left + (now_s - self.at_s) * self.rate)
+            self.left += (now_s - self.at_s) * self.rate
             self.at_s = now_s
+            self._cut()
         return self.left
 
     def tune(self, rate: float, burst: float, now_s: float) -> None:
@@ -69,7 +83,24 @@ class Bucket:
         self.rate = min(rate, self.most[0])
         # Less than one would never let a call through.
         self.burst = max(1.0, min(burst, self.most[1])) if self.rate > 0 else burst
-        self.left = min(self.left, self.burst)
+        self._cut()
+
+    def _cut(self) -> None:
+        """Lets run over what it can't hold."""
+        if self.left > self.burst:
+            self.spilled += self.left - self.burst
+            self.left = self.burst
+
+    def put(self, more: float) -> None:
+        """Puts so much into it, once."""
+        self.left += min(more, self.burst)
+        self._cut()
+
+    def take_spilled(self, now_s: float) -> float:
+        """What has run over since the last time."""
+        self.fill(now_s)
+        spilled, self.spilled = self.spilled, 0.0
+        return spilled
 
     def is_lately_used(self, now_s: float) -> bool:
         """Whether there is something to say of it, or was a moment ago."""

@@ -79,8 +79,10 @@ class Leases:
             # As `fill` does it; a call costs a tenth of a microsecond.
             if now_s > bucket.at_s:
                 left = bucket.left + (now_s - bucket.at_s) * bucket.rate
-                bucket.left = left if left < bucket.burst else bucket.burst
-                bucket.at_s = now_s
+                if left > bucket.burst:
+                    bucket.spilled += left - bucket.burst
+                    left = bucket.burst
+                bucket.left, bucket.at_s = left, now_s
             bucket.used_s = now_s
             if free is None:
                 free = bucket.free
@@ -132,32 +134,44 @@ class Leases:
         used, held = [], []
         with self._lock:  # for as short as can be: calls wait meanwhile
             policy, unit = self._policy, self._unit
+            stale = self._stale or now_s >= self._ends_s  # then others may have what would run over here
             if usage:
                 self._pressed, self._told_s = False, now_s
             for name, tenant in list(self._tenants.items()):
                 for method, bucket in tenant.buckets():
                     if usage and bucket.is_lately_used(now_s):
-                        used.append((name, method, *bucket.take_usage()))
+                        spilled = bucket.take_spilled(now_s)
+                        used.append((name, method, *bucket.take_usage(), 0.0 if stale else spilled))
                     if full and bucket.rate > 0:
                         held.append((name, method, bucket.rate, bucket.burst))
                 self._forget_idle(name, tenant, now_s)
         report = quota_service_pb2.PointReport()
-        for name, method, allowed, denied, shadowed, in_use in used:
+        for name, method, allowed, denied, shadowed, in_use, spilled in used:
             named = quota_service_pb2.Bucket(policy=policy, tenant=name, method=method, unit=unit)
-            report.usages.add(bucket=named, allowed=allowed, denied=denied, shadowed=shadowed, in_use=in_use)
+            said = report.usages.add(bucket=named, allowed=allowed, denied=denied, shadowed=shadowed, in_use=in_use)
+            said.spilled = spilled
         for name, method, rate, burst in held:
             named = quota_service_pb2.Bucket(policy=policy, tenant=name, method=method, unit=unit)
             report.held.add(bucket=named, rate=rate, burst=burst)
         return report
 
-    def grant(self, shares: Iterable[quota_service_pb2.Share], now_s: float) -> None:
-        """Obeys shares; those of buckets that aren't there, or that count something else, are let go."""
+    def grant(self, shares: Iterable[quota_service_pb2.Share], now_s: float) -> bool:
+        """Obeys shares; those of buckets that aren't there, or that count something else, are let go.
+
+        Returns:
+            Whether one is lower than it was: then others wait for our word that it is obeyed.
+        """
+        lower = False
         with self._lock:
             for share in shares:
                 bucket = self._find(share.bucket)
                 if bucket is not None and not share.HasField("chunk"):
+                    lower = lower or share.rate < bucket.rate
                     bucket.lease = (max(0.0, share.rate), max(0.0, share.burst))
                     self._tune(bucket, now_s)
+                    if share.more > 0 and not self._stale:
+                        bucket.put(share.more)
+        return lower
 
     def prolong(self, ends_s: float, now_s: float) -> None:
         """The leases hold until `ends_s`."""
@@ -245,6 +259,7 @@ class Leases:
         for tenant in self._tenants.values():
             for _, bucket in tenant.buckets():
                 self._tune(bucket, now_s)
+                bucket.spilled = 0.0
 
     def _tune(self, bucket: Bucket, now_s: float) -> None:
         spec, lease = self._spec, bucket.lease

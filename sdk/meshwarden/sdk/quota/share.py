@@ -121,8 +121,13 @@ class _Shares:
             report.MergeFrom(leases.report(now_s, usage=usage, full=full))
         return report
 
-    def grant(self, shares: Iterable[quota_service_pb2.Share], base_s: float, now_s: float) -> None:
-        """Obeys shares; those of policies that aren't there are let go. See `Chunks.grant` for `base_s`."""
+    def grant(self, shares: Iterable[quota_service_pb2.Share], base_s: float, now_s: float) -> bool:
+        """Obeys shares; those of policies that aren't there are let go. See `Chunks.grant` for `base_s`.
+
+        Returns:
+            Whether somebody waits for our word that they are obeyed.
+        """
+        awaited = False
         by_policy: dict[str, list[quota_service_pb2.Share]] = {}
         for share in shares:
             by_policy.setdefault(share.bucket.policy, []).append(share)
@@ -130,8 +135,9 @@ class _Shares:
             leases = self._leases.get(policy)
             if isinstance(leases, Chunks):
                 leases.grant(granted, base_s, now_s)
-            elif leases is not None:
-                leases.grant(granted, now_s)
+            else:  # who has it no more says so, too
+                awaited |= leases is None or leases.grant(granted, now_s)
+        return awaited
 
     def prolong(self, ends_s: float, now_s: float) -> None:
         """The leases hold until `ends_s`."""
@@ -199,11 +205,10 @@ class _Stream:
                 self._sent_s.popitem(last=False)
         if sent_s is not None:
             self._base_s = sent_s
-        for point in response.points:
-            self._shares.grant(point.shares, self._base_s, now_s)
+        awaited = [self._shares.grant(point.shares, self._base_s, now_s) for point in response.points]
         with self._lock:
             self._obeyed = response.sequence
-        if response.points:
+        if any(awaited):
             self._pressing.set()  # what was taken from us is given to others when we say so
         if sent_s is not None:
             ttl_s = response.ttl.seconds + response.ttl.nanos / 1e9

@@ -31,6 +31,10 @@ class Slot(Bucket):
         super().__init__(most, now_s)
         self.in_use = self.peak = 0
 
+    def take_spilled(self, now_s: float) -> float:
+        """Nothing: slots don't come by themselves."""
+        return 0.0
+
     def tune(self, rate: float, burst: float, now_s: float) -> None:
         """Has another number of slots from now on."""
         self.rate = min(rate, self.most[0])
