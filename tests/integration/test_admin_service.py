@@ -47,7 +47,8 @@ from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.inbox import Inbox
-from meshwarden.controlplane.regions.puller import Own, Peer, Puller
+from meshwarden.controlplane.regions.link import Own, Peer
+from meshwarden.controlplane.regions.puller import Puller
 from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.manifest import parse

@@ -6,16 +6,26 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.local.client import connect
 from meshwarden.controlplane.local.mesh import LocalMesh, rank
 from meshwarden.controlplane.local.plan import Options
 from meshwarden.controlplane.local.process import children
 from meshwarden.controlplane.local.record import Record
-from meshwarden.v1.admin_service_pb2 import RegionState
+from meshwarden.v1.admin_service_pb2 import (
+    ChangeRootRequest,
+    ListRootsRequest,
+    ListRootsResponse,
+    RegionState,
+    RootState,
+)
 
 
 @pytest.fixture
@@ -111,3 +121,76 @@ async def test_two_regions_under_one_vault_believe_each_other(directory: Path) -
         for mesh in (eu, us):
             assert (await mesh.operator.status()).authority.startswith("vault: ")
             assert not (mesh.plan.server / "ca").exists()
+
+
+Listed = list[tuple[str, str, str]]
+
+
+def listed(answer: ListRootsResponse) -> Listed:
+    """[(fingerprint, state, whose)] as `meshwarden ca list` shows them."""
+    return [(root.fingerprint, RootState.State.Name(root.state), root.region) for root in answer.roots]
+
+
+def roots_of(mesh: LocalMesh) -> Listed:
+    with connect(mesh.context(), utc_now()) as client:
+        return listed(client.admin.ListRoots(ListRootsRequest(), timeout=10))
+
+
+def change(mesh: LocalMesh, **fields: Any) -> Listed:
+    with connect(mesh.context(), utc_now()) as client:
+        return listed(client.admin.ChangeRoot(ChangeRootRequest(**fields), timeout=10))
+
+
+async def activated(mesh: LocalMesh, root: str) -> bool:
+    """Whether a root signs now; it is refused until the other region trusts it."""
+    try:
+        change(mesh, change=ChangeRootRequest.ACTIVATE, fingerprint=root)
+    except grpc.RpcError as error:
+        if "its nodes have not all acknowledged it yet" in str(error):
+            return False
+        raise
+    return True
+
+
+async def test_a_region_that_rotates_its_root_is_believed_by_the_others(directory: Path) -> None:
+    async with running(directory, "eu", "us") as (eu, us):
+
+        async def both() -> bool:
+            return (await other(eu)).answers and (await other(us)).answers
+
+        async def sees(mesh: LocalMesh, *expected: tuple[str, str, str]) -> None:
+            async def seen() -> bool:
+                return roots_of(mesh) == list(expected)
+
+            await until(seen)
+
+        await until(both)
+        ((old, _, _),) = roots_of(eu)
+        new = change(eu, change=ChangeRootRequest.PREPARE)[-1][0]
+        await sees(us, (old, "ACTIVE", ""), (new, "PREPARED", "eu"))
+        with pytest.raises(grpc.RpcError, match="is region eu's: change it there"):
+            change(us, change=ChangeRootRequest.ACTIVATE, fingerprint=new)
+
+        await until(partial(activated, eu, new))
+        change(eu, change=ChangeRootRequest.TAINT, fingerprint=old)
+        await sees(us, (old, "ACTIVE", ""), (new, "ACTIVE", "eu"))
+
+        async def warned() -> bool:
+            return "region eu has tainted root" in (await us.operator.status()).health.authority_error
+
+        await until(warned)
+        # Each answers the other by what it has heard before, also after it was killed.
+        await us.stop_server()
+        await us.start_server()
+        await until(both)
+        assert roots_of(us) == [(old, "ACTIVE", ""), (new, "ACTIVE", "eu")]
+        third = change(us, change=ChangeRootRequest.PREPARE)[1][0]
+        await sees(eu, (old, "TAINTED", ""), (new, "ACTIVE", ""), (third, "PREPARED", "us"))
+        await until(partial(activated, us, third))
+        await until(both)
+        change(us, change=ChangeRootRequest.TAINT, fingerprint=old)
+        for mesh in (eu, us):
+            change(mesh, change=ChangeRootRequest.REVOKE, fingerprint=old, force=True)
+        await sees(eu, (new, "ACTIVE", ""), (third, "ACTIVE", "us"))
+        await sees(us, (third, "ACTIVE", ""), (new, "ACTIVE", "eu"))
+        await until(both)

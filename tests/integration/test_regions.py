@@ -30,15 +30,20 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.tail_policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.rotation import NodeTrust, RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.regions import puller as puller_module
 from meshwarden.controlplane.regions.inbox import Inbox
-from meshwarden.controlplane.regions.puller import MAX_ROWS, Own, Peer, Puller, Untrue
+from meshwarden.controlplane.regions.link import Link as RegionLink
+from meshwarden.controlplane.regions.link import Own, Peer
+from meshwarden.controlplane.regions.puller import MAX_ROWS, Puller, Untrue
 from meshwarden.controlplane.regions.regions import Regions
+from meshwarden.controlplane.regions.roots import RegionRoots
+from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.red.histogram import bucket_of
-from meshwarden.v1.region_service_pb2 import PullRequest, PullResponse
+from meshwarden.v1.region_service_pb2 import GetRootsRequest, PullRequest, PullResponse
 from meshwarden.v1.region_service_pb2_grpc import (
     RegionServiceServicer,
     RegionServiceStub,
@@ -140,7 +145,14 @@ class Region:
             lambda caller, method, reason: self.refused.append(reason),
         )
         self.server = grpc.aio.server(interceptors=[peers, ValidationInterceptor(audit)])
-        servicer = self.servicer or RegionServicer(self.ledger, self.gather.tail, TRUST_DOMAIN, self.name)
+        store = await stack.enter_async_context(open_store(self.directory / "store.sqlite"))
+        self.nodes: list[NodeTrust] = []
+        self.rotation = RootRotation(
+            self.authority, store, lambda: self.nodes, lambda *_: None, audit, utc_now, owner=self.name
+        )
+        await self.rotation.follow()
+        own = TRUST_DOMAIN, self.name
+        servicer = self.servicer or RegionServicer(self.ledger, self.gather.tail, self.authority, self.rotation, own)
         add_RegionServiceServicer_to_server(servicer, self.server)
         self.server.add_insecure_port(front.inner_target)
         await self.server.start()
@@ -284,13 +296,13 @@ async def test_a_link_that_is_cut_costs_nothing_but_time(
 async def test_a_new_certificate_is_shown_and_lasting_ones_are_not(eu: Region, us: Region) -> None:
     puller = eu.puller(us.port)
     await puller.pull()
-    before = puller._channel
+    before = puller._link._channel
     await puller.pull()
-    assert puller._channel is before
+    assert puller._link._channel is before
     await eu.serving.issue()
     await us.count(call())
     await puller.pull()
-    assert puller._channel is not before
+    assert puller._link._channel is not before
     assert await eu.rows("us") == await us.rows("us")
 
 
@@ -330,7 +342,32 @@ async def test_who_is_no_other_region_is_told_nothing(eu: Region, authority: Mem
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             async for _ in RegionServiceStub(channel).Pull(PullRequest()):
                 pass
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await RegionServiceStub(channel).GetRoots(GetRootsRequest())
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_region_tells_its_roots_and_which_its_nodes_trust(eu: Region, us: Region, tmp_path: Path) -> None:
+    async with open_store(tmp_path / "roots.sqlite") as store:
+        roots = await RegionRoots.open(store, ["us"], utc_now)
+        link = RegionLink(Peer("us", f"127.0.0.1:{us.port}"), Own(TRUST_DOMAIN, eu.serving.svid, eu.serving.bundles))
+        try:
+            await us.rotation.prepare("a test")
+            old, new = (root.fingerprint for root in us.rotation.known)
+            us.nodes.append(NodeTrust("us-1", True, utc_now(), frozenset({old}), frozenset({old})))
+            await roots.ask(link)
+            assert [(root.state.fingerprint, root.state.state.value) for root in roots.all] == [
+                (old, "ACTIVE"),
+                (new, "PREPARED"),
+            ]
+            assert roots.missing(old) == {}
+            assert "not all acknowledged" in roots.missing(new)["region us"]
+            us.nodes[0] = NodeTrust("us-1", True, utc_now(), frozenset({old, new}), frozenset({old}))
+            await roots.ask(link)
+            assert roots.missing(new) == {}
+        finally:
+            await link.close()
 
 
 def row(**changes: Any) -> CallStat:

@@ -1885,9 +1885,11 @@ class RootState(_message.Message):
     USED_BY_FIELD_NUMBER: _builtins.int
     NEXT_FIELD_NUMBER: _builtins.int
     NEXT_TIME_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.str
     state: Global___RootState.State.ValueType
     next: _builtins.str
+    region: _builtins.str
     @_builtins.property
     def not_before(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1912,10 +1914,11 @@ class RootState(_message.Message):
         used_by: _abc.Iterable[_builtins.str] | None = ...,
         next: _builtins.str = ...,
         next_time: _timestamp_pb2.Timestamp | None = ...,
+        region: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["next_time", b"next_time", "not_after", b"not_after", "not_before", b"not_before", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "missing", b"missing", "next", b"next", "next_time", b"next_time", "not_after", b"not_after", "not_before", b"not_before", "since", b"since", "state", b"state", "used_by", b"used_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "missing", b"missing", "next", b"next", "next_time", b"next_time", "not_after", b"not_after", "not_before", b"not_before", "region", b"region", "since", b"since", "state", b"state", "used_by", b"used_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,12 +39,23 @@ class RegionServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_region__service__pb2.PullRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_region__service__pb2.PullResponse.FromString,
                 _registered_method=True)
+        self.GetRoots = channel.unary_unary(
+                '/meshwarden.v1.RegionService/GetRoots',
+                request_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetRootsRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetRootsResponse.FromString,
+                _registered_method=True)
 
 
 class RegionServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Pull(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRoots(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -57,6 +68,11 @@ def add_RegionServiceServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=meshwarden_dot_v1_dot_region__service__pb2.PullRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_region__service__pb2.PullResponse.SerializeToString,
+            ),
+            'GetRoots': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoots,
+                    request_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetRootsRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetRootsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +102,33 @@ class RegionService:
             '/meshwarden.v1.RegionService/Pull',
             meshwarden_dot_v1_dot_region__service__pb2.PullRequest.SerializeToString,
             meshwarden_dot_v1_dot_region__service__pb2.PullResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.RegionService/GetRoots',
+            meshwarden_dot_v1_dot_region__service__pb2.GetRootsRequest.SerializeToString,
+            meshwarden_dot_v1_dot_region__service__pb2.GetRootsResponse.FromString,
             options,
             channel_credentials,
             insecure,

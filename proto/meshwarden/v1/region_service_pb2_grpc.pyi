@@ -32,11 +32,13 @@ class RegionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegionServiceAsyncStub: ...
     Pull: _grpc.UnaryStreamMultiCallable[_region_service_pb2.PullRequest, _region_service_pb2.PullResponse]
+    GetRoots: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.GetRootsRequest, _region_service_pb2.GetRootsResponse]
 
 @_typing.type_check_only
 class RegionServiceAsyncStub(RegionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Pull: _aio.UnaryStreamMultiCallable[_region_service_pb2.PullRequest, _region_service_pb2.PullResponse]  # type: ignore[assignment]
+    GetRoots: _aio.UnaryUnaryMultiCallable[_region_service_pb2.GetRootsRequest, _region_service_pb2.GetRootsResponse]  # type: ignore[assignment]
 
 class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -45,5 +47,12 @@ class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _region_service_pb2.PullRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_region_service_pb2.PullResponse], _abc.AsyncIterator[_region_service_pb2.PullResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetRoots(
+        self,
+        request: _region_service_pb2.GetRootsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_service_pb2.GetRootsResponse, _abc.Awaitable[_region_service_pb2.GetRootsResponse]]: ...
 
 def add_RegionServiceServicer_to_server(servicer: RegionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,6 +1,7 @@
 """The life of roots, driven: what is due when, whom it waits for, and who is told."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -228,16 +229,6 @@ async def test_force_ends_it_at_once(mesh: Mesh) -> None:
         await mesh.rotation.revoke(new, OPERATOR, force=True)
 
 
-async def test_where_roots_are_somebody_elses_nothing_is_made(mesh: Mesh) -> None:
-    fixed = mesh.control_plane("one", fixed="the root is in Vault: make the next one there")
-    mesh.at(0.9)
-    await fixed.look()
-    assert states(fixed.known) == ["ACTIVE"]
-    assert fixed.next_of(fixed.known[0]) is None
-    with pytest.raises(RootRefused, match="in Vault"):
-        await fixed.prepare(OPERATOR)
-
-
 async def test_what_becomes_of_a_root_by_itself_is_said(mesh: Mesh) -> None:
     await mesh.rotation.prepare(OPERATOR)
     active, prepared = mesh.rotation.known
@@ -359,13 +350,50 @@ async def test_a_root_that_is_wanted_signs_as_soon_as_all_have_acknowledged_it(w
     assert await mesh.look() == ["ACTIVE"]
 
 
-async def test_nodes_of_other_regions_get_an_hour(mesh: Mesh) -> None:
-    here = mesh.control_plane("one", regions=True)
-    await here.look()
-    await here.prepare(OPERATOR)
-    new = slot.prepared(here.known)
-    assert new is not None
-    with pytest.raises(RootRefused, match="nodes of other regions can't be asked"):
-        await here.activate(new.fingerprint, OPERATOR)
-    mesh.world.now += HOUR
-    assert states(await here.activate(new.fingerprint, OPERATOR)) == ["OLD", "ACTIVE"]
+async def test_other_regions_are_waited_for_as_nodes_are(mesh: Mesh) -> None:
+    missing = {"region us": "its nodes have not all acknowledged it yet"}
+    mesh.rotation = mesh.control_plane("one", regions=lambda _: missing)
+    mesh.at(0.6)
+    await mesh.look()
+    new = mesh.fingerprint("PREPARED")
+    assert mesh.rotation.missing(new) == missing
+    assert mesh.rotation.missing_here(new) == {}
+    mesh.at(0.9)
+    assert await mesh.look() == ["ACTIVE", "PREPARED"]
+    with pytest.raises(RootRefused, match="region us its nodes have not all acknowledged it yet"):
+        await mesh.rotation.activate(new, OPERATOR)
+    missing.clear()
+    assert await mesh.look() == ["OLD", "ACTIVE"]
+
+
+async def test_roots_of_other_regions_are_theirs_to_move_on(mesh: Mesh) -> None:
+    other = MemoryAuthority("a.test", mesh.world.clock, root_ttl=LIFE)
+    await other.prepare(mesh.world.now)
+    ours, theirs = mesh.world.authority, [replace(root, region="us") for root in await other.roots()]
+    everywhere = Everywhere(ours, theirs)
+    mesh.world.authority = everywhere
+    mesh.rotation = mesh.control_plane("one")
+    mesh.at(0.6)
+    assert await mesh.look() == ["ACTIVE", "PREPARED", "ACTIVE", "PREPARED"]
+    assert [root.region for root in mesh.rotation.known] == ["", "", "us", "us"]
+    assert all(mesh.rotation.next_of(root) is None for root in mesh.rotation.known[2:])
+    for change in (mesh.rotation.activate, mesh.rotation.taint, mesh.rotation.revoke):
+        with pytest.raises(RootRefused, match="is region us's: change it there"):
+            await change(theirs[1].fingerprint, OPERATOR)
+    mesh.at(0.9)
+    assert await mesh.look() == ["OLD", "ACTIVE", "ACTIVE", "PREPARED"]
+
+
+class Everywhere:
+    """An authority that knows of another region's roots."""
+
+    fixed = ""
+
+    def __init__(self, own: MemoryAuthority, others: Sequence[RootState]) -> None:
+        self.own, self.others = own, tuple(others)
+
+    def __getattr__(self, name: str) -> Any:
+        async def asked(*args: Any) -> Any:
+            return (*(await getattr(self.own, name)(*args)), *self.others)
+
+        return asked

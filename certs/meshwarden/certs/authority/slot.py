@@ -54,12 +54,14 @@ class RootState:
     since: datetime
     # Whoever keeps it wants it to sign as soon as all trust it, whenever the active one ends.
     wanted: bool = False
+    # Whose it is, where another region of the trust domain signs by it and we only trust it; empty for ours.
+    region: str = ""
 
     @classmethod
-    def of(cls, certificate: x509.Certificate, state: SlotState, since: datetime) -> "RootState":
+    def of(cls, certificate: x509.Certificate, state: SlotState, since: datetime, region: str = "") -> "RootState":
         """Describes a root."""
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        return cls(fingerprint_of(certificate), state, begin, end, since)
+        return cls(fingerprint_of(certificate), state, begin, end, since, region=region)
 
 
 Roots = tuple[RootState, ...]
@@ -68,6 +70,11 @@ Roots = tuple[RootState, ...]
 def fingerprint_of(certificate: x509.Certificate) -> str:
     """Returns the SHA-256 of a certificate, in hexadecimal."""
     return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def own(roots: Sequence[RootState]) -> Roots:
+    """Returns those that are ours: other regions move on their own."""
+    return tuple(root for root in roots if not root.region)
 
 
 def active(roots: Sequence[RootState]) -> RootState:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from meshwarden.certs.authority import slot
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.authority.slot import Roots, SlotState
 from meshwarden.certs.svid import X509Svid
@@ -56,7 +57,7 @@ class Health:
         svid = self._svid()
         if svid is not None:
             health.not_after.FromDatetime(svid.not_after)
-        for root in self._roots():
+        for root in slot.own(self._roots()):
             if root.state is SlotState.ACTIVE:
                 health.root_not_after.FromDatetime(root.not_after)
         return health

@@ -1,19 +1,32 @@
-"""RegionService: tells the control planes of other regions what this one has counted, and which traces it keeps."""
+"""RegionService: tells the control planes of other regions what this one has counted and keeps, and its roots."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from meshwarden.certs.authority import slot
+from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.authority.slot import fingerprint_of
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.identity.authorize import authorize_region
+from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.sdk.mtls import peer
-from meshwarden.v1.region_service_pb2 import KeptTraces, PullRequest, PullResponse
+from meshwarden.v1.admin_service_pb2 import RootState
+from meshwarden.v1.region_service_pb2 import (
+    GetRootsRequest,
+    GetRootsResponse,
+    KeptTraces,
+    PullRequest,
+    PullResponse,
+)
 from meshwarden.v1.region_service_pb2_grpc import RegionServiceServicer
 
 PULL: Final = "/meshwarden.v1.RegionService/Pull"
+GET_ROOTS: Final = "/meshwarden.v1.RegionService/GetRoots"
 # A row is 6 KiB at the most, a message 4 MiB.
 PAGE_ROWS: Final = 500
 # One that is being served and one that comes in its place.
@@ -23,16 +36,26 @@ _PULLS: Final = 2
 class RegionServicer(RegionServiceServicer):
     """Reads the ledger to the control plane of another region of the same trust domain."""
 
-    def __init__(self, ledger: Ledger, tail: TailSampler, trust_domain: str, region: str) -> None:
-        self._ledger, self._tail, self._trust_domain, self._region = ledger, tail, trust_domain, region
+    def __init__(
+        self, ledger: Ledger, tail: TailSampler, authority: Authority, rotation: RootRotation, own: tuple[str, str]
+    ) -> None:
+        """Puts it together.
+
+        Args:
+            ledger: what this region has counted.
+            tail: which traces it keeps.
+            authority: has the certificates of its roots.
+            rotation: knows how they stand, and who trusts them.
+            own: our trust domain and region.
+        """
+        self._ledger, self._tail, self._authority, self._rotation = ledger, tail, authority, rotation
+        self._trust_domain, self._region = own
         self._pulling: Counter[str] = Counter()
 
     async def Pull(
         self, request: PullRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[PullResponse]:
-        verified = peer.current()
-        caller = verified.spiffe_id if verified is not None else None
-        region = authorize_region(caller, PULL, self._trust_domain, self._region)
+        region = self._authorize(PULL)
         if self._pulling[region] >= _PULLS:
             text = f"region {region} pulls {_PULLS} times already: wait for one to end"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
@@ -56,3 +79,29 @@ class RegionServicer(RegionServiceServicer):
                     return
         finally:
             self._pulling[region] -= 1
+
+    async def GetRoots(
+        self, request: GetRootsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> GetRootsResponse:
+        self._authorize(GET_ROOTS)
+        known = self._rotation.known
+        certificates = {fingerprint_of(root): root for root in (await self._authority.bundle()).roots}
+        answer = GetRootsResponse(
+            trusted=[root.fingerprint for root in known if not self._rotation.missing_here(root.fingerprint)]
+        )
+        for root in slot.own(known):
+            if root.fingerprint in certificates:  # else it has just been revoked
+                der = certificates[root.fingerprint].public_bytes(Encoding.DER)
+                told = answer.roots.add(certificate=der, state=RootState.State.Value(root.state.value))
+                told.since.FromDatetime(root.since)
+        return answer
+
+    def _authorize(self, method: str) -> str:
+        """Returns which region calls.
+
+        Raises:
+            Denied: it is no control plane of another.
+        """
+        verified = peer.current()
+        caller = verified.spiffe_id if verified is not None else None
+        return authorize_region(caller, method, self._trust_domain, self._region)

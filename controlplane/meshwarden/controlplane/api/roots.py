@@ -57,10 +57,11 @@ class RootDesk:
     def _state(self, root: RootState) -> v1.RootState:
         state = v1.RootState(
             fingerprint=root.fingerprint,
+            region=root.region,
             state=v1.RootState.State.Value(root.state.value),
             used_by=self._rotation.users(root.fingerprint),
         )
-        if root.state in (SlotState.PREPARED, SlotState.ACTIVE):
+        if not root.region and root.state in (SlotState.PREPARED, SlotState.ACTIVE):
             missing = self._rotation.missing(root.fingerprint)
             state.missing.extend(f"{node}: {why}" for node, why in missing.items())
         state.not_before.FromDatetime(root.not_before)

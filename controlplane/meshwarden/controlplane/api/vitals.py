@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from meshwarden.certs.authority import slot
 from meshwarden.certs.authority.slot import Roots, SlotState
 from meshwarden.certs.svid import X509Svid
 from meshwarden.controlplane.api.quota_metrics import of_quotas
@@ -144,7 +145,7 @@ class Vitals(Collector):
         if svid is not None:
             add(("controlplane", "", "", ""), svid.not_before, svid.not_after)
         states = Counter(dict.fromkeys(SlotState, 0))
-        for root in self._roots():
+        for root in slot.own(self._roots()):
             states[root.state] += 1
             if root.state is SlotState.ACTIVE:
                 add(("root", "", "", ""), root.not_before, root.not_after)

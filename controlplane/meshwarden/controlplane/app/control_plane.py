@@ -37,7 +37,6 @@ from meshwarden.controlplane.app import gathering
 from meshwarden.controlplane.app.engines import AUDIT, Engines, writer
 from meshwarden.controlplane.config import (
     Config,
-    VaultAuthorityConfig,
 )
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
@@ -142,8 +141,7 @@ class ControlPlane:
             audit,
             utc_now,
             owner=writer(config),
-            fixed=_fixed_root(config),
-            regions=bool(config.peer),
+            regions=engines.region_roots.missing,
         )
         self._operators = Operators(authority, store, audit, utc_now, trust_domain=domain, denied=self._denied.identity)
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
@@ -166,7 +164,7 @@ class ControlPlane:
         self.take_own_spans = self._gather.take_own
         """Takes what is traced of this process."""
         self._regions, self._remote = gathering.regions(
-            config, self._durable, self._gather, self._metrics, self._serving, rng
+            config, self._durable, self._gather, self._metrics, self._serving, rng, engines.region_roots
         )
         self._overload = overload(rng.random)
         self._vitals = Vitals(
@@ -379,7 +377,13 @@ class ControlPlane:
             node=node,
             operator=OperatorServicer(self._operators, engines.authority, engines.store, config.trust_domain, utc_now),
             quota=QuotaServicer(nodes, self._division, self._publisher),
-            region=RegionServicer(self._gather.ledger, self._gather.tail, config.trust_domain, config.region),
+            region=RegionServicer(
+                self._gather.ledger,
+                self._gather.tail,
+                engines.authority,
+                self._rotation,
+                (config.trust_domain, config.region),
+            ),
             report=ReportServicer(self._gather, nodes),
             resource=ResourceServicer(
                 engines.store, utc_now, config.region, engines.audit, self._trails, config.trust_domain
@@ -405,13 +409,6 @@ class ControlPlane:
                 serve_public_pages(host, port, self._endpoint.find, self._endpoint.tls)
             )
         return {"spiffe_url": url_of(host, port, "").replace("http:", "https:", 1)}
-
-
-def _fixed_root(config: Config) -> str:
-    """Why no new root may be made here; empty if one may."""
-    if config.peer and not isinstance(config.authority, VaultAuthorityConfig):
-        return "each region of this mesh has a copy of the root, and would not learn of another: keep the root in Vault"
-    return ""
 
 
 def _operator(config: Config, engines: Engines, rng: random.Random, tracing: Provider) -> OperatorCredential | None:

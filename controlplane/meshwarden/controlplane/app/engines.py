@@ -25,6 +25,8 @@ from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpT
 from meshwarden.controlplane.gather.header import BadHeader, Headers
 from meshwarden.controlplane.identity.attestor import Attestor
 from meshwarden.controlplane.identity.issuing import recorder
+from meshwarden.controlplane.regions.authority import RegionalAuthority
+from meshwarden.controlplane.regions.roots import RegionRoots
 from meshwarden.controlplane.secrets.port import SecretError
 from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.store.port import Store
@@ -50,6 +52,7 @@ class Engines:
     jwt_passphrase: Secret | None
     # {a proof of AttestRequest: what judges it}, beside join tokens.
     attestors: Mapping[str, Attestor]
+    region_roots: RegionRoots
 
 
 async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStack) -> Engines:
@@ -66,11 +69,13 @@ async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStac
     audit = CountedAuditLog(events)
     anchor = Anchor(store, audit, lambda: events.end, config.state_dir / AUDIT, writer(config), utc_now)
     secrets = Secrets(vault=config.vault or _vault_of(config))
-    authority = await closing.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
+    own = await closing.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
+    region_roots = await RegionRoots.open(store, [peer.region for peer in config.peer], utc_now)
+    authority = RegionalAuthority(own, region_roots) if config.peer else own
     backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
     attestors = await _attestors(config, secrets, closing)
     passphrase = await _jwt_passphrase(config, secrets)
-    return Engines(store, audit, anchor, authority, backends, secrets, passphrase, attestors)
+    return Engines(store, audit, anchor, authority, backends, secrets, passphrase, attestors, region_roots)
 
 
 def writer(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 import random
 from datetime import timedelta
+from functools import partial
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.config import (
@@ -17,8 +18,10 @@ from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.regions.inbox import Inbox
-from meshwarden.controlplane.regions.puller import Own, Peer, Puller
+from meshwarden.controlplane.regions.link import Link, Own, Peer
+from meshwarden.controlplane.regions.puller import Puller
 from meshwarden.controlplane.regions.regions import Regions
+from meshwarden.controlplane.regions.roots import RegionRoots
 
 
 def traces_of(config: Config) -> dict[str, Keep]:
@@ -49,7 +52,13 @@ def tail(config: Config, mesh: Mesh) -> TailPolicy | None:
 
 
 def regions(
-    config: Config, durable: Durable, gather: Gather, metrics: Metrics, serving: ServingIdentity, rng: random.Random
+    config: Config,
+    durable: Durable,
+    gather: Gather,
+    metrics: Metrics,
+    serving: ServingIdentity,
+    rng: random.Random,
+    roots: RegionRoots,
 ) -> tuple[Regions, Remote]:
     """What asks the other regions, and what they have told."""
     remote = Remote((peer.region for peer in config.peer), utc_now, idle=timedelta(seconds=config.metrics_idle_s))
@@ -58,9 +67,10 @@ def regions(
     inbox = Inbox(gather.ledger, remote)
     durable.add(inbox)
     own = Own(config.trust_domain, serving.svid, serving.bundles)
+    peers = [Peer(peer.region, peer.address) for peer in config.peer]
     pullers = [
         Puller(
-            Peer(peer.region, peer.address),
+            peer,
             own,
             inbox,
             gather.ledger,
@@ -70,9 +80,10 @@ def regions(
             utc_now,
             rng,
         )
-        for peer in config.peer
+        for peer in peers
     ]
-    regions = Regions(config.region, pullers, inbox, utc_now)
+    askers = [partial(roots.run, Link(peer, own), rng) for peer in peers]
+    regions = Regions(config.region, pullers, inbox, utc_now, askers)
     text = "How old what is known of another region is, in seconds; +Inf where nothing is."
     metrics.gauge("meshwarden_region_age_seconds", text, ("region",), regions.ages)
     metrics.gauge("meshwarden_region_answers", "Whether another region answers.", ("region",), regions.answering)

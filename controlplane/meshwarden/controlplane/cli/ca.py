@@ -90,7 +90,8 @@ def show(answer: ListRootsResponse, output: str) -> None:
     if output != "table":
         render.data(render.as_dict(answer), output)
         return
-    render.table(("ROOT", "STATE", "SINCE", "LEFT", "USED BY", "NEXT"), rows(answer.roots, answer.now.seconds, True))
+    heads = ("ROOT", "STATE", "SINCE", "LEFT", "USED BY", "NEXT")
+    render.table(heads, rows(answer.roots, answer.now.seconds, True))
     for node in answer.told:
         click.echo(f"told to renew\t{render.plain(node)}")
     for root in answer.roots:
@@ -109,7 +110,7 @@ def _row(root: RootState, now_s: int, whole: bool) -> tuple[object, ...]:
     left = render.life(root.not_after.seconds - now_s)
     if not whole:
         return (*short, left)
-    following = "-"
+    following = f"is region {root.region}'s" if root.region else "-"
     if root.next:
         wait_s = root.next_time.seconds - now_s
         following = f"{root.next} {'in ' + render.life(wait_s) if wait_s > 0 else 'now'}"

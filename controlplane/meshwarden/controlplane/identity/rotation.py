@@ -11,7 +11,7 @@ that is tainted are told to renew, those that come later as soon as they say wha
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -75,6 +75,7 @@ class Step:
 
 def plan(roots: Sequence[RootState]) -> list[Step]:
     """Returns what is to become of the roots as they are."""
+    roots = slot.own(roots)
     signing, waiting = slot.active(roots), slot.prepared(roots)
     begin, life = signing.not_before, signing.not_after - signing.not_before
     if waiting is None:
@@ -100,8 +101,7 @@ class RootRotation:
         clock: Clock,
         *,
         owner: str,
-        fixed: str = "",
-        regions: bool = False,
+        regions: Callable[[str], Mapping[str, str]] = lambda _: {},
     ) -> None:
         """Does nothing until `run`.
 
@@ -113,14 +113,11 @@ class RootRotation:
             audit: learns of each change.
             clock: the present, aware.
             owner: this process's name, the same when it starts again.
-            fixed: why no new root may be made here; empty if one may.
-            regions: whether the roots are those of other regions too, whose nodes can't be asked.
+            regions: the other regions that would be cut off if certificates led to a root by now, {"region us": why}.
         """
+        self._regions = regions
         self._authority, self._store, self._nodes, self._renew = authority, store, nodes, renew
         self._audit, self._clock, self._owner = audit, clock, owner
-        self._fixed_here, self._regions = fixed, regions
-        # When each root was first seen, by fingerprint.
-        self._seen: dict[str, datetime] = {}
         self._started = clock()
         self._listeners: list[Callable[[Roots], Awaitable[None]]] = []
         self._telling = asyncio.Lock()
@@ -168,13 +165,19 @@ class RootRotation:
 
     def next_of(self, root: RootState) -> Step | None:
         """What becomes of a root by itself; of the one that signs, that another is prepared."""
+        if root.region:
+            return None
         for step in self._plan():
             if step.fingerprint == root.fingerprint or (not step.fingerprint and root.state is SlotState.ACTIVE):
                 return step
         return None
 
     def missing(self, fingerprint: str) -> dict[str, str]:
-        """The nodes that would be cut off if certificates led to a root by now: {node: why}."""
+        """The nodes and other regions that would be cut off if certificates led to a root by now: {which: why}."""
+        return self.missing_here(fingerprint) | dict(self._regions(fingerprint))
+
+    def missing_here(self, fingerprint: str) -> dict[str, str]:
+        """The same of our own nodes alone."""
         now, found = self._clock(), {}
         for node in self._nodes():
             if node.trusted is not None and fingerprint in node.trusted:
@@ -185,8 +188,6 @@ class RootRotation:
                 found[node.node] = "was not seen since the control plane has started"
             elif node.last_seen is not None and now - node.last_seen < NODE_TTL:
                 found[node.node] = "is away, and may come back with a certificate that is still good"
-        if self._regions and now - self._seen.get(fingerprint, now) < NODE_TTL:
-            found["nodes of other regions"] = "can't be asked from here, and get an hour for it"
         return found
 
     def users(self, fingerprint: str) -> list[str]:
@@ -206,8 +207,8 @@ class RootRotation:
             RootRefused: it can't be now.
             AuthorityError: the authority can't.
         """
-        if self._fixed:
-            raise RootRefused(self._fixed)
+        if self._authority.fixed:
+            raise RootRefused(self._authority.fixed)
         return await self._moved(Act.PREPARE, await self._authority.prepare(self._clock()), "", by, reason)
 
     async def activate(self, fingerprint: str, by: str, reason: str = "", *, force: bool = False) -> Roots:
@@ -261,12 +262,15 @@ class RootRotation:
         return await self._moved(Act.REVOKE, roots, root.fingerprint, by, reason, forced=force)
 
     async def _find(self, fingerprint: str) -> RootState:
-        return slot.find(await self._authority.roots(), fingerprint)
+        root = slot.find(await self._authority.roots(), fingerprint)
+        if root.region:
+            raise RootRefused(f"root {root.fingerprint[:16]} is region {root.region}'s: change it there")
+        return root
 
     async def _moved(
         self, act: Act, roots: Roots, fingerprint: str, by: str, reason: str, *, forced: bool = False
     ) -> Roots:
-        new = slot.prepared(roots)
+        new = slot.prepared(slot.own(roots))
         fingerprint = fingerprint or (new.fingerprint if new is not None else "")
         fields = {"root": fingerprint, "by": by, "reason": reason, "forced": forced}
         log.info(f"root.{act}", **fields)
@@ -281,17 +285,11 @@ class RootRotation:
             for callback in self._listeners:
                 await callback(roots)
             self.known = roots
-            now = self._clock()
-            self._seen = {root.fingerprint: self._seen.get(root.fingerprint, now) for root in roots}
 
     # -- by itself
 
-    @property
-    def _fixed(self) -> str:
-        return self._fixed_here or self._authority.fixed
-
     def _plan(self) -> list[Step]:
-        return [step for step in plan(self.known) if step.act is not Act.PREPARE or not self._fixed]
+        return [step for step in plan(self.known) if step.act is not Act.PREPARE or not self._authority.fixed]
 
     def _is_due(self, step: Step) -> bool:
         now = self._clock()

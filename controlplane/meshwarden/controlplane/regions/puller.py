@@ -1,22 +1,17 @@
 """Asks one region for what it has counted, again and again, and goes on where it stopped.
 
-The peer proves by its certificate that it is the control plane of that region: its name is below one that no entry and
-no request can obtain. It is believed for what its own region has counted, and for nothing else.
+It is believed for what its own region has counted, and for nothing else.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import grpc
 import structlog
 
-from meshwarden.certs.bundle import Bundle
-from meshwarden.certs.issue import region_dns_name
-from meshwarden.certs.svid import X509Svid
 from meshwarden.controlplane.gather.call import Call, Refused, parse
 from meshwarden.controlplane.gather.gather import Unwritten
 from meshwarden.controlplane.gather.ledger import Ledger
@@ -24,15 +19,12 @@ from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.gather.tail_word import ids_of
 from meshwarden.controlplane.gather.tally import Tally
 from meshwarden.controlplane.regions.inbox import Inbox
+from meshwarden.controlplane.regions.link import Link, Own, Peer
 from meshwarden.v1.region_service_pb2 import KeptCursor, KeptTraces, PullRequest, PullResponse
-from meshwarden.v1.region_service_pb2_grpc import RegionServiceStub
 
 INTERVAL_S: Final = 1.0
 PULL_S: Final = 10.0
 _LAST_BACKOFF_S: Final = 5.0
-_MESSAGE_BYTES: Final = 4 << 20
-_KEEPALIVE_MS: Final = 20_000
-_KEEPALIVE_TIMEOUT_MS: Final = 10_000
 MAX_ROWS: Final = 4096
 # More calls than all of a region's nodes make in a minute, and few enough that SQLite can add up a ledger full of them.
 MAX_COUNT: Final = 2**40
@@ -45,34 +37,6 @@ log = structlog.get_logger()
 
 class Untrue(Exception):
     """A page that no control plane of ours would send."""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A region that is asked.
-
-    Attributes:
-        region: its name.
-        address: of its control plane, `host:port`.
-    """
-
-    region: str
-    address: str
-
-
-@dataclass(frozen=True)
-class Own:
-    """Who asks.
-
-    Attributes:
-        trust_domain: ours, and the peer's.
-        svid: our present certificate.
-        bundles: what the peer's must lead to.
-    """
-
-    trust_domain: str
-    svid: Callable[[], X509Svid | None]
-    bundles: Callable[[], Mapping[str, Bundle]]
 
 
 class Puller:
@@ -108,13 +72,12 @@ class Puller:
             clock: the present, aware.
             rng: spreads tries.
         """
-        self.peer = peer
+        self.peer, self._link = peer, Link(peer, own)
         self.error: str | None = None
-        self._own, self._inbox, self._ledger, self._tally = own, inbox, ledger, tally
+        self._trust_domain = own.trust_domain
+        self._inbox, self._ledger, self._tally = inbox, ledger, tally
         self._tail, self._kept = tail, KeptCursor()
         self._settle, self._clock, self._rng = settle, clock, rng
-        self._channel: grpc.aio.Channel | None = None
-        self._shown: X509Svid | None = None
 
     async def run(self) -> None:
         """Asks until it is cancelled."""
@@ -124,8 +87,7 @@ class Puller:
                 backoff_s = INTERVAL_S if await self._tried() else min(backoff_s * 2, _LAST_BACKOFF_S)
                 await asyncio.sleep(backoff_s * self._rng.uniform(0.5, 1.0))
         finally:
-            if self._channel is not None:
-                await self._channel.close()
+            await self._link.close()
 
     async def pull(self) -> None:
         """Asks once, for all that has changed.
@@ -138,8 +100,7 @@ class Puller:
         cursor, began = self._inbox.cursor(self.peer.region), self._clock()
         kept = self._kept if self._tail.is_on else None
         request = PullRequest(incarnation=cursor.incarnation, after=cursor.sequence, kept=kept)
-        stub: Any = RegionServiceStub(await self._open())
-        call = stub.Pull(request, timeout=PULL_S, compression=grpc.Compression.Gzip)
+        call = (await self._link.stub()).Pull(request, timeout=PULL_S, compression=grpc.Compression.Gzip)
         try:
             async for page in call:
                 if page.HasField("kept"):
@@ -181,33 +142,6 @@ class Puller:
         if self.error != reason:
             log.warning("region does not answer", region=self.peer.region, address=self.peer.address, reason=reason)
         self.error = reason
-
-    async def _open(self) -> grpc.aio.Channel:
-        """The channel on our present certificate; nothing runs on one that is left."""
-        svid = self._own.svid()
-        if svid is None:
-            raise OSError("there is no certificate of ours yet")
-        if self._channel is None or svid is not self._shown:
-            if self._channel is not None:
-                await self._channel.close()
-            roots = self._own.bundles()[self._own.trust_domain].pem()
-            self._channel = grpc.aio.secure_channel(
-                self.peer.address,
-                grpc.ssl_channel_credentials(roots, svid.key_pem(), svid.chain_pem()),
-                options=[
-                    ("grpc.ssl_target_name_override", region_dns_name(self._own.trust_domain, self.peer.region)),
-                    ("grpc.use_local_subchannel_pool", 1),
-                    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
-                    # A connection whose other end has vanished without a word is given up after these.
-                    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-                    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
-                    ("grpc.initial_reconnect_backoff_ms", 200),
-                    ("grpc.max_reconnect_backoff_ms", 2_000),
-                    ("grpc.enable_http_proxy", 0),
-                ],
-            )
-            self._shown = svid
-        return self._channel
 
     def _take(self, page: PullResponse) -> None:
         """Checks a page and hands it on.
@@ -254,7 +188,7 @@ class Puller:
     def _check(self, row: Any) -> Call:
         if row.region or row.exemplars:
             raise Refused("malformed")
-        call = parse(row, self._own.trust_domain, self.peer.region, MAX_COUNT)
+        call = parse(row, self._trust_domain, self.peer.region, MAX_COUNT)
         if call.minute > (self._clock() + NEWEST).timestamp():
             raise Refused("out_of_time")
         return call

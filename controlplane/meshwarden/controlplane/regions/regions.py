@@ -1,8 +1,9 @@
 """All regions, as this one knows them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import anyio
 
@@ -18,14 +19,33 @@ SILENT = timedelta(seconds=30)
 class Regions:
     """This region and those that it asks."""
 
-    def __init__(self, own: str, pullers: Sequence[Puller], inbox: Inbox, clock: Callable[[], datetime]) -> None:
-        self._own, self._pullers, self._inbox, self._clock = own, pullers, inbox, clock
+    def __init__(
+        self,
+        own: str,
+        pullers: Sequence[Puller],
+        inbox: Inbox,
+        clock: Callable[[], datetime],
+        askers: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+    ) -> None:
+        """Puts them together.
+
+        Args:
+            own: our name.
+            pullers: ask for what is counted, a region each.
+            inbox: takes what they tell.
+            clock: the present, aware.
+            askers: what else goes on with them.
+        """
+        self._own, self._pullers, self._askers = own, pullers, askers
+        self._inbox, self._clock = inbox, clock
 
     async def run(self) -> None:
         """Asks all of them until it is cancelled."""
         async with anyio.create_task_group() as group:
             for puller in self._pullers:
                 group.start_soon(puller.run)
+            for ask in self._askers:
+                group.start_soon(ask)
 
     def age(self, region: str) -> timedelta | None:
         """How old what is known of a region is; None where nothing is known."""

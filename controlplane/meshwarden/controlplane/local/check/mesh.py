@@ -101,10 +101,10 @@ class Mesh:
             return list((await AdminServiceStub(channel).RenewSvids(request, timeout=RPC_S)).nodes)
 
     async def roots(self) -> dict[str, admin_service_pb2.RootState]:
-        """What `meshwarden ca list` shows, {state: root}; the newest of a state."""
+        """What `meshwarden ca list` shows of our own, {state: root}; the newest of a state."""
         async with self.channel() as channel:
             answer = await AdminServiceStub(channel).ListRoots(admin_service_pb2.ListRootsRequest(), timeout=RPC_S)
-        return {admin_service_pb2.RootState.State.Name(root.state): root for root in answer.roots}
+        return {admin_service_pb2.RootState.State.Name(root.state): root for root in answer.roots if not root.region}
 
     async def change_root(self, change: str, fingerprint: str = "") -> bool:
         """Runs `meshwarden ca prepare`, `activate` or `taint`; whether it was not refused."""

@@ -31,20 +31,20 @@ CHECKS: dict[str, Check] = {
     "metrics": telemetry.metrics,
     "graph": telemetry.graph,
 }
-# Where the root is the control plane's own, and no other region has a copy of it.
+# Where the root is the control plane's own.
 EMBEDDED_CHECKS: dict[str, Check] = {"root-rotation": identity.root_rotation}
 VAULT_CHECKS: dict[str, Check] = {"vault-root": vault.vault_root, "vault-secret": vault.vault_secret}
 
 
-def checks_of(*, vault: bool, regions: bool) -> dict[str, Check]:
-    """The checks of a mesh whose root is in Vault or not, with several regions or not."""
-    return {**CHECKS, **(VAULT_CHECKS if vault else {} if regions else EMBEDDED_CHECKS)}
+def checks_of(*, vault: bool) -> dict[str, Check]:
+    """The checks of a mesh whose root is in Vault or not."""
+    return {**CHECKS, **(VAULT_CHECKS if vault else EMBEDDED_CHECKS)}
 
 
 async def run_checks(handle: MeshHandle, report: Callable[[CheckResult], None]) -> None:
     """Runs every check against the running mesh and tells `report` of each as it ends."""
     mesh = Mesh(handle)
-    left = checks_of(vault=handle.vault is not None, regions=len(handle.up_json.get("regions", ())) > 1)
+    left = checks_of(vault=handle.vault is not None)
     try:
         async with _probes(mesh) as probes:
             for name in tuple(left):

@@ -1,0 +1,218 @@
+"""What the certificates of other regions lead to, and which roots their nodes trust.
+
+/identity/region-root/<region>   the roots that a region has told us last
+
+A region moves its own roots on. The others trust them before it signs by them: it tells them, they tell their nodes,
+and it asks whether these have acknowledged that. What it has told last holds while it is away, and over our restarts.
+"""
+
+import base64
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Self
+
+import anyio
+import grpc
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from meshwarden.certs.authority.slot import MAX_ROOTS, RootState, SlotState
+from meshwarden.certs.bundle import MAX_ROOT_SIZE_BYTES, is_authority
+from meshwarden.certs.clock import Clock
+from meshwarden.certs.error import UNREADABLE
+from meshwarden.controlplane.regions.link import Link
+from meshwarden.controlplane.store.port import ANY, Delete, Put, Store, StoreError
+from meshwarden.v1.region_service_pb2 import GetRootsRequest, GetRootsResponse, RegionRoot
+
+PREFIX: Final = "/identity/region-root/"
+INTERVAL_S: Final = 2.0
+ANSWER_S: Final = 5.0
+# A region that has said nothing for so long is not known to trust anything.
+SILENT: Final = timedelta(seconds=30)
+MAX_TRUSTED: Final = 64
+MAX_OTHERS: Final = 48
+"""So many roots of other regions at most: each node and each workload reads them all."""
+
+log = structlog.get_logger()
+
+
+class Untrue(Exception):
+    """No control plane of ours would say so."""
+
+
+@dataclass(frozen=True)
+class OtherRoot:
+    """A root of another region."""
+
+    state: RootState
+    certificate: x509.Certificate
+
+
+@dataclass(frozen=True)
+class _Word:
+    """What a region has said last since we have started."""
+
+    heard: datetime
+    trusted: frozenset[str]
+
+
+class RegionRoots:
+    """The roots of the other regions. Nothing is asked until `run`."""
+
+    def __init__(self, store: Store, regions: Sequence[str], clock: Clock) -> None:
+        self._store, self._clock = store, clock
+        self._roots: dict[str, tuple[OtherRoot, ...]] = dict.fromkeys(regions, ())
+        self._words: dict[str, _Word] = {}
+        self._complaints: dict[str, str] = {}
+        self.all: tuple[OtherRoot, ...] = ()
+        """Of all other regions; the same object until one of them changes."""
+
+    @classmethod
+    async def open(cls, store: Store, regions: Sequence[str], clock: Clock) -> Self:
+        """Reads what was told before, and forgets what was told by regions that are others no more.
+
+        Raises:
+            StoreError: the store can't be read.
+        """
+        made = cls(store, regions, clock)
+        for record in (await store.range(PREFIX)).records:
+            region = record.key.removeprefix(PREFIX)
+            if region in made._roots:
+                made._roots[region] = _decode(region, record.value)
+            else:
+                await store.commit([Delete(record.key, ANY)])
+        made._gather()
+        return made
+
+    def missing(self, fingerprint: str) -> dict[str, str]:
+        """The regions where nodes would be cut off if certificates led to a root by now: {"region us": why}."""
+        found, now = {}, self._clock()
+        for region in self._roots:
+            word = self._words.get(region)
+            if word is None or now - word.heard > SILENT:
+                found[f"region {region}"] = "does not say whether its nodes trust it"
+            elif fingerprint not in word.trusted:
+                found[f"region {region}"] = "its nodes have not all acknowledged it yet"
+        return found
+
+    async def hear(self, region: str, answer: GetRootsResponse) -> None:
+        """Takes what a region says of its own roots and of its nodes.
+
+        Raises:
+            Untrue: no control plane of ours would say so; what it said before holds.
+            StoreError: it can't be kept.
+        """
+        if not 0 < len(answer.roots) <= MAX_ROOTS or len(answer.trusted) > MAX_TRUSTED:
+            raise Untrue(f"{len(answer.roots)} roots, {len(answer.trusted)} trusted")
+        roots = tuple(_read(region, root) for root in answer.roots)
+        others = sum(len(told) for name, told in self._roots.items() if name != region)
+        if others + len(roots) > MAX_OTHERS:
+            raise Untrue(f"{others + len(roots)} roots of other regions: at most {MAX_OTHERS}")
+        if roots != self._roots[region]:
+            await self._store.commit([Put(PREFIX + region, _encode(roots), ANY)])
+            self._roots[region] = roots
+            self._gather()
+            log.info("region.roots", region=region, roots=[root.state.fingerprint[:16] for root in roots])
+        self._words[region] = _Word(self._clock(), frozenset(answer.trusted))
+
+    async def ask(self, link: Link) -> None:
+        """Asks a region once.
+
+        Raises:
+            grpc.aio.AioRpcError: it does not answer, or refuses.
+            Untrue: it says what no control plane of ours would.
+            StoreError: what it says can't be kept.
+            OSError: we can't prove ourselves yet.
+        """
+        answer = await (await link.stub()).GetRoots(GetRootsRequest(), timeout=ANSWER_S)
+        await self.hear(link.peer.region, answer)
+
+    async def run(self, link: Link, rng: random.Random) -> None:
+        """Asks a region until it is cancelled."""
+        region = link.peer.region
+        try:
+            while True:
+                complaint = ""
+                try:
+                    await self.ask(link)
+                except grpc.aio.AioRpcError as error:
+                    complaint = f"{error.code().name}: {error.details()}"
+                except (Untrue, StoreError, OSError) as error:
+                    complaint = f"{type(error).__name__}: {error}"
+                if complaint and complaint != self._complaints.get(region):
+                    log.warning("region.roots_unknown", region=region, reason=complaint)
+                self._complaints[region] = complaint
+                await anyio.sleep(INTERVAL_S * rng.uniform(0.5, 1.0))
+        finally:
+            with anyio.CancelScope(shield=True):
+                await link.close()
+
+    def _gather(self) -> None:
+        self.all = tuple(root for roots in self._roots.values() for root in roots)
+
+
+def _read(region: str, told: RegionRoot) -> OtherRoot:
+    """Reads a root as another region tells it.
+
+    Raises:
+        Untrue: it is none.
+    """
+    if told.state not in _STATES or not 0 < len(told.certificate) <= MAX_ROOT_SIZE_BYTES:
+        raise Untrue(f"a root of {len(told.certificate)} bytes in state {told.state}")
+    try:
+        since = told.since.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise Untrue("a root since no time") from None
+    return _root(region, told.certificate, _STATES[told.state], since)
+
+
+def _root(region: str, der: bytes, state: SlotState, since: datetime) -> OtherRoot:
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        certificate.verify_directly_issued_by(certificate)
+        sound = is_authority(certificate)
+        described = RootState.of(certificate, state, since, region)
+    except (TypeError, *UNREADABLE):
+        sound = False
+    if not sound:
+        raise Untrue("a root that is no certificate authority of its own")
+    return OtherRoot(described, certificate)
+
+
+def _encode(roots: Sequence[OtherRoot]) -> bytes:
+    return json.dumps({"v": 1, "roots": [_row(root) for root in roots]}).encode()
+
+
+def _row(root: OtherRoot) -> Mapping[str, str]:
+    der = root.certificate.public_bytes(Encoding.DER)
+    return {
+        "certificate": base64.b64encode(der).decode(),
+        "state": root.state.state.value,
+        "since": root.state.since.isoformat(),
+    }
+
+
+def _decode(region: str, value: bytes) -> tuple[OtherRoot, ...]:
+    """Reads what we have stored; what can't be read is asked for again."""
+    try:
+        rows = json.loads(value)["roots"]
+        return tuple(
+            _root(
+                region,
+                base64.b64decode(row["certificate"], validate=True),
+                SlotState(row["state"]),
+                datetime.fromisoformat(row["since"]),
+            )
+            for row in rows
+        )
+    except (Untrue, ValueError, KeyError, TypeError) as error:
+        log.warning("region.roots_unreadable", region=region, reason=str(error))
+        return ()
+
+
+_STATES: Final = {1: SlotState.PREPARED, 2: SlotState.ACTIVE, 3: SlotState.OLD, 4: SlotState.TAINTED}
+"""{number of `RootState.State`: state}"""
