@@ -250,7 +250,9 @@ async def test_an_unreadable_batch_hides_no_other(world: Any, roster: Roster) ->
 
 async def test_the_last_end_of_a_batch_counts(world: Any) -> None:
     peer = await join(world)
-    issued, record = Issued(world.store, world.clock), SimpleNamespace(node="n1", key=NODES + "n1")
+    stored, _ = await world.store.get(NODES + "n1")
+    record = SimpleNamespace(node="n1", key=NODES + "n1", revision=stored.revision)
+    issued = Issued(world.store, world.clock)
     early, late = (Certificate(WEB, serial, world.now + timedelta(minutes=m)) for serial, m in (("a1", 1), ("b2", 9)))
     await issued.add(record, [early, late])  # type: ignore[arg-type]
     assert peer

@@ -85,10 +85,9 @@ class ControlPlane:
 
     def __init__(self, config: Config, engines: Engines, tracing: Provider) -> None:
         """Puts the parts together; nothing runs yet. What `tracing` makes is to go to `take_own_spans`."""
-        self._config, self._engines = config, engines
+        self._config, self._engines, self._tracing = config, engines, tracing
         store, audit, authority = engines.store, engines.audit, engines.authority
         domain, region, rng = config.trust_domain, config.region, random.SystemRandom()
-        self._tracing = tracing
         self._serving = ServingIdentity(
             authority, domain, region, audit=audit, clock=utc_now, rng=rng, provider=tracing
         )
@@ -338,6 +337,7 @@ class ControlPlane:
             denied=self._denied.identity,
             jwt=self._jwt,
             limits=config.limits.paces(),
+            known=self._sessions.known,
         )
         node = NodeServicer(nodes, self._publisher, self._sessions, engines.authority, trust=self._trust)
         self._rotation.listen(node.tell_bundle)

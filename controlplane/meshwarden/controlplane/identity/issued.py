@@ -8,20 +8,24 @@ that follow.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final
 
 import structlog
 
-from meshwarden.controlplane.identity.authorize import Denied
 from meshwarden.controlplane.identity.record import NodeRecord, RecordError
-from meshwarden.controlplane.store.port import Ambiguous, Check, Conflict, Delete, Op, Put, Store
+from meshwarden.controlplane.store.limit import MAX_OPS
+from meshwarden.controlplane.store.port import Check, Delete, Put, Store
 
 ISSUED: Final = "/identity/issued/"
-ATTEMPTS: Final = 3
 _DELETED: Final = 8
+MAX_GUARDS: Final = MAX_OPS - _DELETED - 2
+"""Beside the node's record, the batch, and those that have ended."""
+CAPACITY: Final = 100_000
 _END_DIGITS: Final = 12
 
 log = structlog.get_logger()
@@ -41,29 +45,34 @@ class Issued:
 
     def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
         self._store, self._clock = store, clock
+        # {node: before when none of its batches ends}, the longest unheard of first
+        self._lasting: OrderedDict[str, str] = OrderedDict()
 
-    async def add(self, node: NodeRecord, certificates: Sequence[Certificate]) -> None:
+    async def add(
+        self, node: NodeRecord, certificates: Sequence[Certificate], guards: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         """Records certificates that are about to be handed to a node.
 
+        Args:
+            node: its record.
+            certificates: whose they are.
+            guards: {key of a record that they say what they say for: its revision}; at most `MAX_GUARDS`.
+
         Raises:
-            Denied: the node was banned, evicted or forgotten meanwhile: hand nothing out.
+            Conflict: the node's record or one of the others has changed meanwhile: hand nothing out.
             StoreError: they aren't recorded: hand nothing out.
         """
         if not certificates:
             return
+        ended, lasting = await self._ended(node.node)
+        checks = [Check(key, revision) for key, revision in {**guards, node.key: node.revision}.items()]
         put = Put(_key(node.node, certificates), _encode(certificates))
-        old = await self._ended(node.node)
-        for attempt in range(ATTEMPTS):
-            stored, _ = await self._store.get(node.key)
-            if stored is None:
-                raise Denied(f"node {node.node} was removed meanwhile")
-            try:
-                await self._store.commit([Check(node.key, stored.revision), put, *old])
-                return
-            except (Conflict, Ambiguous):
-                # Its own certificate was renewed just now, or another replica swept; the batch is the same each time.
-                if attempt + 1 == ATTEMPTS:
-                    raise
+        await self._store.commit([*checks, put, *map(Delete, ended)])
+        self._lasting.pop(node.node, None)
+        if len(ended) < _DELETED:
+            self._lasting[node.node] = min(lasting or _end_of(put.key), _end_of(put.key))
+        while len(self._lasting) > CAPACITY:
+            self._lasting.popitem(last=False)
 
     async def live(self, node: str) -> list[Certificate]:
         """Returns the certificates of a node that have not ended."""
@@ -79,12 +88,22 @@ class Issued:
             if not start:
                 return [one for one in found if one.not_after >= self._clock()]
 
-    async def _ended(self, node: str) -> list[Op]:
-        """Deletes some of the batches that have ended: they stand first, for their keys say when."""
-        page = await self._store.range(f"{ISSUED}{node}/", limit=_DELETED)
+    async def _ended(self, node: str) -> tuple[list[str], str]:
+        """Returns the keys of some of the batches that have ended, and when the first of the others ends, or empty.
+
+        Those that have ended stand first, for their keys say when.
+        """
         now = f"{int(self._clock().timestamp()):0{_END_DIGITS}}"
-        ended = [item for item in page.records if item.key.rpartition("/")[2].partition("-")[0] < now]
-        return [Delete(item.key) for item in ended]
+        lasting = self._lasting.get(node, "")
+        if now <= lasting:
+            return [], lasting
+        page = await self._store.range(f"{ISSUED}{node}/", limit=_DELETED)
+        ended = [record.key for record in page.records if _end_of(record.key) < now]
+        return ended, next((_end_of(record.key) for record in page.records[len(ended) :]), "")
+
+
+def _end_of(key: str) -> str:
+    return key.rpartition("/")[2].partition("-")[0]
 
 
 def _key(node: str, certificates: Sequence[Certificate]) -> str:

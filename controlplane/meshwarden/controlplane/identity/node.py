@@ -21,6 +21,7 @@ from meshwarden.controlplane.identity.attestor import Attempt, Attested, Attesto
 from meshwarden.controlplane.identity.authorize import Denied, authorize
 from meshwarden.controlplane.identity.join_token import REPEAT
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
+from meshwarden.controlplane.identity.known import Known
 from meshwarden.controlplane.identity.rate import Limited, Limits, Rate, network_of
 from meshwarden.controlplane.identity.record import BanRecord, NodeRecord, TokenRecord, Use, ban_key, node_key
 from meshwarden.controlplane.identity.workload import WorkloadSigner
@@ -51,6 +52,7 @@ class NodeIdentity:
         denied: Callable[[SpiffeId], str] = lambda _: "",
         jwt: JwtAuthority | None = None,
         limits: Limits | None = None,
+        known: Known | None = None,
     ) -> None:
         """Puts together what is asked.
 
@@ -65,15 +67,24 @@ class NodeIdentity:
             denied: why an identity is refused, or empty.
             jwt: signs JWT-SVIDs; None if nobody does.
             limits: how much each may ask for; None for the defaults.
+            known: what is in memory already; None for nothing.
         """
         limits = limits or Limits()
         self._authority, self._store, self._attestors, self._audit = authority, store, attestors, audit
-        self._clock = clock
+        self._clock, self._known = clock, known or Known()
         self._trust_domain, self._region, self._denied = trust_domain, region, denied
         self._seal = Seal()
         self._of_address, self._of_node = Rate(limits.attests_of_address), Rate(limits.certificates_of_node)
         self._signer = WorkloadSigner(
-            authority, store, audit, clock, trust_domain=trust_domain, denied=denied, limits=limits, jwt=jwt
+            authority,
+            store,
+            audit,
+            clock,
+            trust_domain=trust_domain,
+            denied=denied,
+            limits=limits,
+            jwt=jwt,
+            known=self._known,
         )
 
     async def attest(self, request: v1.AttestRequest, address: str, connection: str) -> v1.AttestResponse:
@@ -185,25 +196,25 @@ class NodeIdentity:
             AuthorityError: nobody can sign.
             StoreError: it can't be stored, and so isn't given.
         """
-        node = await self.record(peer, SERVICE + "Renew")
+        node = self._find_known(peer, SERVICE + "Renew") or await self.record(peer, SERVICE + "Renew")
         now = self._clock()
         _take(self._of_node, node.node, f"node {node.node}", "certificates", now)
         public_key = parse_csr(csr)
         chain = await self._sign_node(node.node, public_key, csr, now)
-        await self._keep_serial(peer, f"{chain[0].serial_number:x}")
+        await self._keep_serial(peer, node, f"{chain[0].serial_number:x}")
         await self._record("node.renew", chain, node=node.node, key=hashlib.sha256(spki(public_key)).hexdigest())
         return v1.RenewResponse(chain=[certificate.public_bytes(Encoding.DER) for certificate in chain])
 
-    async def _keep_serial(self, peer: Peer, serial: str) -> None:
+    async def _keep_serial(self, peer: Peer, node: NodeRecord, serial: str) -> None:
         """Makes a new certificate of a node's one of its good ones, if the node still is one of ours."""
         for _ in range(ATTEMPTS):
-            node = await self.record(peer, SERVICE + "Renew")
             present = peer.serial if isinstance(peer, VerifiedPeer) else node.serial
             try:
                 await self._store.commit([Put(node.key, node.renewed(present, serial).encode(), node.revision)])
                 return
             except (Conflict, Ambiguous) as error:
                 failure = error
+            node = await self.record(peer, SERVICE + "Renew")
         raise failure
 
     async def sign_workloads(self, peer: Peer, requests: Iterable[v1.WorkloadCsr]) -> v1.SignWorkloadResponse:
@@ -217,7 +228,11 @@ class NodeIdentity:
             Denied: the caller is no node of this region, or has not joined.
             StoreError: entries can't be read.
         """
-        return await self._signer.sign(await self.record(peer, SERVICE + "SignWorkload"), list(requests))
+        method, wanted = SERVICE + "SignWorkload", list(requests)
+        node = self._find_known(peer, method)
+        if node is None or not all(node.serves(request.tenant) for request in wanted):
+            node = await self.record(peer, method)
+        return await self._signer.sign(node, wanted, lambda: self.record(peer, method))
 
     async def sign_jwt(self, peer: Peer, request: v1.SignJwtRequest) -> v1.SignJwtResponse:
         """Signs a JWT-SVID for an entry that names the calling node.
@@ -247,20 +262,32 @@ class NodeIdentity:
             Denied: it is no node, none of this region, or has not joined, was removed, or is banned.
             StoreError: its record can't be read.
         """
+        name = self._caller(peer, method)
+        node = await self._find(name)
+        if node is None:
+            await self._refuse_banned(name)
+            raise removed(name)
+        if not _is_good(node, peer):
+            raise removed(name)
+        return node
+
+    def _find_known(self, peer: Peer, method: str) -> NodeRecord | None:
+        """Returns what is known of the calling node without a look at the store, if it speaks for the node.
+
+        Raises:
+            Denied: it is no node, or none of this region.
+        """
+        node = self._known.node(self._caller(peer, method))
+        return node if node is not None and _is_good(node, peer) else None
+
+    def _caller(self, peer: Peer, method: str) -> str:
         caller = _id_of(peer)
         authorize(caller, method, None)
         if caller is None or caller.role is not Role.NODE or caller.node is None:
             raise Denied(f"{caller}: is no node")  # the table says so too; here the type does
         if caller.trust_domain != self._trust_domain or caller.region != self._region:
             raise Denied(f"{caller}: is no node of region {self._region!r} of {self._trust_domain!r}")
-        node = await self._find(caller.node)
-        if node is None:
-            await self._refuse_banned(caller.node)
-            raise removed(caller.node)
-        # Of a node that was evicted and has come back only the new certificates are good.
-        if isinstance(peer, VerifiedPeer) and node.serials and peer.serial not in node.serials:
-            raise removed(caller.node)
-        return node
+        return caller.node
 
     async def _find(self, node: str) -> NodeRecord | None:
         stored, _ = await self._store.get(node_key(node))
@@ -290,6 +317,11 @@ class NodeIdentity:
     async def _answer(self, node: str, chain: tuple[bytes, ...]) -> v1.AttestResponse:
         bundle = await self._authority.bundle()
         return v1.AttestResponse(chain=chain, bundle=bundle.to_proto(), node=node, region=self._region)
+
+
+def _is_good(node: NodeRecord, peer: Peer) -> bool:
+    """Whether a certificate is one of a node's: of one that was evicted and has come back only the new ones are."""
+    return not isinstance(peer, VerifiedPeer) or not node.serials or peer.serial in node.serials
 
 
 def banned(ban: BanRecord) -> Denied:

@@ -5,7 +5,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -19,17 +19,21 @@ from meshwarden.certs.jwt_svid import InvalidJwtSvid, check_audience
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.authorize import Denied
-from meshwarden.controlplane.identity.issued import Certificate, Issued
+from meshwarden.controlplane.identity.issued import MAX_GUARDS, Certificate, Issued
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
+from meshwarden.controlplane.identity.known import Known
 from meshwarden.controlplane.identity.rate import Limited, Limits, Pace, Rate
 from meshwarden.controlplane.identity.record import NodeRecord
 from meshwarden.controlplane.resources.model import decode, key_of
-from meshwarden.controlplane.store.port import Store
+from meshwarden.controlplane.store.port import Ambiguous, Conflict, Store
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import WorkloadEntry
 
 MAX_REQUESTS = 500
+ATTEMPTS = 3
+WITHOUT_PAUSE = 8
+"""So many are signed before others have their turn: some 3 ms."""
 DEFAULT_TTL = timedelta(hours=1)
 # An agent asks for a token of an entry and an audience every few minutes; programs choose audiences.
 JWT_PACE = Pace(10.0, 100)
@@ -70,6 +74,12 @@ class _Signed:
     certificate: Certificate
     # For the audit log.
     fields: dict[str, object]
+    # The entry for which it was signed: its store key, and as of which revision.
+    key: str
+    revision: int
+
+    def answer(self, _: Counter[str]) -> v1.SignedWorkload:
+        return v1.SignedWorkload(chain=self.chain)
 
 
 class WorkloadSigner:
@@ -86,44 +96,82 @@ class WorkloadSigner:
         denied: Callable[[SpiffeId], str],
         limits: Limits,
         jwt: JwtAuthority | None = None,
+        known: Known,
     ) -> None:
         self._authority, self._store, self._audit, self._clock = authority, store, audit, clock
-        self._denied, self._jwt = denied, jwt
+        self._denied, self._jwt, self._known = denied, jwt, known
         self._trust_domain = trust_domain
         self._of_node, self._of_tenant = Rate(limits.signs_of_node), Rate(limits.signs_of_tenant)
         self._issued = Issued(store, clock)
         self._of_entry = Rate(JWT_PACE)
 
-    async def sign(self, node: NodeRecord, requests: Sequence[v1.WorkloadCsr]) -> v1.SignWorkloadResponse:
+    async def sign(
+        self, node: NodeRecord, requests: Sequence[v1.WorkloadCsr], reread: Callable[[], Awaitable[NodeRecord]]
+    ) -> v1.SignWorkloadResponse:
         """Answers each request of a node by itself, in order.
+
+        Args:
+            node: its record; it may be of a moment ago.
+            requests: at most 500 are signed.
+            reread: reads the node's record again.
 
         Raises:
             Denied: the node was removed meanwhile.
             StoreError: entries can't be read, or what was signed can't be recorded, and so isn't given.
             AuditUnavailable: what was signed can't be recorded, and so isn't given.
         """
-        results: list[v1.SignedWorkload] = []
-        issued: list[dict[str, object]] = []
-        certificates: list[Certificate] = []
-        waiting = Counter[str]()
-        for number, request in enumerate(requests):
-            try:
-                if number >= MAX_REQUESTS:
-                    raise _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"at most {MAX_REQUESTS} requests in one call")
-                signed = await self._sign(node, request)
-            except _Refusal as refusal:
-                results.append(refusal.answer(waiting))
+        answers: list[_Signed | _Refusal] = []
+        for start in range(0, min(len(requests), MAX_REQUESTS), MAX_GUARDS):
+            some = requests[start : min(start + MAX_GUARDS, MAX_REQUESTS)]
+            answers += await self._sign_some(node, some, reread)
+        too_many = _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"at most {MAX_REQUESTS} requests in one call")
+        answers += [too_many] * (len(requests) - len(answers))
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, _Refusal):
                 who = {"tenant": request.tenant, "entry": request.entry}
-                self._audit.note("workload.sign_denied", node=node.node, reason=refusal.message, **who)
-            else:
-                results.append(v1.SignedWorkload(chain=signed.chain))
-                issued.append({"node": node.node, **signed.fields})
-                certificates.append(signed.certificate)
-            # A large batch lets others have the loop in between.
-            await asyncio.sleep(0)
-        await self._issued.add(node, certificates)
+                self._audit.note("workload.sign_denied", node=node.node, reason=answer.message, **who)
+        issued = [{"node": node.node, **answer.fields} for answer in answers if isinstance(answer, _Signed)]
         await self._audit.record_all("workload.sign", issued)
-        return v1.SignWorkloadResponse(results=results)
+        waiting = Counter[str]()
+        return v1.SignWorkloadResponse(results=[answer.answer(waiting) for answer in answers])
+
+    async def _sign_some(
+        self, node: NodeRecord, requests: Sequence[v1.WorkloadCsr], reread: Callable[[], Awaitable[NodeRecord]]
+    ) -> list["_Signed | _Refusal"]:
+        """Signs, and records what was signed in one commit, in which what it was signed for still stands."""
+        answers = await self._answers(node, requests)
+        for _ in range(ATTEMPTS):
+            signed = [answer for answer in answers if isinstance(answer, _Signed)]
+            guards: dict[str, int] = {}
+            for one in signed:
+                guards[one.key] = min(one.revision, guards.get(one.key, one.revision))
+            try:
+                await self._issued.add(node, [one.certificate for one in signed], guards)
+                return answers
+            except (Conflict, Ambiguous) as error:
+                # The node has its own certificate renewed just now, an entry was changed: all is looked at again.
+                failure = error
+            node = await reread()
+            answers = await self._answers(node, requests, answers)
+        raise failure
+
+    async def _answers(
+        self, node: NodeRecord, requests: Sequence[v1.WorkloadCsr], before: Sequence["_Signed | _Refusal"] = ()
+    ) -> list["_Signed | _Refusal"]:
+        """Signs what is asked for; `before` says what was answered at the last attempt, of which refusals stand."""
+        answers: list[_Signed | _Refusal] = []
+        for number, request in enumerate(requests):
+            answer = before[number] if before else None
+            if not isinstance(answer, _Refusal):
+                try:
+                    answer = await self._sign(node, request, is_first=answer is None)
+                except _Refusal as refusal:
+                    answer = refusal
+            answers.append(answer)
+            # A large batch lets others have the loop in between.
+            if number % WITHOUT_PAUSE == WITHOUT_PAUSE - 1:
+                await asyncio.sleep(0)
+        return answers
 
     async def sign_jwt(self, node: NodeRecord, request: v1.SignJwtRequest) -> v1.SignJwtResponse:
         """Signs a JWT-SVID for an entry of a node.
@@ -170,12 +218,14 @@ class WorkloadSigner:
         answer.expire_time.FromDatetime(svid.expire_time)
         return answer
 
-    async def _sign(self, node: NodeRecord, request: v1.WorkloadCsr) -> _Signed:
+    async def _sign(self, node: NodeRecord, request: v1.WorkloadCsr, is_first: bool) -> _Signed:
         now = self._clock()
-        _take(self._of_node, node.node, f"node {node.node}", now)
-        entry = await self._entry(node, request)
-        # What a node asks for in vain is not the tenant's.
-        _take(self._of_tenant, request.tenant, f"tenant {request.tenant}", now)
+        if is_first:
+            _take(self._of_node, node.node, f"node {node.node}", now)
+        entry = await self._entry(node, request, may_lag=is_first)
+        if is_first:
+            # What a node asks for in vain is not the tenant's.
+            _take(self._of_tenant, request.tenant, f"tenant {request.tenant}", now)
         template = self._template(entry)
         try:
             public_key = parse_csr(request.csr)
@@ -199,9 +249,11 @@ class WorkloadSigner:
         }
         ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
         issued = Certificate(str(template.spiffe_id), f"{leaf.serial_number:x}", leaf.not_valid_after_utc)
-        return _Signed(ders, issued, fields)
+        return _Signed(ders, issued, fields, key_of(entry), entry.metadata.record.revision)
 
-    async def _entry(self, node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest) -> WorkloadEntry:
+    async def _entry(
+        self, node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest, may_lag: bool = False
+    ) -> WorkloadEntry:
         # One answer for "there is none" and "it is another node's": a node learns nothing of what isn't its own.
         name = f"{request.tenant}/{request.entry}"
         refusal = _Refusal(
@@ -214,13 +266,15 @@ class WorkloadSigner:
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"node {node.node} has joined for {', '.join(node.tenants)} alone, not for tenant {request.tenant}",
             )
+        known = self._known.entry(request.tenant, request.entry) if may_lag else None
+        if known is not None and _is_for(known, node, request):
+            return known
         ref = ResourceRef(kind="WorkloadEntry", tenant=request.tenant, name=request.entry)
         record, _ = await self._store.get(key_of(ref))
         if record is None:
             raise refusal
         entry = decode(record.value, record.revision).workload_entry
-        # The record's own word for its name too: a certificate's tenant never hangs on how a key was put together.
-        if node.node not in entry.spec.nodes or (entry.metadata.tenant, entry.metadata.name) != (ref.tenant, ref.name):
+        if not _is_for(entry, node, request):
             raise refusal
         return entry
 
@@ -239,6 +293,12 @@ class WorkloadSigner:
             return LeafTemplate(spiffe_id, ttl - ttl % timedelta(seconds=1), tuple(entry.spec.dns_names))
         except (InvalidSpiffeId, IssueRefused) as error:
             raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"{name}: {error}") from None
+
+
+def _is_for(entry: WorkloadEntry, node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest) -> bool:
+    # The record's own word for its name too: a certificate's tenant never hangs on how a key was put together.
+    named = (entry.metadata.tenant, entry.metadata.name) == (request.tenant, request.entry)
+    return named and node.node in entry.spec.nodes
 
 
 def _take(rate: Rate, caller: str, who: str, now: datetime, what: str = "certificates") -> None:

@@ -1,6 +1,7 @@
 """The nodes that have joined, whether they have a session or not, and those that are banned: what the store says."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -40,13 +41,13 @@ class Members:
         joined: dict[str, NodeRecord] = {}
         bans: dict[str, BanRecord] = {}
         for record in records:
-            _put(joined, bans, record.key, record.value)
+            _put(joined, bans, record.key, record.value, record.revision)
         gone = (self.joined.keys() - joined.keys()) | (bans.keys() - self.bans.keys())
         self.joined, self.bans = joined, bans
         self._tell(gone)
 
     def _change(self, batch: Batch) -> None:
-        changed = (_put(self.joined, self.bans, event.key, event.value) for event in batch.events)
+        changed = (_put(self.joined, self.bans, event.key, event.value, batch.revision) for event in batch.events)
         self._tell({node for node in changed if node})
 
     def _tell(self, nodes: set[str]) -> None:
@@ -55,14 +56,16 @@ class Members:
                 callback(node)
 
 
-def _put(joined: dict[str, NodeRecord], bans: dict[str, BanRecord], key: str, value: bytes | None) -> str:
+def _put(
+    joined: dict[str, NodeRecord], bans: dict[str, BanRecord], key: str, value: bytes | None, revision: int
+) -> str:
     """Takes a record; returns the node if it is removed by that, or empty."""
     try:
         if key.startswith(NODES):
             node = key.removeprefix(NODES)
             if value is None:
                 return node if joined.pop(node, None) is not None else ""
-            joined[node] = NodeRecord.decode(key, value)
+            joined[node] = replace(NodeRecord.decode(key, value), revision=revision)
         elif key.startswith(BANS):
             node = key.removeprefix(BANS)
             if value is None:

@@ -8,6 +8,7 @@ a control plane all nodes that have endpoints.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 import anyio
@@ -15,6 +16,7 @@ import structlog
 from anyio.abc import TaskStatus
 
 from meshwarden.controlplane.audit.port import AuditUnavailable
+from meshwarden.controlplane.identity.known import Known
 from meshwarden.controlplane.identity.record import BanRecord, NodeRecord
 from meshwarden.controlplane.identity.rotation import NodeTrust
 from meshwarden.controlplane.publish.endpoints import Endpoints
@@ -227,6 +229,12 @@ class Sessions:
     def joined(self) -> Mapping[str, NodeRecord]:
         """The nodes that have joined: {name: record}."""
         return self._members.joined
+
+    @property
+    def known(self) -> Known:
+        """What certificates hang on, as it is in memory."""
+        entry = partial(self._publisher.mesh.find, "WorkloadEntry")
+        return Known(lambda node: self._members.joined.get(node), entry)
 
     @property
     def bans(self) -> Mapping[str, BanRecord]:
