@@ -83,6 +83,11 @@ class IssuerKey:
         return issuer_identifier(self.certificate).public_bytes()
 
     @functools.cached_property
+    def algorithm(self) -> bytes:
+        """By what algorithm it signs leaves, in DER."""
+        return signature_algorithm(self.key)
+
+    @functools.cached_property
     def verifier(self) -> IssuedVerifier:
         """Verifies what it has signed."""
         return IssuedVerifier(self.chain)
@@ -140,7 +145,7 @@ def issue_leaf(
         spki=spki(public_key),
         uri=str(template.spiffe_id),
         dns_names=template.dns_names,
-        signature=signature_algorithm(issuer.key),
+        signature=issuer.algorithm,
     )
     try:
         peer = issuer.verifier.verify(signed(tbs, issuer.key), template.spiffe_id.trust_domain, now)

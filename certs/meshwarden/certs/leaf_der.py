@@ -8,6 +8,7 @@ Source: RFC 5280 §4.1, X.690 (DER), RFC 5758 §3.2 and RFC 4055 §5 for the nam
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
@@ -20,6 +21,7 @@ _URI, _DNS = 0x86, 0x82
 _V3 = bytes.fromhex("a003020102")
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 _RSA_SHA256 = bytes.fromhex("300d06092a864886f70d01010b0500")
+_ECDSA = ec.ECDSA(hashes.SHA256())
 _SUBJECT_KEY = bytes.fromhex("0603551d0e")
 _ALTERNATIVE_NAME = bytes.fromhex("0603551d11")
 _CRITICAL = bytes.fromhex("0101ff")
@@ -85,10 +87,10 @@ def signature_algorithm(key: PrivateKey) -> bytes:
 def signed(tbs: bytes, key: PrivateKey) -> bytes:
     """Returns a certificate in DER: what is signed, and the signature, with SHA-256."""
     if isinstance(key, ec.EllipticCurvePrivateKey):
-        signature = key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+        algorithm, signature = _ECDSA_SHA256, key.sign(tbs, _ECDSA)
     else:
-        signature = key.sign(tbs, padding.PKCS1v15(), hashes.SHA256())
-    return _tlv(_SEQUENCE, tbs + signature_algorithm(key) + _tlv(_BITS, b"\0" + signature))
+        algorithm, signature = _RSA_SHA256, key.sign(tbs, padding.PKCS1v15(), hashes.SHA256())
+    return _tlv(_SEQUENCE, tbs + algorithm + _tlv(_BITS, b"\0" + signature))
 
 
 def key_digest(spki: bytes) -> bytes:
@@ -108,6 +110,7 @@ def _extension(head: bytes, value: bytes) -> bytes:
     return _tlv(_SEQUENCE, head + _tlv(_OCTETS, value))
 
 
+@lru_cache(maxsize=64)  # those of a batch begin together, and mostly end so
 def _time(time: datetime) -> bytes:
     """§4.1.2.5: until 2049 with two digits of the year."""
     time = time.astimezone(UTC)

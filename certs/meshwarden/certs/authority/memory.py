@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -63,7 +64,7 @@ class Held:
         """Their states, in their order."""
         return tuple(root.state for root in self.roots)
 
-    @property
+    @cached_property
     def active(self) -> Root:
         """The one that signs."""
         return next(root for root in self.roots if root.state.state is SlotState.ACTIVE)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import grpc
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable
@@ -104,6 +105,8 @@ class WorkloadSigner:
         self._of_node, self._of_tenant = Rate(limits.signs_of_node), Rate(limits.signs_of_tenant)
         self._issued = Issued(store, clock)
         self._of_entry = Rate(JWT_PACE)
+        # Of the last chain: them, and what they are in DER.
+        self._intermediates: tuple[tuple[x509.Certificate, ...], tuple[bytes, ...]] = ((), ())
 
     async def sign(
         self, node: NodeRecord, requests: Sequence[v1.WorkloadCsr], reread: Callable[[], Awaitable[NodeRecord]]
@@ -247,9 +250,16 @@ class WorkloadSigner:
             "serial": f"{leaf.serial_number:x}",
             "not_after": leaf.not_valid_after_utc.isoformat(),
         }
-        ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
+        ders = (leaf.public_bytes(Encoding.DER), *self._above(chain[1:]))
         issued = Certificate(str(template.spiffe_id), f"{leaf.serial_number:x}", leaf.not_valid_after_utc)
         return _Signed(ders, issued, fields, key_of(entry), entry.metadata.record.revision)
+
+    def _above(self, intermediates: tuple[x509.Certificate, ...]) -> tuple[bytes, ...]:
+        """What stands above a leaf, in DER: the same until another key signs."""
+        if self._intermediates[0] != intermediates:
+            ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in intermediates)
+            self._intermediates = intermediates, ders
+        return self._intermediates[1]
 
     async def _entry(
         self, node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest, may_lag: bool = False
