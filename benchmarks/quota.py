@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from benchmarks import accuracy, chance, decided, limited_envoy, neighbour, redis_bucket
+from benchmarks import accuracy, chance, chance_restart, decided, limited_envoy, neighbour, redis_bucket
 from benchmarks.process import rss_mib, say
 from benchmarks.result import Case
 from meshwarden.controlplane.quota.allocator import Part, divide
@@ -50,8 +50,10 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
     say("quota: memory")
     yield _memory()
     say("quota: what is left unused by chance")
-    for case in chance.cases(accuracy.LIMIT, accuracy.MEAN, accuracy.WEIGHTS, accuracy.POINTS, accuracy.ENVOYS):
+    model = accuracy.LIMIT, accuracy.MEAN, accuracy.WEIGHTS, accuracy.POINTS, accuracy.ENVOYS
+    for case in chance.cases(*model):
         yield case
+    yield chance_restart.case(*model)
     with tempfile.TemporaryDirectory(prefix="mw-bench-") as name:
         directory = Path(name)
         for part in (

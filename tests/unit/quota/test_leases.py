@@ -301,6 +301,21 @@ def test_absurd_demand_is_believed_up_to_the_ceiling_alone() -> None:
     assert given(leases)[TWO, READ] > 400
 
 
+def test_what_was_called_while_nobody_divided_is_no_demand() -> None:
+    """Since when a point has counted isn't known: an Envoy for five seconds, and others refused all meanwhile."""
+    leases = Leases(10.0, learn=True)
+    leases.put(POLICY, TREE)
+    for point in (ONE, TWO):
+        leases.learn(point, {GLOBEX: 40.0}, 10.0)
+    number, _ = leases.tick(10.0 + TTL_S)
+    for now_s, usages in ((13.5, {GLOBEX: Usage(0, 0)}), (14.0, {GLOBEX: Usage(100, 300)})):
+        for point in (ONE, TWO):
+            leases.report(point, usages, now_s, acknowledged=number)
+    assert {lease.demand.rate for lease in leases.find(POLICY)} == {40.0}
+    leases.report(ONE, {GLOBEX: Usage(60, 40)}, 15.0, acknowledged=number)
+    assert next(lease.demand.rate for lease in leases.find(POLICY) if lease.point == ONE) == 100.0
+
+
 @pytest.mark.parametrize("path", [(), ("acme",), ("acme", "/other"), ("acme", REST, "x"), (OTHERS,), (REST,)])
 def test_buckets_that_no_policy_has_are_counted(path: tuple[str, ...]) -> None:
     leases = Leases(0.0, learn=False)

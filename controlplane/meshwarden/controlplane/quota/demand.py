@@ -50,6 +50,10 @@ class Demand:
             self._wanted, self._since_s = 0.0, now_s
         return rises
 
+    def begin(self, now_s: float) -> None:
+        """Counts from now on; what was wanted so far is taken to go on."""
+        self._wanted, self._since_s = 0.0, now_s
+
     def peak(self, at_once: float, now_s: float, ceiling: float) -> None:
         """Notes how many of what is counted at once were wanted since the last report; no more than a ceiling."""
         passed_s, self._since_s = max(0.0, now_s - self._since_s), now_s

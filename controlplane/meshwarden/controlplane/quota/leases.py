@@ -13,7 +13,7 @@ Source: Gray and Cheriton, "Leases" (SOSP 1989) for terms and clocks; Doorman's 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from meshwarden.controlplane.quota.excess import Excess, Path
@@ -50,11 +50,17 @@ class Ignored:
 
 @dataclass(slots=True)
 class _Told:
-    """How a point stands with us: until when its leases last, and when we learned what it holds, if we had to."""
+    """How a point stands with us.
+
+    Attributes:
+        until_s: when its leases run out.
+        leases: what it has, by bucket.
+        learned: the buckets of which we learned what it holds, and haven't heard since what it uses.
+    """
 
     until_s: float
     leases: dict[Bucket, Lease]
-    learned_s: float = -math.inf
+    learned: set[Bucket] = field(default_factory=set)
 
     @property
     def heard_s(self) -> float:
@@ -133,8 +139,7 @@ class Leases:
         the point lets those go that were told before this was heard: they are counted no more.
         """
         told = self._heard(point, now_s)
-        if learns := self.learns(now_s):
-            told.learned_s = now_s
+        learns = self.learns(now_s)
         for bucket, rate in held.items():
             tree = self._tree_of(bucket)
             if tree is None or not _sane(rate):
@@ -151,6 +156,7 @@ class Leases:
                 lease.say(min(rate, known), believed=rate)
                 if learns:
                     lease.demand.rate = max(lease.demand.rate, lease.held)
+                    told.learned.add(bucket)
         for bucket, lease in told.leases.items():
             if bucket not in held:
                 lease.say(0.0, believed=0.0)
@@ -197,7 +203,12 @@ class Leases:
                     # No more than it had to spill: a point that says more would have others given what nobody had.
                     spilled = min(usage.spilled, using.held * (now_s - using.demand.since_s))
                     self._pools[bucket.policy].spares.hear(using, spilled, usage.denied + usage.shadowed)
-                if now_s > told.learned_s:
+                if bucket in told.learned:
+                    # Since when that was counted isn't known, and it may have been refused for long.
+                    if usage.allowed or usage.denied:
+                        told.learned.discard(bucket)
+                    using.demand.begin(now_s)
+                else:
                     wanted = usage.allowed + usage.denied
                     self._wanting |= using.demand.add(wanted, now_s, tree.least_ceiling(bucket.path))
             if usage.allowed or usage.denied or usage.in_use:
