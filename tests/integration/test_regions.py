@@ -15,6 +15,7 @@ import pytest
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import LeafTemplate
+from meshwarden.certs.jwt_svid import InvalidJwtSvid, validate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
@@ -30,6 +31,7 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.tail_policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.rotation import NodeTrust, RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.regions import puller as puller_module
@@ -38,12 +40,12 @@ from meshwarden.controlplane.regions.link import Link as RegionLink
 from meshwarden.controlplane.regions.link import Own, Peer
 from meshwarden.controlplane.regions.puller import MAX_ROWS, Puller, Untrue
 from meshwarden.controlplane.regions.regions import Regions
-from meshwarden.controlplane.regions.roots import RegionRoots
+from meshwarden.controlplane.regions.trust import RegionTrust
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.red.histogram import bucket_of
-from meshwarden.v1.region_service_pb2 import GetRootsRequest, PullRequest, PullResponse
+from meshwarden.v1.region_service_pb2 import GetTrustRequest, PullRequest, PullResponse
 from meshwarden.v1.region_service_pb2_grpc import (
     RegionServiceServicer,
     RegionServiceStub,
@@ -152,7 +154,11 @@ class Region:
         )
         await self.rotation.follow()
         own = TRUST_DOMAIN, self.name
-        servicer = self.servicer or RegionServicer(self.ledger, self.gather.tail, self.authority, self.rotation, own)
+        self.jwt = JwtAuthority(store, audit, utc_now, trust_domain=TRUST_DOMAIN)
+        await self.jwt.open()
+        servicer = self.servicer or RegionServicer(
+            self.ledger, self.gather.tail, self.authority, self.rotation, self.jwt, own
+        )
         add_RegionServiceServicer_to_server(servicer, self.server)
         self.server.add_insecure_port(front.inner_target)
         await self.server.start()
@@ -344,20 +350,20 @@ async def test_who_is_no_other_region_is_told_nothing(eu: Region, authority: Mem
                 pass
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await RegionServiceStub(channel).GetRoots(GetRootsRequest())
+            await RegionServiceStub(channel).GetTrust(GetTrustRequest())
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_a_region_tells_its_roots_and_which_its_nodes_trust(eu: Region, us: Region, tmp_path: Path) -> None:
     async with open_store(tmp_path / "roots.sqlite") as store:
-        roots = await RegionRoots.open(store, ["us"], utc_now)
+        roots = await RegionTrust.open(store, ["us"], utc_now)
         link = RegionLink(Peer("us", f"127.0.0.1:{us.port}"), Own(TRUST_DOMAIN, eu.serving.svid, eu.serving.bundles))
         try:
             await us.rotation.prepare("a test")
             old, new = (root.fingerprint for root in us.rotation.known)
             us.nodes.append(NodeTrust("us-1", True, utc_now(), frozenset({old}), frozenset({old})))
             await roots.ask(link)
-            assert [(root.state.fingerprint, root.state.state.value) for root in roots.all] == [
+            assert [(root.state.fingerprint, root.state.state.value) for root in roots.roots] == [
                 (old, "ACTIVE"),
                 (new, "PREPARED"),
             ]
@@ -366,6 +372,20 @@ async def test_a_region_tells_its_roots_and_which_its_nodes_trust(eu: Region, us
             us.nodes[0] = NodeTrust("us-1", True, utc_now(), frozenset({old, new}), frozenset({old}))
             await roots.ask(link)
             assert roots.missing(new) == {}
+            (key,) = roots.keys
+            assert (key.kid, key.tainted) == (us.jwt.records()[0].kid, False)
+            web = SpiffeId.parse(WEB)
+            token = us.jwt.sign(web, ("orders",), utc_now()).token
+            with pytest.raises(InvalidJwtSvid, match="key"):
+                validate(token, "orders", {TRUST_DOMAIN: eu.jwt.bundle()}, utc_now())
+            eu.jwt.trust({key.kid: key.key}, ())
+            verified = validate(token, "orders", {TRUST_DOMAIN: eu.jwt.bundle()}, utc_now())
+            assert verified.spiffe_id == web
+            # Its own are told on, and not those that it has been told.
+            assert [record.kid for record in eu.jwt.records()] != [key.kid]
+            assert len(eu.jwt.records()) == 1
+            eu.jwt.trust({}, ())
+            assert key.kid not in eu.jwt.bundle().keys
         finally:
             await link.close()
 

@@ -24,30 +24,31 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from meshwarden.v1 import admin_service_pb2 as meshwarden_dot_v1_dot_admin__service__pb2
+from meshwarden.v1 import node_service_pb2 as meshwarden_dot_v1_dot_node__service__pb2
 from meshwarden.v1 import report_pb2 as meshwarden_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"meshwarden/v1/region_service.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!meshwarden/v1/admin_service.proto\x1a\x1ameshwarden/v1/report.proto\"v\n\x0bPullRequest\x12\"\n\x0bincarnation\x18\x01 \x01(\tB\x00R\x0bincarnation\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\x12-\n\x04kept\x18\x03 \x01(\x0b\x32\x19.meshwarden.v1.KeptCursorR\x04kept\":\n\nKeptCursor\x12\x16\n\x05\x65poch\x18\x01 \x01(\tB\x00R\x05\x65poch\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\"[\n\nKeptTraces\x12\x14\n\x05\x65poch\x18\x01 \x01(\tR\x05\x65poch\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12\x1b\n\ttrace_ids\x18\x03 \x01(\x0cR\x08traceIds\"\xa8\x01\n\x0cPullResponse\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12+\n\x04rows\x18\x03 \x03(\x0b\x32\x17.meshwarden.v1.CallStatR\x04rows\x12-\n\x04kept\x18\x04 \x01(\x0b\x32\x19.meshwarden.v1.KeptTracesR\x04kept\"\x11\n\x0fGetRootsRequest\"]\n\x10GetRootsResponse\x12/\n\x05roots\x18\x01 \x03(\x0b\x32\x19.meshwarden.v1.RegionRootR\x05roots\x12\x18\n\x07trusted\x18\x02 \x03(\tR\x07trusted\"\x96\x01\n\nRegionRoot\x12 \n\x0b\x63\x65rtificate\x18\x01 \x01(\x0cR\x0b\x63\x65rtificate\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32\x1e.meshwarden.v1.RootState.StateR\x05state\x12\x30\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05since2\x9f\x01\n\rRegionService\x12\x41\n\x04Pull\x12\x1a.meshwarden.v1.PullRequest\x1a\x1b.meshwarden.v1.PullResponse0\x01\x12K\n\x08GetRoots\x12\x1e.meshwarden.v1.GetRootsRequest\x1a\x1f.meshwarden.v1.GetRootsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"meshwarden/v1/region_service.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!meshwarden/v1/admin_service.proto\x1a meshwarden/v1/node_service.proto\x1a\x1ameshwarden/v1/report.proto\"v\n\x0bPullRequest\x12\"\n\x0bincarnation\x18\x01 \x01(\tB\x00R\x0bincarnation\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\x12-\n\x04kept\x18\x03 \x01(\x0b\x32\x19.meshwarden.v1.KeptCursorR\x04kept\":\n\nKeptCursor\x12\x16\n\x05\x65poch\x18\x01 \x01(\tB\x00R\x05\x65poch\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\"[\n\nKeptTraces\x12\x14\n\x05\x65poch\x18\x01 \x01(\tR\x05\x65poch\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12\x1b\n\ttrace_ids\x18\x03 \x01(\x0cR\x08traceIds\"\xa8\x01\n\x0cPullResponse\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12+\n\x04rows\x18\x03 \x03(\x0b\x32\x17.meshwarden.v1.CallStatR\x04rows\x12-\n\x04kept\x18\x04 \x01(\x0b\x32\x19.meshwarden.v1.KeptTracesR\x04kept\"\x11\n\x0fGetTrustRequest\"\x8f\x01\n\x10GetTrustResponse\x12/\n\x05roots\x18\x01 \x03(\x0b\x32\x19.meshwarden.v1.RegionRootR\x05roots\x12\x18\n\x07trusted\x18\x02 \x03(\tR\x07trusted\x12\x30\n\x08jwt_keys\x18\x03 \x03(\x0b\x32\x15.meshwarden.v1.JwtKeyR\x07jwtKeys\"\x96\x01\n\nRegionRoot\x12 \n\x0b\x63\x65rtificate\x18\x01 \x01(\x0cR\x0b\x63\x65rtificate\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32\x1e.meshwarden.v1.RootState.StateR\x05state\x12\x30\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05since2\x9f\x01\n\rRegionService\x12\x41\n\x04Pull\x12\x1a.meshwarden.v1.PullRequest\x1a\x1b.meshwarden.v1.PullResponse0\x01\x12K\n\x08GetTrust\x12\x1e.meshwarden.v1.GetTrustRequest\x1a\x1f.meshwarden.v1.GetTrustResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshwarden.v1.region_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PULLREQUEST']._serialized_start=149
-  _globals['_PULLREQUEST']._serialized_end=267
-  _globals['_KEPTCURSOR']._serialized_start=269
-  _globals['_KEPTCURSOR']._serialized_end=327
-  _globals['_KEPTTRACES']._serialized_start=329
-  _globals['_KEPTTRACES']._serialized_end=420
-  _globals['_PULLRESPONSE']._serialized_start=423
-  _globals['_PULLRESPONSE']._serialized_end=591
-  _globals['_GETROOTSREQUEST']._serialized_start=593
-  _globals['_GETROOTSREQUEST']._serialized_end=610
-  _globals['_GETROOTSRESPONSE']._serialized_start=612
-  _globals['_GETROOTSRESPONSE']._serialized_end=705
-  _globals['_REGIONROOT']._serialized_start=708
-  _globals['_REGIONROOT']._serialized_end=858
-  _globals['_REGIONSERVICE']._serialized_start=861
-  _globals['_REGIONSERVICE']._serialized_end=1020
+  _globals['_PULLREQUEST']._serialized_start=183
+  _globals['_PULLREQUEST']._serialized_end=301
+  _globals['_KEPTCURSOR']._serialized_start=303
+  _globals['_KEPTCURSOR']._serialized_end=361
+  _globals['_KEPTTRACES']._serialized_start=363
+  _globals['_KEPTTRACES']._serialized_end=454
+  _globals['_PULLRESPONSE']._serialized_start=457
+  _globals['_PULLRESPONSE']._serialized_end=625
+  _globals['_GETTRUSTREQUEST']._serialized_start=627
+  _globals['_GETTRUSTREQUEST']._serialized_end=644
+  _globals['_GETTRUSTRESPONSE']._serialized_start=647
+  _globals['_GETTRUSTRESPONSE']._serialized_end=790
+  _globals['_REGIONROOT']._serialized_start=793
+  _globals['_REGIONROOT']._serialized_end=943
+  _globals['_REGIONSERVICE']._serialized_start=946
+  _globals['_REGIONSERVICE']._serialized_end=1105
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from meshwarden.v1 import admin_service_pb2 as _admin_service_pb2
+from meshwarden.v1 import node_service_pb2 as _node_service_pb2
 from meshwarden.v1 import report_pb2 as _report_pb2
 import builtins as _builtins
 import sys
@@ -125,7 +126,7 @@ class PullResponse(_message.Message):
 Global___PullResponse: _TypeAlias = PullResponse  # noqa: Y015
 
 @_typing.final
-class GetRootsRequest(_message.Message):
+class GetTrustRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -137,31 +138,35 @@ class GetRootsRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetRootsRequest: _TypeAlias = GetRootsRequest  # noqa: Y015
+Global___GetTrustRequest: _TypeAlias = GetTrustRequest  # noqa: Y015
 
 @_typing.final
-class GetRootsResponse(_message.Message):
+class GetTrustResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROOTS_FIELD_NUMBER: _builtins.int
     TRUSTED_FIELD_NUMBER: _builtins.int
+    JWT_KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionRoot]: ...
     @_builtins.property
     def trusted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def jwt_keys(self) -> _containers.RepeatedCompositeFieldContainer[_node_service_pb2.JwtKey]: ...
     def __init__(
         self,
         *,
         roots: _abc.Iterable[Global___RegionRoot] | None = ...,
         trusted: _abc.Iterable[_builtins.str] | None = ...,
+        jwt_keys: _abc.Iterable[_node_service_pb2.JwtKey] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["roots", b"roots", "trusted", b"trusted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_keys", b"jwt_keys", "roots", b"roots", "trusted", b"trusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetRootsResponse: _TypeAlias = GetRootsResponse  # noqa: Y015
+Global___GetTrustResponse: _TypeAlias = GetTrustResponse  # noqa: Y015
 
 @_typing.final
 class RegionRoot(_message.Message):

@@ -39,10 +39,10 @@ class RegionServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_region__service__pb2.PullRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_region__service__pb2.PullResponse.FromString,
                 _registered_method=True)
-        self.GetRoots = channel.unary_unary(
-                '/meshwarden.v1.RegionService/GetRoots',
-                request_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetRootsRequest.SerializeToString,
-                response_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetRootsResponse.FromString,
+        self.GetTrust = channel.unary_unary(
+                '/meshwarden.v1.RegionService/GetTrust',
+                request_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetTrustRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetTrustResponse.FromString,
                 _registered_method=True)
 
 
@@ -55,7 +55,7 @@ class RegionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetRoots(self, request, context):
+    def GetTrust(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -69,10 +69,10 @@ def add_RegionServiceServicer_to_server(servicer, server):
                     request_deserializer=meshwarden_dot_v1_dot_region__service__pb2.PullRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_region__service__pb2.PullResponse.SerializeToString,
             ),
-            'GetRoots': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetRoots,
-                    request_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetRootsRequest.FromString,
-                    response_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetRootsResponse.SerializeToString,
+            'GetTrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrust,
+                    request_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetTrustRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetTrustResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -113,7 +113,7 @@ class RegionService:
             _registered_method=True)
 
     @staticmethod
-    def GetRoots(request,
+    def GetTrust(request,
             target,
             options=(),
             channel_credentials=None,
@@ -126,9 +126,9 @@ class RegionService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/meshwarden.v1.RegionService/GetRoots',
-            meshwarden_dot_v1_dot_region__service__pb2.GetRootsRequest.SerializeToString,
-            meshwarden_dot_v1_dot_region__service__pb2.GetRootsResponse.FromString,
+            '/meshwarden.v1.RegionService/GetTrust',
+            meshwarden_dot_v1_dot_region__service__pb2.GetTrustRequest.SerializeToString,
+            meshwarden_dot_v1_dot_region__service__pb2.GetTrustResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,13 +32,13 @@ class RegionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegionServiceAsyncStub: ...
     Pull: _grpc.UnaryStreamMultiCallable[_region_service_pb2.PullRequest, _region_service_pb2.PullResponse]
-    GetRoots: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.GetRootsRequest, _region_service_pb2.GetRootsResponse]
+    GetTrust: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.GetTrustRequest, _region_service_pb2.GetTrustResponse]
 
 @_typing.type_check_only
 class RegionServiceAsyncStub(RegionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Pull: _aio.UnaryStreamMultiCallable[_region_service_pb2.PullRequest, _region_service_pb2.PullResponse]  # type: ignore[assignment]
-    GetRoots: _aio.UnaryUnaryMultiCallable[_region_service_pb2.GetRootsRequest, _region_service_pb2.GetRootsResponse]  # type: ignore[assignment]
+    GetTrust: _aio.UnaryUnaryMultiCallable[_region_service_pb2.GetTrustRequest, _region_service_pb2.GetTrustResponse]  # type: ignore[assignment]
 
 class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -49,10 +49,10 @@ class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_region_service_pb2.PullResponse], _abc.AsyncIterator[_region_service_pb2.PullResponse]]: ...
 
     @_abc_1.abstractmethod
-    def GetRoots(
+    def GetTrust(
         self,
-        request: _region_service_pb2.GetRootsRequest,
+        request: _region_service_pb2.GetTrustRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_region_service_pb2.GetRootsResponse, _abc.Awaitable[_region_service_pb2.GetRootsResponse]]: ...
+    ) -> _typing.Union[_region_service_pb2.GetTrustResponse, _abc.Awaitable[_region_service_pb2.GetTrustResponse]]: ...
 
 def add_RegionServiceServicer_to_server(servicer: RegionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

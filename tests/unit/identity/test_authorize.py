@@ -65,7 +65,7 @@ def test_every_method_of_the_control_plane_is_in_the_table() -> None:
 def test_who_may_what() -> None:
     assert may(None) == HEALTH | {"/meshwarden.v1.NodeService/Attest"}
     assert may(WHO[Role.WORKLOAD]) == may(WHO[Role.OTHER]) == set()
-    region = {"/meshwarden.v1.RegionService/GetRoots", "/meshwarden.v1.RegionService/Pull"}
+    region = {"/meshwarden.v1.RegionService/GetTrust", "/meshwarden.v1.RegionService/Pull"}
     assert may(WHO[Role.CONTROL_PLANE]) == HEALTH | region
     node = {method for method in TABLE if any(name in method for name in NODE)}
     assert may(WHO[Role.NODE]) == HEALTH | node

@@ -1,4 +1,4 @@
-"""RegionService: tells the control planes of other regions what this one has counted and keeps, and its roots."""
+"""RegionService: tells control planes of other regions what this one has counted and keeps, and what it issues by."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -9,16 +9,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.certs.authority import slot
 from meshwarden.certs.authority.port import Authority
-from meshwarden.certs.authority.slot import fingerprint_of
+from meshwarden.certs.authority.slot import SlotState, fingerprint_of
+from meshwarden.certs.csr import spki
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.identity.authorize import authorize_region
+from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1.admin_service_pb2 import RootState
+from meshwarden.v1.node_service_pb2 import JwtKey
 from meshwarden.v1.region_service_pb2 import (
-    GetRootsRequest,
-    GetRootsResponse,
+    GetTrustRequest,
+    GetTrustResponse,
     KeptTraces,
     PullRequest,
     PullResponse,
@@ -26,7 +29,7 @@ from meshwarden.v1.region_service_pb2 import (
 from meshwarden.v1.region_service_pb2_grpc import RegionServiceServicer
 
 PULL: Final = "/meshwarden.v1.RegionService/Pull"
-GET_ROOTS: Final = "/meshwarden.v1.RegionService/GetRoots"
+GET_TRUST: Final = "/meshwarden.v1.RegionService/GetTrust"
 # A row is 6 KiB at the most, a message 4 MiB.
 PAGE_ROWS: Final = 500
 # One that is being served and one that comes in its place.
@@ -37,7 +40,13 @@ class RegionServicer(RegionServiceServicer):
     """Reads the ledger to the control plane of another region of the same trust domain."""
 
     def __init__(
-        self, ledger: Ledger, tail: TailSampler, authority: Authority, rotation: RootRotation, own: tuple[str, str]
+        self,
+        ledger: Ledger,
+        tail: TailSampler,
+        authority: Authority,
+        rotation: RootRotation,
+        jwt: JwtAuthority,
+        own: tuple[str, str],
     ) -> None:
         """Puts it together.
 
@@ -46,10 +55,11 @@ class RegionServicer(RegionServiceServicer):
             tail: which traces it keeps.
             authority: has the certificates of its roots.
             rotation: knows how they stand, and who trusts them.
+            jwt: has the keys of its JWT-SVIDs.
             own: our trust domain and region.
         """
         self._ledger, self._tail, self._authority, self._rotation = ledger, tail, authority, rotation
-        self._trust_domain, self._region = own
+        self._jwt, (self._trust_domain, self._region) = jwt, own
         self._pulling: Counter[str] = Counter()
 
     async def Pull(
@@ -80,14 +90,18 @@ class RegionServicer(RegionServiceServicer):
         finally:
             self._pulling[region] -= 1
 
-    async def GetRoots(
-        self, request: GetRootsRequest, context: "grpc.aio.ServicerContext[Any, Any]"
-    ) -> GetRootsResponse:
-        self._authorize(GET_ROOTS)
+    async def GetTrust(
+        self, request: GetTrustRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> GetTrustResponse:
+        self._authorize(GET_TRUST)
         known = self._rotation.known
         certificates = {fingerprint_of(root): root for root in (await self._authority.bundle()).roots}
-        answer = GetRootsResponse(
-            trusted=[root.fingerprint for root in known if not self._rotation.missing_here(root.fingerprint)]
+        answer = GetTrustResponse(
+            trusted=[root.fingerprint for root in known if not self._rotation.missing_here(root.fingerprint)],
+            jwt_keys=[
+                JwtKey(kid=key.kid, public_key=spki(key.public_key), tainted=key.state is SlotState.TAINTED)
+                for key in self._jwt.records()
+            ],
         )
         for root in slot.own(known):
             if root.fingerprint in certificates:  # else it has just been revoked

@@ -140,7 +140,7 @@ class ControlPlane:
             audit,
             utc_now,
             owner=writer(config),
-            regions=engines.region_roots.missing,
+            regions=engines.region_trust.missing,
         )
         self._operators = Operators(authority, store, audit, utc_now, trust_domain=domain, denied=self._denied.identity)
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
@@ -163,7 +163,7 @@ class ControlPlane:
         self.take_own_spans = self._gather.take_own
         """Takes what is traced of this process."""
         self._regions, self._remote = gathering.regions(
-            config, self._durable, self._gather, self._metrics, self._serving, rng, engines.region_roots
+            config, self._durable, self._gather, self._metrics, self._serving, rng, engines.region_trust
         )
         self._overload = overload(rng.random)
         self._vitals = Vitals(
@@ -228,6 +228,8 @@ class ControlPlane:
             closing.callback(self._durable.close)
             await self._serving.issue()
             await self._jwt.open()
+            self._engines.region_trust.listen(self._take_keys)
+            self._take_keys()
             if self._operator is not None:
                 await self._operator.issue()
             self._listen_for_roots()
@@ -284,6 +286,11 @@ class ControlPlane:
             with contextlib.suppress(StoreError):
                 await self._engines.anchor.note()
             group.cancel_scope.cancel()
+
+    def _take_keys(self) -> None:
+        """Publishes by which keys other regions sign JWT-SVIDs."""
+        others = self._engines.region_trust.keys
+        self._jwt.trust({other.kid: other.key for other in others}, (other.kid for other in others if other.tainted))
 
     def _listen_for_roots(self) -> None:
         """Who has to know of changed roots, in this order; nodes come last, so that we trust what they show us."""
@@ -382,6 +389,7 @@ class ControlPlane:
                 self._gather.tail,
                 engines.authority,
                 self._rotation,
+                self._jwt,
                 (config.trust_domain, config.region),
             ),
             report=ReportServicer(self._gather, nodes),

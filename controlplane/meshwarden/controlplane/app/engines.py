@@ -26,7 +26,7 @@ from meshwarden.controlplane.gather.header import BadHeader, Headers
 from meshwarden.controlplane.identity.attestor import Attestor
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.regions.authority import RegionalAuthority
-from meshwarden.controlplane.regions.roots import RegionRoots
+from meshwarden.controlplane.regions.trust import RegionTrust
 from meshwarden.controlplane.secrets.port import SecretError
 from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.store.port import Store
@@ -52,7 +52,7 @@ class Engines:
     jwt_passphrase: Secret | None
     # {a proof of AttestRequest: what judges it}, beside join tokens.
     attestors: Mapping[str, Attestor]
-    region_roots: RegionRoots
+    region_trust: RegionTrust
 
 
 async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStack) -> Engines:
@@ -70,12 +70,12 @@ async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStac
     anchor = Anchor(store, audit, lambda: events.end, config.state_dir / AUDIT, writer(config), utc_now)
     secrets = Secrets(vault=config.vault or _vault_of(config))
     own = await closing.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
-    region_roots = await RegionRoots.open(store, [peer.region for peer in config.peer], utc_now)
-    authority = RegionalAuthority(own, region_roots) if config.peer else own
+    region_trust = await RegionTrust.open(store, [peer.region for peer in config.peer], utc_now)
+    authority = RegionalAuthority(own, region_trust) if config.peer else own
     backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
     attestors = await _attestors(config, secrets, closing)
     passphrase = await _jwt_passphrase(config, secrets)
-    return Engines(store, audit, anchor, authority, backends, secrets, passphrase, attestors, region_roots)
+    return Engines(store, audit, anchor, authority, backends, secrets, passphrase, attestors, region_trust)
 
 
 def writer(config: Config) -> str:

@@ -21,7 +21,7 @@ from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.link import Link, Own, Peer
 from meshwarden.controlplane.regions.puller import Puller
 from meshwarden.controlplane.regions.regions import Regions
-from meshwarden.controlplane.regions.roots import RegionRoots
+from meshwarden.controlplane.regions.trust import RegionTrust
 
 
 def traces_of(config: Config) -> dict[str, Keep]:
@@ -58,7 +58,7 @@ def regions(
     metrics: Metrics,
     serving: ServingIdentity,
     rng: random.Random,
-    roots: RegionRoots,
+    roots: RegionTrust,
 ) -> tuple[Regions, Remote]:
     """What asks the other regions, and what they have told."""
     remote = Remote((peer.region for peer in config.peer), utc_now, idle=timedelta(seconds=config.metrics_idle_s))

@@ -15,7 +15,7 @@ has its private key; of a process that has ended for good, nothing is left an ho
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from meshwarden.certs.authority.port import Secret
 from meshwarden.certs.authority.slot import RootRefused, SlotState
 from meshwarden.certs.clock import Clock
+from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.jose import thumbprint
 from meshwarden.certs.jwt_bundle import JwtBundle
 from meshwarden.certs.jwt_svid import TTL, JwtSvid, JwtTemplate, sign_jwt_svid, token_id
@@ -83,12 +84,19 @@ class JwtAuthority:
         self._bundle = JwtBundle(trust_domain)
         self._changing = asyncio.Lock()
         self._listeners: list[Callable[[], None]] = []
+        self._others: dict[str, PublicKey] = {}
+        self._others_tainted: frozenset[str] = frozenset()
         self.tainted: frozenset[str] = frozenset()
         """The ids of those keys of the bundle that must not be relied on."""
 
     def bundle(self) -> JwtBundle:
         """Returns the trust domain's JWT keys; the same object until they change."""
         return self._bundle
+
+    def trust(self, keys: Mapping[str, PublicKey], tainted: Iterable[str]) -> None:
+        """Publishes keys of others of this trust domain beside ours, in place of those of before."""
+        self._others, self._others_tainted = dict(keys), frozenset(tainted)
+        self._settle()
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls back after each change of the bundle, and of what is tainted."""
@@ -375,8 +383,8 @@ class JwtAuthority:
         self._signing = (active.kid, self._keys[active.kid]) if active is not None else self._signing
         alive = (record for record, _ in self._records.values() if record.end > now)
         good = sorted(alive, key=lambda record: record.end)[-MAX_PUBLISHED:]
-        keys = {record.kid: record.public_key for record in good}
-        tainted = frozenset(record.kid for record in good if record.state is SlotState.TAINTED)
+        keys = {**self._others, **{record.kid: record.public_key for record in good}}
+        tainted = self._others_tainted | {record.kid for record in good if record.state is SlotState.TAINTED}
         if keys == dict(self._bundle.keys) and tainted == self.tainted:
             return
         if keys != dict(self._bundle.keys):

@@ -10,13 +10,13 @@ from meshwarden.certs.authority.slot import Roots, SlotState
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.issue import LeafTemplate
-from meshwarden.controlplane.regions.roots import OtherRoot, RegionRoots
+from meshwarden.controlplane.regions.trust import OtherRoot, RegionTrust
 
 
 class RegionalAuthority:
     """Signs by its own roots alone. A root that is told by another region, too, is ours if we have it."""
 
-    def __init__(self, own: Authority, others: RegionRoots) -> None:
+    def __init__(self, own: Authority, others: RegionTrust) -> None:
         self._own, self._others = own, others
         self._made: tuple[Bundle, tuple[OtherRoot, ...]] | None = None
         self._bundle: Bundle | None = None
@@ -34,7 +34,7 @@ class RegionalAuthority:
         if self._own.fault:
             return self._own.fault
         relied_on = {root.fingerprint: root.state for root in self._roots if root.state is not SlotState.TAINTED}
-        for other in (root.state for root in self._others.all):
+        for other in (root.state for root in self._others.roots):
             if other.state is SlotState.TAINTED and other.fingerprint in relied_on:
                 return (
                     f"region {other.region} has tainted root {other.fingerprint[:16]}, which is "
@@ -49,7 +49,7 @@ class RegionalAuthority:
 
     async def bundle(self) -> Bundle:
         """Returns the roots of all regions, ours first; the same object until one changes."""
-        own, others = await self._own.bundle(), self._others.all
+        own, others = await self._own.bundle(), self._others.roots
         if self._bundle is None or self._made is None or self._made[0] is not own or self._made[1] is not others:
             roots = (*own.roots, *(other.certificate for other in others))
             revision = own.revision if self._bundle is None else max(own.revision, self._bundle.revision + 1)
@@ -60,7 +60,7 @@ class RegionalAuthority:
         """Returns the roots of all regions with their states, ours first."""
         own = self._roots = await self._own.roots()
         seen, others = {root.fingerprint for root in own}, []
-        for other in self._others.all:
+        for other in self._others.roots:
             if other.state.fingerprint not in seen:
                 seen.add(other.state.fingerprint)
                 others.append(other.state)

@@ -11,16 +11,26 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.authority.slot import MAX_ROOTS, SlotState, fingerprint_of
+from meshwarden.certs.csr import spki
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import PeerRefused, verify_chain
 from meshwarden.controlplane.regions.authority import RegionalAuthority
-from meshwarden.controlplane.regions.roots import MAX_OTHERS, MAX_TRUSTED, PREFIX, SILENT, RegionRoots, Untrue
+from meshwarden.controlplane.regions.trust import (
+    MAX_KEYS_OF_OTHERS,
+    MAX_ROOTS_OF_OTHERS,
+    MAX_TRUSTED,
+    PREFIX,
+    SILENT,
+    RegionTrust,
+    Untrue,
+)
 from meshwarden.controlplane.store.port import ANY, Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.v1.admin_service_pb2 import RootState
-from meshwarden.v1.region_service_pb2 import GetRootsResponse, RegionRoot
+from meshwarden.v1.node_service_pb2 import JwtKey
+from meshwarden.v1.region_service_pb2 import GetTrustResponse, RegionRoot
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 WEB = SpiffeId.workload("a.test", "acme", "web")
@@ -37,12 +47,12 @@ class World:
         return self.now
 
     async def open(self, *regions: str) -> None:
-        self.roots = await RegionRoots.open(self.store, regions, self.clock)
+        self.roots = await RegionTrust.open(self.store, regions, self.clock)
         self.authority = RegionalAuthority(self.ours, self.roots)
 
-    async def said(self, *trusted: str) -> GetRootsResponse:
+    async def said(self, *trusted: str) -> GetTrustResponse:
         """What us says of itself."""
-        answer = GetRootsResponse(trusted=trusted)
+        answer = GetTrustResponse(trusted=trusted)
         states = {state.fingerprint: state.state for state in await self.theirs.roots()}
         for root in (await self.theirs.bundle()).roots:
             answer.roots.append(told(root, states[fingerprint_of(root)]))
@@ -69,6 +79,10 @@ def told(root: x509.Certificate, state: SlotState = SlotState.ACTIVE) -> RegionR
     return made
 
 
+def jwt_key(kid: str, tainted: bool = False) -> JwtKey:
+    return JwtKey(kid=kid, public_key=spki(new_key().public_key()), tainted=tainted)
+
+
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with open_store(tmp_path / "store.sqlite") as store:
@@ -86,6 +100,25 @@ async def test_what_a_region_tells_is_trusted_and_stays_so_over_a_restart(world:
     await world.open("us")
     assert await world.believes(world.theirs)
     assert world.roots.missing("ab" * 32) == {"region us": "does not say whether its nodes trust it"}
+
+
+async def test_keys_of_tokens_are_told_and_stay_over_a_restart(world: World) -> None:
+    heard: list[list[str]] = []
+    world.roots.listen(lambda: heard.append([key.kid for key in world.roots.keys]))
+    answer = await world.said()
+    answer.jwt_keys.extend([jwt_key("a"), jwt_key("b", tainted=True)])
+    await world.roots.hear("us", answer)
+    await world.roots.hear("us", answer)
+    assert heard == [["a", "b"]]
+    before = world.roots.keys
+    await world.open("us")
+    assert [(key.kid, spki(key.key), key.tainted) for key in world.roots.keys] == [
+        (key.kid, spki(key.key), key.tainted) for key in before
+    ]
+    assert [key.tainted for key in world.roots.keys] == [False, True]
+    del answer.jwt_keys[0]
+    await world.roots.hear("us", answer)
+    assert [key.kid for key in world.roots.keys] == ["b"]
 
 
 async def test_a_region_that_is_one_no_more_is_forgotten(world: World) -> None:
@@ -132,10 +165,10 @@ async def test_a_copy_of_our_root_is_ours_and_trusted_as_long_as_one_has_it(worl
 
 async def test_that_a_root_we_sign_by_has_leaked_elsewhere_is_a_fault(world: World) -> None:
     (root,) = (await world.ours.bundle()).roots
-    await world.roots.hear("us", GetRootsResponse(roots=[told(root)]))
+    await world.roots.hear("us", GetTrustResponse(roots=[told(root)]))
     await world.authority.roots()
     assert world.authority.fault == ""
-    await world.roots.hear("us", GetRootsResponse(roots=[told(root, SlotState.TAINTED)]))
+    await world.roots.hear("us", GetTrustResponse(roots=[told(root, SlotState.TAINTED)]))
     assert "region us has tainted root" in world.authority.fault
     assert "ACTIVE here" in world.authority.fault
 
@@ -151,7 +184,7 @@ async def test_a_region_is_missing_until_it_says_so_and_when_it_falls_silent(wor
     assert "does not say" in world.roots.missing(new)["region us"]
 
 
-async def hostile(world: World) -> list[GetRootsResponse]:
+async def hostile(world: World) -> list[GetTrustResponse]:
     (root,) = (await world.theirs.bundle()).roots
     leaf, issuing = await world.leaf(world.theirs)
     sound = told(root)
@@ -159,17 +192,21 @@ async def hostile(world: World) -> list[GetRootsResponse]:
     timeless = told(root)
     timeless.since.seconds = 2**62
     return [
-        GetRootsResponse(),
-        GetRootsResponse(roots=[told((await one.bundle()).roots[0]) for one in many]),
-        GetRootsResponse(roots=[sound], trusted=["x"] * (MAX_TRUSTED + 1)),
-        GetRootsResponse(roots=[RegionRoot(certificate=b"", state=RootState.ACTIVE)]),
-        GetRootsResponse(roots=[RegionRoot(certificate=b"\x30\x82" + b"\xff" * 64, state=RootState.ACTIVE)]),
-        GetRootsResponse(roots=[RegionRoot(certificate=sound.certificate + bytes(20_000), state=RootState.ACTIVE)]),
-        GetRootsResponse(roots=[RegionRoot(certificate=sound.certificate)]),
-        GetRootsResponse(roots=[RegionRoot(certificate=sound.certificate, state=77)]),  # type: ignore[arg-type]
-        GetRootsResponse(roots=[RegionRoot(certificate=leaf, state=RootState.ACTIVE)]),
-        GetRootsResponse(roots=[RegionRoot(certificate=issuing, state=RootState.ACTIVE)]),
-        GetRootsResponse(roots=[sound, timeless]),
+        GetTrustResponse(),
+        GetTrustResponse(roots=[told((await one.bundle()).roots[0]) for one in many]),
+        GetTrustResponse(roots=[sound], trusted=["x"] * (MAX_TRUSTED + 1)),
+        GetTrustResponse(roots=[RegionRoot(certificate=b"", state=RootState.ACTIVE)]),
+        GetTrustResponse(roots=[RegionRoot(certificate=b"\x30\x82" + b"\xff" * 64, state=RootState.ACTIVE)]),
+        GetTrustResponse(roots=[RegionRoot(certificate=sound.certificate + bytes(20_000), state=RootState.ACTIVE)]),
+        GetTrustResponse(roots=[RegionRoot(certificate=sound.certificate)]),
+        GetTrustResponse(roots=[RegionRoot(certificate=sound.certificate, state=77)]),  # type: ignore[arg-type]
+        GetTrustResponse(roots=[RegionRoot(certificate=leaf, state=RootState.ACTIVE)]),
+        GetTrustResponse(roots=[RegionRoot(certificate=issuing, state=RootState.ACTIVE)]),
+        GetTrustResponse(roots=[sound, timeless]),
+        GetTrustResponse(roots=[sound], jwt_keys=[JwtKey(kid="", public_key=spki(new_key().public_key()))]),
+        GetTrustResponse(roots=[sound], jwt_keys=[JwtKey(kid="k", public_key=b"\x30\x00")]),
+        GetTrustResponse(roots=[sound], jwt_keys=[jwt_key("k"), jwt_key("k")]),
+        GetTrustResponse(roots=[sound], jwt_keys=[jwt_key(str(number)) for number in range(MAX_KEYS_OF_OTHERS + 1)]),
     ]
 
 
@@ -184,13 +221,13 @@ async def test_what_no_control_plane_would_say_changes_nothing(world: World) -> 
 
 
 async def test_regions_together_tell_no_more_than_nodes_can_read(world: World) -> None:
-    regions = [f"r{number}" for number in range(MAX_OTHERS // MAX_ROOTS + 1)]
+    regions = [f"r{number}" for number in range(MAX_ROOTS_OF_OTHERS // MAX_ROOTS + 1)]
     await world.open(*regions)
     authorities = [MemoryAuthority("a.test", world.clock) for _ in range(MAX_ROOTS)]
-    answer = GetRootsResponse(roots=[told((await one.bundle()).roots[0]) for one in authorities])
+    answer = GetTrustResponse(roots=[told((await one.bundle()).roots[0]) for one in authorities])
     for region in regions[:-1]:
         await world.roots.hear(region, answer)
-    with pytest.raises(Untrue, match="at most"):
+    with pytest.raises(Untrue, match="too many for nodes"):
         await world.roots.hear(regions[-1], answer)
 
 

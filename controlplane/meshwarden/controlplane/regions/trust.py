@@ -1,6 +1,6 @@
-"""What the certificates of other regions lead to, and which roots their nodes trust.
+"""What the certificates and tokens of other regions lead to, and which roots their nodes trust.
 
-/identity/region-root/<region>   the roots that a region has told us last
+/identity/region-trust/<region>   the roots and JWT keys that a region has told us last
 
 A region moves its own roots on. The others trust them before it signs by them: it tells them, they tell their nodes,
 and it asks whether these have acknowledged that. What it has told last holds while it is away, and over our restarts.
@@ -9,7 +9,7 @@ and it asks whether these have acknowledged that. What it has told last holds wh
 import base64
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
@@ -21,21 +21,25 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.certs.authority.slot import MAX_ROOTS, RootState, SlotState
-from meshwarden.certs.bundle import MAX_ROOT_SIZE_BYTES, is_authority
+from meshwarden.certs.bundle import MAX_ROOT_SIZE_BYTES, InvalidBundle, is_authority
 from meshwarden.certs.clock import Clock
+from meshwarden.certs.csr import PublicKey, spki
 from meshwarden.certs.error import UNREADABLE
+from meshwarden.certs.jwt_bundle import JwtBundle
 from meshwarden.controlplane.regions.link import Link
 from meshwarden.controlplane.store.port import ANY, Delete, Put, Store, StoreError
-from meshwarden.v1.region_service_pb2 import GetRootsRequest, GetRootsResponse, RegionRoot
+from meshwarden.v1.node_service_pb2 import JwtKey
+from meshwarden.v1.region_service_pb2 import GetTrustRequest, GetTrustResponse, RegionRoot
 
-PREFIX: Final = "/identity/region-root/"
+PREFIX: Final = "/identity/region-trust/"
 INTERVAL_S: Final = 2.0
 ANSWER_S: Final = 5.0
 # A region that has said nothing for so long is not known to trust anything.
 SILENT: Final = timedelta(seconds=30)
 MAX_TRUSTED: Final = 64
-MAX_OTHERS: Final = 48
-"""So many roots of other regions at most: each node and each workload reads them all."""
+MAX_ROOTS_OF_OTHERS: Final = 48
+MAX_KEYS_OF_OTHERS: Final = 16
+"""So many of all other regions at most: each node and each workload reads them all."""
 
 log = structlog.get_logger()
 
@@ -60,16 +64,36 @@ class _Word:
     trusted: frozenset[str]
 
 
-class RegionRoots:
-    """The roots of the other regions. Nothing is asked until `run`."""
+@dataclass(frozen=True)
+class OtherKey:
+    """A key by which another region signs JWT-SVIDs."""
+
+    kid: str
+    key: PublicKey
+    tainted: bool
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a region issues by."""
+
+    roots: tuple[OtherRoot, ...] = ()
+    keys: tuple[OtherKey, ...] = ()
+
+
+class RegionTrust:
+    """What the other regions issue by. Nothing is asked until `run`."""
 
     def __init__(self, store: Store, regions: Sequence[str], clock: Clock) -> None:
         self._store, self._clock = store, clock
-        self._roots: dict[str, tuple[OtherRoot, ...]] = dict.fromkeys(regions, ())
+        self._told: dict[str, _Told] = dict.fromkeys(regions, _Told())
         self._words: dict[str, _Word] = {}
         self._complaints: dict[str, str] = {}
-        self.all: tuple[OtherRoot, ...] = ()
+        self._listeners: list[Callable[[], None]] = []
+        self.roots: tuple[OtherRoot, ...] = ()
         """Of all other regions; the same object until one of them changes."""
+        self.keys: tuple[OtherKey, ...] = ()
+        """Of all other regions; each id once."""
 
     @classmethod
     async def open(cls, store: Store, regions: Sequence[str], clock: Clock) -> Self:
@@ -81,17 +105,21 @@ class RegionRoots:
         made = cls(store, regions, clock)
         for record in (await store.range(PREFIX)).records:
             region = record.key.removeprefix(PREFIX)
-            if region in made._roots:
-                made._roots[region] = _decode(region, record.value)
+            if region in made._told:
+                made._told[region] = _decode(region, record.value)
             else:
                 await store.commit([Delete(record.key, ANY)])
         made._gather()
         return made
 
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Calls back after each change of what other regions issue by."""
+        self._listeners.append(callback)
+
     def missing(self, fingerprint: str) -> dict[str, str]:
         """The regions where nodes would be cut off if certificates led to a root by now: {"region us": why}."""
         found, now = {}, self._clock()
-        for region in self._roots:
+        for region in self._told:
             word = self._words.get(region)
             if word is None or now - word.heard > SILENT:
                 found[f"region {region}"] = "does not say whether its nodes trust it"
@@ -99,8 +127,8 @@ class RegionRoots:
                 found[f"region {region}"] = "its nodes have not all acknowledged it yet"
         return found
 
-    async def hear(self, region: str, answer: GetRootsResponse) -> None:
-        """Takes what a region says of its own roots and of its nodes.
+    async def hear(self, region: str, answer: GetTrustResponse) -> None:
+        """Takes what a region says of what it issues by, and of its nodes.
 
         Raises:
             Untrue: no control plane of ours would say so; what it said before holds.
@@ -108,15 +136,19 @@ class RegionRoots:
         """
         if not 0 < len(answer.roots) <= MAX_ROOTS or len(answer.trusted) > MAX_TRUSTED:
             raise Untrue(f"{len(answer.roots)} roots, {len(answer.trusted)} trusted")
-        roots = tuple(_read(region, root) for root in answer.roots)
-        others = sum(len(told) for name, told in self._roots.items() if name != region)
-        if others + len(roots) > MAX_OTHERS:
-            raise Untrue(f"{others + len(roots)} roots of other regions: at most {MAX_OTHERS}")
-        if roots != self._roots[region]:
-            await self._store.commit([Put(PREFIX + region, _encode(roots), ANY)])
-            self._roots[region] = roots
+        told = _Told(tuple(_read(region, root) for root in answer.roots), _keys(answer.jwt_keys))
+        rest = [one for name, one in self._told.items() if name != region]
+        roots = len(told.roots) + sum(len(one.roots) for one in rest)
+        keys = len(told.keys) + sum(len(one.keys) for one in rest)
+        if roots > MAX_ROOTS_OF_OTHERS or keys > MAX_KEYS_OF_OTHERS:
+            raise Untrue(f"{roots} roots and {keys} keys of other regions: too many for nodes to read")
+        if told != self._told[region]:
+            await self._store.commit([Put(PREFIX + region, _encode(told), ANY)])
+            self._told[region] = told
             self._gather()
-            log.info("region.roots", region=region, roots=[root.state.fingerprint[:16] for root in roots])
+            log.info("region.trust", region=region, roots=[root.state.fingerprint[:16] for root in told.roots])
+            for callback in self._listeners:
+                callback()
         self._words[region] = _Word(self._clock(), frozenset(answer.trusted))
 
     async def ask(self, link: Link) -> None:
@@ -128,7 +160,7 @@ class RegionRoots:
             StoreError: what it says can't be kept.
             OSError: we can't prove ourselves yet.
         """
-        answer = await (await link.stub()).GetRoots(GetRootsRequest(), timeout=ANSWER_S)
+        answer = await (await link.stub()).GetTrust(GetTrustRequest(), timeout=ANSWER_S)
         await self.hear(link.peer.region, answer)
 
     async def run(self, link: Link, rng: random.Random) -> None:
@@ -144,7 +176,7 @@ class RegionRoots:
                 except (Untrue, StoreError, OSError) as error:
                     complaint = f"{type(error).__name__}: {error}"
                 if complaint and complaint != self._complaints.get(region):
-                    log.warning("region.roots_unknown", region=region, reason=complaint)
+                    log.warning("region.trust_unknown", region=region, reason=complaint)
                 self._complaints[region] = complaint
                 await anyio.sleep(INTERVAL_S * rng.uniform(0.5, 1.0))
         finally:
@@ -152,7 +184,10 @@ class RegionRoots:
                 await link.close()
 
     def _gather(self) -> None:
-        self.all = tuple(root for roots in self._roots.values() for root in roots)
+        roots = tuple(root for told in self._told.values() for root in told.roots)
+        if roots != self.roots:
+            self.roots = roots
+        self.keys = tuple({key.kid: key for told in self._told.values() for key in told.keys}.values())
 
 
 def _read(region: str, told: RegionRoot) -> OtherRoot:
@@ -183,8 +218,25 @@ def _root(region: str, der: bytes, state: SlotState, since: datetime) -> OtherRo
     return OtherRoot(described, certificate)
 
 
-def _encode(roots: Sequence[OtherRoot]) -> bytes:
-    return json.dumps({"v": 1, "roots": [_row(root) for root in roots]}).encode()
+def _keys(told: Iterable[JwtKey]) -> tuple[OtherKey, ...]:
+    """Reads keys as another region tells them.
+
+    Raises:
+        Untrue: there is what is no key.
+    """
+    keys = tuple(told)
+    try:
+        read = JwtBundle.from_proto("other", keys).keys
+    except InvalidBundle as error:
+        raise Untrue(str(error)) from None
+    return tuple(OtherKey(key.kid, read[key.kid], key.tainted) for key in keys)
+
+
+def _encode(told: _Told) -> bytes:
+    keys = [
+        {"kid": key.kid, "key": base64.b64encode(spki(key.key)).decode(), "tainted": key.tainted} for key in told.keys
+    ]
+    return json.dumps({"v": 1, "roots": [_row(root) for root in told.roots], "jwt_keys": keys}).encode()
 
 
 def _row(root: OtherRoot) -> Mapping[str, str]:
@@ -196,22 +248,27 @@ def _row(root: OtherRoot) -> Mapping[str, str]:
     }
 
 
-def _decode(region: str, value: bytes) -> tuple[OtherRoot, ...]:
+def _decode(region: str, value: bytes) -> _Told:
     """Reads what we have stored; what can't be read is asked for again."""
     try:
-        rows = json.loads(value)["roots"]
-        return tuple(
+        said = json.loads(value)
+        roots = tuple(
             _root(
                 region,
                 base64.b64decode(row["certificate"], validate=True),
                 SlotState(row["state"]),
                 datetime.fromisoformat(row["since"]),
             )
-            for row in rows
+            for row in said["roots"]
         )
+        keys = [
+            JwtKey(kid=row["kid"], public_key=base64.b64decode(row["key"], validate=True), tainted=row["tainted"])
+            for row in said["jwt_keys"]
+        ]
+        return _Told(roots, _keys(keys))
     except (Untrue, ValueError, KeyError, TypeError) as error:
-        log.warning("region.roots_unreadable", region=region, reason=str(error))
-        return ()
+        log.warning("region.trust_unreadable", region=region, reason=str(error))
+        return _Told()
 
 
 _STATES: Final = {1: SlotState.PREPARED, 2: SlotState.ACTIVE, 3: SlotState.OLD, 4: SlotState.TAINTED}
