@@ -41,9 +41,17 @@ soak: $(VENV)/.dev ## Run what takes its time: a region cut off for ten minutes,
 
 FUZZ_S ?= 600
 .PHONY: fuzz
-fuzz: $(VENV)/.dev ## Search for input that breaks what reads tokens, bundles, names and requests, for ten minutes at most (FUZZ_S=60)
-	@MESHWARDEN_FUZZ=1 timeout $(FUZZ_S) $(BIN)/python -m pytest -n 2 -m hypothesis tests/unit/certs tests/unit/api tests/unit/agents $(ARGS) \
-		|| [ $$? -eq 124 ]
+fuzz: $(VENV)/.fuzz ## Search for input that breaks what reads it, for ten minutes (FUZZ_S=60, ARGS="csr jwt", ARGS="--again FILE")
+	@if [ -z "$(ARGS)" ]; then $(MAKE) --no-print-directory fuzz-properties FUZZ_S=$$(($(FUZZ_S) / 2)); fi
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
+	  $(BIN)/python tests/fuzz --seconds $(if $(ARGS),$(FUZZ_S),$$(($(FUZZ_S) / 2))) $(ARGS); \
+	else echo "atheris can't be had for $$(uname -sm) and $$($(BIN)/python --version): only properties were searched" >&2; fi
+
+.PHONY: fuzz-properties
+fuzz-properties: $(VENV)/.dev
+	$(call step,what tests make up by themselves)
+	@MESHWARDEN_FUZZ=1 timeout $(FUZZ_S) $(BIN)/python -m pytest -q -n 2 -m hypothesis tests/unit/certs tests/unit/api tests/unit/agents \
+	  tests/integration/identity || [ $$? -eq 124 ]
 
 .PHONY: check
 check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
@@ -88,6 +96,8 @@ dashboards: $(VENV)/.dev ## Draw docs/dashboards from a mesh that is made for it
 lock: ## Pin the newest dependencies that pyproject.toml allows (needs uv)
 	$(call pin) -o requirements/mesh.txt
 	$(call pin) --group dev -o requirements/dev.txt
+	uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
+	  --group fuzz -o requirements/fuzz.txt
 
 .PHONY: deps
 deps: platform ## Install the Debian packages that some suites need (lists them first)
@@ -100,7 +110,7 @@ deps: platform ## Install the Debian packages that some suites need (lists them 
 
 .PHONY: clean
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) tests/e2e/node/node_modules dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) tests/e2e/node/node_modules dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
 
 .PHONY: platform
 platform:
@@ -125,6 +135,12 @@ $(VENV)/.mesh: requirements/mesh.txt pyproject.toml | $(VENV)/.venv
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.mesh
 	$(call step,installing the pinned tools for tests and checks)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Beside the tools, since it is large and there are wheels for few platforms.
+$(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
+	$(call step,installing atheris)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/fuzz.txt || true
 	@touch $@
 
 # Without npm the suites that need it say so themselves.

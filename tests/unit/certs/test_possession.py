@@ -1,6 +1,7 @@
 """Certificates that machines have already, and the possession of their keys: what is taken, and how little it costs."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from meshwarden.certs import possession
+from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.possession import NotPossessed, parse_chain, prove, verify_issued, verify_possession
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -27,6 +30,7 @@ def certify(
     *,
     ca: bool = False,
     usage: x509.KeyUsage | None = None,
+    has_usage: bool = True,
     purposes: Sequence[x509.ObjectIdentifier] = (),
     dns: Sequence[str] = (),
     begin: datetime = NOW - YEAR,
@@ -45,8 +49,8 @@ def certify(
         .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca, None), True)
     )
-    usage = usage or (ISSUING if ca else SIGNING)
-    builder = builder.add_extension(usage, True)
+    if has_usage:
+        builder = builder.add_extension(usage or (ISSUING if ca else SIGNING), True)
     if purposes:
         builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), False)
     if dns:
@@ -93,6 +97,64 @@ def test_a_key_proves_itself_for_one_challenge_and_one_request(key: Any) -> None
             verify_possession(subject, challenge, csr, shown)
 
 
+@pytest.mark.parametrize(
+    ("curve", "digest"), [(ec.SECP256R1(), hashes.SHA256()), (ec.SECP384R1(), hashes.SHA384())], ids=["P-256", "P-384"]
+)
+def test_what_is_signed_is_what_the_schema_describes(curve: ec.EllipticCurve, digest: Any) -> None:
+    key = ec.generate_private_key(curve)
+    said = b"meshwarden attestation by possession, version 1\0"
+    said += hashlib.sha256(b"challenge").digest() + hashlib.sha256(b"csr").digest()
+    key.public_key().verify(prove(key, b"challenge", b"csr"), said, ec.ECDSA(digest))
+    leaf = certify("node-a", key, (CA, CA_KEY))
+    verify_possession(leaf, b"challenge", b"csr", key.sign(said, ec.ECDSA(digest)))
+
+
+def test_a_key_of_another_kind_proves_nothing() -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    with pytest.raises(NotPossessed, match="isn't signed with"):
+        verify_possession(certify("node-a", key, (CA, CA_KEY)), b"challenge", b"csr", key.sign(b"x"))
+
+
+def test_a_chain_has_a_longest_and_a_certificate_a_largest_size() -> None:
+    assert len(parse_chain(ders(LEAF) * 4)) == 4
+    with pytest.raises(NotPossessed, match="not X"):
+        parse_chain([bytes(8192)])
+    with pytest.raises(NotPossessed, match="more than 8192"):
+        parse_chain([*ders(LEAF), bytes(8193)])
+
+
+@pytest.mark.parametrize("digest", [hashes.SHA384(), hashes.SHA512()])
+def test_each_strong_hash_is_taken(digest: hashes.HashAlgorithm) -> None:
+    issued(certify("node-a", KEY, (CA, CA_KEY), digest=digest))
+
+
+def test_an_issuer_may_sign_certificates_or_not_say_what_for_its_key_is() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    silent = certify("between", key, (CA, CA_KEY), ca=True, has_usage=False)
+    issued(certify("node-a", KEY, (silent, key)), silent)
+    other = certify("between", key, (CA, CA_KEY), ca=True, usage=SIGNING)
+    with pytest.raises(NotPossessed, match="no valid path"):
+        issued(certify("node-a", KEY, (other, key)), other)
+
+
+@pytest.mark.parametrize("kind", [x509.ExtensionNotFound, *UNREADABLE])
+def test_whatever_the_library_raises_for_a_chain_is_a_refusal(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No chain is known for which it raises these; one that it can't read must not become a defect of ours."""
+
+    class Library:
+        def __getattr__(self, name: str) -> Callable[..., "Library"]:
+            return lambda *_, **__: self
+
+        def verify(self, *_: object) -> None:
+            raise kind.__new__(kind, "x")
+
+    monkeypatch.setattr(possession, "PolicyBuilder", Library)
+    with pytest.raises(NotPossessed, match="malformed"):
+        issued(LEAF)
+
+
 def test_a_chain_over_intermediates_leads_to_the_authority() -> None:
     issuer, between = (CA, CA_KEY), []
     for number in range(2):
@@ -112,6 +174,7 @@ def test_a_chain_over_intermediates_leads_to_the_authority() -> None:
         (certify("node-a", KEY, (CA, CA_KEY), ca=True), "authority's"),
         (CA, "authority's"),
         (certify("node-a", KEY, (CA, CA_KEY), usage=ISSUING), "digitalSignature"),
+        (certify("node-a", KEY, (CA, CA_KEY), has_usage=False), "has no key usage"),
         (certify("node-a", KEY, (CA, CA_KEY), purposes=[ExtendedKeyUsageOID.SERVER_AUTH]), "clientAuth"),
         (certify("node-a", KEY, (CA, CA_KEY), end=NOW - timedelta(seconds=1)), "no valid path"),
         (certify("node-a", KEY, (CA, CA_KEY), begin=NOW + timedelta(seconds=1)), "no valid path"),
@@ -119,7 +182,7 @@ def test_a_chain_over_intermediates_leads_to_the_authority() -> None:
     ],
     ids=[
         "self-signed", "of an authority of that name", "an authority", "the authority itself", "no signing",
-        "a server's", "ended", "not begun", "issued by a machine",
+        "no usage", "a server's", "ended", "not begun", "issued by a machine",
     ],
 )  # fmt: skip
 def test_other_certificates_are_no_machines(leaf: x509.Certificate, reason: str) -> None:
