@@ -8,6 +8,9 @@ path "kv/data/meshwarden/*" {
 }
 
 # Sees whether a secret has a newer version.
+path "kv/metadata/meshwarden" {
+  capabilities = ["read"]
+}
 path "kv/metadata/meshwarden/*" {
   capabilities = ["read"]
 }

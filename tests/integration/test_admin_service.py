@@ -175,6 +175,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 audit=CountedAuditLog(audit),
                 gather=gather,
                 secrets=lambda: ["vault:kv/a: sealed", "vault:kv/b: sealed"],
+                settings=list,
                 svid=lambda: None,
                 roots=lambda: rotation.known,
             ),

@@ -127,7 +127,7 @@ async def test_a_policy_is_enough_and_no_more(bao: OpenBao, policy: str) -> None
         with pytest.raises(VaultDenied, match=POLICY_LINE.format(path)):
             await client.call(path, lambda vault, path=path, data=data: vault.write_data(path, data=data))
     reads = {"kv/data/other", "kv/metadata/other", "pki/roles/meshwarden", "sys/mounts"}
-    reads |= set() if policy == "secrets" else {"kv/data/meshwarden"}
+    reads |= set() if policy == "secrets" else {"kv/data/meshwarden", "kv/metadata/meshwarden"}
     for path in reads:
         with pytest.raises(VaultDenied, match=r'capabilities = \["read"\]'):
             await client.call(path, lambda vault, path=path: vault.read(path), "read")

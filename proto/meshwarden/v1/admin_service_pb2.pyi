@@ -209,12 +209,14 @@ class ControlPlaneHealth(_message.Message):
     BACKENDS_FIELD_NUMBER: _builtins.int
     TAIL_SAMPLING_FIELD_NUMBER: _builtins.int
     SECRETS_ERROR_FIELD_NUMBER: _builtins.int
+    SETTINGS_ERROR_FIELD_NUMBER: _builtins.int
     authority_error: _builtins.str
     audit_error: _builtins.str
     report_error: _builtins.str
     disk_free_bytes: _builtins.int
     state_dir: _builtins.str
     secrets_error: _builtins.str
+    settings_error: _builtins.str
     @_builtins.property
     def not_after(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -236,10 +238,11 @@ class ControlPlaneHealth(_message.Message):
         backends: _abc.Iterable[Global___BackendState] | None = ...,
         tail_sampling: Global___TailSamplingState | None = ...,
         secrets_error: _builtins.str = ...,
+        settings_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "root_not_after", b"root_not_after", "tail_sampling", b"tail_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_error", b"audit_error", "authority_error", b"authority_error", "backends", b"backends", "disk_free_bytes", b"disk_free_bytes", "not_after", b"not_after", "report_error", b"report_error", "root_not_after", b"root_not_after", "secrets_error", b"secrets_error", "state_dir", b"state_dir", "tail_sampling", b"tail_sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_error", b"audit_error", "authority_error", b"authority_error", "backends", b"backends", "disk_free_bytes", b"disk_free_bytes", "not_after", b"not_after", "report_error", b"report_error", "root_not_after", b"root_not_after", "secrets_error", b"secrets_error", "settings_error", b"settings_error", "state_dir", b"state_dir", "tail_sampling", b"tail_sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

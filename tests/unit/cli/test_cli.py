@@ -250,7 +250,7 @@ def test_down_by_the_context_of_a_mesh_elsewhere_touches_nothing(
     assert "not started by `up`" in done.output
 
 
-def test_status_shows_tail_sampling_where_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_shows_tail_sampling_where_it_is_on_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = admin.TailSamplingState(ratio=0.1, waiting=2, passed=30, dropped=70, decided={"slow": 1, "error": 3})
     answer = admin.GetStatusResponse(trust_domain="mesh.test", health=admin.ControlPlaneHealth(tail_sampling=sampling))
     mesh = SimpleNamespace(admin=SimpleNamespace(GetStatus=lambda request, timeout: answer))
@@ -261,7 +261,10 @@ def test_status_shows_tail_sampling_where_it_is_on(monkeypatch: pytest.MonkeyPat
         "0.1\t2\t30\t70\t3 error, 1 slow",
     ]
     answer.health.ClearField("tail_sampling")
-    assert "TAIL SAMPLING" not in CliRunner().invoke(main, ["status"]).output
+    answer.health.settings_error = "jwt_passphrase: vault:kv/meshwarden#jwt is another in Vault by now"
+    shown = CliRunner().invoke(main, ["status"]).output
+    assert "TAIL SAMPLING" not in shown
+    assert shown.splitlines()[-1] == f"warning: {answer.health.settings_error}"
 
 
 MEMORY = 'trust_domain = "a"\nstate_dir = "/x"\nauthority = {kind = "memory"}\n[tail_sampling]\n'

@@ -110,6 +110,13 @@ def test_a_spool_of_which_the_oldest_has_just_gone_is_full(size: int, limit: int
     assert brief(found(state(health=node.AgentHealth(spools=[spool])))) == [(cause, "node n1")]
 
 
+def test_a_setting_that_is_another_in_vault_is_told() -> None:
+    health = admin.ControlPlaneHealth(disk_free_bytes=1 << 30, settings_error="jwt_passphrase: is another in Vault")
+    (finding,) = found(health=health)
+    assert brief([finding]) == [("settings not as in Vault", "control plane")]
+    assert "start the control plane again" in finding.fix
+
+
 def test_one_clock_that_is_wrong_and_all_but_one() -> None:
     one = found(state(clock_skew=timedelta(seconds=90)), state("n2"))
     assert brief(one) == [("clock skewed", "node n1")]

@@ -24,6 +24,7 @@ class Health:
         audit: CountedAuditLog,
         gather: Gather,
         secrets: Callable[[], Sequence[str]],
+        settings: Callable[[], Sequence[str]],
         svid: Callable[[], X509Svid | None],
         roots: Callable[[], Roots],
     ) -> None:
@@ -35,11 +36,12 @@ class Health:
             audit: may be refused by the disk.
             gather: may be refused by the disk, and by its backends.
             secrets: says which secrets of workloads can't be read, and why.
+            settings: says which settings aren't as Vault has them, and why.
             svid: the control plane's own certificate.
             roots: the roots.
         """
         self._state_dir, self._authority, self._audit, self._gather = state_dir, authority, audit, gather
-        self._svid, self._roots, self._secrets = svid, roots, secrets
+        self._svid, self._roots, self._secrets, self._settings = svid, roots, secrets, settings
 
     def read(self) -> ControlPlaneHealth:
         """How the control plane does."""
@@ -53,6 +55,7 @@ class Health:
             backends=self._gather.backends(),
             tail_sampling=self._gather.tail_sampling(),
             secrets_error=_few(self._secrets()),
+            settings_error=_few(self._settings()),
         )
         svid = self._svid()
         if svid is not None:

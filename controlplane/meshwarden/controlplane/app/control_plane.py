@@ -34,7 +34,7 @@ from meshwarden.controlplane.api.spiffe_endpoint import SpiffeEndpoint
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.app import gathering
-from meshwarden.controlplane.app.engines import AUDIT, Engines, writer
+from meshwarden.controlplane.app.engines import AUDIT, Engines, secret_watch, writer
 from meshwarden.controlplane.config import (
     Config,
 )
@@ -66,8 +66,8 @@ from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.publish.trust import Trust
 from meshwarden.controlplane.quota.division import Division
+from meshwarden.controlplane.secrets.live import LiveSettings
 from meshwarden.controlplane.secrets.reference import Grants
-from meshwarden.controlplane.secrets.watch import SecretWatch
 from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import StoreError
 from meshwarden.sdk.mtls.front import Front
@@ -114,7 +114,9 @@ class ControlPlane:
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
         self._denied = Denied(utc_now)
-        self._secrets = self._entry_secrets(rng)
+        watch = secret_watch(config, engines.secrets, rng)
+        self._settings = LiveSettings(watch, engines.settings)
+        self._secrets = EntrySecrets(watch, Grants(config.secrets_of), audit, domain, self._denied.identity)
         self._publisher = Publisher(
             store, trust_domain=domain, audit=audit, trails=self._trails, roots=roots, secrets=self._secrets
         )
@@ -195,13 +197,6 @@ class ControlPlane:
         document = BundleDocument(self._engines.store, self._engines.authority, self._jwt, self._config.trust_domain)
         files = (config.certificate, config.key) if config.certificate is not None and config.key is not None else None
         return SpiffeEndpoint(document, self._serving.svid, issuer=config.issuer, files=files)
-
-    def _entry_secrets(self, rng: random.Random) -> EntrySecrets:
-        config, secrets = self._config, self._engines.secrets
-        engine = secrets.vault if secrets.has_vault else None
-        watch = SecretWatch(engine, rng, time.monotonic, poll_s=config.secrets_poll_s)
-        grants = Grants(config.secrets_of)
-        return EntrySecrets(watch, grants, self._engines.audit, config.trust_domain, self._denied.identity)
 
     def _told(self, process: Sequence[Collector]) -> OwnMetrics:
         """What tells backends our own metrics."""
@@ -373,6 +368,7 @@ class ControlPlane:
                 audit=engines.audit,
                 gather=self._gather,
                 secrets=self._secrets.watch.faults,
+                settings=self._settings.faults,
                 svid=self._serving.svid,
                 roots=lambda: self._rotation.known,
             ),

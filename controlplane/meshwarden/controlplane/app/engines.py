@@ -1,10 +1,14 @@
 """Picks the engines that the configuration names: store, audit log, who signs and who judges, where telemetry goes."""
 
 import platform
+import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+
+from pydantic import SecretStr
 
 from meshwarden.certs.authority.disk import DiskAuthority
 from meshwarden.certs.authority.memory import MemoryAuthority
@@ -27,8 +31,11 @@ from meshwarden.controlplane.identity.attestor import Attestor
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.regions.authority import RegionalAuthority
 from meshwarden.controlplane.regions.trust import RegionTrust
+from meshwarden.controlplane.secrets.live import Setting
 from meshwarden.controlplane.secrets.port import SecretError
+from meshwarden.controlplane.secrets.reference import SCHEME
 from meshwarden.controlplane.secrets.resolver import Secrets
+from meshwarden.controlplane.secrets.watch import SecretWatch
 from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.tracing.own_span import Provider
@@ -50,6 +57,8 @@ class Engines:
     secrets: Secrets
     # What the keys of JWT-SVIDs are encrypted under in the store; None keeps them in memory.
     jwt_passphrase: Secret | None
+    # What of the configuration may change in Vault.
+    settings: tuple[Setting, ...]
     # {a proof of AttestRequest: what judges it}, beside join tokens.
     attestors: Mapping[str, Attestor]
     region_trust: RegionTrust
@@ -72,10 +81,12 @@ async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStac
     own = await closing.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
     region_trust = await RegionTrust.open(store, [peer.region for peer in config.peer], utc_now)
     authority = RegionalAuthority(own, region_trust) if config.peer else own
-    backends = tuple([await _backend(backend, secrets) for backend in config.otlp])
+    found = [await _backend(backend, secrets) for backend in config.otlp]
+    backends = tuple(backend for backend, _ in found)
     attestors = await _attestors(config, secrets, closing)
     passphrase = await _jwt_passphrase(config, secrets)
-    return Engines(store, audit, anchor, authority, backends, secrets, passphrase, attestors, region_trust)
+    settings = (*(setting for _, setting in found), *await _fixed(config, secrets))
+    return Engines(store, audit, anchor, authority, backends, secrets, passphrase, settings, attestors, region_trust)
 
 
 def writer(config: Config) -> str:
@@ -164,17 +175,34 @@ async def _attestors(config: Config, secrets: Secrets, closing: AsyncExitStack) 
     return found
 
 
-async def _backend(config: OtlpConfig, secrets: Secrets) -> Backend:
+async def _backend(config: OtlpConfig, secrets: Secrets) -> tuple[Backend, Setting]:
     references = {**config.headers, **({"authorization": config.authorization} if config.authorization else {})}
-    values = {name: (await secrets.resolve(said)).get_secret_value() for name, said in references.items()}
+    values = {name: await secrets.resolve(said) for name, said in references.items()}
+
+    def headers(values: Mapping[str, SecretStr]) -> Headers:
+        return Headers({name: value.get_secret_value() for name, value in values.items()}, config.tenant_header)
+
+    what = f"[[otlp]] {config.name}"
     try:
-        headers = Headers(values, config.tenant_header)
+        first = headers(values)
     except BadHeader as error:
-        raise SecretError(f"[[otlp]] {config.name}: {error}") from None
-    transport = GrpcTransport if config.protocol == "grpc" else HttpTransport
-    return Backend(
-        config.name,
-        transport(config.endpoint, headers),
-        frozenset(SIGNALS[signal] for signal in config.signals),
-        config.max_queue_bytes,
-    )
+        raise SecretError(f"{what}: {error}") from None
+    transport = (GrpcTransport if config.protocol == "grpc" else HttpTransport)(config.endpoint, first)
+    signals = frozenset(SIGNALS[signal] for signal in config.signals)
+    backend = Backend(config.name, transport, signals, config.max_queue_bytes)
+    return backend, Setting(what, references, values, lambda values: transport.use(headers(values)))
+
+
+async def _fixed(config: Config, secrets: Secrets) -> list[Setting]:
+    """What opens keys is read at start, and never again."""
+    said = {"jwt_passphrase": config.jwt_passphrase}
+    if isinstance(config.authority, DiskAuthorityConfig):
+        said["[authority] passphrase"] = config.authority.passphrase
+    found = {what: reference for what, reference in said.items() if reference and reference.startswith(SCHEME)}
+    return [Setting(what, {"": said}, {"": await secrets.resolve(said)}) for what, said in found.items()]
+
+
+def secret_watch(config: Config, secrets: Secrets, rng: random.Random) -> SecretWatch:
+    """What keeps secrets as new as Vault has them."""
+    engine = secrets.vault if secrets.has_vault else None
+    return SecretWatch(engine, rng, time.monotonic, poll_s=config.secrets_poll_s)

@@ -136,6 +136,14 @@ def _control_plane(health: ControlPlaneHealth, now: datetime) -> Iterator[Findin
             "workloads keep the last value that was read, but for one that is deleted: see that Vault is there, that "
             "the secret is, and that our policy allows it (deploy/vault/secrets.hcl)",
         )
+    if health.settings_error:
+        yield Finding(
+            Severity.WARNING,
+            subject,
+            Cause.SETTINGS_OLD,
+            health.settings_error,
+            "start the control plane again, and see before that what it opens was put under the new value too",
+        )
     if health.HasField("not_after"):
         yield from _end(subject, health.not_after.ToDatetime(UTC) - now, "see `meshwarden logs server`")
     if health.HasField("root_not_after") and (left_s := health.root_not_after.ToDatetime(UTC) - now) < _ROOT_LEFT:

@@ -43,6 +43,7 @@ class Cause(StrEnum):
     NOT_AUDITED = "audit log not written"
     AUTHORITY_AWAY = "authority away"
     SECRETS_UNREAD = "secrets unread"
+    SETTINGS_OLD = "settings not as in Vault"
     EXPIRED = "certificate expired"
     EXPIRING = "certificate near its end"
     NOT_RENEWED = "certificate not renewed"

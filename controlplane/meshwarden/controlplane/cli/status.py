@@ -34,7 +34,15 @@ def status(tenant: str, output: str) -> None:
         decided = ", ".join(f"{count} {why}" for why, count in sorted(sampling.decided.items()))
         row = (f"{sampling.ratio:g}", sampling.waiting, sampling.passed, sampling.dropped, decided)
         render.table(("TAIL SAMPLING", "SPANS WAIT", "PASSED", "DROPPED", "TRACES DECIDED ON"), [row])
-    for warning in answer.warnings:
+    health = answer.health
+    faults = (
+        health.authority_error,
+        health.audit_error,
+        health.report_error,
+        health.secrets_error,
+        health.settings_error,
+    )
+    for warning in (*filter(None, faults), *answer.warnings):
         click.echo(f"warning: {render.plain(warning)}", err=True)
 
 

@@ -126,6 +126,10 @@ class GrpcTransport:
             else grpc.aio.insecure_channel(target)
         )
 
+    def use(self, headers: Headers) -> None:
+        """Sends others from now on."""
+        self._headers = headers
+
     async def send(self, signal: str, tenant: str, bodies: Sequence[bytes]) -> int:
         """See `Transport`."""
         service, _, kind = _SERVICES[signal]
@@ -171,6 +175,10 @@ class HttpTransport:
         self._session = hasty.session()
         self._session.trust_env = False  # no proxies, no .netrc
         self._session.headers.update({"content-type": "application/x-protobuf", "content-encoding": "gzip"})
+
+    def use(self, headers: Headers) -> None:
+        """Sends others from now on."""
+        self._headers = headers
 
     async def send(self, signal: str, tenant: str, bodies: Sequence[bytes]) -> int:
         """See `Transport`."""

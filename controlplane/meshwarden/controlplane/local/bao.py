@@ -40,6 +40,7 @@ path "{MOUNT}/config/issuers" {{ capabilities = ["read", "update"] }}
 path "{MOUNT}/issuers/generate/root/internal" {{ capabilities = ["update"] }}
 path "{KV}/data/{SECRET}" {{ capabilities = ["read"] }}
 path "{KV}/data/{SECRET}/*" {{ capabilities = ["read"] }}
+path "{KV}/metadata/{SECRET}" {{ capabilities = ["read"] }}
 path "{KV}/metadata/{SECRET}/*" {{ capabilities = ["read"] }}
 """
 T = TypeVar("T")

@@ -1,0 +1,97 @@
+"""Values of the configuration that lie in Vault, `vault:<mount>/<path>#<key>`, kept as they are there.
+
+Each was read at start. After that its version is looked at now and then (`SecretWatch`), and what a newer one says is
+applied where it can be while the process runs; of the others it is said that a restart takes them. While Vault is away,
+or the secret is deleted, the last value stands.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from pydantic import SecretStr
+
+from meshwarden.controlplane.secrets.port import SecretGone
+from meshwarden.controlplane.secrets.reference import SCHEME, Reference
+from meshwarden.controlplane.secrets.watch import Path, SecretWatch
+
+WANTED_BY: Final = "configuration"
+RESTART: Final = "takes effect when the control plane is started again"
+
+log = structlog.get_logger()
+Values = Mapping[str, SecretStr]
+Apply = Callable[[Values], None]
+
+
+@dataclass
+class Setting:
+    """A part of the configuration with secrets in it.
+
+    Attributes:
+        what: names it: "[[otlp]] tempo".
+        references: {name: where it lies}, those into Vault and others.
+        present: {name: the value in use}.
+        apply: takes other values, or raises ValueError; None where only a start can.
+    """
+
+    what: str
+    references: Mapping[str, str]
+    present: Values = field(repr=False)
+    apply: Apply | None = None
+    # Why what Vault has isn't in use; empty if it is.
+    fault: str = ""
+
+    def places(self) -> dict[str, Reference]:
+        """{name: reference}, of those into Vault."""
+        return {
+            name: Reference.parse(said.removeprefix(SCHEME))
+            for name, said in self.references.items()
+            if said.startswith(SCHEME)
+        }
+
+
+class LiveSettings:
+    """Applies newer values, and says which can't be."""
+
+    def __init__(self, watch: SecretWatch, settings: Sequence[Setting]) -> None:
+        """Has what the settings lead to watched from now on."""
+        self._watch, self._settings = watch, settings
+        watch.listen(self._moved)
+        watch.want(WANTED_BY, {(one.mount, one.path) for setting in settings for one in setting.places().values()})
+
+    def faults(self) -> list[str]:
+        """Which values aren't those that Vault has, and why."""
+        return [f"{setting.what}: {setting.fault}" for setting in self._settings if setting.fault]
+
+    def _moved(self, paths: frozenset[Path]) -> None:
+        for setting in self._settings:
+            if any((place.mount, place.path) in paths for place in setting.places().values()):
+                self._look(setting)
+
+    def _look(self, setting: Setting) -> None:
+        before, setting.fault = setting.fault, ""
+        try:
+            values = {name: value for name, place in setting.places().items() if (value := self._value(place))}
+            moved = sorted(name for name, value in values.items() if value != setting.present[name])
+            if moved:
+                self._take(setting, values, moved)
+        except (SecretGone, ValueError) as error:
+            setting.fault = f"the value in use stands: {error}"
+        if setting.fault and setting.fault != before:
+            log.warning("config.not_applied", setting=setting.what, reason=setting.fault)
+
+    def _take(self, setting: Setting, values: Values, moved: Sequence[str]) -> None:
+        where = ", ".join(str(setting.places()[name]) for name in moved)
+        if setting.apply is None:
+            setting.fault = f"{where} is another in Vault by now, which {RESTART}"
+            return
+        present = {**setting.present, **values}
+        setting.apply(present)
+        setting.present = present
+        log.info("config.applied", setting=setting.what, secrets=where)
+
+    def _value(self, place: Reference) -> SecretStr | None:
+        """What Vault has; None if it can't be read now, which the watch says."""
+        version = self._watch.find((place.mount, place.path)).version
+        return version.text(place.key, str(place)) if version is not None else None
