@@ -118,7 +118,7 @@ async def mesh(bao: OpenBao, short_dir: Path, agent_of: Callable[[Any], Any], un
     config.write_text(
         f'trust_domain = "{DOMAIN}"\nstate_dir = "{short_dir}/server"\nlisten = "127.0.0.1:0"\n'
         f'metrics_listen = "127.0.0.1:0"\noperator_directory = "{short_dir}/operator"\nsecrets_poll_s = 1\n'
-        f'secrets_of = {{ granted = ["kv/meshwarden/umbrella"] }}\n'
+        f'secrets_of = {{ granted = ["kv/meshwarden/umbrella", "kv/teams"] }}\n'
         f'[authority]\nkind = "memory"\n'
         f'[vault]\naddress = "{bao.address}"\ntoken = "file:{short_dir}/login"\n'
     )
@@ -155,18 +155,41 @@ async def test_a_secret_reaches_its_workload_and_so_does_the_next(mesh: Mesh, un
     mesh.put("meshwarden/acme/db", password=FIRST)
     mesh.put("meshwarden/umbrella/db", password=OTHERS)
     own, others = "vault:kv/meshwarden/acme/db#password", "vault:kv/meshwarden/umbrella/db#password"
-    await mesh.apply("acme", db=own, stolen=others, none="vault:kv/meshwarden/acme/none#password")
-    await mesh.apply("granted", shared=others)
+    none, beyond = "vault:kv/meshwarden/acme/none#password", "vault:kv/teams/granted/db#password"
+    # What the configuration doesn't grant is refused as it is applied, by the field's name.
+    with pytest.raises(
+        grpc.RpcError, match=r"resources\[2\]\.spec\.secrets\[1\]\.from: .*tenant acme may name"
+    ) as caught:
+        await mesh.apply("acme", db=own, stolen=others)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
+    await mesh.apply("acme", db=own, none=none)
+    await mesh.apply("granted", shared=others, beyond=beyond)
     await mesh.agent.ready()
     program = mesh.run("acme/web")
     await until(lambda: _is(says(program, "db"), FIRST), "the secret is there")
-    assert "tenant acme may name vault:kv/meshwarden/acme/…" in await says(program, "stolen")
     assert "there is nothing there" in await says(program, "none")
     assert "names no secret 'other'" in await says(program, "other")
     done = await mesh.secret("acme/web", "db")
     assert (done.stdout, done.returncode) == (FIRST, 0), done.stderr
     done = await mesh.secret("granted/web", "shared")
     assert (done.stdout, done.returncode) == (OTHERS, 0), done.stderr
+
+    # What the configuration grants and Vault's policy doesn't: the workload has all but that, and status says why.
+    other = mesh.run("granted/web")
+    line = 'path "kv/data/teams/granted/db"'
+    await until(lambda: _is(says(other, "shared"), OTHERS), "the other secret is there")
+    other.stdin.write("beyond\n")
+    other.stdin.flush()
+    lines = [await asyncio.wait_for(asyncio.to_thread(other.stdout.readline), 60) for _ in range(2)]
+    assert "needs a policy with the line" in lines[0]
+    assert line in lines[1]
+
+    async def is_said() -> bool:
+        status = await mesh.status()
+        errors = [workload.error for node in status.nodes for workload in node.workloads]
+        return bool(status.health.secrets_error) and any("secret beyond" in one and line in one for one in errors)
+
+    await until(is_said, "status says so")
 
     mesh.put("meshwarden/acme/db", password=SECOND)
     await until(lambda: _is(says(program, "db"), SECOND), "the rotated secret is there")

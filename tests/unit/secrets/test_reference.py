@@ -84,6 +84,7 @@ GRANTS = Grants({"umbrella": ["kv/teams/umbrella", "kv/shared"], "locked": []})
 )
 def test_a_tenant_may_name_its_own(tenant: str, name: str) -> None:
     GRANTS.check(tenant, Reference.parse(name))
+    assert GRANTS.fault(tenant, f"vault:{name}") == ""
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,11 @@ def test_a_tenant_may_name_its_own(tenant: str, name: str) -> None:
 def test_a_tenant_may_name_no_other(tenant: str, name: str) -> None:
     with pytest.raises(SecretError, match=f"tenant {tenant} may name"):
         GRANTS.check(tenant, Reference.parse(name))
+    assert f"tenant {tenant} may name" in GRANTS.fault(tenant, f"vault:{name}")
+
+
+def test_what_is_no_reference_is_the_schemas_to_refuse() -> None:
+    assert {GRANTS.fault("acme", said) for said in ("", "vault:", "vault:kv/a\n#b", "x" * 100_000)} == {""}
 
 
 @given(st.text(st.sampled_from("ab./%#\n-_\\? "), max_size=40))

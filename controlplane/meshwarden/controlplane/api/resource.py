@@ -36,6 +36,7 @@ from meshwarden.controlplane.resources.reach import Width, width
 from meshwarden.controlplane.resources.reference import reference_faults, users
 from meshwarden.controlplane.resources.validate import FieldFault, resource_faults, unknown_faults
 from meshwarden.controlplane.resources.view import View
+from meshwarden.controlplane.secrets.reference import Grants
 from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES
 from meshwarden.controlplane.store.mirror import Mirror
 from meshwarden.controlplane.store.port import ABSENT, Batch, Conflict, Delete, Op, Put, Record, Store, StoreError
@@ -43,7 +44,7 @@ from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1 import resource_service_pb2_grpc
-from meshwarden.v1.resources_pb2 import RatePolicy, Resource, TrustDomain
+from meshwarden.v1.resources_pb2 import RatePolicy, Resource, TrustDomain, WorkloadEntry
 
 SERVICE = "/meshwarden.v1.ResourceService/"
 # Every commit that references hang on moves this record, so that none is judged by what another takes away.
@@ -71,10 +72,11 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         audit: AuditLog,
         trails: Trails | None = None,
         trust_domain: str = "",
+        grants: Grants | None = None,
     ) -> None:
-        """Serves what is in `store`; `trails` follow what becomes of changes."""
+        """Serves what is in `store`; `trails` follow what becomes of changes, `grants` say who may name secrets."""
         self._store, self._clock, self._region, self._audit = store, clock, region, audit
-        self._trust_domain = trust_domain
+        self._trust_domain, self._grants = trust_domain, grants or Grants({})
         self._trails = trails or Trails()
         self._mirror = Mirror(store)
         # One change at a time in this process; other processes are met by the guard.
@@ -96,7 +98,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         faults = [
             FieldFault(f"resources[{index}].{fault.field}", fault.message)
             for index, resource in enumerate(request.resources)
-            for fault in (*unknown_faults(resource), *resource_faults(resource), *self._region_faults(resource))
+            for fault in (*unknown_faults(resource), *resource_faults(resource), *self._faults_here(resource))
         ]
         if faults:
             raise InvalidRequest(faults)
@@ -110,11 +112,17 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
             log.info("resources applied", revision=answer.revision, changes=len(answer.changes), by=str(caller))
         return answer
 
-    def _region_faults(self, resource: Resource) -> list[FieldFault]:
-        """What a resource must hold in this region."""
+    def _faults_here(self, resource: Resource) -> list[FieldFault]:
+        """What a resource must hold in this region, as its operator has configured it."""
         own = unwrap(resource)
         if isinstance(own, TrustDomain) and own.spec.trust_domain == self._trust_domain:
             return [FieldFault("spec.trustDomain", "is this mesh's own")]
+        if isinstance(own, WorkloadEntry):
+            return [
+                FieldFault(f"spec.secrets[{index}].from", fault)
+                for index, secret in enumerate(own.spec.secrets)
+                if (fault := self._grants.fault(own.metadata.tenant, getattr(secret, "from")))
+            ]
         faults = foreign_region(own.spec, self._region) if isinstance(own, RatePolicy) else ()
         return [FieldFault(*fault) for fault in faults]
 

@@ -325,7 +325,7 @@ class ControlPlane:
         self._engines.audit.note("rpc.refused", caller=caller, method=method, reason=reason)
 
     def _servicers(self) -> Servicers:
-        config, engines = self._config, self._engines
+        config, engines, domain = self._config, self._engines, self._config.trust_domain
         tokens = JoinTokens(engines.store, utc_now)
         denies = Denies(engines.store, engines.audit, utc_now)
         nodes = NodeIdentity(
@@ -334,7 +334,7 @@ class ControlPlane:
             {"join_token": TokenAttestor(tokens), **engines.attestors},
             engines.audit,
             utc_now,
-            trust_domain=config.trust_domain,
+            trust_domain=domain,
             region=config.region,
             denied=self._denied.identity,
             jwt=self._jwt,
@@ -344,7 +344,7 @@ class ControlPlane:
         node = NodeServicer(nodes, self._publisher, self._sessions, engines.authority, trust=self._trust)
         self._rotation.listen(node.tell_bundle)
         admin = AdminServicer(
-            trust_domain=config.trust_domain,
+            trust_domain=domain,
             region=config.region,
             version=version_of("meshwarden"),
             authority=engines.authority,
@@ -378,7 +378,7 @@ class ControlPlane:
             admin=admin,
             audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
             node=node,
-            operator=OperatorServicer(self._operators, engines.authority, engines.store, config.trust_domain, utc_now),
+            operator=OperatorServicer(self._operators, engines.authority, engines.store, domain, utc_now),
             quota=QuotaServicer(nodes, self._division, self._publisher),
             region=RegionServicer(
                 self._gather.ledger,
@@ -386,11 +386,11 @@ class ControlPlane:
                 engines.authority,
                 self._rotation,
                 self._jwt,
-                (config.trust_domain, config.region),
+                (domain, config.region),
             ),
             report=ReportServicer(self._gather, nodes),
             resource=ResourceServicer(
-                engines.store, utc_now, config.region, engines.audit, self._trails, config.trust_domain
+                engines.store, utc_now, config.region, engines.audit, self._trails, domain, self._secrets.grants
             ),
         )
 

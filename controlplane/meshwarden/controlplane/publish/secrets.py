@@ -43,7 +43,7 @@ class EntrySecrets:
         trust_domain: str,
         denied: Callable[[SpiffeId], str],
     ) -> None:
-        self.watch, self._grants, self._audit = watch, grants, audit
+        self.watch, self.grants, self._audit = watch, grants, audit
         self._trust_domain, self._denied = trust_domain, denied
 
     def want(self, who: object, entries: Iterable[WorkloadEntry]) -> None:
@@ -102,7 +102,7 @@ class EntrySecrets:
 
     def _granted(self, tenant: str, said: str) -> Reference:
         reference = Reference.parse(said.removeprefix(SCHEME))
-        self._grants.check(tenant, reference)
+        self.grants.check(tenant, reference)
         return reference
 
 

@@ -48,6 +48,16 @@ class Grants:
         """Takes {tenant: prefixes}, each "<mount>/<path>"; a tenant that isn't there has its own place."""
         self._prefixes = {tenant: [tuple(prefix.split("/")) for prefix in said] for tenant, said in prefixes.items()}
 
+    def fault(self, tenant: str, said: str) -> str:
+        """Why a tenant may not name what a reference says; empty if it may, or if the schema refuses it."""
+        if _NAME.fullmatch(said.removeprefix(SCHEME)) is None:
+            return ""
+        try:
+            self.check(tenant, Reference.parse(said.removeprefix(SCHEME)))
+        except SecretError as error:
+            return str(error)
+        return ""
+
     def check(self, tenant: str, reference: Reference) -> None:
         """Returns if a tenant may name this secret.
 
