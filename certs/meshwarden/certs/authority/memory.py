@@ -156,7 +156,8 @@ class LocalAuthority(IssuingAuthority):
         self._trusted = self._bundle
 
     def _signs(self, root: x509.Certificate) -> bool:
-        return root == self._held.active.certificate
+        active = self._held.active.certificate
+        return root is active or root == active
 
     def _trust(self, roots: Sequence[x509.Certificate]) -> None:
         """What is trusted is what is held, whatever has just signed."""
