@@ -257,6 +257,9 @@ class _Limits:
     def took(self) -> None:
         pass
 
+    def divide(self) -> None:
+        pass
+
 
 def _next(point: AgentPoint) -> pb.ShareResponse:
     """What `next` returns, where it need not wait."""

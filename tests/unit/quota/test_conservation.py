@@ -176,14 +176,17 @@ class Mesh:
             return
         self._agent()
         if number % 10 == 0 or self.allocator.presses:
-            told, shares = self.allocator.tick(now_s)
-            messages = [
-                pb.PointShares(point=point.name, shares=[share_to_proto(share, self.unit) for share in given])
-                for point, given in shares.items()
-            ]
-            if self.stream is not None and messages:
-                self.stream.say(pb.ShareResponse(sequence=told, points=messages))
+            self.divide()
         self._down()
+
+    def divide(self) -> None:
+        told, shares = self.allocator.tick(self.now_s)
+        messages = [
+            pb.PointShares(point=point.name, shares=[share_to_proto(share, self.unit) for share in given])
+            for point, given in shares.items()
+        ]
+        if self.stream is not None and messages:
+            self.stream.say(pb.ShareResponse(sequence=told, points=messages))
 
     def call(self, server: Server, times: int) -> None:
         """Calls a server."""
@@ -347,7 +350,7 @@ class _Limits:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
         self.tree, self.hosts, self.is_tenant, self.took = mesh.tree, mesh.hosts, mesh.is_tenant, mesh.took
-        self.covers = mesh.covers
+        self.covers, self.divide = mesh.covers, mesh.divide
         self.now_s = mesh.clock_s
 
     @property

@@ -336,7 +336,7 @@ async def test_who_was_held_up_for_longer_than_its_lease_lasts_says_nothing_more
         assert leases is not None
         world.now_s += LEASE_TTL_S
         before = leases.number
-        world.division._tick()
+        world.division.divide()
         assert leases.number == before
         stream.take(report(used("acme", 2, 500), begins=True))
         assert "does not divide" in stream.ended

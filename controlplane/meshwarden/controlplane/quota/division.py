@@ -248,11 +248,12 @@ class Division:
                     await self._work.wait()
             self._work.clear()
             begun_s = loop.time()
-            self._tick()
+            self.divide()
             # However large the mesh is, no more than a fifth of the time.
             await asyncio.sleep(max(LEAST_S, 4 * (loop.time() - begun_s)))
 
-    def _tick(self) -> None:
+    def divide(self) -> None:
+        """Divides anew, and tells nodes what changes."""
         if self.leases is None or self._has_lapsed:
             return
         number, told = self.leases.tick(self._now_s())

@@ -131,13 +131,17 @@ class Leases:
             self._unpark(policy, tree)
         self._wanting = True
 
-    def learn(self, point: Point, held: Mapping[Bucket, float], now_s: float) -> None:
+    def learn(self, point: Point, held: Mapping[Bucket, float], now_s: float) -> bool:
         """Hears at the start of a point's stream what it holds, by bucket in calls a second.
 
         While we learn it is believed, up to the bucket's ceiling, and that it is wanted: of what the point has used it
         isn't known since when. Later it is believed only as far as we know of it ourselves. Whoever carries shares to
         the point lets those go that were told before this was heard: they are counted no more.
+
+        Returns:
+            Whether it believes that it has more than it holds: its leases may begin anew only with what `tick` says.
         """
+        overdrawn = self.ignored.overdrawn
         told = self._heard(point, now_s)
         learns = self.learns(now_s)
         for bucket, rate in held.items():
@@ -161,6 +165,7 @@ class Leases:
             if bucket not in held:
                 lease.say(0.0, believed=0.0)
         self._wanting = True
+        return self.ignored.overdrawn > overdrawn
 
     def report(self, point: Point, usages: Mapping[Bucket, Usage], now_s: float, *, acknowledged: int = 0) -> None:
         """Takes what a point has used since its last report; that renews all its leases.

@@ -54,6 +54,9 @@ class Limits(Protocol):
     def took(self) -> None:
         """A report was taken."""
 
+    def divide(self) -> None:
+        """Divides anew, and tells all nodes what changes."""
+
 
 class NodeStream:
     """One stream of a node."""
@@ -90,10 +93,17 @@ class NodeStream:
             if self._until_s.pop(name, None) is not None:
                 self._leases.leave(Point(self.node, name))
                 self._ledgers.leave(Point(self.node, name))
-        for report in request.points:
-            self._take(report, now_s)
+        overdrawn = [self._take(report, now_s) for report in request.points]
         self._limits.took()
-        self.say(pb.ShareResponse(answers=request.sequence, ttl=_TTL))
+        answer = pb.ShareResponse(answers=request.sequence, ttl=_TTL)
+        if any(overdrawn):
+            # With the answer leases begin anew that had run out: in the same message is what they may use from now on.
+            before = len(self._out)
+            self._limits.divide()
+            if len(self._out) > before:
+                self._out[-1].MergeFrom(answer)
+                return
+        self.say(answer)
 
     def say(self, response: pb.ShareResponse) -> None:
         """Tells the node something, in turn."""
@@ -117,17 +127,19 @@ class NodeStream:
         out, self._out = self._out, []
         return [] if self.ended else out
 
-    def _take(self, report: pb.PointReport, now_s: float) -> None:
+    def _take(self, report: pb.PointReport, now_s: float) -> bool:
+        """Takes a point's report; whether it believes that it has more than it holds."""
         until_s = self._until_s.get(report.point)
         if until_s is None and len(self._until_s) >= MAX_POINTS and not self._forget(now_s):
             self.ignored["points"] += 1
-            return
+            return False
         if until_s is not None and now_s >= until_s and not report.begins:
             raise SayAgain(f"nothing was heard of {report.point} for {TTL_S:g} s: begin anew")
         point = Point(self.node, report.point)
+        overdrawn = False
         if until_s is None or report.begins:
             held = {bucket: share.rate for bucket, share in self._own(report.service, report.held)}
-            self._leases.learn(point, held, now_s)
+            overdrawn = self._leases.learn(point, held, now_s)
         self._until_s[report.point] = now_s + TTL_S
         usages = {}
         self._ledgers.hear(point, now_s)
@@ -142,6 +154,7 @@ class NodeStream:
             usages[bucket] = Usage(allowed, denied, in_use, shadowed, spilled)
             self._limits.usages.add(bucket, usage.allowed, usage.denied, usage.shadowed)
         self._leases.report(point, usages, now_s, acknowledged=report.acknowledged)
+        return overdrawn
 
     def _use(self, point: Point, bucket: Bucket, usage: pb.BucketUsage, now_s: float, *, again: bool) -> None:
         """Takes what was used of an amount for a period."""

@@ -104,7 +104,9 @@ class Pool:
         short = self._root.settle(0.0 if learning else self._root.more, _in_whole if self._whole else _in_proportion)
         for lease in self._root.all():
             rate, given = lease.target, lease.given
-            if (rate < given and (short or rate == 0)) or abs(rate - given) > WORTH_SAYING * given:
+            # Who believes that it has more than it holds is told in any case.
+            moves = abs(rate - given) > WORTH_SAYING * given or given > lease.held
+            if moves or (rate < given and (short or rate == 0)):
                 yield lease, rate
 
     def hand_out(self, now_s: float) -> dict[Lease, float]:
