@@ -5,7 +5,8 @@
     audit.jsonl        whole lines
     ca/roots.json, ca/<SHA-256>.crt, ca/<SHA-256>.key
 
-Keys of roots are in it as they are on disk: encrypted under the passphrase, which isn't in it.
+All of it lies under a passphrase (`secrets.seal`), if it has one. Keys of roots are in it as they are on disk:
+encrypted under the passphrase of those, which isn't in it.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import re
 import secrets
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,8 @@ from typing import IO, Any, Final
 import apsw
 
 from meshwarden.certs import files
+from meshwarden.certs.authority.port import Secret
+from meshwarden.controlplane.secrets.seal import SealedReader, SealedWriter, SealError, is_sealed
 
 FORMAT: Final = 1
 MAX_ABOUT_BYTES: Final = 1 << 20
@@ -54,18 +57,28 @@ class About:
     keys: int
 
 
-def back_up(state_dir: Path, target: Path, now: datetime) -> About:
+Passphrase = Callable[[], Secret | None]
+"""Asked for once it is needed; None leaves a backup open, and can't read one that isn't."""
+
+
+def _no_passphrase() -> None:
+    return None
+
+
+def back_up(state_dir: Path, target: Path, now: datetime, passphrase: Passphrase = _no_passphrase) -> About:
     """Writes a backup of a control plane, which may run meanwhile; the file is 0600, and appears whole.
 
     Raises:
-        BackupError: there is no store here, or the target exists.
+        BackupError: there is no store here, the target exists, or the passphrase is too short.
         OSError: a disk refuses.
     """
     if not (state_dir / _STORE).exists():
         raise BackupError(f"{state_dir}: no control plane's state directory: there is no {_STORE} in it")
     if target.exists():
         raise BackupError(f"{target}: exists; name another file")
-    with _draft(target.parent, target.name) as draft:
+    secret = passphrase()
+    # What isn't sealed yet stays where it came from.
+    with _draft(target.parent, target.name) as sealed, _draft(state_dir, target.name) as draft:
         # The store first: what it notes of the audit log is in the copy of that, then.
         incarnation, revision = _copy_store(state_dir / _STORE, draft / _STORE)
         _copy_audit(state_dir / _AUDIT, draft / _AUDIT)
@@ -78,15 +91,20 @@ def back_up(state_dir: Path, target: Path, now: datetime) -> About:
             roots=sum(name.endswith(".crt") for name in names),
             keys=sum(name.endswith(".key") for name in names),
         )
-        _write_tar(draft, names, about, target)
+        _describe(draft, names, about)
+        with _private(sealed / "whole") as out:
+            _write(draft, names, out, secret)
+        # Not over a file that has come meanwhile.
+        os.link(sealed / "whole", target)
+        _sync(target.parent)
     return about
 
 
-def restore(source: Path, state_dir: Path) -> About:
+def restore(source: Path, state_dir: Path, passphrase: Passphrase = _no_passphrase) -> About:
     """Makes a new state directory of a backup, all of it or nothing. Who has it there begins a history of its own.
 
     Raises:
-        BackupError: the directory isn't empty, or the file is no backup, or damaged.
+        BackupError: the directory isn't empty, or the file is no backup, damaged, or not opened by the passphrase.
         OSError: a disk refuses.
     """
     if state_dir.exists() and any(state_dir.iterdir()):
@@ -95,7 +113,7 @@ def restore(source: Path, state_dir: Path) -> About:
         )
     state_dir.parent.mkdir(parents=True, exist_ok=True)
     with _draft(state_dir.parent, state_dir.name) as draft:
-        about = _read_tar(source, draft)
+        about = _read(source, draft, passphrase)
         _begin_history(draft / _STORE, source)
         roots = {path.name: path.read_bytes() for path in (draft / "ca").glob("*")}
         shutil.rmtree(draft / "ca", ignore_errors=True)
@@ -170,7 +188,7 @@ def _copy_roots(source: Path, target: Path) -> None:
             out.write(content)
 
 
-def _write_tar(draft: Path, names: list[str], about: About, target: Path) -> None:
+def _describe(draft: Path, names: list[str], about: About) -> None:
     words = {
         "format": FORMAT,
         "time": about.time.isoformat(),
@@ -182,40 +200,46 @@ def _write_tar(draft: Path, names: list[str], about: About, target: Path) -> Non
     }
     with _private(draft / _ABOUT) as out:
         out.write(json.dumps(words, indent=1).encode())
-    whole = draft / "whole"
-    with _private(whole) as out:
-        with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for name in (_ABOUT, *names):
-                tar.add(draft / name, name, recursive=False)
-        out.flush()
-        os.fsync(out.fileno())
-    # Not over a file that has come meanwhile.
-    os.link(whole, target)
-    _sync(target.parent)
 
 
-def _read_tar(source: Path, draft: Path) -> About:
+def _write(draft: Path, names: list[str], out: IO[bytes], secret: Secret | None) -> None:
     try:
-        with tarfile.open(source, mode="r:") as tar:
+        sealed = SealedWriter(out, secret) if secret is not None else None
+    except SealError as error:
+        raise BackupError(str(error)) from None
+    whole: Any = sealed or out
+    with tarfile.open(fileobj=whole, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for name in (_ABOUT, *names):
+            tar.add(draft / name, name, recursive=False)
+    if sealed is not None:
+        sealed.finish()
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def _read(source: Path, draft: Path, passphrase: Passphrase) -> About:
+    with source.open("rb") as file:
+        sealed = is_sealed(file.read(_CHUNK))
+        file.seek(0)
+        if not sealed:
+            return _read_tar(source, file, draft)
+        secret = passphrase()
+        if secret is None:
+            raise BackupError(f"{source}: lies under a passphrase; give it with --passphrase")
+        try:
+            reader = SealedReader(file, secret)
+            about = _read_tar(source, reader, draft)
+            reader.drain()
+        except SealError as error:
+            raise BackupError(f"{source}: {error}") from None
+    return about
+
+
+def _read_tar(source: Path, file: Any, draft: Path) -> About:
+    try:
+        with tarfile.open(fileobj=file, mode="r|") as tar:
             words = _about(tar)
-            wanted = dict(words["sha256"])
-            for member in tar:
-                if member.name == _ABOUT:
-                    continue
-                expected = wanted.pop(member.name, None)
-                known = member.name in (_STORE, _AUDIT) or _CA.fullmatch(member.name)
-                content = tar.extractfile(member) if member.isreg() and known else None
-                if expected is None or content is None:
-                    raise BackupError(f"{source}: holds {member.name[:255]!r}, which no backup does")
-                (draft / member.name).parent.mkdir(mode=0o700, exist_ok=True)
-                with _private(draft / member.name) as out:
-                    shutil.copyfileobj(content, out, _CHUNK)
-                    out.flush()
-                    os.fsync(out.fileno())
-                if _sum(draft / member.name) != expected:
-                    raise BackupError(f"{source}: {member.name} is damaged; take another backup")
-            if wanted or not (draft / _STORE).exists():
-                raise BackupError(f"{source}: {next(iter(wanted), _STORE)} is missing; take another backup")
+            _take_out(source, tar, dict(words["sha256"]), draft)
         return About(
             datetime.fromisoformat(words["time"]),
             str(words["incarnation"]),
@@ -225,6 +249,27 @@ def _read_tar(source: Path, draft: Path) -> About:
         )
     except (tarfile.TarError, ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError):
         raise BackupError(f"{source}: no backup of a control plane, or damaged") from None
+
+
+def _take_out(source: Path, tar: tarfile.TarFile, wanted: dict[str, Any], draft: Path) -> None:
+    """Takes the files out that a backup holds, and sees that they are what it says of them."""
+    for member in tar:
+        if member.name == _ABOUT:
+            continue
+        expected = wanted.pop(member.name, None)
+        known = member.name in (_STORE, _AUDIT) or _CA.fullmatch(member.name)
+        content = tar.extractfile(member) if member.isreg() and known else None
+        if expected is None or content is None:
+            raise BackupError(f"{source}: holds {member.name[:255]!r}, which no backup does")
+        (draft / member.name).parent.mkdir(mode=0o700, exist_ok=True)
+        with _private(draft / member.name) as out:
+            shutil.copyfileobj(content, out, _CHUNK)
+            out.flush()
+            os.fsync(out.fileno())
+        if _sum(draft / member.name) != expected:
+            raise BackupError(f"{source}: {member.name} is damaged; take another backup")
+    if wanted or not (draft / _STORE).exists():
+        raise BackupError(f"{source}: {next(iter(wanted), _STORE)} is missing; take another backup")
 
 
 def _about(tar: tarfile.TarFile) -> dict[str, Any]:

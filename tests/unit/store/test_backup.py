@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import random
 import shutil
 import stat
 import tarfile
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from meshwarden.certs.authority import disk
@@ -21,6 +25,8 @@ from meshwarden.certs.authority.port import AuthorityLocked
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.backup import BackupError, back_up, restore
+from meshwarden.controlplane.cli.main import main
+from meshwarden.controlplane.secrets import seal
 from meshwarden.controlplane.store.port import Compacted, Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
 
@@ -230,3 +236,124 @@ async def test_what_is_damaged_is_not_restored(state_dir: Path, tmp_path: Path) 
         with pytest.raises(BackupError):
             restore(bad, new)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+SEALED_BY = "a passphrase of backups"
+
+
+def told(passphrase: str = SEALED_BY) -> SecretStr:
+    return SecretStr(passphrase)
+
+
+async def test_one_under_a_passphrase_shows_nothing_and_is_restored_by_it_alone(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seal, "LOG_N", 10)
+    file, new = tmp_path / "backup", tmp_path / "new"
+    about = back_up(state_dir, file, NOW, told)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    content = file.read_bytes()
+    for shown in (
+        b"backup.json",
+        b"store.sqlite",
+        b"SQLite",
+        b"roots.json",
+        b"ENCRYPTED",
+        b"test.event",
+        SEALED_BY.encode(),
+    ):
+        assert shown not in content
+    with pytest.raises(BackupError, match="lies under a passphrase; give it with --passphrase"):
+        restore(file, new)
+    with pytest.raises(BackupError, match="the passphrase doesn't open it"):
+        restore(file, new, lambda: told("another passphrase"))
+    assert not new.exists()
+    assert restore(file, new, told) == about
+    assert await (await roots(new)).roots() == await (await roots(state_dir)).roots()
+    # Each has a key of its own, so two of one state have nothing in common but their form.
+    back_up(state_dir, tmp_path / "other", NOW, told)
+    assert (tmp_path / "other").read_bytes()[17:] != content[17:]
+    with pytest.raises(BackupError, match="12 characters or more"):
+        back_up(state_dir, tmp_path / "short", NOW, lambda: told("hunter2"))
+    assert not (tmp_path / "short").exists()
+    left = [path.name for path in (*tmp_path.iterdir(), *state_dir.iterdir()) if path.name.startswith(".")]
+    assert left == []
+
+
+async def test_one_under_a_passphrase_that_was_touched_is_refused(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seal, "LOG_N", 10)
+    monkeypatch.setattr(seal, "PIECE", 4096)
+    back_up(state_dir, tmp_path / "good", NOW, told)
+    back_up(state_dir, tmp_path / "other", NOW, told)
+    good, other = (tmp_path / "good").read_bytes(), (tmp_path / "other").read_bytes()
+    head, piece = 49, 4096 + 16
+    pieces = [good[at : at + piece] for at in range(head, len(good), piece)]
+    assert len(pieces) > 10
+    rng = random.Random(1)
+    touched = [good[:at] + bytes([good[at] ^ 1 << rng.randrange(8)]) + good[at + 1 :] for at in (*range(head), -1)]
+    touched += [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in rng.sample(range(head, len(good)), 30)]
+    touched += [
+        good[:size] for size in (0, 1, 16, head - 1, head, head + 1, head + piece, head + 2 * piece, len(good) - 1)
+    ]
+    touched += [good + b"x", good + pieces[-1], good[:-16], good[:head] + other[head:], other[:head] + good[head:]]
+    for order in ([1, 0, *range(2, len(pieces))], [0, *range(2, len(pieces))], [0, 0, *range(1, len(pieces))]):
+        touched.append(good[:head] + b"".join(pieces[number] for number in order))
+    bad, new = tmp_path / "bad", tmp_path / "new"
+    for content in touched:
+        bad.write_bytes(content)
+        # What asks for more than anybody can afford is refused before it is tried.
+        with pytest.raises(BackupError):
+            restore(bad, new, told)
+        assert not new.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@given(st.lists(st.integers(0, 9000), max_size=5), st.integers(1, 5000))
+def test_what_is_sealed_is_read_as_it_was(sizes: list[int], step: int) -> None:
+    out, contents = io.BytesIO(), [bytes([number]) * size for number, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seal, "LOG_N", 1)
+        patch.setattr(seal, "PIECE", 1024)
+        writer = seal.SealedWriter(out, told())
+        for content in contents:
+            writer.write(content)
+        writer.finish()
+        reader = seal.SealedReader(io.BytesIO(out.getvalue()), told())
+        read = b"".join(iter(lambda: reader.read(step), b""))
+    assert read == b"".join(contents)
+
+
+async def test_the_commands_ask_for_it_and_take_it_from_where_it_is_said_to_be(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seal, "LOG_N", 10)
+    monkeypatch.setenv("MW_BACKUP", SEALED_BY)
+
+    def invoke(*arguments: object, typed: str | None = None) -> Any:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments], input=typed)
+
+    async def run(*arguments: object, code: int = 0, typed: str | None = None) -> str:
+        # In a thread, since the command has a loop of its own.
+        done = await asyncio.to_thread(invoke, *arguments, typed=typed)
+        assert done.exit_code == code, done.output
+        assert SEALED_BY not in done.output
+        return str(done.output)
+
+    where, file = ("--state-dir", state_dir), tmp_path / "file"
+    assert "give --passphrase file:PATH, or say --plain" in await run("backup", *where, file, code=1)
+    assert "one of them" in await run("backup", *where, "--plain", "--passphrase", "env:MW_BACKUP", file, code=1)
+    assert "environment" in await run("backup", *where, "--passphrase", "env:MW_NONE", file, code=1)
+    assert "not a reference" in await run("backup", *where, "--passphrase", SEALED_BY, file, code=1)
+    assert not file.exists()
+    await run("backup", *where, "--passphrase", "env:MW_BACKUP", file)
+    new = ("--state-dir", tmp_path / "new")
+    assert "give --passphrase file:PATH" in await run("restore", *new, file, code=1)
+    await run("restore", *new, "--passphrase", "env:MW_BACKUP", file)
+    await run("backup", *where, "--plain", tmp_path / "plain")
+    await run("restore", "--state-dir", tmp_path / "other", tmp_path / "plain")
+    # At a terminal it is asked for, and what was typed isn't shown.
+    monkeypatch.setattr("meshwarden.controlplane.cli.backup.is_terminal", lambda: True)
+    await run("backup", *where, tmp_path / "typed", typed=f"{SEALED_BY}\n{SEALED_BY}\n")
+    assert restore(tmp_path / "typed", tmp_path / "third", told).roots == 2
