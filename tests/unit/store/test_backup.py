@@ -344,7 +344,7 @@ async def test_the_commands_ask_for_it_and_take_it_from_where_it_is_said_to_be(
     where, file = ("--state-dir", state_dir), tmp_path / "file"
     assert "give --passphrase file:PATH, or say --plain" in await run("backup", *where, file, code=1)
     assert "one of them" in await run("backup", *where, "--plain", "--passphrase", "env:MW_BACKUP", file, code=1)
-    assert "environment" in await run("backup", *where, "--passphrase", "env:MW_NONE", file, code=1)
+    assert "the variable isn't set" in await run("backup", *where, "--passphrase", "env:MW_NONE", file, code=1)
     assert "not a reference" in await run("backup", *where, "--passphrase", SEALED_BY, file, code=1)
     assert not file.exists()
     await run("backup", *where, "--passphrase", "env:MW_BACKUP", file)
