@@ -41,7 +41,7 @@ RATE = 10
 DEADLINE_S = 120.0
 # What one look may take.
 LOOK_S = 60.0
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(CUT_S + 900), pytest.mark.alone]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(CUT_S + 900)]
 # tests/e2e/conftest.py: Up
 Start = Callable[..., Any]
 WEB = "spiffe://mesh.test/tenant/globex/service/web"

@@ -43,7 +43,7 @@ from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.scrape import serve_public_pages
 
-pytestmark = pytest.mark.xdist_group("openbao")
+pytestmark = pytest.mark.xdist_group(__name__)
 WEB = SpiffeId.workload("a.test", "acme", "web")
 
 
