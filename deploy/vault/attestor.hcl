@@ -1,4 +1,4 @@
-# `[[attestor]]` of kind vault: looks up the tokens that nodes show, and whose they are. It can't make tokens, renew or
+# `[[attestor]]` of kind vault, and `[operator_login]`: looks up the tokens that nodes and operators show, and whose they are. It can't make tokens, renew or
 # revoke those of others, or change an entity.
 path "auth/token/lookup" {
   capabilities = ["update"]

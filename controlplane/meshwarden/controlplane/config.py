@@ -171,6 +171,51 @@ class VaultAttestorConfig(AttestorConfig):
 AnyAttestorConfig = Annotated[X509PopAttestorConfig | VaultAttestorConfig, Field(discriminator="kind")]
 
 
+class GrantConfig(_Frozen):
+    """Whoever has the policy of Vault, by itself or by a group, or is the entity, operates so far."""
+
+    policy: str = Field(default="", pattern=r"^[A-Za-z0-9_./-]{0,128}$")
+    entity: str = Field(default="", max_length=255)
+    role: Literal["viewer", "editor", "admin"]
+    # Of this tenant alone; left out, of the mesh.
+    tenant: str = Field(default="", pattern=f"^({LABEL})?$")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if bool(self.policy) == bool(self.entity):
+            raise ValueError("say who: by policy or by entity, and not by both")
+        if self.policy in ("default", "root"):
+            raise ValueError(f"policy {self.policy!r} is everybody's, or nobody's: make one of your own")
+        return self
+
+
+class OperatorLoginConfig(_Frozen):
+    """Operators by a login at the Vault under [vault], or the authority's."""
+
+    FIELDS: ClassVar[tuple[str, ...]] = ("entity_name", "entity_metadata.", "alias_name")
+
+    # The auth methods whose logins count; "token" takes any token that has an entity.
+    mounts: tuple[SecretPlace, ...] = Field(min_length=1, max_length=16)
+    # The operator's name, after "vault-".
+    name: str = Field(default="{alias_name}", max_length=MAX_TEMPLATE)
+    # How long a login lasts.
+    ttl_s: int = Field(default=3600, ge=60, le=3600)
+    grants: tuple[GrantConfig, ...] = Field(min_length=1, max_length=256)
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        self.template()
+        return self
+
+    def template(self) -> NameTemplate:
+        """What makes the operator's name.
+
+        Raises:
+            InvalidTemplate: a ValueError; it is none.
+        """
+        return NameTemplate(self.name, self.FIELDS)
+
+
 class LimitsConfig(_Frozen):
     """How many certificates each may ask for; of each so many seconds' worth at once."""
 
@@ -306,6 +351,8 @@ class Config(BaseSettings):
     authority: AuthorityConfig
     # How nodes may prove who they are, beside join tokens; one of a kind.
     attestor: tuple[AnyAttestorConfig, ...] = ()
+    # Whom a token of Vault lets operate; left out, nobody.
+    operator_login: OperatorLoginConfig | None = None
     limits: LimitsConfig = LimitsConfig()
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()
@@ -364,8 +411,11 @@ class Config(BaseSettings):
         kinds = [attestor.kind for attestor in self.attestor]
         if len(set(kinds)) < len(kinds):
             raise ValueError("attestor: two are of one kind")
-        if "vault" in kinds and self.vault is None and not isinstance(self.authority, VaultAuthorityConfig):
+        no_vault = self.vault is None and not isinstance(self.authority, VaultAuthorityConfig)
+        if "vault" in kinds and no_vault:
             raise ValueError("attestor: kind vault needs to know where Vault is: say so under [vault]")
+        if self.operator_login is not None and no_vault:
+            raise ValueError("operator_login needs to know where Vault is: say so under [vault]")
         return self
 
     @model_validator(mode="after")

@@ -26,31 +26,35 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshwarden/v1/operator_service.proto\x12\rmeshwarden.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x01\n\x15\x43reateOperatorRequest\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\x14\n\x04name\x18\x02 \x01(\tB\x00R\x04name\x12\x31\n\x04role\x18\x03 \x01(\x0e\x32\x1b.meshwarden.v1.OperatorRoleB\x00R\x04role\x12\x12\n\x03\x63sr\x18\x04 \x01(\x0c\x42\x00R\x03\x63sr\x12-\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x03ttl\"*\n\x14RenewOperatorRequest\x12\x12\n\x03\x63sr\x18\x01 \x01(\x0c\x42\x00R\x03\x63sr\"^\n\x13OperatorCertificate\x12\x1b\n\tspiffe_id\x18\x01 \x01(\tR\x08spiffeId\x12\x14\n\x05\x63hain\x18\x02 \x03(\x0cR\x05\x63hain\x12\x14\n\x05roots\x18\x03 \x01(\x0cR\x05roots\"0\n\x14ListOperatorsRequest\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\"S\n\x15ListOperatorsResponse\x12:\n\toperators\x18\x01 \x03(\x0b\x32\x1c.meshwarden.v1.OperatorStateR\toperators\"\xf6\x01\n\rOperatorState\x12\x1b\n\tspiffe_id\x18\x01 \x01(\tR\x08spiffeId\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n\x04name\x18\x03 \x01(\tR\x04name\x12/\n\x04role\x18\x04 \x01(\x0e\x32\x1b.meshwarden.v1.OperatorRoleR\x04role\x12\x0e\n\x02\x62y\x18\x05 \x01(\tR\x02\x62y\x12.\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12+\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03ttl\"G\n\x15RemoveOperatorRequest\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\x14\n\x04name\x18\x02 \x01(\tB\x00R\x04name\"\x18\n\x16RemoveOperatorResponse*P\n\x0cOperatorRole\x12\x1d\n\x19OPERATOR_ROLE_UNSPECIFIED\x10\x00\x12\n\n\x06VIEWER\x10\x01\x12\n\n\x06\x45\x44ITOR\x10\x02\x12\t\n\x05\x41\x44MIN\x10\x03\x32\x82\x03\n\x0fOperatorService\x12Z\n\x0e\x43reateOperator\x12$.meshwarden.v1.CreateOperatorRequest\x1a\".meshwarden.v1.OperatorCertificate\x12X\n\rRenewOperator\x12#.meshwarden.v1.RenewOperatorRequest\x1a\".meshwarden.v1.OperatorCertificate\x12Z\n\rListOperators\x12#.meshwarden.v1.ListOperatorsRequest\x1a$.meshwarden.v1.ListOperatorsResponse\x12]\n\x0eRemoveOperator\x12$.meshwarden.v1.RemoveOperatorRequest\x1a%.meshwarden.v1.RemoveOperatorResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshwarden/v1/operator_service.proto\x12\rmeshwarden.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbd\x01\n\x15\x43reateOperatorRequest\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\x14\n\x04name\x18\x02 \x01(\tB\x00R\x04name\x12\x31\n\x04role\x18\x03 \x01(\x0e\x32\x1b.meshwarden.v1.OperatorRoleB\x00R\x04role\x12\x12\n\x03\x63sr\x18\x04 \x01(\x0c\x42\x00R\x03\x63sr\x12-\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x00R\x03ttl\"*\n\x14RenewOperatorRequest\x12\x12\n\x03\x63sr\x18\x01 \x01(\x0c\x42\x00R\x03\x63sr\"j\n\x14LoginOperatorRequest\x12$\n\x0bvault_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\nvaultToken\x12\x12\n\x03\x63sr\x18\x02 \x01(\x0c\x42\x00R\x03\x63sr\x12\x18\n\x06tenant\x18\x03 \x01(\tB\x00R\x06tenant\"\x8f\x01\n\x13OperatorCertificate\x12\x1b\n\tspiffe_id\x18\x01 \x01(\tR\x08spiffeId\x12\x14\n\x05\x63hain\x18\x02 \x03(\x0cR\x05\x63hain\x12\x14\n\x05roots\x18\x03 \x01(\x0cR\x05roots\x12/\n\x04role\x18\x04 \x01(\x0e\x32\x1b.meshwarden.v1.OperatorRoleR\x04role\"0\n\x14ListOperatorsRequest\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\"S\n\x15ListOperatorsResponse\x12:\n\toperators\x18\x01 \x03(\x0b\x32\x1c.meshwarden.v1.OperatorStateR\toperators\"\xa8\x02\n\rOperatorState\x12\x1b\n\tspiffe_id\x18\x01 \x01(\tR\x08spiffeId\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n\x04name\x18\x03 \x01(\tR\x04name\x12/\n\x04role\x18\x04 \x01(\x0e\x32\x1b.meshwarden.v1.OperatorRoleR\x04role\x12\x0e\n\x02\x62y\x18\x05 \x01(\tR\x02\x62y\x12.\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12+\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03ttl\x12\x30\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05until\"G\n\x15RemoveOperatorRequest\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\x14\n\x04name\x18\x02 \x01(\tB\x00R\x04name\"\x18\n\x16RemoveOperatorResponse*P\n\x0cOperatorRole\x12\x1d\n\x19OPERATOR_ROLE_UNSPECIFIED\x10\x00\x12\n\n\x06VIEWER\x10\x01\x12\n\n\x06\x45\x44ITOR\x10\x02\x12\t\n\x05\x41\x44MIN\x10\x03\x32\xdc\x03\n\x0fOperatorService\x12Z\n\x0e\x43reateOperator\x12$.meshwarden.v1.CreateOperatorRequest\x1a\".meshwarden.v1.OperatorCertificate\x12X\n\rRenewOperator\x12#.meshwarden.v1.RenewOperatorRequest\x1a\".meshwarden.v1.OperatorCertificate\x12X\n\rLoginOperator\x12#.meshwarden.v1.LoginOperatorRequest\x1a\".meshwarden.v1.OperatorCertificate\x12Z\n\rListOperators\x12#.meshwarden.v1.ListOperatorsRequest\x1a$.meshwarden.v1.ListOperatorsResponse\x12]\n\x0eRemoveOperator\x12$.meshwarden.v1.RemoveOperatorRequest\x1a%.meshwarden.v1.RemoveOperatorResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshwarden.v1.operator_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATORROLE']._serialized_start=935
-  _globals['_OPERATORROLE']._serialized_end=1015
+  _globals['_LOGINOPERATORREQUEST'].fields_by_name['vault_token']._loaded_options = None
+  _globals['_LOGINOPERATORREQUEST'].fields_by_name['vault_token']._serialized_options = b'\200\001\001'
+  _globals['_OPERATORROLE']._serialized_start=1143
+  _globals['_OPERATORROLE']._serialized_end=1223
   _globals['_CREATEOPERATORREQUEST']._serialized_start=121
   _globals['_CREATEOPERATORREQUEST']._serialized_end=310
   _globals['_RENEWOPERATORREQUEST']._serialized_start=312
   _globals['_RENEWOPERATORREQUEST']._serialized_end=354
-  _globals['_OPERATORCERTIFICATE']._serialized_start=356
-  _globals['_OPERATORCERTIFICATE']._serialized_end=450
-  _globals['_LISTOPERATORSREQUEST']._serialized_start=452
-  _globals['_LISTOPERATORSREQUEST']._serialized_end=500
-  _globals['_LISTOPERATORSRESPONSE']._serialized_start=502
-  _globals['_LISTOPERATORSRESPONSE']._serialized_end=585
-  _globals['_OPERATORSTATE']._serialized_start=588
-  _globals['_OPERATORSTATE']._serialized_end=834
-  _globals['_REMOVEOPERATORREQUEST']._serialized_start=836
-  _globals['_REMOVEOPERATORREQUEST']._serialized_end=907
-  _globals['_REMOVEOPERATORRESPONSE']._serialized_start=909
-  _globals['_REMOVEOPERATORRESPONSE']._serialized_end=933
-  _globals['_OPERATORSERVICE']._serialized_start=1018
-  _globals['_OPERATORSERVICE']._serialized_end=1404
+  _globals['_LOGINOPERATORREQUEST']._serialized_start=356
+  _globals['_LOGINOPERATORREQUEST']._serialized_end=462
+  _globals['_OPERATORCERTIFICATE']._serialized_start=465
+  _globals['_OPERATORCERTIFICATE']._serialized_end=608
+  _globals['_LISTOPERATORSREQUEST']._serialized_start=610
+  _globals['_LISTOPERATORSREQUEST']._serialized_end=658
+  _globals['_LISTOPERATORSRESPONSE']._serialized_start=660
+  _globals['_LISTOPERATORSRESPONSE']._serialized_end=743
+  _globals['_OPERATORSTATE']._serialized_start=746
+  _globals['_OPERATORSTATE']._serialized_end=1042
+  _globals['_REMOVEOPERATORREQUEST']._serialized_start=1044
+  _globals['_REMOVEOPERATORREQUEST']._serialized_end=1115
+  _globals['_REMOVEOPERATORRESPONSE']._serialized_start=1117
+  _globals['_REMOVEOPERATORRESPONSE']._serialized_end=1141
+  _globals['_OPERATORSERVICE']._serialized_start=1226
+  _globals['_OPERATORSERVICE']._serialized_end=1702
 # @@protoc_insertion_point(module_scope)

@@ -92,14 +92,41 @@ class RenewOperatorRequest(_message.Message):
 Global___RenewOperatorRequest: _TypeAlias = RenewOperatorRequest  # noqa: Y015
 
 @_typing.final
+class LoginOperatorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VAULT_TOKEN_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    vault_token: _builtins.str
+    csr: _builtins.bytes
+    tenant: _builtins.str
+    def __init__(
+        self,
+        *,
+        vault_token: _builtins.str = ...,
+        csr: _builtins.bytes = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "tenant", b"tenant", "vault_token", b"vault_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoginOperatorRequest: _TypeAlias = LoginOperatorRequest  # noqa: Y015
+
+@_typing.final
 class OperatorCertificate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPIFFE_ID_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
     ROOTS_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     roots: _builtins.bytes
+    role: Global___OperatorRole.ValueType
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -108,10 +135,11 @@ class OperatorCertificate(_message.Message):
         spiffe_id: _builtins.str = ...,
         chain: _abc.Iterable[_builtins.bytes] | None = ...,
         roots: _builtins.bytes = ...,
+        role: Global___OperatorRole.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "roots", b"roots", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "role", b"role", "roots", b"roots", "spiffe_id", b"spiffe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,6 +195,7 @@ class OperatorState(_message.Message):
     BY_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
     tenant: _builtins.str
     name: _builtins.str
@@ -176,6 +205,8 @@ class OperatorState(_message.Message):
     def time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
         self,
         *,
@@ -186,10 +217,11 @@ class OperatorState(_message.Message):
         by: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "ttl", b"ttl", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "name", b"name", "role", b"role", "spiffe_id", b"spiffe_id", "tenant", b"tenant", "time", b"time", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "name", b"name", "role", b"role", "spiffe_id", b"spiffe_id", "tenant", b"tenant", "time", b"time", "ttl", b"ttl", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

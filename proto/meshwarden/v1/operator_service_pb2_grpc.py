@@ -44,6 +44,11 @@ class OperatorServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_operator__service__pb2.RenewOperatorRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_operator__service__pb2.OperatorCertificate.FromString,
                 _registered_method=True)
+        self.LoginOperator = channel.unary_unary(
+                '/meshwarden.v1.OperatorService/LoginOperator',
+                request_serializer=meshwarden_dot_v1_dot_operator__service__pb2.LoginOperatorRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_operator__service__pb2.OperatorCertificate.FromString,
+                _registered_method=True)
         self.ListOperators = channel.unary_unary(
                 '/meshwarden.v1.OperatorService/ListOperators',
                 request_serializer=meshwarden_dot_v1_dot_operator__service__pb2.ListOperatorsRequest.SerializeToString,
@@ -66,6 +71,12 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewOperator(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoginOperator(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +105,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
             'RenewOperator': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewOperator,
                     request_deserializer=meshwarden_dot_v1_dot_operator__service__pb2.RenewOperatorRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_operator__service__pb2.OperatorCertificate.SerializeToString,
+            ),
+            'LoginOperator': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoginOperator,
+                    request_deserializer=meshwarden_dot_v1_dot_operator__service__pb2.LoginOperatorRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_operator__service__pb2.OperatorCertificate.SerializeToString,
             ),
             'ListOperators': grpc.unary_unary_rpc_method_handler(
@@ -160,6 +176,33 @@ class OperatorService:
             target,
             '/meshwarden.v1.OperatorService/RenewOperator',
             meshwarden_dot_v1_dot_operator__service__pb2.RenewOperatorRequest.SerializeToString,
+            meshwarden_dot_v1_dot_operator__service__pb2.OperatorCertificate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoginOperator(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.OperatorService/LoginOperator',
+            meshwarden_dot_v1_dot_operator__service__pb2.LoginOperatorRequest.SerializeToString,
             meshwarden_dot_v1_dot_operator__service__pb2.OperatorCertificate.FromString,
             options,
             channel_credentials,

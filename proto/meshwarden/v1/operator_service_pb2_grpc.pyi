@@ -33,6 +33,7 @@ class OperatorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OperatorServiceAsyncStub: ...
     CreateOperator: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.CreateOperatorRequest, _operator_service_pb2.OperatorCertificate]
     RenewOperator: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RenewOperatorRequest, _operator_service_pb2.OperatorCertificate]
+    LoginOperator: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.LoginOperatorRequest, _operator_service_pb2.OperatorCertificate]
     ListOperators: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListOperatorsRequest, _operator_service_pb2.ListOperatorsResponse]
     RemoveOperator: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveOperatorRequest, _operator_service_pb2.RemoveOperatorResponse]
 
@@ -41,6 +42,7 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateOperator: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.CreateOperatorRequest, _operator_service_pb2.OperatorCertificate]  # type: ignore[assignment]
     RenewOperator: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RenewOperatorRequest, _operator_service_pb2.OperatorCertificate]  # type: ignore[assignment]
+    LoginOperator: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.LoginOperatorRequest, _operator_service_pb2.OperatorCertificate]  # type: ignore[assignment]
     ListOperators: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListOperatorsRequest, _operator_service_pb2.ListOperatorsResponse]  # type: ignore[assignment]
     RemoveOperator: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RemoveOperatorRequest, _operator_service_pb2.RemoveOperatorResponse]  # type: ignore[assignment]
 
@@ -56,6 +58,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     def RenewOperator(
         self,
         request: _operator_service_pb2.RenewOperatorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.OperatorCertificate, _abc.Awaitable[_operator_service_pb2.OperatorCertificate]]: ...
+
+    @_abc_1.abstractmethod
+    def LoginOperator(
+        self,
+        request: _operator_service_pb2.LoginOperatorRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.OperatorCertificate, _abc.Awaitable[_operator_service_pb2.OperatorCertificate]]: ...
 

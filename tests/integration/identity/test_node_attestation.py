@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
 
 from openbao_server import serve
 
-pytestmark = pytest.mark.xdist_group("openbao")
+pytestmark = pytest.mark.xdist_group(__name__)
 POLICY = Path(__file__).parents[3] / "deploy" / "vault" / "attestor.hcl"
 
 
@@ -91,7 +91,7 @@ async def _wrapped(bao: Any, mesh: Any, refusal: Any, tmp_path: Path) -> None:
     file.write_text(wrapped["wrap_info"]["token"])
     # Shown as it is, it is no login.
     as_it_is = VaultProof(None, token_file=file)
-    assert "nodes log in at" in (await refusal(mesh.attest(await as_it_is.request())))[1]
+    assert "it has no entity" in (await refusal(mesh.attest(await as_it_is.request())))[1]
     proof = VaultProof(VaultHttp(bao.address, None, None), wrapped_token_file=file)
     assert (await mesh.attest(await proof.request())).spiffe_id.node == "node-a"
     again = VaultProof(VaultHttp(bao.address, None, None), wrapped_token_file=file)

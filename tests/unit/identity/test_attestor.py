@@ -22,13 +22,14 @@ from meshwarden.certs.csr import InvalidCsr, make_csr
 from meshwarden.certs.possession import prove
 from meshwarden.certs.svid import new_key
 from meshwarden.controlplane.identity.attestor_vault import FIELDS as VAULT_FIELDS
-from meshwarden.controlplane.identity.attestor_vault import WAITING, VaultAttestor
+from meshwarden.controlplane.identity.attestor_vault import VaultAttestor
 from meshwarden.controlplane.identity.attestor_x509pop import FIELDS, PossessionAttestor
 from meshwarden.controlplane.identity.authorize import Denied
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node_name import InvalidTemplate, NameTemplate
 from meshwarden.controlplane.identity.rate import Limited
 from meshwarden.controlplane.identity.record import NODES, NodeRecord
+from meshwarden.controlplane.identity.vault_token import WAITING
 from meshwarden.controlplane.store.port import Delete
 from meshwarden.v1 import node_service_pb2 as v1
 
@@ -288,7 +289,7 @@ async def test_a_login_makes_a_node(world: Any, template: str, node: str) -> Non
         ({**GOOD, "path": "auth/token/create"}, None, "nodes log in at auth/approle/login"),
         ({**GOOD, "path": "auth/approle2/login"}, None, "nodes log in at"),
         ({**GOOD, "path": None}, None, "nodes log in at"),
-        ({**GOOD, "entity_id": ""}, None, "nodes log in at"),
+        ({**GOOD, "entity_id": ""}, None, "it has no entity"),
         ({**GOOD, "policies": ["default", "meshwarden-nodes"]}, None, "has no policy 'meshwarden-node'"),
         ({**GOOD, "policies": None}, None, "has no policy"),
         (None, {**ENTITY, "disabled": True}, "disabled"),
@@ -310,25 +311,25 @@ async def test_a_control_plane_that_may_not_ask_says_so_and_blames_no_node(world
             raise AuthorityError("the login may not")
 
     attestor = vault_of()
-    attestor._vault = Refusing()  # type: ignore[assignment]
+    attestor._tokens._vault = Refusing()  # type: ignore[assignment]
     with pytest.raises(AuthorityUnavailable, match="can't be looked up: the login may not"):
         await by_vault(world, attestor)
 
 
 async def test_strangers_queue_at_vault_only_so_far(world: Any) -> None:
     attestor = vault_of()
-    hold = attestor._vault.hold = asyncio.Event()  # type: ignore[attr-defined]
+    hold = attestor._tokens._vault.hold = asyncio.Event()  # type: ignore[attr-defined]
     world.attestors["vault"] = attestor
     nodes = world.identity()
     request = v1.AttestRequest(vault=v1.VaultProof(token=TOKEN), csr=make_csr(new_key()))
     waiting = [asyncio.ensure_future(nodes.attest(request, f"192.0.2.{i}:1", "1")) for i in range(WAITING)]
-    while attestor._waiting < WAITING:  # noqa: ASYNC110 - nothing signals it
+    while attestor._tokens._waiting < WAITING:  # noqa: ASYNC110 - nothing signals it
         await asyncio.sleep(0)
     with pytest.raises(AuthorityUnavailable, match="wait for Vault"):
         await nodes.attest(request, WHERE, "1")
     hold.set()
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert attestor._waiting == 0
+    assert attestor._tokens._waiting == 0
 
 
 async def test_a_token_is_one_nodes_alone_even_if_it_comes_many_times_at_once(pop: Any) -> None:

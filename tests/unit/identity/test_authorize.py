@@ -63,7 +63,8 @@ def test_every_method_of_the_control_plane_is_in_the_table() -> None:
 
 
 def test_who_may_what() -> None:
-    assert may(None) == HEALTH | {"/meshwarden.v1.NodeService/Attest"}
+    login = "/meshwarden.v1.OperatorService/LoginOperator"
+    assert may(None) == HEALTH | {"/meshwarden.v1.NodeService/Attest", login}
     assert may(WHO[Role.WORKLOAD]) == may(WHO[Role.OTHER]) == set()
     region = {"/meshwarden.v1.RegionService/GetTrust", "/meshwarden.v1.RegionService/Pull"}
     assert may(WHO[Role.CONTROL_PLANE]) == HEALTH | region

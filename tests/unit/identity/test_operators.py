@@ -44,6 +44,7 @@ VIEWING = {
         "ListNodes",
         "ListOperators",
         "RenewOperator",
+        "LoginOperator",
         "Get",
         "List",
         "Watch",

@@ -209,7 +209,13 @@ class VaultClient:
             return work(session)
 
         future = asyncio.get_running_loop().run_in_executor(self._threads, run)
-        future.add_done_callback(lambda _: self._idle.put_nowait(session))
+
+        def done(asked: asyncio.Future[T]) -> None:
+            self._idle.put_nowait(session)
+            if not asked.cancelled():
+                asked.exception()  # of whoever has stopped waiting nobody asks how it went
+
+        future.add_done_callback(done)
         return await asyncio.shield(future)
 
     def _fault_of(self, where: str, error: Exception) -> AuthorityError:

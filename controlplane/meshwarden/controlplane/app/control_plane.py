@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING
 
 import anyio
 import grpc
@@ -54,7 +55,7 @@ from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.node import NodeIdentity, banned, removed
 from meshwarden.controlplane.identity.operator import OperatorCredential
-from meshwarden.controlplane.identity.operators import LOCAL, Operators
+from meshwarden.controlplane.identity.operators import LOCAL, OperatorRole, Operators
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
@@ -74,6 +75,9 @@ from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor, Refused
 from meshwarden.sdk.scrape import serve_pages, serve_public_pages, url_of
 from meshwarden.sdk.tracing.own_span import Provider, server_interceptor
+
+if TYPE_CHECKING:
+    from meshwarden.controlplane.identity.operator_login import OperatorLogin
 
 STOP_GRACE_S = 2.0
 
@@ -145,6 +149,7 @@ class ControlPlane:
             regions=engines.region_trust.missing,
         )
         self._operators = Operators(authority, store, audit, utc_now, trust_domain=domain, denied=self._denied.identity)
+        self._login = _operator_login(config, engines, self._operators)
         self._metrics = Metrics(idle=timedelta(seconds=config.metrics_idle_s))
         self._durable = Durable(config.state_dir / "gather.sqlite")
         self._gather = Gather(
@@ -255,6 +260,7 @@ class ControlPlane:
                 self._own_metrics,
                 self._regions,
                 self._operator,
+                self._login,
                 *self._engines.attestors.values(),
             )
             for part in parts:
@@ -378,7 +384,7 @@ class ControlPlane:
             admin=admin,
             audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
             node=node,
-            operator=OperatorServicer(self._operators, engines.authority, engines.store, domain, utc_now),
+            operator=OperatorServicer(self._operators, engines.authority, engines.store, domain, utc_now, self._login),
             quota=QuotaServicer(nodes, self._division, self._publisher),
             region=RegionServicer(
                 self._gather.ledger,
@@ -413,6 +419,26 @@ class ControlPlane:
                 serve_public_pages(host, port, self._endpoint.find, self._endpoint.tls)
             )
         return {"spiffe_url": url_of(host, port, "").replace("http:", "https:", 1)}
+
+
+def _operator_login(config: Config, engines: Engines, operators: Operators) -> "OperatorLogin | None":
+    """What lets operators in by Vault, if something shall."""
+    chosen = config.operator_login
+    if chosen is None or engines.logins is None:
+        return None
+    # Most control planes start without it, and the sooner.
+    from meshwarden.controlplane.identity.operator_login import Grant, OperatorLogin
+
+    return OperatorLogin(
+        engines.logins,
+        operators,
+        engines.audit,
+        utc_now,
+        grants=[Grant(OperatorRole[one.role.upper()], one.tenant, one.policy, one.entity) for one in chosen.grants],
+        mounts=chosen.mounts,
+        name=chosen.template(),
+        ttl=timedelta(seconds=chosen.ttl_s),
+    )
 
 
 def _operator(config: Config, engines: Engines, rng: random.Random, tracing: Provider) -> OperatorCredential | None:

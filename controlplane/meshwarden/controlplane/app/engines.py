@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
@@ -40,6 +41,9 @@ from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.tracing.own_span import Provider
 
+if TYPE_CHECKING:
+    from meshwarden.controlplane.identity.vault_token import VaultTokens
+
 AUDIT = "audit.jsonl"
 # What the configuration calls signals, and we call things.
 SIGNALS = {"traces": "span", "metrics": "point", "logs": "log"}
@@ -59,6 +63,8 @@ class Engines:
     jwt_passphrase: Secret | None
     # What of the configuration may change in Vault.
     settings: tuple[Setting, ...]
+    # Looks up the tokens that operators log in with; None if none does.
+    logins: "VaultTokens | None"
     # {a proof of AttestRequest: what judges it}, beside join tokens.
     attestors: Mapping[str, Attestor]
     region_trust: RegionTrust
@@ -86,7 +92,20 @@ async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStac
     attestors = await _attestors(config, secrets, closing)
     passphrase = await _jwt_passphrase(config, secrets)
     settings = (*(setting for _, setting in found), *await _fixed(config, secrets))
-    return Engines(store, audit, anchor, authority, backends, secrets, passphrase, settings, attestors, region_trust)
+    logins = _logins(config, secrets, closing)
+    return Engines(
+        store,
+        audit,
+        anchor,
+        authority,
+        backends,
+        secrets,
+        passphrase,
+        settings,
+        logins,
+        attestors,
+        region_trust,
+    )
 
 
 def writer(config: Config) -> str:
@@ -150,6 +169,19 @@ async def _vault_authority(
     return await VaultAuthority.open(
         client, mount=chosen.mount, trust_domain=trust_domain, clock=utc_now, on_issued=on_issued
     )
+
+
+def _logins(config: Config, secrets: Secrets, closing: AsyncExitStack) -> "VaultTokens | None":
+    """What looks up operators' tokens, until `closing` ends."""
+    settings = config.vault or _vault_of(config)
+    if config.operator_login is None or settings is None:
+        return None
+    from meshwarden.controlplane.identity.vault_token import VaultTokens
+    from meshwarden.controlplane.secrets.vault_login import client_of
+
+    client = client_of(settings, secrets.resolve)
+    closing.callback(client.close)
+    return VaultTokens(client, "operators")
 
 
 async def _attestors(config: Config, secrets: Secrets, closing: AsyncExitStack) -> dict[str, Attestor]:

@@ -37,6 +37,7 @@ COMMANDS = {
     "identity": ("identity", "identity", "Revoke identities and certificates."),
     "operator": ("operator", "operator", "Say who may operate the mesh."),
     "audit": ("audit", "audit", "Show what was done, and verify it."),
+    "login": ("login", "login", "Operate the mesh by a login at Vault, for a while."),
     "ca": ("ca", "ca", "Show the roots that the mesh trusts, and rotate them."),
     "backup": ("backup", "backup", "Copy what a control plane knows to a file."),
     "restore": ("backup", "restore", "Make a control plane's state directory of such a file."),

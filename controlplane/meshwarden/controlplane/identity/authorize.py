@@ -27,6 +27,7 @@ _OPERATORS: frozenset[Role | None] = frozenset({Role.OPERATOR, Role.TENANT_OPERA
 _NODE: frozenset[Role | None] = frozenset({Role.NODE})
 _REGION: frozenset[Role | None] = frozenset({Role.CONTROL_PLANE})
 _JOIN: frozenset[Role | None] = frozenset({None, Role.NODE})
+_LOGIN: frozenset[Role | None] = frozenset({None, Role.OPERATOR, Role.TENANT_OPERATOR})
 _HEALTH: frozenset[Role | None] = frozenset({None, Role.NODE, Role.OPERATOR, Role.TENANT_OPERATOR, Role.CONTROL_PLANE})
 
 TABLE: dict[str, frozenset[Role | None]] = {
@@ -55,6 +56,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/ChangeJwtKey": _ADMIN,
     "/meshwarden.v1.OperatorService/CreateOperator": _OPERATORS,
     "/meshwarden.v1.OperatorService/RenewOperator": _OPERATORS,
+    "/meshwarden.v1.OperatorService/LoginOperator": _LOGIN,
     "/meshwarden.v1.OperatorService/ListOperators": _OPERATORS,
     "/meshwarden.v1.OperatorService/RemoveOperator": _OPERATORS,
     "/meshwarden.v1.ResourceService/Apply": _OPERATORS,

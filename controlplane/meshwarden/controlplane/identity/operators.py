@@ -3,13 +3,15 @@
 /identity/operator/mesh/<name>               OperatorRecord of an operator of the mesh
 /identity/operator/tenant/<tenant>/<name>    OperatorRecord of one of a tenant's
 
+Who logs in with a token of Vault is there as "vault-<name>", until the certificate of that login ends.
+
 A certificate alone lets nobody operate: its name must be in the store, at each call. Only the control plane's own
 operator, "local", whose certificate lies on its disk, has none and needs none.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Final
@@ -24,17 +26,21 @@ from meshwarden.certs.verify import VerifiedPeer
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.authorize import READING, Denied, check_role
 from meshwarden.controlplane.store.follow import Followed
-from meshwarden.controlplane.store.port import ANY, Delete, Put, Store
+from meshwarden.controlplane.store.port import ANY, Delete, Op, Put, Store
 
 OPERATORS: Final = "/identity/operator/"
 LOCAL: Final = "local"
+LOGIN: Final = "vault-"
+"""How the names begin of those who log in; nobody else may be called so."""
 TTL: Final = timedelta(hours=8)
+# Logins that have ended, deleted at once by one that begins.
+_DROPPED: Final = 16
 MAX_OPERATORS: Final = 1000
 """How many the mesh has at most, and each tenant."""
 
 _EDITING: Final = frozenset({"Apply", "Delete"})
 # What an operator does for itself, or what everybody may ask.
-_ANY: Final = READING | {"RenewOperator", "Watch", "Check", "ServerReflectionInfo"}
+_ANY: Final = READING | {"RenewOperator", "LoginOperator", "Watch", "Check", "ServerReflectionInfo"}
 
 
 class OperatorRole(IntEnum):
@@ -65,6 +71,8 @@ class OperatorRecord:
     # A SPIFFE ID.
     by: str
     time: datetime
+    # When a login ends; None for who operates until he is removed.
+    until: datetime | None = None
 
     @property
     def key(self) -> str:
@@ -74,7 +82,10 @@ class OperatorRecord:
     def encode(self) -> bytes:
         """Returns the bytes to store."""
         value = {"v": 1, "role": self.role.name, "ttl_s": int(self.ttl.total_seconds()), "by": self.by}
-        return json.dumps(value | {"time": self.time.isoformat()}).encode()
+        value["time"] = self.time.isoformat()
+        if self.until is not None:
+            value["until"] = self.until.isoformat()
+        return json.dumps(value).encode()
 
     @classmethod
     def decode(cls, key: str, value: bytes) -> "OperatorRecord":
@@ -87,9 +98,16 @@ class OperatorRecord:
             tenant, name = _parse(key)
             words = json.loads(value)
             ttl, time = timedelta(seconds=int(words["ttl_s"])), datetime.fromisoformat(words["time"])
-            return cls(tenant, name, OperatorRole[words["role"]], ttl, str(words["by"]), time)
+            until = datetime.fromisoformat(words["until"]) if "until" in words else None
+            if until is not None and until.tzinfo is None:
+                raise ValueError("until")
+            return cls(tenant, name, OperatorRole[words["role"]], ttl, str(words["by"]), time, until)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"store key {key}: not an operator") from None
+
+
+Entered = tuple[OperatorRecord, tuple[x509.Certificate, ...]]
+"""Who was let in, and the certificate that it has."""
 
 
 def key_of(tenant: str, name: str) -> str:
@@ -156,6 +174,8 @@ class Operators:
             raise Denied(
                 f"{identity}: operates this mesh no more, or never did; an admin can let it: meshwarden operator create"
             )
+        if record.until is not None and self._clock() >= record.until:
+            raise Denied(f"{identity}: the login has ended: meshwarden login")
         wanted = needed(method)
         if record.role < wanted:
             raise Denied(f"{identity} may not call {method}: it is {_a(record.role)}, and that takes {_a(wanted)}")
@@ -175,17 +195,49 @@ class Operators:
             StoreError: it can't be stored.
         """
         public_key = parse_csr(csr)
-        number = sum(one.tenant == record.tenant for key, one in self._followed.items.items() if key != record.key)
-        if number >= MAX_OPERATORS:
-            whose = f"tenant {record.tenant}" if record.tenant else "the mesh"
-            raise TooManyOperators(f"{whose} has {number} operators already: remove some")
+        self._check_room(record)
         chain = await self._sign(record, public_key)
         revision = await self._store.commit([Put(record.key, record.encode(), ANY)])
         await self._record("operator.create", record, chain, role=record.role.name, by=record.by)
         await self._followed.wait_revision(revision)
         return chain
 
-    async def renew(self, peer: VerifiedPeer | None, csr: bytes) -> tuple[x509.Certificate, ...]:
+    async def enter(self, record: OperatorRecord, csr: bytes, about: Mapping[str, object]) -> Entered:
+        """Lets somebody in who has logged in, until the certificate that it gives ends.
+
+        Args:
+            record: who, and how far.
+            csr: whose key.
+            about: what else of the login is recorded.
+
+        Raises:
+            TooManyOperators: the mesh or the tenant has as many as it can.
+            Denied: the identity is denied.
+            InvalidCsr: the request is refused.
+            AuthorityError: nobody can sign.
+            StoreError: it can't be stored.
+        """
+        public_key = parse_csr(csr)
+        now = self._clock()
+        items = self._followed.items.items()
+        ended = [key for key, one in items if one.until is not None and one.until <= now and key != record.key]
+        self._check_room(record, ended)
+        chain = await self._sign(record, public_key)
+        entered = replace(record, until=chain[0].not_valid_after_utc)
+        drops: list[Op] = [Delete(key, ANY) for key in ended[:_DROPPED]]
+        revision = await self._store.commit([Put(entered.key, entered.encode(), ANY), *drops])
+        await self._record("operator.login", entered, chain, role=record.role.name, **about)
+        await self._followed.wait_revision(revision)
+        return entered, chain
+
+    def _check_room(self, record: OperatorRecord, ended: Collection[str] = ()) -> None:
+        others = [one for key, one in self._followed.items.items() if key != record.key and key not in ended]
+        number = sum(one.tenant == record.tenant for one in others)
+        if number >= MAX_OPERATORS:
+            whose = f"tenant {record.tenant}" if record.tenant else "the mesh"
+            raise TooManyOperators(f"{whose} has {number} operators already: remove some")
+
+    async def renew(self, peer: VerifiedPeer | None, csr: bytes) -> tuple[OperatorRecord, tuple[x509.Certificate, ...]]:
         """Gives an operator its next certificate.
 
         Raises:
@@ -196,9 +248,11 @@ class Operators:
         record = self._find(peer.spiffe_id) if peer is not None else None
         if record is None:
             raise Denied("only operators made by `meshwarden operator create` are given a next certificate")
+        if record.until is not None:
+            raise Denied("whoever has logged in logs in again: meshwarden login")
         chain = await self._sign(record, parse_csr(csr))
         await self._record("operator.renew", record, chain)
-        return chain
+        return record, chain
 
     async def remove(self, tenant: str, name: str, by: str) -> None:
         """Lets an operator operate no more.

@@ -68,12 +68,7 @@ def credentials_of(context: Context) -> tuple[Any, list[tuple[str, Any]]]:
     except ValueError:
         raise LocalError(f"{context.ca_file}: no certificates, in PEM", AGAIN) from None
     credentials = grpc.ssl_channel_credentials(roots, key, chain)
-    return credentials, [
-        # A DNS name that no CSR and no entry can obtain.
-        ("grpc.ssl_target_name_override", f"controlplane.{spiffe_id.trust_domain}"),
-        # A proxy of the environment has no business between an operator and the mesh.
-        ("grpc.enable_http_proxy", 0),
-    ]
+    return credentials, _options(spiffe_id.trust_domain)
 
 
 def _read_pair(context: Context) -> tuple[bytes, bytes]:
@@ -88,6 +83,34 @@ def _read_pair(context: Context) -> tuple[bytes, bytes]:
             if attempt == READS - 1:
                 raise LocalError(f"{context.key_file}: no key to {context.cert_file}: {error}", AGAIN) from None
     return chain, key
+
+
+@contextlib.contextmanager
+def connect_anonymous(address: str, ca_file: Path, trust_domain: str) -> Iterator[Client]:
+    """Opens a connection of whoever has no certificate yet; who answers must hold the control plane's.
+
+    Raises:
+        LocalError: the roots can't be read.
+    """
+    try:
+        roots = ca_file.read_bytes()
+        x509.load_pem_x509_certificates(roots)
+    except OSError as error:
+        raise LocalError(f"{error.filename}: {error.strerror}") from None
+    except ValueError:
+        raise LocalError(f"{ca_file}: no certificates, in PEM", "take ca.pem of the control plane's state") from None
+    credentials = grpc.ssl_channel_credentials(roots)
+    with grpc.secure_channel(address, credentials, options=_options(trust_domain)) as channel:
+        yield Client(channel)
+
+
+def _options(trust_domain: str) -> list[tuple[str, Any]]:
+    return [
+        # A DNS name that no CSR and no entry can obtain.
+        ("grpc.ssl_target_name_override", f"controlplane.{trust_domain}"),
+        # A proxy of the environment has no business between an operator and the mesh.
+        ("grpc.enable_http_proxy", 0),
+    ]
 
 
 @contextlib.contextmanager
