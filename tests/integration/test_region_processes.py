@@ -20,7 +20,11 @@ from meshwarden.controlplane.local.plan import Options
 from meshwarden.controlplane.local.process import children
 from meshwarden.controlplane.local.record import Record
 from meshwarden.v1.admin_service_pb2 import (
+    AllowRequest,
     ChangeRootRequest,
+    DenyRequest,
+    DenyTarget,
+    ListDeniedRequest,
     ListRootsRequest,
     ListRootsResponse,
     RegionState,
@@ -86,6 +90,25 @@ async def test_each_answers_the_other_and_goes_on_without(directory: Path) -> No
         own, there = (await eu.operator.status()).regions
         assert (own.region, own.own) == ("eu", True)
         assert (there.region, there.address, there.own, there.error) == ("us", us.address, False, "")
+        web = DenyTarget(spiffe_id="spiffe://mesh.test/tenant/acme/service/web")
+        with connect(eu.context(), utc_now()) as client:
+            client.admin.Deny(DenyRequest(targets=[web], reason="leaked"), timeout=10)
+
+        async def denied() -> list[str]:
+            with connect(us.context(), utc_now()) as client:
+                return [item.by for item in client.admin.ListDenied(ListDeniedRequest(), timeout=10).denied]
+
+        await until(denied)
+        assert await denied() == ["region eu"]
+        with connect(us.context(), utc_now()) as client, pytest.raises(grpc.RpcError, match="allow it there"):
+            client.admin.Allow(AllowRequest(targets=[web]), timeout=10)
+        with connect(eu.context(), utc_now()) as client:
+            client.admin.Allow(AllowRequest(targets=[web]), timeout=10)
+
+        async def allowed() -> bool:
+            return not await denied()
+
+        await until(allowed)
         await us.stop_server()  # SIGKILL
 
         async def alone() -> bool:

@@ -31,6 +31,7 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.tail_policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.rotation import NodeTrust, RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
@@ -45,7 +46,7 @@ from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.red.histogram import bucket_of
-from meshwarden.v1.region_service_pb2 import GetTrustRequest, PullRequest, PullResponse
+from meshwarden.v1.region_service_pb2 import GetDeniesRequest, GetTrustRequest, PullRequest, PullResponse
 from meshwarden.v1.region_service_pb2_grpc import (
     RegionServiceServicer,
     RegionServiceStub,
@@ -156,8 +157,9 @@ class Region:
         own = TRUST_DOMAIN, self.name
         self.jwt = JwtAuthority(store, audit, utc_now, trust_domain=TRUST_DOMAIN)
         await self.jwt.open()
+        self.deny_watch = DenyWatch(store, utc_now)
         servicer = self.servicer or RegionServicer(
-            self.ledger, self.gather.tail, self.authority, self.rotation, self.jwt, own
+            self.ledger, self.gather.tail, self.authority, self.rotation, self.deny_watch, self.jwt, own
         )
         add_RegionServiceServicer_to_server(servicer, self.server)
         self.server.add_insecure_port(front.inner_target)
@@ -351,6 +353,9 @@ async def test_who_is_no_other_region_is_told_nothing(eu: Region, authority: Mem
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await RegionServiceStub(channel).GetTrust(GetTrustRequest())
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await RegionServiceStub(channel).GetDenies(GetDeniesRequest())
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 

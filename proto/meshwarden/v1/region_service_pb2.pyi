@@ -193,3 +193,68 @@ class RegionRoot(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegionRoot: _TypeAlias = RegionRoot  # noqa: Y015
+
+@_typing.final
+class GetDeniesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    def __init__(
+        self,
+        *,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeniesRequest: _TypeAlias = GetDeniesRequest  # noqa: Y015
+
+@_typing.final
+class GetDeniesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ETAG_FIELD_NUMBER: _builtins.int
+    DENIES_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    @_builtins.property
+    def denies(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionDeny]: ...
+    def __init__(
+        self,
+        *,
+        etag: _builtins.str = ...,
+        denies: _abc.Iterable[Global___RegionDeny] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denies", b"denies", "etag", b"etag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDeniesResponse: _TypeAlias = GetDeniesResponse  # noqa: Y015
+
+@_typing.final
+class RegionDeny(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DENY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    @_builtins.property
+    def deny(self) -> _node_service_pb2.Deny: ...
+    def __init__(
+        self,
+        *,
+        deny: _node_service_pb2.Deny | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deny", b"deny"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deny", b"deny", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionDeny: _TypeAlias = RegionDeny  # noqa: Y015

@@ -44,6 +44,11 @@ class RegionServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetTrustRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetTrustResponse.FromString,
                 _registered_method=True)
+        self.GetDenies = channel.unary_unary(
+                '/meshwarden.v1.RegionService/GetDenies',
+                request_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetDeniesRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetDeniesResponse.FromString,
+                _registered_method=True)
 
 
 class RegionServiceServicer:
@@ -61,6 +66,12 @@ class RegionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDenies(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +84,11 @@ def add_RegionServiceServicer_to_server(servicer, server):
                     servicer.GetTrust,
                     request_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetTrustRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetTrustResponse.SerializeToString,
+            ),
+            'GetDenies': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDenies,
+                    request_deserializer=meshwarden_dot_v1_dot_region__service__pb2.GetDeniesRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_region__service__pb2.GetDeniesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +145,33 @@ class RegionService:
             '/meshwarden.v1.RegionService/GetTrust',
             meshwarden_dot_v1_dot_region__service__pb2.GetTrustRequest.SerializeToString,
             meshwarden_dot_v1_dot_region__service__pb2.GetTrustResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDenies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.RegionService/GetDenies',
+            meshwarden_dot_v1_dot_region__service__pb2.GetDeniesRequest.SerializeToString,
+            meshwarden_dot_v1_dot_region__service__pb2.GetDeniesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,12 +33,14 @@ class RegionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RegionServiceAsyncStub: ...
     Pull: _grpc.UnaryStreamMultiCallable[_region_service_pb2.PullRequest, _region_service_pb2.PullResponse]
     GetTrust: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.GetTrustRequest, _region_service_pb2.GetTrustResponse]
+    GetDenies: _grpc.UnaryUnaryMultiCallable[_region_service_pb2.GetDeniesRequest, _region_service_pb2.GetDeniesResponse]
 
 @_typing.type_check_only
 class RegionServiceAsyncStub(RegionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Pull: _aio.UnaryStreamMultiCallable[_region_service_pb2.PullRequest, _region_service_pb2.PullResponse]  # type: ignore[assignment]
     GetTrust: _aio.UnaryUnaryMultiCallable[_region_service_pb2.GetTrustRequest, _region_service_pb2.GetTrustResponse]  # type: ignore[assignment]
+    GetDenies: _aio.UnaryUnaryMultiCallable[_region_service_pb2.GetDeniesRequest, _region_service_pb2.GetDeniesResponse]  # type: ignore[assignment]
 
 class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -54,5 +56,12 @@ class RegionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _region_service_pb2.GetTrustRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_region_service_pb2.GetTrustResponse, _abc.Awaitable[_region_service_pb2.GetTrustResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetDenies(
+        self,
+        request: _region_service_pb2.GetDeniesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_region_service_pb2.GetDeniesResponse, _abc.Awaitable[_region_service_pb2.GetDeniesResponse]]: ...
 
 def add_RegionServiceServicer_to_server(servicer: RegionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

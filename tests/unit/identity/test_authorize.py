@@ -66,7 +66,7 @@ def test_who_may_what() -> None:
     login = "/meshwarden.v1.OperatorService/LoginOperator"
     assert may(None) == HEALTH | {"/meshwarden.v1.NodeService/Attest", login}
     assert may(WHO[Role.WORKLOAD]) == may(WHO[Role.OTHER]) == set()
-    region = {"/meshwarden.v1.RegionService/GetTrust", "/meshwarden.v1.RegionService/Pull"}
+    region = {f"/meshwarden.v1.RegionService/{method}" for method in ("GetDenies", "GetTrust", "Pull")}
     assert may(WHO[Role.CONTROL_PLANE]) == HEALTH | region
     node = {method for method in TABLE if any(name in method for name in NODE)}
     assert may(WHO[Role.NODE]) == HEALTH | node

@@ -29,7 +29,7 @@ from meshwarden.certs.csr import InvalidCsr
 from meshwarden.certs.deny import InvalidDeny
 from meshwarden.certs.issue import IssueRefused
 from meshwarden.controlplane.audit.port import AuditUnavailable
-from meshwarden.controlplane.identity.deny import DeniedByMesh, NotDenied
+from meshwarden.controlplane.identity.deny import DeniedByMesh, DeniedElsewhere, NotDenied
 from meshwarden.controlplane.identity.join_token import InvalidToken
 from meshwarden.controlplane.identity.operators import TooManyOperators, UnknownOperator
 from meshwarden.controlplane.identity.rate import Limited
@@ -90,6 +90,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     InvalidDeny: grpc.StatusCode.INVALID_ARGUMENT,
     NotDenied: grpc.StatusCode.NOT_FOUND,
     DeniedByMesh: grpc.StatusCode.PERMISSION_DENIED,
+    DeniedElsewhere: grpc.StatusCode.FAILED_PRECONDITION,
     InvalidNode: grpc.StatusCode.INVALID_ARGUMENT,
     NoSuchNode: grpc.StatusCode.NOT_FOUND,
     StillConnected: grpc.StatusCode.FAILED_PRECONDITION,

@@ -14,12 +14,16 @@ from meshwarden.certs.csr import spki
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.identity.authorize import authorize_region
+from meshwarden.controlplane.identity.deny_elsewhere import told
+from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1.admin_service_pb2 import RootState
 from meshwarden.v1.node_service_pb2 import JwtKey
 from meshwarden.v1.region_service_pb2 import (
+    GetDeniesRequest,
+    GetDeniesResponse,
     GetTrustRequest,
     GetTrustResponse,
     KeptTraces,
@@ -30,6 +34,7 @@ from meshwarden.v1.region_service_pb2_grpc import RegionServiceServicer
 
 PULL: Final = "/meshwarden.v1.RegionService/Pull"
 GET_TRUST: Final = "/meshwarden.v1.RegionService/GetTrust"
+GET_DENIES: Final = "/meshwarden.v1.RegionService/GetDenies"
 # A row is 6 KiB at the most, a message 4 MiB.
 PAGE_ROWS: Final = 500
 # One that is being served and one that comes in its place.
@@ -45,6 +50,7 @@ class RegionServicer(RegionServiceServicer):
         tail: TailSampler,
         authority: Authority,
         rotation: RootRotation,
+        deny_watch: DenyWatch,
         jwt: JwtAuthority,
         own: tuple[str, str],
     ) -> None:
@@ -55,11 +61,12 @@ class RegionServicer(RegionServiceServicer):
             tail: which traces it keeps.
             authority: has the certificates of its roots.
             rotation: knows how they stand, and who trusts them.
+            deny_watch: knows what is denied.
             jwt: has the keys of its JWT-SVIDs.
             own: our trust domain and region.
         """
         self._ledger, self._tail, self._authority, self._rotation = ledger, tail, authority, rotation
-        self._jwt, (self._trust_domain, self._region) = jwt, own
+        self._deny_watch, self._jwt, (self._trust_domain, self._region) = deny_watch, jwt, own
         self._pulling: Counter[str] = Counter()
 
     async def Pull(
@@ -109,6 +116,12 @@ class RegionServicer(RegionServiceServicer):
                 told = answer.roots.add(certificate=der, state=RootState.State.Value(root.state.value))
                 told.since.FromDatetime(root.since)
         return answer
+
+    async def GetDenies(
+        self, request: GetDeniesRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> GetDeniesResponse:
+        self._authorize(GET_DENIES)
+        return told(self._deny_watch, request.etag)
 
     def _authorize(self, method: str) -> str:
         """Returns which region calls.

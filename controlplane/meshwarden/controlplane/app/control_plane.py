@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ from meshwarden.controlplane.identity.attestor_token import TokenAttestor
 from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.deny import Denies
+from meshwarden.controlplane.identity.deny_elsewhere import DeniesElsewhere
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.federation import Federation
 from meshwarden.controlplane.identity.issued import Issued
@@ -117,7 +119,7 @@ class ControlPlane:
         self._endpoint = self._spiffe_endpoint()
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
-        self._denied = Denied(utc_now)
+        self._denied, self._denies = Denied(utc_now), Denies(store, audit, utc_now)
         watch = secret_watch(config, engines.secrets, rng)
         self._settings = LiveSettings(watch, engines.settings)
         self._secrets = EntrySecrets(watch, Grants(config.secrets_of), audit, domain, self._denied.identity)
@@ -169,8 +171,15 @@ class ControlPlane:
         )
         self.take_own_spans = self._gather.take_own
         """Takes what is traced of this process."""
+        elsewhere = DeniesElsewhere(self._denies, self._deny_watch, utc_now)
         self._regions, self._remote = gathering.regions(
-            config, self._durable, self._gather, self._metrics, self._serving, rng, engines.region_trust
+            config,
+            self._durable,
+            self._gather,
+            self._metrics,
+            self._serving,
+            rng,
+            (engines.region_trust.ask, partial(gathering.ask_denies, elsewhere)),
         )
         self._overload = overload(rng.random)
         self._vitals = Vitals(
@@ -333,7 +342,6 @@ class ControlPlane:
     def _servicers(self) -> Servicers:
         config, engines, domain = self._config, self._engines, self._config.trust_domain
         tokens = JoinTokens(engines.store, utc_now)
-        denies = Denies(engines.store, engines.audit, utc_now)
         nodes = NodeIdentity(
             engines.authority,
             engines.store,
@@ -363,11 +371,11 @@ class ControlPlane:
             regions=self._regions,
             division=self._division,
             audit=engines.audit,
-            denies=denies,
+            denies=self._denies,
             deny_watch=self._deny_watch,
             rotation=self._rotation,
             jwt=self._jwt,
-            roster=Roster(engines.store, denies, Issued(engines.store, utc_now), engines.audit, utc_now),
+            roster=Roster(engines.store, self._denies, Issued(engines.store, utc_now), engines.audit, utc_now),
             health=Health(
                 state_dir=config.state_dir,
                 authority=engines.authority,
@@ -391,6 +399,7 @@ class ControlPlane:
                 self._gather.tail,
                 engines.authority,
                 self._rotation,
+                self._deny_watch,
                 self._jwt,
                 (domain, config.region),
             ),

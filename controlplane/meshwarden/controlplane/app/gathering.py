@@ -1,6 +1,7 @@
 """How telemetry is kept, sampled and shared between regions, by the configuration."""
 
 import random
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -14,14 +15,15 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace_store import Keep
+from meshwarden.controlplane.identity.deny_elsewhere import DeniesElsewhere
 from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.regions.inbox import Inbox
-from meshwarden.controlplane.regions.link import Link, Own, Peer
+from meshwarden.controlplane.regions.link import ANSWER_S, Link, Own, Peer, keep_asking
 from meshwarden.controlplane.regions.puller import Puller
 from meshwarden.controlplane.regions.regions import Regions
-from meshwarden.controlplane.regions.trust import RegionTrust
+from meshwarden.v1.region_service_pb2 import GetDeniesRequest
 
 
 def traces_of(config: Config) -> dict[str, Keep]:
@@ -58,7 +60,7 @@ def regions(
     metrics: Metrics,
     serving: ServingIdentity,
     rng: random.Random,
-    roots: RegionTrust,
+    questions: Sequence[Callable[[Link], Awaitable[None]]],
 ) -> tuple[Regions, Remote]:
     """What asks the other regions, and what they have told."""
     remote = Remote((peer.region for peer in config.peer), utc_now, idle=timedelta(seconds=config.metrics_idle_s))
@@ -82,9 +84,16 @@ def regions(
         )
         for peer in peers
     ]
-    askers = [partial(roots.run, Link(peer, own), rng) for peer in peers]
+    askers = [partial(keep_asking, Link(peer, own), ask, rng) for peer in peers for ask in questions]
     regions = Regions(config.region, pullers, inbox, utc_now, askers)
     text = "How old what is known of another region is, in seconds; +Inf where nothing is."
     metrics.gauge("meshwarden_region_age_seconds", text, ("region",), regions.ages)
     metrics.gauge("meshwarden_region_answers", "Whether another region answers.", ("region",), regions.answering)
     return regions, remote
+
+
+async def ask_denies(denies: DeniesElsewhere, link: Link) -> None:
+    """Asks a region once what it has denied; raises what `keep_asking` expects."""
+    region = link.peer.region
+    answer = await (await link.stub()).GetDenies(GetDeniesRequest(etag=denies.etag(region)), timeout=ANSWER_S)
+    await denies.hear(region, answer)

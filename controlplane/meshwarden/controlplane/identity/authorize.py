@@ -71,6 +71,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.NodeService/SignJwt": _NODE,
     "/meshwarden.v1.QuotaService/Share": _NODE,
     "/meshwarden.v1.ReportService/Export": _NODE,
+    "/meshwarden.v1.RegionService/GetDenies": _REGION,
     "/meshwarden.v1.RegionService/GetTrust": _REGION,
     "/meshwarden.v1.RegionService/Pull": _REGION,
     "/grpc.health.v1.Health/Check": _HEALTH,

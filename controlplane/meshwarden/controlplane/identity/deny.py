@@ -24,6 +24,8 @@ from meshwarden.controlplane.store.port import ABSENT, Ambiguous, Conflict, Dele
 from meshwarden.sdk.tracing import own_span
 
 DENIES: Final = "/identity/deny/"
+BY_REGION: Final = "region "
+"""What an author begins with that is another region."""
 MAX_REASON: Final = 512
 MAX_OF_TENANT: Final = 500
 """How many denies the operators of one tenant can have."""
@@ -36,6 +38,10 @@ class NotDenied(Exception):
 
 class DeniedByMesh(Exception):
     """An operator of a tenant may not change what an operator of the mesh has denied."""
+
+
+class DeniedElsewhere(Exception):
+    """Another region has denied what is to be allowed."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class Denies:
             InvalidDeny: one of them is no SPIFFE ID or serial number.
             NotDenied: one of them isn't denied.
             DeniedByMesh: `by` is an operator of a tenant, and the mesh has denied one of them.
+            DeniedElsewhere: another region has denied one of them, and `by` isn't that.
             StoreError: it can't be stored.
         """
         wanted = {key_of(deny): deny for deny in (Deny.of(*target, self._clock()) for target in targets)}
@@ -201,24 +208,30 @@ class Denies:
             for key, record in records.items():
                 stored, _ = await self._store.get(key)
                 if stored is not None:
-                    _check_may(by, DenyRecord.decode(key, stored.value))
+                    known = DenyRecord.decode(key, stored.value)
+                    if by.startswith(BY_REGION) and known.by != by:
+                        continue  # it is denied by somebody else, and to be allowed by nobody else
+                    _check_may(by, known, lifted=record is None)
                 elif record is None:
                     raise NotDenied(f"{(missing or {}).get(key, key)}: is not denied")
                 at = stored.revision if stored is not None else ABSENT
                 ops.append(Delete(key, at) if record is None else Put(key, record.encode(), at))
             try:
-                return await self._store.commit(ops)
+                return await self._store.commit(ops) if ops else (await self._store.range(DENIES, limit=1)).revision
             except (Conflict, Ambiguous) as error:
                 failure = error
         raise failure
 
 
-def _check_may(by: str, record: DenyRecord) -> None:
+def _check_may(by: str, record: DenyRecord, *, lifted: bool) -> None:
     """Sees that an operator of a tenant leaves alone what others than its own tenant's operators have denied.
 
     Raises:
         DeniedByMesh: it may not.
+        DeniedElsewhere: nobody here may lift it.
     """
+    if lifted and record.by.startswith(BY_REGION) and record.by != by:
+        raise DeniedElsewhere(f"{record.deny}: was denied in {record.by}; allow it there")
     tenant = _tenant_of_operator(by)
     if tenant is not None and _tenant_of_operator(record.by) != tenant:
         raise DeniedByMesh(f"{record.deny}: was denied by {record.by}; an operator of the mesh must change it")

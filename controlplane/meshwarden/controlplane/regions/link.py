@@ -4,20 +4,34 @@ The peer proves by its certificate that it is the control plane of that region: 
 no request can obtain.
 """
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import anyio
 import grpc
+import structlog
 
 from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.error import CertsError
 from meshwarden.certs.issue import region_dns_name
 from meshwarden.certs.svid import X509Svid
+from meshwarden.controlplane.store.port import StoreError
 from meshwarden.v1.region_service_pb2_grpc import RegionServiceStub
 
+INTERVAL_S: Final = 2.0
+ANSWER_S: Final = 5.0
 _MESSAGE_BYTES: Final = 4 << 20
 _KEEPALIVE_MS: Final = 20_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
+
+
+log = structlog.get_logger()
+
+
+class Untrue(Exception):
+    """No control plane of ours would say so."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +105,30 @@ class Link:
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
+
+
+async def keep_asking(link: Link, ask: Callable[[Link], Awaitable[None]], rng: random.Random) -> None:
+    """Asks a region every two seconds until it is cancelled; what goes wrong is said once.
+
+    Args:
+        link: the way there, which is closed at the end.
+        ask: asks once; may raise Untrue or a CertsError for what it is told, and what calls and the store raise.
+        rng: spreads tries.
+    """
+    said = ""
+    try:
+        while True:
+            complaint = ""
+            try:
+                await ask(link)
+            except grpc.aio.AioRpcError as error:
+                complaint = f"{error.code().name}: {error.details()}"
+            except (Untrue, CertsError, StoreError, OSError) as error:
+                complaint = f"{type(error).__name__}: {error}"
+            if complaint and complaint != said:
+                log.warning("region.not_heard", region=link.peer.region, reason=complaint)
+            said = complaint
+            await anyio.sleep(INTERVAL_S * rng.uniform(0.5, 1.0))
+    finally:
+        with anyio.CancelScope(shield=True):
+            await link.close()

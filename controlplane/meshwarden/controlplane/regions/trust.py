@@ -8,14 +8,11 @@ and it asks whether these have acknowledged that. What it has told last holds wh
 
 import base64
 import json
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
-import anyio
-import grpc
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,14 +23,12 @@ from meshwarden.certs.clock import Clock
 from meshwarden.certs.csr import PublicKey, spki
 from meshwarden.certs.error import UNREADABLE
 from meshwarden.certs.jwt_bundle import JwtBundle
-from meshwarden.controlplane.regions.link import Link
-from meshwarden.controlplane.store.port import ANY, Delete, Put, Store, StoreError
+from meshwarden.controlplane.regions.link import ANSWER_S, Link, Untrue
+from meshwarden.controlplane.store.port import ANY, Delete, Put, Store
 from meshwarden.v1.node_service_pb2 import JwtKey
 from meshwarden.v1.region_service_pb2 import GetTrustRequest, GetTrustResponse, RegionRoot
 
 PREFIX: Final = "/identity/region-trust/"
-INTERVAL_S: Final = 2.0
-ANSWER_S: Final = 5.0
 # A region that has said nothing for so long is not known to trust anything.
 SILENT: Final = timedelta(seconds=30)
 MAX_TRUSTED: Final = 64
@@ -42,10 +37,6 @@ MAX_KEYS_OF_OTHERS: Final = 16
 """So many of all other regions at most: each node and each workload reads them all."""
 
 log = structlog.get_logger()
-
-
-class Untrue(Exception):
-    """No control plane of ours would say so."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +73,12 @@ class _Told:
 
 
 class RegionTrust:
-    """What the other regions issue by. Nothing is asked until `run`."""
+    """What the other regions issue by. `ask` asks."""
 
     def __init__(self, store: Store, regions: Sequence[str], clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._told: dict[str, _Told] = dict.fromkeys(regions, _Told())
         self._words: dict[str, _Word] = {}
-        self._complaints: dict[str, str] = {}
         self._listeners: list[Callable[[], None]] = []
         self.roots: tuple[OtherRoot, ...] = ()
         """Of all other regions; the same object until one of them changes."""
@@ -162,26 +152,6 @@ class RegionTrust:
         """
         answer = await (await link.stub()).GetTrust(GetTrustRequest(), timeout=ANSWER_S)
         await self.hear(link.peer.region, answer)
-
-    async def run(self, link: Link, rng: random.Random) -> None:
-        """Asks a region until it is cancelled."""
-        region = link.peer.region
-        try:
-            while True:
-                complaint = ""
-                try:
-                    await self.ask(link)
-                except grpc.aio.AioRpcError as error:
-                    complaint = f"{error.code().name}: {error.details()}"
-                except (Untrue, StoreError, OSError) as error:
-                    complaint = f"{type(error).__name__}: {error}"
-                if complaint and complaint != self._complaints.get(region):
-                    log.warning("region.trust_unknown", region=region, reason=complaint)
-                self._complaints[region] = complaint
-                await anyio.sleep(INTERVAL_S * rng.uniform(0.5, 1.0))
-        finally:
-            with anyio.CancelScope(shield=True):
-                await link.close()
 
     def _gather(self) -> None:
         roots = tuple(root for told in self._told.values() for root in told.roots)
