@@ -313,6 +313,32 @@ def test_a_root_that_ends_is_told_a_month_before(tmp_path: Path) -> None:
     run(tmp_path, STATIC, left, {2 * HOUR: {"RootExpiring"}}, step=10)
 
 
+def test_a_root_that_is_tainted_for_an_hour_is_told(tmp_path: Path) -> None:
+    series = {f'meshwarden_roots{{{CP},state="TAINTED"}}': "0x5 1x10", f"up{{{CP}}}": "1x15"}
+    run(tmp_path, STATIC, series, {HOUR: set(), HOUR + 50: set(), 2 * HOUR + 10: {"RootTainted"}}, step=10)
+
+
+def test_a_root_that_should_sign_and_waits_is_told(tmp_path: Path) -> None:
+    """A root is prepared at a half of the active one's life: until five sixths it waits as it should."""
+    life = 300 * 86_400
+    for left, alerts in ((life // 2, set()), (life // 6 + 60, set()), (life // 6 - 60, {"RootWaiting"})):
+        series = {
+            f'meshwarden_roots{{{CP},state="PREPARED"}}': "1x12",
+            f'meshwarden_svid_expiry_seconds{{{CP},kind="root"}}': f"{left}x12",
+            f'meshwarden_svid_lifetime_seconds{{{CP},kind="root"}}': f"{life}x12",
+            f"up{{{CP}}}": "1x12",
+        }
+        run(tmp_path, STATIC, series, {2 * HOUR: alerts}, step=10)
+        series[f'meshwarden_roots{{{CP},state="PREPARED"}}'] = "0x12"
+        run(tmp_path, STATIC, series, {2 * HOUR: set()}, step=10)
+
+
+def test_a_banned_node_that_goes_on_calling_is_told(tmp_path: Path) -> None:
+    name = f'meshwarden_audit_events_total{{{CP},event="node.banned_call"}}'
+    run(tmp_path, STATIC, {name: grows(2, 40), f"up{{{CP}}}": "1x40"}, {10: set(), 30: {"BannedNodeCalls"}})
+    run(tmp_path, STATIC, {name: "0x5 1x40", f"up{{{CP}}}": "1x45"}, {10: set(), 40: set()})
+
+
 def test_a_node_that_is_gone_has_one_alert_whatever_its_certificates_do(tmp_path: Path) -> None:
     gone = {
         **HEALTHY,

@@ -158,7 +158,7 @@ def validate(token: str, audience: str, bundles: Mapping[str, JwtBundle], now: d
     algorithm, kid = _check_header(header)
     spiffe_id = _subject(claims)
     found = _audience(claims)
-    if not audience or audience not in found:
+    if audience not in found:  # where none is empty
         raise InvalidJwtSvid(f"{spiffe_id}: the token isn't for {audience[:64]!r}")
     expire_time = _window(spiffe_id, claims, now)
     bundle = bundles.get(spiffe_id.trust_domain)

@@ -1,6 +1,7 @@
 """JWT-SVIDs: what is taken, and every way of being refused."""
 
 import json
+from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,11 +12,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.certs import jose
+from meshwarden.certs import jose, jwt_svid
 from meshwarden.certs.jwt_bundle import JwtBundle
 from meshwarden.certs.jwt_svid import (
     InvalidJwtSvid,
     JwtTemplate,
+    check_audience,
     sign_jwt_svid,
     validate,
 )
@@ -191,6 +193,64 @@ def test_nothing_is_taken_past_its_end() -> None:
     assert validate(made, "orders", BUNDLES, NOW + timedelta(seconds=299, microseconds=999_999))
     with pytest.raises(InvalidJwtSvid, match="has ended"):
         validate(made, "orders", BUNDLES, NOW + timedelta(seconds=300))
+
+
+@pytest.mark.parametrize(
+    ("header", "claims"),
+    [
+        (HEADER | {"typ": "JOSE"}, CLAIMS),
+        (without(HEADER, "typ"), CLAIMS),
+        (HEADER, CLAIMS | {"exp": START + 86_400}),
+        (HEADER, CLAIMS | {"nbf": START}),
+        (HEADER, CLAIMS | {"nbf": START - 60}),
+        (HEADER, CLAIMS | {"exp": START + 0.5}),
+        (HEADER, without(CLAIMS, "iat")),
+        (HEADER, CLAIMS | {"aud": "orders"}),
+    ],
+)
+def test_taken(header: dict[str, Any], claims: dict[str, Any]) -> None:
+    proved = validate(token(header, claims), "orders", BUNDLES, NOW)
+    assert proved.expire_time.timestamp() == claims["exp"]
+
+
+def test_a_token_has_a_largest_size() -> None:
+    sizes = {}
+    for padding in range(5600, 6200):
+        made = token(claims=CLAIMS | {"pad": "x" * padding})
+        sizes[len(made)] = made
+        if len(made) > 8192:
+            break
+    assert validate(sizes[8192], "orders", BUNDLES, NOW)
+    with pytest.raises(InvalidJwtSvid, match="more than 8192 bytes"):
+        validate(sizes[max(sizes)], "orders", BUNDLES, NOW)
+
+
+def test_without_an_issuer_a_token_names_none() -> None:
+    assert "iss" not in sign_jwt_svid(JwtTemplate(WEB, ("orders",)), KEY, "k", NOW).claims
+
+
+def test_what_was_signed_must_be_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = JwtTemplate(WEB, ("orders",))
+    good = sign_jwt_svid(template, KEY, "k", NOW)
+    other = SpiffeId.workload("a.test", "globex", "web")
+    for read in (replace(good, spiffe_id=other), replace(good, audience=("orders", "x"))):
+        monkeypatch.setattr(jwt_svid, "validate", lambda *_, read=read: read)
+        with pytest.raises(InvalidJwtSvid, match="isn't what was asked for"):
+            sign_jwt_svid(template, KEY, "k", NOW)
+
+
+def test_it_stays_what_was_proved() -> None:
+    template = JwtTemplate(WEB, ("orders",))
+    for made in (template, sign_jwt_svid(template, KEY, "k", NOW)):
+        with pytest.raises(FrozenInstanceError):
+            made.audience = ("x",)  # type: ignore[misc]
+
+
+def test_an_audience_that_a_token_may_have() -> None:
+    values = [f"{number}".zfill(512) for number in range(16)]
+    assert check_audience(values) == tuple(values)
+    with pytest.raises(InvalidJwtSvid, match="17 values"):
+        check_audience([*values, "x"])
 
 
 @pytest.mark.parametrize("audience", [(), ("",), ("a", "a"), ("a\n",), ("\0",), ("x" * 513,), ("a",) * 17])

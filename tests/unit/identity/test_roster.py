@@ -98,6 +98,8 @@ async def test_a_ban_is_sticky_and_denies_what_the_node_has(world: Any, roster: 
     assert caught.value.code == BANNED
     with pytest.raises(Denied, match="banned"):
         await join(world)
+    assert (calls := await world.events("node.banned_call"))
+    assert all(fields == {"node": "n1"} for fields in calls)
     assert await sign(world, other)
     # A second ban keeps the first, and an eviction finds nothing.
     assert await roster.ban("n1", "again", "bob") == 3

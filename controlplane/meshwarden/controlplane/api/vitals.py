@@ -156,7 +156,8 @@ class Vitals(Collector):
         yield _gauge("meshwarden_svid_lifetime_seconds", "The whole life of that certificate.", _CERTIFICATE, life)
 
     def _of_audit(self) -> Iterable[Metric]:
-        issued, denied, events = Counter[tuple[str, str]](), Counter[str](dict.fromkeys(DENIED, 0)), Counter[str]()
+        issued, denied = Counter[tuple[str, str]](), Counter[str](dict.fromkeys(DENIED, 0))
+        events = Counter[str]({"node.banned_call": 0})  # an alert sees the first of them, then
         for kind in ISSUED.values():
             issued[kind, ""] = 0
         for (event, tenant), count in self._audit.counts.items():

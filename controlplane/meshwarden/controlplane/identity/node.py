@@ -298,6 +298,7 @@ class NodeIdentity:
     async def _refuse_banned(self, node: str) -> None:
         stored, _ = await self._store.get(ban_key(node))
         if stored is not None:
+            self._audit.note("node.banned_call", node=node)
             raise banned(BanRecord.decode(stored.key, stored.value))
 
     async def _sign_node(
