@@ -110,6 +110,7 @@ def is_reserved_dns_name(name: str, trust_domain: str) -> bool:
     return name in (trust_domain, reserved) or name.endswith("." + reserved)
 
 
+@functools.lru_cache(maxsize=64)  # those of a batch are of one moment
 def validity(now: datetime, ttl: timedelta) -> tuple[datetime, datetime]:
     """Returns (notBefore, notAfter), exactly `ttl` apart; a minute of it, or a quarter if less, is behind us."""
     start = now.replace(microsecond=0)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import grpc
 from cryptography import x509
@@ -25,10 +26,9 @@ from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.known import Known
 from meshwarden.controlplane.identity.rate import Limited, Limits, Pace, Rate
 from meshwarden.controlplane.identity.record import NodeRecord
-from meshwarden.controlplane.resources.model import decode, key_of
+from meshwarden.controlplane.resources.model import decode, prefix_of
 from meshwarden.controlplane.store.port import Ambiguous, Conflict, Store
 from meshwarden.v1 import node_service_pb2 as v1
-from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import WorkloadEntry
 
 MAX_REQUESTS = 500
@@ -163,11 +163,12 @@ class WorkloadSigner:
     ) -> list["_Signed | _Refusal"]:
         """Signs what is asked for; `before` says what was answered at the last attempt, of which refusals stand."""
         answers: list[_Signed | _Refusal] = []
+        now = self._clock()
         for number, request in enumerate(requests):
             answer = before[number] if before else None
             if not isinstance(answer, _Refusal):
                 try:
-                    answer = await self._sign(node, request, is_first=answer is None)
+                    answer = await self._sign(node, request, now, is_first=answer is None)
                 except _Refusal as refusal:
                     answer = refusal
             answers.append(answer)
@@ -221,8 +222,7 @@ class WorkloadSigner:
         answer.expire_time.FromDatetime(svid.expire_time)
         return answer
 
-    async def _sign(self, node: NodeRecord, request: v1.WorkloadCsr, is_first: bool) -> _Signed:
-        now = self._clock()
+    async def _sign(self, node: NodeRecord, request: v1.WorkloadCsr, now: datetime, is_first: bool) -> _Signed:
         if is_first:
             _take(self._of_node, node.node, f"node {node.node}", now)
         entry = await self._entry(node, request, may_lag=is_first)
@@ -241,18 +241,18 @@ class WorkloadSigner:
             cause = error if isinstance(error, AuthorityUnavailable) else None
             raise _Refusal(grpc.StatusCode.UNAVAILABLE, str(error), cause) from None
         leaf = chain[0]
+        issued = Certificate(str(template.spiffe_id), f"{leaf.serial_number:x}", leaf.not_valid_after_utc)
         fields: dict[str, object] = {
-            "tenant": entry.metadata.tenant,
-            "entry": entry.metadata.name,
+            "tenant": request.tenant,
+            "entry": request.entry,
             "entry_revision": entry.metadata.record.revision,
-            "spiffe_id": str(template.spiffe_id),
+            "spiffe_id": issued.spiffe_id,
             "key": hashlib.sha256(spki(public_key)).hexdigest(),
-            "serial": f"{leaf.serial_number:x}",
-            "not_after": leaf.not_valid_after_utc.isoformat(),
+            "serial": issued.serial,
+            "not_after": issued.not_after.isoformat(),
         }
         ders = (leaf.public_bytes(Encoding.DER), *self._above(chain[1:]))
-        issued = Certificate(str(template.spiffe_id), f"{leaf.serial_number:x}", leaf.not_valid_after_utc)
-        return _Signed(ders, issued, fields, key_of(entry), entry.metadata.record.revision)
+        return _Signed(ders, issued, fields, _key_of(request), entry.metadata.record.revision)
 
     def _above(self, intermediates: tuple[x509.Certificate, ...]) -> tuple[bytes, ...]:
         """What stands above a leaf, in DER: the same until another key signs."""
@@ -264,13 +264,8 @@ class WorkloadSigner:
     async def _entry(
         self, node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest, may_lag: bool = False
     ) -> WorkloadEntry:
-        # One answer for "there is none" and "it is another node's": a node learns nothing of what isn't its own.
-        name = f"{request.tenant}/{request.entry}"
-        refusal = _Refusal(
-            grpc.StatusCode.PERMISSION_DENIED, f"no WorkloadEntry {name[:130]} names node {node.node} under spec.nodes"
-        )
         if _LABEL.fullmatch(request.tenant) is None or _LABEL.fullmatch(request.entry) is None:
-            raise refusal
+            raise _not_its_own(node, request)
         if not node.serves(request.tenant):
             raise _Refusal(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -279,13 +274,10 @@ class WorkloadSigner:
         known = self._known.entry(request.tenant, request.entry) if may_lag else None
         if known is not None and _is_for(known, node, request):
             return known
-        ref = ResourceRef(kind="WorkloadEntry", tenant=request.tenant, name=request.entry)
-        record, _ = await self._store.get(key_of(ref))
-        if record is None:
-            raise refusal
-        entry = decode(record.value, record.revision).workload_entry
-        if not _is_for(entry, node, request):
-            raise refusal
+        record, _ = await self._store.get(_key_of(request))
+        entry = decode(record.value, record.revision).workload_entry if record is not None else None
+        if entry is None or not _is_for(entry, node, request):
+            raise _not_its_own(node, request)
         return entry
 
     def _template(self, entry: WorkloadEntry) -> LeafTemplate:
@@ -296,13 +288,35 @@ class WorkloadSigner:
             raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, message)
         ttl = entry.spec.svid_ttl.ToTimedelta() if entry.spec.HasField("svid_ttl") else DEFAULT_TTL
         try:
-            spiffe_id = SpiffeId.workload(self._trust_domain, entry.metadata.tenant, entry.spec.service)
-            if reason := self._denied(spiffe_id):
-                raise _Refusal(grpc.StatusCode.PERMISSION_DENIED, f"{name}: {spiffe_id}: {reason}")
-            # Certificates count in seconds.
-            return LeafTemplate(spiffe_id, ttl - ttl % timedelta(seconds=1), tuple(entry.spec.dns_names))
+            template = _leaf_template(
+                self._trust_domain, entry.metadata.tenant, entry.spec.service, ttl, tuple(entry.spec.dns_names)
+            )
         except (InvalidSpiffeId, IssueRefused) as error:
             raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"{name}: {error}") from None
+        if reason := self._denied(template.spiffe_id):
+            raise _Refusal(grpc.StatusCode.PERMISSION_DENIED, f"{name}: {template.spiffe_id}: {reason}")
+        return template
+
+
+@lru_cache(maxsize=4096)  # an entry is asked for again at each renewal, on each of its nodes
+def _leaf_template(
+    trust_domain: str, tenant: str, service: str, ttl: timedelta, dns_names: tuple[str, ...]
+) -> LeafTemplate:
+    # Certificates count in seconds.
+    return LeafTemplate(SpiffeId.workload(trust_domain, tenant, service), ttl - ttl % timedelta(seconds=1), dns_names)
+
+
+def _key_of(request: v1.WorkloadCsr | v1.SignJwtRequest) -> str:
+    """The store key of the entry that is asked for."""
+    return prefix_of("WorkloadEntry", request.tenant) + request.entry
+
+
+def _not_its_own(node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest) -> _Refusal:
+    """One answer for "there is none" and "it is another node's": a node learns nothing of what isn't its own."""
+    name = f"{request.tenant}/{request.entry}"
+    return _Refusal(
+        grpc.StatusCode.PERMISSION_DENIED, f"no WorkloadEntry {name[:130]} names node {node.node} under spec.nodes"
+    )
 
 
 def _is_for(entry: WorkloadEntry, node: NodeRecord, request: v1.WorkloadCsr | v1.SignJwtRequest) -> bool:
