@@ -41,7 +41,8 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.trace_store import MAX_SIZE_BYTES
 from meshwarden.sdk.heap import settle
-from meshwarden.sdk.red.histogram import bucket_of, to_proto
+from meshwarden.sdk.red.call_table import Row, Table
+from meshwarden.sdk.red.histogram import bucket_of
 from meshwarden.v1 import report_pb2, resources_pb2
 
 DOMAIN, NODE, REGION = "bench.test", "node-a", "eu"
@@ -77,16 +78,22 @@ class River:
         Returns:
             The CPU time of this process, in seconds.
         """
-        stats = [calls_of(number) for number in range(len(bodies))]
+        tables = [calls_of() for _ in bodies]
         begun_s = time.process_time()
-        for body, calls in zip(bodies, stats, strict=True):
+        for body, table in zip(bodies, tables, strict=True):
             self.intake.take("span", body, self.workload)
-            self.intake.take_calls(calls, "acme")
+            self.take_calls(table)
         if not await self.outbox.flush():
             raise Broken("the control plane took not all of it")
         if lost := self.gather.tally.drops():
             raise Broken(f"some of it was dropped: {lost}")
         return time.process_time() - begun_s
+
+    def take_calls(self, table: bytes) -> None:
+        """Takes what a program reports of its calls, as the agent's API does."""
+        read = report_pb2.CallTable.FromString(table)
+        tables = self.intake.counts.stamp([read], self.workload.spiffe_id)
+        self.intake.take_calls((), "acme", tables=tables)
 
     async def size_bytes(self) -> int:
         """What the file of the control plane takes."""
@@ -222,27 +229,22 @@ def _body(rng: random.Random) -> bytes:
     return request.SerializeToString()
 
 
-def calls_of(minute: int) -> list[report_pb2.CallStat]:
-    """What the SDK reports of the client spans of a request: counts by callee and method."""
-    return [_stat(callee, method) for callee in range(CALLEES) for method in range(METHODS)]
-
-
-def _stat(callee: int, method: int) -> report_pb2.CallStat:
+def calls_of() -> bytes:
+    """What the SDK reports of the client spans of a request: counts by callee and method, a serialised `CallTable`."""
     count = SPANS // 2 // (CALLEES * METHODS)
-    stat = report_pb2.CallStat(
-        source=str(SpiffeId.workload(DOMAIN, "acme", "web")),
-        destination=f"platform/service-{callee}",
-        method=f"/bench.Service{callee}/Method{method}",
-        status="OK",
-        decision=report_pb2.CallStat.ALLOWED,
-        reporter=report_pb2.CallStat.SOURCE,
-        revision=1,
-        count=count,
-        duration_sum_s=count * 0.01,
-        durations=to_proto({bucket_of(0.01): count}),
-    )
-    stat.minute.FromSeconds(int(utc_now().timestamp()) // 60 * 60)
-    return stat
+    table = Table(int(utc_now().timestamp()) // 60 * 60)
+    for callee in range(CALLEES):
+        for method in range(METHODS):
+            kind = report_pb2.CallStat(
+                destination=f"platform/service-{callee}",
+                method=f"/bench.Service{callee}/Method{method}",
+                status="OK",
+                decision=report_pb2.CallStat.ALLOWED,
+                reporter=report_pb2.CallStat.SOURCE,
+                revision=1,
+            )
+            table.add(Row(kind.SerializeToString(), count, count * 0.01, {bucket_of(0.01): count}))
+    return table.message().SerializeToString()
 
 
 def owns(node: str, tenant: str, service: str) -> bool:
@@ -277,10 +279,10 @@ async def serve(directory: Path) -> None:
         await server.start()
         settle()
         (directory / "port").write_text(str(port))
-        numbers = 0
+        table = calls_of()  # once: to make it is the program's work
         while await anyio.to_thread.run_sync(sys.stdin.readline):
             for _ in range(REQUESTS):
-                opened.intake.take_calls(calls_of(numbers), "acme")
+                opened.take_calls(table)
             if not await opened.outbox.flush() or (lost := opened.gather.tally.drops()):
                 raise Broken(f"not all of it was taken: {lost}")
             count = opened.gather.tally.totals()["passed", "control.ingest", "span", "acme", ""]

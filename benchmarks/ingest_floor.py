@@ -26,20 +26,19 @@ import grpc
 from backports import zstd
 
 from meshwarden.sdk.heap import settle
-from meshwarden.sdk.red.histogram import from_proto
+from meshwarden.sdk.red.call_table import rows_of
 from meshwarden.sdk.tracing import columns, wire
-from meshwarden.v1.report_pb2 import CallStat
+from meshwarden.v1.report_pb2 import CallStat, CallTable
 
 AT_ONCE = 8
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS counts (kind TEXT PRIMARY KEY, count INTEGER, sum_s REAL, durations BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counts (kind BLOB PRIMARY KEY, count INTEGER, sum_s REAL, durations BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS mark (id INTEGER PRIMARY KEY, number INTEGER)
 """
 _ADD = """
 INSERT INTO counts VALUES (?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET count = count + excluded.count, sum_s = sum_s + excluded.sum_s, durations = excluded.durations
 """
-_Kind = tuple[str, str, str, str, int, int]
 
 
 class Floor:
@@ -54,10 +53,15 @@ class Floor:
         self._db.execute(_SCHEMA)
         self.spans = 0
         self.edges: Counter[tuple[str, str]] = Counter()
-        self._requests: Counter[_Kind] = Counter()
+        self._requests: Counter[bytes] = Counter()
+        self._kinds: dict[bytes, tuple[str, str]] = {}
 
-    def take(self, bodies: Sequence[bytes], stats: Sequence[Sequence[CallStat]]) -> float:
-        """Takes requests, each with the counts of its calls; returns the CPU time of this process, in seconds."""
+    def take(self, bodies: Sequence[bytes], tables: Sequence[bytes]) -> float:
+        """Takes requests, each with the counts of its calls as the SDK sends them.
+
+        Returns:
+            The CPU time of this process, in seconds.
+        """
         begun_s = time.process_time()
         for first in range(0, len(bodies), AT_ONCE):
             at = 0
@@ -68,7 +72,7 @@ class Floor:
                 at += len(packed)
                 sizes.append((len(packed), zlib.crc32(packed)))
             self._take_up(sizes)
-            self._count([stat for some in stats[first : first + AT_ONCE] for stat in some], first)
+            self._count(tables[first : first + AT_ONCE], first)
         return time.process_time() - begun_s
 
     def close(self) -> None:
@@ -86,21 +90,24 @@ class Floor:
             request = wire.AllResources.FromString(zstd.decompress(packed))
             self.spans += len(request.resource_spans.scope_spans.spans)
 
-    def _count(self, stats: Sequence[CallStat], number: int) -> None:
-        counts: Counter[_Kind] = Counter()
-        sums_s: dict[_Kind, float] = {}
-        durations: dict[_Kind, dict[int, int]] = {}
-        for stat in stats:
-            kind = (stat.source, stat.destination, stat.method, stat.status, stat.decision, stat.reporter)
-            counts[kind] += stat.count
-            sums_s[kind] = sums_s.get(kind, 0.0) + stat.duration_sum_s
-            known = durations.setdefault(kind, {})
-            for bucket, count in from_proto(stat.durations).items():
-                known[bucket] = known.get(bucket, 0) + count
+    def _count(self, tables: Sequence[bytes], number: int) -> None:
+        counts: Counter[bytes] = Counter()
+        sums_s: dict[bytes, float] = {}
+        durations: dict[bytes, dict[int, int]] = {}
+        for table in tables:
+            for kind, count, sum_s, spread, _ in rows_of(CallTable.FromString(table)):
+                counts[kind] += count
+                sums_s[kind] = sums_s.get(kind, 0.0) + sum_s
+                known = durations.setdefault(kind, {})
+                for bucket, calls in spread.items():
+                    known[bucket] = known.get(bucket, 0) + calls
         for kind, count in counts.items():
-            self.edges[kind[:2]] += count
+            if kind not in self._kinds:
+                stat = CallStat.FromString(kind)
+                self._kinds[kind] = (stat.source, stat.destination)
+            self.edges[self._kinds[kind]] += count
             self._requests[kind] += count
-        rows = ((str(kind), count, sums_s[kind], str(durations[kind])) for kind, count in counts.items())
+        rows = ((kind, count, sums_s[kind], str(durations[kind])) for kind, count in counts.items())
         self._db.execute("BEGIN IMMEDIATE")
         self._db.executemany(_ADD, rows)
         self._db.execute("INSERT OR REPLACE INTO mark VALUES (1, ?)", (number,))

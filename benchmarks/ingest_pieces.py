@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.ingest import DOMAIN, NODE, REGION, SPANS, calls_of, owns, workload_in
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.aggregate import Aggregator
+from meshwarden.agents.telemetry.counted import Counts
 from meshwarden.agents.telemetry.pack import packed
 from meshwarden.agents.telemetry.segment import Items, Kind, Record, pieces
 from meshwarden.agents.telemetry.sieve import are_plain, sift
@@ -27,7 +28,7 @@ from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.reporter import Found, Reporter
 from meshwarden.controlplane.gather.resource import bodies_of
 from meshwarden.sdk.tracing import wire
-from meshwarden.v1.report_pb2 import CallStat, ExportRequest
+from meshwarden.v1.report_pb2 import CallTable, ExportRequest
 
 _MOST_BYTES = 4 << 20
 _FIELD = ExportRequest.DESCRIPTOR.fields_by_name["resource_spans"].number
@@ -41,7 +42,7 @@ class Pieces:
         place = NodePlace(NODE, REGION, "z", directory / "a.sock", directory / "w.sock")
         self._stamp, self._workload = Stamp(place), workload_in(directory)
         self._file = os.open(directory / "pieces", os.O_RDWR | os.O_CREAT, 0o600)
-        self._aggregator = Aggregator(utc_now)
+        self._counts = Counts(Aggregator(utc_now))
         self._reporter = Reporter(NODE, owns, DOMAIN, REGION, utc_now())
         self._metrics, self._graph, self._rates = Metrics(), Graph(utc_now), Rates(utc_now)
 
@@ -64,7 +65,7 @@ class Pieces:
         unpacked = each("unpacked", lambda one: unpack_bounded(one, _MOST_BYTES), [_frame(one) for one in kept])
         parts = each("held to the schema", _read, unpacked)
         each("owned and counted", lambda part: list(bodies_of(part, NODE, owns, reads_spans=False)), parts)
-        tables = each("calls added up", self._added, [calls_of(0) for _ in bodies])
+        tables = each("calls checked and stamped", self._told, [calls_of() for _ in bodies])
         kept = each("calls packed, to disk and back", lambda one: self._through_disk(packed(one)), tables)
         found = Found(self._reporter)
         frames = [_frame(one) for one in kept]
@@ -88,10 +89,9 @@ class Pieces:
         assert isinstance(piece.found, Record)
         return piece.found.payload
 
-    def _added(self, stats: Sequence[CallStat]) -> bytes:
-        self._aggregator.add(stats)
-        (table,), _ = self._aggregator.take()
-        return ExportRequest(call_tables=[table.message()]).SerializeToString()
+    def _told(self, table: bytes) -> bytes:
+        (counted,) = self._counts.stamp([CallTable.FromString(table)], self._workload.spiffe_id)
+        return counted.payload
 
     def _counted(self, calls: Sequence[Call]) -> None:
         self._metrics.add(calls)

@@ -48,11 +48,11 @@ async def cases(directory: Path, rounds: int) -> AsyncIterator[Case]:
         count = len(bodies) * ingest.SPANS
         spans, sent_bytes = spans + count + ingest.SPANS, sent_bytes + sum(map(len, bodies + first))
         bare_s, edges = ingest.edges_of(bodies)
-        floor.take(first, [ingest.calls_of(0)])
+        floor.take(first, [ingest.calls_of()])
         for part, part_us in pieces.take(bodies).items():
             name = f"ingest CPU, by itself: {part}"
             parts.setdefault(name, Case("gather", name, bare, "µs a span")).add(part_us, bare_s / count * 1e6)
-        floor_s = floor.take(bodies, [ingest.calls_of(minute) for minute in range(len(bodies))])
+        floor_s = floor.take(bodies, [ingest.calls_of() for _ in bodies])
         if edges.total() * 2 != count or floor.edges.total() * 2 != floor.spans:
             raise Broken("a bare loop has not seen every call")
         for case, their_s in ((on_cpu, bare_s), (on_store, ingest.rows_of(bodies, directory / "rows.sqlite"))):

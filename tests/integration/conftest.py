@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.counted import stats_of
 
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
@@ -30,8 +31,6 @@ from meshwarden.controlplane.api.report import parts
 from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.tls import server_context
-from meshwarden.sdk.red.call_table import rows_of
-from meshwarden.sdk.red.histogram import to_proto
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 from meshwarden.v1 import quota_service_pb2 as quota_pb
@@ -50,13 +49,7 @@ def spread(request: report_pb.ExportRequest) -> report_pb.ExportRequest:
     for part in list(parts(request)):
         request.MergeFrom(part)
     del request.packed[:]
-    for table in request.call_tables:
-        for row in rows_of(table):
-            stat = report_pb.CallStat.FromString(row.kind)
-            stat.minute.seconds, stat.count, stat.duration_sum_s = table.minute_s, row.calls, row.duration_sum_s
-            stat.durations.CopyFrom(to_proto(row.durations))
-            stat.exemplars.extend(row.exemplars)
-            request.calls.append(stat)
+    request.calls.extend(stats_of(request.call_tables))
     del request.call_tables[:]
     return request
 

@@ -27,6 +27,7 @@ from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.telemetry.account import SDK, Drops
+from meshwarden.agents.telemetry.counted import InvalidTable
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.workload import Workload
@@ -147,19 +148,19 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             return pb.ReportCallsResponse()
         if not self._allowance.has(workload.id):
             if number is None:
-                calls = sum(min(stat.count, _MAX_COUNT) for stat in request.calls)
-                self._parts.intake.drop_calls("rate_limited", tenant, calls)
+                self._parts.intake.drop_calls("rate_limited", tenant, _calls_in(request))
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "this workload's reports take more time than its share: report less"
             )
         with self._allowance.spend(workload.id):
             try:
                 stats, lost = stamped(request, workload), lost_of(request, tenant)
+                tables = self._parts.intake.counts.stamp(request.call_tables, workload.spiffe_id)
                 self._take_concurrency(request, workload, context.peer())
-            except (InvalidReport, InvalidState) as error:
+            except (InvalidReport, InvalidTable, InvalidState) as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             try:
-                self._parts.intake.take_calls(stats, tenant, lost, is_numbered=number is not None)
+                self._parts.intake.take_calls(stats, tenant, lost, tables=tables, is_numbered=number is not None)
             except IntakeRefused as refusal:
                 await context.abort(refusal.code, str(refusal))
         self._repeats.add(workload.id, number)
@@ -277,6 +278,12 @@ def stamped(request: pb.ReportCallsRequest, workload: Workload) -> list[report_p
             stat.destination = f"{identity.tenant}/{identity.service}"
         stats.append(stat)
     return stats
+
+
+def _calls_in(request: pb.ReportCallsRequest) -> int:
+    counts = (stat.count for stat in request.calls)
+    more = (count for table in request.call_tables for count in table.counts)
+    return sum(min(count, _MAX_COUNT) for count in (*counts, *more))
 
 
 def lost_of(request: pb.ReportCallsRequest, tenant: str) -> Drops:

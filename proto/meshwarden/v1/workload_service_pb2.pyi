@@ -218,22 +218,26 @@ class ReportCallsRequest(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     DROPS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
+    CALL_TABLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.CallStat]: ...
     @_builtins.property
     def drops(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.Drop]: ...
     @_builtins.property
     def concurrency(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConcurrencyState]: ...
+    @_builtins.property
+    def call_tables(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.CallTable]: ...
     def __init__(
         self,
         *,
         calls: _abc.Iterable[_report_pb2.CallStat] | None = ...,
         drops: _abc.Iterable[_report_pb2.Drop] | None = ...,
         concurrency: _abc.Iterable[Global___ConcurrencyState] | None = ...,
+        call_tables: _abc.Iterable[_report_pb2.CallTable] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "concurrency", b"concurrency", "drops", b"drops"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_tables", b"call_tables", "calls", b"calls", "concurrency", b"concurrency", "drops", b"drops"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

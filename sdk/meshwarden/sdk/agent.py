@@ -252,14 +252,14 @@ class AgentLink:
                     self._report = None
 
     def _next_report(self) -> _Report | None:
-        stats, dropped = self.counter.take(), self.counter.dropped
+        tables, dropped = self.counter.take(), self.counter.dropped
         self.losses.add(CALL, QUEUE_FULL, dropped - self._told)
         self._told = dropped
         drops = self.losses.take()
         concurrency = [state for states in self._observed for state in states()]
-        if not stats and not drops and not concurrency:
+        if not tables and not drops and not concurrency:
             return None
-        request = workload_service_pb2.ReportCallsRequest(calls=stats, drops=drops, concurrency=concurrency)
+        request = workload_service_pb2.ReportCallsRequest(call_tables=tables, drops=drops, concurrency=concurrency)
         return _Report(self._numbers.next(), request)
 
     def _is_answered(self, report: _Report, timeout_s: float) -> bool:
@@ -271,7 +271,7 @@ class AgentLink:
                 return False
             # Sent again it might be refused for ever.
             self.losses.put_back(report.request.drops)
-            self.losses.add(CALL, REFUSED, sum(stat.count for stat in report.request.calls))
+            self.losses.add(CALL, REFUSED, sum(sum(table.counts) for table in report.request.call_tables))
             _log.warning("the node agent did not take counts of calls: %s", _reason(error))
         except ValueError:  # the channel was closed meanwhile
             return False

@@ -25,6 +25,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
+from tests.counted import stats_of
 
 from meshwarden.agents.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
 from meshwarden.certs import issue, svid
@@ -139,7 +140,7 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2
     async def Report(  # noqa: N802
         self, request: workload_service_pb2.ReportCallsRequest, context: Any
     ) -> workload_service_pb2.ReportCallsResponse:
-        self.reports.extend(request.calls)
+        self.reports.extend(stats_of(request.call_tables))
         return workload_service_pb2.ReportCallsResponse()
 
     async def Share(self, requests: Any, context: Any) -> AsyncIterator[quota_service_pb2.ShareResponse]:  # noqa: N802

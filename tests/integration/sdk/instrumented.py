@@ -16,6 +16,7 @@ from opentelemetry.instrumentation import grpc as contrib
 from opentelemetry.instrumentation.grpc.grpcext import intercept_channel
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tests.counted import stats_of
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import LeafTemplate, issue_leaf
@@ -65,7 +66,7 @@ class Link:
 
     def counted(self) -> dict[tuple[str, str], int]:
         """{(source, status): calls}."""
-        return {(stat.source, stat.status): stat.count for stat in self.counter.take()}
+        return {(stat.source, stat.status): stat.count for stat in stats_of(self.counter.take())}
 
 
 @dataclass

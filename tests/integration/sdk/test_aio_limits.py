@@ -30,6 +30,7 @@ from meshwarden.v1.resources_pb2 import Adaptive, RateLimit, RatePolicySpec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from instrumented import DEADLINE_S, Aio, Handlers, Link, certified, shown, soon
+from tests.counted import stats_of
 
 # One call each of them, and the next in a thousand seconds.
 SHAPES = ["Echo", "Fan", "Write", "Gather", "Both", "Read"]
@@ -133,7 +134,7 @@ async def test_a_tenant_is_held_to_its_limit_whatever_the_shape(method: str, tmp
         globex = issuer.issue(SpiffeId.workload("mesh.test", "globex", "web"))
         async with proved.channel(globex) as other:
             assert [await ended(other, method) for _ in range(3)] == [None] * 3, "whom no limit names"
-    stats = {(stat.source, stat.status, stat.decision): stat.count for stat in link.counter.take()}
+    stats = {(stat.source, stat.status, stat.decision): stat.count for stat in stats_of(link.counter.take())}
     assert stats == {
         (str(proved.web.spiffe_id), "OK", CallStat.ALLOWED): 2,
         (str(proved.web.spiffe_id), "RESOURCE_EXHAUSTED", CallStat.LIMITED): 3,
@@ -312,7 +313,7 @@ async def test_a_full_server_refuses_and_whoever_leaves_makes_room(tmp_path: Pat
         for method in SHAPES:
             assert await ended(channel, method) is None
             await soon(lambda: in_flight(link) == 0)
-    stats = {(stat.status, stat.decision) for stat in link.counter.take()}
+    stats = {(stat.status, stat.decision) for stat in stats_of(link.counter.take())}
     assert ("UNAVAILABLE", CallStat.ALLOWED) in stats
     assert CallStat.LIMITED not in {decision for _, decision in stats}
     proved.interceptor.close()

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.counted import stats_of
 
 from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
@@ -177,7 +178,7 @@ def test_who_shows_the_same_name_by_another_authority_from_the_same_port_is_refu
     with world.channel("acme") as channel:
         assert call(channel) == ("OK", "")
     assert len({peer for peer, _ in world.seen}) == 1
-    counted = {(stat.source, stat.status): stat.count for stat in world.link.counter.take()}
+    counted = {(stat.source, stat.status): stat.count for stat in stats_of(world.link.counter.take())}
     assert counted == {("spiffe://mesh.test/tenant/acme/service/web", "OK"): 2, ("", "UNAUTHENTICATED"): 2}
 
 

@@ -23,6 +23,7 @@ from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from instrumented import DEADLINE_S, Link, soon
+from tests.counted import stats_of
 
 ECHO = "/t.T/Echo"
 EXHAUSTED, AWAY = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
@@ -64,7 +65,7 @@ def outgoing(link: Any, retries: int = 3) -> Outgoing:
 
 def statuses(link: Link) -> dict[str, int]:
     found = Counter[str]()
-    for stat in link.counter.take():
+    for stat in stats_of(link.counter.take()):
         found[stat.status] += stat.count
     return dict(found)
 

@@ -22,6 +22,7 @@ from meshwarden.v1.resources_pb2 import Adaptive, RateLimit, RatePolicySpec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from instrumented import DEADLINE_S, SHORT_S, Link, Sync, shown
+from tests.counted import stats_of
 
 BUSY = grpc.StatusCode.UNAVAILABLE
 
@@ -94,7 +95,7 @@ def test_a_full_server_refuses_and_counts_it_as_its_own_lack(world: World, until
     held.cancel()
     until(lambda: world.link.in_flight == 0, "the place comes back")
     assert world.code("globex") is grpc.StatusCode.UNKNOWN, "what its handler answers"
-    decisions = {(stat.status, stat.decision) for stat in world.link.counter.take()}
+    decisions = {(stat.status, stat.decision) for stat in stats_of(world.link.counter.take())}
     assert ("UNAVAILABLE", CallStat.ALLOWED) in decisions
     assert CallStat.LIMITED not in {decision for _, decision in decisions}
 

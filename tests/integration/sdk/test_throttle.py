@@ -22,6 +22,7 @@ from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
 sys.path.insert(0, str(Path(__file__).parent))
 
 from instrumented import DEADLINE_S, Link
+from tests.counted import stats_of
 
 GET = "/meshwarden.examples.v1.Orders/Get"
 POLICY = "platform/orders"
@@ -122,7 +123,7 @@ def test_a_channel_with_threads(refusing: Refusing, shape: str) -> None:
         chance[0] = 0.0
         assert [make() for _ in range(100)], "ten in a row, and all go"
     decisions = Counter[Any]()
-    for stat in link.counter.take():
+    for stat in stats_of(link.counter.take()):
         decisions[stat.method, stat.status, stat.decision] += stat.count
     held = 2 if shape.endswith("stream") else 3
     path = f"/t.T/{shape}"
@@ -170,7 +171,7 @@ async def test_a_channel_of_aio(refusing: Refusing, shape: str) -> None:
         chance[0] = 0.0
         assert [await make() for _ in range(100)]
     counted = Counter[Any]()
-    for stat in link.counter.take():
+    for stat in stats_of(link.counter.take()):
         counted[stat.decision] += stat.count
     assert counted == {CallStat.LIMITED: 10, CallStat.THROTTLED: 2, CallStat.ALLOWED: 110}
 

@@ -1,6 +1,6 @@
 """Counts, spans and batches on their way up: what adds up stays, what is too much is bounded, and nothing is silent."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
+from tests.counted import stats_of
 
 from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of, decision_of, service_of_cluster
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.sieve import are_plain, sift
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
-from meshwarden.sdk.red.call_table import rows_of
 from meshwarden.sdk.red.histogram import bucket_of, from_proto, to_proto
 from meshwarden.sdk.tracing.wire import framed
 from meshwarden.v1 import report_pb2 as pb
@@ -45,25 +45,8 @@ def stat(**fields: object) -> pb.CallStat:
     return pb.CallStat(**{**plain, **fields})  # type: ignore[arg-type]
 
 
-def stats_in(tables: Iterable[pb.CallTable]) -> list[pb.CallStat]:
-    """What is in tables, each row as a count of its own."""
-    found = []
-    for table in tables:
-        for row in rows_of(table):
-            one = pb.CallStat.FromString(row.kind)
-            assert {field.name for field, _ in one.ListFields()}.isdisjoint(
-                {"minute", "count", "durations", "exemplars"}
-            )
-            one.minute.seconds = table.minute_s
-            one.count, one.duration_sum_s = row.calls, row.duration_sum_s
-            one.durations.CopyFrom(to_proto(row.durations))
-            one.exemplars.extend(row.exemplars)
-            found.append(one)
-    return found
-
-
 def take(counts: Aggregator) -> list[pb.CallStat]:
-    return stats_in(table.message() for table in counts.take()[0])
+    return stats_of(table.message() for table in counts.take()[0])
 
 
 def seen(**fields: object) -> Call:

@@ -52,7 +52,7 @@ class Agent(pb_grpc.WorkloadServiceServicer):
     def Report(self, request: pb.ReportCallsRequest, context: Any) -> pb.ReportCallsResponse:  # noqa: N802
         drops = {(drop.signal, drop.reason): drop.count for drop in request.drops}
         number = find(context.invocation_metadata())
-        self.heard.append((number, sum(stat.count for stat in request.calls), drops))
+        self.heard.append((number, sum(sum(table.counts) for table in request.call_tables), drops))
         if self.answers:
             context.abort(self.answers.pop(0), "as told")
         return pb.ReportCallsResponse()
@@ -157,7 +157,7 @@ class SlowAgent(pb_grpc.WorkloadServiceServicer):
     def Report(self, request: pb.ReportCallsRequest, context: Any) -> pb.ReportCallsResponse:  # noqa: N802
         self.asked.set()
         self.go_on.wait(20)
-        self.counted += sum(stat.count for stat in request.calls) if context.is_active() else 0
+        self.counted += sum(sum(table.counts) for table in request.call_tables) if context.is_active() else 0
         return pb.ReportCallsResponse()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.counted import stats_of
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.sdk import outgoing
@@ -28,7 +29,7 @@ class Link:
         self.counter, self.denials = CallCounter(utc_now), Denials()
 
     def statuses(self) -> dict[str, int]:
-        return dict(Counter({stat.status: stat.count for stat in self.counter.take()}))
+        return dict(Counter({stat.status: stat.count for stat in stats_of(self.counter.take())}))
 
 
 class Echo:

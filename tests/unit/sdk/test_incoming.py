@@ -9,6 +9,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.duration_pb2 import Duration
+from tests.counted import stats_of
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
@@ -106,7 +107,7 @@ class World:
         return call.source
 
     def counted(self) -> dict[tuple[str, str], int]:
-        return {(stat.source, stat.status): stat.count for stat in self.link.counter.take()}
+        return {(stat.source, stat.status): stat.count for stat in stats_of(self.link.counter.take())}
 
 
 @pytest.fixture

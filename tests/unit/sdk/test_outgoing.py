@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from tests.counted import stats_of
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -33,7 +34,7 @@ class Link:
 
 def decided(link: Link, name: str, code: grpc.StatusCode, details: str = "", *trailing: tuple[str, str]) -> int:
     Outgoing(link, name).begin(GET).end(code, details, trailing)  # type: ignore[arg-type]
-    (stat,) = link.counter.take()
+    (stat,) = stats_of(link.counter.take())
     return stat.decision
 
 
@@ -87,5 +88,5 @@ def test_a_call_that_ends_twice_counts_once() -> None:
     call = Outgoing(link, "orders").begin(GET)  # type: ignore[arg-type]
     call.end(grpc.StatusCode.CANCELLED, "", ())
     call.end(grpc.StatusCode.OK, "", ())
-    (stat,) = link.counter.take()
+    (stat,) = stats_of(link.counter.take())
     assert (stat.count, stat.status, stat.destination) == (1, "CANCELLED", "orders")

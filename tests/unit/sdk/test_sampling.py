@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased
 from opentelemetry.trace import TraceState
+from tests.counted import stats_of
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.sdk import outgoing
@@ -75,7 +76,7 @@ def test_calls_are_counted_whether_they_are_recorded_or_not(monkeypatch: pytest.
     link = Link()
     for _ in range(CALLS):
         Outgoing(link, "orders").begin("/o.Orders/Get").end(grpc.StatusCode.OK, "", ())  # type: ignore[arg-type]
-    assert sum(stat.count for stat in link.counter.take()) == CALLS
+    assert sum(stat.count for stat in stats_of(link.counter.take())) == CALLS
     spans = exporter.get_finished_spans()
     assert 0 < len(spans) < CALLS
     assert Counter(span.context.trace_state.get("ot") for span in spans) == {"th:c": len(spans)}

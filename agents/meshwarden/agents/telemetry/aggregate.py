@@ -30,8 +30,8 @@ _MAX_METHODS: Final = 200
 _MAX_UNSERVED: Final = 50
 _MAX_SOURCES: Final = 2000
 _MAX_KINDS: Final = 4096
-_MAX_COUNT: Final = 1_000_000_000
-_MAX_DURATION_S: Final = 86_400.0
+MAX_COUNT: Final = 1_000_000_000
+MAX_DURATION_S: Final = 86_400.0
 _MAX_REVISION: Final = 2**63 - 1
 _METHOD_LENGTH: Final = 512
 _SOURCE_LENGTH: Final = 2048
@@ -44,8 +44,8 @@ Resolve = Callable[[str, str], str | None]
 Locate = Callable[[str, str, str], str]
 """Where a called endpoint is: `(tenant, "<tenant>/<service>", address) -> region`; `Localities.region`."""
 
-# What is said of calls: source, destination, method, status, decision, reporter, revision.
-_Said = tuple[str, str, str, str, int, int, int]
+Said = tuple[str, str, str, str, int, int, int]
+"""What is said of calls: source, destination, method, status, decision, reporter, revision."""
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class Aggregator:
         self._words = _Words()
         # Of this hour: what is reported comes again with each report.
         self._kinds: dict[tuple[str | int, ...], bytes] = {}
-        self._tenants: dict[_Said, str] = {}
+        self._tenants: dict[Said, str] = {}
         self._malformed = 0
 
     def add_call(self, call: access_log.Call, revision: int) -> None:
@@ -101,7 +101,7 @@ class Aggregator:
             exemplars.add(call.trace, call.duration_s, self._clock().timestamp())
         said = (call.source, call.destination, call.method, call.status, call.decision, call.reporter, revision)
         sum_ = _Sum(1, call.duration_s, {histogram.bucket_of(call.duration_s): 1}, exemplars)
-        self._add(said, sum_, call.upstream, self._minute())
+        self._add(said, sum_, call.upstream, self.minute())
 
     def add(self, stats: Iterable[pb.CallStat]) -> None:
         """Adds counts that somebody else has made.
@@ -109,7 +109,7 @@ class Aggregator:
         The reporter's own side in them must be the agent's word by now. The minute is ours: a sender's clock is not
         believed.
         """
-        minute = self._minute()
+        minute = self.minute()
         for stat in stats:
             said = (
                 stat.source,
@@ -149,32 +149,38 @@ class Aggregator:
                 table.add(Row(kind, found.count, found.duration_s, found.durations, exemplars))
         return tables, malformed
 
-    def _minute(self) -> int:
-        """The beginning of this one. With a new hour there is new room for words."""
+    def minute(self) -> int:
+        """The beginning of this one, in seconds since 1970. With a new hour there is new room for words."""
         now_s = int(self._clock().timestamp())
         if self._words.of_hour(now_s // 3600):
             self._forget()
         return now_s - now_s % 60
 
-    def _add(self, said: _Said, more: _Sum, upstream: str, minute: int) -> None:
-        tenant = self._tenants.get(said) or _tenant(said)
+    def _add(self, said: Said, more: _Sum, upstream: str, minute: int) -> None:
+        tenant = self._tenants.get(said) or tenant_of(said)
         # NaN is nowhere in between.
-        is_sound = 0 < more.count <= _MAX_COUNT and 0 <= more.duration_s <= more.count * _MAX_DURATION_S
+        is_sound = 0 < more.count <= MAX_COUNT and 0 <= more.duration_s <= more.count * MAX_DURATION_S
         if not tenant or not is_sound or sum(more.durations.values()) != more.count:
-            self._malformed += min(max(more.count, 1), _MAX_COUNT)
+            self._malformed += min(max(more.count, 1), MAX_COUNT)
             return
         sums = self._sums.get(minute)
         if sums is None:
             sums = self._sums[minute] = {}
-        kind = self._kind(said, tenant, upstream)
+        kind = self.kind(said, tenant, upstream)
         known = sums.get(kind)
         if known is None:
             sums[kind] = more
         else:
             known.add(more)
 
-    def _kind(self, said: _Said, tenant: str, upstream: str) -> bytes:
-        """What calls are counted by, serialised: a `CallStat`."""
+    def kind(self, said: Said, tenant: str, upstream: str = "") -> bytes:
+        """What calls are counted by, serialised: a `CallStat`.
+
+        Args:
+            said: what is said of them.
+            tenant: of the side that says so; see `tenant_of`.
+            upstream: `host:port` of the endpoint that took them, where it is known.
+        """
         source, destination, method, status, decision, reporter, revision = said
         region = ""
         if reporter == pb.CallStat.SOURCE:
@@ -208,7 +214,7 @@ class Aggregator:
         self._kinds.clear()
         self._tenants.clear()
 
-    def _method(self, said: _Said, tenant: str, destination: str) -> str:
+    def _method(self, said: Said, tenant: str, destination: str) -> str:
         method, status, decision = said[2:5]
         if not method or not method.isprintable() or len(method) > _METHOD_LENGTH:
             return OTHER
@@ -248,7 +254,7 @@ class _Words:
 
 
 @functools.lru_cache(maxsize=4096)
-def _tenant_of(spiffe_id: str) -> str | None:
+def _tenant_in(spiffe_id: str) -> str | None:
     """The tenant in a SPIFFE ID: empty if it has none, None if the text is none."""
     if len(spiffe_id) > _SOURCE_LENGTH:
         return None
@@ -258,12 +264,12 @@ def _tenant_of(spiffe_id: str) -> str | None:
         return None
 
 
-def _tenant(said: _Said) -> str:
+def tenant_of(said: Said) -> str:
     """The tenant of the side that reports; empty if nothing names one, or there can be no such calls."""
     source, destination, _, _, decision, reporter, revision = said
     if revision > _MAX_REVISION or decision not in _DECISIONS:
         return ""
-    caller = _tenant_of(source) if source else ""
+    caller = _tenant_in(source) if source else ""
     if reporter == pb.CallStat.SOURCE:
         return caller or ""
     if reporter != pb.CallStat.DESTINATION or caller is None:

@@ -13,9 +13,6 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs_pb
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.logs.v1 import logs_pb2
 
 from meshwarden.agents.bootstrap import NodePlace
@@ -26,11 +23,13 @@ from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.budget import Budget, Rate
+from meshwarden.agents.telemetry.counted import Counted, Counts
 from meshwarden.agents.telemetry.pack import packed
 from meshwarden.agents.telemetry.point import bound_points
 from meshwarden.agents.telemetry.record import bound_records
 from meshwarden.agents.telemetry.repeat import Repeats
 from meshwarden.agents.telemetry.segment import Items
+from meshwarden.agents.telemetry.service import KINDS, OtlpKind
 from meshwarden.agents.telemetry.sieve import are_plain, sift, stamped
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.telemetry.stamp import Stamp
@@ -53,32 +52,6 @@ _SHARES: Final = {
 }
 _RETRY_S: Final = 1.0
 _RECORD_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How things of a signal are sent: the repeated field bears one name in OTLP's request and in ours."""
-
-    request: Any
-    response: Any
-    field: str
-    rejected: str
-
-
-_KINDS: Final = {
-    "span": _Kind(
-        trace_pb.ExportTraceServiceRequest, trace_pb.ExportTraceServiceResponse, "resource_spans", "rejected_spans"
-    ),
-    "point": _Kind(
-        metrics_pb.ExportMetricsServiceRequest,
-        metrics_pb.ExportMetricsServiceResponse,
-        "resource_metrics",
-        "rejected_data_points",
-    ),
-    "log": _Kind(
-        logs_pb.ExportLogsServiceRequest, logs_pb.ExportLogsServiceResponse, "resource_logs", "rejected_log_records"
-    ),
-}
 
 
 class Unreadable(Exception):
@@ -146,6 +119,8 @@ class Intake:
         self._allowances = {signal: Allowance(share) for signal, share in _SHARES.items()}
         self._budget = Budget(rate)
         self._repeats = Repeats()
+        self.counts = Counts(aggregator)
+        """Checks tables of counts before they are taken."""
 
     def refuse_stranger(self, signal: str) -> IntakeRefused:
         """Counts a request of nobody that we know, and says what to answer."""
@@ -166,13 +141,20 @@ class Intake:
         self._spool.drop(_dropped("call", reason, tenant, count))
 
     def take_calls(
-        self, stats: Iterable[pb.CallStat], tenant: str, lost: Drops | None = None, *, is_numbered: bool = False
+        self,
+        stats: Iterable[pb.CallStat],
+        tenant: str,
+        lost: Drops | None = None,
+        *,
+        tables: Sequence[Counted] = (),
+        is_numbered: bool = False,
     ) -> None:
         """Takes counts of calls, of which the reporter's own side is our word.
 
         Args:
             stats: the counts.
             tenant: whose they are.
+            tables: more of them.
             lost: what the reporter has lost of its telemetry.
             is_numbered: whether the reporter accounts for what is refused.
 
@@ -181,7 +163,7 @@ class Intake:
         """
         self._aggregator.add(stats)
         with self._counting(is_numbered):
-            self._put_calls(tenant, lost)
+            self._put_calls(tenant, lost, tables)
 
     def take(
         self,
@@ -210,7 +192,7 @@ class Intake:
             IntakeRefused: nothing of it is taken.
         """
         if self._repeats.has(workload.id, number):
-            return _KINDS[signal].response()
+            return KINDS[signal].response()
         with self._counting(number is not None):
             answer = self._take(signal, body, workload, read, revision_at)
         self._repeats.add(workload.id, number)
@@ -224,7 +206,7 @@ class Intake:
         read: Callable[[Any, bytes], bytes],
         revision_at: RevisionAt | None,
     ) -> Any:
-        kind, tenant = _KINDS[signal], workload.spiffe_id.tenant or ""
+        kind, tenant = KINDS[signal], workload.spiffe_id.tenant or ""
         self._ration(signal, workload)
         with self._allowances[signal].spend(workload.id) as used_s:
             resources = self._parse(kind, body, signal, tenant, read)
@@ -311,15 +293,15 @@ class Intake:
             self._aggregator.add_call(call, revision)
         return call is not None
 
-    def _put_calls(self, tenant: str, lost: Drops | None = None) -> None:
+    def _put_calls(self, tenant: str, lost: Drops | None = None, reported: Sequence[Counted] = ()) -> None:
         tables, malformed = self._aggregator.take()
         drops = (lost or Drops()) + _dropped("call", "malformed", tenant, malformed)
-        left = sum(table.calls for table in tables)
-        for table in tables:
+        counted = [*reported, *map(Counted.of, tables)]
+        left = sum(table.calls for table in counted)
+        for table in counted:
             left -= table.calls
-            payload = pb.ExportRequest(call_tables=[table.message()]).SerializeToString()
             with _losing(_dropped("call", "disk_full", tenant, left)):
-                self._put(tenant, payload, Items(call=table.calls), table.rows, drops)
+                self._put(tenant, table.payload, Items(call=table.calls), table.rows, drops)
             drops = Drops()
         self._spool.drop(drops)
 
@@ -376,7 +358,7 @@ class Intake:
             )
 
     def _parse(
-        self, kind: _Kind, body: bytes, signal: str, tenant: str, read: Callable[[Any, bytes], bytes]
+        self, kind: OtlpKind, body: bytes, signal: str, tenant: str, read: Callable[[Any, bytes], bytes]
     ) -> _Resources:
         try:
             request = read(kind.request, body)
@@ -406,5 +388,5 @@ def _dropped(signal: str, reason: str, tenant: str, count: int) -> Drops:
     return Drops({(account.RECEIVE, signal, reason, tenant): count} if count else {})
 
 
-def _payload(kind: _Kind, bodies: Sequence[bytes]) -> bytes:
+def _payload(kind: OtlpKind, bodies: Sequence[bytes]) -> bytes:
     return wire.all_framed(pb.ExportRequest.DESCRIPTOR.fields_by_name[kind.field].number, bodies)

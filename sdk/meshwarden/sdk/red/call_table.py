@@ -1,4 +1,4 @@
-"""Counts of calls as a table, which is how agents send them up: written row by row, read column by column.
+"""Counts of calls as a table, which is how programs and agents send them up: written row by row, read column by column.
 
 Errors: ValueError, for a table that another has sent.
 """
@@ -94,7 +94,7 @@ def rows_of(table: pb.CallTable) -> Iterator[Row]:
     durations = list(_durations(sizes, buckets, bucket_counts))
     if sum(map(len, durations)) != len(buckets):
         raise ValueError("a bucket is there twice")
-    return map(Row, *columns, durations, _exemplars(table, len(sizes)))
+    return map(Row, *columns, durations, exemplars_of(table, len(sizes)))
 
 
 def _durations(sizes: list[int], buckets: list[int], counts: list[int]) -> Iterator[dict[int, int]]:
@@ -107,7 +107,12 @@ def _durations(sizes: list[int], buckets: list[int], counts: list[int]) -> Itera
         start += size
 
 
-def _exemplars(table: pb.CallTable, rows: int) -> Sequence[tuple[pb.Exemplar, ...]]:
+def exemplars_of(table: pb.CallTable, rows: int) -> Sequence[tuple[pb.Exemplar, ...]]:
+    """Returns those of each row of a table of so many.
+
+    Raises:
+        ValueError: one is of no row, or a row has too many.
+    """
     found: list[tuple[pb.Exemplar, ...]] = [()] * rows
     if len(table.exemplars) != len(table.exemplar_rows):
         raise ValueError("exemplars without rows")

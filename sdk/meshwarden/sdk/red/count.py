@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 
 from meshwarden.certs.clock import Clock
 from meshwarden.sdk.red import histogram
+from meshwarden.sdk.red.call_table import Row, Table
 from meshwarden.sdk.red.exemplar import Exemplars, TraceIds
 from meshwarden.v1 import report_pb2
 
@@ -19,6 +20,8 @@ OTHER: Final = "_OTHER"
 _MAX_NAME: Final = 512
 _FOLD: Final = 512
 _MAX_KNOWN: Final = 1024
+# A table may grow on its way: agents take twice as much.
+_TABLE_BYTES: Final = 512 << 10
 C = TypeVar("C")
 K = TypeVar("K", bound=Hashable)
 
@@ -75,6 +78,8 @@ class Counter:
         self._row: collections.deque[tuple[Call, float, float, TraceIds | None]] = collections.deque()
         self._sums: dict[tuple[Call, int], _Sum] = {}
         self._methods: set[str] = set()
+        # {call: it, serialised}: what is counted comes again with each report
+        self._kinds: dict[Call, bytes] = {}
         self._dropped = 0
 
     @property
@@ -97,12 +102,27 @@ class Counter:
         if len(row) >= _FOLD:
             self._add_up()
 
-    def take(self) -> list[report_pb2.CallStat]:
+    def take(self) -> list[report_pb2.CallTable]:
         """Removes and returns all counts."""
         with self._lock:
             self._fold()
             sums, self._sums = self._sums, {}
-        return [_stat(call, minute, total) for (call, minute), total in sums.items()]
+            tables: dict[int, list[Table]] = {}
+            for (call, minute), total in sums.items():
+                of_minute = tables.setdefault(minute, [Table(minute)])
+                if of_minute[-1].size_bytes >= _TABLE_BYTES:
+                    of_minute.append(Table(minute))
+                exemplars = tuple(total.exemplars.to_proto())
+                of_minute[-1].add(Row(self._kind(call), total.count, total.duration_s, total.durations, exemplars))
+        return [table.message() for of_minute in tables.values() for table in of_minute]
+
+    def _kind(self, call: Call) -> bytes:
+        known = self._kinds.get(call)
+        if known is None:
+            if len(self._kinds) >= MAX_STATS:
+                self._kinds.clear()
+            known = self._kinds[call] = _serialised(call)
+        return known
 
     def _add_up(self) -> None:
         with self._lock:
@@ -170,7 +190,7 @@ class Known(Generic[C, K]):
             self._counter._add_up()
 
 
-def _stat(call: Call, minute: int, total: _Sum) -> report_pb2.CallStat:
+def _serialised(call: Call) -> bytes:
     stat = report_pb2.CallStat(
         source=call.source,
         destination=call.destination,
@@ -179,10 +199,5 @@ def _stat(call: Call, minute: int, total: _Sum) -> report_pb2.CallStat:
         decision=call.decision,
         reporter=call.reporter,
         revision=call.revision,
-        count=total.count,
-        duration_sum_s=total.duration_s,
-        durations=histogram.to_proto(total.durations),
-        exemplars=total.exemplars.to_proto(),
     )
-    stat.minute.FromSeconds(minute)
-    return stat
+    return stat.SerializeToString()
