@@ -313,8 +313,8 @@ class Gather:
     async def _prune(self) -> None:
         try:
             await self._forget_traces()
-            queued = sum(self.queue.load(backend.name)[1] for backend in self._backends)
-            queued += self.traces.size_bytes()
+            await self._durable.work(self.tally.forget)
+            queued = self.traces.size_bytes() + sum(self.queue.load(backend.name)[1] for backend in self._backends)
             forgotten = await self._durable.work(lambda db: self.ledger.prune(db, queued))
         except apsw.Error as error:
             log.error("nothing forgotten", error=str(error))

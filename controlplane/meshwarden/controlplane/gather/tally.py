@@ -1,12 +1,13 @@
 """What came to each stage of the up river, what it passed on and what it dropped, counted where the rest is written.
 
-At every stage received = passed + dropped, but for what is in it at the moment. The counts go on over restarts.
+At every stage received = passed + dropped, but for what is in it at the moment. The counts go on over restarts. Those
+of a tenant of which nothing has come for a week are forgotten, all of them at once.
 """
 
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import apsw
@@ -28,16 +29,22 @@ PASSED: Final = "passed"
 DROPPED: Final = "dropped"
 OVERFLOW: Final = "overflow"
 MAX_SERIES: Final = 20_000
+RETENTION: Final = timedelta(days=7)
+"""How long the counts of a tenant are shown of which nothing comes any more."""
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS tally_began (at_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS tally (
   kind TEXT NOT NULL, stage TEXT NOT NULL, signal TEXT NOT NULL, tenant TEXT NOT NULL, reason TEXT NOT NULL,
   count INTEGER NOT NULL, PRIMARY KEY (kind, stage, signal, tenant, reason)
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tally_tenants (tenant TEXT PRIMARY KEY, changed_s INTEGER NOT NULL) WITHOUT ROWID
 """
 _ADD: Final = """
 INSERT INTO tally VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count
 """
+_CHANGED: Final = "INSERT OR REPLACE INTO tally_tenants VALUES (?, ?)"
+# What is of no tenant, or of too many to be told apart.
+_LASTING: Final = frozenset({"", OVERFLOW})
 # (kind, stage, signal, tenant, reason)
 _Key = tuple[str, str, str, str, str]
 
@@ -51,12 +58,14 @@ class Tally(Collector):
         Args:
             clock: the present, aware.
         """
+        self._clock = clock
         self.began_ns = nanos(clock())
         """When all counts were 0, in nanoseconds since 1970."""
         # Prometheus reads on another thread.
         self._lock = threading.Lock()
         self._totals: Counter[_Key] = Counter()
         self._waiting: Counter[_Key] = Counter()
+        self._changed_s: dict[str, int] = {}
 
     def received(self, stage: str, signal: str, tenant: str, count: int) -> None:
         """Counts what came to a stage."""
@@ -85,8 +94,10 @@ class Tally(Collector):
 
     def written_already(self, key: _Key, count: int) -> None:
         """Takes note of a count that stands in the file."""
+        now_s = self._now_s()
         with self._lock:
             self._totals[key] += count
+            self._changed_s[key[3]] = now_s
 
     def collect(self) -> Iterable[Metric]:
         """Shows all there is, to Prometheus."""
@@ -123,16 +134,41 @@ class Tally(Collector):
             self.began_ns = int(known)
         for *key, count in db.execute("SELECT kind, stage, signal, tenant, reason, count FROM tally"):
             self._totals[tuple(key)] = count
+        now_s = self._now_s()
+        self._changed_s = dict.fromkeys({key[3] for key in self._totals}, now_s)
+        self._changed_s.update(db.execute("SELECT tenant, changed_s FROM tally_tenants"))
 
     def take(self) -> Any:
         """See `Part`."""
+        now_s = self._now_s()
         with self._lock:
             waiting, self._waiting = self._waiting, Counter()
+            self._changed_s.update(dict.fromkeys({key[3] for key in waiting}, now_s))
         return waiting or None
 
     def write(self, db: apsw.Connection, waiting: Any) -> None:
         """See `Part`."""
+        now_s = self._now_s()
         db.executemany(_ADD, ((*key, count) for key, count in waiting.items()))
+        db.executemany(_CHANGED, ((tenant, now_s) for tenant in {key[3] for key in waiting}))
+
+    def forget(self, db: apsw.Connection) -> None:
+        """Forgets the tenants of which nothing has come for long, between two flushes.
+
+        Raises:
+            apsw.Error: the file can't be written; then they come back with the next start.
+        """
+        oldest_s = self._now_s() - int(RETENTION.total_seconds())
+        with self._lock:
+            coming = {key[3] for key in self._waiting}
+            gone = {tenant for tenant, at_s in self._changed_s.items() if at_s < oldest_s} - coming - _LASTING
+            for key in [key for key in self._totals if key[3] in gone] if gone else ():
+                del self._totals[key]
+            for tenant in gone:
+                del self._changed_s[tenant]
+        for tenant in gone:
+            db.execute("DELETE FROM tally WHERE tenant = ?", (tenant,))
+            db.execute("DELETE FROM tally_tenants WHERE tenant = ?", (tenant,))
 
     def written(self, waiting: Any) -> None:
         """See `Part`."""
@@ -141,3 +177,6 @@ class Tally(Collector):
         """See `Part`."""
         with self._lock:
             self._waiting.update(waiting)
+
+    def _now_s(self) -> int:
+        return int(self._clock().timestamp())
