@@ -114,7 +114,7 @@ async def river(directory: Path, *, keeps_traces: bool) -> AsyncIterator[River]:
 
     async def export(batch: bytes, timeout_s: float) -> report_pb2.ExportResponse:
         request = check(report_pb2.ExportRequest.FromString(batch))
-        gather.ingest(NODE, request, parts(request))
+        gather.ingest(NODE, request, parts(request, reads_spans=gather.reads_spans))
         await gather.settle()
         return report_pb2.ExportResponse(sequence=request.sequence)
 

@@ -14,7 +14,7 @@ from benchmarks.ingest import DOMAIN, NODE, REGION, SPANS, calls_of, owns, workl
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.counted import Counts
-from meshwarden.agents.telemetry.pack import packed
+from meshwarden.agents.telemetry.pack import packed, packed_spans
 from meshwarden.agents.telemetry.segment import Items, Kind, Record, pieces
 from meshwarden.agents.telemetry.sieve import are_plain, sift
 from meshwarden.agents.telemetry.stamp import Stamp
@@ -26,7 +26,7 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.pack import unpack_bounded
 from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.reporter import Found, Reporter
-from meshwarden.controlplane.gather.resource import bodies_of
+from meshwarden.controlplane.gather.resource import Body, bodies_of
 from meshwarden.sdk.tracing import wire
 from meshwarden.v1.report_pb2 import CallTable, ExportRequest
 
@@ -60,11 +60,12 @@ class Pieces:
 
         each("read, for the sender to be told", are_plain, bodies)
         stamped = each("bounded and stamped", self._stamped, bodies)
-        kept = each("packed", packed, stamped)
+        kept = each("packed", lambda one: packed_spans(one, "web.acme", SPANS), stamped)
         kept = each("to disk and back", self._through_disk, kept)
-        unpacked = each("unpacked", lambda one: unpack_bounded(one, _MOST_BYTES), [_frame(one) for one in kept])
-        parts = each("held to the schema", _read, unpacked)
-        each("owned and counted", lambda part: list(bodies_of(part, NODE, owns, reads_spans=False)), parts)
+        each("owned and counted", _counted, kept)
+        frames = [ExportRequest.FromString(one).packed_spans[0].spans for one in kept]
+        unpacked = each("unpacked, where they are kept", lambda one: unpack_bounded(one, _MOST_BYTES), frames)
+        each("held to the schema, where they are kept", _read, unpacked)
         tables = each("calls checked and stamped", self._told, [calls_of() for _ in bodies])
         kept = each("calls packed, to disk and back", lambda one: self._through_disk(packed(one)), tables)
         found = Found(self._reporter)
@@ -97,6 +98,10 @@ class Pieces:
         self._metrics.add(calls)
         self._rates.add(calls)
         self._graph.add(calls)
+
+
+def _counted(content: bytes) -> list[Body]:
+    return list(bodies_of(_read(content), NODE, owns, reads_spans=False))
 
 
 def _read(content: bytes) -> ExportRequest:

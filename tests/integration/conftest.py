@@ -48,7 +48,7 @@ def spread(request: report_pb.ExportRequest) -> report_pb.ExportRequest:
     """A batch with what was packed in it, and each row of its tables as a count of its own."""
     for part in list(parts(request)):
         request.MergeFrom(part)
-    del request.packed[:]
+    del request.packed[:], request.packed_spans[:]
     request.calls.extend(stats_of(request.call_tables))
     del request.call_tables[:]
     return request

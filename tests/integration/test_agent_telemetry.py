@@ -16,7 +16,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 from meshwarden.agents.start import OWN_NAME
-from meshwarden.v1.report_pb2 import CallStat, Drop, Histogram
+from meshwarden.v1.report_pb2 import CallStat, CallTable, Drop, Histogram
 from meshwarden.v1.workload_service_pb2 import ReportCallsRequest
 
 # Only what any program with OpenTelemetry does: all else comes from the environment that `exec` gives.
@@ -136,6 +136,8 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
     assert (await send("logs", _logs(20_000).SerializeToString()))[0] == "OK"
     lost = Drop(signal="span", reason="queue_full", tenant="globex", stage="agent.spool", count=2**64 - 1)
     assert (await send("report", ReportCallsRequest(drops=[lost] * 33).SerializeToString()))[0] == "INVALID_ARGUMENT"
+    table = ReportCallsRequest(call_tables=[CallTable(kinds=[b""], counts=[1])])
+    assert (await send("report", table.SerializeToString()))[0] == "INVALID_ARGUMENT"
     assert (await send("report", ReportCallsRequest(drops=[lost]).SerializeToString()))[0] == "OK"
     forged = _logs(1, {"mesh.reporter": "source", "mesh.upstream_cluster": "secret.globex|v1", "duration_ms": "nan"})
     assert (await send("logs", forged.SerializeToString()))[0] == "OK"

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ameshwarden/v1/report.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x03\n\rExportRequest\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12\x17\n\x06run_id\x18\x02 \x01(\tB\x00R\x05runId\x12/\n\x05\x63\x61lls\x18\x03 \x03(\x0b\x32\x17.meshwarden.v1.CallStatB\x00R\x05\x63\x61lls\x12\'\n\x0eresource_spans\x18\x04 \x03(\x0c\x42\x00R\rresourceSpans\x12+\n\x05\x64rops\x18\x05 \x03(\x0b\x32\x13.meshwarden.v1.DropB\x00R\x05\x64rops\x12%\n\x0e\x66irst_sequence\x18\x06 \x01(\x04R\rfirstSequence\x12+\n\x10resource_metrics\x18\x07 \x03(\x0c\x42\x00R\x0fresourceMetrics\x12%\n\rresource_logs\x18\x08 \x03(\x0c\x42\x00R\x0cresourceLogs\x12\x18\n\x06packed\x18\t \x03(\x0c\x42\x00R\x06packed\x12;\n\x0b\x63\x61ll_tables\x18\n \x03(\x0b\x32\x18.meshwarden.v1.CallTableB\x00R\ncallTables\",\n\x0e\x45xportResponse\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\"\x82\x01\n\x04\x44rop\x12\x18\n\x06signal\x18\x01 \x01(\tB\x00R\x06signal\x12\x18\n\x06reason\x18\x02 \x01(\tB\x00R\x06reason\x12\x18\n\x06tenant\x18\x03 \x01(\tB\x00R\x06tenant\x12\x14\n\x05\x63ount\x18\x04 \x01(\x04R\x05\x63ount\x12\x16\n\x05stage\x18\x05 \x01(\tB\x00R\x05stage\"\xe2\x05\n\x08\x43\x61llStat\x12\x18\n\x06source\x18\x01 \x01(\tB\x00R\x06source\x12\"\n\x0b\x64\x65stination\x18\x02 \x01(\tB\x00R\x0b\x64\x65stination\x12\x18\n\x06method\x18\x03 \x01(\tB\x00R\x06method\x12\x18\n\x06status\x18\x04 \x01(\tB\x00R\x06status\x12>\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0e\x32 .meshwarden.v1.CallStat.DecisionB\x00R\x08\x64\x65\x63ision\x12>\n\x08reporter\x18\x06 \x01(\x0e\x32 .meshwarden.v1.CallStat.ReporterB\x00R\x08reporter\x12\x1a\n\x08revision\x18\x07 \x01(\x04R\x08revision\x12\x32\n\x06minute\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x06minute\x12\x14\n\x05\x63ount\x18\t \x01(\x04R\x05\x63ount\x12$\n\x0e\x64uration_sum_s\x18\n \x01(\x01R\x0c\x64urationSumS\x12\x36\n\tdurations\x18\x0b \x01(\x0b\x32\x18.meshwarden.v1.HistogramR\tdurations\x12/\n\x12\x64\x65stination_region\x18\x0c \x01(\tB\x00R\x11\x64\x65stinationRegion\x12\x37\n\texemplars\x18\r \x03(\x0b\x32\x17.meshwarden.v1.ExemplarB\x00R\texemplars\x12\x18\n\x06region\x18\x0e \x01(\tB\x00R\x06region\"Y\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x41LLOWED\x10\x01\x12\n\n\x06\x44\x45NIED\x10\x02\x12\x0b\n\x07LIMITED\x10\x03\x12\r\n\tTHROTTLED\x10\x04\"A\n\x08Reporter\x12\x18\n\x14REPORTER_UNSPECIFIED\x10\x00\x12\n\n\x06SOURCE\x10\x01\x12\x0f\n\x0b\x44\x45STINATION\x10\x02\"\xaf\x02\n\tCallTable\x12\x16\n\x05kinds\x18\x01 \x03(\x0c\x42\x00R\x05kinds\x12\x19\n\x08minute_s\x18\x02 \x01(\x03R\x07minuteS\x12\x16\n\x06\x63ounts\x18\x03 \x03(\x04R\x06\x63ounts\x12&\n\x0f\x64uration_sums_s\x18\x04 \x03(\x01R\rdurationSumsS\x12\x14\n\x05sizes\x18\x05 \x03(\rR\x05sizes\x12\x18\n\x07\x62uckets\x18\x06 \x03(\rR\x07\x62uckets\x12#\n\rbucket_counts\x18\x07 \x03(\x04R\x0c\x62ucketCounts\x12\x35\n\texemplars\x18\x08 \x03(\x0b\x32\x17.meshwarden.v1.ExemplarR\texemplars\x12#\n\rexemplar_rows\x18\t \x03(\rR\x0c\x65xemplarRows\"\x91\x01\n\x08\x45xemplar\x12\x1b\n\x08trace_id\x18\x01 \x01(\x0c\x42\x00R\x07traceId\x12\x19\n\x07span_id\x18\x02 \x01(\x0c\x42\x00R\x06spanId\x12\x1d\n\nduration_s\x18\x03 \x01(\x01R\tdurationS\x12.\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"A\n\tHistogram\x12\x1a\n\x07\x62uckets\x18\x01 \x03(\rB\x00R\x07\x62uckets\x12\x18\n\x06\x63ounts\x18\x02 \x03(\x04\x42\x00R\x06\x63ounts2V\n\rReportService\x12\x45\n\x06\x45xport\x12\x1c.meshwarden.v1.ExportRequest\x1a\x1d.meshwarden.v1.ExportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ameshwarden/v1/report.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x03\n\rExportRequest\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12\x17\n\x06run_id\x18\x02 \x01(\tB\x00R\x05runId\x12/\n\x05\x63\x61lls\x18\x03 \x03(\x0b\x32\x17.meshwarden.v1.CallStatB\x00R\x05\x63\x61lls\x12\'\n\x0eresource_spans\x18\x04 \x03(\x0c\x42\x00R\rresourceSpans\x12+\n\x05\x64rops\x18\x05 \x03(\x0b\x32\x13.meshwarden.v1.DropB\x00R\x05\x64rops\x12%\n\x0e\x66irst_sequence\x18\x06 \x01(\x04R\rfirstSequence\x12+\n\x10resource_metrics\x18\x07 \x03(\x0c\x42\x00R\x0fresourceMetrics\x12%\n\rresource_logs\x18\x08 \x03(\x0c\x42\x00R\x0cresourceLogs\x12\x18\n\x06packed\x18\t \x03(\x0c\x42\x00R\x06packed\x12;\n\x0b\x63\x61ll_tables\x18\n \x03(\x0b\x32\x18.meshwarden.v1.CallTableB\x00R\ncallTables\x12?\n\x0cpacked_spans\x18\x0b \x03(\x0b\x32\x1a.meshwarden.v1.PackedSpansB\x00R\x0bpackedSpans\"Y\n\x0bPackedSpans\x12\x14\n\x05spans\x18\x01 \x01(\x0cR\x05spans\x12\x1c\n\x08reporter\x18\x02 \x01(\tB\x00R\x08reporter\x12\x16\n\x05\x63ount\x18\x03 \x01(\rB\x00R\x05\x63ount\",\n\x0e\x45xportResponse\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\"\x82\x01\n\x04\x44rop\x12\x18\n\x06signal\x18\x01 \x01(\tB\x00R\x06signal\x12\x18\n\x06reason\x18\x02 \x01(\tB\x00R\x06reason\x12\x18\n\x06tenant\x18\x03 \x01(\tB\x00R\x06tenant\x12\x14\n\x05\x63ount\x18\x04 \x01(\x04R\x05\x63ount\x12\x16\n\x05stage\x18\x05 \x01(\tB\x00R\x05stage\"\xe2\x05\n\x08\x43\x61llStat\x12\x18\n\x06source\x18\x01 \x01(\tB\x00R\x06source\x12\"\n\x0b\x64\x65stination\x18\x02 \x01(\tB\x00R\x0b\x64\x65stination\x12\x18\n\x06method\x18\x03 \x01(\tB\x00R\x06method\x12\x18\n\x06status\x18\x04 \x01(\tB\x00R\x06status\x12>\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0e\x32 .meshwarden.v1.CallStat.DecisionB\x00R\x08\x64\x65\x63ision\x12>\n\x08reporter\x18\x06 \x01(\x0e\x32 .meshwarden.v1.CallStat.ReporterB\x00R\x08reporter\x12\x1a\n\x08revision\x18\x07 \x01(\x04R\x08revision\x12\x32\n\x06minute\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x06minute\x12\x14\n\x05\x63ount\x18\t \x01(\x04R\x05\x63ount\x12$\n\x0e\x64uration_sum_s\x18\n \x01(\x01R\x0c\x64urationSumS\x12\x36\n\tdurations\x18\x0b \x01(\x0b\x32\x18.meshwarden.v1.HistogramR\tdurations\x12/\n\x12\x64\x65stination_region\x18\x0c \x01(\tB\x00R\x11\x64\x65stinationRegion\x12\x37\n\texemplars\x18\r \x03(\x0b\x32\x17.meshwarden.v1.ExemplarB\x00R\texemplars\x12\x18\n\x06region\x18\x0e \x01(\tB\x00R\x06region\"Y\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x41LLOWED\x10\x01\x12\n\n\x06\x44\x45NIED\x10\x02\x12\x0b\n\x07LIMITED\x10\x03\x12\r\n\tTHROTTLED\x10\x04\"A\n\x08Reporter\x12\x18\n\x14REPORTER_UNSPECIFIED\x10\x00\x12\n\n\x06SOURCE\x10\x01\x12\x0f\n\x0b\x44\x45STINATION\x10\x02\"\xaf\x02\n\tCallTable\x12\x16\n\x05kinds\x18\x01 \x03(\x0c\x42\x00R\x05kinds\x12\x19\n\x08minute_s\x18\x02 \x01(\x03R\x07minuteS\x12\x16\n\x06\x63ounts\x18\x03 \x03(\x04R\x06\x63ounts\x12&\n\x0f\x64uration_sums_s\x18\x04 \x03(\x01R\rdurationSumsS\x12\x14\n\x05sizes\x18\x05 \x03(\rR\x05sizes\x12\x18\n\x07\x62uckets\x18\x06 \x03(\rR\x07\x62uckets\x12#\n\rbucket_counts\x18\x07 \x03(\x04R\x0c\x62ucketCounts\x12\x35\n\texemplars\x18\x08 \x03(\x0b\x32\x17.meshwarden.v1.ExemplarR\texemplars\x12#\n\rexemplar_rows\x18\t \x03(\rR\x0c\x65xemplarRows\"\x91\x01\n\x08\x45xemplar\x12\x1b\n\x08trace_id\x18\x01 \x01(\x0c\x42\x00R\x07traceId\x12\x19\n\x07span_id\x18\x02 \x01(\x0c\x42\x00R\x06spanId\x12\x1d\n\nduration_s\x18\x03 \x01(\x01R\tdurationS\x12.\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"A\n\tHistogram\x12\x1a\n\x07\x62uckets\x18\x01 \x03(\rB\x00R\x07\x62uckets\x12\x18\n\x06\x63ounts\x18\x02 \x03(\x04\x42\x00R\x06\x63ounts2V\n\rReportService\x12\x45\n\x06\x45xport\x12\x1c.meshwarden.v1.ExportRequest\x1a\x1d.meshwarden.v1.ExportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,23 +33,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshwarden.v1.report_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXPORTREQUEST']._serialized_start=79
-  _globals['_EXPORTREQUEST']._serialized_end=492
-  _globals['_EXPORTRESPONSE']._serialized_start=494
-  _globals['_EXPORTRESPONSE']._serialized_end=538
-  _globals['_DROP']._serialized_start=541
-  _globals['_DROP']._serialized_end=671
-  _globals['_CALLSTAT']._serialized_start=674
-  _globals['_CALLSTAT']._serialized_end=1412
-  _globals['_CALLSTAT_DECISION']._serialized_start=1256
-  _globals['_CALLSTAT_DECISION']._serialized_end=1345
-  _globals['_CALLSTAT_REPORTER']._serialized_start=1347
-  _globals['_CALLSTAT_REPORTER']._serialized_end=1412
-  _globals['_CALLTABLE']._serialized_start=1415
-  _globals['_CALLTABLE']._serialized_end=1718
-  _globals['_EXEMPLAR']._serialized_start=1721
-  _globals['_EXEMPLAR']._serialized_end=1866
-  _globals['_HISTOGRAM']._serialized_start=1868
-  _globals['_HISTOGRAM']._serialized_end=1933
-  _globals['_REPORTSERVICE']._serialized_start=1935
-  _globals['_REPORTSERVICE']._serialized_end=2021
+  _globals['_EXPORTREQUEST']._serialized_end=557
+  _globals['_PACKEDSPANS']._serialized_start=559
+  _globals['_PACKEDSPANS']._serialized_end=648
+  _globals['_EXPORTRESPONSE']._serialized_start=650
+  _globals['_EXPORTRESPONSE']._serialized_end=694
+  _globals['_DROP']._serialized_start=697
+  _globals['_DROP']._serialized_end=827
+  _globals['_CALLSTAT']._serialized_start=830
+  _globals['_CALLSTAT']._serialized_end=1568
+  _globals['_CALLSTAT_DECISION']._serialized_start=1412
+  _globals['_CALLSTAT_DECISION']._serialized_end=1501
+  _globals['_CALLSTAT_REPORTER']._serialized_start=1503
+  _globals['_CALLSTAT_REPORTER']._serialized_end=1568
+  _globals['_CALLTABLE']._serialized_start=1571
+  _globals['_CALLTABLE']._serialized_end=1874
+  _globals['_EXEMPLAR']._serialized_start=1877
+  _globals['_EXEMPLAR']._serialized_end=2022
+  _globals['_HISTOGRAM']._serialized_start=2024
+  _globals['_HISTOGRAM']._serialized_end=2089
+  _globals['_REPORTSERVICE']._serialized_start=2091
+  _globals['_REPORTSERVICE']._serialized_end=2177
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class ExportRequest(_message.Message):
     RESOURCE_LOGS_FIELD_NUMBER: _builtins.int
     PACKED_FIELD_NUMBER: _builtins.int
     CALL_TABLES_FIELD_NUMBER: _builtins.int
+    PACKED_SPANS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     run_id: _builtins.str
     first_sequence: _builtins.int
@@ -51,6 +52,8 @@ class ExportRequest(_message.Message):
     def packed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def call_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallTable]: ...
+    @_builtins.property
+    def packed_spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackedSpans]: ...
     def __init__(
         self,
         *,
@@ -64,14 +67,40 @@ class ExportRequest(_message.Message):
         resource_logs: _abc.Iterable[_builtins.bytes] | None = ...,
         packed: _abc.Iterable[_builtins.bytes] | None = ...,
         call_tables: _abc.Iterable[Global___CallTable] | None = ...,
+        packed_spans: _abc.Iterable[Global___PackedSpans] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_tables", b"call_tables", "calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "packed", b"packed", "resource_logs", b"resource_logs", "resource_metrics", b"resource_metrics", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_tables", b"call_tables", "calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "packed", b"packed", "packed_spans", b"packed_spans", "resource_logs", b"resource_logs", "resource_metrics", b"resource_metrics", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportRequest: _TypeAlias = ExportRequest  # noqa: Y015
+
+@_typing.final
+class PackedSpans(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPANS_FIELD_NUMBER: _builtins.int
+    REPORTER_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    spans: _builtins.bytes
+    reporter: _builtins.str
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        spans: _builtins.bytes = ...,
+        reporter: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "reporter", b"reporter", "spans", b"spans"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackedSpans: _TypeAlias = PackedSpans  # noqa: Y015
 
 @_typing.final
 class ExportResponse(_message.Message):

@@ -7,6 +7,7 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.access_log import Call
@@ -14,11 +15,13 @@ from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
+from meshwarden.agents.telemetry.pack import unpacked_bytes
 from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.spool import SpoolFull
 from meshwarden.agents.workload import Workload
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.controlplane.api.report import parts
 from meshwarden.sdk.tracing.numbered import Number, Numbers
 from meshwarden.v1 import report_pb2 as report_pb
 from meshwarden.v1 import resources_pb2 as resources
@@ -35,12 +38,14 @@ class Kept:
         self.room: int | None = None
         self.items = 0
         self.drops = Drops()
+        self.payloads: list[bytes] = []
 
     def put(self, tenant: str, payload: bytes, items: Items, *, entries: int, drops: Drops | None) -> None:
         if self.is_full or self.room == 0:
             raise SpoolFull("full")
         self.room = self.room - 1 if self.room is not None else None
         self.items += sum(items)
+        self.payloads.append(payload)
         self.drops += drops or Drops()
 
     def drop(self, drops: Drops) -> None:
@@ -223,3 +228,23 @@ def test_a_call_of_an_envoy_is_of_the_revision_that_this_envoy_ran_when_it_began
     world.intake.take("log", access_log(5), world.workload)  # of somebody of whom nobody knows
     assert world.calls.revisions == [7, 7, 8, 8, 1]
     assert (world.spool.items, world.spool.drops) == (5, Drops())
+
+
+def test_packed_spans_say_whose_and_how_many_they_are(world: World) -> None:
+    assert world.send(spans(100) + spans(20), None) is grpc.StatusCode.OK
+    (payload,) = world.spool.payloads
+    (packed,) = report_pb.ExportRequest.FromString(payload).packed_spans
+    assert (packed.reporter, packed.count) == ("web.acme", 120)
+    (part,) = parts(report_pb.ExportRequest.FromString(payload))
+    read = [ResourceSpans.FromString(body) for body in part.resource_spans]
+    assert [sum(len(scope.spans) for scope in one.scope_spans) for one in read] == [100, 20]
+    names = [pair.value.string_value for one in read for pair in one.resource.attributes if pair.key == "service.name"]
+    assert names == ["web.acme"] * 2
+    assert unpacked_bytes(payload) == part.ByteSize()
+
+
+def test_few_spans_go_as_they_are(world: World) -> None:
+    assert world.send(spans(1), None) is grpc.StatusCode.OK
+    (payload,) = world.spool.payloads
+    assert len(report_pb.ExportRequest.FromString(payload).resource_spans) == 1
+    assert unpacked_bytes(payload) == len(payload)

@@ -5,7 +5,7 @@ from backports import zstd
 
 from meshwarden.controlplane.api.errors import InvalidRequest
 from meshwarden.controlplane.api.report import parts
-from meshwarden.v1.report_pb2 import CallStat, Drop, ExportRequest
+from meshwarden.v1.report_pb2 import CallStat, CallTable, Drop, ExportRequest, PackedSpans
 
 BODY = b"spans"
 BODY_OF_ANOTHER = ExportRequest(resource_spans=[BODY]).SerializeToString()
@@ -56,6 +56,42 @@ def test_what_cannot_be_unpacked_is_refused(content: bytes) -> None:
 def test_what_is_packed_keeps_to_the_rules_of_the_schema(rest: ExportRequest) -> None:
     with pytest.raises(InvalidRequest):
         list(parts(packed(rest)))
+
+
+def spans(content: bytes) -> ExportRequest:
+    return ExportRequest(packed_spans=[PackedSpans(spans=content, reporter="web.acme", count=1)])
+
+
+def test_packed_spans_are_a_part_for_who_reads_them() -> None:
+    batch = spans(zstd.compress(BODY_OF_ANOTHER))
+    assert list(parts(batch)) == [ExportRequest(resource_spans=[BODY])]
+    assert list(parts(batch, reads_spans=False)) == []
+    assert list(parts(spans(b"none"), reads_spans=False)) == [], "nobody unpacks them"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"none",
+        zstd.compress(bytes(5 << 20)),
+        zstd.compress(ExportRequest(resource_logs=[b"log"]).SerializeToString()),
+        zstd.compress(ExportRequest(call_tables=[CallTable()]).SerializeToString()),
+        zstd.compress(ExportRequest(sequence=9).SerializeToString()),
+        zstd.compress(spans(zstd.compress(b"")).SerializeToString()),
+    ],
+)
+def test_so_is_what_is_packed_as_spans_and_are_none(content: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="packed_spans"):
+        list(parts(spans(content)))
+
+
+def test_spans_and_the_rest_share_one_bound() -> None:
+    half = zstd.compress(ExportRequest(resource_spans=[bytes(1 << 20)] * 2).SerializeToString())
+    batch = spans(half)
+    batch.packed.append(half)
+    with pytest.raises(InvalidRequest, match="packed_spans"):
+        list(parts(batch))
 
 
 @pytest.mark.parametrize("field", ["resource_spans", "resource_metrics", "resource_logs"])

@@ -31,7 +31,7 @@ from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.reporter import Found, Reporter
 from meshwarden.controlplane.gather.tally import INGEST
 from meshwarden.sdk.red.histogram import bucket_of, to_proto
-from meshwarden.v1.report_pb2 import CallStat, Drop, Exemplar, ExportRequest, Histogram
+from meshwarden.v1.report_pb2 import CallStat, Drop, Exemplar, ExportRequest, Histogram, PackedSpans
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
 MINUTE = int(NOW.timestamp()) - 30
@@ -627,3 +627,22 @@ async def test_where_none_are_kept_spans_are_counted_all_the_same(durable: Durab
     totals = gather.tally.totals()
     assert totals["passed", "control.ingest", "span", "acme", ""] == 1
     assert not [key for key in totals if key[1] == "control.store"]
+
+
+async def test_where_none_are_kept_packed_spans_are_counted_by_the_word_of_whose_node_it_is(
+    durable: Durable, metrics: Metrics, clock: Clock
+) -> None:
+    owns = lambda node, tenant, service: (node, tenant, service) == ("a", "acme", "web")  # noqa: E731
+    ledger = Ledger(durable, "mesh.test", clock)
+    mesh = {"owns": owns, "trust_domain": "mesh.test", "region": "eu", "traces_max_bytes": 0}
+    gather = Gather(durable, ledger, metrics, [], clock, random.Random(1), **mesh)  # type: ignore[arg-type]
+    assert not gather.reads_spans
+    said = {"web.acme": 500, "meshwarden-agent": 3, "orders.platform": 7, "web": 11, "": 13}
+    packed = [PackedSpans(spans=b"never read", reporter=name, count=count) for name, count in said.items()]
+    gather.ingest("a", batch(1, packed_spans=packed))
+    assert not gather.ingest("a", batch(1, packed_spans=packed)), "a repeated one"
+    totals = gather.tally.totals()
+    assert {tenant: totals["passed", INGEST, "span", tenant, ""] for tenant in ("acme", "", "platform")} == {
+        "acme": 500, "": 3, "platform": 0
+    }  # fmt: skip
+    assert totals["dropped", INGEST, "span", "", "not_owned"] == 7 + 11 + 13

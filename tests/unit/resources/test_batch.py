@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meshwarden.controlplane.resources.batch import keeps_rules
 from meshwarden.controlplane.resources.validate import rule_faults, schema
-from meshwarden.v1.report_pb2 import CallStat, CallTable, Drop, Exemplar, ExportRequest
+from meshwarden.v1.report_pb2 import CallStat, CallTable, Drop, Exemplar, ExportRequest, PackedSpans
 
 _SIZES = [0, 1, 7, 8, 16, 17, 32, 63, 64, 65, 127, 128, 513, 4096, 4097]
 _VALUES: dict[int, st.SearchStrategy[Any]] = {
@@ -72,6 +72,7 @@ def test_what_agents_send_passes_the_fast_way() -> None:
         resource_spans=[bytes(1 << 20)],
         resource_logs=[b""] * 8192,
         call_tables=[table] * 3,
+        packed_spans=[PackedSpans(spans=b"z", reporter="r" * 127, count=count) for count in (1, 4096)],
         drops=[Drop(signal="span", count=3)],
     )
     assert keeps_rules(batch, holds)
@@ -88,6 +89,10 @@ def test_what_agents_send_passes_the_fast_way() -> None:
         ExportRequest(resource_metrics=[bytes((1 << 20) + 1)]),
         ExportRequest(resource_logs=[b""] * 8193),
         ExportRequest(packed=[b""] * 8193),
+        ExportRequest(packed_spans=[PackedSpans(count=1)] * 8193),
+        ExportRequest(packed_spans=[PackedSpans(count=1), PackedSpans()]),
+        ExportRequest(packed_spans=[PackedSpans(count=4097)]),
+        ExportRequest(packed_spans=[PackedSpans(count=1, reporter="r" * 128)]),
         ExportRequest(calls=[CallStat(status="x" * 33)]),
         ExportRequest(call_tables=[CallTable()] * 8193),
         ExportRequest(call_tables=[CallTable(), CallTable(kinds=[b"", b"k" * 4097])]),

@@ -24,7 +24,7 @@ from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.budget import Budget, Rate
 from meshwarden.agents.telemetry.counted import Counted, Counts
-from meshwarden.agents.telemetry.pack import packed
+from meshwarden.agents.telemetry.pack import packed, packed_spans
 from meshwarden.agents.telemetry.point import bound_points
 from meshwarden.agents.telemetry.record import bound_records
 from meshwarden.agents.telemetry.repeat import Repeats
@@ -32,7 +32,7 @@ from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.service import KINDS, OtlpKind
 from meshwarden.agents.telemetry.sieve import are_plain, sift, stamped
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
-from meshwarden.agents.telemetry.stamp import Stamp
+from meshwarden.agents.telemetry.stamp import Stamp, name_of
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.sdk.tracing import wire
@@ -223,6 +223,10 @@ class Intake:
             for index, piece in enumerate(pieces):
                 items -= piece.items
                 payload, of = _payload(kind, piece.bodies), Items(**{signal: piece.items})
+                if signal == "span":
+                    payload = packed_spans(payload, name_of(workload.spiffe_id), piece.items)
+                else:
+                    payload = packed(payload)
                 with _losing(_dropped(signal, "disk_full", tenant, items)):
                     self._put(tenant, payload, of, len(piece.bodies), drops if index == 0 else None)
             if not pieces:
@@ -301,7 +305,7 @@ class Intake:
         for table in counted:
             left -= table.calls
             with _losing(_dropped("call", "disk_full", tenant, left)):
-                self._put(tenant, table.payload, Items(call=table.calls), table.rows, drops)
+                self._put(tenant, packed(table.payload), Items(call=table.calls), table.rows, drops)
             drops = Drops()
         self._spool.drop(drops)
 
@@ -309,13 +313,13 @@ class Intake:
         """Takes a serialised ResourceSpans of the agent itself; what can't be kept stands among the drops."""
         payload = pb.ExportRequest(resource_spans=[body]).SerializeToString()
         with contextlib.suppress(IntakeRefused), self._counting(False):
-            self._put("", payload, Items(span=count), 1, None)
+            self._put("", packed(payload), Items(span=count), 1, None)
 
     # -- all signals
 
     def _put(self, tenant: str, payload: bytes, items: Items, entries: int, drops: Drops | None) -> None:
         try:
-            self._spool.put(tenant, packed(payload), items, entries=entries, drops=drops)
+            self._spool.put(tenant, payload, items, entries=entries, drops=drops)
         except SpoolFull:
             raise IntakeRefused(
                 grpc.StatusCode.UNAVAILABLE,

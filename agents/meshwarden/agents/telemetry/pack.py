@@ -12,11 +12,12 @@ else:
     from backports import zstd
 
 from meshwarden.sdk.tracing.wire import framed
-from meshwarden.v1.report_pb2 import ExportRequest
+from meshwarden.v1.report_pb2 import ExportRequest, PackedSpans
 
 _LEVEL: Final = 1
 _FIELD: Final = ExportRequest.DESCRIPTOR.fields_by_name["packed"].number
-_TAG: Final = framed(_FIELD, b"")[:1]
+_SPANS_FIELD: Final = ExportRequest.DESCRIPTOR.fields_by_name["packed_spans"].number
+_TAGS: Final = (framed(_FIELD, b"")[:1], framed(_SPANS_FIELD, b"")[:1])
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"  # Source: RFC 8878 §3.1.1
 _HEAD_BYTES: Final = 32
 # Less than this gets hardly smaller.
@@ -32,10 +33,25 @@ def packed(payload: bytes) -> bytes:
     return framed(_FIELD, _compressor.compress(payload, zstd.ZstdCompressor.FLUSH_FRAME))
 
 
+def packed_spans(payload: bytes, reporter: str, count: int) -> bytes:
+    """So many spans of one program, part of a serialised `ExportRequest`, as they are to be kept and sent.
+
+    Args:
+        payload: the part, with `resource_spans` alone.
+        reporter: what they say as `service.name`.
+        count: how many there are.
+    """
+    if len(payload) < _WORTH_BYTES:
+        return payload
+    spans = _compressor.compress(payload, zstd.ZstdCompressor.FLUSH_FRAME)
+    message = PackedSpans(spans=spans, reporter=reporter, count=count)
+    return framed(_SPANS_FIELD, message.SerializeToString())
+
+
 def unpacked_bytes(payload: bytes) -> int:
     """How large a payload is that may be packed."""
     head = payload[:_HEAD_BYTES]
     at = head.find(_MAGIC)
-    if not head.startswith(_TAG) or at < 0:
+    if not head.startswith(_TAGS) or at < 0:
         return len(payload)
     return zstd.get_frame_info(head[at:]).decompressed_size or len(payload)

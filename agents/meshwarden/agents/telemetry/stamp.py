@@ -21,6 +21,11 @@ _KNOWN_BYTES: Final = 2048
 _Said = tuple[str, SpiffeId, tuple[bytes, ...], tuple[bytes, ...]]
 
 
+def name_of(identity: SpiffeId) -> str:
+    """What is written as `service.name` into what a workload reports."""
+    return f"{identity.service}.{identity.tenant}"
+
+
 class Stamp:
     """Stamps what workloads of this node report."""
 
@@ -34,7 +39,7 @@ class Stamp:
         """Writes into a resource whose it is."""
         identity = workload.spiffe_id
         ours = {
-            _NAME: f"{identity.service}.{identity.tenant}",
+            _NAME: name_of(identity),
             "mesh.tenant": identity.tenant or "",
             "mesh.service": identity.service or "",
             "mesh.workload": workload.id,

@@ -21,6 +21,8 @@ from meshwarden.v1.report_pb2_grpc import ReportServiceServicer
 EXPORT: Final = "/meshwarden.v1.ReportService/Export"
 _MAX_BATCH_BYTES: Final = 4 << 20
 _PACKED: Final = ("calls", "call_tables", "resource_spans", "resource_metrics", "resource_logs")
+_SPANS: Final = "packed_spans"
+_ALLOWED: Final = {"packed": frozenset(_PACKED), _SPANS: frozenset({"resource_spans"})}
 
 
 class ReportServicer(ReportServiceServicer):
@@ -34,38 +36,46 @@ class ReportServicer(ReportServiceServicer):
         node = await self._identity.joined(peer.current(), EXPORT)
         try:
             await self._gather.make_room()
-            self._gather.ingest(node, request, parts(request))
+            self._gather.ingest(node, request, parts(request, reads_spans=self._gather.reads_spans))
             await self._gather.settle()
         except Unwritten as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the batch can't be written: {error}")
         return ExportResponse(sequence=self._gather.marks.get(node, request.run_id))
 
 
-def parts(request: ExportRequest) -> Iterator[ExportRequest]:
+def parts(request: ExportRequest, *, reads_spans: bool = True) -> Iterator[ExportRequest]:
     """What was packed in a batch, one after the other: each is read while it is in the processor's caches.
+
+    Args:
+        request: the batch.
+        reads_spans: whether what it has as `packed_spans` is among it.
 
     Raises:
         InvalidRequest: the next can't be unpacked, or breaks a rule of the schema with those before it.
     """
     left_bytes, found = _MAX_BATCH_BYTES, Counter({field: len(getattr(request, field)) for field in _PACKED})
-    for packed in request.packed:
+    spans = [one.spans for one in request.packed_spans] if reads_spans else []
+    for field, packed in (
+        (field, one) for field, all_ in (("packed", request.packed), (_SPANS, spans)) for one in all_
+    ):
         try:
             content = unpack_bounded(packed, left_bytes)
             part = ExportRequest.FromString(content)
         except ValueError as error:
-            raise _fault(str(error)) from None
+            raise _fault(field, str(error)) from None
         except DecodeError:
-            raise _fault("no ExportRequest") from None
-        if part.packed or part.sequence or part.first_sequence or part.run_id or part.drops:
-            raise _fault("must have calls, spans, metrics and logs alone")
+            raise _fault(field, "no ExportRequest") from None
+        named = {known.name for known, _ in part.ListFields()}
+        if not named <= _ALLOWED[field]:
+            raise _fault(field, f"must have {', '.join(sorted(_ALLOWED[field]))} alone")
         left_bytes -= len(content)
-        for field in _PACKED:
-            found[field] += len(getattr(part, field))
+        for name in named:
+            found[name] += len(getattr(part, name))
         if max(found.values()) > MAX_ITEMS:
-            raise _fault(f"at most {MAX_ITEMS} of each")
+            raise _fault(field, f"at most {MAX_ITEMS} of each")
         check(part, len(content))
         yield part
 
 
-def _fault(message: str) -> InvalidRequest:
-    return InvalidRequest([FieldFault("packed", message)])
+def _fault(field: str, message: str) -> InvalidRequest:
+    return InvalidRequest([FieldFault(field, message)])

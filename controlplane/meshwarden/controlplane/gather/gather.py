@@ -116,7 +116,7 @@ class Gather:
         )
         self._keeps_traces = traces_max_bytes > 0
         self._sends_spans = any("span" in backend.signals for backend in backends)
-        self._reads_spans = self._keeps_traces or self._sends_spans
+        self.reads_spans = self._keeps_traces or self._sends_spans  # else they are counted alone
         self._workload_metrics = WorkloadMetrics(self.tally)
         self.tail = TailSampler(tail, self.tally, self._send_spans_on)
         durable.add(self.tail)
@@ -145,13 +145,13 @@ class Gather:
         Args:
             node: who sends it.
             request: the batch.
-            packed: what was packed in it; what that raises when it is iterated goes on, and nothing is taken.
+            packed: what was packed in it, spans if `reads_spans`; what that raises goes on, and nothing is taken.
         """
         reporter = Reporter(node, cache(self._owns), self._trust_domain, self._region, self._clock())
         found, bodies = Found(reporter), list[Body]()
         for part in itertools.chain(packed, (request,)):
             found.add(part)
-            bodies += bodies_of(part, node, reporter.owns, reads_spans=self._reads_spans)
+            bodies += bodies_of(part, node, reporter.owns, reads_spans=self.reads_spans)
         if not self.marks.first(node, request.run_id, request.first_sequence, request.sequence):
             return False
         calls = self._believed(node, found)

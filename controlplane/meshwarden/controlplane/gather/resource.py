@@ -101,11 +101,23 @@ def check_resource(signal: str, body: bytes, node: str, region: str, owns: Owns)
 
 def bodies_of(part: ExportRequest, node: str, owns: Owns, *, reads_spans: bool) -> Iterator[Body]:
     """The telemetry that a part of a batch of `node` holds; spans that are kept nowhere and go nowhere are counted."""
+    if not reads_spans:
+        yield from _packed_spans(part, node, owns)
     for body in part.resource_spans:
         yield Body("span", len(body), body if reads_spans else _counted(body, node, owns))
     for signal, bodies in (("point", part.resource_metrics), ("log", part.resource_logs)):
         for body in bodies:
             yield Body(signal, len(body), body)
+
+
+def _packed_spans(batch: ExportRequest, node: str, owns: Owns) -> Iterator[Body]:
+    """The spans that a batch of `node` holds packed, counted by its word."""
+    for one in batch.packed_spans:
+        try:
+            content: tuple[str, int] | Refused = (_named(one.reporter, node, owns, one.count)[0], one.count)
+        except Refused as refused:
+            content = refused
+        yield Body("span", len(one.spans), content)
 
 
 def _counted(body: bytes, node: str, owns: Owns) -> tuple[str, int] | Refused:
@@ -126,8 +138,12 @@ def _reporter(resource: Resource, node: str, owns: Owns, items: int) -> tuple[st
     names = [pair.value.string_value for pair in resource.attributes if pair.key == "service.name"]
     if len(names) != 1:
         raise Refused("unidentified", items)
-    service, _, tenant = names[0].rpartition(".")
-    if names[0] == AGENT:
+    return _named(names[0], node, owns, items)
+
+
+def _named(name: str, node: str, owns: Owns, items: int) -> tuple[str, str]:
+    service, _, tenant = name.rpartition(".")
+    if name == AGENT:
         return "", service
     if not service or not owns(node, tenant, service):
         raise Refused("not_owned", items)

@@ -13,6 +13,9 @@ from meshwarden.v1.report_pb2 import CallTable, ExportRequest
 
 MAX_ITEMS: Final = 8192
 """How many there may be of each thing in a batch."""
+MAX_SPANS: Final = 4096
+"""How many spans are packed together at most."""
+_MAX_REPORTER: Final = 127
 _MAX_BODY_BYTES: Final = 1 << 20
 _MAX_KIND_BYTES: Final = 4096
 _MAX_RUN_ID: Final = 64
@@ -33,11 +36,14 @@ def keeps_rules(batch: ExportRequest, holds: Holds, size_bytes: int | None = Non
     if batch.calls:
         return False
     bodies = (batch.resource_spans, batch.resource_metrics, batch.resource_logs)
-    if max(len(batch.packed), len(batch.call_tables), *map(len, bodies)) > MAX_ITEMS:
+    packed = (batch.packed, batch.packed_spans, batch.call_tables)
+    if max(*map(len, packed), *map(len, bodies)) > MAX_ITEMS:
         return False
     is_small = size_bytes is not None and size_bytes <= _MAX_BODY_BYTES
     # Each body that is looked at is copied.
     if not is_small and any(len(body) > _MAX_BODY_BYTES for of_signal in bodies for body in of_signal[:]):
+        return False
+    if not all(1 <= one.count <= MAX_SPANS and len(one.reporter) <= _MAX_REPORTER for one in batch.packed_spans):
         return False
     if not all(map(_keep_rules, batch.call_tables)):
         return False
