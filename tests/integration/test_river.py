@@ -99,7 +99,7 @@ class Wire:
     """The way from the agent to the control plane, which can lose answers."""
 
     def __init__(self) -> None:
-        self.port = self.to = self.lost = 0
+        self.port = self.to = self.lost = self.held = 0
         self._open = asyncio.Event()
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -117,6 +117,7 @@ class Wire:
 
     def hold(self) -> None:
         """From now on no answer comes through."""
+        self.held = 0
         self._open.clear()
 
     def cut(self) -> None:
@@ -144,6 +145,7 @@ class Wire:
         try:
             while data := await reader.read(65536):
                 if is_answer and not self._open.is_set():
+                    self.held += 1
                     await self._open.wait()
                     if writer.is_closing():
                         self.lost += 1
@@ -389,6 +391,7 @@ async def lose_answers(wire: Wire, server: Server, more: Any, until: Any) -> Non
         await more(5)  # there is more to send, but the agent waits for an answer
         return before == await asyncio.to_thread(server.counts)
 
+    await until(lambda: wire.held, "an answer is held", 60)
     await until(stands, "all that was sent is taken", 60)
     wire.cut()
 
