@@ -2,9 +2,10 @@
 
 A span is read by protobuf once, so that its sender can be told what can't be read; its ids are looked at; it is packed,
 written to a file with a checksum, read from it again, and counted by how many were packed together. Of the counts of
-calls, those of one kind are added up; edges, requests by status and durations are counted, and what that makes goes into
-SQLite with a mark, as durable as ours. What is left out is whatever makes that fit for others: names resolved, bounds and
-budgets, ownership, drops accounted for, batches that are known when they come again, messages, tasks and the schema.
+calls, those of one kind are added up; edges, requests by status and durations are counted, and what that makes goes
+into SQLite with a mark, as durable as ours. What is left out is whatever makes that fit for others: names resolved,
+bounds and budgets, ownership, drops accounted for, batches that are known when they come again, messages, tasks and the
+schema.
 
 As a program it takes OTLP over gRPC and does nothing with it:
 
