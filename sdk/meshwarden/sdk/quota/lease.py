@@ -78,11 +78,12 @@ class Leases:
             bucket = self._part(known, key, now_s) if key is not None else known.rest
             # As `fill` does it; a call costs a tenth of a microsecond.
             if now_s > bucket.at_s:
-                left = bucket.left + (now_s - bucket.at_s) * bucket.rate
-                if left > bucket.burst:
-                    bucket.spilled += left - bucket.burst
-                    left = bucket.burst
-                bucket.left, bucket.at_s = left, now_s
+                left, burst = bucket.left + (now_s - bucket.at_s) * bucket.rate, bucket.burst
+                if left > burst:
+                    bucket.spilled += left - burst
+                    left = burst
+                bucket.left = left
+                bucket.at_s = now_s
             bucket.used_s = now_s
             if free is None:
                 free = bucket.free
