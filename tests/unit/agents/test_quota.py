@@ -14,11 +14,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from meshwarden.agents.quota import points as points_module
+from meshwarden.agents.quota.envoy import Envoy
 from meshwarden.agents.quota.point import MAX_BYTES, MAX_COUNT, Amount, Key, Point
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.upstream import Away
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import quota_service_pb2 as pb
+from meshwarden.v1.node_service_pb2 import ServerLimits
 
 POLICY = "platform/orders"
 ACME = Key(POLICY, "acme", "")
@@ -375,6 +378,33 @@ async def test_a_program_speaks_for_itself_alone_and_says_goodbye(process: Any) 
         request = await call.heard(lambda request: request.left)
         assert list(request.left) == [made.name]
         assert len(points) == 0
+
+
+@pytest.mark.parametrize("error", [grpc.aio.UsageError, grpc.aio.InternalError])
+@pytest.mark.parametrize("is_envoy", [False, True])
+async def test_a_stream_that_ends_while_it_is_told_something_ends_in_good_order(
+    process: Any, error: type[Exception], is_envoy: bool
+) -> None:
+    popen, pidfd = process
+
+    async def write(_: Any) -> None:
+        raise error("it has ended")
+
+    async def silent() -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    async with running() as (points, _):
+        made = points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
+        made.report(1)
+        made.prolong(0, TTL)
+        if is_envoy:
+            envoy = Envoy(points, made, ServerLimits, Allowance(Share(part=1.0, burst_s=1.0)))
+            envoy._assignments.use(ACME, 0.0)  # whose policy has ended: it is let go
+            ended = envoy.converse(silent(), write)
+        else:
+            ended = converse(points, made, silent(), write, contextlib.nullcontext)
+        await asyncio.wait_for(ended, 20)
 
 
 async def test_a_program_that_says_too_much_is_cut_off(process: Any) -> None:

@@ -120,7 +120,7 @@ class Envoy:
         async with anyio.create_task_group() as group:
 
             async def speak(part: Callable[[_Write], Awaitable[None]]) -> None:
-                with contextlib.suppress(grpc.aio.UsageError):  # the stream ended while we wrote
+                with contextlib.suppress(grpc.aio.BaseError):  # the stream ended while we wrote
                     await part(write)
                 group.cancel_scope.cancel()
 

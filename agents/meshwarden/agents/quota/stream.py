@@ -46,7 +46,7 @@ async def converse(
                 try:
                     while True:
                         await write(await point.next())
-                except grpc.aio.UsageError:  # the stream ended while we wrote
+                except grpc.aio.BaseError:  # the stream ended while we wrote
                     group.cancel_scope.cancel()
 
             group.start_soon(tell)
