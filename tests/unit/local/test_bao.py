@@ -1,17 +1,37 @@
 """A real OpenBao: set up once, opened again, with a token that can do little."""
 
+import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import hvac
 import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import SecretStr
 
+from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.authority.vault_client import VaultClient
+from meshwarden.certs.authority.vault_direct import DirectVaultAuthority
+from meshwarden.certs.authority.vault_login import token_login
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.cli.main import main
 from meshwarden.controlplane.local import port
-from meshwarden.controlplane.local.bao import Bao, new_authorization
+from meshwarden.controlplane.local.bao import LEAF, Bao, new_authorization
+from meshwarden.controlplane.local.check.result import CheckFailed
+from meshwarden.controlplane.local.check.vault import vault_root
+from meshwarden.controlplane.local.handle import VaultInfo
 from meshwarden.controlplane.local.plan import Plan
 from meshwarden.controlplane.local.process import Program, children
 from meshwarden.controlplane.local.record import Record
+
+
+def test_leaves_are_signed_under_the_role_that_we_ship() -> None:
+    shipped = json.loads((Path(__file__).parents[3] / "deploy" / "vault" / "direct-role.json").read_text())
+    assert shipped == {**LEAF, "allowed_uri_sans": ["spiffe://mesh.example/*"]}
 
 
 async def test_root_secret_and_token_outlast_a_restart(tmp_path: Path) -> None:
@@ -22,13 +42,26 @@ async def test_root_secret_and_token_outlast_a_restart(tmp_path: Path) -> None:
     async with children(Record(tmp_path), reports.append, random.Random(1), lambda name: 0) as kept:
         child = await kept.start(Program("vault", bao.argv(), dict(os.environ), tmp_path / "vault.log"))
         first = await bao.prepare("mesh.test", new_authorization())
+        upstream = hvac.Client(bao.address, token=bao.token_file.read_text())
+        with pytest.raises(hvac.exceptions.Forbidden):
+            upstream.write_data("pki/issuer/default/sign/meshwarden", data={})
         root = hvac.Client(bao.address).secrets.pki.read_ca_certificate(mount_point=first.mount)
         await child.stop()
         await child.start()
-        again = await bao.prepare("mesh.test", new_authorization())
+        again = await bao.prepare("mesh.test", new_authorization(), "direct")
         anyone = hvac.Client(bao.address)
         assert anyone.secrets.pki.read_ca_certificate(mount_point=first.mount) == root
         ours = hvac.Client(bao.address, token=bao.token_file.read_text())
+        assert again.root_pem == first.root_pem == root.encode()
+        with pytest.raises(hvac.exceptions.Forbidden):
+            ours.write_data("pki/issuer/default/sign-intermediate", data={})
+        authority = await DirectVaultAuthority.open(
+            VaultClient(bao.address, token_login(SecretStr(bao.token_file.read_text()))),
+            trust_domain="mesh.test",
+            clock=utc_now,
+        )
+        assert [one.public_bytes(Encoding.PEM) for one in (await authority.bundle()).roots] == [again.root_pem + b"\n"]
+        await authority.close()
         held = ours.read("kv/data/meshwarden")["data"]["data"]
         assert held == {"otlp_authorization": again.otlp_authorization}
         for forbidden in ("sys/policies/acl/root", "pki/config/urls", "kv/data/other"):
@@ -39,3 +72,21 @@ async def test_root_secret_and_token_outlast_a_restart(tmp_path: Path) -> None:
         assert (plan.vault / file).stat().st_mode & 0o777 == 0o600
     assert again.otlp_authorization not in repr(again)
     assert again.otlp_authorization not in (tmp_path / "vault.log").read_text()
+
+
+async def test_the_root_that_openbao_has_shown_is_the_meshs_though_it_is_away() -> None:
+    root, other = [(await MemoryAuthority("mesh.test").bundle()).pem() for _ in range(2)]
+    vault = VaultInfo("http://127.0.0.1:9", "pki", "Bearer x", "upstream", Path("/token"), root)
+    mesh: Any = SimpleNamespace(handle=SimpleNamespace(vault=vault), roots_pem=root)
+    probes: Any = None
+    assert "which is away" in await vault_root(mesh, probes)
+    mesh.roots_pem = other
+    with pytest.raises(CheckFailed, match="is not that of OpenBao"):
+        await vault_root(mesh, probes)
+    assert vault.authority()["form"] == "upstream"
+
+
+def test_a_form_without_vault_is_refused() -> None:
+    done = CliRunner().invoke(main, ["up", "--vault-form", "direct"])
+    assert done.exit_code == 2
+    assert "--vault-form is of --vault" in done.output

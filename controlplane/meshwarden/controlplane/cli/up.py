@@ -45,6 +45,11 @@ def _reach(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     help="Where the mesh keeps all it writes; a second mesh wants another one.",
 )
 @click.option("--vault", is_flag=True, help="Root the CA in an OpenBao, started beside the mesh.")
+@click.option(
+    "--vault-form",
+    type=click.Choice(["upstream", "direct"]),
+    help="Who signs with --vault: the control plane below OpenBao's root, or OpenBao itself.  [default: upstream]",
+)
 @click.option("--for", "for_s", type=click.FloatRange(min=0), metavar="SECONDS", help="End by itself after so long.")
 @click.option(
     "--samples",
@@ -87,6 +92,7 @@ def _reach(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 def up(
     state_dir: Path | None,
     vault: bool,
+    vault_form: str | None,
     for_s: float | None,
     samples: tuple[str, ...],
     no_samples: bool,
@@ -109,6 +115,8 @@ def up(
         raise click.UsageError("--check calls the samples of the shop: leave out --no-samples, or add --samples shop")
     if check and otlp_endpoint is not None:
         raise click.UsageError("--check has telemetry sent to itself: leave out --otlp-endpoint")
+    if vault_form is not None and not vault:
+        raise click.UsageError("--vault-form is of --vault: say that, too")
     if tail_sampling is not None and otlp_endpoint is None:
         raise click.UsageError("--tail-sampling is of what goes to --otlp-endpoint: say that, too")
     if regions and (check or not listen.endswith(":0") or not metrics_listen.endswith(":0")):
@@ -119,6 +127,7 @@ def up(
         state_dir=local.resolve(state_dir or default_state_dir(vault)),
         trust_domain=trust_domain,
         vault=vault,
+        vault_form=vault_form or "upstream",
         samples=chosen,
         check=check,
         json=as_json,

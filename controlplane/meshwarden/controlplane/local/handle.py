@@ -31,11 +31,21 @@ class VaultInfo:
         address: "http://127.0.0.1:PORT".
         mount: the path of the PKI engine; its root is at `/v1/<mount>/ca/pem`, for anybody.
         otlp_authorization: what the KV holds and the OTLP receiver must see.
+        form: who signs leaves, "upstream" or "direct".
+        token_file: holds the control plane's token.
+        root_pem: the root, as it was when the mesh was started.
     """
 
     address: str
     mount: str
     otlp_authorization: str = field(repr=False)
+    form: str
+    token_file: Path
+    root_pem: bytes = field(repr=False)
+
+    def authority(self) -> dict[str, str]:
+        """What the control plane's configuration says of it."""
+        return {"address": self.address, "token": f"file:{self.token_file}", "mount": self.mount, "form": self.form}
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class LocalMesh:
             raise LocalError(f"--vault needs {error.name}", "pip install 'meshwarden[mesh]'") from None
         bao = Bao(self.plan, self._ports["vault"], self._ports["vault-cluster"], self._failure(VAULT))
         child = await self._children.start(self._program(VAULT, bao.argv(), GRACE_S[VAULT]))
-        self.vault = await bao.prepare(self.options.trust_domain, new_authorization())
+        self.vault = await bao.prepare(self.options.trust_domain, new_authorization(), self.options.vault_form)
         child.settle()
         self._bao = bao
 
@@ -184,10 +184,7 @@ class LocalMesh:
         Raises:
             LocalError: it ends, or it doesn't within the time.
         """
-        vault = None
-        if self.vault is not None:
-            token = self.plan.vault / "token"
-            vault = {"address": self.vault.address, "token": f"file:{token}", "mount": self.vault.mount}
+        vault = self.vault.authority() if self.vault is not None else None
         listen = {
             "listen": self.address,
             "metrics_listen": _with_port(self.options.metrics_listen, self._ports[self.plan.named("metrics")]),

@@ -31,6 +31,7 @@ class Options:
         state_dir: holds all that the mesh writes.
         trust_domain: of the mesh.
         vault: whether the root is in an OpenBao beside it.
+        vault_form: who signs leaves there: "upstream", the control plane below that root, or "direct", OpenBao.
         samples: the sets of sample workloads that run; none for the bare mesh.
         check: whether the checks run, and then the mesh ends.
         json: whether stdout is for programs.
@@ -46,6 +47,7 @@ class Options:
     state_dir: Path
     trust_domain: str = "mesh.test"
     vault: bool = False
+    vault_form: str = "upstream"
     samples: tuple[str, ...] = ("shop",)
     check: bool = False
     json: bool = False
@@ -248,7 +250,7 @@ def server_toml(
         trust_domain: of the mesh.
         listen: `listen` and `metrics_listen`.
         otlp_endpoint: where telemetry goes on to.
-        vault: address, token (a reference) and mount; None for the embedded authority.
+        vault: address, token (a reference), mount and form; None for the embedded authority.
         peers: where the other regions are reached, {region: "HOST:PORT"}.
         tail_ratio: see `Options`.
     """
