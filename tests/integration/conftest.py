@@ -410,8 +410,8 @@ def agent_of(short_dir: Path) -> Iterator[Callable[[Any], Agent]]:
     """Makes the agent of a control plane: of whatever has a `port` and a `bundle`."""
     made: list[Agent] = []
 
-    def make(control_plane: Any) -> Agent:
-        made.append(Agent(short_dir, control_plane))
+    def make(control_plane: Any, directory: Path | None = None) -> Agent:
+        made.append(Agent(directory or short_dir, control_plane))
         return made[-1]
 
     yield make

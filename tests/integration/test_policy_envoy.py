@@ -207,7 +207,7 @@ class Rig:
         svid = await self.svid(SpiffeId.workload("mesh.test", tenant, service))
         self.serials[f"{tenant}/{service}"] = svid.serial
         bundle = await self.authority.bundle()
-        self.planes[name] = (ref, (sds.own_secret(svid), sds.roots_secret(bundle), runtime.sampling(1.0)))
+        self.planes[name] = (ref, (sds.own_secret(svid), *sds.roots_secrets(bundle, {}), runtime.sampling(1.0)))
         self.publish()
         bootstrap = directory / "envoy.json"
         bootstrap.write_text(

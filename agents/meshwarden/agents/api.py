@@ -250,6 +250,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             names=names(parts.scopes.snapshot(f"{workload.id}/grpc")),
             trace_ratio=parts.registry.trace_ratio(workload),
             deny_list=parts.denied.message,
+            foreign=[bundle.to_proto() for bundle in parts.credentials.foreign().values()],
         )
 
     def _notify(self) -> None:

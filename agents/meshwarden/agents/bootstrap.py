@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from meshwarden.agents.credential_files import BUNDLES
+
 PROVIDER: Final = "meshwarden"
 """The certificate provider instance that every TLS context of ours names."""
 SERVER_LISTENER: Final = "grpc/server?xds.resource.listening_address=%s"
@@ -40,7 +42,7 @@ def grpc_bootstrap(place: NodePlace, data_plane: str, service: str, credentials:
         service: `<service>.<tenant>`.
         credentials: the directory with tls.crt, tls.key and ca.crt.
 
-    Source: gRFC A27 (bootstrap), A29 (certificate providers), A36 (server listener template).
+    Source: gRFC A27 (bootstrap), A29 (certificate providers), A36 (server listener template), A87 (SPIFFE bundle maps).
     """
     return {
         "xds_servers": [
@@ -64,6 +66,8 @@ def grpc_bootstrap(place: NodePlace, data_plane: str, service: str, credentials:
                     "certificate_file": str(credentials / "tls.crt"),
                     "private_key_file": str(credentials / "tls.key"),
                     "ca_certificate_file": str(credentials / "ca.crt"),
+                    # C-core takes this one, if its environment says so; whoever doesn't know it trusts ours alone.
+                    "spiffe_bundle_map_file": str(credentials / BUNDLES),
                     "refresh_interval": _REFRESH,
                 },
             }
@@ -95,6 +99,7 @@ def environment(
     variables = {
         "GRPC_XDS_BOOTSTRAP": str(bootstrap),
         "GRPC_XDS_EXPERIMENTAL_RBAC": "true",  # without it a Node server refuses its listener
+        "GRPC_EXPERIMENTAL_XDS_MTLS_SPIFFE": "true",  # without it C-core knows our own trust domain alone
         "SPIFFE_ENDPOINT_SOCKET": f"unix://{place.workload_api_socket}",
         "MESHWARDEN_AGENT_SOCKET": str(place.agent_socket),
         "MESHWARDEN_CREDENTIALS": str(credentials),

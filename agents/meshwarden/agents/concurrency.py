@@ -96,8 +96,8 @@ def _check(state: pb.ConcurrencyState, where: str) -> None:
     if len(state.shed) > MAX_SHED:
         raise InvalidState(f"{where}.shed: {len(state.shed)} of them; at most {MAX_SHED}")
     for index, item in enumerate(state.shed):
-        if len(item.tenant) > 63:
-            raise InvalidState(f"{where}.shed[{index}].tenant: longer than 63")
+        if len(item.tenant) > 264:
+            raise InvalidState(f"{where}.shed[{index}].tenant: longer than 264")
         if item.criticality not in Criticality.__members__:
             raise InvalidState(f"{where}.shed[{index}].criticality: unknown")
 

@@ -10,12 +10,10 @@ Nothing is served past its end: `svid` returns None then, and the files are take
 import asyncio
 import contextlib
 import json
-import os
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 import anyio
@@ -23,11 +21,12 @@ import grpc
 import structlog
 from cryptography import x509
 
+from meshwarden.agents import credential_files
 from meshwarden.agents.backoff import asked_for
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.registry import Registry
-from meshwarden.agents.workload import Workload, make_directory
-from meshwarden.certs import files
+from meshwarden.agents.trust import Trust
+from meshwarden.agents.workload import Workload
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.deny import DenyList
@@ -76,6 +75,7 @@ class Credentials:
         sign: Sign,
         clock: Callable[[], datetime],
         rng: random.Random,
+        trust: Trust,
     ) -> None:
         """Starts from what the cache holds; `bundle` stands until the cache or a push says better."""
         self._registry, self._cache, self._sign = registry, cache, sign
@@ -86,9 +86,12 @@ class Credentials:
         self._watchers: list[Callable[[], None]] = []
         self._to_renew, self._to_publish = asyncio.Event(), asyncio.Event()
         self._settled = asyncio.Event()
-        self._published: dict[str, tuple[Workload, X509Svid, Bundle]] = {}
+        self._published: dict[str, tuple[Workload, X509Svid, Bundle, Mapping[str, Bundle]]] = {}
         self._unpublished: dict[str, str] = {}
         registry.listen(self._wake)
+        self.foreign: Final = trust.foreign
+        """What to trust of other trust domains; the same object until it changes."""
+        trust.listen(self._changed)
 
     def svid(self, workload_id: str) -> X509Svid | None:
         """A workload's certificate; None if there is none that is good now."""
@@ -100,7 +103,7 @@ class Credentials:
         return self._bundle
 
     def listen(self, callback: Callable[[], None]) -> None:
-        """Calls back after each change of a certificate or of the bundle."""
+        """Calls back after each change of a certificate or of a bundle."""
         self._listeners.append(callback)
 
     def watch(self, callback: Callable[[], None]) -> None:
@@ -112,7 +115,7 @@ class Credentials:
         if not self._registry.is_admitted(workload.id):
             return True
         known = self._published.get(workload.id)
-        return known is not None and _are_same(known, (workload, self.svid(workload.id), self._bundle))
+        return known is not None and _are_same(known, (workload, self.svid(workload.id), self._bundle, self.foreign()))
 
     def errors(self) -> Mapping[str, str]:
         """What failed at the last try, and why: `{tenant/entry: reason}`, and `{workload id: reason}` for its files."""
@@ -319,13 +322,13 @@ class Credentials:
             self._changed()
 
     async def _publish_one(self, workload: Workload, svid: X509Svid) -> None:
-        present = (workload, svid, self._bundle)
+        present = (workload, svid, self._bundle, self.foreign())
         known = self._published.get(workload.id)
         if known is not None and _are_same(known, present):
             return
-        content = {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": self._bundle.pem()}
         try:
-            await asyncio.to_thread(_write, workload, content)
+            named = credential_files.content(svid, self._bundle, present[3])
+            await asyncio.to_thread(credential_files.write, workload, named)
         except OSError as error:
             if workload.id not in self._unpublished:
                 _log.error("credentials not published", workload=workload.id, reason=str(error))
@@ -339,7 +342,7 @@ class Credentials:
     async def _withdraw(self, identifier: str) -> bool:
         known = self._published.pop(identifier, None)
         if known is not None:
-            await asyncio.to_thread(_remove, known[0].credentials)
+            await asyncio.to_thread(credential_files.remove, known[0].credentials)
             _log.info("credentials removed", workload=identifier)
         return known is not None
 
@@ -393,16 +396,3 @@ def _are_same(these: tuple[object, ...], those: tuple[object, ...]) -> bool:
 
 def _item(entry: str) -> str:
     return _SVID + entry.replace("/", ".")  # both are DNS labels, which hold no dot
-
-
-def _write(workload: Workload, content: Mapping[str, bytes]) -> None:
-    make_directory(workload)
-    is_root = os.geteuid() == 0
-    uid, gid = (workload.uid, workload.gid) if is_root else (-1, -1)
-    files.publish(workload.credentials, content, uid, gid)
-
-
-def _remove(directory: Path) -> None:
-    files.remove(directory)
-    with contextlib.suppress(OSError):  # not empty yet: who empties it removes it
-        directory.parent.rmdir()

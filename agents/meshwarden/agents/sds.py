@@ -1,6 +1,7 @@
 """An Envoy's own certificate, what it trusts and its workload's secrets, as xDS secrets on its one ADS stream."""
 
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
@@ -9,6 +10,7 @@ from meshwarden.xds.snapshot import Resource, resource
 
 OWN: Final = "default"
 ROOTS: Final = "ROOTCA"
+CALLERS: Final = "callers"
 GIVEN: Final = "secret/"
 """What the names of a workload's secrets begin with: none is mistaken for one of the above."""
 _SECRET: Final = "envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a message's name
@@ -24,18 +26,29 @@ def own_secret(svid: X509Svid) -> Resource:
     return resource(api.build(_SECRET, {"name": OWN, "tls_certificate": certificate}), OWN)
 
 
-def roots_secret(bundle: Bundle) -> Resource:
-    """The secret `ROOTCA`: the roots, each trusted for its own trust domain alone.
+def roots_secrets(bundle: Bundle, foreign: Mapping[str, Bundle]) -> Iterator[Resource]:
+    """What to trust, each root for its own trust domain alone, never in one pool.
 
-    Plain roots side by side would let one trust domain's authority forge the identities of another.
+    `ROOTCA` has our own trust domain's roots, `ROOTCA/<trust domain>` those of another one, `callers` all of them. Who
+    calls a service trusts its trust domain alone: Envoy takes the trust domain from the first URI of a certificate and
+    is content if any of them is the one that it wants, so that another authority could sign for two at once.
     """
-    domain = {"name": bundle.trust_domain, "trust_bundle": {"inline_string": bundle.pem().decode()}}
+    yield _roots(ROOTS, (bundle,))
+    for trust_domain, other in sorted(foreign.items()):
+        yield _roots(f"{ROOTS}/{trust_domain}", (other,))
+    yield _roots(CALLERS, (bundle, *(other for _, other in sorted(foreign.items()))))
+
+
+def _roots(name: str, bundles: Iterable[Bundle]) -> Resource:
+    domains: list[dict[str, Any]] = [
+        {"name": bundle.trust_domain, "trust_bundle": {"inline_string": bundle.pem().decode()}} for bundle in bundles
+    ]
     validator = {
         "name": "envoy.tls.cert_validator.spiffe",
-        "typed_config": {"@type": api.TYPE_URL_PREFIX + _SPIFFE, "trust_domains": [domain]},
+        "typed_config": {"@type": api.TYPE_URL_PREFIX + _SPIFFE, "trust_domains": domains},
     }
     context = {"custom_validator_config": validator}
-    return resource(api.build(_SECRET, {"name": ROOTS, "validation_context": context}), ROOTS)
+    return resource(api.build(_SECRET, {"name": name, "validation_context": context}), name)
 
 
 def generic_secret(name: str, value: str) -> Resource:

@@ -122,14 +122,15 @@ class DataPlanes:
         svid = self._credentials.svid(workload.id) if self._registry.is_admitted(workload.id) else None
         if svid is None:
             return None
-        bundle = self._credentials.bundle()
+        bundle, foreign = self._credentials.bundle(), self._credentials.foreign()
         ratio = self._registry.trace_ratio(workload)
         secrets = self._secrets.of(workload.entry_name)
-        key = (scoped, svid, bundle, ratio, secrets)
+        key = (scoped, svid, bundle, foreign, ratio, secrets)
         known = self._merged.get(data_plane)
         if known is None or known[0] != key:
             given = (sds.generic_secret(one.name, one.value) for one in secrets if one.value)
-            own = (sds.own_secret(svid), sds.roots_secret(bundle), runtime.sampling(ratio), *given)
+            roots = sds.roots_secrets(bundle, foreign)
+            own = (sds.own_secret(svid), *roots, runtime.sampling(ratio), *given)
             resources = [item for named in scoped.resources.values() for item in named.values()]
             known = self._merged[data_plane] = (key, Snapshot.of((*resources, *own)))
         return known[1]

@@ -58,6 +58,11 @@ def check_trust_domain(text: str) -> str:
     return text
 
 
+def account_of(trust_domain: str) -> str:
+    """Returns by what name the callers of another trust domain are limited and counted; see `SpiffeId.account`."""
+    return _SCHEME + trust_domain
+
+
 @dataclass(frozen=True)
 class SpiffeId:
     """A SPIFFE ID. Construct it by `parse` or by the constructor of its role: both check it."""
@@ -153,6 +158,15 @@ class SpiffeId:
         """Returns the name that stands for a word of the path: tenant, service, region, node or operator."""
         return self._meaning[1].get(word)
 
+    def account(self, home: str) -> str:
+        """Returns by which tenant's name calls of this identity are limited and counted in the trust domain `home`.
+
+        Its tenant's, if it is of `home`; empty if it has none. All of another trust domain together are
+        "spiffe://<trust domain>", whatever their paths say: that is no tenant's name, and who may make up identities
+        there makes up no more than this one.
+        """
+        return self.tenant or "" if self.trust_domain == home else account_of(self.trust_domain)
+
     @property
     def tenant(self) -> str | None:
         """The tenant of a workload or of a tenant's operator."""
@@ -177,3 +191,14 @@ class SpiffeId:
     def operator(self) -> str | None:
         """The name of an operator."""
         return self.find("operator")
+
+
+class ForeignId(SpiffeId):
+    """An identity of another trust domain, as it is seen in ours: its path means nothing here.
+
+    So it has no role, no tenant and no service, whatever names of ours are in it; `account` says whose its calls are.
+    """
+
+    @cached_property
+    def _meaning(self) -> tuple[Role, dict[str, str]]:
+        return Role.OTHER, {}

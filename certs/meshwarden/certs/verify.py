@@ -7,7 +7,7 @@ ours asks here, on each call.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cryptography import x509
@@ -19,7 +19,7 @@ from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import Clock, seconds_of
 from meshwarden.certs.csr import check_key
 from meshwarden.certs.error import UNREADABLE, CertsError
-from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.spiffe_id import ForeignId, SpiffeId
 from meshwarden.certs.svid import InvalidSvid, id_of
 
 # How many intermediates may stand between a leaf and its root.
@@ -189,6 +189,7 @@ class PeerVerifier:
         clock: Clock,
         denied: Callable[[VerifiedPeer], str | None] | None = None,
         capacity: int = 4096,
+        home: str = "",
     ) -> None:
         """Makes a verifier.
 
@@ -197,12 +198,14 @@ class PeerVerifier:
             clock: the present, aware.
             denied: why a proved identity is refused all the same, or None; without it nobody is.
             capacity: how many leaves are remembered.
+            home: the trust domain whose tenants are ours; whoever is of another one is a `ForeignId`. Without it there
+                is to be one bundle.
         """
         self._bundles = bundles
         self._clock = clock
         self._now_s = seconds_of(clock)
         self.denied = denied
-        self._capacity = capacity
+        self._capacity, self._home = capacity, home
         # {leaf in DER: (whose it is, its trust domain, the bundle that says so, from when and until when in seconds)}
         self._cache: OrderedDict[bytes, tuple[VerifiedPeer, str, Bundle, float, float]] = OrderedDict()
 
@@ -234,6 +237,8 @@ class PeerVerifier:
         self._cache.pop(leaf, None)
         peer = verify_chain(chain_der, bundles, self._clock())
         trust_domain = peer.spiffe_id.trust_domain
+        if self._home and trust_domain != self._home:
+            peer = replace(peer, spiffe_id=ForeignId(trust_domain, peer.spiffe_id.path))
         window = peer.not_before.timestamp(), peer.not_after.timestamp()
         self._cache[leaf] = (peer, trust_domain, bundles[trust_domain], *window)
         while len(self._cache) > self._capacity:

@@ -19,21 +19,21 @@ from meshwarden.sdk import telemetry
 
 _ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
 _PAIR = re.compile(r'([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^;"]*)(?:;|$)')
-_SPIFFE = re.compile(r"spiffe://[^/]+/tenant/([^/]+)/service/([^/]+)")
+_SPIFFE = re.compile(r"(spiffe://[^/]+/)tenant/([^/]+)/service/([^/]+)")
 _INVOICE = re.compile(r"/invoices/([A-Za-z0-9-]{1,64})")
 
 
 def caller_of(header: str) -> dict[str, str]:
     """Reads who called from Envoy's X-Forwarded-Client-Cert; empty strings where it doesn't say.
 
-    The last element is of the nearest proxy, which is ours.
+    The last element is of the nearest proxy, ours: its own identity says which trust domain's tenants are ours.
     """
     elements = _ELEMENT.findall(header)
     pairs = {key.lower(): value.strip('"') for key, value in _PAIR.findall(elements[-1])} if elements else {}
     known = _SPIFFE.fullmatch(pairs.get("uri", ""))
-    if known is None:
+    if known is None or not (pairs.get("by") or str(known[0])).startswith(str(known[1])):
         return {"spiffe_id": "", "tenant": "", "service": ""}
-    return {"spiffe_id": known[0], "tenant": known[1], "service": known[2]}
+    return {"spiffe_id": known[0], "tenant": known[2], "service": known[3]}
 
 
 class Billing(BaseHTTPRequestHandler):

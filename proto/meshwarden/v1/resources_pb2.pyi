@@ -343,7 +343,9 @@ class ServiceSpec(_message.Message):
     EXPORT_TO_FIELD_NUMBER: _builtins.int
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     TRACE_SAMPLING_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
     protocol: Global___ServiceSpec.Protocol.ValueType
+    spiffe_id: _builtins.str
     @_builtins.property
     def export_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -357,10 +359,11 @@ class ServiceSpec(_message.Message):
         export_to: _abc.Iterable[_builtins.str] | None = ...,
         health_check: Global___HealthCheck | None = ...,
         trace_sampling: Global___TraceSampling | None = ...,
+        spiffe_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health_check", b"health_check", "trace_sampling", b"trace_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_to", b"export_to", "health_check", b"health_check", "protocol", b"protocol", "trace_sampling", b"trace_sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_to", b"export_to", "health_check", b"health_check", "protocol", b"protocol", "spiffe_id", b"spiffe_id", "trace_sampling", b"trace_sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,17 +768,23 @@ class Caller(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     SERVICE_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     service: _builtins.str
+    spiffe_id: _builtins.str
+    trust_domain: _builtins.str
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         service: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        trust_domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service", "spiffe_id", b"spiffe_id", "tenant", b"tenant", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

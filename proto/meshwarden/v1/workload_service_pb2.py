@@ -28,7 +28,7 @@ from meshwarden.v1 import quota_service_pb2 as meshwarden_dot_v1_dot_quota__serv
 from meshwarden.v1 import report_pb2 as meshwarden_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshwarden/v1/workload_service.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a meshwarden/v1/node_service.proto\x1a!meshwarden/v1/quota_service.proto\x1a\x1ameshwarden/v1/report.proto\"]\n\x0fRegisterRequest\x12\x16\n\x05\x65ntry\x18\x01 \x01(\tB\x00R\x05\x65ntry\x12\x14\n\x04port\x18\x02 \x01(\rB\x00R\x04port\x12\x1c\n\x08instance\x18\x03 \x01(\tB\x00R\x08instance\"\xd3\x01\n\x10RegisterResponse\x12R\n\x0b\x65nvironment\x18\x01 \x03(\x0b\x32\x30.meshwarden.v1.RegisterResponse.EnvironmentEntryR\x0b\x65nvironment\x12\x1b\n\tspiffe_id\x18\x02 \x01(\tR\x08spiffeId\x12\x0e\n\x02id\x18\x03 \x01(\tR\x02id\x1a>\n\x10\x45nvironmentEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x14\n\x12WatchConfigRequest\"\xde\x03\n\x0eWorkloadConfig\x12\x1b\n\tspiffe_id\x18\x01 \x01(\tR\x08spiffeId\x12\x16\n\x06region\x18\x02 \x01(\tR\x06region\x12-\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x15.meshwarden.v1.BundleR\x06\x62undle\x12\x33\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.meshwarden.v1.ServerLimitsR\x06limits\x12\x1a\n\x08revision\x18\x05 \x01(\x04R\x08revision\x12\x31\n\x14\x63redential_directory\x18\x06 \x01(\tR\x13\x63redentialDirectory\x12>\n\x05names\x18\x07 \x03(\x0b\x32(.meshwarden.v1.WorkloadConfig.NamesEntryR\x05names\x12$\n\x0btrace_ratio\x18\x08 \x01(\x01H\x00R\ntraceRatio\x88\x01\x01\x12\x34\n\tdeny_list\x18\x14 \x01(\x0b\x32\x17.meshwarden.v1.DenyListR\x08\x64\x65nyList\x1a\x38\n\nNamesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x0e\n\x0c_trace_ratio\"\x10\n\x0eSecretsRequest\"B\n\x0fSecretsResponse\x12/\n\x07secrets\x18\x01 \x03(\x0b\x32\x15.meshwarden.v1.SecretR\x07secrets\"\xf4\x01\n\x12ReportCallsRequest\x12/\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x17.meshwarden.v1.CallStatB\x00R\x05\x63\x61lls\x12+\n\x05\x64rops\x18\x02 \x03(\x0b\x32\x13.meshwarden.v1.DropB\x00R\x05\x64rops\x12\x43\n\x0b\x63oncurrency\x18\x03 \x03(\x0b\x32\x1f.meshwarden.v1.ConcurrencyStateB\x00R\x0b\x63oncurrency\x12;\n\x0b\x63\x61ll_tables\x18\x04 \x03(\x0b\x32\x18.meshwarden.v1.CallTableB\x00R\ncallTables\"\x8f\x01\n\x10\x43oncurrencyState\x12\x18\n\x06policy\x18\x01 \x01(\tB\x00R\x06policy\x12\x14\n\x05limit\x18\x02 \x01(\rR\x05limit\x12\x1b\n\tin_flight\x18\x03 \x01(\rR\x08inFlight\x12.\n\x04shed\x18\x04 \x03(\x0b\x32\x18.meshwarden.v1.ShedCallsB\x00R\x04shed\"_\n\tShedCalls\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\"\n\x0b\x63riticality\x18\x02 \x01(\tB\x00R\x0b\x63riticality\x12\x14\n\x05\x63ount\x18\x03 \x01(\x04R\x05\x63ount\"\x15\n\x13ReportCallsResponse\"\x14\n\x12\x41gentStatusRequest\"\xa2\x03\n\x13\x41gentStatusResponse\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x1c\n\tconnected\x18\x03 \x01(\x08R\tconnected\x12\x1d\n\nlast_error\x18\x04 \x01(\tR\tlastError\x12\x1a\n\x08revision\x18\x05 \x01(\x04R\x08revision\x12:\n\tworkloads\x18\x06 \x03(\x0b\x32\x1c.meshwarden.v1.WorkloadStateR\tworkloads\x12\x31\n\x06\x65nvoys\x18\x07 \x03(\x0b\x32\x19.meshwarden.v1.EnvoyStateR\x06\x65nvoys\x12)\n\x05nacks\x18\x08 \x03(\x0b\x32\x13.meshwarden.v1.NackR\x05nacks\x12\x32\n\x06health\x18\t \x01(\x0b\x32\x1a.meshwarden.v1.AgentHealthR\x06health\x12\x36\n\x07refused\x18\n \x03(\x0b\x32\x1c.meshwarden.v1.RefusedCallerR\x07refused\"\xa7\x01\n\rRefusedCaller\x12\x14\n\x05\x65ntry\x18\x01 \x01(\tR\x05\x65ntry\x12\x10\n\x03pid\x18\x02 \x01(\rR\x03pid\x12\x10\n\x03uid\x18\x03 \x01(\rR\x03uid\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n\x05\x63ount\x18\x05 \x01(\x04R\x05\x63ount\x12.\n\x04last\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04last\"\xa7\x01\n\nEnvoyState\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12!\n\x0c\x61\x64min_socket\x18\x02 \x01(\tR\x0b\x61\x64minSocket\x12\x1a\n\x08outbound\x18\x03 \x01(\tR\x08outbound\x12\x18\n\x07inbound\x18\x04 \x01(\tR\x07inbound\x12\x10\n\x03pid\x18\x05 \x01(\rR\x03pid\x12\x1a\n\x08restarts\x18\x06 \x01(\rR\x08restarts2\xe6\x03\n\x0fWorkloadService\x12K\n\x08Register\x12\x1e.meshwarden.v1.RegisterRequest\x1a\x1f.meshwarden.v1.RegisterResponse\x12K\n\x05Watch\x12!.meshwarden.v1.WatchConfigRequest\x1a\x1d.meshwarden.v1.WorkloadConfig0\x01\x12O\n\x06Report\x12!.meshwarden.v1.ReportCallsRequest\x1a\".meshwarden.v1.ReportCallsResponse\x12\x46\n\x05Share\x12\x1b.meshwarden.v1.ShareRequest\x1a\x1c.meshwarden.v1.ShareResponse(\x01\x30\x01\x12J\n\x07Secrets\x12\x1d.meshwarden.v1.SecretsRequest\x1a\x1e.meshwarden.v1.SecretsResponse0\x01\x12T\n\x0b\x41gentStatus\x12!.meshwarden.v1.AgentStatusRequest\x1a\".meshwarden.v1.AgentStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshwarden/v1/workload_service.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a meshwarden/v1/node_service.proto\x1a!meshwarden/v1/quota_service.proto\x1a\x1ameshwarden/v1/report.proto\"]\n\x0fRegisterRequest\x12\x16\n\x05\x65ntry\x18\x01 \x01(\tB\x00R\x05\x65ntry\x12\x14\n\x04port\x18\x02 \x01(\rB\x00R\x04port\x12\x1c\n\x08instance\x18\x03 \x01(\tB\x00R\x08instance\"\xd3\x01\n\x10RegisterResponse\x12R\n\x0b\x65nvironment\x18\x01 \x03(\x0b\x32\x30.meshwarden.v1.RegisterResponse.EnvironmentEntryR\x0b\x65nvironment\x12\x1b\n\tspiffe_id\x18\x02 \x01(\tR\x08spiffeId\x12\x0e\n\x02id\x18\x03 \x01(\tR\x02id\x1a>\n\x10\x45nvironmentEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x14\n\x12WatchConfigRequest\"\x8f\x04\n\x0eWorkloadConfig\x12\x1b\n\tspiffe_id\x18\x01 \x01(\tR\x08spiffeId\x12\x16\n\x06region\x18\x02 \x01(\tR\x06region\x12-\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x15.meshwarden.v1.BundleR\x06\x62undle\x12\x33\n\x06limits\x18\x04 \x01(\x0b\x32\x1b.meshwarden.v1.ServerLimitsR\x06limits\x12\x1a\n\x08revision\x18\x05 \x01(\x04R\x08revision\x12\x31\n\x14\x63redential_directory\x18\x06 \x01(\tR\x13\x63redentialDirectory\x12>\n\x05names\x18\x07 \x03(\x0b\x32(.meshwarden.v1.WorkloadConfig.NamesEntryR\x05names\x12$\n\x0btrace_ratio\x18\x08 \x01(\x01H\x00R\ntraceRatio\x88\x01\x01\x12\x34\n\tdeny_list\x18\x14 \x01(\x0b\x32\x17.meshwarden.v1.DenyListR\x08\x64\x65nyList\x12/\n\x07\x66oreign\x18\x15 \x03(\x0b\x32\x15.meshwarden.v1.BundleR\x07\x66oreign\x1a\x38\n\nNamesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x0e\n\x0c_trace_ratio\"\x10\n\x0eSecretsRequest\"B\n\x0fSecretsResponse\x12/\n\x07secrets\x18\x01 \x03(\x0b\x32\x15.meshwarden.v1.SecretR\x07secrets\"\xf4\x01\n\x12ReportCallsRequest\x12/\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x17.meshwarden.v1.CallStatB\x00R\x05\x63\x61lls\x12+\n\x05\x64rops\x18\x02 \x03(\x0b\x32\x13.meshwarden.v1.DropB\x00R\x05\x64rops\x12\x43\n\x0b\x63oncurrency\x18\x03 \x03(\x0b\x32\x1f.meshwarden.v1.ConcurrencyStateB\x00R\x0b\x63oncurrency\x12;\n\x0b\x63\x61ll_tables\x18\x04 \x03(\x0b\x32\x18.meshwarden.v1.CallTableB\x00R\ncallTables\"\x8f\x01\n\x10\x43oncurrencyState\x12\x18\n\x06policy\x18\x01 \x01(\tB\x00R\x06policy\x12\x14\n\x05limit\x18\x02 \x01(\rR\x05limit\x12\x1b\n\tin_flight\x18\x03 \x01(\rR\x08inFlight\x12.\n\x04shed\x18\x04 \x03(\x0b\x32\x18.meshwarden.v1.ShedCallsB\x00R\x04shed\"_\n\tShedCalls\x12\x18\n\x06tenant\x18\x01 \x01(\tB\x00R\x06tenant\x12\"\n\x0b\x63riticality\x18\x02 \x01(\tB\x00R\x0b\x63riticality\x12\x14\n\x05\x63ount\x18\x03 \x01(\x04R\x05\x63ount\"\x15\n\x13ReportCallsResponse\"\x14\n\x12\x41gentStatusRequest\"\xa2\x03\n\x13\x41gentStatusResponse\x12\x12\n\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x1c\n\tconnected\x18\x03 \x01(\x08R\tconnected\x12\x1d\n\nlast_error\x18\x04 \x01(\tR\tlastError\x12\x1a\n\x08revision\x18\x05 \x01(\x04R\x08revision\x12:\n\tworkloads\x18\x06 \x03(\x0b\x32\x1c.meshwarden.v1.WorkloadStateR\tworkloads\x12\x31\n\x06\x65nvoys\x18\x07 \x03(\x0b\x32\x19.meshwarden.v1.EnvoyStateR\x06\x65nvoys\x12)\n\x05nacks\x18\x08 \x03(\x0b\x32\x13.meshwarden.v1.NackR\x05nacks\x12\x32\n\x06health\x18\t \x01(\x0b\x32\x1a.meshwarden.v1.AgentHealthR\x06health\x12\x36\n\x07refused\x18\n \x03(\x0b\x32\x1c.meshwarden.v1.RefusedCallerR\x07refused\"\xa7\x01\n\rRefusedCaller\x12\x14\n\x05\x65ntry\x18\x01 \x01(\tR\x05\x65ntry\x12\x10\n\x03pid\x18\x02 \x01(\rR\x03pid\x12\x10\n\x03uid\x18\x03 \x01(\rR\x03uid\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x14\n\x05\x63ount\x18\x05 \x01(\x04R\x05\x63ount\x12.\n\x04last\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04last\"\xa7\x01\n\nEnvoyState\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12!\n\x0c\x61\x64min_socket\x18\x02 \x01(\tR\x0b\x61\x64minSocket\x12\x1a\n\x08outbound\x18\x03 \x01(\tR\x08outbound\x12\x18\n\x07inbound\x18\x04 \x01(\tR\x07inbound\x12\x10\n\x03pid\x18\x05 \x01(\rR\x03pid\x12\x1a\n\x08restarts\x18\x06 \x01(\rR\x08restarts2\xe6\x03\n\x0fWorkloadService\x12K\n\x08Register\x12\x1e.meshwarden.v1.RegisterRequest\x1a\x1f.meshwarden.v1.RegisterResponse\x12K\n\x05Watch\x12!.meshwarden.v1.WatchConfigRequest\x1a\x1d.meshwarden.v1.WorkloadConfig0\x01\x12O\n\x06Report\x12!.meshwarden.v1.ReportCallsRequest\x1a\".meshwarden.v1.ReportCallsResponse\x12\x46\n\x05Share\x12\x1b.meshwarden.v1.ShareRequest\x1a\x1c.meshwarden.v1.ShareResponse(\x01\x30\x01\x12J\n\x07Secrets\x12\x1d.meshwarden.v1.SecretsRequest\x1a\x1e.meshwarden.v1.SecretsResponse0\x01\x12T\n\x0b\x41gentStatus\x12!.meshwarden.v1.AgentStatusRequest\x1a\".meshwarden.v1.AgentStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,29 +48,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHCONFIGREQUEST']._serialized_start=494
   _globals['_WATCHCONFIGREQUEST']._serialized_end=514
   _globals['_WORKLOADCONFIG']._serialized_start=517
-  _globals['_WORKLOADCONFIG']._serialized_end=995
-  _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_start=923
-  _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_end=979
-  _globals['_SECRETSREQUEST']._serialized_start=997
-  _globals['_SECRETSREQUEST']._serialized_end=1013
-  _globals['_SECRETSRESPONSE']._serialized_start=1015
-  _globals['_SECRETSRESPONSE']._serialized_end=1081
-  _globals['_REPORTCALLSREQUEST']._serialized_start=1084
-  _globals['_REPORTCALLSREQUEST']._serialized_end=1328
-  _globals['_CONCURRENCYSTATE']._serialized_start=1331
-  _globals['_CONCURRENCYSTATE']._serialized_end=1474
-  _globals['_SHEDCALLS']._serialized_start=1476
-  _globals['_SHEDCALLS']._serialized_end=1571
-  _globals['_REPORTCALLSRESPONSE']._serialized_start=1573
-  _globals['_REPORTCALLSRESPONSE']._serialized_end=1594
-  _globals['_AGENTSTATUSREQUEST']._serialized_start=1596
-  _globals['_AGENTSTATUSREQUEST']._serialized_end=1616
-  _globals['_AGENTSTATUSRESPONSE']._serialized_start=1619
-  _globals['_AGENTSTATUSRESPONSE']._serialized_end=2037
-  _globals['_REFUSEDCALLER']._serialized_start=2040
-  _globals['_REFUSEDCALLER']._serialized_end=2207
-  _globals['_ENVOYSTATE']._serialized_start=2210
-  _globals['_ENVOYSTATE']._serialized_end=2377
-  _globals['_WORKLOADSERVICE']._serialized_start=2380
-  _globals['_WORKLOADSERVICE']._serialized_end=2866
+  _globals['_WORKLOADCONFIG']._serialized_end=1044
+  _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_start=972
+  _globals['_WORKLOADCONFIG_NAMESENTRY']._serialized_end=1028
+  _globals['_SECRETSREQUEST']._serialized_start=1046
+  _globals['_SECRETSREQUEST']._serialized_end=1062
+  _globals['_SECRETSRESPONSE']._serialized_start=1064
+  _globals['_SECRETSRESPONSE']._serialized_end=1130
+  _globals['_REPORTCALLSREQUEST']._serialized_start=1133
+  _globals['_REPORTCALLSREQUEST']._serialized_end=1377
+  _globals['_CONCURRENCYSTATE']._serialized_start=1380
+  _globals['_CONCURRENCYSTATE']._serialized_end=1523
+  _globals['_SHEDCALLS']._serialized_start=1525
+  _globals['_SHEDCALLS']._serialized_end=1620
+  _globals['_REPORTCALLSRESPONSE']._serialized_start=1622
+  _globals['_REPORTCALLSRESPONSE']._serialized_end=1643
+  _globals['_AGENTSTATUSREQUEST']._serialized_start=1645
+  _globals['_AGENTSTATUSREQUEST']._serialized_end=1665
+  _globals['_AGENTSTATUSRESPONSE']._serialized_start=1668
+  _globals['_AGENTSTATUSRESPONSE']._serialized_end=2086
+  _globals['_REFUSEDCALLER']._serialized_start=2089
+  _globals['_REFUSEDCALLER']._serialized_end=2256
+  _globals['_ENVOYSTATE']._serialized_start=2259
+  _globals['_ENVOYSTATE']._serialized_end=2426
+  _globals['_WORKLOADSERVICE']._serialized_start=2429
+  _globals['_WORKLOADSERVICE']._serialized_end=2915
 # @@protoc_insertion_point(module_scope)

@@ -15,7 +15,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -80,13 +80,15 @@ class Config:
 
     Attributes:
         spiffe_id: who the program is.
-        bundles: {trust domain: bundle}; the same object as long as nothing in it changes.
+        bundles: {trust domain: bundle} of the program's own; the same objects as long as nothing in them changes.
         limits: for the program's own server.
         revision: of the store, that all this is of.
         credentials: the directory with tls.crt, tls.key and ca.crt.
         names: {name that may be dialled: "<tenant>/<service>"}.
         trace_ratio: how many of the traces that begin here are to be recorded, from 0 to 1.
         deny_list: who is refused though its certificate is good; the same object as long as nothing in it changes.
+        federated: `bundles`, and those of other trust domains: each the proof of its own identities alone. Whoever
+            verifies by it tells `PeerVerifier` which is `home`.
     """
 
     spiffe_id: SpiffeId
@@ -97,6 +99,12 @@ class Config:
     names: Mapping[str, str]
     trace_ratio: float = 1.0
     deny_list: DenyList = NOBODY
+    federated: Mapping[str, Bundle] = field(default_factory=dict)
+
+    @property
+    def roots_pem(self) -> bytes:
+        """All roots of `federated`: for a handshake alone, after which a `PeerVerifier` holds each call to its own."""
+        return b"".join(bundle.pem() for bundle in self.federated.values())
 
     @property
     def service(self) -> str:
@@ -354,6 +362,7 @@ def _read(message: workload_service_pb2.WorkloadConfig, before: Config | None) -
     bundles: Mapping[str, Bundle] = MappingProxyType({bundle.trust_domain: bundle})
     if before is not None and before.bundles == bundles:
         bundles = before.bundles
+    federated = _federated(bundles, message, before)
     limits = node_service_pb2.ServerLimits()
     limits.CopyFrom(message.limits)
     names = MappingProxyType(dict(message.names))
@@ -362,7 +371,25 @@ def _read(message: workload_service_pb2.WorkloadConfig, before: Config | None) -
     if before is not None and before.deny_list == deny_list:
         deny_list = before.deny_list
     credentials = Path(message.credential_directory)
-    return Config(spiffe_id, bundles, limits, message.revision, credentials, names, ratio, deny_list)
+    return Config(spiffe_id, bundles, limits, message.revision, credentials, names, ratio, deny_list, federated)
+
+
+def _federated(
+    own: Mapping[str, Bundle], message: workload_service_pb2.WorkloadConfig, before: Config | None
+) -> Mapping[str, Bundle]:
+    """All trust domains' bundles; each that hasn't changed stays the same object.
+
+    Raises:
+        CertsError: a bundle is none, or there are two of one trust domain.
+    """
+    known = before.federated if before is not None else {}
+    found = dict(own)
+    for said in message.foreign:
+        if said.trust_domain in found:
+            raise CertsError(f"two bundles of {said.trust_domain[:255]!r}")
+        bundle = Bundle.from_proto(said)
+        found[bundle.trust_domain] = known[bundle.trust_domain] if known.get(bundle.trust_domain) == bundle else bundle
+    return known if known == found else MappingProxyType(found)
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode | None:

@@ -177,7 +177,7 @@ class ServedCall:
                 return None
             self._decision = CallStat.DENIED
             return self._refuse(*fault, "denied")
-        tenant = caller.spiffe_id.tenant or ""
+        tenant = caller.spiffe_id.account(config.spiffe_id.trust_domain)
         try:
             self.admission = admission = self._limits.admit(tenant, self._method, self._metadata)
         except cost.Malformed as error:

@@ -80,7 +80,7 @@ class Incoming:
         self._tracer = tracer()
         self._link = link
         self._limits = Limits(link, monotonic_s, most_calls)
-        self._callers = Callers(lambda: self.config.bundles, clock)
+        self._callers = Callers(lambda: self.config.federated, clock, self.config.spiffe_id.trust_domain)
         self._open: dict[int, tuple[Caller, Any]] = {}
         self.swept = 0
         """How many streams `sweep` has ended."""

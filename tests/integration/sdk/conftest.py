@@ -27,6 +27,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 from tests.counted import stats_of
 
+from meshwarden.agents import credential_files
 from meshwarden.agents.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
 from meshwarden.certs import issue, svid
 from meshwarden.certs.bundle import Bundle
@@ -233,8 +234,7 @@ class Workload:
 
     def publish(self, own: svid.X509Svid, roots: Bundle | None = None) -> None:
         """Puts credentials where gRPC reads them."""
-        roots_pem = (roots or self.mesh.authority.bundle).pem()
-        publish(self.credentials, {"tls.crt": own.chain_pem(), "tls.key": own.key_pem(), "ca.crt": roots_pem})
+        publish(self.credentials, credential_files.content(own, roots or self.mesh.authority.bundle, {}))
 
     def tell(self, limits: node_service_pb2.ServerLimits | None = None, bundle: Bundle | None = None) -> None:
         """Sends the configuration for the SDK."""

@@ -93,7 +93,7 @@ class World:
         self.roots = b"".join(bundle.pem() for bundle in bundles.values())
         self.listeners: list[Callable[[Config], None]] = []
         self.link: Any = SimpleNamespace(
-            config=Config(identity, bundles, ServerLimits(), 1, Path(), {}),
+            config=Config(identity, bundles, ServerLimits(), 1, Path(), {}, federated=bundles),
             counter=Counter(utc_now),
             listen=self.listeners.append,
             unlisten=self.listeners.remove,
@@ -187,7 +187,7 @@ def expire(world: World) -> None:
 
 
 def remove_root(world: World) -> None:
-    world.say(bundles={"other.test": world.others.bundle})
+    world.say(federated={"other.test": world.others.bundle})
 
 
 def deny_identity(world: World) -> None:
@@ -229,7 +229,7 @@ def test_who_is_denied_is_refused_on_open_channels_until_the_deny_ends_and_no_ot
             code, details = call(channel)
             assert (code, "revoked" in details) == ("UNAUTHENTICATED", True)
             world.now += timedelta(minutes=61)
-            world.say(bundles=dict(world.link.config.bundles))
+            world.say(federated=dict(world.link.config.federated))
             # The deny has ended by itself, though the agent has said nothing; so has the certificate.
             assert "expired" in call(channel)[1]
             world.now -= timedelta(minutes=61)

@@ -18,6 +18,7 @@ from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.trust import Trust
 from meshwarden.agents.workload import Workload
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.bundle import Bundle, InvalidBundle
@@ -58,8 +59,10 @@ class Mesh:
                 services=[resources.Service(metadata=resources.Metadata(tenant="acme", name="web"))],
             )
         )
+        cache = Cache(directory / "cache")
+        self.trust = Trust(cache, bundle.trust_domain)
         self.credentials = Credentials(
-            self.registry, Cache(directory / "cache"), bundle, self.sign, lambda: self.now, random.Random(1)
+            self.registry, cache, bundle, self.sign, lambda: self.now, random.Random(1), self.trust
         )
 
     def clock(self) -> datetime:
@@ -284,6 +287,7 @@ async def test_a_certificate_comes_back_from_the_cache(running: Mesh, workload: 
         running.sign,
         running.clock,
         random.Random(2),
+        running.trust,
     )
     running.error = OSError("away")
     task = asyncio.ensure_future(again.run())

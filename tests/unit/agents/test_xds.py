@@ -25,6 +25,7 @@ from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.telemetry.name import Names
+from meshwarden.agents.trust import Trust
 from meshwarden.agents.workload import Workload
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.authority.memory import MemoryAuthority
@@ -75,8 +76,8 @@ class Node:
         cache = Cache(directory / "cache")
         self.registry = Registry(DOMAIN, directory / "w", Evidence(), Refusals(utc_now))
         self.scopes = ScopeStore(cache)
-        self._authority = authority
-        self.credentials = Credentials(self.registry, cache, bundle, self._sign, utc_now, random.Random(1))
+        self._authority, self.trust = authority, Trust(cache, DOMAIN)
+        self.credentials = Credentials(self.registry, cache, bundle, self._sign, utc_now, random.Random(1), self.trust)
         self.acks: list[node_pb.ConfigAck] = []
         self.planes = Planes(cache, "127.0.0.1", random.Random(1))
         self.in_force = InForce(utc_now)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.controlplane.api.errors import fitting, status_of
-from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.v1.resource_service_pb2 import ApplyResponse, Fault
 
 

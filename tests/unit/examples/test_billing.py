@@ -26,7 +26,16 @@ def test_the_caller_is_what_the_nearest_proxy_says(header: str) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["", "URI=", "URI=spiffe://mesh.test/region/r/node/n", f'Subject="URI={ACME}"', f"URI={ACME}/more"],
+    [
+        "",
+        "URI=",
+        "URI=spiffe://mesh.test/region/r/node/n",
+        f'Subject="URI={ACME}"',
+        f"URI={ACME}/more",
+        # Another trust domain's tenant of that name.
+        "By=spiffe://mesh.test/tenant/platform/service/billing;Hash=0;URI=spiffe://other.test/tenant/acme/service/web",
+        f"By=spiffe://mesh.testx/tenant/platform/service/billing;Hash=0;URI={ACME}",
+    ],
 )
 def test_what_names_no_workload_names_nobody(header: str) -> None:
     assert caller_of(header)["tenant"] == ""

@@ -22,7 +22,7 @@ from prometheus_client import generate_latest
 
 from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, REASONS
 from meshwarden.controlplane.gather.backend import parse_endpoint
-from meshwarden.controlplane.gather.call import Call
+from meshwarden.controlplane.gather.call import Call, parse
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.ledger import Ledger
@@ -174,6 +174,13 @@ def test_a_node_that_makes_up_chains_forgets_its_own_alone() -> None:
     for number in range(CHAINS_PER_NODE):
         assert marks.first("a", f"chain {number}", 1, 1)
     assert (marks.get("b", "chain"), marks.get("a", "first")) == (1, 0)
+
+
+@pytest.mark.parametrize("path", ["/tenant/acme/service/web", "/x", "/region/eu/node/a", "/operator/root"])
+def test_callers_of_another_trust_domain_are_one_and_no_tenant_of_ours(path: str) -> None:
+    stat = call(source=f"spiffe://other.test{path}", reporter=CallStat.DESTINATION)
+    read = parse(stat, "mesh.test", "eu")
+    assert (read.source, read.tenant, read.owner) == ("spiffe://other.test/*", "spiffe://other.test", "platform")
 
 
 @pytest.mark.parametrize(

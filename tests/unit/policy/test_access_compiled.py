@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from meshwarden.controlplane.policy.envoy import access as envoy
 from meshwarden.controlplane.policy.grpc import rbac as grpc
-from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name
+from meshwarden.controlplane.policy.neutral import (
+    ANY_METHOD,
+    Access,
+    Caller,
+    Foreign,
+    ForeignCaller,
+    Grant,
+    Method,
+    Name,
+)
 from meshwarden.xds import api
 
 ORDERS = Name("platform", "orders")
@@ -17,7 +26,12 @@ TENANTS, SERVICES = ["acme", "acme2", "globex"], ["web", "web2", "job"]
 PATHS = ["/", "/a", "/ab", "/a/b", "/A", "/a.b", "/axb", "/shop.Orders/Get"]
 
 methods = st.builds(Method, st.sampled_from(PATHS), st.booleans(), st.sampled_from(["", "GET", "POST"]))
-callers = st.builds(Caller, st.sampled_from(TENANTS), st.sampled_from(["", *SERVICES]))
+OTHERS = ["other.test", "other.testx", "acme"]
+# Some look like ours in all but the trust domain.
+FOREIGN_PATHS = ["/tenant/acme/service/web", "/tenant/acme/service/web2", "/x", "/x/Y.z_"]
+callers = st.builds(Caller, st.sampled_from(TENANTS), st.sampled_from(["", *SERVICES])) | st.builds(
+    ForeignCaller, st.sampled_from(OTHERS), st.sampled_from(["", *FOREIGN_PATHS])
+)
 grants = st.builds(
     Grant,
     callers,
@@ -25,7 +39,9 @@ grants = st.builds(
     st.just(ORDERS),
     st.integers(0, 3),
 )
-names = st.builds(Name, st.sampled_from(TENANTS), st.sampled_from(SERVICES))
+names = st.builds(Name, st.sampled_from(TENANTS), st.sampled_from(SERVICES)) | st.builds(
+    Foreign, st.sampled_from(OTHERS), st.sampled_from(FOREIGN_PATHS)
+)
 SERIALS = ["", "1f", "abc", "2"]
 serials = st.lists(st.tuples(st.sampled_from(SERIALS[1:]), st.none() | names), max_size=2).map(tuple)
 accesses = st.builds(
@@ -138,8 +154,8 @@ def permission_fits(permission: dict[str, Any], path: str, call: Call) -> bool:
     return text_fits(permission["url_path"]["path"], path)
 
 
-def uri_of(name: Name) -> str:
-    return f"spiffe://{DOMAIN}/tenant/{name.tenant}/service/{name.name}"
+def uri_of(name: Name | Foreign) -> str:
+    return str(name) if isinstance(name, Foreign) else f"spiffe://{DOMAIN}/tenant/{name.tenant}/service/{name.name}"
 
 
 @settings(max_examples=150)
@@ -153,7 +169,7 @@ def uri_of(name: Name) -> str:
 )
 @example(Access(ORDERS), Name("acme", "web"), "/a", "GET", "", "")
 def test_envoy_allows_what_the_neutral_form_allows(
-    access: Access, caller: Name, path: str, verb: str, query: str, serial: str
+    access: Access, caller: Name | Foreign, path: str, verb: str, query: str, serial: str
 ) -> None:
     wanted = access.find(caller, path, verb, serial) is not None
     assert envoy_allows(access, Call(uri_of(caller), path + query, verb, serial)) == wanted
@@ -161,7 +177,7 @@ def test_envoy_allows_what_the_neutral_form_allows(
 
 @settings(max_examples=150)
 @given(accesses, names, st.sampled_from(PATHS))
-def test_grpc_allows_what_the_neutral_form_allows(access: Access, caller: Name, path: str) -> None:
+def test_grpc_allows_what_the_neutral_form_allows(access: Access, caller: Name | Foreign, path: str) -> None:
     wanted = access.find(caller, path, "POST") is not None
     assert grpc_allows(access, Call(uri_of(caller), path, "POST")) == wanted
 
@@ -177,12 +193,34 @@ def test_grpc_allows_what_the_neutral_form_allows(access: Access, caller: Name, 
             f"spiffe://{DOMAIN}/tenant/acme/operator/web",
             f"spiffe://{DOMAIN}/region/eu/node/n1",
             f"spiffe://{DOMAIN}x/tenant/acme/service/web",
-            "spiffe://other.test/tenant/acme/service/web",
+            "spiffe://third.test/tenant/acme/service/web",
+            f"spiffe://other.test/x,spiffe://{DOMAIN}/tenant/acme/service/web",
+            f"spiffe://other.test/x;URI=spiffe://{DOMAIN}/tenant/acme/service/web",
+            "spiffe://other.test",
+            "spiffe://other.test/",
+            "spiffe://other.test/x/",
+            "spiffe://other.test//x",
+            "spiffe://other.test/x y",
+            "spiffe://other.test/x\nspiffe://other.test/x",
             f"spiffe://{DOMAIN}/tenant/acme/service/web,spiffe://{DOMAIN}/tenant/globex/service/web",
             f"spiffe://{DOMAIN}/tenant/acme/service/web/more",
         ]
     ),
     st.sampled_from(PATHS),
 )
-def test_whoever_is_no_workload_of_ours_gets_nothing_from_envoy(access: Access, uri: str, path: str) -> None:
+def test_whoever_is_nobody_gets_nothing_from_envoy(access: Access, uri: str, path: str) -> None:
     assert not envoy_allows(access, Call(uri, path, "GET"))
+
+
+def test_no_wildcard_of_ours_is_about_anybody_else() -> None:
+    # The secure default: a tenant of the same name elsewhere is somebody else, and so is the whole trust domain.
+    ours = Access(
+        ORDERS,
+        (Grant(Caller("acme"), (ANY_METHOD,), ORDERS, 0), Grant(Caller("acme", "web"), (ANY_METHOD,), ORDERS, 0)),
+    )
+    theirs = Access(ORDERS, (Grant(ForeignCaller("other.test"), (ANY_METHOD,), ORDERS, 0),))
+    local, foreign = Name("acme", "web"), Foreign("other.test", "/tenant/acme/service/web")
+    for access, admitted, refused in ((ours, local, foreign), (theirs, foreign, local)):
+        for allows in (envoy_allows, grpc_allows):
+            assert allows(access, Call(uri_of(admitted), "/a", "POST"))
+            assert not allows(access, Call(uri_of(refused), "/a", "POST"))

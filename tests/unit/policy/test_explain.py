@@ -178,3 +178,27 @@ def test_any_text_gets_an_answer_of_five_steps(caller: str, callee: str, method:
     request = admin_service_pb2.ExplainRequest(to=callee, method=method)
     setattr(request, "from", caller)
     assert len(explain(mesh, request).steps) == 5
+
+
+def test_of_another_trust_domain_it_says_what_names_it() -> None:
+    partner = made("TrustDomain", "platform", "partner", {"trustDomain": "partner.test"})
+    rules = [{"from": [{"tenant": "acme", "service": "*"}]}, {"from": [{"trustDomain": "partner.test"}]}]
+    policy = made("AccessPolicy", "platform", "who", {"service": "orders", "allow": rules})
+    limits = {"service": "orders", "limits": [{"tenant": "acme", "requests": 1}, {"tenant": "*", "requests": 7}]}
+    web = "spiffe://partner.test/tenant/acme/service/web"
+    answer = asked(ORDERS, partner, policy, made("RatePolicy", "platform", "r", limits), caller=web)
+    assert answer.decision == CallStat.ALLOWED
+    assert step(answer, "access").field == "spec.allow[1]"
+    assert step(answer, "access").text == "allowed: every identity of partner.test may call this"
+    # It isn't acme's limit.
+    assert step(answer, "limit").field == "spec.limits[1]"
+    assert asked(ORDERS, policy, caller=web).decision == CallStat.DENIED, "where the trust domain was taken back"
+    assert asked(ORDERS, partner, ALLOW, caller=web).decision == CallStat.DENIED
+
+
+def test_of_what_is_served_elsewhere_it_says_by_whom() -> None:
+    partner = made("TrustDomain", "platform", "partner", {"trustDomain": "partner.test"})
+    spec = {"protocol": "GRPC", "exportTo": ["acme"], "spiffeId": "spiffe://partner.test/orders"}
+    answer = asked(partner, made("Service", "platform", "orders", spec), endpoint("e", "v1"))
+    assert answer.decision == CallStat.ALLOWED
+    assert "spiffe://partner.test/orders serves it" in step(answer, "access").text

@@ -175,6 +175,14 @@ async def test_a_node_speaks_for_services_that_it_hosts_and_of_tenants_that_ther
         assert world.division.ignored()["foreign"] == 5
 
 
+async def test_callers_of_another_trust_domain_have_a_share_of_their_own(tmp_path: Path) -> None:
+    mesh = mesh_of(policy(), made("TrustDomain", "platform", "other", trustDomain="other.test"))
+    async with dividing(tmp_path, mesh) as world:
+        own = world.division.open("n1")
+        own.take(report(used("spiffe://other.test", 1, 9), used("spiffe://third.test", 1, 9), begins=True))
+        assert own.ignored["foreign"] == 1
+
+
 async def test_one_limit_over_several_services(tmp_path: Path) -> None:
     parts = [{"service": "orders", "requests": 20, "methods": [{"method": CREATE, "requests": 5}]}]
     limits = [{"tenant": "acme", "requests": 60, "services": parts}, {"tenant": "globex", "requests": 80}]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from meshwarden.controlplane.resources import tree
 from meshwarden.controlplane.resources.diff import diff
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.files import read_texts
 from meshwarden.controlplane.resources.manifest import ManifestFaults, dump, parse, parse_all
 from meshwarden.controlplane.resources.model import kind_of, unwrap, wrap
-from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.v1.resources_pb2 import (
     AccessPolicy,
     AccessPolicySpec,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import (
     KINDS,
     decode,
@@ -16,7 +17,7 @@ from meshwarden.controlplane.resources.model import (
     unwrap,
     wrap,
 )
-from meshwarden.controlplane.resources.validate import FieldFault, rule_faults
+from meshwarden.controlplane.resources.validate import rule_faults
 from meshwarden.v1.admin_service_pb2 import ExplainRequest
 from meshwarden.v1.node_service_pb2 import SyncRequest
 from meshwarden.v1.resource_service_pb2 import ApplyRequest, DeleteRequest, GetRequest, ListRequest, ResourceRef

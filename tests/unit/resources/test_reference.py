@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from meshwarden.controlplane.resources import reference
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.controlplane.resources.model import AnyResource, ref_of
 from meshwarden.controlplane.resources.reference import reference_faults, users
-from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.resources.view import View
 from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import Resource

@@ -74,7 +74,12 @@ class World:
         self.now = utc_now()
         self.key, self.root = self.new_root()
         config = SimpleNamespace(
-            bundles=self.bundles(), service="platform/orders", revision=7, limits=ServerLimits(), deny_list=()
+            federated=self.bundles(),
+            spiffe_id=SpiffeId.workload(DOMAIN, "platform", "orders"),
+            service="platform/orders",
+            revision=7,
+            limits=ServerLimits(),
+            deny_list=(),
         )
         self.link: Any = SimpleNamespace(
             config=config, counter=Counter(lambda: self.now), listen=lambda listener: listener(config)
@@ -184,7 +189,7 @@ def test_what_is_remembered_ends_with_the_root(world: World) -> None:
     context = world.context("acme")
     assert world.caller(context) == of("acme")
     world.key, world.root = world.new_root()
-    world.link.config.bundles = world.bundles()
+    world.link.config.federated = world.bundles()
     assert world.caller(context) is None
 
 

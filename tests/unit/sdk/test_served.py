@@ -11,6 +11,7 @@ import pytest
 
 from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
 from meshwarden.sdk.red.count import Counter
@@ -73,7 +74,10 @@ class World:
 
     def __init__(self, spec: RatePolicySpec) -> None:
         limits = ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=spec)])
-        config = SimpleNamespace(bundles={}, service="platform/orders", revision=7, limits=limits, deny_list=())
+        home = SpiffeId.workload("mesh.test", "platform", "orders")
+        config = SimpleNamespace(
+            federated={}, spiffe_id=home, service="platform/orders", revision=7, limits=limits, deny_list=()
+        )
         self.link: Any = SimpleNamespace(
             config=config, counter=Counter(utc_now), listen=lambda listener: listener(config)
         )

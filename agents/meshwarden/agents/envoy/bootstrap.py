@@ -63,7 +63,11 @@ def envoy_bootstrap(
             "lds_config": ads,
         },
         "layered_runtime": {
-            "layers": [{"name": runtime.LAYER, "rtds_layer": {"name": runtime.LAYER, "rtds_config": ads}}]
+            "layers": [
+                # A trust domain's name may be 255 long, and is in a pattern; 100 is what Envoy has a pattern be of.
+                {"name": "patterns", "static_layer": {"re2.max_program_size.error_level": 2000}},
+                {"name": runtime.LAYER, "rtds_layer": {"name": runtime.LAYER, "rtds_config": ads}},
+            ]
         },
         "static_resources": {"clusters": [_agent_cluster(agent_socket)]},
         "overload_manager": _overload(limits or EnvoyLimits()),

@@ -20,7 +20,7 @@ MAX_BYTES: Final = 1 << 20
 """Of all the buckets in a report of one point; more of them are not told, so that no point's report is in the way."""
 MAX_UNACKNOWLEDGED: Final = 256
 _AROUND_BYTES: Final = 64  # what a message puts around a bucket's name
-_MAX_NAMES: Final = {"policy": 127, "tenant": 63, "method": 512, "unit": 16}
+_MAX_NAMES: Final = {"policy": 127, "tenant": 264, "method": 512, "unit": 16}
 
 
 class Key(NamedTuple):

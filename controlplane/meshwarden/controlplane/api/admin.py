@@ -35,7 +35,7 @@ from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.controlplane.regions.regions import Regions
-from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.store.port import Store
 from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.tracing import own_span

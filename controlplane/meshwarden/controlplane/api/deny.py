@@ -11,7 +11,7 @@ from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies, DenyRecord
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.publish.sessions import Sessions
-from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.v1 import admin_service_pb2 as v1
 
 SERVICE = "/meshwarden.v1.AdminService/"

@@ -34,7 +34,7 @@ from meshwarden.controlplane.identity.join_token import InvalidToken
 from meshwarden.controlplane.identity.operators import TooManyOperators, UnknownOperator
 from meshwarden.controlplane.identity.rate import Limited
 from meshwarden.controlplane.identity.roster import InvalidNode, NoSuchNode, StillConnected
-from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.store import port
 from meshwarden.sdk.mtls.peer import Refused
 

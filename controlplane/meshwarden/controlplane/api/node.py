@@ -23,7 +23,7 @@ from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.sessions import Session, Sessions
 from meshwarden.controlplane.publish.trust import Trust
-from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1 import node_service_pb2_grpc

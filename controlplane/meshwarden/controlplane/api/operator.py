@@ -13,8 +13,8 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.identity.authorize import Denied, authorize
 from meshwarden.controlplane.identity.operators import LOCAL, LOGIN, TTL, OperatorRecord, OperatorRole, Operators
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import key_of
-from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.store.port import Store
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import operator_service_pb2 as v1

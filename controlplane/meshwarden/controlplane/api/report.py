@@ -13,7 +13,7 @@ from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.pack import unpack_bounded
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.resources.batch import MAX_ITEMS
-from meshwarden.controlplane.resources.validate import FieldFault
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1.report_pb2 import ExportRequest, ExportResponse
 from meshwarden.v1.report_pb2_grpc import ReportServiceServicer

@@ -17,6 +17,7 @@ from meshwarden.controlplane.api.errors import InvalidRequest, Moved, NotFound, 
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.identity.authorize import authorize
 from meshwarden.controlplane.publish.trail import Trails
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import (
     KINDS,
     AnyResource,
@@ -34,7 +35,7 @@ from meshwarden.controlplane.resources.model import (
 from meshwarden.controlplane.resources.rate import foreign_region
 from meshwarden.controlplane.resources.reach import Width, width
 from meshwarden.controlplane.resources.reference import reference_faults, users
-from meshwarden.controlplane.resources.validate import FieldFault, resource_faults, unknown_faults
+from meshwarden.controlplane.resources.validate import resource_faults, unknown_faults
 from meshwarden.controlplane.resources.view import View
 from meshwarden.controlplane.secrets.reference import Grants
 from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES
@@ -44,7 +45,7 @@ from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1 import resource_service_pb2_grpc
-from meshwarden.v1.resources_pb2 import RatePolicy, Resource, TrustDomain, WorkloadEntry
+from meshwarden.v1.resources_pb2 import RatePolicy, Resource, Service, TrustDomain, WorkloadEntry
 
 SERVICE = "/meshwarden.v1.ResourceService/"
 # Every commit that references hang on moves this record, so that none is judged by what another takes away.
@@ -309,14 +310,15 @@ def _caller() -> SpiffeId | None:
 
 
 def _reach_allowed(caller: SpiffeId | None, method: str, resources: Iterable[AnyResource]) -> None:
-    """Only an operator of the mesh makes, changes or deletes what reaches into other tenants, or says whom all trust.
+    """Only an operator of the mesh makes, changes or deletes what reaches out of a tenant, or says whom all trust.
 
     Raises:
         Denied: a tenant's operator would.
     """
     for resource in resources:
         wide = isinstance(resource, RatePolicy) and width(resource.metadata.tenant, resource.spec) is Width.MESH
-        if wide or isinstance(resource, TrustDomain):
+        abroad = isinstance(resource, Service) and resource.spec.spiffe_id
+        if wide or abroad or isinstance(resource, TrustDomain):
             authorize(caller, SERVICE + method, None)
 
 

@@ -17,7 +17,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.controlplane.api.errors import InvalidRequest, abort, refusal_in
 from meshwarden.controlplane.audit.port import AuditLog
-from meshwarden.controlplane.resources.validate import FieldFault, rule_faults
+from meshwarden.controlplane.resources.fault import FieldFault
+from meshwarden.controlplane.resources.validate import rule_faults
 from meshwarden.sdk.mtls import peer
 
 OURS = "/meshwarden.v1."

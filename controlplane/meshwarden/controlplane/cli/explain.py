@@ -9,10 +9,17 @@ from meshwarden.v1.admin_service_pb2 import ExplainRequest
 from meshwarden.v1.report_pb2 import CallStat
 
 LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+FOREIGN = r"spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+"
 
 
 @click.command()
-@click.option("--from", "source", required=True, metavar="TENANT/SERVICE", help="The caller.")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="TENANT/SERVICE",
+    help="The caller; of another trust domain its SPIFFE ID.",
+)
 @click.option("--to", "destination", required=True, metavar="TENANT/SERVICE", help="The service called.")
 @click.option("--method", required=True, help='"/package.Service/Method", or "GET /path".')
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header of the call; repeatable.")
@@ -20,7 +27,8 @@ LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 def explain(source: str, destination: str, method: str, headers: tuple[str, ...], output: str) -> None:
     """Say what would become of a call, and which policy decides. Exits 0 whatever the answer."""
     for param, text in (("--from", source), ("--to", destination)):
-        if re.fullmatch(f"{LABEL}/{LABEL}", text) is None:
+        foreign = f"|{FOREIGN}" if param == "--from" else ""
+        if re.fullmatch(f"{LABEL}/{LABEL}{foreign}", text) is None:
             raise click.BadParameter(f"write TENANT/SERVICE, acme/web for one, not {text!r}", param_hint=param)
     pairs = [header.partition("=") for header in headers]
     if any(not name or not equals for name, equals, _ in pairs):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 
-from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
+from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId, account_of
 from meshwarden.controlplane.gather.outcome import outcome
 from meshwarden.sdk.red import histogram
 from meshwarden.sdk.red.exemplar import MOST, is_sound
@@ -20,6 +20,8 @@ MAX_DURATION_S = 86_400.0
 # A revision is a row's number in the store, and a column in the ledger: SQLite has no greater integers.
 MAX_REVISION = 2**63 - 1
 UNKNOWN = "unknown"
+ANY = "*"
+"""The service of callers of another trust domain."""
 _DECISIONS = (CallStat.ALLOWED, CallStat.DENIED, CallStat.LIMITED, CallStat.THROTTLED)
 # Names come again with each batch; those of the last are known to be sound.
 _NAMES_KEPT = 4096
@@ -107,6 +109,9 @@ def _source(text: str, reporter: int, trust_domain: str) -> tuple[str, str]:
         spiffe_id = SpiffeId.parse(text)
     except InvalidSpiffeId:
         raise Refused("malformed") from None
+    if spiffe_id.trust_domain != trust_domain and reporter == CallStat.DESTINATION:
+        # As one: who may make up identities over there makes up no series here.
+        return account_of(spiffe_id.trust_domain), ANY
     if spiffe_id.trust_domain != trust_domain or spiffe_id.role is not Role.WORKLOAD:
         raise Refused("unidentified")
     return spiffe_id.tenant or "", spiffe_id.service or ""

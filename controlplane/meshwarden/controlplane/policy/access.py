@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from meshwarden.controlplane.policy import denied
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name, caller_of
 
 
 def access(mesh: Mesh, service: Name) -> Access:
@@ -17,8 +17,10 @@ def access(mesh: Mesh, service: Name) -> Access:
         for index, rule in enumerate(policy.spec.allow):
             methods = tuple(Method.parse(text) for text in rule.methods) or (ANY_METHOD,)
             for caller in getattr(rule, "from"):
-                who = Caller(caller.tenant or key.tenant, "" if caller.service == "*" else caller.service)
-                grants.append(Grant(who, methods, Name(key.tenant, key.name), index))
+                who = caller_of(caller, key.tenant)
+                # A trust domain that was taken back is trusted no more, whatever policies still say of it.
+                if isinstance(who, Caller) or who.trust_domain in mesh.foreign:
+                    grants.append(Grant(who, methods, Name(key.tenant, key.name), index))
     granted = Access(service, tuple(grants))
     if not mesh.denied:
         return granted

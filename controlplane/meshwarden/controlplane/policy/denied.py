@@ -13,32 +13,34 @@ from typing import NamedTuple
 
 from meshwarden.certs.deny import DenyList
 from meshwarden.certs.spiffe_id import Role, SpiffeId
-from meshwarden.controlplane.policy.neutral import Access, Name
+from meshwarden.controlplane.policy.neutral import Access, Foreign, Name
 
 
 class Denied(NamedTuple):
     """A caller, or one certificate.
 
     Attributes:
-        caller: the service; None is whoever holds the certificate.
+        caller: the service, or another trust domain's identity; None is whoever holds the certificate.
         serial: the certificate's number in hexadecimal; empty for every certificate of the caller.
         not_after: when it ends.
     """
 
-    caller: Name | None
+    caller: Name | Foreign | None
     serial: str
     not_after: datetime
 
 
 def read(deny_list: DenyList, trust_domain: str) -> frozenset[Denied]:
-    """The denies of a list that are of workloads of the trust domain, or of whoever."""
+    """The denies of a list that are of workloads of the trust domain, of another one's identities, or of whoever."""
     found = set()
     for deny in deny_list:
         if not deny.spiffe_id:
             found.add(Denied(None, deny.serial, deny.not_after))
             continue
         identity = SpiffeId.parse(deny.spiffe_id)
-        if identity.role is Role.WORKLOAD and identity.trust_domain == trust_domain:
+        if identity.trust_domain != trust_domain:
+            found.add(Denied(Foreign(identity.trust_domain, identity.path), deny.serial, deny.not_after))
+        elif identity.role is Role.WORKLOAD:
             name = Name(identity.tenant or "", identity.service or "")
             found.add(Denied(name, deny.serial, deny.not_after))
     return frozenset(found)

@@ -27,10 +27,11 @@ def cluster_name(service: Name, version: str = "") -> str:
 def assignment(mesh: Mesh, service: Name, version: str = "") -> Resource:
     """The endpoints of a service, by locality; an assignment without any if there are none.
 
-    An empty answer is an answer: without one a client waits 15 s for it. A service whose identity is revoked has none.
+    An empty answer is an answer: without one a client waits 15 s for it. A service whose identity is revoked has none,
+    nor has one of a trust domain that is trusted no more.
     """
     localities: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for spec in () if mesh.is_revoked(service) else _distinct(mesh, service, version):
+    for spec in () if mesh.is_cut_off(service) else _distinct(mesh, service, version):
         place = (spec.locality.region, spec.locality.zone)
         localities.setdefault(place, []).append(_endpoint(spec))
     name = cluster_name(service, version)

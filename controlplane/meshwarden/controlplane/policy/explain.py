@@ -6,10 +6,11 @@ Whoever does not see the callee's tenant is told what becomes of the call and wh
 from collections.abc import Callable
 from typing import Final
 
+from meshwarden.certs.spiffe_id import account_of
 from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Limits, Name, Rate
+from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name, Rate
 from meshwarden.controlplane.resources.reach import Width
 from meshwarden.sdk.quota.unit import CONCURRENT, REQUESTS
 from meshwarden.v1 import admin_service_pb2, resources_pb2
@@ -29,7 +30,11 @@ class _Call:
         self, mesh: Mesh, request: admin_service_pb2.ExplainRequest, shown: Callable[[str], bool] = lambda tenant: True
     ) -> None:
         self.mesh, self.shown = mesh, shown
-        self.caller = _name(getattr(request, "from"))
+        self.caller = _caller(getattr(request, "from"))
+        self.is_foreign = isinstance(self.caller, Foreign)
+        """Whether the caller is of another trust domain."""
+        self.tenant = account_of(self.caller.trust_domain) if isinstance(self.caller, Foreign) else self.caller.tenant
+        """Whose the call is."""
         self.callee = _name(request.to)
         self.service = mesh.find("Service", *self.callee)
         self.verb, _, target = request.method.rpartition(" ")
@@ -66,7 +71,7 @@ def explain(
 
 def _outside(call: _Call) -> None:
     """What the caller's side would find out by calling."""
-    callee, tenant = call.callee, call.caller.tenant
+    callee, tenant = call.callee, call.tenant
     call.answer.decision = CallStat.DENIED
     call.answer.visible = call.service is not None and call.mesh.sees(tenant, callee)
     if not call.answer.visible:
@@ -85,10 +90,15 @@ def _outside(call: _Call) -> None:
 
 
 def _visibility(call: _Call) -> None:
-    callee, tenant = call.callee, call.caller.tenant
+    callee, tenant = call.callee, call.tenant
     title = f"Service {callee}"
     if call.service is None:
         call.step("visibility", False, f"there is no service {callee}")
+        return
+    if call.is_foreign:
+        call.answer.visible = True
+        text = f"{call.caller} is of another trust domain: no name of this mesh resolves there, it calls an address"
+        call.step("visibility", True, text)
         return
     call.answer.visible = call.mesh.sees(tenant, callee)
     if not call.answer.visible:
@@ -105,7 +115,7 @@ def _visibility(call: _Call) -> None:
 
 def _names(call: _Call) -> str:
     """By which names the caller's tenant knows the callee; of other services it names those that may be shown."""
-    callee, tenant = call.callee, call.caller.tenant
+    callee, tenant = call.callee, call.tenant
     found = call.mesh.candidates(tenant, callee.name)
     names = [f"{callee.name}.{callee.tenant}"] + ([callee.name] if found == [callee] else [])
     text = f"tenant {tenant} sees it as {' and as '.join(names)}"
@@ -119,15 +129,19 @@ def _names(call: _Call) -> str:
 
 
 def _access(call: _Call) -> None:
+    if call.service is not None and call.service.spec.spiffe_id:
+        call.answer.decision = CallStat.ALLOWED
+        text = f"{call.service.spec.spiffe_id} serves it: whether {call.caller} may call is for its trust domain to say"
+        call.step("access", True, text, f"Service {call.callee}", "spec.spiffeId")
+        return
     said = access.access(call.mesh, call.callee)
     grant = said.find(call.caller, call.path, call.verb)
     call.answer.decision = CallStat.ALLOWED if grant is not None else CallStat.DENIED
     if grant is not None:
-        who = grant.caller.service or "every service"
         call.step(
             "access",
             True,
-            f"allowed: {who} of tenant {grant.caller.tenant} may call this",
+            f"allowed: {grant.caller} may call this",
             f"AccessPolicy {grant.policy}",
             f"spec.allow[{grant.rule}]",
         )
@@ -167,11 +181,11 @@ def _limit(call: _Call) -> None:
         if said is not None:
             _limit_of(call, said)
     if not policies:
-        call.step("limit", True, f"tenant {call.caller.tenant} is not limited")
+        call.step("limit", True, f"tenant {call.tenant} is not limited")
 
 
 def _limit_of(call: _Call, said: Limits) -> None:
-    tenant, title = call.caller.tenant, f"RatePolicy {said.policy}"
+    tenant, title = call.tenant, f"RatePolicy {said.policy}"
     limit = said.find(tenant)
     if said.adaptive is not None:
         text = f"each server takes from {said.adaptive.least} to {said.adaptive.most} calls at once, as it finds"
@@ -231,6 +245,13 @@ def _rate(limit: Rate, said: Limits) -> str:
         return f"{limit.amount} {what} each {said.period.lower()} of {said.zone}"
     per = "1 s" if limit.per_s == 1 else f"{limit.per_s:g} s"
     return f"{limit.amount} {what} in {per}, {limit.burst} at once"
+
+
+def _caller(text: str) -> Name | Foreign:
+    if not text.startswith("spiffe://"):
+        return _name(text)
+    trust_domain, _, path = text.removeprefix("spiffe://").partition("/")
+    return Foreign(trust_domain, f"/{path}")
 
 
 def _name(text: str) -> Name:

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from meshwarden.certs.deny import DenyList
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy import denied
 from meshwarden.controlplane.policy.denied import Denied, Epochs
-from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.neutral import Foreign, Name, caller_of
 from meshwarden.controlplane.resources.reach import Width, covers, width
 
 
@@ -74,6 +75,8 @@ class Mesh:
         self._all: dict[Key, Any] = {}
         self.trust_domains: dict[Key, Any] = {}
         """The other trust domains: `{key: message}`."""
+        self.foreign: tuple[str, ...] = ()
+        """Their names, in order."""
         # {kind: {service: {key: message}}} for what speaks of a service.
         self._of_service: dict[str, dict[Name, dict[Key, Any]]] = {}
         # {kind: {node: keys}} for what names nodes.
@@ -102,9 +105,9 @@ class Mesh:
         before, self.denied = self.denied, denied.read(deny_list, self.trust_domain)
         impact = Impact()
         for revoked in {one.caller for one in before ^ self.denied if one.caller is not None and not one.serial}:
-            if (message := self.find("Service", *revoked)) is not None:
-                impact.services.add(revoked)
-                impact.seen_by |= {revoked.tenant, *message.spec.export_to}
+            for service in self._served_by(revoked):
+                impact.services.add(service)
+                impact.seen_by |= {service.tenant, *self._all[Key("Service", *service)].spec.export_to}
         for service, policies in self._of_service.get("AccessPolicy", {}).items():
             changed = [one for one in before ^ self.denied if _lets_in(policies.values(), one.caller)]
             if not changed:
@@ -116,9 +119,26 @@ class Mesh:
                 self.epochs.add(service, [one for one in self.denied if _lets_in(policies.values(), one.caller)])
         return impact
 
-    def is_revoked(self, service: Name) -> bool:
-        """Whether the identity of a service is revoked, so that nobody is to call it either."""
-        return bool(self.denied) and any(one.caller == service and not one.serial for one in self.denied)
+    def identity(self, service: Name) -> SpiffeId:
+        """Who the servers of a service are: another trust domain's, if that is where it is served."""
+        message = self.find("Service", *service)
+        if message is not None and message.spec.spiffe_id:
+            return SpiffeId.parse(message.spec.spiffe_id)
+        return SpiffeId.workload(self.trust_domain, service.tenant, service.name)
+
+    def _served_by(self, who: Name | Foreign) -> list[Name]:
+        if isinstance(who, Name):
+            return [who] if self.find("Service", *who) is not None else []
+        return [name for name in self.services() if str(self.identity(name)) == str(who)]
+
+    def is_cut_off(self, service: Name) -> bool:
+        """Whether nobody is to call a service: its identity is revoked, or its trust domain is none that is trusted."""
+        who: Name | Foreign = service
+        if (identity := self.identity(service)).trust_domain != self.trust_domain:
+            if identity.trust_domain not in self.foreign:
+                return True
+            who = Foreign(identity.trust_domain, identity.path)
+        return bool(self.denied) and any(one.caller == who and not one.serial for one in self.denied)
 
     def find(self, kind: str, tenant: str, name: str) -> Any | None:
         """The resource of that name, None if there is none."""
@@ -231,7 +251,7 @@ class Mesh:
         if key.kind == "Tenant":
             return
         if key.kind == "TrustDomain":
-            impact.trust = True
+            self._touch_trust(impact, message.spec.trust_domain)
             return
         if key.kind == "RatePolicy":
             impact.rates.add(Name(key.tenant, key.name))
@@ -256,6 +276,18 @@ class Mesh:
         elif key.kind == "WorkloadEntry":
             impact.nodes.update(message.spec.nodes)
 
+    def _touch_trust(self, impact: Impact, trust_domain: str) -> None:
+        """A trust domain: who may call, whose certificates listeners take, and what is served over there."""
+        impact.trust = True
+        impact.nodes.update(node for node, keys in self._on_node["WorkloadEntry"].items() if keys)
+        for service, policies in self._of_service.get("AccessPolicy", {}).items():
+            if any(_names_domain(policy, trust_domain) for policy in policies.values()):
+                impact.servers.add(service)
+        for key, message in self._all.items():
+            if key.kind == "Service" and message.spec.spiffe_id.startswith(f"spiffe://{trust_domain}/"):
+                impact.services.add(Name(key.tenant, key.name))
+                impact.seen_by |= {key.tenant, *message.spec.export_to}
+
     def _limited(self, owner: str, spec: Any) -> Iterable[Name]:
         """The services that a rate policy is about; of one service, whether there is such a one or not."""
         if spec.service:
@@ -274,11 +306,16 @@ class Mesh:
             self._wide[width(key.tenant, message.spec), key] = message
         elif key.kind == "TrustDomain":
             self.trust_domains[key] = message
+            self._name_domains()
         elif key.kind != "Tenant":
             service = Name(key.tenant, message.spec.service)
             self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
         for node in _nodes(key, message):
             self._on_node[key.kind].setdefault(node, set()).add(key)
+
+    def _name_domains(self) -> None:
+        names = {message.spec.trust_domain for message in self.trust_domains.values()} - {self.trust_domain}
+        self.foreign = tuple(sorted(names))
 
     def _drop(self, key: Key, message: Any) -> None:
         del self._all[key]
@@ -289,6 +326,7 @@ class Mesh:
             del self._wide[width(key.tenant, message.spec), key]
         elif key.kind == "TrustDomain":
             del self.trust_domains[key]
+            self._name_domains()
         elif key.kind != "Tenant":
             del self._of_service[key.kind][Name(key.tenant, message.spec.service)][key]
         for node in _nodes(key, message):
@@ -299,15 +337,22 @@ def _covers(policy: Key, message: Any, service: Name) -> bool:
     return covers(policy.tenant, message.spec, service)
 
 
-def _lets_in(policies: Iterable[Any], caller: Name | None) -> bool:
+def _lets_in(policies: Iterable[Any], caller: Name | Foreign | None) -> bool:
     """Whether some of a service's access policies is about a caller; None is anybody."""
     for policy in policies:
         for rule in policy.spec.allow:
             for who in getattr(rule, "from"):
-                tenant = who.tenant or policy.metadata.tenant
-                if caller is None or (tenant == caller.tenant and who.service in ("", "*", caller.name)):
+                if caller is None or caller_of(who, policy.metadata.tenant).fits(caller):
                     return True
     return False
+
+
+def _names_domain(policy: Any, trust_domain: str) -> bool:
+    return any(
+        who.trust_domain == trust_domain or who.spiffe_id.startswith(f"spiffe://{trust_domain}/")
+        for rule in policy.spec.allow
+        for who in getattr(rule, "from")
+    )
 
 
 def _nodes(key: Key, message: Any) -> list[str]:

@@ -4,7 +4,7 @@ Both dialects and `explain` read these values and nothing else, so that they can
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from meshwarden.controlplane.resources.reach import Width
 from meshwarden.sdk.quota.unit import REQUESTS, Unit
@@ -50,27 +50,84 @@ class Method:
 ANY_METHOD = Method("/", prefix=True)
 
 
+class Foreign(NamedTuple):
+    """An identity of another trust domain; `path` with its leading slash. Its tenants' names mean nothing here."""
+
+    trust_domain: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"spiffe://{self.trust_domain}{self.path}"
+
+
+def spiffe_of(who: Name | Foreign, trust_domain: str) -> str:
+    """The SPIFFE ID of a service of `trust_domain`, or of another trust domain's identity."""
+    return str(who) if isinstance(who, Foreign) else Caller(*who).spiffe(trust_domain)
+
+
 @dataclass(frozen=True, order=True)
 class Caller:
-    """A service, or with an empty `service` every service of the tenant."""
+    """A service, or with an empty `service` every service of the tenant: of this mesh's own trust domain."""
 
     tenant: str
     service: str = ""
 
-    def fits(self, name: Name) -> bool:
-        """Whether the caller `name` is meant."""
-        return self.tenant == name.tenant and self.service in ("", name.name)
+    @property
+    def is_whole(self) -> bool:
+        """Whether more than one identity is meant."""
+        return not self.service
+
+    def fits(self, who: Name | Foreign) -> bool:
+        """Whether the caller `who` is meant."""
+        return isinstance(who, Name) and self.tenant == who.tenant and self.service in ("", who.name)
 
     def spiffe(self, trust_domain: str) -> str:
         """The SPIFFE ID, or for a whole tenant what its services' IDs start with, the last slash included."""
         return f"spiffe://{trust_domain}/tenant/{self.tenant}/service/{self.service}"
+
+    def __str__(self) -> str:
+        return f"{self.service or 'every service'} of tenant {self.tenant}"
+
+
+@dataclass(frozen=True, order=True)
+class ForeignCaller:
+    """An identity of another trust domain, or with an empty `path` every identity of it."""
+
+    trust_domain: str
+    path: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether more than one identity is meant."""
+        return not self.path
+
+    def fits(self, who: Name | Foreign) -> bool:
+        """Whether the caller `who` is meant."""
+        return isinstance(who, Foreign) and self.trust_domain == who.trust_domain and self.path in ("", who.path)
+
+    def spiffe(self, _: str) -> str:
+        """The SPIFFE ID, or for the whole trust domain what its IDs start with, the slash included."""
+        return f"spiffe://{self.trust_domain}{self.path or '/'}"
+
+    def __str__(self) -> str:
+        return f"spiffe://{self.trust_domain}{self.path}" if self.path else f"every identity of {self.trust_domain}"
+
+
+def caller_of(said: Any, owner: str) -> Caller | ForeignCaller:
+    """Whom a `v1.Caller` means in a policy of the tenant `owner`."""
+    if said.trust_domain:
+        return ForeignCaller(said.trust_domain)
+    if said.spiffe_id:
+        trust_domain, _, path = said.spiffe_id.removeprefix("spiffe://").partition("/")
+        return ForeignCaller(trust_domain, f"/{path}")
+    return Caller(said.tenant or owner, "" if said.service == "*" else said.service)
 
 
 @dataclass(frozen=True)
 class Grant:
     """One permission: `caller` may call any of `methods`; `policy` and `rule` say where that stands."""
 
-    caller: Caller
+    caller: Caller | ForeignCaller
     methods: tuple[Method, ...]
     policy: Name
     rule: int
@@ -89,10 +146,10 @@ class Access:
 
     service: Name
     grants: tuple[Grant, ...] = ()
-    revoked: tuple[Name, ...] = ()
-    serials: tuple[tuple[str, Name | None], ...] = ()
+    revoked: tuple[Name | Foreign, ...] = ()
+    serials: tuple[tuple[str, Name | Foreign | None], ...] = ()
 
-    def find(self, caller: Name, path: str, verb: str = "", serial: str = "") -> Grant | None:
+    def find(self, caller: Name | Foreign, path: str, verb: str = "", serial: str = "") -> Grant | None:
         """The first grant that allows the call, by a certificate of that number; None if it is denied."""
         if caller in self.revoked or (serial, None) in self.serials or (serial, caller) in self.serials:
             return None

@@ -16,6 +16,7 @@ from typing import Final
 import anyio
 import structlog
 
+from meshwarden.certs.spiffe_id import account_of
 from meshwarden.controlplane.policy import rate
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
@@ -107,8 +108,8 @@ class Division:
         return self._usages
 
     def is_tenant(self, tenant: str) -> bool:
-        """Whether there is such a tenant."""
-        return self.mesh.find("Tenant", tenant, tenant) is not None
+        """Whether there is such a tenant, or another trust domain whose callers together are called so."""
+        return self.mesh.find("Tenant", tenant, tenant) is not None or tenant in map(account_of, self.mesh.foreign)
 
     def tree(self, policy: str) -> Level | None:
         """The tree of a policy that is divided here."""

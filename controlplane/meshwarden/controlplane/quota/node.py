@@ -46,7 +46,7 @@ class Limits(Protocol):
         """Whether a policy is about a service."""
 
     def is_tenant(self, tenant: str) -> bool:
-        """Whether there is such a tenant."""
+        """Whether there is such a tenant, or another trust domain that is called so."""
 
     def now_s(self) -> float:
         """The present."""

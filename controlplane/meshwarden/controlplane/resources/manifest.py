@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 from google.protobuf.json_format import MessageToDict
 
+from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import KINDS, AnyResource, normalise, ref_of, title, unwrap, wrap
 from meshwarden.controlplane.resources.shape import Filler
 from meshwarden.controlplane.resources.tree import Node, read, scalar
-from meshwarden.controlplane.resources.validate import FieldFault, resource_faults, rule_faults
+from meshwarden.controlplane.resources.validate import resource_faults, rule_faults
 from meshwarden.v1.resources_pb2 import Resource
 
 # The mesh's own word, which is not taken from a manifest.

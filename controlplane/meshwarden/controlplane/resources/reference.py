@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from meshwarden.controlplane.resources.data_plane import Unheld, about, is_envoy, unheld
+from meshwarden.controlplane.resources.fault import FieldFault
+from meshwarden.controlplane.resources.foreign import caller_faults, held_faults, service_faults
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
 from meshwarden.controlplane.resources.reach import ALL, covers, full
-from meshwarden.controlplane.resources.validate import FieldFault
 from meshwarden.controlplane.resources.view import View
 from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import (
@@ -44,6 +45,9 @@ def users(refs: Iterable[ResourceRef], before: View) -> list[str]:
     """Says who would miss what is deleted: "AccessPolicy platform/orders needs it: spec.service: …"."""
     refs = list(refs)
     after = before.with_changes(removes=refs)
+    # Trust is taken back at once, whoever counts on it: what names it then means nobody.
+    if all(ref.kind == "TrustDomain" for ref in refs):
+        return []
     titles = ", ".join(map(title, refs))
     found = []
     for resource in after:
@@ -132,6 +136,7 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         for number, seer in enumerate(resource.spec.export_to):
             if seer != "*":
                 yield from _tenant(f"spec.exportTo[{number}]", seer, view)
+        yield from service_faults(resource, view)
         return
     if isinstance(resource, TrustDomain):
         yield from _only_domain(resource, view)
@@ -139,6 +144,7 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
     service = view.service(tenant, resource.spec.service)
     if service is None and not (isinstance(resource, RatePolicy) and resource.spec.services):
         yield FieldFault("spec.service", _missing_of("Service", tenant, resource.spec.service, view))
+    yield from held_faults(ref_of(resource).kind, service)
     if isinstance(resource, AccessPolicy):
         yield from _callers(resource, service, view)
     elif isinstance(resource, RoutePolicy):
@@ -175,6 +181,9 @@ def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Itera
     for rule_number, rule in enumerate(policy.spec.allow):
         for number, caller in enumerate(getattr(rule, "from")):
             path = f"spec.allow[{rule_number}].from[{number}]"
+            if not caller.service:
+                yield from caller_faults(path, caller, view)
+                continue
             tenant = caller.tenant or owner
             missing = list(_tenant(f"{path}.tenant", tenant, view))
             if missing:

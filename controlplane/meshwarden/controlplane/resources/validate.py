@@ -7,7 +7,6 @@ anew as the class of a pool of our own, and protovalidate holds it against that.
 import functools
 import importlib.resources
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import protovalidate
@@ -18,14 +17,18 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from meshwarden.certs.bundle import InvalidBundle
 from meshwarden.certs.bundle_document import parse_document
 from meshwarden.controlplane.resources.batch import keeps_rules
+from meshwarden.controlplane.resources.fault import FieldFault
+from meshwarden.controlplane.resources.foreign import foreign_faults
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
 from meshwarden.controlplane.resources.rate import rate_faults
 from meshwarden.v1.report_pb2 import ExportRequest
 from meshwarden.v1.resources_pb2 import (
+    AccessPolicy,
     Endpoint,
     RatePolicy,
     Resource,
     RoutePolicy,
+    Service,
     Tenant,
     TrustDomain,
     WorkloadEntry,
@@ -39,6 +42,7 @@ PATTERNS = {
     "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$": f"must be {LABEL}",
     "^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$": f"must be {LABEL}",
     "^(\\*|[a-z0-9]([a-z0-9-]*[a-z0-9])?)$": f'must be "*" or {LABEL}',
+    "^(\\*|[a-z0-9]([a-z0-9-]*[a-z0-9])?)?$": f'must be "*" or {LABEL}',
     "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": "must be lower-case letters, digits, dots and hyphens",
     "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$": "must be lower-case letters, digits, dots and hyphens",
     "^([A-Z]+ )?/[^*\\s]*\\*?$": 'must be "/package.Service/Method", "/path" or "GET /path"; only its end may be "*"',
@@ -47,22 +51,18 @@ PATTERNS = {
     "^([A-Za-z_][A-Za-z0-9_.@\\\\-]*)?$": "must be the name of a user, which is no number",
     "^([A-Za-z0-9:_.\\\\@-]+\\.(service|scope))?$": 'must be the whole name of a unit, "NAME.service" or "NAME.scope"',
     "^(/[A-Za-z0-9_][A-Za-z0-9:_.\\\\@-]*)*$": 'must be a path from the root as in /proc/PID/cgroup, "/a/b"',
+    "^[a-z0-9._-]*$": "must be lower-case letters, digits, dots, hyphens and underscores",
     "^[a-z0-9._-]+$": "must be lower-case letters, digits, dots, hyphens and underscores",
     '^https://([A-Za-z0-9.-]+|\\[[0-9a-fA-F:.]+\\])(:[0-9]{1,5})?(/[!-"$-~]*)?$': (
         'must be "https://host:port/path", without user and fragment'
     ),
     "^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$": 'must be a SPIFFE ID with a path, "spiffe://partner.example/spire/server"',
+    "^([a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9-]*[a-z0-9])?|spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)$": (
+        'must be "tenant/service", or a SPIFFE ID with a path'
+    ),
     "^/[^*\\s]+$": 'must be "/package.Service/Method"',
     "^(/[^*\\s]+)?$": 'must be "/package.Service/Method"',
 }
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class FieldFault:
-    """What is wrong with one field: its path in JSON names, "spec.allow[0].from[1].service", and why."""
-
-    field: str
-    message: str
 
 
 class Schema:
@@ -206,6 +206,8 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
             yield FieldFault("spec.inboundPort", "is the program's own port; the Envoy needs another")
     elif isinstance(resource, TrustDomain):
         yield from _trust_faults(resource)
+    elif isinstance(resource, AccessPolicy | Service):
+        yield from foreign_faults(resource)
     elif isinstance(resource, Endpoint) and resource.spec.node:
         yield FieldFault("spec.node", "endpoints of a node are its agent's to keep: leave it out")
 

@@ -28,29 +28,30 @@ class Caller:
 
     Attributes:
         chain: the certificates in DER, leaf first; empty where none is shown.
-        source: its SPIFFE ID as text, and its tenant, once they are proved; before that they are empty.
+        source: its SPIFFE ID as text, and whose its calls are (`SpiffeId.account`), once they are proved; before that
+            they are empty.
     """
 
-    __slots__ = ("chain", "peer", "source", "tenant")
+    __slots__ = ("chain", "home", "peer", "source", "tenant")
 
-    def __init__(self, chain: tuple[bytes, ...]) -> None:
-        self.chain = chain
+    def __init__(self, chain: tuple[bytes, ...], home: str) -> None:
+        self.chain, self.home = chain, home
         self.peer: VerifiedPeer | None = None
         self.source = self.tenant = ""
 
     def name(self, peer: VerifiedPeer) -> None:
         """The check says anew who it is."""
-        self.source, self.tenant = str(peer.spiffe_id), peer.spiffe_id.tenant or ""
+        self.source, self.tenant = str(peer.spiffe_id), peer.spiffe_id.account(self.home)
         self.peer = peer  # last: whoever sees it sees the text of it
 
 
 class Callers:
     """The callers of one server. Safe to share between threads."""
 
-    def __init__(self, bundles: Callable[[], Mapping[str, Bundle]], clock: Clock) -> None:
+    def __init__(self, bundles: Callable[[], Mapping[str, Bundle]], clock: Clock, home: str) -> None:
         """See `PeerVerifier`; nobody is denied."""
-        self._denied = Denied(clock)
-        self._verifier = PeerVerifier(bundles, clock)
+        self._denied, self._home = Denied(clock), home
+        self._verifier = PeerVerifier(bundles, clock, home=home)
         self._known: dict[tuple[bytes | None, ...], Caller] = {}
 
     def deny(self, deny_list: DenyList) -> None:
@@ -92,7 +93,8 @@ class Callers:
             certificates = x509.load_pem_x509_certificates(pem) if pem else []
         except UNREADABLE:
             raise PeerRefused("chain: not X.509 certificates") from None
-        caller = Caller(tuple(dict.fromkeys(certificate.public_bytes(Encoding.DER) for certificate in certificates)))
+        chain = tuple(dict.fromkeys(certificate.public_bytes(Encoding.DER) for certificate in certificates))
+        caller = Caller(chain, self._home)
         if len(self._known) >= _MAX_CALLERS:
             self._known.clear()
         self._known[(*leaf, None, *rest)] = caller

@@ -3,16 +3,17 @@
 A tree finds the caller in O(1) of the number of grants; RBAC policies are gone through one by one (twenty times
 the CPU at 500). What a caller may call is a list of its own methods.
 
-    exact map of services ─no match─▶ prefix map of whole tenants ─no match─▶ deny
+    exact map of services ─no match─▶ prefix map of whole tenants and other trust domains ─no match─▶ deny
 
-A service named by itself has its tenant's grants merged into its own entry, so the first map that knows it decides.
-A caller that is revoked has an entry that denies; certificates that are have maps of their own before all others.
+Who is named by itself has its tenant's or trust domain's grants merged into its own entry, so the first map that knows
+it decides. A caller that is revoked has an entry that denies; certificates that are have maps of their own before all
+others.
 """
 
 import re
 from typing import Any, Final
 
-from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, spiffe_of
 
 RBAC: Final = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 _SET_FILTER_STATE: Final = "type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config"
@@ -33,20 +34,20 @@ _URI: Final = {
 
 def rbac(access: Access, trust_domain: str) -> dict[str, Any]:
     """The filter, in JSON form; without grants it denies every call."""
-    services, tenants = _by_caller(access)
-    denied = {Caller(*name).spiffe(trust_domain): _act("revoked", "DENY") for name in access.revoked}
+    single, whole = _by_caller(access, trust_domain)
+    denied = {spiffe_of(one, trust_domain): _act("revoked", "DENY") for one in access.revoked}
     branches = [
         (_CERTIFICATE, "exact_match_map", _serials(access, trust_domain)),
         (_CERTIFICATE, "prefix_match_map", {f"{form} ": _act("revoked", "DENY") for form in _anybodys(access)}),
         (
             _URI,
             "exact_match_map",
-            {who.spiffe(trust_domain): _of_service(found) for who, found in services.items()} | denied,
+            {who: _of_one(found) for who, found in single.items()} | denied,
         ),
         (
             _URI,
             "prefix_match_map",
-            {who.spiffe(trust_domain): _of_tenant(who, found, trust_domain) for who, found in tenants.items()},
+            {start: _of_all(start, found) for start, found in whole.items()},
         ),
     ]
     matcher: dict[str, Any] | None = None
@@ -75,7 +76,7 @@ def certificate_filter() -> dict[str, Any]:
 
 def _serials(access: Access, trust_domain: str) -> dict[str, Any]:
     return {
-        f"{form} {Caller(*whose).spiffe(trust_domain)}": _act("revoked", "DENY")
+        f"{form} {spiffe_of(whose, trust_domain)}": _act("revoked", "DENY")
         for serial, whose in access.serials
         if whose is not None
         for form in _forms(serial)
@@ -91,20 +92,22 @@ def _forms(serial: str) -> tuple[str, ...]:
     return (serial, f"0{serial}") if len(serial) % 2 else (serial,)
 
 
-def _by_caller(access: Access) -> tuple[dict[Caller, list[Grant]], dict[Caller, list[Grant]]]:
-    """The grants of each service and of each whole tenant."""
-    tenants: dict[Caller, list[Grant]] = {}
+def _by_caller(access: Access, trust_domain: str) -> tuple[dict[str, list[Grant]], dict[str, list[Grant]]]:
+    """The grants of each identity, and of each whole tenant or trust domain by what its identities start with."""
+    whole: dict[str, list[Grant]] = {}
     for grant in access.grants:
-        if not grant.caller.service:
-            tenants.setdefault(grant.caller, []).append(grant)
-    services: dict[Caller, list[Grant]] = {}
+        if grant.caller.is_whole:
+            whole.setdefault(grant.caller.spiffe(trust_domain), []).append(grant)
+    single: dict[str, list[Grant]] = {}
     for grant in access.grants:
-        if grant.caller.service:
-            services.setdefault(grant.caller, list(tenants.get(Caller(grant.caller.tenant), ()))).append(grant)
-    return dict(sorted(services.items())), dict(sorted(tenants.items()))
+        if not grant.caller.is_whole:
+            own = grant.caller.spiffe(trust_domain)
+            wider = [more for start, found in whole.items() if own.startswith(start) for more in found]
+            single.setdefault(own, wider).append(grant)
+    return dict(sorted(single.items())), dict(sorted(whole.items()))
 
 
-def _of_service(grants: list[Grant]) -> dict[str, Any]:
+def _of_one(grants: list[Grant]) -> dict[str, Any]:
     for grant in grants:
         if ANY_METHOD in grant.methods:
             return _allow(grant)
@@ -112,9 +115,11 @@ def _of_service(grants: list[Grant]) -> dict[str, Any]:
     return {"matcher": {"matcher_list": {"matchers": matchers}}} if matchers else _act("deny", "DENY")
 
 
-def _of_tenant(who: Caller, grants: list[Grant], trust_domain: str) -> dict[str, Any]:
-    # Several URIs in a certificate come joined by commas: the whole text must be one ID of the tenant.
-    own = _predicate(_URI, _regex(re.escape(who.spiffe(trust_domain)) + "[a-z0-9-]+"))
+def _of_all(start: str, grants: list[Grant]) -> dict[str, Any]:
+    # Several URIs in a certificate come joined by commas: the whole text must be one ID of the tenant, or of the other
+    # trust domain, whose authority may write into a URI what it likes.
+    rest = "[a-z0-9-]+" if isinstance(grants[0].caller, Caller) else "[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*"
+    own = _predicate(_URI, _regex(re.escape(start) + rest))
     matchers = _matchers(grants, [own])
     return {"matcher": {"matcher_list": {"matchers": matchers}}} if matchers else _act("deny", "DENY")
 

@@ -40,6 +40,6 @@ class Envoy:
             message = mesh.find("Service", *service)
             spoken = message.spec.protocol if message is not None else 0
             epoch = mesh.epochs.get(service, lambda: denied.of(access.access(mesh, service), mesh.denied))
-            found.append(inbound.listener(ref.listen_address, service, mesh.trust_domain, epoch))
+            found.append(inbound.listener(ref.listen_address, service, mesh.trust_domain, epoch, mesh.foreign))
             found.append(inbound.app(ref.app_address, spoken))
         return tuple(found)

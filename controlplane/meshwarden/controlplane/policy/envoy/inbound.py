@@ -7,6 +7,8 @@ spent bucket is refilled by a change of its own limit alone.
 Source: Envoy, "RBAC", "Local rate limit", "Extension configuration discovery".
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from meshwarden.controlplane.policy.envoy import telemetry
@@ -14,7 +16,9 @@ from meshwarden.controlplane.policy.envoy.access import RBAC, certificate_filter
 from meshwarden.controlplane.policy.envoy.limit import LOCAL_RATE_LIMIT, NAMESPACE, rate_limit
 from meshwarden.controlplane.policy.envoy.part import (
     ADS,
+    CALLERS,
     CONNECTION_LIFE,
+    ROOTS,
     ROUTER,
     manager,
     protocol,
@@ -41,21 +45,22 @@ _XFCC: Final = "x-forwarded-client-cert"
 _CALLER: Final = f"%DYNAMIC_METADATA({NAMESPACE}:caller)%"
 
 
-def listener(address: str, service: Name, trust_domain: str, epoch: str = "") -> Resource:
+def listener(address: str, service: Name, trust_domain: str, epoch: str = "", foreign: Sequence[str] = ()) -> Resource:
     """The listener of one instance.
 
     Args:
         address: where it listens.
         service: what it is an instance of.
-        trust_domain: whose callers there may be.
+        trust_domain: ours.
         epoch: another one makes Envoy end what is open after its drain time; see `denied.Epochs`.
+        foreign: the other trust domains of which there may be callers.
 
     Raises:
         ValueError: the address is none.
     """
     more = {
         "http_filters": [
-            _who(trust_domain),
+            _who(trust_domain, foreign=bool(foreign)),
             certificate_filter(),
             _discovered(f"access/{service}", RBAC),
             *(_discovered(_place("limit", service, width), LOCAL_RATE_LIMIT) for width in Width),
@@ -72,10 +77,12 @@ def listener(address: str, service: Name, trust_domain: str, epoch: str = "") ->
         "local_reply_config": {"mappers": _replies(service)},
         **telemetry.inbound(service),
     }
-    anyone = uri("prefix", f"spiffe://{trust_domain}/")
+    anyone = uri("prefix", *(f"spiffe://{one}/" for one in (trust_domain, *foreign)))
+    # Without other trust domains an agent needs to know of nothing but our own roots.
+    roots, asked = CALLERS if foreign else ROOTS, {"require_client_certificate": True}
     chain = {
         "filters": [manager(LISTENER, f"{LISTENER}/{service}", more)],
-        "transport_socket": tls("DownstreamTlsContext", anyone, {"require_client_certificate": True}),
+        "transport_socket": tls("DownstreamTlsContext", anyone, asked, roots),
     }
     if epoch:
         chain["name"] = f"{LISTENER}/{epoch}"
@@ -148,9 +155,19 @@ def _discovered(name: str, *kinds: str) -> dict[str, Any]:
     return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": list(kinds)}}
 
 
-def _who(trust_domain: str) -> dict[str, Any]:
-    """Puts the caller and its tenant into dynamic metadata."""
-    segments = f"URI=spiffe://{trust_domain.replace('.', chr(92) + '.')}/tenant/([^/;,]+)/service/([^/;,]+)"
+def _who(trust_domain: str, *, foreign: bool) -> dict[str, Any]:
+    """Puts the caller and whose calls these are into dynamic metadata: as `SpiffeId.account` has it.
+
+    The pattern is held against all of the header, which Envoy itself has written: By and Hash come before, and what
+    comes after must be one URI without what parts such. Another trust domain's authority may write into a certificate
+    what it likes, a second URI of ours included. Whoever fits nowhere is nobody: Envoy would keep what fits no pattern
+    as it is.
+    """
+    who = rf"spiffe://{re.escape(trust_domain)}/tenant/([^/;,]+)(/)service/([^/;,]+)"
+    tenant, caller = r"\1", r"\1\2\3"
+    if foreign:
+        who, tenant, caller = rf"(?:{who}|(spiffe://[^/;,]+)(/[^;,]*))", tenant + r"\4", caller + r"\4\5"
+    header = f"^(?:By=[^;]*;)?Hash=[^;]*;URI={who}$|^.*$"
     rules = [
         {
             "header": _XFCC,
@@ -158,10 +175,10 @@ def _who(trust_domain: str) -> dict[str, Any]:
                 "metadata_namespace": NAMESPACE,
                 "key": key,
                 "type": "STRING",
-                "regex_value_rewrite": {"pattern": {"regex": f"^.*{segments}.*$"}, "substitution": substitution},
+                "regex_value_rewrite": {"pattern": {"regex": header}, "substitution": substitution},
             },
         }
-        for key, substitution in (("tenant", r"\1"), ("caller", r"\1/\2"))
+        for key, substitution in (("tenant", tenant), ("caller", caller))
     ]
     return {"name": "who", "typed_config": {"@type": _HEADER_TO_METADATA, "request_rules": rules}}
 

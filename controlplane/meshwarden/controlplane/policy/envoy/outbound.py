@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from meshwarden.controlplane.policy import endpoint, route, routing
 from meshwarden.controlplane.policy.envoy import telemetry
-from meshwarden.controlplane.policy.envoy.part import ADS, CONNECTION_LIFE, manager, protocol, tls, uri
+from meshwarden.controlplane.policy.envoy.part import ADS, CONNECTION_LIFE, ROOTS, manager, protocol, tls, uri
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Caller, Name
+from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, resource
 
@@ -68,10 +68,11 @@ def routes(mesh: Mesh, tenant: str) -> Resource:
     return resource(api.build("envoy.config.route.v3.RouteConfiguration", fields), name)
 
 
-def cluster(trust_domain: str, service: Name, version: str) -> Resource:
-    """The cluster of a service, or of one version of it."""
-    name = endpoint.cluster_name(service, version)
-    callee = uri("exact", Caller(service.tenant, service.name).spiffe(trust_domain))
+def cluster(mesh: Mesh, service: Name, version: str) -> Resource:
+    """The cluster of a service, or of one version of it; its servers are proved by their own trust domain alone."""
+    name, identity = endpoint.cluster_name(service, version), mesh.identity(service)
+    callee = uri("exact", str(identity))
+    roots = ROOTS if identity.trust_domain == mesh.trust_domain else f"{ROOTS}/{identity.trust_domain}"
     fields = {
         "name": name,
         "type": "EDS",
@@ -84,7 +85,7 @@ def cluster(trust_domain: str, service: Name, version: str) -> Resource:
         "typed_extension_protocol_options": protocol(
             "http2_protocol_options", common_http_protocol_options={"max_connection_duration": CONNECTION_LIFE}
         ),
-        "transport_socket": tls("UpstreamTlsContext", callee, {}),
+        "transport_socket": tls("UpstreamTlsContext", callee, {}, roots),
     }
     return resource(api.build("envoy.config.cluster.v3.Cluster", fields), name)
 
@@ -93,7 +94,7 @@ def service_resources(mesh: Mesh, service: Name) -> tuple[Resource, ...]:
     """For each version and for all alike a cluster with its endpoints."""
     found: list[Resource] = []
     for version in ("", *mesh.versions(service)):
-        found += [cluster(mesh.trust_domain, service, version), endpoint.assignment(mesh, service, version)]
+        found += [cluster(mesh, service, version), endpoint.assignment(mesh, service, version)]
     return tuple(found)
 
 

@@ -10,7 +10,9 @@ ROUTER: Final = {
 HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 OWN: Final = "default"
 ROOTS: Final = "ROOTCA"
-"""The SDS secrets that the agent serves: the workload's certificate, and what to trust."""
+CALLERS: Final = "callers"
+"""The SDS secrets that the agent serves: the workload's certificate, our own roots (`ROOTCA/<trust domain>` has another
+trust domain's), and those of all whose identities may call, each for its own."""
 CONNECTION_LIFE: Final = "600s"
 """Connections keep the identity of their handshake; this bounds for how long, below the default SVID's half-life."""
 _HCM: Final = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -45,13 +47,14 @@ def manager(stat_prefix: str, routes: str, more: dict[str, Any]) -> dict[str, An
     return {"name": "http", "typed_config": typed}
 
 
-def tls(kind: str, validation: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+def tls(kind: str, validation: dict[str, Any], more: dict[str, Any], roots: str = ROOTS) -> dict[str, Any]:
     """A transport socket for mTLS by the secrets of the agent.
 
     Args:
         kind: "UpstreamTlsContext" or "DownstreamTlsContext".
         validation: what the peer's certificate must say beside leading to the roots.
         more: fields of the context.
+        roots: the secret with the roots.
     """
     common = {
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
@@ -59,7 +62,7 @@ def tls(kind: str, validation: dict[str, Any], more: dict[str, Any]) -> dict[str
         "tls_certificate_sds_secret_configs": [{"name": OWN, "sds_config": ADS}],
         "combined_validation_context": {
             "default_validation_context": validation,
-            "validation_context_sds_secret_config": {"name": ROOTS, "sds_config": ADS},
+            "validation_context_sds_secret_config": {"name": roots, "sds_config": ADS},
         },
     }
     typed = {
@@ -70,9 +73,9 @@ def tls(kind: str, validation: dict[str, Any], more: dict[str, Any]) -> dict[str
     return {"name": "envoy.transport_sockets.tls", "typed_config": typed}
 
 
-def uri(match: str, value: str) -> dict[str, Any]:
-    """A validation context that wants a URI name in the certificate; `match` is "exact" or "prefix"."""
-    return {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {match: value}}]}
+def uri(match: str, *values: str) -> dict[str, Any]:
+    """A validation context that wants one of some URI names in the certificate; `match` is "exact" or "prefix"."""
+    return {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {match: value}} for value in values]}
 
 
 def protocol(explicit: str, **more: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from meshwarden.controlplane.policy import endpoint, route, routing
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Caller, Name, Route, Rule
+from meshwarden.controlplane.policy.neutral import Name, Route, Rule
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, resource
 
@@ -41,7 +41,7 @@ def service_resources(mesh: Mesh, service: Name) -> tuple[Resource, ...]:
     """Routes, and for each version and for all alike a cluster with its endpoints."""
     found = [_routes(route.route(mesh, service))]
     for version in ("", *mesh.versions(service)):
-        found += [_cluster(mesh.trust_domain, service, version), endpoint.assignment(mesh, service, version)]
+        found += [_cluster(mesh, service, version), endpoint.assignment(mesh, service, version)]
     return tuple(found)
 
 
@@ -60,10 +60,10 @@ def _as_grpc(rule: Rule) -> Rule | None:
     return replace(rule, methods=fitting) if fitting else None
 
 
-def _cluster(trust_domain: str, service: Name, version: str) -> Resource:
+def _cluster(mesh: Mesh, service: Name, version: str) -> Resource:
     name = endpoint.cluster_name(service, version)
     # Without a name to match, any certificate of the trust domain would do.
-    callee = {"exact": Caller(service.tenant, service.name).spiffe(trust_domain)}
+    callee = {"exact": str(mesh.identity(service))}
     tls = {
         "@type": TLS + "UpstreamTlsContext",
         "common_tls_context": {

@@ -5,7 +5,7 @@ Source: gRFC A41.
 
 from typing import Any
 
-from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Foreign, Grant, Method, Name, spiffe_of
 
 RBAC = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 RBAC_PER_ROUTE = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute"
@@ -19,7 +19,7 @@ def rules(access: Access, trust_domain: str) -> dict[str, Any]:
     policies = {
         f"{grant.policy}#{grant.rule}.{index}": _policy(grant, access.revoked, trust_domain)
         for index, grant in enumerate(access.grants)
-        if Name(grant.caller.tenant, grant.caller.service) not in access.revoked
+        if not any(grant.caller.fits(one) and not grant.caller.is_whole for one in access.revoked)
     }
     return {"action": "ALLOW", "policies": policies}
 
@@ -34,14 +34,14 @@ def per_route(access: Access, trust_domain: str) -> dict[str, Any]:
     return {"@type": RBAC_PER_ROUTE, "rbac": {"rules": rules(access, trust_domain)}}
 
 
-def _policy(grant: Grant, revoked: tuple[Name, ...], trust_domain: str) -> dict[str, Any]:
-    match = "exact" if grant.caller.service else "prefix"
+def _policy(grant: Grant, revoked: tuple[Name | Foreign, ...], trust_domain: str) -> dict[str, Any]:
+    match = "prefix" if grant.caller.is_whole else "exact"
     principal = _principal(match, grant.caller.spiffe(trust_domain))
     # gRPC knows no certificate by its number: those of `Access.serials` are the SDK's to refuse.
     others = [
-        _principal("exact", Caller(*name).spiffe(trust_domain))
-        for name in revoked
-        if not grant.caller.service and grant.caller.fits(name)
+        _principal("exact", spiffe_of(one, trust_domain))
+        for one in revoked
+        if grant.caller.is_whole and grant.caller.fits(one)
     ]
     if others:
         principal = {"and_ids": {"ids": [principal, {"not_id": {"or_ids": {"ids": others}}}]}}
