@@ -176,7 +176,10 @@ class Floor:
 
 def checked(link: Any, inner: Any) -> Any:
     """What ours does on a server before it counts and traces."""
-    callers, limits = Callers(lambda: link.config.bundles, utc_now), Limits(link, time.monotonic)
+    callers, limits = (
+        Callers(lambda: link.config.federated, utc_now, link.config.spiffe_id.trust_domain),
+        Limits(link, time.monotonic),
+    )
 
     def serve(request: bytes, context: Any) -> Any:
         caller = callers.identify(context)
@@ -191,7 +194,10 @@ def checked(link: Any, inner: Any) -> Any:
 
 def promised(link: Any, inner: Any) -> Any:
     """The least that proves who calls, goes on with the trace, and counts."""
-    callers, known = Callers(lambda: link.config.bundles, utc_now), Known(link.counter, served_call)
+    callers, known = (
+        Callers(lambda: link.config.federated, utc_now, link.config.spiffe_id.trust_domain),
+        Known(link.counter, served_call),
+    )
     allowed = CallStat.ALLOWED
 
     def serve(request: bytes, context: Any) -> Any:

@@ -1,5 +1,6 @@
 """AdminService as operators meet it: real certificates, a real front, a real store; each is shown what it may see."""
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,13 +19,17 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.bundle import Bundle
+from meshwarden.certs.bundle_document import TrustBundle, format_document, parse_document
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.deny import Denied
 from meshwarden.certs.issue import LeafTemplate
+from meshwarden.certs.jwt_bundle import JwtBundle
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api.admin import AdminServicer
+from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.count import CountedAuditLog
@@ -36,8 +41,10 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
+from meshwarden.controlplane.identity.federation import Federation
 from meshwarden.controlplane.identity.issued import Issued
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
@@ -61,6 +68,7 @@ from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub, add_AdminServiceServicer_to_server
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
+from meshwarden.v1.resources_pb2 import BundleEndpoint, TrustDomain, TrustDomainSpec
 
 DOMAIN = "mesh.test"
 SERVER_NAME = "controlplane.mesh.test"
@@ -105,6 +113,13 @@ class World:
     sessions: Sessions
     stub: Callable[[str], AdminServiceStub]
     operators: dict[str, X509Svid]
+
+
+def foreign(name: str, bundle: Bundle | None) -> TrustDomain:
+    """A trust domain whose endpoint answers nobody; what is given of it stands."""
+    pinned = format_document(TrustBundle(name, bundle, JwtBundle(name), 7)).decode() if bundle is not None else ""
+    endpoint = BundleEndpoint(url="https://127.0.0.1:1/b", profile=BundleEndpoint.HTTPS_WEB)
+    return TrustDomain(spec=TrustDomainSpec(trust_domain=name, bundle_endpoint=endpoint, bundle=pinned))
 
 
 @pytest.fixture
@@ -152,6 +167,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         )
         await rotation.follow()
         denies = Denies(store, audit, utc_now)
+        jwt = JwtAuthority(store, audit, utc_now, trust_domain=DOMAIN)
+        federation = Federation(store, audit, utc_now, random.Random(), own=dict, trust_domain=DOMAIN)
+        federation.want([foreign("b.test", await MemoryAuthority("b.test").bundle()), foreign("c.test", None)])
+        running = asyncio.ensure_future(federation.run())
+        stack.callback(running.cancel)
         admin = AdminServicer(
             trust_domain=DOMAIN,
             region="eu",
@@ -180,7 +200,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 roots=lambda: rotation.known,
             ),
             rotation=rotation,
-            jwt=JwtAuthority(store, audit, utc_now, trust_domain=DOMAIN),
+            jwt=jwt,
+            bundles=BundleDesk(BundleDocument(store, authority, jwt, DOMAIN), federation, DOMAIN),
             clock=utc_now,
         )
         front = Front(tmp_path / "in.sock")
@@ -671,3 +692,27 @@ async def test_an_operator_of_a_tenant_does_not_see_roots(world: World) -> None:
             await call
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert not (await anna.GetStatus(v1.GetStatusRequest(tenant="acme"))).roots
+
+
+async def test_an_operator_of_the_mesh_sees_every_bundle_and_what_is_wrong_with_it(world: World) -> None:
+    admin = world.stub("operator/root")
+    status = await admin.GetStatus(v1.GetStatusRequest())
+    async with asyncio.timeout(60):
+        while not all(one.fault for one in status.foreign):  # until both were asked
+            status = await admin.GetStatus(v1.GetStatusRequest())
+    assert [(one.trust_domain, one.roots, one.sequence) for one in status.foreign] == [
+        ("b.test", 1, 7),
+        ("c.test", 0, 0),
+    ]
+    assert not any(one.document for one in status.foreign)
+    assert sum("the bundle of trust domain" in warning for warning in status.warnings) == 2
+    own, known, unknown = (await admin.ListBundles(v1.ListBundlesRequest())).bundles
+    assert (own.trust_domain, own.own, own.roots) == (DOMAIN, True, 1)
+    assert parse_document(DOMAIN, own.document).x509 is not None
+    assert parse_document("b.test", known.document).sequence == 7
+    assert (unknown.document, bool(unknown.fault), unknown.HasField("fetched")) == (b"", True, False)
+    tenant = world.stub("tenant/acme/operator/anna")
+    assert not (await tenant.GetStatus(v1.GetStatusRequest())).foreign
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await tenant.ListBundles(v1.ListBundlesRequest())
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED

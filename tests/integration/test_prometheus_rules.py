@@ -300,6 +300,10 @@ HEALTHY = {
         ({'meshwarden_agent_envoy_restarts_total{node="a",workload="w"}': "0+1x15"}, "EnvoyRestarting"),
         ({f'meshwarden_denials_total{{{CP},event="node.attest_denied"}}': "0+2x15"}, "IdentityRefused"),
         ({f'meshwarden_region_age_seconds{{{CP},region="us"}}': "60+60x15"}, "RegionSilent"),
+        (
+            {f'meshwarden_foreign_bundle_overdue_seconds{{{CP},trust_domain="b.test"}}': "600+60x15"},
+            "ForeignBundleStale",
+        ),
     ],
 )
 def test_a_mesh_that_is_well_is_quiet_and_each_fault_has_its_alert_alone(

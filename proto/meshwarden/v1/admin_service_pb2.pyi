@@ -114,6 +114,7 @@ class GetStatusResponse(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     AMBIGUOUS_NAMES_FIELD_NUMBER: _builtins.int
     ROOTS_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     region: _builtins.str
     revision: _builtins.int
@@ -135,6 +136,8 @@ class GetStatusResponse(_message.Message):
     def ambiguous_names(self) -> _containers.RepeatedCompositeFieldContainer[Global___AmbiguousName]: ...
     @_builtins.property
     def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___RootState]: ...
+    @_builtins.property
+    def foreign(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleState]: ...
     def __init__(
         self,
         *,
@@ -151,14 +154,95 @@ class GetStatusResponse(_message.Message):
         health: Global___ControlPlaneHealth | None = ...,
         ambiguous_names: _abc.Iterable[Global___AmbiguousName] | None = ...,
         roots: _abc.Iterable[Global___RootState] | None = ...,
+        foreign: _abc.Iterable[Global___BundleState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "foreign", b"foreign", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class BundleState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
+    JWT_KEYS_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    FETCHED_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    own: _builtins.bool
+    roots: _builtins.int
+    jwt_keys: _builtins.int
+    sequence: _builtins.int
+    fault: _builtins.str
+    document: _builtins.bytes
+    @_builtins.property
+    def fetched(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def overdue(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        own: _builtins.bool = ...,
+        roots: _builtins.int = ...,
+        jwt_keys: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        fetched: _timestamp_pb2.Timestamp | None = ...,
+        overdue: _duration_pb2.Duration | None = ...,
+        fault: _builtins.str = ...,
+        document: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fetched", b"fetched", "overdue", b"overdue"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "fault", b"fault", "fetched", b"fetched", "jwt_keys", b"jwt_keys", "overdue", b"overdue", "own", b"own", "roots", b"roots", "sequence", b"sequence", "trust_domain", b"trust_domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleState: _TypeAlias = BundleState  # noqa: Y015
+
+@_typing.final
+class ListBundlesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBundlesRequest: _TypeAlias = ListBundlesRequest  # noqa: Y015
+
+@_typing.final
+class ListBundlesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleState]: ...
+    def __init__(
+        self,
+        *,
+        bundles: _abc.Iterable[Global___BundleState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBundlesResponse: _TypeAlias = ListBundlesResponse  # noqa: Y015
 
 @_typing.final
 class RegionState(_message.Message):

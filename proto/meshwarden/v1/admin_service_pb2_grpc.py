@@ -114,6 +114,11 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeJwtKeyRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.FromString,
                 _registered_method=True)
+        self.ListBundles = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ListBundles',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListBundlesRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListBundlesResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/meshwarden.v1.AdminService/ListNodes',
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListNodesRequest.SerializeToString,
@@ -240,6 +245,12 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBundles(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListNodes(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -352,6 +363,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ChangeJwtKey,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ChangeJwtKeyRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.SerializeToString,
+            ),
+            'ListBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBundles,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListBundlesRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListBundlesResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -811,6 +827,33 @@ class AdminService:
             '/meshwarden.v1.AdminService/ChangeJwtKey',
             meshwarden_dot_v1_dot_admin__service__pb2.ChangeJwtKeyRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.ListJwtKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ListBundles',
+            meshwarden_dot_v1_dot_admin__service__pb2.ListBundlesRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ListBundlesResponse.FromString,
             options,
             channel_credentials,
             insecure,

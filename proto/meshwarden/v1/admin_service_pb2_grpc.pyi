@@ -47,6 +47,7 @@ class AdminServiceStub:
     ChangeRoot: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]
     ListJwtKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListJwtKeysRequest, _admin_service_pb2.ListJwtKeysResponse]
     ChangeJwtKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeJwtKeyRequest, _admin_service_pb2.ListJwtKeysResponse]
+    ListBundles: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListBundlesRequest, _admin_service_pb2.ListBundlesResponse]
     ListNodes: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListNodesRequest, _admin_service_pb2.ListNodesResponse]
     BanNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.BanNodeRequest, _admin_service_pb2.BanNodeResponse]
     UnbanNode: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnbanNodeRequest, _admin_service_pb2.UnbanNodeResponse]
@@ -72,6 +73,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ChangeRoot: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
     ListJwtKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListJwtKeysRequest, _admin_service_pb2.ListJwtKeysResponse]  # type: ignore[assignment]
     ChangeJwtKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeJwtKeyRequest, _admin_service_pb2.ListJwtKeysResponse]  # type: ignore[assignment]
+    ListBundles: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListBundlesRequest, _admin_service_pb2.ListBundlesResponse]  # type: ignore[assignment]
     ListNodes: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListNodesRequest, _admin_service_pb2.ListNodesResponse]  # type: ignore[assignment]
     BanNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.BanNodeRequest, _admin_service_pb2.BanNodeResponse]  # type: ignore[assignment]
     UnbanNode: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnbanNodeRequest, _admin_service_pb2.UnbanNodeResponse]  # type: ignore[assignment]
@@ -190,6 +192,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ChangeJwtKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListJwtKeysResponse, _abc.Awaitable[_admin_service_pb2.ListJwtKeysResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListBundles(
+        self,
+        request: _admin_service_pb2.ListBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListBundlesResponse, _abc.Awaitable[_admin_service_pb2.ListBundlesResponse]]: ...
 
     @_abc_1.abstractmethod
     def ListNodes(

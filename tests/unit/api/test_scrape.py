@@ -65,6 +65,9 @@ def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState) -> Vitals
         "sessions": SimpleNamespace(states=lambda: list(nodes)),
         "svid": lambda: SimpleNamespace(not_before=NOW, not_after=NOW + timedelta(hours=1)),
         "roots": lambda: (old, root),
+        "federation": SimpleNamespace(
+            states=lambda: [SimpleNamespace(trust_domain="b.test", overdue=timedelta(minutes=7))]
+        ),
     }
     fakes["overload"] = SimpleNamespace(now=(20, 3), shed=Counter({Criticality.SHEDDABLE: 5}))
     fakes["division"] = Division(None, Mesh("mesh.test"), "a", lambda: 0.0, lambda: 0.0, lambda: 1)  # type: ignore[arg-type]
@@ -183,3 +186,7 @@ def test_targets_are_agents_that_serve_and_their_envoys() -> None:
             },
         },
     ]
+
+
+def test_a_foreign_bundle_that_is_overdue_is_told(audit: CountedAuditLog, tmp_path: Path) -> None:
+    assert shown(vitals(audit, tmp_path))["meshwarden_foreign_bundle_overdue_seconds", "b.test"] == 420

@@ -43,6 +43,17 @@ def test_a_mesh_that_does_well_has_none() -> None:
     assert found(state(workloads=[workload("acme/web#1")]), health=health) == []
 
 
+@pytest.mark.parametrize(
+    ("roots", "overdue_s", "told"), [(1, 0, ""), (1, 899, ""), (1, 901, "the last one stands"), (0, 1, "nobody of it")]
+)
+def test_a_foreign_bundle_that_is_stale_is_told(roots: int, overdue_s: int, told: str) -> None:
+    stale = admin.BundleState(trust_domain="b.test", roots=roots, fault="no answer" if overdue_s else "")
+    stale.overdue.FromSeconds(overdue_s)
+    findings = found(foreign=[stale])
+    assert brief(findings) == ([("foreign bundle stale", "trust domain b.test")] if told else [])
+    assert not told or told in findings[0].evidence
+
+
 def test_twenty_workloads_behind_one_dead_agent_are_one_finding() -> None:
     workloads = [workload(f"acme/web#{number}", error="no way") for number in range(20)]
     (finding,) = found(

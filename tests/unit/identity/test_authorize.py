@@ -83,6 +83,7 @@ def test_who_may_what() -> None:
         "ListRoots",
         "ChangeRoot",
         "ListJwtKeys",
+        "ListBundles",
         "ChangeJwtKey",
     )
     mesh_wide = {f"/meshwarden.v1.AdminService/{name}" for name in names}

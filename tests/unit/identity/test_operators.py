@@ -41,6 +41,7 @@ VIEWING = {
         "VerifyEvents",
         "ListRoots",
         "ListJwtKeys",
+        "ListBundles",
         "ListNodes",
         "ListOperators",
         "RenewOperator",

@@ -8,6 +8,7 @@ import grpc
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.spiffe_id import Role, SpiffeId
+from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.health import Health
@@ -77,6 +78,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         deny_watch: DenyWatch,
         rotation: RootRotation,
         jwt: JwtAuthority,
+        bundles: BundleDesk,
         roster: Roster,
         health: Health,
         clock: Callable[[], datetime],
@@ -87,7 +89,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._remote, self._regions, self._division = remote, regions, division
         self._audit, self._health, self._clock = audit, health, clock
         self._desk = DenyDesk(denies, deny_watch, sessions, trust_domain, clock)
-        self._roots = RootDesk(rotation, clock)
+        self._roots, self._bundles = RootDesk(rotation, clock), bundles
         self._jwt_keys = JwtKeyDesk(jwt, clock)
         self._nodes_desk = NodeDesk(roster, sessions, publisher)
 
@@ -125,6 +127,8 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         if _is_operator():
             answer.warnings.extend(self._regions.warnings())
             answer.roots.extend(self._roots.states())
+            answer.foreign.extend(self._bundles.states())
+            answer.warnings.extend(self._bundles.warnings())
             answer.warnings.extend(f"node {node} is banned" for node in sorted(self._sessions.bans))
         answer.now.FromDatetime(self._clock())
         return answer
@@ -232,6 +236,9 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def ChangeRoot(self, request: v1.ChangeRootRequest, context: Context) -> v1.ListRootsResponse:
         return await self._roots.change(_caller(), request)
+
+    async def ListBundles(self, request: v1.ListBundlesRequest, context: Context) -> v1.ListBundlesResponse:
+        return await self._bundles.listed(_caller())
 
     async def ListJwtKeys(self, request: v1.ListJwtKeysRequest, context: Context) -> v1.ListJwtKeysResponse:
         return self._jwt_keys.listed(_caller())

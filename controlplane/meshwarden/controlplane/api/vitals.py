@@ -16,6 +16,7 @@ from meshwarden.certs.authority.slot import Roots, SlotState
 from meshwarden.certs.svid import X509Svid
 from meshwarden.controlplane.api.quota_metrics import of_quotas
 from meshwarden.controlplane.audit.count import CountedAuditLog
+from meshwarden.controlplane.identity.federation import Federation
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
@@ -58,6 +59,7 @@ class Vitals(Collector):
         overload: OverloadInterceptor,
         svid: Callable[[], X509Svid | None],
         roots: Callable[[], Roots],
+        federation: Federation,
         clock: Callable[[], datetime],
     ) -> None:
         """Puts it together.
@@ -73,12 +75,14 @@ class Vitals(Collector):
             overload: knows how many calls we take.
             svid: the control plane's own certificate.
             roots: the roots.
+            federation: knows the other trust domains.
             clock: the present, aware.
         """
         self._about = {"region": region, "version": version}
         self._state_dir, self._publisher, self._sessions = state_dir, publisher, sessions
         self._division, self._overload = division, overload
         self._audit, self._svid, self._roots, self._clock = audit, svid, roots, clock
+        self._federation = federation
 
     def collect(self) -> Iterable[Metric]:
         """Shows all there is."""
@@ -89,6 +93,9 @@ class Vitals(Collector):
         yield from self._of_store()
         yield from _of_nodes(nodes, now)
         yield from self._of_certificates(nodes, now)
+        overdue = [((one.trust_domain,), one.overdue.total_seconds()) for one in self._federation.states()]
+        text = "How long ago the bundle of another trust domain should have been fetched anew; 0 where all is well."
+        yield _gauge("meshwarden_foreign_bundle_overdue_seconds", text, ("trust_domain",), overdue)
         yield from self._of_audit()
         yield from of_quotas(self._division)
         yield from self._of_calls()

@@ -23,6 +23,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.audit import AuditServicer
+from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.operator import OperatorServicer
@@ -116,6 +117,7 @@ class ControlPlane:
             web_roots=str(config.federation_ca_file) if config.federation_ca_file is not None else None,
         )
         self._trust = Trust(self._jwt, self._federation)
+        self._document = BundleDocument(engines.store, engines.authority, self._jwt, config.trust_domain)
         self._endpoint = self._spiffe_endpoint()
         self._trails = Trails(self._tracing, utc_now)
         roots = Roots(self._tracing, utc_now)
@@ -193,6 +195,7 @@ class ControlPlane:
             overload=self._overload,
             svid=self._serving.svid,
             roots=lambda: self._rotation.known,
+            federation=self._federation,
             clock=utc_now,
         )
         registry = self._metrics.registry
@@ -208,9 +211,8 @@ class ControlPlane:
         config = self._config.spiffe_endpoint
         if config is None:
             return None
-        document = BundleDocument(self._engines.store, self._engines.authority, self._jwt, self._config.trust_domain)
         files = (config.certificate, config.key) if config.certificate is not None and config.key is not None else None
-        return SpiffeEndpoint(document, self._serving.svid, issuer=config.issuer, files=files)
+        return SpiffeEndpoint(self._document, self._serving.svid, issuer=config.issuer, files=files)
 
     def _told(self, process: Sequence[Collector]) -> OwnMetrics:
         """What tells backends our own metrics."""
@@ -375,6 +377,7 @@ class ControlPlane:
             deny_watch=self._deny_watch,
             rotation=self._rotation,
             jwt=self._jwt,
+            bundles=BundleDesk(self._document, self._federation, config.trust_domain),
             roster=Roster(engines.store, self._denies, Issued(engines.store, utc_now), engines.audit, utc_now),
             health=Health(
                 state_dir=config.state_dir,

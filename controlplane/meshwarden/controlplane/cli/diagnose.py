@@ -6,13 +6,22 @@ from typing import Final
 
 from meshwarden.controlplane.cli import render
 from meshwarden.controlplane.cli.finding import Cause, Finding, Severity, listed
-from meshwarden.v1.admin_service_pb2 import BackendState, ControlPlaneHealth, GetStatusResponse, NodeState, RegionState
+from meshwarden.v1.admin_service_pb2 import (
+    BackendState,
+    BundleState,
+    ControlPlaneHealth,
+    GetStatusResponse,
+    NodeState,
+    RegionState,
+)
 from meshwarden.v1.node_service_pb2 import AgentHealth, Nack, SpoolState, WorkloadState
 
 MAX_SKEW: Final = timedelta(seconds=30)
 # Clocks that are off by the same show that it is the one that they are compared with.
 _ALIKE: Final = timedelta(seconds=5)
 _LITTLE_BYTES: Final = 8 << 20
+# A change of theirs is published days ahead; less than this is a moment's outage.
+_STALE: Final = timedelta(minutes=15)
 _ROOT_LEFT: Final = timedelta(days=30)
 _FULL: Final = ("No space left", "less than", "disk is full", "Disk quota", "FullError")
 _NEARLY: Final = 0.9
@@ -43,6 +52,7 @@ def of_mesh(answer: GetStatusResponse, now: datetime, away: Mapping[str, str]) -
     for region in answer.regions:
         if not region.answers:
             yield _region(region)
+    yield from map(_foreign, filter(_is_stale, answer.foreign))
     for name in answer.ambiguous_names:
         exact = " or ".join(".".join(reversed(service.split("/"))) for service in name.services)
         yield Finding(
@@ -80,6 +90,22 @@ def of_node(node: NodeState, now: datetime, *, is_reported: bool = False) -> Ite
     if not is_reported:
         for spool in health.spools:
             yield _spool(subject, spool)
+
+
+def _is_stale(state: BundleState) -> bool:
+    return state.overdue.ToTimedelta() > _STALE or bool(state.fault and not state.roots and not state.jwt_keys)
+
+
+def _foreign(state: BundleState) -> Finding:
+    known = "the last one stands" if state.roots or state.jwt_keys else "nobody of it is trusted"
+    return Finding(
+        Severity.WARNING,
+        f"trust domain {state.trust_domain}",
+        Cause.BUNDLE_STALE,
+        f"{state.fault}; {known}",
+        "see that its endpoint answers as the TrustDomain says, and that what it shows proves it there: "
+        "`meshwarden bundle show`",
+    )
 
 
 def _clocks(answer: GetStatusResponse, ours: timedelta) -> Iterator[Finding]:

@@ -44,6 +44,7 @@ class Cause(StrEnum):
     AUTHORITY_AWAY = "authority away"
     SECRETS_UNREAD = "secrets unread"
     SETTINGS_OLD = "settings not as in Vault"
+    BUNDLE_STALE = "foreign bundle stale"
     EXPIRED = "certificate expired"
     EXPIRING = "certificate near its end"
     NOT_RENEWED = "certificate not renewed"

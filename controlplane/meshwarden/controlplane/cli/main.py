@@ -38,6 +38,7 @@ COMMANDS = {
     "operator": ("operator", "operator", "Say who may operate the mesh."),
     "audit": ("audit", "audit", "Show what was done, and verify it."),
     "login": ("login", "login", "Operate the mesh by a login at Vault, for a while."),
+    "bundle": ("bundle", "bundle", "Show and export what proves identities, ours and other trust domains'."),
     "ca": ("ca", "ca", "Show the roots that the mesh trusts, and rotate them."),
     "backup": ("backup", "backup", "Copy what a control plane knows to a file."),
     "restore": ("backup", "restore", "Make a control plane's state directory of such a file."),

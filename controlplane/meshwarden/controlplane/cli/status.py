@@ -2,7 +2,7 @@
 
 import click
 
-from meshwarden.controlplane.cli import ca, client, render
+from meshwarden.controlplane.cli import bundle, ca, client, render
 from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState, RegionState
 from meshwarden.v1.node_service_pb2 import WorkloadState
 
@@ -27,6 +27,9 @@ def status(tenant: str, output: str) -> None:
     render.table(("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S"), rates)
     if answer.roots:
         render.table(("ROOT", "STATE", "LEFT"), ca.rows(answer.roots, answer.now.seconds, whole=False))
+    if answer.foreign:
+        foreign = [(one.trust_domain, bundle.word(one), one.roots) for one in answer.foreign]
+        render.table(("TRUST DOMAIN", "BUNDLE", "ROOTS"), foreign)
     if len(answer.regions) > 1:
         render.table(("REGION", "STATE", "AGE", "ADDRESS"), [_region(region) for region in answer.regions])
     if answer.health.HasField("tail_sampling"):

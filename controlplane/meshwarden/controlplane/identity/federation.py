@@ -46,6 +46,30 @@ class _Domain:
     # When it is asked next, and what the last time came to; empty if it was well.
     due: datetime | None = None
     fault: str = ""
+    # When its endpoint last gave a good one, and since when the next is missed; the latter while it gives none.
+    fetched: datetime | None = None
+    missed: datetime | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """How it stands with another trust domain.
+
+    Attributes:
+        trust_domain: its name.
+        bundle: what proves its identities; None while nothing of it is known.
+        document: that as it came.
+        fetched: when its endpoint last gave a good one; None if it hasn't since we began.
+        overdue: how long ago the next should have been fetched.
+        fault: what is wrong with its endpoint; empty if nothing is.
+    """
+
+    trust_domain: str
+    bundle: TrustBundle | None
+    document: bytes
+    fetched: datetime | None
+    overdue: timedelta
+    fault: str
 
 
 class Federation:
@@ -87,6 +111,14 @@ class Federation:
     def faults(self) -> dict[str, str]:
         """Returns what is wrong with the endpoint of a trust domain, by its name; of those with which something is."""
         return {name: domain.fault for name, domain in sorted(self._domains.items()) if domain.fault}
+
+    def states(self) -> list[State]:
+        """Returns how it stands with each, in the order of their names."""
+        now, found = self._clock(), sorted(self._domains.items())
+        return [
+            State(name, one.bundle, one.document, one.fetched, now - (one.missed or now), one.fault)
+            for name, one in found
+        ]
 
     def listen(self, callback: Callable[[], None]) -> None:
         """Calls back after each change of the bundles."""
@@ -159,8 +191,9 @@ class Federation:
             if domain.fault != str(error):
                 log.warning("federation.failed", trust_domain=name, reason=str(error))
             domain.fault, domain.due = str(error), now + RETRY * self._rng.uniform(0.5, 1.0)
+            domain.missed = domain.missed or now
             return
-        domain.fault = ""
+        domain.fault, domain.fetched, domain.missed = "", now, None
         refresh = max(bundle.refresh or DEFAULT_REFRESH, MIN_REFRESH)
         domain.due = now + refresh * self._rng.uniform(0.9, 1.0)
         if self._domains.get(name) is not domain or document == domain.document:
