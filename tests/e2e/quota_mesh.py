@@ -5,8 +5,10 @@ import json
 import os
 import signal
 import subprocess
+import threading
+import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ class Plan:
         codes: of a call that went on, and of one that was refused.
         minted: what of a burst may be there again when shares move.
         throttled: whether callers hold calls back that would be refused.
+        lease_s: so long after its last word a server uses its share.
     """
 
     name: str
@@ -44,8 +47,10 @@ class Plan:
     codes: tuple[str, str]
     minted: int = 0
     throttled: bool = False
+    lease_s: float = 3.0
 
 
+CALLERS = 5
 SDK = Plan(
     "orders",
     "GRPC",
@@ -80,6 +85,7 @@ ENVOY = Plan(
     {"op": "http", "host": "ledger.platform", "path": "/calls"},
     ("200", "429"),
     minted=2 * BURST,
+    lease_s=7.0,
 )
 
 LIMITS = f"""\
@@ -197,7 +203,7 @@ class Quota(Programs):
         """Starts a program of acme that calls when it is told to."""
         return self.start(node, "acme/web", "-m", "meshwarden.examples.probe")
 
-    def call(self, node: str, plan: Plan, callers: int = 5) -> "subprocess.Popen[str]":
+    def call(self, node: str, plan: Plan, callers: int = CALLERS) -> "subprocess.Popen[str]":
         """Starts to call, as fast as so many callers can; on node-b, as the SDK lets them."""
         probe = self.probe(node)
         held = plan.throttled and node == "node-b"
@@ -239,13 +245,18 @@ class Quota(Programs):
         os.kill(process.pid, signal.SIGKILL)
         assert kernel.wait_gone(process.pid, process.start_time, 60)
 
-    @contextlib.contextmanager
-    def stopped(self, name: str) -> Iterator[None]:
-        """Holds a process of the mesh still: who speaks with it hears nothing, as if the way were cut."""
-        process = self._running(name)
+    def hold_still(self, name: str, for_s: float) -> tuple[str, float, float]:
+        """Holds a process of the mesh still: who speaks with it hears nothing, as if the way were cut.
+
+        Returns:
+            Its name, since when, and until when.
+        """
+        process, waiting = self._running(name), threading.Event()
         os.kill(process.pid, signal.SIGSTOP)
+        begun_s = time.monotonic()
         try:
-            yield
+            waiting.wait(for_s)
+            return name, begun_s, time.monotonic()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGCONT)
