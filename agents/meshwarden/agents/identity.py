@@ -1,6 +1,9 @@
 """The node's own identity: obtained for a proof, renewed by the present certificate, kept on disk.
 
-    <state_dir>/identity/tls.crt  tls.key  ca.crt  node.json     published together, 0600
+    <state_dir>/identity/tls.crt  tls.key.sealed  ca.crt  node.json     published together, 0600
+
+The key is encrypted as the cache is (`agents.seal`), bound to its certificate. Where no key for that can be kept it is
+in the clear, `tls.key`, as earlier agents wrote it; that is encrypted when it can be.
 
 Errors, all `IdentityError` (agents.proof.port): `ProofRefused` says what to do; `WrongIdentity` says that the control
 plane answered what it must not; `Banned` that this node is to have nothing, and to clear away what it has.
@@ -8,7 +11,7 @@ plane answered what it must not; `Banned` that this node is to have nothing, and
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.agents.channel import ControlPlane, open_channel
 from meshwarden.agents.proof.port import IdentityError, Proof
+from meshwarden.agents.seal import Seal, Unsealed
 from meshwarden.certs import files
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import make_csr
@@ -34,6 +38,8 @@ from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 
 _log = structlog.get_logger()
 _FORMAT: Final = 1
+SEALED: Final = "tls.key.sealed"
+CLEAR: Final = "tls.key"
 _TIMEOUT_S: Final = 15.0
 # What may pass by itself; any other answer to a token stays what it is, however often one asks.
 _TRANSIENT: Final = frozenset(
@@ -81,6 +87,7 @@ class NodeIdentity:
         roots: Bundle,
         clock: Callable[[], datetime],
         rng: random.Random,
+        seals: Sequence[Seal] = (),
     ) -> None:
         """Reads what an earlier run has left in `directory`.
 
@@ -91,11 +98,14 @@ class NodeIdentity:
             roots: what to trust before there is an identity.
             clock: the present, aware, UTC.
             rng: spreads renewals.
+            seals: what may have encrypted the key, that first which does; none leaves it in the clear.
         """
+        self._seals = tuple(seals)
         self._node, self._control_plane, self._directory = node, control_plane, directory
         self._roots, self._clock, self._rng = roots, clock, rng
         self._pending: ec.EllipticCurvePrivateKey | None = None
         self._listeners: list[Callable[[], None]] = []
+        self._is_current = False
         self.refusal = ""
         """Why the disk does not take the identity; empty if it does."""
         self._present = self._load()
@@ -232,9 +242,10 @@ class NodeIdentity:
 
     def _save(self, identity: Identity) -> None:
         about = {"format": _FORMAT, "node": self._node, "region": identity.region, "revision": identity.bundle.revision}
+        chain, key = identity.svid.chain_pem(), identity.svid.key_pem()
         content = {
-            "tls.crt": identity.svid.chain_pem(),
-            "tls.key": identity.svid.key_pem(),
+            "tls.crt": chain,
+            **({SEALED: self._seals[0].close(key, _context(chain))} if self._seals else {CLEAR: key}),
             "ca.crt": identity.bundle.pem(),
             "node.json": json.dumps(about).encode(),
         }
@@ -248,10 +259,12 @@ class NodeIdentity:
 
     def _load(self) -> Identity | None:
         try:
-            chain, key, roots, about_json = files.read(self._directory, "tls.crt", "tls.key", "ca.crt", "node.json")
+            (chain, key, roots, about_json), is_sealed = self._read()
         except OSError:
             return None
         try:
+            if is_sealed:
+                key = self._open(key, chain)
             about = json.loads(about_json)
             if about["format"] != _FORMAT:
                 raise ValueError(f"format {about['format']}; this agent reads {_FORMAT}")
@@ -259,13 +272,37 @@ class NodeIdentity:
             svid = X509Svid.load(chain, key)
             if svid.spiffe_id.node != self._node or svid.spiffe_id.trust_domain != bundle.trust_domain:
                 raise ValueError(f"it is {svid.spiffe_id}'s")
-            return Identity(svid, bundle, str(about["region"]))
-        except (CertsError, ValueError, KeyError, TypeError) as error:
+            found = Identity(svid, bundle, str(about["region"]))
+            if self._seals and not (is_sealed and self._is_current):
+                self._save(found)
+            return found
+        except (Unsealed, CertsError, ValueError, KeyError, TypeError) as error:
             _log.warning("node identity set aside", directory=str(self._directory), reason=str(error))
             self._directory.rename(
                 self._directory.with_name(f"{self._directory.name}.aside-{self._clock():%Y%m%d%H%M%S}")
             )
             return None
+
+    def _read(self) -> tuple[tuple[bytes, ...], bool]:
+        """Reads what is there; says whether its key is encrypted."""
+        try:
+            return files.read(self._directory, "tls.crt", SEALED, "ca.crt", "node.json"), True
+        except FileNotFoundError:
+            return files.read(self._directory, "tls.crt", CLEAR, "ca.crt", "node.json"), False
+
+    def _open(self, sealed: bytes, chain: bytes) -> bytes:
+        for number, seal in enumerate(self._seals):
+            try:
+                key = seal.open(sealed, _context(chain))
+            except Unsealed:
+                continue
+            self._is_current = number == 0
+            return key
+        raise Unsealed("its key is encrypted under another key than the one of this machine")
+
+
+def _context(chain: bytes) -> bytes:
+    return b"meshwarden node key\n" + chain
 
 
 def banned(details: str) -> Banned:

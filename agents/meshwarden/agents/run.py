@@ -19,6 +19,7 @@ from meshwarden.agents.config import AgentConfig, ConfigError
 from meshwarden.agents.daemon import Agent
 from meshwarden.agents.identity import Banned, NodeIdentity
 from meshwarden.agents.proof.port import IdentityError, Proof, ProofAway
+from meshwarden.agents.seal import seals
 from meshwarden.agents.start import Begun
 from meshwarden.agents.state import hold, wipe
 from meshwarden.certs.bundle import Bundle, InvalidBundle
@@ -36,7 +37,7 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
     """Runs an agent until SIGTERM or SIGINT.
 
     Raises:
-        ConfigError: the roots cannot be read.
+        ConfigError: the roots cannot be read, or what systemd gives as the cache's key is none.
         StateTaken: another agent runs on the same state directory.
         IdentityError: the node has no identity and gets none, or is banned.
         OSError: a directory or a socket cannot be made.
@@ -46,7 +47,8 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
     with hold(config) as place:
         traced = (client_interceptor(begun.provider, _TRACED),)
         control_plane = ControlPlane(config.control_plane, config.trust_domain, traced)
-        identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng)
+        sealing = seals(os.environ.get("CREDENTIALS_DIRECTORY"), place.cache.with_name(f"{place.cache.name}-key"))
+        identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng, sealing)
         proof = config.proof()
         stopped = anyio.CancelScope()
         agents: list[Agent] = []

@@ -1,4 +1,4 @@
-"""The key that the cache is encrypted under, and the encryption.
+"""The key that the cache and the node's own key are encrypted under, and the encryption.
 
     $CREDENTIALS_DIRECTORY/meshwarden-cache-key   given by systemd, which can seal it to a TPM
     <state_dir>/cache-key                         made here otherwise, 0600
@@ -102,7 +102,14 @@ class KeyFile:
         known = self._read(path)
         self.is_new: Final = known is None
         """Whether what is not encrypted yet is to be."""
+        self.is_kept = True
+        """Whether it outlasts this process."""
         self.secret: Final = known or self._read(self._draft) or self._make()
+
+    @classmethod
+    def find(cls, path: Path) -> bytes | None:
+        """Returns the key that is there; None if there is none."""
+        return cls._read(path)
 
     def settle(self) -> None:
         """All is encrypted under it.
@@ -124,6 +131,7 @@ class KeyFile:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            self.is_kept = False
             _log.error("the cache's key is not kept; what is cached now is lost with this process", reason=str(error))
         return secret
 
@@ -142,3 +150,22 @@ class KeyFile:
             return content
         _log.error("the cache's key is not used: it is none, or others can read or have written it", path=str(path))
         return None
+
+
+def seals(directory: str | None, path: Path) -> tuple[Seal, ...]:
+    """Returns what opens the node's own key, that first which closes it; none if no key can be kept.
+
+    Args:
+        directory: of systemd's credentials.
+        path: of our own key file, which is made if systemd gives no key.
+
+    Raises:
+        KeyUnusable: what systemd gives is no key.
+    """
+    given = given_secret(directory)
+    if given is None:
+        file = KeyFile(path)
+        return (Seal(file.secret),) if file.is_kept else ()
+    # What was closed before systemd gave one is closed anew.
+    old = KeyFile.find(path)
+    return (Seal(given), Seal(old)) if old is not None else (Seal(given),)
