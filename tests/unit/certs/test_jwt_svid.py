@@ -55,6 +55,7 @@ def test_what_is_signed_is_proved_and_says_what_was_asked_for() -> None:
     assert proved.expire_time == NOW + timedelta(minutes=5)
     assert proved.claims["iss"] == "https://id.a.test"
     assert made.token not in repr(made)
+    assert "https://id.a.test" not in repr(made)
 
 
 def test_another_library_takes_what_we_sign() -> None:
@@ -149,6 +150,7 @@ DEEP = b"[" * 5000 + b"]" * 5000
         (token(claims=CLAIMS | {"nbf": START + 1}), "isn't valid yet"),
         (token(claims=CLAIMS | {"nbf": "now"}), "nbf is no number"),
         (token(claims=CLAIMS | {"iat": "now"}), "iat is no number"),
+        (token(claims=CLAIMS | {"iat": 2**53}), "iat is no number"),
         (token(claims=json.dumps(CLAIMS).replace(str(CLAIMS["exp"]), "NaN").encode()), "JSON"),
         (token(claims=json.dumps(CLAIMS).replace(str(CLAIMS["exp"]), "1e999").encode()), "JSON"),
         (token(claims=json.dumps(CLAIMS).replace("{", '{"sub":"spiffe://a.test/x",', 1).encode()), "JSON"),
@@ -205,6 +207,8 @@ def test_nothing_is_taken_past_its_end() -> None:
         (HEADER, CLAIMS | {"nbf": START - 60}),
         (HEADER, CLAIMS | {"exp": START + 0.5}),
         (HEADER, without(CLAIMS, "iat")),
+        (HEADER, CLAIMS | {"iat": 0, "nbf": 0}),
+        (HEADER, CLAIMS | {"iat": 2**53 - 1}),
         (HEADER, CLAIMS | {"aud": "orders"}),
     ],
 )
@@ -244,6 +248,11 @@ def test_it_stays_what_was_proved() -> None:
     for made in (template, sign_jwt_svid(template, KEY, "k", NOW)):
         with pytest.raises(FrozenInstanceError):
             made.audience = ("x",)  # type: ignore[misc]
+
+
+def test_a_token_lasts_a_day_at_most() -> None:
+    made = sign_jwt_svid(JwtTemplate(WEB, ("orders",), timedelta(days=1)), KEY, "k", NOW)
+    assert made.expire_time == NOW + timedelta(days=1)
 
 
 def test_an_audience_that_a_token_may_have() -> None:
