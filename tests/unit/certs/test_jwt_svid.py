@@ -250,7 +250,8 @@ def test_it_stays_what_was_proved() -> None:
             made.audience = ("x",)  # type: ignore[misc]
 
 
-def test_a_token_lasts_a_day_at_most() -> None:
+def test_a_token_lasts_whole_seconds_and_a_day_at_most() -> None:
+    assert JwtTemplate(WEB, ("orders",), timedelta(seconds=1)).ttl == timedelta(seconds=1)
     made = sign_jwt_svid(JwtTemplate(WEB, ("orders",), timedelta(days=1)), KEY, "k", NOW)
     assert made.expire_time == NOW + timedelta(days=1)
 
