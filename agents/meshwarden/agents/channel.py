@@ -6,8 +6,7 @@ The next channel is made beside the present one; calls that run on the old one e
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final
 
 import grpc
@@ -20,19 +19,28 @@ _KEEPALIVE_MS: Final = 20_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
 
 
-@dataclass(frozen=True)
 class ControlPlane:
-    """Where the control plane is.
+    """Where the control plane is: at one address, or at several, each of which serves all of the mesh.
 
     Attributes:
-        address: `host:port`.
-        trust_domain: whose control plane it must prove to be.
+        address: `host:port`, the one of the moment.
+        addresses: all, the preferred first.
+        trust_domain: whose control plane it must prove to be, at whatever address.
         interceptors: go around the calls to it.
     """
 
-    address: str
-    trust_domain: str
-    interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+    def __init__(
+        self, addresses: str | Sequence[str], trust_domain: str, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+    ) -> None:
+        self.addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+        self.address = self.addresses[0]
+        self.trust_domain, self.interceptors = trust_domain, interceptors
+
+    def in_turn(self) -> Iterator[str]:
+        """Makes each address that of the moment, the preferred first; whoever is content with one stays there."""
+        for address in self.addresses:
+            self.address = address
+            yield address
 
     @property
     def server_name(self) -> str:

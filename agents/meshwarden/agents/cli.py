@@ -41,7 +41,10 @@ def main() -> None:
     "--config", "config_file", type=click.Path(path_type=Path), required=True, help="The agent's configuration, TOML."
 )
 def run(config_file: Path) -> None:
-    """Run the agent until SIGTERM."""
+    """Run the agent until SIGTERM.
+
+    The configuration says whose node it is and where the control plane is: control_plane, or control_planes of several.
+    """
     # `exec` shall start at once, so the daemon's imports are its own.
     import anyio
 

@@ -146,6 +146,7 @@ class AgentConfig(BaseSettings):
     Attributes:
         node: the node's name, which the join token must be for.
         control_plane: `host:port`.
+        control_planes: several of one mesh in its place, on one store, the preferred first.
         ca_file: the trust domain's roots, PEM; what the first connection trusts.
         trust_domain: the one to join.
         join_token_file: a one-time token, needed until the node has its identity.
@@ -172,7 +173,8 @@ class AgentConfig(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MESHWARDEN_AGENT_", extra="forbid", frozen=True)
 
     node: str = Field(pattern=_LABEL)
-    control_plane: Annotated[str, AfterValidator(_host_port)]
+    control_plane: Annotated[str, AfterValidator(_host_port)] | None = None
+    control_planes: tuple[Annotated[str, AfterValidator(_host_port)], ...] = Field(default=(), max_length=16)
     ca_file: Path
     trust_domain: str = Field(pattern=r"^[a-z0-9._-]{1,255}$")
     join_token_file: Path | None = None
@@ -205,6 +207,14 @@ class AgentConfig(BaseSettings):
         return values
 
     @model_validator(mode="after")
+    def _some_control_plane(self) -> Self:
+        if (self.control_plane is None) == (not self.control_planes):
+            raise ValueError("say control_plane, or control_planes = [...] if there are several: one of the two")
+        if len(set(self.control_planes)) < len(self.control_planes):
+            raise ValueError("control_planes: one is said twice")
+        return self
+
+    @model_validator(mode="after")
     def _one_proof(self) -> Self:
         if self.attest is not None and self.join_token_file is not None:
             raise ValueError("say join_token_file or [attest], not both")
@@ -232,6 +242,11 @@ class AgentConfig(BaseSettings):
     def proof(self) -> Proof:
         """How the node proves who it is."""
         return self.attest.proof() if self.attest is not None else TokenProof(self.node, self.join_token_file)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the control plane is, the preferred first."""
+        return self.control_planes if self.control_plane is None else (self.control_plane,)
 
     @property
     def run_dir(self) -> Path:

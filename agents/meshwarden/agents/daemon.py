@@ -71,7 +71,7 @@ from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.scrape import serve_pages
-from meshwarden.sdk.tracing.own_span import client_interceptor, server_interceptor
+from meshwarden.sdk.tracing.own_span import server_interceptor
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import workload_service_pb2 as workload_pb
 from meshwarden.v1 import workload_service_pb2_grpc as workload_grpc
@@ -86,10 +86,7 @@ _REVIEW_S: Final = 0.1
 _LAST_REPORT_S: Final = 2.0
 _SAVE_S: Final = 5.0
 _LOOK_S: Final = 1.0
-# Calls of which there are few, and which somebody waits for.
-_TRACED_ABOVE: Final = frozenset(
-    f"/meshwarden.v1.NodeService/{method}" for method in ("SignWorkload", "SignJwt", "Renew")
-)
+# Somebody waits for it, and there are few.
 _TRACED_BELOW: Final = frozenset({"/meshwarden.v1.WorkloadService/Register"})
 
 Clock = Callable[[], datetime]
@@ -102,6 +99,7 @@ class Agent:
         self,
         config: AgentConfig,
         place: Place,
+        control_plane: ControlPlane,
         identity: NodeIdentity,
         proof: Proof,
         clock: Clock,
@@ -134,11 +132,7 @@ class Agent:
         self._begun, self._provider = begun, begun.provider
         self._progress = Progress(self._provider)
         self.upstream = Upstream(
-            ControlPlane(
-                config.control_plane,
-                config.trust_domain,
-                (client_interceptor(self._provider, _TRACED_ABOVE),),
-            ),
+            control_plane,
             identity,
             proof,
             downstream,

@@ -28,7 +28,10 @@ from meshwarden.sdk.heap import settle
 from meshwarden.sdk.tracing.own_span import client_interceptor
 
 _log = structlog.get_logger()
-_TRACED: Final = frozenset({"/meshwarden.v1.NodeService/Attest"})
+# Calls of which there are few, and which somebody waits for.
+_TRACED: Final = frozenset(
+    f"/meshwarden.v1.NodeService/{method}" for method in ("Attest", "Renew", "SignWorkload", "SignJwt")
+)
 
 Clock = Callable[[], datetime]
 
@@ -46,7 +49,7 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
     allow_descriptors()
     with hold(config) as place:
         traced = (client_interceptor(begun.provider, _TRACED),)
-        control_plane = ControlPlane(config.control_plane, config.trust_domain, traced)
+        control_plane = ControlPlane(config.addresses, config.trust_domain, traced)
         sealing = seals(os.environ.get("CREDENTIALS_DIRECTORY"), place.cache.with_name(f"{place.cache.name}-key"))
         identity = NodeIdentity(config.node, control_plane, place.identity, roots, clock, rng, sealing)
         proof = config.proof()
@@ -58,8 +61,8 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
                     group.start_soon(_until_signal, stopped, agents)
                     if not identity.is_good():
                         with trace.use_span(begun.span):
-                            await _attest(config, identity, proof, rng)
-                    agents.append(Agent(config, place, identity, proof, clock, rng, begun))
+                            await _attest(control_plane, identity, proof, rng)
+                    agents.append(Agent(config, place, control_plane, identity, proof, clock, rng, begun))
                     settle()
                     await agents[0].run()
         except BaseExceptionGroup as group:
@@ -73,24 +76,25 @@ async def run(config: AgentConfig, clock: Clock, rng: random.Random) -> None:
     _log.info("agent ended", pid=os.getpid())
 
 
-async def _attest(config: AgentConfig, identity: NodeIdentity, proof: Proof, rng: random.Random) -> None:
+async def _attest(control_plane: ControlPlane, identity: NodeIdentity, proof: Proof, rng: random.Random) -> None:
     """Waits for the control plane as long as it takes, unless the disk holds an identity to go on with."""
     backoff = Backoff(rng)
     while True:
-        try:
-            await identity.attest(proof)
-            return
-        except Banned:
-            raise
-        except ProofAway as error:
-            reason = str(error)
-        except grpc.aio.AioRpcError as error:
-            reason = f"{config.control_plane} does not answer: {error.details()}"
-        except IdentityError as error:
-            if not identity.is_somebody():
+        for address in control_plane.in_turn():
+            try:
+                await identity.attest(proof)
+                return
+            except Banned:
                 raise
-            reason = str(error)
-        _log.warning("node not attested", reason=reason)
+            except ProofAway as error:
+                reason = str(error)
+            except grpc.aio.AioRpcError as error:
+                reason = f"{address} does not answer: {error.details()}"
+            except IdentityError as error:
+                if not identity.is_somebody():
+                    raise
+                reason = str(error)
+            _log.warning("node not attested", reason=reason)
         if identity.is_somebody():
             # Its certificate has ended, but those of its workloads may not have: they are served from the cache.
             return

@@ -84,6 +84,7 @@ class Upstream:
         """Why the node's certificate was not renewed at the last try; empty if it was."""
         self.last_error = "not tried yet"
         """Why there is no session; empty while there is one."""
+        self._reasons: dict[str, str] = {}
         identity.listen(self._rotate.set)
 
     @property
@@ -204,7 +205,7 @@ class Upstream:
     async def _sessions(self, group: TaskGroup) -> None:
         while True:
             self._rotate.clear()
-            session = await self._open(group)
+            session = await self._open_anywhere(group)
             if session is None:
                 await self._pause(self._backoff.next_s())
                 continue
@@ -226,7 +227,7 @@ class Upstream:
                 await self._pause(self._backoff.next_s())
                 return
             self._rotate.clear()
-            following = await self._open(group)
+            following = await self._open_anywhere(group)
             if following is not None:
                 session.leave()
                 session = following
@@ -234,6 +235,16 @@ class Upstream:
                 # The old certificate still serves; the next try comes with backoff, not at once.
                 await self._pause(self._rng.uniform(0, _HANDOVER_S))
                 self._rotate.set()
+
+    async def _open_anywhere(self, group: TaskGroup) -> Session | None:
+        """A session with the first control plane that welcomes us, in their order; None if none does.
+
+        Also at each renewal, so that nodes come back to the one that they prefer, each in its own time.
+        """
+        for _ in self._control_plane.in_turn():
+            if (session := await self._open(group)) is not None:
+                return session
+        return None
 
     async def _open(self, group: TaskGroup) -> Session | None:
         """A welcomed session on a channel of its own, which is the present one from then on; None if it failed."""
@@ -311,15 +322,18 @@ class Upstream:
         if not self.connected:
             _log.info("connected", control_plane=self._control_plane.address)
         self.last_error = ""
+        self._reasons.clear()
         self._backoff.reset()
         self._backoff.spread_over(session.spread_s)
         self._connected.set()
 
     def _lost(self, reason: str) -> None:
-        if self.connected or reason != self.last_error:
-            _log.warning("control plane away", control_plane=self._control_plane.address, reason=reason)
+        address, reason = self._control_plane.address, reason or "the control plane ended the session"
+        if self.connected or reason != self._reasons.get(address):
+            _log.warning("control plane away", control_plane=address, reason=reason)
         self._connected.clear()
-        self.last_error = reason or "the control plane ended the session"
+        self._reasons[address] = reason
+        self.last_error = "; ".join(dict.fromkeys(self._reasons.values()))
 
     def _say(self, name: str, message: node_pb.SyncRequest) -> None:
         if self._said.get(name) == message:

@@ -58,6 +58,34 @@ def test_a_wrong_key_is_named(tmp_path: Path, key: str, value: object) -> None:
         load(write(tmp_path / "a.toml", **{**GOOD, key: value}))
 
 
+def test_there_may_be_several_control_planes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(write(tmp_path / "a.toml", **GOOD)).addresses == ("127.0.0.1:7443",)
+    rest = {key: value for key, value in GOOD.items() if key != "control_plane"}
+    several = ["a.example:7443", "[::1]:7443"]
+    assert load(write(tmp_path / "b.toml", **rest, control_planes=several)).addresses == tuple(several)
+    monkeypatch.setenv("MESHWARDEN_AGENT_CONTROL_PLANES", json.dumps(several[:1]))
+    assert load(write(tmp_path / "c.toml", **rest)).addresses == ("a.example:7443",)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({}, "control_plane"),
+        ({"control_planes": []}, "control_plane"),
+        ({"control_plane": "a:1", "control_planes": ["b:1"]}, "one of the two"),
+        ({"control_planes": ["a:1", "a:1"]}, "said twice"),
+        ({"control_planes": ["a:1", "nowhere"]}, r"control_planes\.1"),
+        ({"control_planes": ["a:1", ""]}, r"control_planes\.1"),
+        ({"control_planes": [f"a:{port}" for port in range(1, 18)]}, "control_planes"),
+        ({"control_planes": "a:1"}, "control_planes"),
+    ],
+)
+def test_where_the_control_planes_are_must_be_clear(tmp_path: Path, said: dict[str, object], reason: str) -> None:
+    rest = {key: value for key, value in GOOD.items() if key != "control_plane"}
+    with pytest.raises(ConfigError, match=reason):
+        load(write(tmp_path / "a.toml", **rest, **said))
+
+
 @pytest.mark.parametrize("content", ["", "node = ", "\x00", "node = 1\nnode = 2"])
 def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.toml").write_text(content)
