@@ -48,6 +48,8 @@ class DiskAuthorityConfig(_Frozen):
     kind: Literal["disk"] = "disk"
     # A reference (`credential:`, `file:`, `env:`, `vault:`, `transit:`), never the passphrase itself.
     passphrase: str = Field(pattern=REFERENCE)
+    # Left out, <state_dir>/ca. Control planes of one store share it.
+    directory: Path | None = None
     # Make a new root if there is none. Without it a missing key is an error: a typo must not found a new mesh.
     create: bool = False
     # The life of each root that is made; the next is prepared at a half and activated at five sixths of it.
@@ -57,8 +59,6 @@ class DiskAuthorityConfig(_Frozen):
 # A reference: what opens Vault can't lie in Vault.
 VAULT_REFERENCE = r"^(credential|file|env):.+$"
 VAULT_PATH = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$"
-
-
 SecretPlace = Annotated[str, Field(pattern=VAULT_PATH)]
 
 
@@ -337,6 +337,8 @@ class Config(BaseSettings):
     trust_domain: str = Field(pattern=f"^{TRUST_DOMAIN}$")
     region: str = Field(default="default", pattern=f"^{LABEL}$")
     state_dir: Path
+    # Left out, <state_dir>/store.sqlite. Several control planes of a machine share it, each with its own state_dir.
+    store_file: Path | None = None
     # Where agents and operators connect, mTLS only; port 0 takes a free one.
     listen: Address = "127.0.0.1:7443"
     # Where Prometheus scrapes: loopback, in the clear.

@@ -29,6 +29,7 @@ from meshwarden.controlplane.config import Config
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
+from meshwarden.v1.audit_service_pb2_grpc import AuditServiceStub
 from meshwarden.v1.node_service_pb2_grpc import NodeServiceStub
 from meshwarden.v1.operator_service_pb2_grpc import OperatorServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
@@ -90,16 +91,18 @@ class Mesh:
     admin: Any = field(init=False)
     resources: Any = field(init=False)
     operators: Any = field(init=False)
+    audit: Any = field(init=False)
+    name: str = "cp"
 
     def connect(self) -> None:
         """Connects the operator by the certificate that it has now."""
-        self.bundle = Bundle.parse_pem(DOMAIN, (self.directory / "cp" / "ca.pem").read_bytes())
-        files = self.directory / "operator"
+        self.bundle = Bundle.parse_pem(DOMAIN, (self.directory / self.name / "ca.pem").read_bytes())
+        files = self.directory / f"operator-{self.name}"
         self.operator = X509Svid.load((files / "tls.crt").read_bytes(), (files / "tls.key").read_bytes())
         channel = self.channel(self.operator)
         self.channels.append(channel)
         self.admin, self.resources = AdminServiceStub(channel), ResourceServiceStub(channel)
-        self.operators = OperatorServiceStub(channel)
+        self.operators, self.audit = OperatorServiceStub(channel), AuditServiceStub(channel)
 
     @property
     def way(self) -> ControlPlane:
@@ -159,19 +162,20 @@ def _refusal() -> Any:
 
 @pytest.fixture
 async def start(short_dir: Path) -> AsyncIterator[Callable[..., Awaitable[Mesh]]]:
-    """Starts the control plane, with more settings."""
-    machines, state = Machines(short_dir), short_dir / "cp"
+    """Starts a control plane, with more settings."""
+    machines = Machines(short_dir)
     async with anyio.create_task_group() as group:
         channels: list[grpc.aio.Channel] = []
 
-        async def begin(**settings: Any) -> Mesh:
+        async def begin(name: str = "cp", **settings: Any) -> Mesh:
+            state, operator = short_dir / name, short_dir / f"operator-{name}"
             config = Config(
                 trust_domain=DOMAIN,
                 region="eu",
                 state_dir=state,
                 listen="127.0.0.1:0",
                 metrics_listen="127.0.0.1:0",
-                operator_directory=short_dir / "operator",
+                operator_directory=operator,
                 **{"authority": {"kind": "memory"}, **settings},
             )
             group.start_soon(serve, config)
@@ -180,7 +184,7 @@ async def start(short_dir: Path) -> AsyncIterator[Callable[..., Awaitable[Mesh]]
                 while not said.exists():  # noqa: ASYNC110 - a file tells nobody
                     await anyio.sleep(0.02)
             port = int(json.loads(said.read_text())["address"].rpartition(":")[2])
-            mesh = Mesh(short_dir, machines, port, channels)
+            mesh = Mesh(short_dir, machines, port, channels, name)
             mesh.connect()
             return mesh
 

@@ -334,7 +334,10 @@ async def test_an_endpoint_is_stored_with_what_the_entry_says_and_deleted_by_an_
         "orders",
     )
     assert (found.spec.locality.region, found.spec.locality.zone) == ("eu", "a")
-    before = rig.publisher.revision
+    async with asyncio.timeout(DEADLINE_S):
+        while (stored := (await rig.store.get("/presence/n1"))[0]) is None:  # noqa: ASYNC110 - nothing signals it
+            await asyncio.sleep(0.01)
+    before = max(stored.revision, int(found.metadata.record.revision))
     session.take(endpoints(orders_endpoint()))
     session.take(endpoints(orders_endpoint("DRAINING")))
     await rig.endpoint("n1-orders-1", lambda item: item.spec.health == resources_pb2.EndpointSpec.DRAINING)

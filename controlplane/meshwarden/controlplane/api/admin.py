@@ -341,9 +341,9 @@ def _is_operator() -> bool:
 def _warnings(node: v1.NodeState, revision: int) -> list[str]:
     """What an operator should know of a node."""
     found = []
-    if not node.connected:
+    if not node.connected and not node.control_plane:
         found.append(f"node {node.node} is not connected; its workloads go on with what they have")
-    elif node.acked_revision < revision:
+    elif node.connected and node.acked_revision < revision:
         found.append(f"node {node.node} is behind: {node.acked_revision} of {revision}")
     skew = node.clock_skew.ToTimedelta()
     if abs(skew) > SKEW_WARNING:

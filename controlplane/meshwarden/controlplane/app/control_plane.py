@@ -139,7 +139,7 @@ class ControlPlane:
         )
         self._publisher.listen(self._division.touch)
         self._publisher.listen(lambda impact: self._federate() if impact.trust else None)
-        self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now)
+        self._sessions = Sessions(self._publisher, store, region=region, clock=utc_now, owner=writer(config))
         self._deny_watch = DenyWatch(store, utc_now)
         self._deny_watch.listen(self._publisher.deny)
         self._rotation = RootRotation(

@@ -79,7 +79,7 @@ async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStac
         AuthorityError: nobody can sign.
         SecretError: a secret can't be had.
     """
-    store = await closing.enter_async_context(open_store(config.state_dir / "store.sqlite"))
+    store = await closing.enter_async_context(open_store(config.store_file or config.state_dir / "store.sqlite"))
     events = await closing.enter_async_context(FileAuditLog.open(config.state_dir / AUDIT, utc_now))
     audit = CountedAuditLog(events)
     anchor = Anchor(store, audit, lambda: events.end, config.state_dir / AUDIT, writer(config), utc_now)
@@ -132,7 +132,7 @@ async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> A
         authority = await _vault_authority(config.trust_domain, chosen, secrets, on_issued)
     elif isinstance(chosen, DiskAuthorityConfig):
         authority = await DiskAuthority.open(
-            config.state_dir / "ca",
+            chosen.directory or config.state_dir / "ca",
             passphrase=await secrets.resolve(chosen.passphrase),
             trust_domain=config.trust_domain,
             create=chosen.create,

@@ -42,6 +42,8 @@ def of_mesh(answer: GetStatusResponse, now: datetime, away: Mapping[str, str]) -
     if answer.HasField("health"):
         yield from _control_plane(answer.health, there)
     for node in answer.nodes:
+        if node.control_plane:
+            continue  # another control plane knows how it does
         if not node.connected:
             yield _away(node, away.get(node.node, ""))
             continue

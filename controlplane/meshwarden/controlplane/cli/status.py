@@ -55,7 +55,8 @@ def _node(node: NodeState, answer: GetStatusResponse) -> tuple[object, ...]:
     revision = f"{node.acked_revision} of {answer.revision}" if behind > 0 else node.acked_revision
     if not node.HasField("last_seen"):
         revision = "unknown"
-    return node.node, "connected" if node.connected else "away", revision, len(node.nacks), len(node.workloads)
+    link = "connected" if node.connected else f"at {node.control_plane}" if node.control_plane else "away"
+    return node.node, link, revision, len(node.nacks), len(node.workloads)
 
 
 def _region(state: RegionState) -> tuple[object, ...]:

@@ -50,6 +50,11 @@ class Endpoints:
         self._lost.add(node)
         self._put_due(node)
 
+    def forget(self, node: str) -> None:
+        """Somebody else hears of the node now: what it has is not ours to write."""
+        self._reported.pop(node, None)
+        self._lost.discard(node)
+
     def nodes(self) -> set[str]:
         """The nodes that have endpoints."""
         return self._publisher.mesh.endpoint_nodes()

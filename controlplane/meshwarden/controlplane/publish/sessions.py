@@ -22,6 +22,7 @@ from meshwarden.controlplane.identity.rotation import NodeTrust
 from meshwarden.controlplane.publish.endpoints import Endpoints
 from meshwarden.controlplane.publish.feed import Serves
 from meshwarden.controlplane.publish.members import Members
+from meshwarden.controlplane.publish.presence import Presence
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.trail import followed
 from meshwarden.controlplane.store.port import Store
@@ -150,6 +151,7 @@ class Sessions:
         clock: Callable[[], datetime],
         grace_s: float = GRACE_S,
         start_grace_s: float = START_GRACE_S,
+        owner: str = "",
     ) -> None:
         self._publisher, self._clock = publisher, clock
         self._grace_s, self._start_grace_s = grace_s, start_grace_s
@@ -160,6 +162,8 @@ class Sessions:
         self._trust: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         self._members = Members(store)
         self._members.on_removed(self._left)
+        self._presence = Presence(store, owner)
+        self._presence.listen(self._moved)
         # Their records have ended while they had a session.
         self._removed: set[str] = set()
         self._waiting: dict[str, asyncio.TimerHandle] = {}
@@ -171,12 +175,13 @@ class Sessions:
         """
         async with anyio.create_task_group() as group:
             await group.start(self._members.run)
+            await group.start(self._presence.run)
             task_status.started()
             await self._run()
 
     async def _run(self) -> None:
         await self._publisher.wait_loaded()
-        for node in self._endpoints.nodes():
+        for node in self._endpoints.nodes() - self._waiting.keys():
             self._await_return(node, self._start_grace_s)
         try:
             await self._endpoints.run()
@@ -200,6 +205,7 @@ class Sessions:
         if older is not None:
             older.replaced.set()
         self._open[node], self._states[node] = session, session.state
+        self._presence.put(node, *self._trust.get(node, (None, frozenset())))
         if (timer := self._waiting.pop(node, None)) is not None:
             timer.cancel()
         log.info("node.connected", node=node, agent_version=hello.agent_version, replaced=older is not None)
@@ -264,6 +270,8 @@ class Sessions:
         for node, record in self.joined.items():
             states[node].join_time.FromDatetime(record.join_time)
             states[node].tenants[:] = record.tenants
+            place = None if states[node].connected else self._presence.elsewhere(node)
+            states[node].control_plane = place.holder if place is not None else ""
         return [states[node] for node in sorted(states)]
 
     def renew_all(self, reason: str) -> list[str]:
@@ -284,7 +292,8 @@ class Sessions:
 
     def take_trust(self, node: str, ack: v1.BundleAck) -> None:
         """Takes which roots a node trusts and uses."""
-        self._trust[node] = (_fingerprints(ack.trusted), _fingerprints(ack.used))
+        self._trust[node] = trust = (_fingerprints(ack.trusted), _fingerprints(ack.used))
+        self._presence.put(node, *trust)
 
     def trust(self) -> list[NodeTrust]:
         """What each node that has joined has said of the roots."""
@@ -292,8 +301,19 @@ class Sessions:
         for state in self.states():
             trusted, used = self._trust.get(state.node, (None, frozenset[str]()))
             seen = state.last_seen.ToDatetime(UTC) if state.HasField("last_seen") else None
-            found.append(NodeTrust(state.node, state.connected, seen, trusted, used))
+            place = None if state.connected else self._presence.elsewhere(state.node)
+            if place is not None:
+                seen, trusted, used = self._clock(), place.trusted, place.used
+            found.append(NodeTrust(state.node, state.connected or place is not None, seen, trusted, used))
         return found
+
+    def _moved(self, node: str) -> None:
+        """A node has opened a newer session at another control plane of this store."""
+        self._endpoints.forget(node)
+        if (session := self._open.get(node)) is not None:
+            session.replaced.set()
+        elif node not in self._waiting:
+            self._await_return(node, self._grace_s)
 
     def _left(self, node: str) -> None:
         """A node's record has ended, or it was banned; streams that it has end by themselves."""
@@ -311,7 +331,9 @@ class Sessions:
 
     def _give_up(self, node: str) -> None:
         self._waiting.pop(node, None)
-        if node not in self._open:
+        if node not in self._open and self._presence.elsewhere(node) is not None:
+            self._await_return(node, self._grace_s)  # not ours to give up, while whoever has it lives
+        elif node not in self._open:
             log.warning("node.lost", node=node)
             self._endpoints.lost(node)
 
