@@ -126,3 +126,13 @@ def test_a_revoked_caller_is_told_so_by_explain(mesh: Mesh) -> None:
     for shown in (True, False):
         answer = explain(mesh, request, lambda _, shown=shown: shown)
         assert any("revoked" in step.text and not step.ok for step in answer.steps)
+
+
+def test_when_a_root_is_gone_all_listeners_end_what_is_open(mesh: Mesh) -> None:
+    impact = mesh.cut("a1")
+    assert (impact.servers, impact.nodes) == ({ORDERS, BILLING}, {"n1", "n2"})
+    first = chain_name(mesh)
+    mesh.deny(denying((spiffe(WEB), "")))
+    second = chain_name(mesh)
+    mesh.cut("b2")
+    assert len({first, second, chain_name(mesh), ""}) == 4

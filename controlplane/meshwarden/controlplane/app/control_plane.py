@@ -64,7 +64,7 @@ from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.place import announce, announce_roots, listening, parse_address
 from meshwarden.controlplane.publish.publisher import Publisher
-from meshwarden.controlplane.publish.roots import Roots
+from meshwarden.controlplane.publish.roots import Revoked, Roots
 from meshwarden.controlplane.publish.secrets import EntrySecrets
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trail import Trails
@@ -359,6 +359,7 @@ class ControlPlane:
         )
         node = NodeServicer(nodes, self._publisher, self._sessions, engines.authority, trust=self._trust)
         self._rotation.listen(node.tell_bundle)
+        self._rotation.listen(Revoked(self._rotation.known, self._publisher.cut, utc_now).follow)
         admin = AdminServicer(
             trust_domain=domain,
             region=config.region,

@@ -53,17 +53,22 @@ def of(access: Access, denied: Iterable[Denied]) -> list[Denied]:
 
 
 class Epochs:
-    """The name of the last deny that each service had to end something for."""
+    """The name of the last deny that each service had to end something for, and of what all had to."""
 
     def __init__(self) -> None:
         self._of: dict[Name, str] = {}
+        self._of_all = ""
 
     def get(self, service: Name, present: Callable[[], Iterable[Denied]]) -> str:
         """The name; empty if there was none. Before anything was added it is that of what is `present`."""
         known = self._of.get(service)
         if known is None:
             known = self._of[service] = _name(present())
-        return known
+        return self._of_all + known
+
+    def cut(self, mark: str) -> None:
+        """All that is open to any service is to end; `mark` is another one each time."""
+        self._of_all = mark
 
     def add(self, service: Name, present: Iterable[Denied]) -> None:
         """A deny has come to a service, of which these are `present` now."""

@@ -119,6 +119,16 @@ class Mesh:
                 self.epochs.add(service, [one for one in self.denied if _lets_in(policies.values(), one.caller)])
         return impact
 
+    def cut(self, mark: str) -> Impact:
+        """Has Envoys end all that is open, and says what that touches; `mark` is another one each time."""
+        self.epochs.cut(mark)
+        impact = Impact()
+        for service, entries in self._of_service.get("WorkloadEntry", {}).items():
+            impact.servers.add(service)
+            for entry in entries.values():
+                impact.nodes.update(entry.spec.nodes)
+        return impact
+
     def identity(self, service: Name) -> SpiffeId:
         """Who the servers of a service are: another trust domain's, if that is where it is served."""
         message = self.find("Service", *service)

@@ -118,10 +118,18 @@ class Publisher:
         """Takes the newest deny list and tells every session."""
         # One message for all of them, and for those to come.
         self._denies = v1.SyncResponse(deny_list=deny_list.to_proto())
-        impact = self.mesh.deny(deny_list)
-        self._scopes.touch(impact)
         for feed in self._feeds:
             feed.deny(self._denies)
+        self._touch(self.mesh.deny(deny_list))
+
+    def cut(self, mark: str) -> None:
+        """Has Envoys end all that is open; `mark` is another one each time."""
+        self._touch(self.mesh.cut(mark))
+
+    def _touch(self, impact: Impact) -> None:
+        """Tells sessions what has changed beside the store."""
+        self._scopes.touch(impact)
+        for feed in self._feeds:
             feed.touch(impact)
         self._look()
 

@@ -4,7 +4,8 @@
 theirs with what they make of it (`agents.rotation`).
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -14,13 +15,34 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from meshwarden.certs.authority.slot import RootState, SlotState
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import name_text
+from meshwarden.controlplane.identity.rotation import CONNECTION_LIFE
 from meshwarden.controlplane.publish.trail import MAX_NODES, nanoseconds
 from meshwarden.v1 import node_service_pb2 as v1
 
 _MAX_NAMED: Final = 16
+HEARD_S: Final = 1.0
+
+
+class Revoked:
+    """Has what is open end when a root is revoked before all that was made with it has ended by itself."""
+
+    def __init__(self, known: Sequence[RootState], cut: Callable[[str], None], clock: Callable[[], datetime]) -> None:
+        """Starts with the roots of the moment; `cut` takes the fingerprint of each that goes too early."""
+        self._known, self._cut, self._clock = known, cut, clock
+
+    async def follow(self, roots: Sequence[RootState]) -> None:
+        """Takes the roots that there are now."""
+        left = {root.fingerprint for root in roots}
+        gone = [root for root in self._known if root.fingerprint not in left]
+        self._known = roots
+        for root in gone:
+            if root.state is not SlotState.PREPARED and self._clock() < root.since + CONNECTION_LIFE:
+                # Once Envoys have heard that they trust it no more; else the next connection could be made with it.
+                asyncio.get_running_loop().call_later(HEARD_S, self._cut, root.fingerprint[:16])
 
 
 class Roots:
