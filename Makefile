@@ -35,7 +35,8 @@ test: $(VENV)/.dev tests/e2e/node/node_modules ## Run the tests (ARGS="-k store"
 	@$(BIN)/python -m pytest -m 'e2e and alone' $(ARGS) || [ $$? -eq 5 ]
 
 .PHONY: soak
-soak: $(VENV)/.dev ## Run what takes its time: a region cut off for ten minutes, limits while things break for ten
+soak: $(VENV)/.dev ## Run what takes its time: a region cut off for ten minutes, no control plane for ten, limits while things break for ten
+	@MESHWARDEN_AWAY_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/identity/test_control_plane_away.py $(ARGS)
 	@MESHWARDEN_CUT_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_regions.py $(ARGS)
 	@MESHWARDEN_CHAOS_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_quota.py -k breaks_at_random $(ARGS)
 
