@@ -34,6 +34,7 @@ from meshwarden.agents.health import Health
 from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
 from meshwarden.agents.jwt_svids import JwtSvids
+from meshwarden.agents.malformed import MalformedInterceptor
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
 from meshwarden.agents.planes import Planes
@@ -267,7 +268,7 @@ class Agent:
         attestor = Attestor(front, self.registry)
         self._overload = overload(attestor, self.intake, self._rng.random)
         server = grpc.aio.server(
-            interceptors=[self._overload, server_interceptor(self._provider, _TRACED_BELOW)],
+            interceptors=[self._overload, server_interceptor(self._provider, _TRACED_BELOW), MalformedInterceptor()],
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),

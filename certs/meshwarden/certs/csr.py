@@ -38,7 +38,8 @@ def parse_csr(der: bytes) -> PublicKey:
     try:
         request = x509.load_der_x509_csr(der)
         key = request.public_key()
-        asks = bool(request.attributes) or len(request.extensions) > 0
+        # What a request asks for, extensions included, are its attributes.
+        asks = bool(request.attributes)
     except UNREADABLE:
         raise InvalidCsr("CSR: not one well-formed PKCS#10 request in DER") from None
     allowed = check_key(key)

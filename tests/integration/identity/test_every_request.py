@@ -176,9 +176,7 @@ def svid_of(chain: Sequence[bytes], key: Any) -> X509Svid:
 @st.composite
 def requests_of(draw: st.DrawFn, method: str) -> list[bytes]:
     shape = METHODS[method]
-    one = message_of(shape.input_type).map(lambda made: made.SerializeToString())
-    if method in OF_CONTROL_PLANE:
-        one = one.flatmap(corrupt)
+    one = message_of(shape.input_type).map(lambda made: made.SerializeToString()).flatmap(corrupt)
     return draw(st.lists(one, min_size=1, max_size=4)) if shape.client_streaming else [draw(one)]
 
 
