@@ -21,7 +21,7 @@ from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.controlplane.app import serve as serve_control_plane
-from meshwarden.controlplane.config import Config
+from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.secrets.port import SecretAway, SecretError
 from meshwarden.controlplane.secrets.resolver import Secrets
 

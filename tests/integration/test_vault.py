@@ -29,7 +29,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
-from meshwarden.controlplane.config import ConfigError, load
+from meshwarden.controlplane.config.config import ConfigError, load
 from meshwarden.controlplane.secrets.port import SecretError
 from meshwarden.controlplane.secrets.resolver import Secrets
 

@@ -25,7 +25,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.app import serve
-from meshwarden.controlplane.config import Config
+from meshwarden.controlplane.config.config import Config
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub

@@ -29,7 +29,7 @@ from meshwarden.certs.bundle_document import TrustBundle, format_document
 from meshwarden.certs.jwt_bundle import JwtBundle
 from meshwarden.certs.svid import X509Svid
 from meshwarden.controlplane.app import serve
-from meshwarden.controlplane.config import Config
+from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.local.port import free_port
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1 import admin_service_pb2 as admin

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import verify_chain
-from meshwarden.controlplane.config import OperatorLoginConfig
+from meshwarden.controlplane.config.identity import OperatorLoginConfig
 from meshwarden.controlplane.identity.authorize import Denied
 from meshwarden.controlplane.identity.node_name import NameTemplate
 from meshwarden.controlplane.identity.operator_login import FIELDS, PACE, Grant, OperatorLogin

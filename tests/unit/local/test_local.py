@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from meshwarden.controlplane.config import DiskAuthorityConfig, VaultAuthorityConfig
-from meshwarden.controlplane.config import load as load_config
+from meshwarden.controlplane.config.authority import DiskAuthorityConfig, VaultAuthorityConfig
+from meshwarden.controlplane.config.config import load as load_config
 from meshwarden.controlplane.local import context, plan, port, sample, table
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.controlplane.local.mesh import LocalMesh, environment, rank

@@ -11,7 +11,7 @@ import anyio
 from meshwarden.controlplane import log
 from meshwarden.controlplane.app.control_plane import ControlPlane
 from meshwarden.controlplane.app.engines import open_engines
-from meshwarden.controlplane.config import Config
+from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.place import alone
 from meshwarden.sdk.descriptor import allow_descriptors

@@ -38,9 +38,7 @@ from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.app import gathering
 from meshwarden.controlplane.app.engines import AUDIT, Engines, secret_watch, writer
-from meshwarden.controlplane.config import (
-    Config,
-)
+from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger

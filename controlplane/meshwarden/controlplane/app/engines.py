@@ -18,14 +18,11 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.audit.anchor import Anchor
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.audit.log import FileAuditLog
-from meshwarden.controlplane.config import (
-    Config,
-    DiskAuthorityConfig,
-    OtlpConfig,
-    VaultAuthorityConfig,
-    VaultConfig,
-    X509PopAttestorConfig,
-)
+from meshwarden.controlplane.config.authority import DiskAuthorityConfig, VaultAuthorityConfig
+from meshwarden.controlplane.config.config import Config
+from meshwarden.controlplane.config.identity import X509PopAttestorConfig
+from meshwarden.controlplane.config.telemetry import OtlpConfig
+from meshwarden.controlplane.config.vault import VaultConfig
 from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.header import BadHeader, Headers
 from meshwarden.controlplane.identity.attestor import Attestor

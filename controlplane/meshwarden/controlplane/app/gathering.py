@@ -6,9 +6,7 @@ from datetime import timedelta
 from functools import partial
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.config import (
-    Config,
-)
+from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.metrics import Metrics

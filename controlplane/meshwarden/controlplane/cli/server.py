@@ -17,7 +17,7 @@ def server(file: Path | None) -> None:
     """Run a control plane, told by a TOML file and then by MESHWARDEN_… in the environment."""
     with _loading():
         from meshwarden.controlplane.app import run_server
-        from meshwarden.controlplane.config import ConfigError, load
+        from meshwarden.controlplane.config.config import ConfigError, load
 
     try:
         config = load(file)
