@@ -131,7 +131,7 @@ async def test_a_bundle_is_fetched_told_kept_and_survives_the_outage(domains: tu
         async with theirs.serve() as port, running(ours.federation) as until:
             ours.federation.want([wanted(port, bundle=pinned)])
             await until(ours.federation.bundles)
-            await theirs.jwt._new_key()  # they rotate
+            await theirs.jwt.prepare("spiffe://b.test/operator/bo")  # they rotate
             ours.now += timedelta(minutes=5)
             ours.federation.want([wanted(port, bundle=pinned)])
             await until(lambda: len(ours.federation.bundles()[0].jwt.keys) == 2)

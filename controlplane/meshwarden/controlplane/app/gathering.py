@@ -1,20 +1,22 @@
-"""How telemetry is kept, sampled and shared between regions, by the configuration."""
+"""How telemetry is kept and sampled, and what regions tell each other, by the configuration."""
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
 from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.app.engines import Engines
+from meshwarden.controlplane.app.identity import Identity
 from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace_store import Keep
 from meshwarden.controlplane.identity.deny_elsewhere import DeniesElsewhere
-from meshwarden.controlplane.identity.serving import ServingIdentity
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.regions.inbox import Inbox
@@ -24,7 +26,73 @@ from meshwarden.controlplane.regions.regions import Regions
 from meshwarden.v1.region_service_pb2 import GetDeniesRequest
 
 
-def traces_of(config: Config) -> dict[str, Keep]:
+@dataclass(frozen=True)
+class Gathering:
+    """The parts."""
+
+    metrics: Metrics
+    durable: Durable
+    gather: Gather
+    regions: Regions
+    remote: Remote
+
+
+def gathering(config: Config, engines: Engines, mesh: Mesh, identity: Identity, rng: random.Random) -> Gathering:
+    """Makes what takes telemetry, and what asks other regions; nothing runs yet."""
+    metrics, durable = (
+        Metrics(idle=timedelta(seconds=config.metrics_idle_s)),
+        Durable(config.state_dir / "gather.sqlite"),
+    )
+    gather = Gather(
+        durable,
+        Ledger(durable, config.trust_domain, utc_now, region=config.region),
+        metrics,
+        engines.backends,
+        utc_now,
+        rng,
+        owns=mesh.owns,
+        trust_domain=config.trust_domain,
+        region=config.region,
+        traces_retention=timedelta(seconds=config.traces_keep_s),
+        traces_max_bytes=config.traces_max_bytes,
+        traces_of=_traces_of(config),
+        tail=_tail(config, mesh),
+    )
+    remote = Remote((peer.region for peer in config.peer), utc_now, idle=timedelta(seconds=config.metrics_idle_s))
+    remote.recall(gather.ledger.totals_told())
+    metrics.registry.register(remote)
+    inbox = Inbox(gather.ledger, remote)
+    durable.add(inbox)
+    return Gathering(metrics, durable, gather, _regions(config, engines, identity, gather, metrics, inbox, rng), remote)
+
+
+def _regions(
+    config: Config,
+    engines: Engines,
+    identity: Identity,
+    gather: Gather,
+    metrics: Metrics,
+    inbox: Inbox,
+    rng: random.Random,
+) -> Regions:
+    """What asks the other regions: for what they have counted, for what they issue by, and for what they deny."""
+    own = Own(config.trust_domain, identity.serving.svid, identity.serving.bundles)
+    peers = [Peer(peer.region, peer.address) for peer in config.peer]
+    pullers = [
+        Puller(peer, own, inbox, gather.ledger, gather.tail, gather.tally, gather.settle, utc_now, rng)
+        for peer in peers
+    ]
+    elsewhere = DeniesElsewhere(identity.denies, identity.deny_watch, utc_now)
+    questions = (engines.region_trust.ask, partial(_ask_denies, elsewhere))
+    askers = [partial(keep_asking, Link(peer, own), ask, rng) for peer in peers for ask in questions]
+    regions = Regions(config.region, pullers, inbox, utc_now, askers)
+    text = "How old what is known of another region is, in seconds; +Inf where nothing is."
+    metrics.gauge("meshwarden_region_age_seconds", text, ("region",), regions.ages)
+    metrics.gauge("meshwarden_region_answers", "Whether another region answers.", ("region",), regions.answering)
+    return regions
+
+
+def _traces_of(config: Config) -> dict[str, Keep]:
     """How long the traces of tenants are kept that have times and sizes of their own."""
     return {
         tenant: Keep(
@@ -35,7 +103,7 @@ def traces_of(config: Config) -> dict[str, Keep]:
     }
 
 
-def tail(config: Config, mesh: Mesh) -> TailPolicy | None:
+def _tail(config: Config, mesh: Mesh) -> TailPolicy | None:
     """Which traces go on to backends once they are whole; None for all."""
     if config.tail_sampling is None:
         return None
@@ -51,46 +119,7 @@ def tail(config: Config, mesh: Mesh) -> TailPolicy | None:
     return TailPolicy(**said, slow_after=slow_after)
 
 
-def regions(
-    config: Config,
-    durable: Durable,
-    gather: Gather,
-    metrics: Metrics,
-    serving: ServingIdentity,
-    rng: random.Random,
-    questions: Sequence[Callable[[Link], Awaitable[None]]],
-) -> tuple[Regions, Remote]:
-    """What asks the other regions, and what they have told."""
-    remote = Remote((peer.region for peer in config.peer), utc_now, idle=timedelta(seconds=config.metrics_idle_s))
-    remote.recall(gather.ledger.totals_told())
-    metrics.registry.register(remote)
-    inbox = Inbox(gather.ledger, remote)
-    durable.add(inbox)
-    own = Own(config.trust_domain, serving.svid, serving.bundles)
-    peers = [Peer(peer.region, peer.address) for peer in config.peer]
-    pullers = [
-        Puller(
-            peer,
-            own,
-            inbox,
-            gather.ledger,
-            gather.tail,
-            gather.tally,
-            gather.settle,
-            utc_now,
-            rng,
-        )
-        for peer in peers
-    ]
-    askers = [partial(keep_asking, Link(peer, own), ask, rng) for peer in peers for ask in questions]
-    regions = Regions(config.region, pullers, inbox, utc_now, askers)
-    text = "How old what is known of another region is, in seconds; +Inf where nothing is."
-    metrics.gauge("meshwarden_region_age_seconds", text, ("region",), regions.ages)
-    metrics.gauge("meshwarden_region_answers", "Whether another region answers.", ("region",), regions.answering)
-    return regions, remote
-
-
-async def ask_denies(denies: DeniesElsewhere, link: Link) -> None:
+async def _ask_denies(denies: DeniesElsewhere, link: Link) -> None:
     """Asks a region once what it has denied; raises what `keep_asking` expects."""
     region = link.peer.region
     answer = await (await link.stub()).GetDenies(GetDeniesRequest(etag=denies.etag(region)), timeout=ANSWER_S)

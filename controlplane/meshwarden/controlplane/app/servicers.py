@@ -1,0 +1,112 @@
+"""What answers at the door: one servicer a service, of the parts of a control plane."""
+
+from importlib.metadata import version as version_of
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.api.admin import AdminServicer
+from meshwarden.controlplane.api.audit import AuditServicer
+from meshwarden.controlplane.api.bundles import BundleDesk
+from meshwarden.controlplane.api.health import Health
+from meshwarden.controlplane.api.node import NodeServicer
+from meshwarden.controlplane.api.operator import OperatorServicer
+from meshwarden.controlplane.api.quota import QuotaServicer
+from meshwarden.controlplane.api.region import RegionServicer
+from meshwarden.controlplane.api.report import ReportServicer
+from meshwarden.controlplane.api.resource import ResourceServicer
+from meshwarden.controlplane.api.server import Servicers
+from meshwarden.controlplane.app.engines import AUDIT, Engines
+from meshwarden.controlplane.app.gathering import Gathering
+from meshwarden.controlplane.app.identity import Identity
+from meshwarden.controlplane.app.publishing import Publishing
+from meshwarden.controlplane.config.config import Config
+from meshwarden.controlplane.identity.attestor_token import TokenAttestor
+from meshwarden.controlplane.identity.issued import Issued
+from meshwarden.controlplane.identity.join_token import JoinTokens
+from meshwarden.controlplane.identity.node import NodeIdentity
+from meshwarden.controlplane.identity.roster import Roster
+from meshwarden.controlplane.publish.roots import Revoked
+from meshwarden.controlplane.publish.trust import Trust
+
+
+def servicers(
+    config: Config, engines: Engines, identity: Identity, publishing: Publishing, gathering: Gathering
+) -> Servicers:
+    """Makes them, and has those told of changed roots that have to be."""
+    domain, rotation = config.trust_domain, publishing.rotation
+    tokens = JoinTokens(engines.store, utc_now)
+    nodes = NodeIdentity(
+        engines.authority,
+        engines.store,
+        {"join_token": TokenAttestor(tokens), **engines.attestors},
+        engines.audit,
+        utc_now,
+        trust_domain=domain,
+        region=config.region,
+        denied=identity.denied.identity,
+        jwt=identity.jwt,
+        limits=config.limits.paces(),
+        known=publishing.sessions.known,
+    )
+    node = NodeServicer(
+        nodes,
+        publishing.publisher,
+        publishing.sessions,
+        engines.authority,
+        trust=Trust(identity.jwt, identity.federation),
+    )
+    rotation.listen(node.tell_bundle)
+    rotation.listen(Revoked(rotation.known, publishing.publisher.cut, utc_now).follow)
+    admin = AdminServicer(
+        trust_domain=domain,
+        region=config.region,
+        version=version_of("meshwarden"),
+        authority=engines.authority,
+        store=engines.store,
+        tokens=tokens,
+        publisher=publishing.publisher,
+        sessions=publishing.sessions,
+        gather=gathering.gather,
+        remote=gathering.remote,
+        regions=gathering.regions,
+        division=publishing.division,
+        audit=engines.audit,
+        denies=identity.denies,
+        deny_watch=identity.deny_watch,
+        rotation=rotation,
+        jwt=identity.jwt,
+        bundles=BundleDesk(identity.document, identity.federation, domain),
+        roster=Roster(engines.store, identity.denies, Issued(engines.store, utc_now), engines.audit, utc_now),
+        health=Health(
+            state_dir=config.state_dir,
+            authority=engines.authority,
+            audit=engines.audit,
+            gather=gathering.gather,
+            secrets=publishing.secrets.watch.faults,
+            settings=publishing.settings.faults,
+            svid=identity.serving.svid,
+            roots=lambda: rotation.known,
+        ),
+        clock=utc_now,
+    )
+    return Servicers(
+        admin=admin,
+        audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
+        node=node,
+        operator=OperatorServicer(
+            identity.operators, engines.authority, engines.store, domain, utc_now, identity.login
+        ),
+        quota=QuotaServicer(nodes, publishing.division, publishing.publisher),
+        region=RegionServicer(
+            gathering.gather.ledger,
+            gathering.gather.tail,
+            engines.authority,
+            rotation,
+            identity.deny_watch,
+            identity.jwt,
+            (domain, config.region),
+        ),
+        report=ReportServicer(gathering.gather, nodes),
+        resource=ResourceServicer(
+            engines.store, utc_now, config.region, engines.audit, publishing.trails, domain, publishing.secrets.grants
+        ),
+    )
