@@ -82,6 +82,7 @@ class Gathered:
     def __init__(self) -> None:
         self.nodes: list[str] = []
         self.marks = Marks()
+        self.reads_spans = True
 
     def ingest(self, node: str, *_: object) -> None:
         self.nodes.append(node)

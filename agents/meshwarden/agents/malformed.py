@@ -62,7 +62,10 @@ def _wrap(handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
     return make(served, _reader(handler.request_deserializer), handler.response_serializer)
 
 
-def _reader(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _reader(read: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if read is None:
+        return None  # it takes bytes as they are
+
     def read_or_say_why(data: bytes) -> Any:
         try:
             return read(data)

@@ -55,7 +55,7 @@ class Link:
         self.counter = Counter(utc_now)
         self.denials = Denials()
         identity = SpiffeId.workload("mesh.test", "platform", "orders")
-        self.config = Config(identity, bundles or {}, ServerLimits(), 7, Path(), {})
+        self.config = Config(identity, bundles or {}, ServerLimits(), 7, Path(), {}, federated=bundles or {})
 
     @property
     def last_config(self) -> Config:

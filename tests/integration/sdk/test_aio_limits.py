@@ -5,6 +5,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from meshwarden import sdk
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier
-from meshwarden.sdk.agent import Config
 from meshwarden.sdk.aio_handler import ServedInterceptor
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor
@@ -62,7 +62,7 @@ class Limited(Link):
 
     def tell(self, told: ServerLimits) -> None:
         before = self.config
-        self.config = Config(before.spiffe_id, before.bundles, told, 7, Path(), {})
+        self.config = replace(before, limits=told)
 
 
 async def ended(channel: grpc.aio.Channel, method: str) -> grpc.aio.AioRpcError | None:

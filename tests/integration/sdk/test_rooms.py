@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk.agent import Config
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
 from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
@@ -34,7 +34,7 @@ class Roomy(Link):
         super().__init__({"mesh.test": issuer.bundle})
         spec = RatePolicySpec(scope=RatePolicySpec.POINT, adaptive=Adaptive(min=least, max=most), limits=limits)
         told = ServerLimits(policies=[PolicyLimits(policy="platform/room", spec=spec)])
-        self.config = Config(self.config.spiffe_id, self.config.bundles, told, 7, Path(), {})
+        self.config = replace(self.config, limits=told)
         self.observed: list[Any] = []
 
     def observe(self, states: Any) -> None:
