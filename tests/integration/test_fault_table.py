@@ -27,7 +27,9 @@ from certs_build import Made, Plan, uri
 from certs_fault import ACCEPTED, BUNDLES, FAULTS, ISSUING
 
 from meshwarden.certs.clock import utc_now
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier
+from meshwarden.sdk.agent import Config
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
 from meshwarden.sdk.mtls.front import Front
@@ -35,9 +37,11 @@ from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.mtls.splice import End
 from meshwarden.sdk.mtls.tls import server_context
 from meshwarden.sdk.red.count import Counter
+from meshwarden.v1.node_service_pb2 import ServerLimits
 
 UNARY, DOWN, UP, BOTH = (f"/test.Test/{name}" for name in ("Unary", "Down", "Up", "Both"))
 SERVER = Plan(names=(uri("spiffe://a.test/region/eu/controlplane"),))(ISSUING)
+OWN = SpiffeId.workload("a.test", "a", "test")
 ROOTS = b"".join(bundle.pem() for bundle in BUNDLES.values())
 # What both stacks refuse in the handshake; of the rest, each that isn't in EITHER is taken by both without our check.
 HANDSHAKE = {
@@ -166,13 +170,12 @@ async def front(directory: Path, refusals: list[str], *, checked: bool) -> Async
 async def own(_: Path, __: list[str], *, checked: bool) -> AsyncIterator[int]:
     """GRPC's own TLS, BoringSSL, in a server of threads, under the SDK's check."""
     link = SimpleNamespace(
-        config=SimpleNamespace(bundles=BUNDLES, service="a/test", revision=1),
+        config=Config(OWN, BUNDLES, ServerLimits(), 1, Path(), {}, federated=BUNDLES),
         counter=Counter(utc_now),
         listen=lambda _: None,
         unlisten=lambda _: None,
     )
     incoming = Incoming(link, utc_now)
-    incoming._limiter = SimpleNamespace(take=lambda *_: SimpleNamespace(allowed=True))
     server = grpc.server(ThreadPoolExecutor(4), interceptors=[IncomingInterceptor(incoming)] if checked else [])
     server.add_generic_rpc_handlers((handlers(lambda _, __: b"hello", lambda _, __: iter([b"hello"])),))
     chain, key = pem(SERVER)

@@ -162,8 +162,10 @@ async def test_no_call_fails_while_the_control_plane_is_away(mesh: Mesh) -> None
         ending = await stack.enter_async_context(AsyncExitStack())
         again = await ending.enter_async_context(mesh.probe("again", "node-a", "acme/web"))
         await until(mesh.caught_up, "all is in force")
-        for op, (call, code) in PLANES.items():
-            only(await again.ask(op, count=5, **call), code, f"again, {op}")
+        # Who has not called yet has no configuration to go on with.
+        for caller in (globex, acme, again):
+            for op, (call, code) in PLANES.items():
+                only(await caller.ask(op, count=5, **call), code, f"{caller.name}, {op}")
         async with steady((globex, "grpc"), (globex, "http"), (acme, "grpc")):
             before = await mesh.serials()
             await mesh.local.stop_server()

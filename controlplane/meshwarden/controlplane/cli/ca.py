@@ -106,11 +106,12 @@ def rows(roots: Iterable[RootState], now_s: int, whole: bool) -> list[tuple[obje
 
 
 def _row(root: RootState, now_s: int, whole: bool) -> tuple[object, ...]:
-    short = (root.fingerprint[:SHOWN], RootState.State.Name(root.state))
+    state = RootState.State.Name(root.state)
+    short = (root.fingerprint[:SHOWN], f"{state} in {root.region}" if root.region else state)
     left = render.life(root.not_after.seconds - now_s)
     if not whole:
         return (*short, left)
-    following = f"is region {root.region}'s" if root.region else "-"
+    following = "-"
     if root.next:
         wait_s = root.next_time.seconds - now_s
         following = f"{root.next} {'in ' + render.life(wait_s) if wait_s > 0 else 'now'}"
