@@ -213,6 +213,39 @@ def test_the_end_does_not_wait_for_ever(make: Callable[..., World], monkeypatch:
     assert (world.agent.taken, world.lost) == ([], {"shutdown": 3})
 
 
+def test_an_end_while_the_first_span_comes_waits_for_what_that_starts(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting, go_on = threading.Event(), threading.Event()
+
+    class Slow(threading.Thread):
+        """A thread that takes its time to start."""
+
+        def start(self) -> None:
+            starting.set()
+            assert go_on.wait(60)
+            super().start()
+
+    world, ended = make(), threading.Event()
+
+    def end() -> None:
+        world.queue.shutdown()
+        ended.set()
+
+    first, last = threading.Thread(target=world.keep, args=("a",)), threading.Thread(target=end)
+    with monkeypatch.context() as slowly:
+        slowly.setattr(span_queue.threading, "Thread", Slow)
+        first.start()
+        assert starting.wait(60)
+        last.start()
+        # It waits; at once it would have failed, for a thread that hasn't started can't be waited for.
+        assert world.queue._closing.wait(60)
+        go_on.set()
+        first.join(60)
+        assert ended.wait(60)
+    assert sum(world.lost.values()) + len(world.agent.taken) == 1
+
+
 def test_threads_lose_no_span_uncounted(make: Callable[..., World]) -> None:
     world = make(max_row=1000, max_bytes=100_000)
     turns = 20_000

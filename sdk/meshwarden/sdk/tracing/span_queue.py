@@ -168,13 +168,15 @@ class SpanQueue(SpanProcessor):
         with self._changed:
             self._changed.notify_all()
         end_s = time.monotonic() + SHUTDOWN_S
-        for thread in self._threads:
+        with self._starting:  # a call that ends now may be starting them
+            threads = self._threads
+        for thread in threads:
             thread.join(max(0.0, end_s - time.monotonic()))
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
         self._carrier.close()
-        for thread in self._threads:
+        for thread in threads:
             thread.join(1.0)
         left = len(self._row) + sum(batch.spans for batch in self._batches)
         if left:
