@@ -48,7 +48,7 @@ def _wrap(handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
                 return await serve(messages, context)
             async for answer in serve(messages, context):
                 await context.write(answer)
-        except Exception:
+        except Exception:  # also in a group of others, where the handler reads in a task of its own
             if met:
                 await _refuse(context, met[0])
             raise

@@ -56,7 +56,41 @@ def servicers(
     )
     rotation.listen(node.tell_bundle)
     rotation.listen(Revoked(rotation.known, publishing.publisher.cut, utc_now).follow)
-    admin = AdminServicer(
+    return Servicers(
+        admin=_admin(config, engines, identity, publishing, gathering, tokens),
+        audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
+        node=node,
+        operator=OperatorServicer(
+            identity.operators, engines.authority, engines.store, domain, utc_now, identity.login
+        ),
+        quota=QuotaServicer(nodes, publishing.division, publishing.publisher),
+        region=RegionServicer(
+            gathering.gather.ledger,
+            gathering.gather.tail,
+            engines.authority,
+            rotation,
+            identity.deny_watch,
+            identity.jwt,
+            (domain, config.region),
+        ),
+        report=ReportServicer(gathering.gather, nodes),
+        resource=ResourceServicer(
+            engines.store, utc_now, config.region, engines.audit, publishing.trails, domain, publishing.secrets.grants
+        ),
+    )
+
+
+def _admin(
+    config: Config,
+    engines: Engines,
+    identity: Identity,
+    publishing: Publishing,
+    gathering: Gathering,
+    tokens: JoinTokens,
+) -> AdminServicer:
+    """Makes what answers operators, of all that they may ask for."""
+    domain, rotation = config.trust_domain, publishing.rotation
+    return AdminServicer(
         trust_domain=domain,
         region=config.region,
         version=version_of("meshwarden"),
@@ -87,26 +121,4 @@ def servicers(
             roots=lambda: rotation.known,
         ),
         clock=utc_now,
-    )
-    return Servicers(
-        admin=admin,
-        audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
-        node=node,
-        operator=OperatorServicer(
-            identity.operators, engines.authority, engines.store, domain, utc_now, identity.login
-        ),
-        quota=QuotaServicer(nodes, publishing.division, publishing.publisher),
-        region=RegionServicer(
-            gathering.gather.ledger,
-            gathering.gather.tail,
-            engines.authority,
-            rotation,
-            identity.deny_watch,
-            identity.jwt,
-            (domain, config.region),
-        ),
-        report=ReportServicer(gathering.gather, nodes),
-        resource=ResourceServicer(
-            engines.store, utc_now, config.region, engines.audit, publishing.trails, domain, publishing.secrets.grants
-        ),
     )
