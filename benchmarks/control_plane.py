@@ -3,10 +3,11 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import grpc.aio
 from cryptography import x509
@@ -33,6 +34,7 @@ REGION = "local"
 BATCH = 100
 JOINS_AT_ONCE = 16
 RPC_S = 60.0
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,23 @@ class ControlPlane:
             async def one(node: str) -> X509Svid:
                 async with turn:
                     key = new_key()
-                    token = await self.join_token(node)
+                    token = await _unhurried(lambda: self.join_token(node))
                     request = node_service_pb2.AttestRequest(join_token=token, csr=make_csr(key))
-                    answer = await stub.Attest(request, timeout=RPC_S)
+                    answer = await _unhurried(lambda: stub.Attest(request, timeout=RPC_S))
                 return X509Svid.of([x509.load_der_x509_certificate(der) for der in answer.chain], key)
 
             return list(await asyncio.gather(*map(one, nodes)))
+
+
+async def _unhurried(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """What a call answers, asked again as agents do where the server has as much to do as it can."""
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        await asyncio.sleep(1.0)
 
 
 @asynccontextmanager

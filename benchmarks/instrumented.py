@@ -103,7 +103,9 @@ class Link:
         self.denials = Denials()
         identity = SpiffeId.workload(DOMAIN, "platform", "orders")
         bundles, names = {DOMAIN: bundle}, {"orders": "platform/orders"}
-        self.config = self.last_config = Config(identity, bundles, ServerLimits(), 1, Path(), names, ratio)
+        self.config = self.last_config = Config(
+            identity, bundles, ServerLimits(), 1, Path(), names, ratio, federated=bundles
+        )
         AgentLink.made = self  # type: ignore[assignment]  # it stands in for one
         threading.Thread(target=self._take_steadily, daemon=True).start()
 
