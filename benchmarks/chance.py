@@ -1,11 +1,12 @@
 """How much of a limit is left unused: a model of the run of `benchmarks.accuracy`, in a time of its own.
 
 Calls come at random to points that take them out of buckets of their own, as there. Shares are divided by the real
-`Leases`, and taken from the SDK's; what is modelled is the way between the two: how often points report (Envoys each
-five seconds), how long a word takes, and when it is acknowledged. The reference are the same calls at the same points
-where somebody who knows how often each tenant is going to call each point gives each at once its part of what is fair,
-with no more saved up than the bound of docs/quotas.md lets points save. What that leaves unused is chance: nobody could
-use it who can't know when a call will come.
+`Leases`, and taken from the SDK's, or as an agent's real `Assignments` tell an Envoy; what is modelled is the way
+between the two: how often points report (Envoys each five seconds), how long a word takes, when it is acknowledged, and
+an Envoy's buckets (`EnvoyBuckets`). The reference are the same calls at the same points where somebody who knows how
+often each tenant is going to call each point gives each at once its part of what is fair, with no more saved up than
+the bound of docs/quotas.md lets points save. What that leaves unused is chance: nobody could use it who can't know when
+a call will come.
 """
 
 import heapq
@@ -18,6 +19,8 @@ from typing import Any, Final
 from benchmarks import accuracy_figures as figures
 from benchmarks.accuracy_figures import Record
 from benchmarks.result import Case
+from meshwarden.agents.quota.assignment import Assignments
+from meshwarden.agents.quota.point import Key
 from meshwarden.controlplane.quota.allocator import fill
 from meshwarden.controlplane.quota.lease import Lease, Share, Usage
 from meshwarden.controlplane.quota.leases import Leases as Divided
@@ -25,13 +28,14 @@ from meshwarden.controlplane.quota.pool import Pool
 from meshwarden.controlplane.quota.tree import Bucket, Level, Point
 from meshwarden.sdk.quota.lease import OFTEN_S, Leases
 from meshwarden.v1 import quota_service_pb2 as pb
-from meshwarden.v1.node_service_pb2 import PolicyLimits
+from meshwarden.v1.node_service_pb2 import PolicyLimits, ServerLimits
 from meshwarden.v1.resources_pb2 import RateLimit, RatePolicySpec
+from meshwarden.xds import quota_names
 
 POLICY: Final = "platform/orders"
 WARM_S, STEADY_S, TURN_S = 20.0, 60.0, 30.0
 WAY_S, TICK_S, LEAST_S = 0.06, 0.5, 0.1
-_ENVOY_S, _OBEYED_S = 5.0, 0.5
+_ENVOY_S, _OBEYED_S, _STEP_S = 5.0, 0.5, 0.25
 _Event = tuple[float, int, Callable[..., None], tuple[Any, ...]]
 
 
@@ -64,6 +68,7 @@ class World:
         self._rng, self._due, self._numbers = random.Random(seed), list[_Event](), itertools.count()
         self._parts = [1 / (number + 1) ** 0.7 for number in range(points)]
         self._is_envoy = [number % 3 == 1 and number // 3 < envoys for number in range(points)]
+        self._envoys: dict[int, EnvoyBuckets] = {}
         self._tree = Level(ceiling=limit, parts={t: Level(weight=w, ceiling=limit) for t, w in weights.items()})
         self._divided = Divided(0.0, learn=False)
         self._divided.put(POLICY, self._tree)
@@ -94,7 +99,12 @@ class World:
         for number, is_envoy in enumerate(self._is_envoy):
             self._at(self._rng.random(), self._report_steadily, number, _ENVOY_S if is_envoy else 1.0)
             if is_envoy:
+                self._envoys[number] = self._envoy()
                 self._at(self._rng.random(), self._say_obeyed_steadily, number)
+                self._at(self._rng.random() * _STEP_S, self._assign_steadily, number)
+
+    def _envoy(self) -> "EnvoyBuckets":
+        return EnvoyBuckets()
 
     def foresee(self) -> None:
         """Has shares given by who knows how often each tenant calls."""
@@ -114,9 +124,10 @@ class World:
         if self._rng.random() * most > self._rate(tenant, now_s):
             return
         (number,) = self._rng.choices(range(len(self._points)), self._parts)
-        leases = self._leases[number]
         self._offered[tenant].append(now_s)
-        if leases.take(tenant, "/x/Y", 1, now_s).allowed:
+        leases, envoy = self._leases[number], self._envoys.get(number)
+        is_allowed = envoy.take(tenant, now_s) if envoy else leases.take(tenant, "/x/Y", 1, now_s).allowed
+        if is_allowed:
             self._served[tenant].append(now_s)
         if leases.presses and not self._asks[number] and not self._is_envoy[number]:
             self._asks[number] = True
@@ -134,14 +145,19 @@ class World:
         self._at(now_s + WAY_S, self._hear, number, {}, self._obeyed[number])
         self._at(now_s + 1.0, self._say_obeyed_steadily, number)
 
+    def _assign_steadily(self, now_s: float, number: int) -> None:
+        self._envoys[number].assign(now_s)
+        self._at(now_s + _STEP_S, self._assign_steadily, number)
+
     def _report(self, now_s: float, number: int) -> None:
         self._told_s[number], self._asks[number] = now_s, False
-        usages = {
-            Bucket(POLICY, (used.bucket.tenant,)): Usage(
-                used.allowed, used.denied, spilled=None if self._is_envoy[number] else used.spilled
-            )
-            for used in self._leases[number].report(now_s).usages
-        }
+        if number in self._envoys:
+            usages = self._envoys[number].report(now_s)
+        else:
+            usages = {
+                Bucket(POLICY, (used.bucket.tenant,)): Usage(used.allowed, used.denied, spilled=used.spilled)
+                for used in self._leases[number].report(now_s).usages
+            }
         self._at(now_s + WAY_S, self._hear, number, usages, self._obeyed[number])
 
     def _hear(self, now_s: float, number: int, usages: dict[Bucket, Usage], obeyed: int) -> None:
@@ -189,4 +205,70 @@ class World:
             )
             for share in shares
         ]
-        self._leases[number].grant(said, now_s)
+        if number in self._envoys:
+            self._envoys[number].grant(said, now_s)
+        else:
+            self._leases[number].grant(said, now_s)
+
+
+class EnvoyBuckets:
+    """The buckets of an Envoy and what its agent has it do with them, as Envoy 1.40 does.
+
+    A bucket that is told to do something else is made anew and holds the same part, in whole calls: what it had saved
+    up of one is lost each time.
+    """
+
+    def __init__(self, when_away: Any = RatePolicySpec.KEEP_LAST, ends_s: float = math.inf) -> None:
+        self._assignments = Assignments()
+        self.prolong = self._assignments.prolong
+        self.prolong(ends_s)
+        spec = RatePolicySpec(when_away=when_away)
+        self._limits = ServerLimits(policies=[PolicyLimits(policy=POLICY, spec=spec)])
+        self.held: dict[str, tuple[float, float]] = {}
+        # {tenant: [most, filled each second, left, since when, allowed, denied]}
+        self._known: dict[str, list[float]] = {}
+
+    def take(self, tenant: str, now_s: float) -> bool:
+        """Whether a call is let through."""
+        if tenant not in self._known:
+            self._known[tenant] = [1.0, math.inf, 1.0, now_s, 0, 0]
+            self._assignments.report(Key(POLICY, tenant, ""), 0, 0, now_s)
+        bucket = self._known[tenant]
+        self._fill(bucket, now_s)
+        is_allowed = bucket[2] >= 1
+        bucket[2] -= is_allowed
+        bucket[4 if is_allowed else 5] += 1
+        return is_allowed
+
+    def report(self, now_s: float) -> dict[Bucket, Usage]:
+        """What was used since the last report."""
+        found = {}
+        for tenant, bucket in self._known.items():
+            allowed, denied = int(bucket[4]), int(bucket[5])
+            spilled = self._assignments.report(Key(POLICY, tenant, ""), allowed, denied, now_s)
+            found[Bucket(POLICY, (tenant,))] = Usage(allowed, denied, spilled=spilled)
+            bucket[4] = bucket[5] = 0
+        return found
+
+    def grant(self, shares: list[pb.Share], now_s: float) -> None:
+        """Takes shares."""
+        self.held.update({share.bucket.tenant: (share.rate, share.burst) for share in shares})
+        self._assignments.grant(shares, now_s)
+        self.assign(now_s)
+
+    def assign(self, now_s: float) -> None:
+        """Does what the agent says now."""
+        for action in self._assignments.due(self._limits, now_s):
+            bucket = self._known.get(action["bucket_id"]["bucket"][quota_names.TENANT])
+            if bucket is None or "quota_assignment_action" not in action:
+                continue
+            said = action["quota_assignment_action"]["rate_limit_strategy"].get("token_bucket")
+            most, rate = (said["max_tokens"], said["tokens_per_fill"] / 60) if said else (1.0, 0.0)
+            if [most, rate] != bucket[:2]:
+                self._fill(bucket, now_s)
+                bucket[2] = float(int(most * bucket[2] / bucket[0])) if said else 0.0
+                bucket[:2] = [most, rate]
+
+    def _fill(self, bucket: list[float], now_s: float) -> None:
+        bucket[2] = min(bucket[0], bucket[2] + (now_s - bucket[3]) * bucket[1]) if now_s > bucket[3] else bucket[2]
+        bucket[3] = now_s

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from benchmarks import accuracy_figures as figures
 from benchmarks.accuracy_figures import Record
-from benchmarks.chance import POLICY, WARM_S, WAY_S, World
+from benchmarks.chance import POLICY, WARM_S, WAY_S, EnvoyBuckets, World
 from benchmarks.result import Case
 from meshwarden.controlplane.quota.lease import Usage
 from meshwarden.controlplane.quota.leases import TTL_S, Leases
@@ -38,6 +38,9 @@ class Restarted(World):
             leases._spec.when_away = RatePolicySpec.DENY
             leases._ends_s = TTL_S
 
+    def _envoy(self) -> EnvoyBuckets:
+        return EnvoyBuckets(RatePolicySpec.DENY, TTL_S)
+
     def converged_s(self) -> float:
         """In how many seconds each tenant has what it then keeps."""
         self._at(WARM_S, self._kill)
@@ -62,7 +65,10 @@ class Restarted(World):
     def _find(self, now_s: float, node: int) -> None:
         self._away[node] = False
         for number in range(node, len(self._points), 2):
-            shares = {tenant: known.rest.lease for tenant, known in self._leases[number]._tenants.items()}
+            if number in self._envoys:
+                shares = self._envoys[number].held
+            else:
+                shares = {tenant: known.rest.lease for tenant, known in self._leases[number]._tenants.items()}
             held = {Bucket(POLICY, (tenant,)): share[0] for tenant, share in shares.items() if share}
             self._divided.learn(self._points[number], held, now_s)
             self._hear(now_s, number, {}, 0)
@@ -73,7 +79,10 @@ class Restarted(World):
             self._at(now_s + WAY_S, self._prolong, number, now_s - WAY_S + TTL_S)
 
     def _prolong(self, now_s: float, number: int, ends_s: float) -> None:
-        self._leases[number].prolong(ends_s, now_s)
+        if number in self._envoys:
+            self._envoys[number].prolong(ends_s)
+        else:
+            self._leases[number].prolong(ends_s, now_s)
 
     def _tick(self, now_s: float, steadily: bool) -> None:
         if all(self._away.values()):

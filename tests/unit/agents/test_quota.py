@@ -400,7 +400,7 @@ async def test_a_stream_that_ends_while_it_is_told_something_ends_in_good_order(
         made.prolong(0, TTL)
         if is_envoy:
             envoy = Envoy(points, made, ServerLimits, Allowance(Share(part=1.0, burst_s=1.0)))
-            envoy._assignments.use(ACME, 0.0)  # whose policy has ended: it is let go
+            envoy._assignments.report(ACME, 0, 0, 0.0)  # whose policy has ended: it is let go
             ended = envoy.converse(silent(), write)
         else:
             ended = converse(points, made, silent(), write, contextlib.nullcontext)

@@ -139,10 +139,10 @@ class Envoy:
         for usage in reports.bucket_quota_usages:
             named = dict(usage.bucket_id.bucket)
             key = Key(*(named.get(name, "") for name in (names.POLICY, names.TENANT, names.METHOD)))
-            if key.policy in policies and not self._assignments.use(key, now_s):
-                continue
             allowed, denied = min(usage.num_requests_allowed, MAX_COUNT), min(usage.num_requests_denied, MAX_COUNT)
-            report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied)
+            spilled = self._assignments.report(key, allowed, denied, now_s) if key.policy in policies else 0.0
+            if spilled is not None:
+                report.usages.add(bucket=key.to_proto(), allowed=allowed, denied=denied, spilled=spilled)
         self._report(report)
 
     def _report(self, report: pb.PointReport) -> None:
@@ -160,7 +160,7 @@ class Envoy:
         while True:
             response = await self._point.next()
             for shares in response.points:
-                self._assignments.grant(shares.shares)
+                self._assignments.grant(shares.shares, self._points.now_s)
             sent_s = self._sent_s.get(response.answers)
             if sent_s is not None:
                 ttl_s = response.ttl.seconds + response.ttl.nanos / 1e9
