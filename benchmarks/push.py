@@ -62,7 +62,7 @@ class NodeDialect:
             entry=_entry(node),
             dialect=v1.DataPlaneRef.GRPC,
             listen_address="127.0.0.1:7000",
-            client="grpc-python",
+            client="c-core",
         )
 
     def first(self) -> bytes:

@@ -62,6 +62,9 @@ def test_an_unmodified_node_client_is_a_citizen(start: Callable[..., Any], tmp_p
         assert answer["codes"] == {"OK": 300}, answer
         assert answer["tenants"] == {"acme": 300}
         assert 0 < answer["versions"]["v2"] < answer["versions"]["v1"]
+        status = json.loads(up.run("status", "--output", "json").stdout)
+        kinds = {plane.get("client", "").partition("/")[0] for node in status["nodes"] for plane in node["dataPlanes"]}
+        assert {"node", "c-core", "envoy"} <= kinds, "each client is known by what it says of itself"
         assert intruder(count=10, timeout_s=60)["codes"] == {"PERMISSION_DENIED": 10}
         (tmp_path / "grant.yaml").write_text(GRANT)
         applied = up.run("apply", "-f", str(tmp_path / "grant.yaml"))

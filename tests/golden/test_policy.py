@@ -33,13 +33,13 @@ GRPC = node_service_pb2.DataPlaneRef(
 SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     # A mesh that lets another trust domain call and calls it.
     ("federated", "client/acme/envoy"): None,
-    ("federated", "client/acme/grpc"): None,
+    ("federated", "client/acme/c-core"): None,
     ("federated", "server/platform/billing/envoy"): None,
     ("federated", "server/platform/billing/grpc"): None,
     ("federated", "listener/n1/platform/billing#1/envoy"): ENVOY,
     ("policy", "client/acme/envoy"): None,
-    ("policy", "client/acme/grpc"): None,
-    ("policy", "client/platform/grpc"): None,
+    ("policy", "client/acme/c-core"): None,
+    ("policy", "client/platform/c-core"): None,
     ("policy", "server/platform/billing/envoy"): None,
     ("policy", "server/platform/orders/envoy"): None,
     ("policy", "server/platform/orders/grpc"): None,

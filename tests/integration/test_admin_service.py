@@ -101,6 +101,14 @@ spec: {service: web, nodes: [n1], selectors: {uid: 1000}, port: 7001}
 kind: WorkloadEntry
 metadata: {tenant: platform, name: orders}
 spec: {service: orders, nodes: [n1], selectors: {uid: 1001}, port: 7002}
+---
+kind: RoutePolicy
+metadata: {tenant: platform, name: orders}
+spec:
+  service: orders
+  rules:
+  - match: {headers: [{name: a-bin, present: true}]}
+    split: [{version: v1, weight: 1}]
 """
 
 
@@ -345,6 +353,27 @@ async def test_an_operator_of_a_tenant_is_told_of_its_own_troubles_alone(world: 
     assert not mine.HasField("health")
     kept = node_pb.AgentHealth(waiting=["acme/web#1/grpc"], spools=health.spools[:1])
     assert mine.nodes[0].health == kept
+
+
+async def test_what_clients_cant_do_of_a_policy_is_told_to_its_owner(world: World) -> None:
+    session = world.sessions.open("n1", node_pb.NodeHello())
+    planes = [
+        node_pb.DataPlaneRef(id=f"{tenant}/web#1/grpc", tenant=tenant, entry="web", dialect="GRPC", client=client)
+        for tenant, client in (("acme", "node/1.14.1"), ("globex", "perl/5"), ("platform", ""))
+    ]
+    session.take(node_pb.SyncRequest(interest=node_pb.Interest(data_planes=planes)))
+
+    async def told(operator: str) -> list[tuple[str, str, str]]:
+        status = await world.stub(operator).GetStatus(v1.GetStatusRequest())
+        return [(gap.policy, gap.field, gap.client) for gap in status.gaps]
+
+    field = "spec.rules[0].match.headers[0]"
+    owned = [("RoutePolicy platform/orders", field, kind) for kind in ("c-core", "node")]
+    assert await told("operator/root") == [("", "", "unknown/5"), *owned]
+    assert await told("tenant/platform/operator/paul") == owned
+    assert await told("tenant/acme/operator/anna") == []
+    session.close()
+    assert await told("operator/root") == [], "of clients that are there"
 
 
 async def test_an_operator_of_a_tenant_may_not_ask_for_anothers_graph(world: World) -> None:

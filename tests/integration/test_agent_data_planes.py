@@ -96,6 +96,7 @@ async def test_proxyless_from_push_to_effect(agent: Any, policy: Policy, until: 
     policy.push()
     await settled(policy, until)
     assert list(policy.control_plane.last("ack").nacks) == []
+    assert {ref.client.partition("/")[0] for ref in policy.control_plane.last("interest").data_planes} == {"c-core"}
 
 
 async def test_a_refused_resource_is_reported_and_the_old_one_serves_on(agent: Any, policy: Policy, until: Any) -> None:

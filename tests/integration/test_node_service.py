@@ -251,7 +251,7 @@ async def test_a_session_gives_bundle_entries_and_configuration(world: World) ->
     ref = v1.DataPlaneRef(id="acme/web#1/grpc", tenant="acme", entry="web", dialect="GRPC")
     await stream.write(v1.SyncRequest(interest=v1.Interest(data_planes=[ref])))
     config = await heard(stream, "config")
-    assert [scope.scope for scope in config.scopes] == ["client/acme/grpc"]
+    assert [scope.scope for scope in config.scopes] == ["client/acme/c-core"]
     await stream.write(v1.SyncRequest(ack=v1.ConfigAck(revision=config.revision)))
     revision = await world.store.commit([put("Service", "acme", "more", protocol="GRPC")])
     assert (await heard(stream, "config")).revision == revision

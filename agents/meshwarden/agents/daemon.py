@@ -33,6 +33,7 @@ from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.health import Health
 from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
+from meshwarden.agents.interest import Interest
 from meshwarden.agents.jwt_svids import JwtSvids
 from meshwarden.agents.malformed import MalformedInterceptor
 from meshwarden.agents.metrics import AgentMetrics
@@ -166,6 +167,7 @@ class Agent:
             config.node, identity.present.region, config.zone, config.agent_socket, config.workload_api_socket
         )
         self.planes = Planes(cache, config.advertise_address, rng)
+        self.interest = Interest(self.planes.refs, self.registry, self.upstream.set_interest)
         self.attendants = Attendants(
             self.registry,
             self.planes,
@@ -336,7 +338,7 @@ class Agent:
             self.credentials,
             self.attendants.envoy_pid,
             self._acknowledge,
-            self.planes.refs,
+            self.interest,
             in_force,
             self.secrets,
         )
@@ -393,9 +395,8 @@ class Agent:
             return await self.upstream.sign(requests)
 
     def _registry_changed(self) -> None:
-        workloads = self.registry.workloads.values()
         self.jwt_svids.forget(self.registry.entries.keys())
-        self.upstream.set_interest([ref for workload in workloads for ref in self.planes.refs(workload)])
+        self.interest.tell()
         self._tell_workloads()
         self._memory.keep_workloads(self.registry)
 

@@ -6,7 +6,7 @@ a program started by itself from a gRPC client: both are the same workload and s
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import grpc
@@ -19,6 +19,7 @@ from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.in_force import InForce
+from meshwarden.agents.interest import Interest, client_of
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.workload import Workload
@@ -38,9 +39,6 @@ class Acknowledge(Protocol):
         """Takes what became of the configuration."""
 
 
-Refs = Callable[[Workload], Iterable[node_pb.DataPlaneRef]]
-
-
 class DataPlanes:
     """The SnapshotSource of the agent's ADS server."""
 
@@ -52,7 +50,7 @@ class DataPlanes:
         credentials: Credentials,
         envoy_pid: Callable[[str], int],
         acknowledge: Acknowledge,
-        refs: Refs,
+        interest: Interest,
         in_force: InForce,
         secrets: Secrets,
     ) -> None:
@@ -65,7 +63,7 @@ class DataPlanes:
             credentials: for the secrets of Envoys.
             envoy_pid: the process of a workload's Envoy, 0 if it has none.
             acknowledge: takes what became of a revision.
-            refs: the data planes of a workload, with the addresses that they have now.
+            interest: knows the data planes of a workload, and is told which clients they have.
             in_force: is told what each data plane has taken.
             secrets: for Envoys too.
         """
@@ -77,7 +75,7 @@ class DataPlanes:
         self._credentials = credentials
         self._envoy_pid = envoy_pid
         self._acknowledge = acknowledge
-        self._refs = refs
+        self._interest = interest
         self._fitting: dict[str, tuple[Snapshot, Workload, bool]] = {}
         self._clients: set[DataPlaneClient] = set()
         self._watchers: list[Callable[[], None]] = []
@@ -101,8 +99,9 @@ class DataPlanes:
         except Unidentified as error:
             raise StreamRefused(grpc.StatusCode.PERMISSION_DENIED, str(error)) from None
         is_envoy = pid == self._envoy_pid(workload.id) or getattr(node_message, "user_agent_name", "") == "envoy"
-        client = DataPlaneClient(self, workload, "envoy" if is_envoy else "grpc")
+        client = DataPlaneClient(self, workload, "envoy" if is_envoy else "grpc", client_of(node_message))
         self._clients.add(client)
+        self._hear(client.data_plane)
         return client
 
     def snapshot(self, workload: Workload, data_plane: str) -> Snapshot | None:
@@ -138,7 +137,7 @@ class DataPlanes:
     def _fits(self, scoped: Snapshot, workload: Workload, data_plane: str) -> bool:
         known = self._fitting.get(workload.id)
         if known is None or known[0] is not scoped or known[1] is not workload:
-            ref = next((ref for ref in self._refs(workload) if ref.id == data_plane), None)
+            ref = next((ref for ref in self._interest.refs(workload) if ref.id == data_plane), None)
             known = self._fitting[workload.id] = (scoped, workload, ref is not None and fits(scoped, ref))
             if not known[2]:
                 _log.warning("config withheld", data_plane=data_plane, reason="it is for other addresses")
@@ -162,7 +161,11 @@ class DataPlanes:
         if not any(other.data_plane == client.data_plane for other in self._clients):
             self._merged.pop(client.data_plane, None)
             self._fitting.pop(client.workload_id, None)
+        self._hear(client.data_plane)
         self.settle()
+
+    def _hear(self, data_plane: str) -> None:
+        self._interest.heard(data_plane, (one.name for one in self._clients if one.data_plane == data_plane))
 
     def watch(self, callback: Callable[[], None]) -> None:
         """Calls back whenever a data plane may have answered."""
@@ -201,8 +204,9 @@ class DataPlanes:
 class DataPlaneClient:
     """One ADS stream of a data plane."""
 
-    def __init__(self, planes: DataPlanes, workload: Workload, kind: str) -> None:
+    def __init__(self, planes: DataPlanes, workload: Workload, kind: str, name: str) -> None:
         self._planes = planes
+        self.name = name
         self._workload = workload
         self.workload_id = workload.id
         self.data_plane = f"{workload.id}/{kind}"

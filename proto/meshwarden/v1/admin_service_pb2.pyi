@@ -115,6 +115,7 @@ class GetStatusResponse(_message.Message):
     AMBIGUOUS_NAMES_FIELD_NUMBER: _builtins.int
     ROOTS_FIELD_NUMBER: _builtins.int
     FOREIGN_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     region: _builtins.str
     revision: _builtins.int
@@ -138,6 +139,8 @@ class GetStatusResponse(_message.Message):
     def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___RootState]: ...
     @_builtins.property
     def foreign(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleState]: ...
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyGap]: ...
     def __init__(
         self,
         *,
@@ -155,14 +158,63 @@ class GetStatusResponse(_message.Message):
         ambiguous_names: _abc.Iterable[Global___AmbiguousName] | None = ...,
         roots: _abc.Iterable[Global___RootState] | None = ...,
         foreign: _abc.Iterable[Global___BundleState] | None = ...,
+        gaps: _abc.Iterable[Global___PolicyGap] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "foreign", b"foreign", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "foreign", b"foreign", "gaps", b"gaps", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class PolicyGap(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Effect:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PolicyGap._Effect.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        EFFECT_UNSPECIFIED: PolicyGap._Effect.ValueType  # 0
+        REFUSED: PolicyGap._Effect.ValueType  # 1
+        EQUIVALENT: PolicyGap._Effect.ValueType  # 2
+        IGNORED: PolicyGap._Effect.ValueType  # 3
+
+    class Effect(_Effect, metaclass=_EffectEnumTypeWrapper): ...
+    EFFECT_UNSPECIFIED: PolicyGap.Effect.ValueType  # 0
+    REFUSED: PolicyGap.Effect.ValueType  # 1
+    EQUIVALENT: PolicyGap.Effect.ValueType  # 2
+    IGNORED: PolicyGap.Effect.ValueType  # 3
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    field: _builtins.str
+    client: _builtins.str
+    effect: Global___PolicyGap.Effect.ValueType
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        field: _builtins.str = ...,
+        client: _builtins.str = ...,
+        effect: Global___PolicyGap.Effect.ValueType = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "effect", b"effect", "field", b"field", "policy", b"policy", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyGap: _TypeAlias = PolicyGap  # noqa: Y015
 
 @_typing.final
 class BundleState(_message.Message):

@@ -20,6 +20,7 @@ from meshwarden.agents.envoy import runtime
 from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.fit import fits
 from meshwarden.agents.in_force import InForce
+from meshwarden.agents.interest import Interest, client_of
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
@@ -79,6 +80,7 @@ class Node:
         self._authority, self.trust = authority, Trust(cache, DOMAIN)
         self.credentials = Credentials(self.registry, cache, bundle, self._sign, utc_now, random.Random(1), self.trust)
         self.acks: list[node_pb.ConfigAck] = []
+        self.interests: list[list[node_pb.DataPlaneRef]] = []
         self.planes = Planes(cache, "127.0.0.1", random.Random(1))
         self.in_force = InForce(utc_now)
         self.secrets = Secrets()
@@ -89,7 +91,7 @@ class Node:
             self.credentials,
             lambda _: 0,
             self.acks.append,
-            self.planes.refs,
+            Interest(self.planes.refs, self.registry, self.interests.append),
             self.in_force,
             self.secrets,
         )
@@ -385,3 +387,50 @@ def test_an_envoy_records_none_only_if_it_is_to(ratio: float, steps: int) -> Non
     assert api.to_dict(said)["layer"] == {
         "tracing.random_sampling": {"numerator": steps, "denominator": "TEN_THOUSAND"}
     }
+
+
+@pytest.mark.parametrize(
+    ("node", "client"),
+    [
+        ({"user_agent_name": "gRPC C-core linux", "user_agent_version": "C-core 58.0.0"}, "c-core/58.0.0"),
+        ({"user_agent_name": "gRPC Node Pure JS", "user_agent_version": "1.14.1"}, "node/1.14.1"),
+        ({"user_agent_name": "gRPC Go", "user_agent_version": "1.85.0-dev"}, "go/1.85.0"),
+        ({"user_agent_name": "gRPC Java", "user_agent_version": "1.85.0"}, "java/1.85.0"),
+        (
+            {
+                "user_agent_name": "envoy",
+                "user_agent_build_version": {"version": {"major_number": 1, "minor_number": 9}},
+            },
+            "envoy/1.9.0",
+        ),
+        ({}, "unknown"),
+        ({"user_agent_name": "gRPC C-core, node/1", "user_agent_version": "x" * 9999 + "1"}, "c-core"),
+        ({"user_agent_name": "evil\n", "user_agent_version": "9" * 99}, "unknown/999999"),
+    ],
+)
+def test_a_client_is_what_its_node_says_in_so_many_words(node: dict[str, Any], client: str) -> None:
+    assert client_of(api.build("envoy.config.core.v3.Node", node)) == client
+
+
+async def test_the_control_plane_is_asked_anew_when_another_kind_of_client_comes(
+    node: Node, channel: grpc.aio.Channel
+) -> None:
+    node.registry.set_entries(entry())
+    workload = node.register()
+
+    def client() -> str:
+        return node.interests[-1][0].client if node.interests else ""
+
+    first, second = stream(channel), stream(channel)
+    await first.ask(api.CLUSTER, "a", agent="gRPC C-core linux")
+    await until(lambda: client() == "c-core")
+    told = len(node.interests)
+    await second.ask(api.CLUSTER, "a", agent="gRPC Node Pure JS")
+    await until(lambda: client() == "c-core, node")
+    first.end()
+    await until(lambda: client() == "node")
+    second.end()
+    await until(lambda: not node.data_planes.connected())
+    assert len(node.interests) == told + 2, "of none the last stands"
+    (ref,) = node.data_planes._interest.refs(workload)
+    assert ref.client == "node"

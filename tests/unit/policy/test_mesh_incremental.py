@@ -12,7 +12,7 @@ from meshwarden.controlplane.policy.scope import touched
 from meshwarden.v1 import node_service_pb2, resources_pb2
 
 TENANTS, SERVICES, NODES = ["acme", "globex", "platform"], ["web", "orders"], ["n1", "n2"]
-SHARED = [f"client/{tenant}/{dialect}" for tenant in TENANTS for dialect in ("grpc", "envoy")] + [
+SHARED = [f"client/{tenant}/{dialect}" for tenant in TENANTS for dialect in ("c-core", "node", "envoy")] + [
     f"server/{tenant}/{service}/{dialect}"
     for tenant in TENANTS
     for service in SERVICES

@@ -158,7 +158,7 @@ def test_a_change_touches_only_the_scopes_that_depend_on_it() -> None:
     impact = mesh.apply([policy])
     assert scope.touched("server/platform/orders/grpc", impact)
     assert not scope.touched("server/platform/billing/grpc", impact)
-    assert not scope.touched("client/acme/grpc", impact)
+    assert not scope.touched("client/acme/c-core", impact)
     impact = mesh.apply([service(*ORDERS, "globex")])
     assert scope.touched("client/acme/envoy", impact), "it no longer sees the service"
     assert scope.touched("client/globex/envoy", impact)
@@ -168,10 +168,10 @@ def test_a_change_touches_only_the_scopes_that_depend_on_it() -> None:
 def test_scopes_come_from_the_entry_not_from_the_agents_word() -> None:
     entry = made("WorkloadEntry", "acme", "web", {"service": "web", "nodes": ["n1"], "selectors": {"uid": 1}}).message
     ref = node_service_pb2.DataPlaneRef(id="acme/web#1/grpc", tenant="globex", entry="web", dialect="GRPC")
-    assert scope.scopes_of(ref, "n1", entry) == ("client/acme/grpc",)
+    assert scope.scopes_of(ref, "n1", entry) == ("client/acme/c-core",)
     ref.listen_address = "127.0.0.1:7021"
     assert scope.scopes_of(ref, "n1", entry) == (
-        "client/acme/grpc",
+        "client/acme/c-core",
         "server/acme/web/grpc",
         "listener/n1/acme/web#1/grpc",
     )

@@ -159,8 +159,8 @@ async def test_a_new_feed_gets_entries_then_all_its_scopes_then_only_what_change
     assert [entry.metadata.name for entry in entries.entries.entries] == ["web", "orders"]
     assert {service.metadata.name for service in entries.entries.services} == {"orders", "web"}
     assert set(held) == {
-        "client/acme/grpc",
-        "client/platform/grpc",
+        "client/acme/c-core",
+        "client/platform/c-core",
         "server/platform/orders/grpc",
         "listener/n1/platform/orders#1/grpc",
     }
@@ -176,8 +176,8 @@ async def test_a_new_feed_gets_entries_then_all_its_scopes_then_only_what_change
     await rig.commit(Delete("/resource/WorkloadEntry/platform/orders"))
     revision = await rig.commit(Delete("/resource/Endpoint/platform/e"))
     await following(feed, held, revision)
-    assert not any("|v1" in name for _, name in held["client/acme/grpc"])
-    assert set(held) == {"client/acme/grpc"}
+    assert not any("|v1" in name for _, name in held["client/acme/c-core"])
+    assert set(held) == {"client/acme/c-core"}
 
 
 async def test_a_node_is_told_every_newest_revision_and_equal_updates_are_one_object(rig: Rig) -> None:
@@ -221,7 +221,7 @@ async def test_a_feed_that_nobody_reads_holds_one_update_and_no_one_up(rig: Rig)
         revision = await rig.commit(
             put("Endpoint", "platform", "e", service="orders", address="127.0.0.1", port=port, version="v1")
         )
-        await following(quick, {"client/acme/grpc": {}}, revision)
+        await following(quick, {"client/acme/c-core": {}}, revision)
     messages = await slow.next()
     assert [message.config.revision for message in messages] == [revision]
     assert names(messages[0]) == {"ClusterLoadAssignment orders.platform", "ClusterLoadAssignment orders.platform|v1"}
@@ -235,11 +235,11 @@ async def test_a_data_plane_of_an_entry_that_does_not_name_the_node_is_refused_a
     assert "does not name node n2" in refused["platform/orders#1/grpc"]
     assert "there is no workload entry" in refused["platform/nothing#1/grpc"]
     assert not refused["acme/web#1/grpc"]
-    assert set(held) == {"client/acme/grpc"}
+    assert set(held) == {"client/acme/c-core"}
     assert [event for event, _ in rig.audit.events] == ["data_plane.refused"] * 2
     revision = await rig.commit(put("WorkloadEntry", "platform", "orders", service="orders", nodes=["n1", "n2"]))
     await following(feed, held, revision)
-    assert set(held) == {"client/acme/grpc", "client/platform/grpc"}
+    assert set(held) == {"client/acme/c-core", "client/platform/c-core"}
     assert len(rig.audit.events) == 2, "a refusal is audited once"
 
 
@@ -249,7 +249,7 @@ async def test_a_bad_listening_address_refuses_that_data_plane_alone(rig: Rig) -
     *_, config = await following(feed, held, rig.publisher.revision)
     refused = {plane.id: plane.refused for plane in config.config.data_planes}
     assert refused["platform/orders#1/grpc"]
-    assert set(held) == {"client/acme/grpc"}
+    assert set(held) == {"client/acme/c-core"}
 
 
 async def test_nothing_is_said_before_the_first_load(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ async def test_whatever_changes_a_feed_ends_with_what_a_fresh_compile_gives(rig:
             told = revision
     revision = await rig.commit(put("Service", "globex", "end", protocol="GRPC"))
     await following(feed, held, revision)
-    for scope in ("client/acme/grpc", "client/platform/grpc", "server/platform/orders/grpc"):
+    for scope in ("client/acme/c-core", "client/platform/c-core", "server/platform/orders/grpc"):
         fresh = compile_scope(rig.publisher.mesh, scope).resources
         assert {(item.type_url, item.name): item.version for item in fresh} == {
             name: item.version for name, item in held[scope].items()

@@ -11,6 +11,7 @@ from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
+from meshwarden.controlplane.api.gaps import policy_gaps
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.jwt_keys import JwtKeyDesk
 from meshwarden.controlplane.api.nodes import NodeDesk
@@ -122,6 +123,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             authority=self._authority.description,
             regions=self._states(),
             ambiguous_names=self._ambiguous(shown),
+            gaps=policy_gaps(self._publisher.mesh, self._sessions.states(), shown),
             health=self._health.read() if _is_operator() else None,
         )
         if _is_operator():

@@ -3,7 +3,7 @@
 import click
 
 from meshwarden.controlplane.cli import bundle, ca, client, render
-from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState, RegionState
+from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState, PolicyGap, RegionState
 from meshwarden.v1.node_service_pb2 import WorkloadState
 
 
@@ -37,6 +37,10 @@ def status(tenant: str, output: str) -> None:
         decided = ", ".join(f"{count} {why}" for why, count in sorted(sampling.decided.items()))
         row = (f"{sampling.ratio:g}", sampling.waiting, sampling.passed, sampling.dropped, decided)
         render.table(("TAIL SAMPLING", "SPANS WAIT", "PASSED", "DROPPED", "TRACES DECIDED ON"), [row])
+    if answer.gaps:
+        effect = PolicyGap.Effect.Name
+        gaps = [(gap.policy, gap.field, gap.client, effect(gap.effect).lower(), gap.why) for gap in answer.gaps]
+        render.table(("POLICY", "FIELD", "CLIENT", "IS", "WHY"), gaps)
     health = answer.health
     faults = (
         health.authority_error,

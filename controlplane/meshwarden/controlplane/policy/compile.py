@@ -13,6 +13,7 @@ from meshwarden.controlplane.policy.envoy.dialect import Envoy
 from meshwarden.controlplane.policy.grpc.dialect import Grpc
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.variant import Variant
 from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
 
@@ -33,8 +34,11 @@ class ScopeContent:
 class Dialect(Protocol):
     """A way to say things to data planes."""
 
-    def part(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
-        """What every caller of a service needs, whoever it is."""
+    def bearing(self, mesh: Mesh, service: Name, variant: Variant) -> Variant:
+        """The variant whose part of a service is also that of `variant`: all that have the same share its bytes."""
+
+    def part(self, mesh: Mesh, service: Name, variant: Variant) -> tuple[Resource, ...]:
+        """What every caller of a service needs whose client is of a variant, whoever it is."""
 
     def client(self, mesh: Mesh, tenant: str) -> tuple[Resource, ...]:
         """What a tenant's callers need beside the parts of the services that it sees."""
@@ -53,7 +57,7 @@ class Parts:
     """What was compiled for one service or one tenant, kept until a change touches it."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, Name], tuple[Resource, ...]] = {}
+        self._known: dict[Name, dict[Variant, tuple[Resource, ...]]] = {}
         self._clients: dict[tuple[str, str], tuple[Resource, ...]] = {}
 
     def client(self, mesh: Mesh, dialect: str, tenant: str) -> tuple[Resource, ...]:
@@ -63,18 +67,19 @@ class Parts:
             known = self._clients[dialect, tenant] = DIALECTS[dialect].client(mesh, tenant)
         return known
 
-    def get(self, mesh: Mesh, dialect: str, service: Name) -> tuple[Resource, ...]:
-        """The part of a service in a dialect."""
-        known = self._known.get((dialect, service))
+    def get(self, mesh: Mesh, variant: Variant, service: Name) -> tuple[Resource, ...]:
+        """The part of a service for clients of a variant."""
+        dialect = DIALECTS[variant.dialect]
+        of_service, bearing = self._known.setdefault(service, {}), dialect.bearing(mesh, service, variant)
+        known = of_service.get(bearing)
         if known is None:
-            known = self._known[dialect, service] = DIALECTS[dialect].part(mesh, service)
+            known = of_service[bearing] = dialect.part(mesh, service, bearing)
         return known
 
     def forget(self, impact: Impact) -> None:
         """Forgets what a change touches."""
         for service in impact.services:
-            for dialect in DIALECTS:
-                self._known.pop((dialect, service), None)
+            self._known.pop(service, None)
         for dialect, tenant in list(self._clients):
             if not {"*", tenant}.isdisjoint(impact.routed):
                 del self._clients[dialect, tenant]
@@ -115,9 +120,10 @@ def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
 
 
 def _client(mesh: Mesh, rest: str, _: object, __: object, parts: Parts) -> ScopeContent:
-    tenant, dialect = rest.split("/")
-    shared = [item for service in mesh.visible(tenant) for item in parts.get(mesh, dialect, service)]
-    return ScopeContent((*parts.client(mesh, dialect, tenant), *shared))
+    tenant, text = rest.split("/")
+    variant = Variant.parse(text)
+    shared = [item for service in mesh.visible(tenant) for item in parts.get(mesh, variant, service)]
+    return ScopeContent((*parts.client(mesh, variant.dialect, tenant), *shared))
 
 
 def _server(mesh: Mesh, rest: str, *_: object) -> ScopeContent:

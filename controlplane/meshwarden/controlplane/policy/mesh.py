@@ -158,6 +158,10 @@ class Mesh:
         """The resources of a kind that speak of a service, in the order of their names: `{key: message}`."""
         return dict(sorted(self._of_service.get(kind, {}).get(service, {}).items()))
 
+    def services_of(self, kind: str) -> list[Name]:
+        """The services that some resource of a kind speaks of, in the order of their names."""
+        return sorted(service for service, found in self._of_service.get(kind, {}).items() if found)
+
     def rate_policies(self, service: Name) -> Mapping[Key, Any]:
         """The rate policies that are about a service, the narrowest first, then in the order of their names."""
         own = self.of_service("RatePolicy", service)

@@ -1,6 +1,6 @@
 """Scopes: the sets of xDS resources that are compiled, cached and pushed as one.
 
-    client/<tenant>/<dialect>            what any workload of the tenant needs to call
+    client/<tenant>/<variant>            what any workload of the tenant, whose client is of that variant, needs to call
     server/<tenant>/<service>/<dialect>  what a service's instances enforce
     listener/<node>/<data plane id>      one instance's own listeners
 
@@ -11,14 +11,13 @@ from typing import Any
 
 from meshwarden.controlplane.policy.mesh import Impact
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.variant import Variant
 from meshwarden.v1 import node_service_pb2
 
-_DIALECTS = {node_service_pb2.DataPlaneRef.GRPC: "grpc", node_service_pb2.DataPlaneRef.ENVOY: "envoy"}
 
-
-def client_scope(tenant: str, dialect: str) -> str:
-    """The scope of a tenant's clients."""
-    return f"client/{tenant}/{dialect}"
+def client_scope(tenant: str, variant: Variant) -> str:
+    """The scope of a tenant's clients of a variant."""
+    return f"client/{tenant}/{variant}"
 
 
 def server_scope(service: Name, dialect: str) -> str:
@@ -39,12 +38,10 @@ def scopes_of(ref: node_service_pb2.DataPlaneRef, node: str, entry: Any) -> tupl
     Raises:
         ValueError: the dialect is none that we speak.
     """
-    dialect = _DIALECTS.get(ref.dialect)
-    if dialect is None:
-        raise ValueError(f"data plane {ref.id}: unknown dialect {ref.dialect}")
-    scopes = [client_scope(entry.metadata.tenant, dialect)]
+    variant = Variant.of(ref)
+    scopes = [client_scope(entry.metadata.tenant, variant)]
     if ref.listen_address:
-        scopes.append(server_scope(Name(entry.metadata.tenant, entry.spec.service), dialect))
+        scopes.append(server_scope(Name(entry.metadata.tenant, entry.spec.service), variant.dialect))
     if ref.listen_address or ref.outbound_path:
         scopes.append(listener_scope(node, ref.id))
     return tuple(scopes)

@@ -4,6 +4,7 @@ from meshwarden.controlplane.policy import access, denied, rate
 from meshwarden.controlplane.policy.envoy import inbound, outbound
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.variant import Variant
 from meshwarden.controlplane.resources.reach import Width
 from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
@@ -12,7 +13,11 @@ from meshwarden.xds.snapshot import Resource
 class Envoy:
     """Says a mesh to the Envoys beside programs."""
 
-    def part(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+    def bearing(self, mesh: Mesh, service: Name, variant: Variant) -> Variant:
+        """Nothing of a service depends on the client's kind."""
+        return variant.plain
+
+    def part(self, mesh: Mesh, service: Name, variant: Variant) -> tuple[Resource, ...]:
         """Clusters and endpoints."""
         return outbound.service_resources(mesh, service)
 

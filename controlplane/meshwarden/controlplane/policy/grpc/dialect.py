@@ -5,6 +5,7 @@ from meshwarden.controlplane.policy.endpoint import cluster_name
 from meshwarden.controlplane.policy.grpc import client, server
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.variant import Variant
 from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
 
@@ -12,7 +13,11 @@ from meshwarden.xds.snapshot import Resource
 class Grpc:
     """Says a mesh to gRPC's own xDS clients and servers."""
 
-    def part(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+    def bearing(self, mesh: Mesh, service: Name, variant: Variant) -> Variant:
+        """Nothing of a service depends on the client's kind."""
+        return variant.plain
+
+    def part(self, mesh: Mesh, service: Name, variant: Variant) -> tuple[Resource, ...]:
         """The canonical listener, routes, clusters and endpoints."""
         return (client.listener(cluster_name(service), service), *client.service_resources(mesh, service))
 

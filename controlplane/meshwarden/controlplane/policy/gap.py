@@ -1,0 +1,84 @@
+"""What policies say that a client can't do, or does otherwise; none of it in silence, for `status` shows it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from meshwarden.controlplane.policy import route
+from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.neutral import Name, Rule
+from meshwarden.controlplane.policy.variant import TESTED, Client, Feature, Variant, clients
+from meshwarden.v1 import resources_pb2
+
+What = Literal["refused", "equivalent", "ignored"]
+_OF_TRANSPORT: Final = frozenset({"user-agent", "te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding"})
+
+
+@dataclass(frozen=True, order=True)
+class Gap:
+    """Something that a client does otherwise than a policy says.
+
+    Attributes:
+        policy: which RoutePolicy says it; None where it is about the client itself.
+        field: where, "spec.rules[0].match.headers[1]".
+        kind: of which client, "node".
+        what: what becomes of it there.
+        why: for people.
+    """
+
+    policy: Name | None
+    field: str
+    kind: str
+    what: What
+    why: str
+
+
+def gaps(mesh: Mesh, service: Name, variant: Variant) -> tuple[Gap, ...]:
+    """What clients of a variant do otherwise than the RoutePolicy of a service says, in the order of its fields."""
+    said = route.route(mesh, service)
+    message = mesh.find("Service", *service)
+    # An HTTP service has no callers that are gRPC's own.
+    is_called = message is not None and message.spec.protocol == resources_pb2.ServiceSpec.GRPC
+    if said.policy is None or not (is_called or variant.dialect == "envoy"):
+        return ()
+    policy = said.policy
+    return tuple(
+        Gap(policy, f"spec.rules[{rule.index}].{place}", str(variant.kind), what, why)
+        for rule in said.rules
+        if rule.index >= 0
+        for place, what, why in _of_rule(rule, variant)
+    )
+
+
+def untested(text: str) -> Iterator[Gap]:
+    """What isn't known of the clients that an agent has seen, as `DataPlaneRef.client` names them."""
+    found = clients(text)
+    if len({client.kind for client in found}) > 1:
+        names = " and ".join(map(str, found))
+        why = f"a program with {names} gets what fits c-core: run the others as workloads of their own"
+        yield Gap(None, "", ", ".join(map(str, found)), "equivalent", why)
+    for client in found:
+        if (reason := _unknown(client)) is not None:
+            yield Gap(None, "", str(client), "equivalent", reason)
+
+
+def _unknown(client: Client) -> str | None:
+    if client.kind is None:
+        return "it is none that is known, and gets what fits c-core"
+    oldest = TESTED[client.kind]
+    if oldest is None:
+        return "no test runs it: what it gets was written by its documentation"
+    if client.version and client.version < oldest:
+        return f"it is older than the oldest that is tested, {'.'.join(map(str, oldest))}"
+    return None
+
+
+def _of_rule(rule: Rule, variant: Variant) -> Iterator[tuple[str, What, str]]:
+    if not variant.can(Feature.EVERY_HEADER):
+        yield from _of_headers("match.headers", (header.name for header in rule.headers))
+
+
+def _of_headers(place: str, names: Iterable[str]) -> Iterator[tuple[str, What, str]]:
+    for number, name in enumerate(names):
+        if name.endswith("-bin") or name in _OF_TRANSPORT:
+            yield f"{place}[{number}]", "ignored", f"gRPC shows its router no {name}: the call is as one without it"
