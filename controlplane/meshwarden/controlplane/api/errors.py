@@ -5,6 +5,7 @@
       NotFound         NOT_FOUND
       StillUsed        FAILED_PRECONDITION, with google.rpc.PreconditionFailure
       Moved            ABORTED
+      Busy             RESOURCE_EXHAUSTED
 
 A status travels in the trailers, of which a client takes 8 KiB unless it is told otherwise: details are cut to fit, and
 say how many are left out.
@@ -77,11 +78,16 @@ class Moved(RequestError):
     """A record has moved past the revision that the caller has seen."""
 
 
+class Busy(RequestError):
+    """Too many ask for the same at once."""
+
+
 STATUS: dict[type[BaseException], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
     StillUsed: grpc.StatusCode.FAILED_PRECONDITION,
     Moved: grpc.StatusCode.ABORTED,
+    Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
     AuthorityError: grpc.StatusCode.UNAVAILABLE,
     RootRefused: grpc.StatusCode.FAILED_PRECONDITION,

@@ -95,6 +95,15 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
                 faults=[v1.Fault(field=fault.field, message=fault.message) for fault in faults],
             )
 
+    async def check(self, request: v1.ApplyRequest, caller: SpiffeId | None) -> v1.ApplyResponse:
+        """Says what would become of each resource of a batch, and stores nothing.
+
+        Raises:
+            InvalidRequest: it would be refused.
+            Denied: the caller may not apply it.
+        """
+        return await self._checked_apply(v1.ApplyRequest(resources=request.resources, dry_run=True), caller)
+
     async def _checked_apply(self, request: v1.ApplyRequest, caller: SpiffeId | None) -> v1.ApplyResponse:
         faults = [
             FieldFault(f"resources[{index}].{fault.field}", fault.message)

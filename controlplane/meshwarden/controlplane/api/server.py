@@ -28,6 +28,8 @@ from meshwarden.v1 import (
     node_service_pb2_grpc,
     operator_service_pb2,
     operator_service_pb2_grpc,
+    preview_service_pb2,
+    preview_service_pb2_grpc,
     quota_service_pb2,
     quota_service_pb2_grpc,
     region_service_pb2,
@@ -62,6 +64,7 @@ class Servicers:
     audit: audit_service_pb2_grpc.AuditServiceServicer
     node: node_service_pb2_grpc.NodeServiceServicer
     operator: operator_service_pb2_grpc.OperatorServiceServicer
+    preview: preview_service_pb2_grpc.PreviewServiceServicer
     quota: quota_service_pb2_grpc.QuotaServiceServicer
     region: region_service_pb2_grpc.RegionServiceServicer
     report: report_pb2_grpc.ReportServiceServicer
@@ -75,6 +78,7 @@ def names() -> tuple[str, ...]:
         audit_service_pb2,
         node_service_pb2,
         operator_service_pb2,
+        preview_service_pb2,
         quota_service_pb2,
         region_service_pb2,
         report_pb2,
@@ -135,6 +139,7 @@ class Api:
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicers.node, self._server)
         operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(servicers.operator, self._server)
+        preview_service_pb2_grpc.add_PreviewServiceServicer_to_server(servicers.preview, self._server)
         quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(servicers.quota, self._server)
         region_service_pb2_grpc.add_RegionServiceServicer_to_server(servicers.region, self._server)
         report_pb2_grpc.add_ReportServiceServicer_to_server(servicers.report, self._server)

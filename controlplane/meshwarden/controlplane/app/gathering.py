@@ -14,6 +14,7 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
+from meshwarden.controlplane.gather.seen import SeenCalls
 from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace_store import Keep
 from meshwarden.controlplane.identity.deny_elsewhere import DeniesElsewhere
@@ -35,6 +36,7 @@ class Gathering:
     gather: Gather
     regions: Regions
     remote: Remote
+    seen: SeenCalls
 
 
 def gathering(config: Config, engines: Engines, mesh: Mesh, identity: Identity, rng: random.Random) -> Gathering:
@@ -63,7 +65,8 @@ def gathering(config: Config, engines: Engines, mesh: Mesh, identity: Identity, 
     metrics.registry.register(remote)
     inbox = Inbox(gather.ledger, remote)
     durable.add(inbox)
-    return Gathering(metrics, durable, gather, _regions(config, engines, identity, gather, metrics, inbox, rng), remote)
+    regions = _regions(config, engines, identity, gather, metrics, inbox, rng)
+    return Gathering(metrics, durable, gather, regions, remote, SeenCalls(durable))
 
 
 def _regions(

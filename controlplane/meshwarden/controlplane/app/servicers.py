@@ -9,6 +9,7 @@ from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.operator import OperatorServicer
+from meshwarden.controlplane.api.preview import PreviewServicer
 from meshwarden.controlplane.api.quota import QuotaServicer
 from meshwarden.controlplane.api.region import RegionServicer
 from meshwarden.controlplane.api.report import ReportServicer
@@ -56,6 +57,9 @@ def servicers(
     )
     rotation.listen(node.tell_bundle)
     rotation.listen(Revoked(rotation.known, publishing.publisher.cut, utc_now).follow)
+    resource = ResourceServicer(
+        engines.store, utc_now, config.region, engines.audit, publishing.trails, domain, publishing.secrets.grants
+    )
     return Servicers(
         admin=_admin(config, engines, identity, publishing, gathering, tokens),
         audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
@@ -63,6 +67,7 @@ def servicers(
         operator=OperatorServicer(
             identity.operators, engines.authority, engines.store, domain, utc_now, identity.login
         ),
+        preview=PreviewServicer(resource, publishing.publisher, publishing.sessions, gathering.seen, utc_now),
         quota=QuotaServicer(nodes, publishing.division, publishing.publisher),
         region=RegionServicer(
             gathering.gather.ledger,
@@ -74,9 +79,7 @@ def servicers(
             (domain, config.region),
         ),
         report=ReportServicer(gathering.gather, nodes),
-        resource=ResourceServicer(
-            engines.store, utc_now, config.region, engines.audit, publishing.trails, domain, publishing.secrets.grants
-        ),
+        resource=resource,
     )
 
 

@@ -4,7 +4,8 @@ click.ClickException
 └── Failure      1  failed, or refused by the mesh
 ├── Unreachable  3  the control plane is not there
 ├── NotFound     4  what was named is not there
-└── Differs      5  `diff` found differences
+├── Differs      5  `diff` found differences
+└── Unwanted     6  `diff --fail-on` found what is not wanted
 click.UsageError     2  the command was written wrong
 """
 
@@ -19,7 +20,8 @@ Exit codes:
   2  written wrong
   3  the control plane can't be reached
   4  what was named is not there
-  5  diff found differences"""
+  5  diff found differences
+  6  diff --fail-on found what is not wanted"""
 
 
 class Failure(click.ClickException):
@@ -58,6 +60,12 @@ class Differs(Failure):
 
     def show(self, file: Any = None) -> None:
         """Says nothing more."""
+
+
+class Unwanted(Failure):
+    """A change would do what is not wanted."""
+
+    exit_code: ClassVar[int] = 6
 
 
 def from_rpc(error: Any) -> Failure:

@@ -23,6 +23,7 @@ COMMANDS = {
     "get": ("resource", "get", "Show resources."),
     "delete": ("resource", "delete", "Delete resources."),
     "explain": ("explain", "explain", "Say what would become of a call, and why."),
+    "suggest": ("suggest", "suggest", "Propose policies by the calls that were seen."),
     "graph": ("graph", "graph", "Show who calls whom: rates, errors and latency."),
     "slo": ("slo", "slo", "Make Prometheus rules of service level objectives."),
     "quota": ("quota", "quota", "Show how limits are divided, and why so."),

@@ -16,6 +16,7 @@ from meshwarden.controlplane.local.error import LocalError
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.audit_service_pb2_grpc import AuditServiceStub
 from meshwarden.v1.operator_service_pb2_grpc import OperatorServiceStub
+from meshwarden.v1.preview_service_pb2_grpc import PreviewServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 
 TIMEOUT_S = 15.0
@@ -30,6 +31,7 @@ class Client:
         self.admin: Any = AdminServiceStub(channel)
         self.audit: Any = AuditServiceStub(channel)
         self.operator: Any = OperatorServiceStub(channel)
+        self.preview: Any = PreviewServiceStub(channel)
         self.resource: Any = ResourceServiceStub(channel)
 
 

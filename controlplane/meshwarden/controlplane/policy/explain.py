@@ -198,23 +198,23 @@ def _limit_of(call: _Call, said: Limits) -> None:
     if limit is None:
         call.step("limit", True, f"tenant {tenant} is not limited", title)
         return
-    own = _rate(limit.rate, said)
+    own = rate_text(limit.rate, said)
     call.answer.limit = f"{call.answer.limit}; {own}" if call.answer.limit else own
     where = _WHERE[said.width] if said.mesh else "at each enforcement point"
     shared = "one limit for the tenant" if limit.tenant == tenant else "a limit of its own, as every tenant not named"
     text = f"{own} {where}: {shared}"
     if said.total is not None:
-        text += f"; of all callers together {_rate(said.total, said)}"
+        text += f"; of all callers together {rate_text(said.total, said)}"
     place = f"spec.limits[{said.limits.index(limit)}]"
     parts = limit.methods
     of_service = next((part for part in limit.services if part.service == call.callee), None)
     if of_service is not None:
-        text += f"; of this service {_rate(of_service.rate, said)}"
+        text += f"; of this service {rate_text(of_service.rate, said)}"
         place += f".services[{limit.services.index(of_service)}]"
         parts = of_service.methods
     part = next((part for part in parts if call.path in part.methods), None)
     if part is not None:
-        text += f"; of this method {_rate(part.rate, said)}"
+        text += f"; of this method {rate_text(part.rate, said)}"
         place += f".methods[{parts.index(part)}]"
     elif limit.tenant == "*" and said.total is not None and limit.rate == said.total:
         place = "spec.total"
@@ -237,7 +237,8 @@ def _healthy(call: _Call, version: str) -> int:
     return sum(takes_calls(item.spec) for item in found if not version or item.spec.version == version)
 
 
-def _rate(limit: Rate, said: Limits) -> str:
+def rate_text(limit: Rate, said: Limits) -> str:
+    """How much a limit of a policy is, for people."""
     if said.unit == CONCURRENT:
         return f"{limit.amount} calls at once"
     what = "calls" if said.unit == REQUESTS else said.unit

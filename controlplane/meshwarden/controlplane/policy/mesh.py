@@ -4,6 +4,7 @@
 whatever it does not touch compiles to the same bytes as before.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -99,6 +100,13 @@ class Mesh:
                 self._add(change.key, change.message)
                 self._touch(impact, change.key, change.message)
         return impact
+
+    def fork(self) -> "Mesh":
+        """Returns a mesh of the same resources that changes by itself; messages are shared, as nobody changes them."""
+        fork = Mesh(self.trust_domain)
+        for name, value in vars(self).items():
+            setattr(fork, name, _copied(value))
+        return fork
 
     def deny(self, deny_list: DenyList) -> Impact:
         """Takes whom to refuse, and says what that touches."""
@@ -345,6 +353,13 @@ class Mesh:
             del self._of_service[key.kind][Name(key.tenant, message.spec.service)][key]
         for node in _nodes(key, message):
             self._on_node[key.kind][node].discard(key)
+
+
+def _copied(value: Any) -> Any:
+    """Containers anew, what is in them the same."""
+    if type(value) is dict:
+        return {key: _copied(item) if type(item) in (dict, set) else item for key, item in value.items()}
+    return copy.copy(value) if isinstance(value, set | Epochs) else value
 
 
 def _covers(policy: Key, message: Any, service: Name) -> bool:
