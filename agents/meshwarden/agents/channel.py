@@ -17,6 +17,11 @@ from meshwarden.certs.svid import X509Svid
 _MAX_MESSAGE_BYTES: Final = 64 << 20
 _KEEPALIVE_MS: Final = 20_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
+_ANSWER_S: Final = 5.0
+
+
+class Away(OSError):
+    """There is no way to the control plane."""
 
 
 class ControlPlane:
@@ -41,6 +46,10 @@ class ControlPlane:
         for address in self.addresses:
             self.address = address
             yield address
+
+    def at(self, address: str) -> "ControlPlane":
+        """The one at that address alone."""
+        return ControlPlane(address, self.trust_domain, self.interceptors)
 
     @property
     def server_name(self) -> str:
@@ -71,11 +80,27 @@ def open_channel(control_plane: ControlPlane, bundle: Bundle, svid: X509Svid | N
     )
 
 
+@contextlib.asynccontextmanager
+async def answering(control_plane: ControlPlane, bundle: Bundle, svid: X509Svid) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel that has shaken hands, for as long as it is of use.
+
+    Raises:
+        Away: that takes too long.
+    """
+    async with open_channel(control_plane, bundle, svid) as channel:
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await channel.channel_ready()
+        except TimeoutError:
+            raise Away(f"{control_plane.address} does not answer") from None
+        yield channel
+
+
 class Generation:
     """A channel that is closed when it is retired and its last user has left."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
+    def __init__(self, channel: grpc.aio.Channel, address: str) -> None:
+        self.channel, self.address = channel, address
         self.retiring = asyncio.Event()
         """Set when another takes its place: long calls should move there."""
         self._users = 0

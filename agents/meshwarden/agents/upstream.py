@@ -20,7 +20,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from meshwarden.agents.backoff import Backoff
-from meshwarden.agents.channel import ControlPlane, Generation, open_channel
+from meshwarden.agents.channel import Away, ControlPlane, Generation, answering, open_channel
 from meshwarden.agents.identity import Banned, NodeIdentity, banned
 from meshwarden.agents.proof.port import IdentityError, Proof, ProofAway
 from meshwarden.agents.session import Downstream, Session
@@ -39,10 +39,6 @@ _FIRST_ATTEST_PAUSE_S: Final = 5.0
 _LAST_ATTEST_PAUSE_S: Final = 300.0
 _EXPORT: Final = "/meshwarden.v1.ReportService/Export"
 _LOOK_S: Final = 30.0  # a suspended machine's clock jumps: look at it this often
-
-
-class Away(OSError):
-    """There is no session with the control plane."""
 
 
 class Upstream:
@@ -161,17 +157,30 @@ class Upstream:
             answer: report_pb.ExportResponse = await export(batch, timeout=timeout_s)
         return answer
 
+    def share_addresses(self) -> list[str]:
+        """Where shares of limits may be had, one of them: the session's control plane first, then the others."""
+        here = self._generation.address if self._generation is not None else self._control_plane.address
+        return [here, *(address for address in self._control_plane.addresses if address != here)]
+
     @contextlib.asynccontextmanager
-    async def share(self) -> AsyncIterator[tuple[Any, asyncio.Event]]:
+    async def share(self, address: str) -> AsyncIterator[tuple[Any, asyncio.Event]]:
         """A stream of QuotaService.Share, and the event that says that it should be opened anew on another channel.
 
+        Args:
+            address: one of `share_addresses`.
+
         Raises:
-            Away: there is no way to the control plane.
+            Away: there is no way to that control plane.
         """
         generation = self._generation
         if generation is None:
             raise Away(self.last_error)
-        async with generation.use() as channel:
+        async with contextlib.AsyncExitStack() as stack:
+            if address == generation.address:
+                channel = await stack.enter_async_context(generation.use())
+            else:
+                way, present = self._control_plane.at(address), self._identity.present
+                channel = await stack.enter_async_context(answering(way, present.bundle, present.svid))
             call = quota_grpc.QuotaServiceStub(channel).Share()
             try:
                 yield call, generation.retiring
@@ -257,7 +266,8 @@ class Upstream:
             if not await self._attest():
                 return None
             present = self._identity.present
-        generation = Generation(open_channel(self._control_plane, present.bundle, present.svid))
+        channel = open_channel(self._control_plane, present.bundle, present.svid)
+        generation = Generation(channel, self._control_plane.address)
         session = Session(generation, self._downstream, self._hello(), self._clock)
         group.start_soon(session.run)
         try:

@@ -1,6 +1,9 @@
 """Two control planes on one store: what is done at one holds at the other, and nodes go from one to the other."""
 
 import asyncio
+import os
+import random
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,17 +12,40 @@ from typing import Any
 import grpc
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_agent_quota import PROGRAM, say, shares, told, usage
+from test_control_planes import knows
+
 from meshwarden.certs.svid import X509Svid
+from meshwarden.controlplane.local.port import free_port
+from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.sdk.mtls.refusal import BANNED, refusal_of
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import audit_service_pb2 as audit
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.node_service_pb2_grpc import NodeServiceStub
+from meshwarden.v1.resource_service_pb2 import ApplyRequest
 
 pytestmark = pytest.mark.xdist_group("identity")
 DEADLINE_S = 60.0
 PREPARE, ACTIVATE = admin.ChangeRootRequest.PREPARE, admin.ChangeRootRequest.ACTIVATE
 WEB = "spiffe://mesh.test/tenant/acme/service/web"
+LIMITED = """
+kind: Tenant
+metadata: {name: acme}
+---
+kind: Service
+metadata: {tenant: acme, name: web}
+spec: {protocol: GRPC}
+---
+kind: WorkloadEntry
+metadata: {tenant: acme, name: web}
+spec: {service: web, nodes: [node-a], selectors: {uid: UID}, insecureSameUser: true, port: PORT}
+---
+kind: RatePolicy
+metadata: {tenant: acme, name: limits}
+spec: {service: web, limits: [{tenant: acme, requests: 100}]}
+"""
 
 
 @pytest.fixture
@@ -148,3 +174,37 @@ async def test_a_root_waits_for_nodes_of_both(both: tuple[Any, Any]) -> None:
             return True
 
         await until(activated, "what the node says to one is known to the other")
+
+
+async def test_shares_come_to_nodes_of_the_one_that_does_not_divide(both: tuple[Any, Any], agent_of: Any) -> None:
+    manifest = parse(
+        LIMITED.replace("UID", str(os.geteuid())).replace("PORT", str(free_port(random.SystemRandom()))), "limits.yaml"
+    )
+    await both[0].resources.Apply(ApplyRequest(resources=[item.resource for item in manifest]))
+    divides: dict[bool, Any] = {}
+
+    async def known() -> bool:
+        divides.clear()
+        for mesh in both:
+            divides[(await mesh.admin.GetQuotas(admin.GetQuotasRequest())).divides] = mesh
+        return len(divides) == 2
+
+    await until(known, "one of them divides")
+    holder, other = divides[True], divides[False]
+    agent = agent_of(other)
+    knows(agent, other, holder)
+    (agent.directory / "token").write_text(await other.token("node-a"))
+    await agent.ready()
+    program = agent.exec("web", sys.executable, "-c", PROGRAM)
+    sequence, given = 0, 0.0
+    deadline_s = asyncio.get_running_loop().time() + DEADLINE_S
+    while not given:
+        assert asyncio.get_running_loop().time() < deadline_s, agent.log.read_text()[-4000:]
+        sequence += 1
+        say(program, {"sequence": sequence, "points": [{"usages": [usage("acme", 2)]}]})
+        given = sum(rate for _, rate in shares(await told(program)))
+    (state,) = (await holder.admin.GetQuotas(admin.GetQuotasRequest(tenant="acme"))).quotas
+    assert {point.node for point in state.points} == {"node-a"}
+    # It has its session where it wants it.
+    (node,) = (await other.admin.GetStatus(admin.GetStatusRequest())).nodes
+    assert node.connected

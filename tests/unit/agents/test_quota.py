@@ -13,12 +13,12 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from meshwarden.agents.channel import Away
 from meshwarden.agents.quota import points as points_module
 from meshwarden.agents.quota.envoy import Envoy
 from meshwarden.agents.quota.point import MAX_BYTES, MAX_COUNT, Amount, Key, Point
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
-from meshwarden.agents.upstream import Away
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import quota_service_pb2 as pb
 from meshwarden.v1.node_service_pb2 import ServerLimits
@@ -246,13 +246,18 @@ class Upstream:
     def __init__(self) -> None:
         self.calls: asyncio.Queue[Call] = asyncio.Queue()
         self.away = 0
+        self.asked: list[str] = []
         self.replaced = asyncio.Event()
 
     async def wait_connected(self) -> None:
         pass
 
+    def share_addresses(self) -> list[str]:
+        return ["one:1", "two:2"]
+
     @contextlib.asynccontextmanager
-    async def share(self) -> AsyncIterator[tuple[Call, asyncio.Event]]:
+    async def share(self, address: str) -> AsyncIterator[tuple[Call, asyncio.Event]]:
+        self.asked.append(address)
         if self.away:
             self.away -= 1
             raise Away("not there")
@@ -324,6 +329,21 @@ async def test_a_new_stream_tells_all_that_may_be_used(process: Any) -> None:
         points.take(made, 2, pb.PointReport())
         (report,) = (await call.heard(lambda request: request.points)).points
         assert [(item.rate, report.acknowledged, report.begins) for item in report.held] == [(5, 0, True)]
+
+
+async def test_who_has_answered_is_asked_first(process: Any) -> None:
+    popen, pidfd = process
+    async with running() as (points, upstream):
+        upstream.away = 1
+        made = points.open("web#1", "platform/orders", (popen.pid, pidfd), lambda: {POLICY})
+        points.take(made, 1, pb.PointReport(usages=[used(ACME, 1)]))
+        for asked in (["one:1", "two:2"], ["two:2"]):
+            call = await asyncio.wait_for(upstream.calls.get(), 20)
+            assert upstream.asked == asked
+            upstream.asked.clear()
+            request = await call.heard(lambda request: request.sequence)
+            await call.responses.put(pb.ShareResponse(answers=request.sequence, ttl=TTL))
+            await call.responses.put(None)
 
 
 async def test_a_stream_moves_with_the_nodes_certificate(process: Any) -> None:

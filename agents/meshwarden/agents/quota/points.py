@@ -1,8 +1,9 @@
 """The enforcement points of this node, and the one stream on which the control plane hears of them all.
 
-Points report to `Points` (programs by `WorkloadService.Share`); what they use goes up together, and shares come down to
-each. When the stream breaks off, the next tells of every point anew, with all that it may use: so a control plane that
-started again learns, and an agent that did learns from its points.
+Of several control planes it goes to the one that divides limits. Points report to `Points` (programs by
+`WorkloadService.Share`); what they use goes up together, and shares come down to each. When the stream breaks off, the
+next tells of every point anew, with all that it may use: a control plane that started again learns, and an agent
+that did learns from its points.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ import anyio
 import grpc
 import structlog
 
+from meshwarden.agents.channel import Away
 from meshwarden.agents.quota.point import Point
-from meshwarden.agents.upstream import Away, Upstream
+from meshwarden.agents.upstream import Upstream
 from meshwarden.sdk.mtls.connection import ended
 from meshwarden.v1 import quota_service_pb2 as pb
 
@@ -58,6 +60,8 @@ class Points:
         # When each message was sent, and the points in it with the numbers of their reports.
         self._sent: dict[int, tuple[float, list[tuple[Point, int]]]] = {}
         self._base_s = 0.0
+        # Which control plane has answered last.
+        self._holder = ""
         self.answered_s: float | None = None
         """When the control plane answered last, on `now_s`; None if it has not."""
         self.foreign = 0
@@ -151,9 +155,21 @@ class Points:
             return "cancelled"
 
     async def _talk(self) -> str:
+        """Asks each control plane that the node knows, until one gives shares out; that one first the next time."""
+        reasons: list[str] = []
+        for address in sorted(self._upstream.share_addresses(), key=lambda address: address != self._holder):
+            before = self.answered_s
+            reasons.append(await self._talk_to(address))
+            if self.answered_s != before:
+                self._holder = address
+            if self.answered_s != before or not reasons[-1]:
+                return reasons[-1]
+        return "; ".join(dict.fromkeys(reasons))
+
+    async def _talk_to(self, address: str) -> str:
         reason = ""
         try:
-            async with self._upstream.share() as (call, replaced):
+            async with self._upstream.share(address) as (call, replaced):
                 reason = await self._use(call, replaced)
         except* Away as group:
             reason = str(group.exceptions[0])
