@@ -119,6 +119,7 @@ class World:
     durable: Durable
     inbox: Inbox
     sessions: Sessions
+    federation: Federation
     stub: Callable[[str], AdminServiceStub]
     operators: dict[str, X509Svid]
 
@@ -240,7 +241,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
             await group.start(deny_watch.run)
-            yield World(store, gather, durable, inbox, sessions, stub, operators)
+            yield World(store, gather, durable, inbox, sessions, federation, stub, operators)
             group.cancel_scope.cancel()
 
 
@@ -374,6 +375,28 @@ async def test_what_clients_cant_do_of_a_policy_is_told_to_its_owner(world: Worl
     assert await told("tenant/acme/operator/anna") == []
     session.close()
     assert await told("operator/root") == [], "of clients that are there"
+
+
+async def test_who_does_nothing_with_other_trust_domains_is_told(world: World) -> None:
+    session = world.sessions.open("n1", node_pb.NodeHello())
+    planes = [
+        node_pb.DataPlaneRef(
+            id=f"{tenant}/web#1/grpc", tenant=tenant, entry="web", dialect="GRPC", client="node/1.14.1", home_only=alone
+        )
+        for tenant, alone in (("acme", True), ("globex", True), ("platform", False))
+    ]
+    session.take(node_pb.SyncRequest(interest=node_pb.Interest(data_planes=planes)))
+    for operator, count, names in (
+        ("operator/root", 2, "acme/web#1/grpc (node/1.14.1), globex/web#1/grpc (node/1.14.1)"),
+        ("tenant/acme/operator/anna", 1, "acme/web#1/grpc (node/1.14.1)"),
+    ):
+        warnings = (await world.stub(operator).GetStatus(v1.GetStatusRequest())).warnings
+        (found,) = (text for text in warnings if "our own trust domain alone" in text)
+        assert found.startswith(f"{count} data planes on node n1 "), found
+        assert found.endswith(f": {names}"), found
+    world.federation.want([])
+    warnings = (await world.stub("operator/root").GetStatus(v1.GetStatusRequest())).warnings
+    assert not [text for text in warnings if "trust domain alone" in text]
 
 
 async def test_an_operator_of_a_tenant_may_not_ask_for_anothers_graph(world: World) -> None:

@@ -151,7 +151,7 @@ class Agent:
         self.credentials = Credentials(self.registry, cache, identity.present.bundle, self._sign, clock, rng, trust)
         self.jwt_svids = JwtSvids(self.upstream.sign_jwt, clock)
         self.trust.listen(lambda: self.jwt_svids.leave(self.trust.forsaken))
-        self._root_ack = RootAck(identity, self.registry, self.credentials, time.monotonic)
+        self._root_ack = RootAck(identity, self.registry, self.credentials, time.monotonic, self.trust.own_jwt_keys)
         self._answers: DataPlanes | None = None
         self._rotation = Rotation(
             self._provider,

@@ -5,7 +5,8 @@ was seen last stands while none is there, so that a program that is started agai
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 from meshwarden.agents.registry import Registry
@@ -15,6 +16,8 @@ from meshwarden.v1 import node_service_pb2 as node_pb
 Refs = Callable[[Workload], Iterable[node_pb.DataPlaneRef]]
 
 _MOST: Final = 4096
+_SWITCH: Final = b"GRPC_EXPERIMENTAL_XDS_MTLS_SPIFFE="
+_ON: Final = (b"1", b"t", b"true", b"y", b"yes")
 _MOST_CLIENTS: Final = 8
 # Source: each client's own code, which writes `Node.user_agent_name`.
 _KINDS: Final = {"gRPC C-core": "c-core", "gRPC Node": "node", "gRPC Go": "go", "gRPC Java": "java", "envoy": "envoy"}
@@ -31,6 +34,27 @@ def client_of(node: Any) -> str:
     return f"{kind}/{found[0]}" if found is not None else kind
 
 
+def is_home_only(client: str, pid: int | None) -> bool:
+    """Whether a client knows our own trust domain alone, as far as we can see.
+
+    Node's reads no bundle map, and C-core does where its environment says so (gRFC A87); that of another user's
+    program may be hidden from us.
+
+    Args:
+        client: what it is, as `client_of` says.
+        pid: its process, if that is known.
+    """
+    kind = client.partition("/")[0]
+    if kind != "c-core" or pid is None:
+        return kind == "node"
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    said = next((item.removeprefix(_SWITCH) for item in environment if item.startswith(_SWITCH)), b"")
+    return said.lower() not in _ON
+
+
 class Interest:
     """The data planes of all workloads."""
 
@@ -43,25 +67,27 @@ class Interest:
             say: tells the control plane the whole set.
         """
         self._refs, self._registry, self._say = refs, registry, say
-        self._clients: dict[str, str] = {}
+        # {data plane: (its clients, whether one of them knows our own trust domain alone)}
+        self._clients: dict[str, tuple[str, bool]] = {}
 
     def refs(self, workload: Workload) -> list[node_pb.DataPlaneRef]:
         """The data planes of a workload."""
         found = list(self._refs(workload))
         for ref in found:
-            ref.client = self._clients.get(ref.id, "")
+            ref.client, ref.home_only = self._clients.get(ref.id, ("", False))
         return found
 
     def tell(self) -> None:
         """Says which configuration this node needs."""
         self._say([ref for workload in self._registry.workloads.values() for ref in self.refs(workload)])
 
-    def heard(self, data_plane: str, clients: Iterable[str]) -> None:
-        """Takes which clients a data plane has; of none the last ones stand."""
-        text = ", ".join(sorted(set(clients))[:_MOST_CLIENTS])
-        if not text or self._clients.get(data_plane) == text:
+    def heard(self, data_plane: str, clients: Collection[tuple[str, bool]]) -> None:
+        """Takes a data plane's clients, and whether each knows our own trust domain alone; of none the last stand."""
+        text = ", ".join(sorted({name for name, _ in clients})[:_MOST_CLIENTS])
+        told = text, any(home_only for _, home_only in clients)
+        if not text or self._clients.get(data_plane) == told:
             return
         while len(self._clients) >= _MOST:
             del self._clients[next(iter(self._clients))]
-        self._clients[data_plane] = text
+        self._clients[data_plane] = told
         self.tell()

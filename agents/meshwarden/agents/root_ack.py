@@ -1,6 +1,6 @@
-"""Which roots this node trusts by now, and which its certificates lead to: what a change of roots waits for."""
+"""Which roots and JWT keys this node trusts by now, and which roots its certificates lead to: changes wait for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from cryptography import x509
@@ -16,15 +16,30 @@ from meshwarden.v1 import node_service_pb2 as node_pb
 
 # gRPC looks once a second whether its files have changed (`bootstrap`), and is given time for a second look.
 SETTLE_S: Final = 2.5
+_MAX_JWT_KEYS: Final = 256
 
 
 class RootAck:
     """What to acknowledge of the roots."""
 
     def __init__(
-        self, identity: NodeIdentity, registry: Registry, credentials: Credentials, now_s: Callable[[], float]
+        self,
+        identity: NodeIdentity,
+        registry: Registry,
+        credentials: Credentials,
+        now_s: Callable[[], float],
+        jwt_keys: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """Acknowledges nothing yet; `now_s` is a monotonic clock."""
+        """Acknowledges nothing yet.
+
+        Args:
+            identity: the node's.
+            registry: knows the workloads.
+            credentials: theirs.
+            now_s: a monotonic clock.
+            jwt_keys: the ids of the trust domain's JWT keys, as the node has them: tokens are judged by these.
+        """
+        self._jwt_keys = jwt_keys
         self._identity, self._registry, self._credentials, self._now_s = identity, registry, credentials, now_s
         self._bundle: Bundle | None = None
         self._since_s: float | None = None
@@ -51,7 +66,8 @@ class RootAck:
                 self._trusted = [root.fingerprint(hashes.SHA256()) for root in bundle.roots]
         else:
             self._since_s = None
-        return node_pb.BundleAck(trusted=sorted(self._trusted), used=sorted(self._used(bundle)))
+        jwt_keys = sorted(self._jwt_keys())[:_MAX_JWT_KEYS]
+        return node_pb.BundleAck(trusted=sorted(self._trusted), used=sorted(self._used(bundle)), jwt_keys=jwt_keys)
 
     def _is_everywhere(self, answers: Answers | None) -> bool:
         """Whether every workload's files and every Envoy have what is to be trusted."""

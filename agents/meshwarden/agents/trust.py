@@ -3,7 +3,7 @@
 It is kept on disk, so that tokens are judged while the control plane is away.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -39,6 +39,10 @@ class Trust:
     def jwt(self) -> Mapping[str, JwtBundle]:
         """`{trust domain: JWT bundle}`; the same object until it changes."""
         return self._jwt
+
+    def own_jwt_keys(self) -> Iterable[str]:
+        """The ids of our own trust domain's JWT keys."""
+        return self._jwt[self._trust_domain].keys
 
     def foreign(self) -> Mapping[str, Bundle]:
         """`{trust domain: bundle}` of other trust domains' certificates; the same object until it changes."""

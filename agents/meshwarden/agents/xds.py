@@ -19,7 +19,7 @@ from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.in_force import InForce
-from meshwarden.agents.interest import Interest, client_of
+from meshwarden.agents.interest import Interest, client_of, is_home_only
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.workload import Workload
@@ -99,7 +99,8 @@ class DataPlanes:
         except Unidentified as error:
             raise StreamRefused(grpc.StatusCode.PERMISSION_DENIED, str(error)) from None
         is_envoy = pid == self._envoy_pid(workload.id) or getattr(node_message, "user_agent_name", "") == "envoy"
-        client = DataPlaneClient(self, workload, "envoy" if is_envoy else "grpc", client_of(node_message))
+        name = client_of(node_message)
+        client = DataPlaneClient(self, workload, "envoy" if is_envoy else "grpc", (name, is_home_only(name, pid)))
         self._clients.add(client)
         self._hear(client.data_plane)
         return client
@@ -165,7 +166,7 @@ class DataPlanes:
         self.settle()
 
     def _hear(self, data_plane: str) -> None:
-        self._interest.heard(data_plane, (one.name for one in self._clients if one.data_plane == data_plane))
+        self._interest.heard(data_plane, [one.kind for one in self._clients if one.data_plane == data_plane])
 
     def watch(self, callback: Callable[[], None]) -> None:
         """Calls back whenever a data plane may have answered."""
@@ -204,12 +205,13 @@ class DataPlanes:
 class DataPlaneClient:
     """One ADS stream of a data plane."""
 
-    def __init__(self, planes: DataPlanes, workload: Workload, kind: str, name: str) -> None:
+    def __init__(self, planes: DataPlanes, workload: Workload, dialect: str, kind: tuple[str, bool]) -> None:
         self._planes = planes
-        self.name = name
+        self.kind = kind
+        """What it is, and whether it knows our own trust domain alone."""
         self._workload = workload
         self.workload_id = workload.id
-        self.data_plane = f"{workload.id}/{kind}"
+        self.data_plane = f"{workload.id}/{dialect}"
         self._settled: Snapshot | None = None
         self._refused: dict[str, node_pb.Nack] = {}
 

@@ -1969,6 +1969,7 @@ class JwtKeyState(_message.Message):
     ELSEWHERE_FIELD_NUMBER: _builtins.int
     NEXT_FIELD_NUMBER: _builtins.int
     NEXT_TIME_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     kid: _builtins.str
     state: Global___RootState.State.ValueType
     elsewhere: _builtins.bool
@@ -1977,6 +1978,8 @@ class JwtKeyState(_message.Message):
     def since(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def next_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -1986,10 +1989,11 @@ class JwtKeyState(_message.Message):
         elsewhere: _builtins.bool = ...,
         next: _builtins.str = ...,
         next_time: _timestamp_pb2.Timestamp | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["next_time", b"next_time", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elsewhere", b"elsewhere", "kid", b"kid", "next", b"next", "next_time", b"next_time", "since", b"since", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elsewhere", b"elsewhere", "kid", b"kid", "missing", b"missing", "next", b"next", "next_time", b"next_time", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -523,19 +523,23 @@ class BundleAck(_message.Message):
 
     TRUSTED_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
+    JWT_KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def trusted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def used(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def jwt_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         trusted: _abc.Iterable[_builtins.bytes] | None = ...,
         used: _abc.Iterable[_builtins.bytes] | None = ...,
+        jwt_keys: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["trusted", b"trusted", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_keys", b"jwt_keys", "trusted", b"trusted", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -729,6 +733,7 @@ class DataPlaneRef(_message.Message):
     APP_ADDRESS_FIELD_NUMBER: _builtins.int
     OUTBOUND_PATH_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    HOME_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     tenant: _builtins.str
     entry: _builtins.str
@@ -737,6 +742,7 @@ class DataPlaneRef(_message.Message):
     app_address: _builtins.str
     outbound_path: _builtins.str
     client: _builtins.str
+    home_only: _builtins.bool
     def __init__(
         self,
         *,
@@ -748,10 +754,11 @@ class DataPlaneRef(_message.Message):
         app_address: _builtins.str = ...,
         outbound_path: _builtins.str = ...,
         client: _builtins.str = ...,
+        home_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_address", b"app_address", "client", b"client", "dialect", b"dialect", "entry", b"entry", "id", b"id", "listen_address", b"listen_address", "outbound_path", b"outbound_path", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_address", b"app_address", "client", b"client", "dialect", b"dialect", "entry", b"entry", "home_only", b"home_only", "id", b"id", "listen_address", b"listen_address", "outbound_path", b"outbound_path", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

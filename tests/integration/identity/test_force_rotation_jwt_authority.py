@@ -108,6 +108,12 @@ async def test_a_leaked_key_is_replaced_and_no_workload_keeps_its_tokens(
 
     second = (await change(Change.PREPARE))["PREPARED"]
     assert await published(f"https://127.0.0.1:{port}") == {first, second}
+
+    async def acknowledged() -> bool:
+        keys = (await mesh.admin.ListJwtKeys(admin.ListJwtKeysRequest())).keys
+        return [list(key.missing) for key in keys if key.kid == second] == [[]]
+
+    await until(acknowledged, "the node judges by it")
     for refused in (
         admin.ChangeJwtKeyRequest(change=Change.ACTIVATE, kid=second),  # nobody can have read of it yet
         admin.ChangeJwtKeyRequest(change=Change.TAINT, kid=first),

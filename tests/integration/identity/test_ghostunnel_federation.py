@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,18 @@ from policy_world import HTTP
 
 from meshwarden.controlplane.identity import bundle_document
 from meshwarden.controlplane.identity import federation as federating
-from meshwarden.v1.admin_service_pb2 import ChangeRootRequest
+from meshwarden.v1.admin_service_pb2 import (
+    AllowRequest,
+    ChangeRootRequest,
+    DenyRequest,
+    DenyTarget,
+    GetStatusRequest,
+)
 
-pytestmark = pytest.mark.needs("curl")
+pytestmark = pytest.mark.needs("curl", "node", "npm")
 WEB = "spiffe://a.test/tenant/acme/service/web"
 SERVERS = {"xds": XDS_SERVER, "sdk": SDK_SERVER, "aio": AIO_SERVER}
+NODE = Path(__file__).parents[2] / "e2e" / "node"
 EVIL = "spiffe://evil.test/tenant/acme/service/web"
 LOCAL = "spiffe://b.test/tenant/acme/service/web"
 
@@ -70,7 +78,8 @@ async def worlds(
 async def declare(a: World, b: World, evil: Forger) -> None:
     """What the operators of both say."""
     tenants = [made("Tenant", "", "acme"), made("Tenant", "", "platform")]
-    served = [*b.serves("bill", "HTTP", envoy=True), *(one for name in SERVERS for one in b.serves(name, "GRPC"))]
+    programs = (*SERVERS, "plain")
+    served = [*b.serves("bill", "HTTP", envoy=True), *(one for name in programs for one in b.serves(name, "GRPC"))]
     await b.apply(
         *tenants,
         b.trusts("a", a.endpoint, a.bundle),
@@ -104,11 +113,11 @@ async def declare(a: World, b: World, evil: Forger) -> None:
                 service=name,
                 allow=[{"from": [{"trustDomain": "a.test"}]}, {"from": [{"tenant": "acme", "service": "*"}]}],
             )
-            for name in ("xds", "sdk")
+            for name in ("xds", "sdk", "plain")
         ),
     )
     there = []
-    for name in ("bill", *SERVERS):
+    for name in ("bill", *programs):
         protocol = "HTTP" if name == "bill" else "GRPC"
         identity = f"spiffe://b.test/tenant/platform/service/{name}"
         there += [
@@ -133,6 +142,8 @@ async def start(a: World, b: World) -> tuple[Program, str]:
     b.agent.exec("bill", sys.executable, "-c", HTTP)
     for name, program in SERVERS.items():
         b.agent.exec(name, sys.executable, "-c", program)
+    without = ("env", "-u", "GRPC_EXPERIMENTAL_XDS_MTLS_SPIFFE")
+    b.agent.exec("plain", *without, sys.executable, "-c", XDS_SERVER)
     code = f"import os; print(os.environ['MESHWARDEN_OUTBOUND'], flush=True)\n{CALLER}"
     caller = a.agent.exec("web", sys.executable, "-c", code)
     outbound = await asyncio.to_thread(caller.stdout.readline)
@@ -148,6 +159,8 @@ async def test_two_meshes_call_each_other_as_long_as_they_trust(worlds: tuple[Wo
     await calls_on_every_stack(a, b, web, outbound)
     await a_tenant_of_the_same_name_is_somebody_else(outbound)
     await nobody_forges(a, b, evil, web, outbound)
+    await who_is_denied_here_is_refused(b, web, outbound)
+    await who_knows_its_own_trust_domain_alone_is_told_of(a, b, web)
     await a_root_changes_while_calls_go_on(a, b, web, outbound)
     await trust_that_is_taken_back_holds_at_the_next_call(a, b, web, outbound)
 
@@ -218,6 +231,51 @@ async def nobody_forges(a: World, b: World, evil: Forger, web: Program, outbound
     await a.apply(back)
 
 
+async def who_is_denied_here_is_refused(b: World, web: Program, outbound: str) -> None:
+    targets = [DenyTarget(spiffe_id=WEB)]
+    await b.admin.Deny(DenyRequest(targets=targets, reason="leaked"), timeout=60)
+
+    async def said() -> tuple[Any, ...]:
+        # gRPC's RBAC refuses it by one status, and our check, where the word has come before, by another.
+        words = {"PERMISSION_DENIED": "refused", "UNAUTHENTICATED": "refused"}
+        codes = [(await web.call("xds" if name == "xds" else "sdk", f"{name}.platform"))[0] for name in SERVERS]
+        return (await get(outbound, "bill.platform", "/x"))[0], *(words.get(code, code) for code in codes)
+
+    await ends(said, (403, "refused", "refused", "refused"), "it is refused everywhere")
+    await b.admin.Allow(AllowRequest(targets=targets, reason="a new key"), timeout=60)
+    await ends(said, (200, "OK", "OK", "OK"), "it is let in again")
+
+
+async def who_knows_its_own_trust_domain_alone_is_told_of(a: World, b: World, web: Program) -> None:
+    async def warnings(world: World) -> str:
+        status = await world.admin.GetStatus(GetStatusRequest(), timeout=60)
+        return " ".join(text for text in status.warnings if "our own trust domain alone" in text)
+
+    async def plain() -> bool:
+        return "platform/plain#1/grpc (c-core" in await warnings(b) and is_open(b.ports["plain"])
+
+    await ends(plain, True, "a server that isn't told of bundle maps is told of")
+    assert "platform/xds#1" not in await warnings(b)
+    assert (await web.call("xds", "plain.platform"))[0] == "UNAVAILABLE"
+    orders = str(files("meshwarden.examples.orders") / "orders.proto")
+    client = a.agent.exec("web", "node", "client.js", orders, cwd=NODE)
+
+    def ask() -> str:
+        client.stdin.write(json.dumps({"target": "xds:///xds.platform", "timeout_s": 50}) + "\n")
+        client.stdin.flush()
+        return str(client.stdout.readline())
+
+    answer = json.loads(await asyncio.to_thread(ask))
+    assert answer["codes"] == {"UNAVAILABLE": 1}, answer
+
+    async def node() -> bool:
+        return "(node/" in await warnings(a)
+
+    await ends(node, True, "so is Node's client")
+    client.stdin.close()
+    await asyncio.to_thread(client.wait, 60)
+
+
 async def a_root_changes_while_calls_go_on(a: World, b: World, web: Program, outbound: str) -> None:
     answers: list[str] = []
     done = asyncio.Event()
@@ -230,9 +288,9 @@ async def a_root_changes_while_calls_go_on(a: World, b: World, web: Program, out
             answers.append(" ".join(found))
 
     async def known() -> bool:
-        files = list((a.agent.state_dir / "run").rglob("bundles.json"))
-        return bool(files) and all(
-            len(json.loads(one.read_text())["trust_domains"]["b.test"]["keys"]) == 2 for one in files
+        found = list((a.agent.state_dir / "run").rglob("bundles.json"))
+        return bool(found) and all(
+            len(json.loads(one.read_text())["trust_domains"]["b.test"]["keys"]) == 2 for one in found
         )
 
     async with anyio.create_task_group() as group:

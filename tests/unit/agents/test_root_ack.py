@@ -30,7 +30,7 @@ class Node:
         registry: Any = SimpleNamespace(workloads={"acme/web#1": None})
         identity: Any = SimpleNamespace(is_somebody=lambda: True, present=SimpleNamespace(svid=self.own))
         self.identity = identity
-        self._ack = RootAck(identity, registry, credentials, lambda: self.now_s)
+        self._ack = RootAck(identity, registry, credentials, lambda: self.now_s, lambda: {"k2", "k1"})
 
     def trusts(self) -> set[str]:
         return {root.hex() for root in self.look().trusted}
@@ -65,6 +65,10 @@ async def node(authority: MemoryAuthority) -> Node:
 
 def names(roots: Roots) -> set[str]:
     return {root.fingerprint for root in roots}
+
+
+async def test_jwt_keys_are_known_at_once(node: Node) -> None:
+    assert list(node.look().jwt_keys) == ["k1", "k2"]
 
 
 async def test_a_root_is_trusted_once_everybody_had_time_to_see_it(node: Node, authority: MemoryAuthority) -> None:

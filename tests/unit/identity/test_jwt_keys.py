@@ -15,7 +15,7 @@ from meshwarden.certs.authority.slot import RootRefused, SlotState
 from meshwarden.certs.jwt_svid import TTL
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
-from meshwarden.controlplane.identity.jwt_key import ACTIVATE_AT, HOLD, KEYS, PREPARE_AT, SPREAD, JwtKeyRecord
+from meshwarden.controlplane.identity.jwt_key import ACTIVATE_AT, HOLD, KEYS, LIFE, PREPARE_AT, SPREAD, JwtKeyRecord
 from meshwarden.controlplane.identity.jwt_seal import SEAL
 from meshwarden.controlplane.store.port import Put
 
@@ -135,6 +135,28 @@ async def test_a_key_under_another_ones_id_or_changed_signs_nothing(world: Any, 
     again = authority(world)
     await again.open()
     assert signer(world, again) not in (first, second)
+
+
+async def test_a_key_waits_for_nodes_that_do_not_know_it(world: Any, jwt: JwtAuthority) -> None:
+    first, lagging = signer(world, jwt), {"eu-1": "has not acknowledged it yet"}
+    world.pass_time(PREPARE_AT.total_seconds())
+    await jwt.tend()
+    second = next(record.kid for record in jwt.records() if record.state is SlotState.PREPARED)
+    jwt.missing = lambda kid: lagging if kid == second else {}
+
+    async def pass_time(time: timedelta) -> None:
+        # Nobody has extended it meanwhile, so it is published anew.
+        for part in (time, SPREAD):
+            world.pass_time(part.total_seconds())
+            await jwt.tend()
+
+    await pass_time(ACTIVATE_AT - PREPARE_AT)
+    with pytest.raises(RootRefused, match="eu-1 has not acknowledged it yet"):
+        await jwt.activate(second, "ann")
+    assert signer(world, jwt) == first
+    # Not for ever: a key's week ends, whoever has not heard of the next.
+    await pass_time(LIFE - ACTIVATE_AT)
+    assert signer(world, jwt) == second
 
 
 async def test_a_key_that_others_may_not_have_read_signs_only_by_force(world: Any, jwt: JwtAuthority) -> None:

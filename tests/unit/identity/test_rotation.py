@@ -159,6 +159,18 @@ async def test_a_control_plane_that_starts_again_goes_on(mesh: Mesh) -> None:
     assert states(again.known) == ["OLD", "ACTIVE"]
 
 
+async def test_a_jwt_key_waits_for_nodes_that_say_which_they_know(mesh: Mesh) -> None:
+    said = (("n1", None, {"k1"}), ("n2", None, {"k1", "k2"}), ("old", None, ()), ("n3", HOUR * 2, {"k1"}))
+    for name, seen, keys in said:
+        mesh.node(name, away=seen)
+        mesh.nodes[name] = replace(mesh.nodes[name], jwt_keys=frozenset(keys))
+    assert mesh.rotation.missing_jwt("k2") == {"n1": "has not acknowledged it yet"}
+    mesh.node("n3", away=MINUTE)
+    mesh.nodes["n3"] = replace(mesh.nodes["n3"], jwt_keys=frozenset({"k1"}))
+    assert mesh.rotation.missing_jwt("k2").keys() == {"n1", "n3"}
+    assert not mesh.rotation.missing_jwt("k1")
+
+
 async def test_an_operator_is_told_who_lags(mesh: Mesh) -> None:
     await mesh.rotation.prepare(OPERATOR, "yearly")
     new = mesh.fingerprint("PREPARED")

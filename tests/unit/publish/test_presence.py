@@ -143,7 +143,7 @@ async def test_a_node_of_a_control_plane_that_has_died_is_given_up_by_another(bo
 async def test_what_a_node_says_of_roots_is_known_to_all(both: tuple[One, One]) -> None:
     a, b = both
     session = await at(b, a)
-    ack = v1.BundleAck(trusted=[ROOT], used=[ROOT])
+    ack = v1.BundleAck(trusted=[ROOT], used=[ROOT], jwt_keys=["k1"])
     session.take(v1.SyncRequest(bundle_ack=ack))
 
     def known() -> bool:
@@ -151,6 +151,10 @@ async def test_what_a_node_says_of_roots_is_known_to_all(both: tuple[One, One]) 
         return place is not None and place.trusted == place.used == frozenset({ROOT.hex()})
 
     await until(known, "the other knows of it")
+    place = a.sessions._presence.elsewhere("n1")
+    assert place is not None
+    assert place.jwt_keys == {"k1"}
+    assert Place.decode(b'{"holder": "b", "trusted": null, "used": []}') == Place("b"), "as earlier ones wrote it"
 
 
 @pytest.mark.parametrize("value", [b"", b"\xff", b"[]", b"{}", b"1", b'{"holder": "b", "trusted": 1, "used": []}'])

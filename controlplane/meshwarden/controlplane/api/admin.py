@@ -126,6 +126,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             gaps=policy_gaps(self._publisher.mesh, self._sessions.states(), shown),
             health=self._health.read() if _is_operator() else None,
         )
+        answer.warnings.extend(self._bundles.home_only(nodes))
         if _is_operator():
             answer.warnings.extend(self._regions.warnings())
             answer.roots.extend(self._roots.states())

@@ -1,6 +1,6 @@
 """ListBundles of AdminService, and what GetStatus says of other trust domains: operators of the mesh see them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from meshwarden.certs.bundle_document import TrustBundle, parse_document
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -36,6 +36,19 @@ class BundleDesk:
         """What is wrong with them, for people."""
         for name, fault in self._federation.faults().items():
             yield f"the bundle of trust domain {name} can't be fetched: {fault}"
+
+    def home_only(self, nodes: Iterable[v1.NodeState]) -> Iterator[str]:
+        """Which data planes can do nothing with other trust domains, where there are any, for people."""
+        if not self._federation.states():
+            return
+        for node in nodes:
+            found = [f"{ref.id} ({ref.client})" for ref in node.data_planes if ref.home_only]
+            if found:
+                named = f"{', '.join(found[:4])}{' …' if len(found) > 4 else ''}"
+                yield (
+                    f"{len(found)} data planes on node {node.node} know our own trust domain alone, and so refuse "
+                    f"callers and servers of others in the handshake: {named}"
+                )
 
 
 def _state(state: State) -> v1.BundleState:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 
+from meshwarden.certs.authority.slot import SlotState
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.identity import jwt_key
 from meshwarden.controlplane.identity.authorize import authorize
@@ -56,4 +57,6 @@ class JwtKeyDesk:
         if act and not state.elsewhere:
             state.next = NEXT[act]
             state.next_time.FromDatetime(time)
+        if record.state is SlotState.PREPARED:
+            state.missing.extend(f"{node}: {why}" for node, why in self._authority.missing(record.kid).items())
         return state

@@ -62,6 +62,7 @@ def publishing(
         owner=owner,
         regions=engines.region_trust.missing,
     )
+    identity.jwt.missing = rotation.missing_jwt
     publisher.listen(division.touch)
     mesh, want = publisher.mesh, identity.federation.want
     publisher.listen(lambda impact: want(mesh.trust_domains.values()) if impact.trust else None)

@@ -90,6 +90,9 @@ def _show(answer: ListJwtKeysResponse, output: str) -> None:
         render.data(render.as_dict(answer), output)
         return
     render.table(("KEY", "STATE", "SINCE", "NEXT"), list(_rows(answer)))
+    for key in answer.keys:
+        for line in key.missing:
+            click.echo(f"waits for {render.plain(line)}", err=True)
 
 
 def _rows(answer: ListJwtKeysResponse) -> Iterator[tuple[object, ...]]:

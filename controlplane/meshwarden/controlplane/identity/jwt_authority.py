@@ -88,6 +88,8 @@ class JwtAuthority:
         self._others_tainted: frozenset[str] = frozenset()
         self.tainted: frozenset[str] = frozenset()
         """The ids of those keys of the bundle that must not be relied on."""
+        self.missing: Callable[[str], Mapping[str, str]] = lambda _: {}
+        """The nodes that don't know a key, {which: why}: its activation waits for them, at most until a week ends."""
 
     def bundle(self) -> JwtBundle:
         """Returns the trust domain's JWT keys; the same object until they change."""
@@ -148,11 +150,11 @@ class JwtAuthority:
     def records(self) -> Sequence[JwtKeyRecord]:
         """Returns the keys of the bundle, those first that have been there longest."""
         shown = [record for record, _ in self._records.values() if record.kid in self._bundle.keys]
-        return sorted(shown, key=lambda record: (record.begun, record.kid))
+        return sorted(shown, key=jwt_key.age)
 
     def slots(self) -> tuple[JwtKeyRecord | None, JwtKeyRecord | None]:
         """Returns which of the keys that we have signs, and which is prepared."""
-        ours = sorted((record for record, _ in self._records.values() if record.kid in self._keys), key=_age)
+        ours = sorted((record for record, _ in self._records.values() if record.kid in self._keys), key=jwt_key.age)
         return (
             next((record for record in reversed(ours) if record.state is SlotState.ACTIVE), None),
             next((record for record in ours if record.state is SlotState.PREPARED), None),
@@ -180,7 +182,7 @@ class JwtAuthority:
             await self._load()
             chosen = jwt_key.find(self.records(), kid)
             if not force or chosen.state is not SlotState.PREPARED:
-                jwt_key.refuse_early(chosen, self._clock())
+                jwt_key.refuse_early(chosen, self._clock(), self.missing(chosen.kid))
             if chosen.kid not in self._keys:
                 raise RootRefused(
                     f"JWT key {chosen.kid[:16]} is in another control plane's memory: ask that, or set `jwt_passphrase`"
@@ -243,7 +245,11 @@ class JwtAuthority:
             active, waiting = self.slots()
             if active is not None and waiting is None and now >= active.begun + PREPARE_AT:
                 await self._prepare(BY_ITSELF)
-            elif waiting is not None and now >= jwt_key.next_of(waiting, waiting=waiting, active=active)[1]:
+            elif (
+                waiting is not None
+                and now >= jwt_key.next_of(waiting, waiting=waiting, active=active)[1]
+                and (not self.missing(waiting.kid) or active is None or now >= active.begun + jwt_key.LIFE)
+            ):
                 await self._activate(waiting, BY_ITSELF)
             ended = [record for record, _ in self._records.values() if record.end <= now]
             await self._commit([], ended)
@@ -392,7 +398,3 @@ class JwtAuthority:
         self.tainted = tainted
         for callback in self._listeners:
             callback()
-
-
-def _age(record: JwtKeyRecord) -> tuple[Any, str]:
-    return record.begun, record.kid

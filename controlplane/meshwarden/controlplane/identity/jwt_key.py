@@ -11,8 +11,9 @@
 What is here is pure.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -132,8 +133,13 @@ def refuse_signing(chosen: JwtKeyRecord, what: str) -> None:
         )
 
 
-def refuse_early(chosen: JwtKeyRecord, now: datetime) -> None:
+def refuse_early(chosen: JwtKeyRecord, now: datetime, missing: Mapping[str, str]) -> None:
     """Sees that a key may sign.
+
+    Args:
+        chosen: the key.
+        now: the present, aware.
+        missing: the nodes that don't know it, {which: why}.
 
     Raises:
         RootRefused: it isn't prepared, or others may not know it yet.
@@ -149,6 +155,17 @@ def refuse_early(chosen: JwtKeyRecord, now: datetime) -> None:
             f"{SPREAD.total_seconds() / 60:.0f} minutes: wait until {ready:%H:%M:%S}Z, or use --force and have its "
             "tokens refused by those who haven't looked"
         )
+    if missing:
+        lagging = ", ".join(f"{node} {why}" for node, why in itertools.islice(missing.items(), 8))
+        raise RootRefused(
+            f"JWT key {chosen.kid[:16]}: {lagging}{' and others' if len(missing) > 8 else ''}; wait for them, or use "
+            "--force and have its tokens refused there until then"
+        )
+
+
+def age(record: JwtKeyRecord) -> tuple[datetime, str]:
+    """By what keys are sorted: those first that have been there longest."""
+    return record.begun, record.kid
 
 
 def next_of(record: JwtKeyRecord, *, waiting: JwtKeyRecord | None, active: JwtKeyRecord | None) -> tuple[str, datetime]:

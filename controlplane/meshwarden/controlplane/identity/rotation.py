@@ -53,6 +53,8 @@ class NodeTrust:
     last_seen: datetime | None
     trusted: frozenset[str] | None
     used: frozenset[str]
+    # The ids of the JWT keys that it knows; empty if it doesn't say.
+    jwt_keys: frozenset[str] = frozenset()
 
 
 class Act(StrEnum):
@@ -178,9 +180,16 @@ class RootRotation:
 
     def missing_here(self, fingerprint: str) -> dict[str, str]:
         """The same of our own nodes alone."""
-        now, found = self._clock(), {}
+        return self._lagging(lambda node: node.trusted is not None and fingerprint in node.trusted)
+
+    def missing_jwt(self, kid: str) -> dict[str, str]:
+        """Our own nodes that would refuse the tokens that a JWT key signs by now: {which: why}."""
+        return self._lagging(lambda node: not node.jwt_keys or kid in node.jwt_keys)
+
+    def _lagging(self, knows: Callable[[NodeTrust], bool]) -> dict[str, str]:
+        now, found = self._clock(), dict[str, str]()
         for node in self._nodes():
-            if node.trusted is not None and fingerprint in node.trusted:
+            if knows(node):
                 continue
             if node.connected:
                 found[node.node] = "has not acknowledged it yet"

@@ -37,16 +37,19 @@ class Place:
         holder: the name of the control plane.
         trusted: the fingerprints of the roots that the node trusts.
         used: of those that its certificates lead to.
+        jwt_keys: the ids of the JWT keys that it knows; empty if it doesn't say.
     """
 
     holder: str
     trusted: frozenset[str] | None = None
     used: frozenset[str] = frozenset()
+    jwt_keys: frozenset[str] = frozenset()
 
     def encode(self) -> bytes:
         """What is stored."""
         trusted = None if self.trusted is None else sorted(self.trusted)
-        return json.dumps({"holder": self.holder, "trusted": trusted, "used": sorted(self.used)}).encode()
+        said = {"holder": self.holder, "trusted": trusted, "used": sorted(self.used), "jwt_keys": sorted(self.jwt_keys)}
+        return json.dumps(said).encode()
 
     @classmethod
     def decode(cls, value: bytes) -> "Place":
@@ -58,7 +61,8 @@ class Place:
         try:
             said = json.loads(value)
             trusted = None if said["trusted"] is None else frozenset(map(str, said["trusted"]))
-            return cls(str(said["holder"]), trusted, frozenset(map(str, said["used"])))
+            used, jwt_keys = (frozenset(map(str, names)) for names in (said["used"], said.get("jwt_keys", ())))
+            return cls(str(said["holder"]), trusted, used, jwt_keys)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no presence: {error}") from None
 
@@ -80,9 +84,15 @@ class Presence:
         """Calls back with a node that has a session at another control plane from now on."""
         self._listeners.append(callback)
 
-    def put(self, node: str, trusted: frozenset[str] | None, used: frozenset[str]) -> None:
-        """A node has its session here, and says this of the roots."""
-        place = Place(self._owner, trusted, used)
+    def put(
+        self,
+        node: str,
+        trusted: frozenset[str] | None,
+        used: frozenset[str],
+        jwt_keys: frozenset[str] = frozenset(),
+    ) -> None:
+        """A node has its session here, and says this of the roots and of JWT keys."""
+        place = Place(self._owner, trusted, used, jwt_keys)
         if self._due.get(node, self._places.get(node)) != place:
             self._due[node] = place
             self._work.set()

@@ -159,7 +159,7 @@ class Sessions:
         self._open: dict[str, Session] = {}
         self._states: dict[str, admin_service_pb2.NodeState] = {}
         # {node: the fingerprints of roots that it trusts, and of those that its certificates lead to}
-        self._trust: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        self._trust: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {}
         self._members = Members(store)
         self._members.on_removed(self._left)
         self._presence = Presence(store, owner)
@@ -291,20 +291,20 @@ class Sessions:
         return sorted(sessions)
 
     def take_trust(self, node: str, ack: v1.BundleAck) -> None:
-        """Takes which roots a node trusts and uses."""
-        self._trust[node] = trust = (_fingerprints(ack.trusted), _fingerprints(ack.used))
+        """Takes which roots a node trusts and uses, and which JWT keys it knows."""
+        self._trust[node] = trust = (_fingerprints(ack.trusted), _fingerprints(ack.used), frozenset(ack.jwt_keys))
         self._presence.put(node, *trust)
 
     def trust(self) -> list[NodeTrust]:
         """What each node that has joined has said of the roots."""
         found = []
         for state in self.states():
-            trusted, used = self._trust.get(state.node, (None, frozenset[str]()))
+            trusted, used, keys = self._trust.get(state.node, (None, frozenset[str](), frozenset[str]()))
             seen = state.last_seen.ToDatetime(UTC) if state.HasField("last_seen") else None
             place = None if state.connected else self._presence.elsewhere(state.node)
             if place is not None:
-                seen, trusted, used = self._clock(), place.trusted, place.used
-            found.append(NodeTrust(state.node, state.connected or place is not None, seen, trusted, used))
+                seen, trusted, used, keys = self._clock(), place.trusted, place.used, place.jwt_keys
+            found.append(NodeTrust(state.node, state.connected or place is not None, seen, trusted, used, keys))
         return found
 
     def _moved(self, node: str) -> None:
