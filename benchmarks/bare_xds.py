@@ -1,14 +1,15 @@
 """The reference of `effect`: our xDS server with hand-made snapshots, and no control plane behind it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 
 from meshwarden.xds import api
+from meshwarden.xds.refusal import Refusal
 from meshwarden.xds.server import add_ads
 from meshwarden.xds.snapshot import Resource, Snapshot, resource
 
@@ -59,8 +60,15 @@ class _Client:
     def acked(self, type_url: str, version: str) -> None:
         """The client took a push."""
 
-    def nacked(self, type_url: str, version: str, message: str) -> None:
-        raise ValueError(f"the bare configuration is refused: {type_url}: {message}")
+    async def admit(self) -> None:
+        """At once."""
+
+    def charge(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def refuses(self, refusals: Sequence[Refusal]) -> None:
+        for refusal in refusals:
+            raise ValueError(f"the bare configuration is refused: {refusal.type_url}: {refusal.message}")
 
     def settled(self, snapshot: Snapshot) -> None:
         """The client has all of a snapshot."""

@@ -10,7 +10,8 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +49,7 @@ from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.scope import scopes_of
 from meshwarden.v1 import node_service_pb2, resources_pb2
 from meshwarden.xds import telemetry_names as names
+from meshwarden.xds.refusal import Refusal
 from meshwarden.xds.server import add_ads
 from meshwarden.xds.snapshot import Resource, Snapshot
 
@@ -100,8 +102,14 @@ class Client:
     def acked(self, type_url: str, version: str) -> None:
         pass
 
-    def nacked(self, type_url: str, version: str, message: str) -> None:
-        self.rig.nacks.append(f"{self.node} {type_url}: {message}")
+    async def admit(self) -> None:
+        """At once."""
+
+    def charge(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def refuses(self, refusals: Sequence[Refusal]) -> None:
+        self.rig.nacks += [f"{self.node} {refusal.type_url}: {refusal.message}" for refusal in refusals]
 
     def settled(self, snapshot: Snapshot) -> None:
         pass

@@ -6,14 +6,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import grpc
 import pytest
 
 from meshwarden.xds import api
+from meshwarden.xds.refusal import Refusal
 from meshwarden.xds.server import SERVICE, StreamRefused, add_ads
 from meshwarden.xds.snapshot import Resource, Snapshot, resource
 from meshwarden.xds.stream import Bounds
@@ -48,6 +49,11 @@ class Source:
         return {ack for client in self.clients for ack in client.acks}
 
     @property
+    def refused(self) -> list[list[tuple[str, ...]]]:
+        """What each client refuses at present."""
+        return [client.refused for client in self.clients]
+
+    @property
     def nacks(self) -> list[tuple[str, str]]:
         return [nack for client in self.clients for nack in client.nacks]
 
@@ -59,6 +65,7 @@ class Client:
         self.source, self.node, self.wake = source, node, asyncio.Event()
         self.acks: list[tuple[str, str]] = []
         self.nacks: list[tuple[str, str]] = []
+        self.refused: list[tuple[str, ...]] = []
         self.closed = False
         self.last_settled: Snapshot | None = None
 
@@ -74,8 +81,15 @@ class Client:
     def acked(self, type_url: str, version: str) -> None:
         self.acks.append((type_url, version))
 
-    def nacked(self, type_url: str, version: str, message: str) -> None:
-        self.nacks.append((type_url, message))
+    async def admit(self) -> None:
+        """At once."""
+
+    def charge(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def refuses(self, refusals: Sequence[Refusal]) -> None:
+        self.nacks += [(refusal.type_url, refusal.message) for refusal in refusals]
+        self.refused = [(refusal.type_url, *refusal.names) for refusal in refusals]
 
     def settled(self, snapshot: Snapshot) -> None:
         self.last_settled = snapshot
@@ -222,6 +236,22 @@ class TestGrpc:
             assert "orders" in source.nacks[0][1]
             assert await call() == "one"
 
+    async def test_of_two_clusters_it_takes_the_good_one_and_the_bad_one_is_named(self, tmp_path: Path) -> None:
+        async with ads(tmp_path / "ads") as source, backend("one") as one, self.caller(tmp_path) as call:
+            split = {"clusters": [{"name": "good", "weight": 100}, {"name": "bad", "weight": 1}]}
+            action = {"match": {"prefix": ""}, "route": {"weighted_clusters": split}}
+            host = {"name": "all", "domains": ["*"], "routes": [action]}
+            full_name = "envoy.config.route.v3.RouteConfiguration"
+            both = built(full_name, "orders", name="orders", virtual_hosts=[host])
+            bad = built("envoy.config.cluster.v3.Cluster", "bad", name="bad", lb_policy="MAGLEV", type="EDS")
+            fixed = [api_listener("orders", "orders"), cluster("good"), endpoints("good", one), endpoints("bad", one)]
+            source.put(*fixed, both, bad)
+            calling = asyncio.ensure_future(call())
+            await until(lambda: [(api.CLUSTER, "bad")] in source.refused)
+            source.put(*fixed, both, cluster("bad"))
+            await until(lambda: not any(source.refused))
+            assert await calling == "one"
+
     async def test_nothing_is_answered_before_something_is_loaded(self, tmp_path: Path) -> None:
         async with ads(tmp_path / "ads") as source, backend("one") as one, self.caller(tmp_path) as call:
             calling = asyncio.ensure_future(call())
@@ -296,6 +326,16 @@ class TestEnvoy:
                 await until(lambda: bool(source.nacks))
                 assert source.nacks[0][0] == api.ROUTE
                 assert await call(b"", timeout=60) == b"two"
+                bad = built("envoy.config.cluster.v3.Cluster", "bad", name="bad", type="EDS")
+                mended = [outbound, route("r", "c5"), cluster("c5"), endpoints("c5", one)]
+                source.put(*mended, bad)
+                await until(lambda: [(api.CLUSTER, "bad")] in source.refused)
+                taken = (api.ROUTE, source.now.version(api.ROUTE))
+                await until(lambda: taken in source.acks)
+                assert await call(b"", timeout=60) == b"one"
+                assert source.refused == [[(api.CLUSTER, "bad")]]
+                source.put(*mended)
+                await until(lambda: source.refused == [[]])
 
 
 def connects(path: str) -> bool:

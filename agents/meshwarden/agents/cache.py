@@ -21,6 +21,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -240,6 +241,7 @@ class ScopeStore:
         self._scopes: dict[str, _Scope] = {}
         self._planes: dict[str, node_pb.DataPlaneScopes] = {}
         self._merged: dict[str, tuple[tuple[_Scope, ...], Snapshot]] = {}
+        self._shared: WeakValueDictionary[tuple[_Scope, ...], Snapshot] = WeakValueDictionary()
         self._listeners: list[Callable[[], None]] = []
         self._dirty: set[str] = set()
         self._work = asyncio.Event()
@@ -256,7 +258,11 @@ class ScopeStore:
             return None
         known = self._merged.get(data_plane_id)
         if known is None or known[0] != scopes:
-            merged = Snapshot.of(item for scope in scopes for item in scope.resources.values())
+            merged = self._shared.get(scopes)  # data planes of the same scopes have the same
+            if merged is None:
+                before = known[1] if known is not None else None
+                items = (item for scope in scopes for item in scope.resources.values())
+                merged = self._shared[scopes] = Snapshot.of(items, before=before)
             known = self._merged[data_plane_id] = (scopes, merged)
         return known[1]
 

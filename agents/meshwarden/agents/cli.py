@@ -152,7 +152,8 @@ def _table(answer: pb.AgentStatusResponse, now: datetime) -> Iterator[str]:
         rows += [(e.name, str(e.pid or "down"), e.outbound, e.inbound or "-", str(e.restarts)) for e in answer.envoys]
         yield from _columns(rows)
     for nack in answer.nacks:
-        yield f"! {nack.data_plane} refused {nack.type_url.rpartition('.')[2]}: {nack.message}"
+        what = f"{nack.type_url.rpartition('.')[2]} {nack.resource}".rstrip()
+        yield f"! {nack.data_plane} refused {what}: {nack.message}"
     for refused in answer.refused:
         times = f", {refused.count} times" if refused.count > 1 else ""
         yield f"! process {refused.pid} of uid {refused.uid} is not {refused.entry}{times}: {refused.reason}"

@@ -6,7 +6,9 @@ a program started by itself from a gRPC client: both are the same workload and s
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import grpc
@@ -23,13 +25,19 @@ from meshwarden.agents.interest import Interest, client_of, is_home_only
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.workload import Workload
+from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.xds.refusal import Refusal
 from meshwarden.xds.server import StreamRefused
 from meshwarden.xds.snapshot import Snapshot
 
 _log = structlog.get_logger()
+_ADS: Final = Share(part=0.25, burst_s=2.0)  # of a processor, for the streams of one workload
+_MAX_STREAMS: Final = 1024  # of one workload
 _MAX_NACKS: Final = 256
 _MAX_REASON: Final = 4096
+_MAX_NAME: Final = 512
+_MAX_NAMED: Final = 8  # resources of which one is bad and nobody knows which
 
 
 class Acknowledge(Protocol):
@@ -78,6 +86,11 @@ class DataPlanes:
         self._interest = interest
         self._fitting: dict[str, tuple[Snapshot, Workload, bool]] = {}
         self._clients: set[DataPlaneClient] = set()
+        self._unsettled: set[DataPlaneClient] = set()
+        self._streams: Counter[str] = Counter()  # {workload id: streams}
+        self._is_news = True  # something to acknowledge that was not, perhaps
+        self.allowance = Allowance(_ADS)
+        """What workloads may cost."""
         self._watchers: list[Callable[[], None]] = []
         self._changed = asyncio.Event()
         self._merged: dict[str, tuple[object, Snapshot]] = {}
@@ -98,10 +111,19 @@ class DataPlanes:
             pid = self._attestor.connection(context.peer()).pid
         except Unidentified as error:
             raise StreamRefused(grpc.StatusCode.PERMISSION_DENIED, str(error)) from None
+        if self._streams[workload.id] >= _MAX_STREAMS:
+            raise StreamRefused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{workload.id} has {_MAX_STREAMS} streams of configuration open already: gRPC opens one for each "
+                "target of a process; call through an Envoy, or call fewer services from one workload",
+            )
         is_envoy = pid == self._envoy_pid(workload.id) or getattr(node_message, "user_agent_name", "") == "envoy"
         name = client_of(node_message)
         client = DataPlaneClient(self, workload, "envoy" if is_envoy else "grpc", (name, is_home_only(name, pid)))
         self._clients.add(client)
+        self._streams[workload.id] += 1
+        if client.pending():
+            self._unsettled.add(client)
         self._hear(client.data_plane)
         return client
 
@@ -132,7 +154,8 @@ class DataPlanes:
             roots = sds.roots_secrets(bundle, foreign)
             own = (sds.own_secret(svid), *roots, runtime.sampling(ratio), *given)
             resources = [item for named in scoped.resources.values() for item in named.values()]
-            known = self._merged[data_plane] = (key, Snapshot.of((*resources, *own)))
+            before = known[1] if known is not None else None
+            known = self._merged[data_plane] = (key, Snapshot.of((*resources, *own), before=before))
         return known[1]
 
     def _fits(self, scoped: Snapshot, workload: Workload, data_plane: str) -> bool:
@@ -146,7 +169,7 @@ class DataPlanes:
 
     def waiting(self) -> set[str]:
         """The ids of the data planes whose answer is outstanding."""
-        return {client.data_plane for client in self._clients if client.pending()}
+        return {client.data_plane for client in self._unsettled}
 
     def connected(self) -> set[str]:
         """The ids of the data planes that are here."""
@@ -159,11 +182,16 @@ class DataPlanes:
     def leave(self, client: "DataPlaneClient") -> None:
         """A client's stream has ended: it holds nothing up any more."""
         self._clients.discard(client)
+        self._unsettled.discard(client)
+        self._streams[client.workload_id] -= 1
+        if not self._streams[client.workload_id]:
+            del self._streams[client.workload_id]
         if not any(other.data_plane == client.data_plane for other in self._clients):
             self._merged.pop(client.data_plane, None)
             self._fitting.pop(client.workload_id, None)
         self._hear(client.data_plane)
-        self.settle()
+        self._is_news = True
+        self._conclude()
 
     def _hear(self, data_plane: str) -> None:
         self._interest.heard(data_plane, [one.kind for one in self._clients if one.data_plane == data_plane])
@@ -172,7 +200,22 @@ class DataPlanes:
         """Calls back whenever a data plane may have answered."""
         self._watchers.append(callback)
 
-    def settle(self) -> None:
+    def settled(self, client: "DataPlaneClient", *, is_news: bool) -> None:
+        """A client has answered to what it was told, perhaps with other refusals than before."""
+        self._is_news |= is_news
+        if client.pending():
+            return
+        self._is_news |= client in self._unsettled
+        self._unsettled.discard(client)
+        if self._is_news:
+            self._take(client)
+            self._conclude()
+
+    def _take(self, client: "DataPlaneClient") -> None:
+        if self._scopes.revision and not client.refusals():
+            self._in_force.taken(client.data_plane, self._scopes.revision)
+
+    def _conclude(self) -> None:
         """Acknowledges the revision in force once every connected data plane has answered to it.
 
         A data plane that is not connected holds nothing up: it gets the newest when it comes.
@@ -180,16 +223,11 @@ class DataPlanes:
         for callback in self._watchers:
             callback()
         revision = self._scopes.revision
-        if not revision:
+        if not revision or self._unsettled or not self._is_news:
             return
-        pending = {client for client in self._clients if client.pending()}
-        for client in self._clients - pending:
-            if not client.refusals():
-                self._in_force.taken(client.data_plane, revision)
-        if pending:
-            return
+        self._is_news = False
         nacks = [nack for client in self._clients for nack in client.refusals()]
-        nacks.sort(key=lambda nack: (nack.data_plane, nack.type_url))
+        nacks.sort(key=lambda nack: (nack.data_plane, nack.type_url, nack.resource))
         ack = node_pb.ConfigAck(revision=revision, nacks=nacks[:_MAX_NACKS])
         if ack != self._last_ack:
             self._last_ack = ack
@@ -199,7 +237,11 @@ class DataPlanes:
         # Who waits holds the old event; whoever comes next waits for the next change.
         event, self._changed = self._changed, asyncio.Event()
         event.set()
-        self.settle()
+        self._unsettled = {client for client in self._clients if client.pending()}
+        for client in self._clients - self._unsettled:
+            self._take(client)
+        self._is_news = True
+        self._conclude()
 
 
 class DataPlaneClient:
@@ -213,7 +255,8 @@ class DataPlaneClient:
         self.workload_id = workload.id
         self.data_plane = f"{workload.id}/{dialect}"
         self._settled: Snapshot | None = None
-        self._refused: dict[str, node_pb.Nack] = {}
+        self._refusals: list[node_pb.Nack] = []
+        self._is_news = False
 
     def snapshot(self) -> Snapshot | None:
         """What it is to have; None while that is not known, and the server then withholds its answers."""
@@ -226,21 +269,49 @@ class DataPlaneClient:
         return now
 
     def acked(self, type_url: str, version: str) -> None:
-        """It runs this version of the type."""
-        if self._refused.pop(type_url, None) is not None:
-            _log.info("config taken again", data_plane=self.data_plane, type=type_url)
+        """It took a push; `settled` says when it has taken or refused all there is."""
 
-    def nacked(self, type_url: str, version: str, message: str) -> None:
-        """It refused this version of the type and keeps what it had."""
-        _log.warning("config refused", data_plane=self.data_plane, type=type_url, reason=message[:_MAX_REASON])
-        self._refused[type_url] = node_pb.Nack(
-            data_plane=self.data_plane[:255], type_url=type_url, version=version[:255], message=message[:_MAX_REASON]
+    def refuses(self, refusals: Sequence[Refusal]) -> None:
+        """What it refuses at present; of these resources it keeps what it had."""
+        self._is_news = True
+        before, self._refusals = self._refusals, [self._nack(refusal) for refusal in refusals[:_MAX_NACKS]]
+        for nack in self._refusals:
+            if nack not in before:
+                _log.warning(
+                    "config refused",
+                    data_plane=nack.data_plane,
+                    type=nack.type_url,
+                    resource=nack.resource,
+                    reason=nack.message,
+                )
+        if before and not self._refusals:
+            _log.info("config taken again", data_plane=self.data_plane)
+
+    def _nack(self, refusal: Refusal) -> node_pb.Nack:
+        message, (name, *others) = refusal.message, refusal.names or ("",)
+        if others:
+            more = f" and {len(refusal.names) - _MAX_NAMED} more" if len(refusal.names) > _MAX_NAMED else ""
+            message = f"one of {', '.join(refusal.names[:_MAX_NAMED])}{more}: {message}"
+        return node_pb.Nack(
+            data_plane=self.data_plane[:255],
+            type_url=refusal.type_url[:255],
+            version=refusal.version[:255],
+            message=message[:_MAX_REASON],
+            resource="" if others else name[:_MAX_NAME],
         )
 
     def settled(self, snapshot: Snapshot) -> None:
         """It has answered to all that it asks for of `snapshot`."""
-        self._settled = snapshot
-        self._planes.settle()
+        self._settled, is_news, self._is_news = snapshot, self._is_news, False
+        self._planes.settled(self, is_news=is_news)
+
+    async def admit(self) -> None:
+        """Returns when its workload has not cost too much."""
+        await self._planes.allowance.wait(self.workload_id)
+
+    def charge(self) -> AbstractContextManager[object]:
+        """What is done inside is done for its workload."""
+        return self._planes.allowance.spend(self.workload_id)
 
     def close(self) -> None:
         """The stream has ended."""
@@ -253,4 +324,4 @@ class DataPlaneClient:
 
     def refusals(self) -> list[node_pb.Nack]:
         """What it refuses at present."""
-        return list(self._refused.values())
+        return self._refusals

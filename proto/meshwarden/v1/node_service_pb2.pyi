@@ -795,10 +795,12 @@ class Nack(_message.Message):
     TYPE_URL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
     data_plane: _builtins.str
     type_url: _builtins.str
     version: _builtins.str
     message: _builtins.str
+    resource: _builtins.str
     def __init__(
         self,
         *,
@@ -806,10 +808,11 @@ class Nack(_message.Message):
         type_url: _builtins.str = ...,
         version: _builtins.str = ...,
         message: _builtins.str = ...,
+        resource: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "message", b"message", "type_url", b"type_url", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "message", b"message", "resource", b"resource", "type_url", b"type_url", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

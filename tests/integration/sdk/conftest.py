@@ -46,6 +46,7 @@ from meshwarden.v1 import (
     workload_service_pb2_grpc,
 )
 from meshwarden.xds import api
+from meshwarden.xds.refusal import Refusal
 from meshwarden.xds.server import add_ads
 from meshwarden.xds.snapshot import Resource, Snapshot, resource
 
@@ -98,8 +99,14 @@ class AdsClient:
     def acked(self, type_url: str, version: str) -> None:
         pass
 
-    def nacked(self, type_url: str, version: str, message: str) -> None:
-        self._agent.nacks.append(f"{type_url}: {message}")
+    async def admit(self) -> None:
+        """At once."""
+
+    def charge(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def refuses(self, refusals: Sequence[Refusal]) -> None:
+        self._agent.nacks += [f"{refusal.type_url}: {refusal.message}" for refusal in refusals]
 
     def settled(self, snapshot: Snapshot) -> None:
         pass

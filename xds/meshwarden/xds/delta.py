@@ -3,13 +3,14 @@
 Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#incremental-xds
 """
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meshwarden.xds import api
+from meshwarden.xds.refusal import Refusal, Refused, Unanswered
 from meshwarden.xds.snapshot import Resource, Snapshot
 from meshwarden.xds.stream import (
+    UNSAID,
     WILDCARD,
     WILDCARD_TYPES,
     Bounds,
@@ -22,22 +23,21 @@ from meshwarden.xds.stream import (
 )
 from meshwarden.xds.wire import delimited
 
-_UNANSWERED = 64  # pushes of a type of which we still remember the version
-
 
 class _Subscription:
     """One type on one stream."""
 
-    __slots__ = ("asked", "names", "owed", "rejected", "sent", "unanswered", "wildcard")
+    __slots__ = ("asked", "names", "owed", "refused", "seen", "sent", "unanswered", "wildcard")
 
-    def __init__(self) -> None:
+    def __init__(self, type_url: str) -> None:
         self.names: set[str] = set()
         self.wildcard = False
         self.sent: dict[str, str] = {}  # {name: version} that the client has, or was sent
         self.asked = True  # an answer is due although nothing may have changed
         self.owed: set[str] = set()  # names that the client must hear of
-        self.unanswered: OrderedDict[str, str] = OrderedDict()  # {nonce: version}
-        self.rejected = False
+        self.unanswered = Unanswered()
+        self.refused = Refused(type_url)
+        self.seen: Mapping[str, Resource] | None = None  # what there was when nothing was left to say
 
     def changes(self, type_url: str, snapshot: Snapshot) -> tuple[list[Resource], list[str]]:
         """What to send and what to remove."""
@@ -52,7 +52,18 @@ class _Subscription:
                     removed.append(name)
             elif self.sent.get(name) != item.version or name in self.owed:
                 added.append(item)
+        if also := self.refused.among(item.name for item in added):
+            also -= {item.name for item in added}
+            added += [known[name] for name in sorted(also & known.keys())]
         return added, removed
+
+    def judge(self, version: str, pushed: Mapping[str, Resource | None], reason: str | None) -> None:
+        """Takes the client's word of a push: an ACK, or a NACK for a reason."""
+        if reason is None:
+            self.refused.take(pushed)
+            return
+        self.refused.refuse(pushed, version, reason)
+        self.owed |= self.refused.forget([name for name in pushed if name not in self.sent])
 
 
 class DeltaStream:
@@ -73,19 +84,21 @@ class DeltaStream:
         subscription = self._types.get(type_url)
         if subscription is None:
             self._bounds.check_types(len(self._types) + 1)
-            subscription = self._types[type_url] = _Subscription()
+            subscription = self._types[type_url] = _Subscription(type_url)
             self._begin(type_url, subscription, message)
         # Unlike in the other variant a request holds changes, which count whatever it answers.
         self._subscribe(type_url, subscription, message.resource_names_subscribe)
         self._unsubscribe(type_url, subscription, message.resource_names_unsubscribe)
-        version = subscription.unanswered.pop(message.response_nonce, None) if message.response_nonce else None
-        if version is None:
+        push = subscription.unanswered.take(message.response_nonce) if message.response_nonce else None
+        if push is None:
             return None
-        if message.HasField("error_detail"):
-            subscription.rejected = True
-            return Verdict(type_url, version, message.error_detail.message or "rejected without a reason")
-        subscription.rejected = False
-        return Verdict(type_url, version)
+        reason = (message.error_detail.message or UNSAID) if message.HasField("error_detail") else None
+        subscription.judge(*push, reason)
+        return Verdict(type_url, push[0], reason)
+
+    def refusals(self) -> list[Refusal]:
+        """What the client refuses at present."""
+        return [refusal for subscription in self._types.values() for refusal in subscription.refused.all()]
 
     @property
     def unanswered(self) -> bool:
@@ -102,6 +115,7 @@ class DeltaStream:
     def push(self, type_url: str, snapshot: Snapshot) -> Push:
         """The response of a wanted type; from now on the client is held to have it."""
         subscription = self._types[type_url]
+        subscription.seen = None
         added, removed = subscription.changes(type_url, snapshot)
         if self._moving(type_url, snapshot):
             removed = [name for name in removed if name in subscription.owed]
@@ -111,13 +125,11 @@ class DeltaStream:
             subscription.sent[item.name] = item.version
         for name in removed:
             subscription.sent.pop(name, None)
-        subscription.owed.clear()
+        subscription.owed = subscription.refused.forget(removed)
         subscription.asked = False
         self._count += 1
         nonce, version = f"{self._count:x}", snapshot.version(type_url)
-        subscription.unanswered[nonce] = version
-        while len(subscription.unanswered) > _UNANSWERED:
-            subscription.unanswered.popitem(last=False)
+        subscription.unanswered.put(nonce, version, {item.name: item for item in added})
         head = delimited(1, version.encode()) + delimited(4, type_url.encode()) + delimited(5, nonce.encode())
         gone = [delimited(6, name.encode()) for name in removed]
         return Push(type_url, version, nonce, b"".join([head, *(item.delta_entry for item in added), *gone]))
@@ -132,6 +144,7 @@ class DeltaStream:
     def _subscribe(self, type_url: str, subscription: _Subscription, asked: Any) -> None:
         if not asked:
             return
+        subscription.seen = None
         names = set(asked)
         if WILDCARD in names:
             names.discard(WILDCARD)
@@ -146,13 +159,18 @@ class DeltaStream:
 
     def _unsubscribe(self, type_url: str, subscription: _Subscription, asked: Any) -> None:
         for name in asked:
+            subscription.seen = None
             if name == WILDCARD:
                 subscription.wildcard = False
-                subscription.sent = {key: held for key, held in subscription.sent.items() if key in subscription.names}
+                gone = subscription.sent.keys() - subscription.names
+                for other in gone:
+                    del subscription.sent[other]
+                subscription.owed |= subscription.refused.forget(gone)
                 continue
             subscription.names.discard(name)
             subscription.owed.discard(name)
             had = subscription.sent.pop(name, None)
+            subscription.owed |= subscription.refused.forget([name])
             if subscription.wildcard and had is not None:
                 subscription.owed.add(name)  # it is still part of "all": say so, or that it is gone
 
@@ -162,9 +180,14 @@ class DeltaStream:
             return False  # not served here; the client's own timeout tells it so
         if subscription.asked and (subscription.wildcard or subscription.names):
             return True
+        known = snapshot.named(type_url)
+        if known is subscription.seen and not subscription.owed:
+            return False
         added, removed = subscription.changes(type_url, snapshot)
         if added:
             return True
+        if not removed:
+            subscription.seen = known
         if removed and self._moving(type_url, snapshot):
             return any(name in subscription.owed for name in removed)
         return bool(removed)
@@ -174,7 +197,7 @@ class DeltaStream:
         if not is_target(type_url):
             return False
         return any(
-            is_routing(other) and (routing.unanswered or routing.rejected or self._wants(other, snapshot))
+            is_routing(other) and (routing.unanswered or routing.refused or self._wants(other, snapshot))
             for other, routing in self._types.items()
         )
 
@@ -189,7 +212,8 @@ class DeltaStream:
         if clusters.unanswered:
             return True
         endpoints = self._types.get(api.ENDPOINT)
-        return not clusters.rejected and lacks_endpoints(snapshot, clusters.sent, endpoints.sent if endpoints else ())
+        has = endpoints.sent if endpoints else ()
+        return lacks_endpoints(snapshot, clusters.sent, clusters.refused, has)
 
     def _warm(self, clusters: _Subscription, changed: Iterable[Resource]) -> None:
         """Has the endpoints of changed clusters sent anew: Envoy holds a changed cluster back until they come."""

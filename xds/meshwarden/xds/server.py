@@ -10,7 +10,8 @@ Errors: a `SnapshotSource` raises `StreamRefused` to end a stream with a status.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import anyio
@@ -19,9 +20,10 @@ from google.protobuf.message import Message
 
 from meshwarden.xds import api
 from meshwarden.xds.delta import DeltaStream
+from meshwarden.xds.refusal import Refusal
 from meshwarden.xds.snapshot import Snapshot
 from meshwarden.xds.sotw import SotwStream
-from meshwarden.xds.stream import Bounds, Misuse
+from meshwarden.xds.stream import Bounds, Misuse, Push
 
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _LISTENER_GAP_S = 0.1
@@ -51,13 +53,19 @@ class Client(Protocol):
         """Waits until the snapshot is another one than `after`, and returns it."""
 
     def acked(self, type_url: str, version: str) -> None:
-        """The client took a push of that version."""
+        """The client took a push of that version, all of it."""
 
-    def nacked(self, type_url: str, version: str, message: str) -> None:
-        """The client rejected a push of that version, at least in part; it keeps what it had."""
+    def refuses(self, refusals: Sequence[Refusal]) -> None:
+        """What the client refuses at present, always all of it; of these resources it keeps what it had."""
 
     def settled(self, snapshot: Snapshot) -> None:
         """The client has answered to all that it asks for of `snapshot`, or there was nothing new in it for it."""
+
+    async def admit(self) -> None:
+        """Returns when the next request of the client may be read: one that costs too much is read slowly."""
+
+    def charge(self) -> AbstractContextManager[object]:
+        """What is done inside is done for this client."""
 
     def close(self) -> None:
         """The stream has ended."""
@@ -113,8 +121,10 @@ class _Stream:
         self._context = context
         self._gap_s = listener_gap_s
         self._listener_due = 0.0  # on the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._misuse: Misuse | None = None
+        self._refusals: list[Refusal] = []
 
     async def run(self, first: Any) -> None:
         """Serves until the client ends the stream.
@@ -122,12 +132,15 @@ class _Stream:
         Raises:
             Misuse: if it asks for more than it may.
         """
-        self._take(first)
+        with self._client.charge():
+            self._take(first)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._until_end, self._watch, tasks)
             tasks.start_soon(self._until_end, self._write, tasks)
             await self._read()
             tasks.cancel_scope.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._misuse is not None:
             raise self._misuse
 
@@ -139,8 +152,10 @@ class _Stream:
 
     async def _read(self) -> None:
         while (message := await self._context.read()) is not grpc.aio.EOF:
+            await self._client.admit()
             try:
-                self._take(message)
+                with self._client.charge():
+                    self._take(message)
             except Misuse as misuse:  # raised after the group, which would wrap it
                 self._misuse = misuse
                 return
@@ -148,12 +163,15 @@ class _Stream:
     def _take(self, message: Any) -> None:
         verdict = self._machine.request(message)
         self._wake.set()
-        if verdict is None:
-            return
-        if verdict.message is None:
+        if verdict is not None and verdict.message is None:
             self._client.acked(verdict.type_url, verdict.version)
-        else:
-            self._client.nacked(verdict.type_url, verdict.version, verdict.message)
+        self._tell_refusals()
+
+    def _tell_refusals(self) -> None:
+        refusals = self._machine.refusals()
+        if refusals != self._refusals:
+            self._refusals = refusals
+            self._client.refuses(refusals)
 
     async def _watch(self) -> None:
         snapshot = self._client.snapshot()
@@ -162,25 +180,37 @@ class _Stream:
             self._wake.set()
 
     async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
             self._wake.clear()
             while (snapshot := self._client.snapshot()) is not None:
-                wanted = self._machine.wanted(snapshot)
-                held_back = api.LISTENER in wanted and loop.time() < self._listener_due
-                if held_back:
-                    # Two Listeners in one breath break the handshakes between: wait, and let the others go first.
-                    loop.call_at(self._listener_due, self._wake.set)
-                    wanted.remove(api.LISTENER)
-                if not wanted:
-                    if not held_back and not self._machine.unanswered:
-                        self._client.settled(snapshot)
+                with self._client.charge():
+                    push = self._next(snapshot)
+                if push is None:
                     break
-                if wanted[0] == api.LISTENER:
-                    self._listener_due = loop.time() + self._gap_s
-                # Only the first of them: by the time it is written there may be a newer snapshot.
-                await self._context.write(self._machine.push(wanted[0], snapshot).payload)
+                await self._context.write(push.payload)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._wake.set()
+
+    def _next(self, snapshot: Snapshot) -> Push | None:
+        """What to write now: only one response, for by the time it is written there may be a newer snapshot."""
+        loop = asyncio.get_running_loop()
+        wanted = self._machine.wanted(snapshot)
+        held_back = api.LISTENER in wanted and loop.time() < self._listener_due
+        if held_back:
+            # Two Listeners in one breath break the handshakes between: wait, and let the others go first.
+            if self._timer is None:
+                self._timer = loop.call_at(self._listener_due, self._look_again)
+            wanted.remove(api.LISTENER)
+        push = self._machine.push(wanted[0], snapshot) if wanted else None
+        self._tell_refusals()
+        if push is None and not held_back and not self._machine.unanswered:
+            self._client.settled(snapshot)
+        if push is not None and push.type_url == api.LISTENER:
+            self._listener_due = loop.time() + self._gap_s
+        return push
 
 
 def _identity(payload: bytes) -> bytes:

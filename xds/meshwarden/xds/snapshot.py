@@ -74,7 +74,7 @@ class Snapshot:
     without one each type's version is a digest of its resources.
     """
 
-    __slots__ = ("_derived", "resources", "version_info")
+    __slots__ = ("__weakref__", "_derived", "resources", "version_info")
 
     def __init__(self, resources: Mapping[str, Mapping[str, Resource]], version: str = "") -> None:
         self.resources: Mapping[str, Mapping[str, Resource]] = MappingProxyType(
@@ -84,12 +84,21 @@ class Snapshot:
         self._derived: dict[str, str] = {}
 
     @classmethod
-    def of(cls, resources: Iterable[Resource], version: str = "") -> "Snapshot":
-        """A snapshot of loose resources; of two with one type and name the later stands."""
+    def of(cls, resources: Iterable[Resource], version: str = "", before: "Snapshot | None" = None) -> "Snapshot":
+        """A snapshot of loose resources; of two with one type and name the later stands.
+
+        A type of which nothing differs from `before` is the same object, so that streams see at once that there is
+        nothing new in it.
+        """
         by_type: dict[str, dict[str, Resource]] = {}
         for item in resources:
             by_type.setdefault(item.type_url, {})[item.name] = item
-        return cls(by_type, version)
+        made = cls(by_type, version)
+        if before is not None:
+            known = before.resources
+            kept = {url: known[url] if known.get(url) == named else named for url, named in made.resources.items()}
+            made.resources = MappingProxyType(kept)
+        return made
 
     def named(self, type_url: str) -> Mapping[str, Resource]:
         """The resources of a type: `{name: Resource}`, empty if there are none."""

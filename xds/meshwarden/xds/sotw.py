@@ -6,12 +6,14 @@ snapshot, `push` makes that response. The caller decides when, so a slow stream 
 Source: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meshwarden.xds import api
+from meshwarden.xds.refusal import Refusal, Refused, Unanswered
 from meshwarden.xds.snapshot import Resource, Snapshot
 from meshwarden.xds.stream import (
+    UNSAID,
     WILDCARD,
     WILDCARD_TYPES,
     Bounds,
@@ -30,28 +32,79 @@ class _Subscription:
 
     __slots__ = (
         "asked",
-        "judged",
+        "good",
         "legacy_wildcard",
         "names",
         "nonce",
         "owed",
+        "refused",
+        "seen",
         "sent",
-        "settled",
-        "version",
+        "unanswered",
         "wildcard",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, type_url: str) -> None:
         self.names: frozenset[str] = frozenset()
         self.wildcard = False
         self.legacy_wildcard = False  # all, asked for by an empty list, which names replace
         self.nonce = ""
-        self.version = ""
         self.sent: dict[str, Resource] = {}
         self.asked = True  # an answer is due although nothing may have changed
         self.owed: set[str] = set()  # names to send although they are unchanged
-        self.settled = True  # the client answered the last push with an ACK
-        self.judged = True  # the client answered the last push
+        self.unanswered = Unanswered()
+        self.refused = Refused(type_url)
+        self.seen: Mapping[str, Resource] | None = None  # what there was when nothing was left to say
+        self.good: dict[str, Resource] = {}  # what it took last, of a type of which all is said each time
+
+    @property
+    def settled(self) -> bool:
+        """Whether the client has taken all that it was sent."""
+        return not self.unanswered and not self.refused
+
+    def all_of(self, after: Mapping[str, Resource]) -> dict[str, Resource | None]:
+        """What to send of a type of which all is said each time.
+
+        None stands for what was taken before, in place of what was refused and has not changed since.
+        """
+        return {name: None if self.refused.holds(item) and name in self.good else item for name, item in after.items()}
+
+    def new_of(self, content: Mapping[str, Resource]) -> dict[str, Resource | None]:
+        """What to send of a type of which only changes need to be said."""
+        new = {name for name, item in content.items() if self.is_new(name, item)}
+        new |= self.refused.among(new) & content.keys()
+        return {name: content[name] for name in sorted(new)}
+
+    def is_new(self, name: str, item: Resource) -> bool:
+        """Whether the client is to hear of a resource."""
+        sent = self.sent.get(name)
+        return sent is None or (sent is not item and sent.version != item.version) or name in self.owed
+
+    def judge(self, type_url: str, version: str, pushed: Mapping[str, Resource | None], reason: str | None) -> None:
+        """Takes the client's word of a push: an ACK, or a NACK for a reason."""
+        bad: set[str] = set()
+        if reason is None:
+            self.refused.take(name for name, item in pushed.items() if item is not None)
+        else:
+            bad = self.refused.refuse(pushed, version, reason)
+            self.owed |= self.refused.forget([name for name in pushed if name not in self.sent])
+        if type_url not in WILDCARD_TYPES:
+            return
+        for name, item in pushed.items():
+            if name in bad and item is None:
+                self.good.pop(name, None)
+            elif name not in bad and item is not None:
+                self.good[name] = item
+        for name in self.good.keys() - self.sent.keys():
+            del self.good[name]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """What the client gave up it may have thrown away: it gets it anew if it asks again."""
+        names, self.seen = list(names), None
+        for name in names:
+            self.sent.pop(name, None)
+            self.good.pop(name, None)
+        self.owed |= self.refused.forget(names)
 
     def content(self, type_url: str, snapshot: Snapshot) -> Mapping[str, Resource]:
         """What the client is to have."""
@@ -82,28 +135,37 @@ class SotwStream:
         first = subscription is None
         if subscription is None:
             self._bounds.check_types(len(self._types) + 1)
-            subscription = self._types[type_url] = _Subscription()
+            subscription = self._types[type_url] = _Subscription(type_url)
         nonce: str = message.response_nonce
         # A nonce of an earlier stream is no answer to anything here. Some clients lose theirs: that is no ACK, but
-        # the names count.
-        if not first and nonce and nonce != subscription.nonce:
-            return None
-        self._subscribe(type_url, subscription, message.resource_names, first)
-        if first or not nonce or subscription.judged:
+        # the names count. Those in an answer to an older push don't: the answer to the newest is still to come.
+        is_newest = first or not nonce or nonce == subscription.nonce
+        if is_newest:
+            self._subscribe(type_url, subscription, message.resource_names, first)
+        push = subscription.unanswered.take(nonce)
+        if push is None:
             return None  # only names changed; gRPC then says again what it said of the last push
-        subscription.judged = True
-        if message.HasField("error_detail"):  # the only sign of a NACK: its version may equal that of an earlier ACK
-            return Verdict(type_url, subscription.version, message.error_detail.message or "rejected without a reason")
-        subscription.settled = True
-        return Verdict(type_url, subscription.version)
+        if is_newest:
+            subscription.unanswered.clear()  # who answers to the newest has skipped those before
+        # The only sign of a NACK: its version may equal that of an earlier ACK.
+        reason = (message.error_detail.message or UNSAID) if message.HasField("error_detail") else None
+        subscription.judge(type_url, *push, reason)
+        return Verdict(type_url, push[0], reason)
+
+    def refusals(self) -> list[Refusal]:
+        """What the client refuses at present."""
+        return [refusal for subscription in self._types.values() for refusal in subscription.refused.all()]
 
     @property
     def unanswered(self) -> bool:
         """Whether the client has still to answer a push."""
-        return any(not subscription.judged for subscription in self._types.values())
+        return any(subscription.unanswered for subscription in self._types.values())
 
     def wanted(self, snapshot: Snapshot) -> list[str]:
         """The types that have something to send, in the order to send them."""
+        for type_url, subscription in self._types.items():
+            if subscription.refused and type_url not in WILDCARD_TYPES:  # of the others deletions are sent
+                subscription.forget(subscription.refused.missing(snapshot.named(type_url)))
         wanted = [type_url for type_url in self._types if self._wants(type_url, snapshot)]
         if any(map(is_routing, wanted)) and self._warming(snapshot):
             wanted = [type_url for type_url in wanted if not is_routing(type_url)]
@@ -112,23 +174,25 @@ class SotwStream:
     def push(self, type_url: str, snapshot: Snapshot) -> Push:
         """The response of a wanted type; from now on the client is held to have it."""
         subscription = self._types[type_url]
+        subscription.seen = None
         content = subscription.content(type_url, snapshot)
         if type_url in WILDCARD_TYPES:  # what such a response leaves out is deleted
             after = {**self._held_back(type_url, subscription, content, snapshot), **content}
-            entries: list[Resource] = list(after.values())
+            subscription.refused.forget(subscription.sent.keys() - after.keys())  # the others are said again anyway
+            entries = subscription.all_of(after)
+            payload = [(item or subscription.good[name]).sotw_entry for name, item in entries.items()]
             self._warm(subscription, after)
         else:  # here nothing is deleted by leaving it out, so only what is new goes out
-            after = dict(content)
-            entries = [item for name, item in content.items() if self._is_new(subscription, name, item)]
+            after, entries = dict(content), subscription.new_of(content)
+            payload = [content[name].sotw_entry for name in entries]
         self._count += 1
-        subscription.nonce = f"{self._count:x}"
-        subscription.version = snapshot.version(type_url)
+        subscription.nonce, version = f"{self._count:x}", snapshot.version(type_url)
         subscription.sent, subscription.asked = after, False
-        subscription.settled = subscription.judged = False
+        subscription.unanswered.put(subscription.nonce, version, entries)
         subscription.owed.clear()
-        head = delimited(1, subscription.version.encode()) + delimited(4, type_url.encode())
-        payload = b"".join([head, delimited(5, subscription.nonce.encode()), *(item.sotw_entry for item in entries)])
-        return Push(type_url, subscription.version, subscription.nonce, payload)
+        head = delimited(1, version.encode()) + delimited(4, type_url.encode())
+        head += delimited(5, subscription.nonce.encode())
+        return Push(type_url, version, subscription.nonce, b"".join([head, *payload]))
 
     def _subscribe(self, type_url: str, subscription: _Subscription, asked: Any, first: bool) -> None:
         if first and type_url in WILDCARD_TYPES and not asked:
@@ -136,17 +200,16 @@ class SotwStream:
             return
         if subscription.legacy_wildcard and not asked:
             return
-        if len(asked) == len(subscription.names) and subscription.names.issuperset(asked):
-            return  # an ACK, nearly always
         names = frozenset(asked)
+        if names == subscription.names and not subscription.wildcard:
+            return  # an ACK, nearly always
         self._bounds.check_names(len(names), names)
         wildcard = WILDCARD in names and type_url in WILDCARD_TYPES
         names -= {WILDCARD}
+        subscription.seen = None
         added = names - subscription.names
-        # What the client gave up it may have thrown away: it gets it anew if it asks again.
         if not wildcard:
-            for name in [name for name in subscription.sent if name not in names]:
-                del subscription.sent[name]
+            subscription.forget([name for name in subscription.sent if name not in names])
         subscription.owed &= names
         subscription.owed |= added
         if added or (wildcard and not subscription.wildcard):
@@ -162,17 +225,16 @@ class SotwStream:
         if subscription.asked:
             # Nobody asked for anything of a type of which there is no "all": an unsubscription sent first.
             return subscription.wildcard or bool(subscription.names)
-        content = subscription.content(type_url, snapshot)
-        if any(self._is_new(subscription, name, item) for name, item in content.items()):
-            return True
-        if type_url not in WILDCARD_TYPES:
+        known = snapshot.named(type_url)
+        if known is subscription.seen and not subscription.owed:
             return False
-        gone = subscription.sent.keys() - content.keys()
+        content = subscription.content(type_url, snapshot)
+        if any(subscription.is_new(name, item) for name, item in content.items()):
+            return True
+        gone = subscription.sent.keys() - content.keys() if type_url in WILDCARD_TYPES else set()
+        if not gone:
+            subscription.seen = known
         return bool(gone) and not self._held_back(type_url, subscription, content, snapshot)
-
-    def _is_new(self, subscription: _Subscription, name: str, item: Resource) -> bool:
-        sent = subscription.sent.get(name)
-        return sent is None or (sent is not item and sent.version != item.version) or name in subscription.owed
 
     def _held_back(
         self, type_url: str, subscription: _Subscription, content: Mapping[str, Resource], snapshot: Snapshot
@@ -196,10 +258,11 @@ class SotwStream:
         clusters = self._types.get(api.CLUSTER)
         if clusters is None or not clusters.wildcard:
             return False
-        if not clusters.judged:
+        if clusters.unanswered:
             return True
         endpoints = self._types.get(api.ENDPOINT)
-        return clusters.settled and lacks_endpoints(snapshot, clusters.sent, endpoints.sent if endpoints else ())
+        has = endpoints.sent if endpoints else ()
+        return lacks_endpoints(snapshot, clusters.sent, clusters.refused, has)
 
     def _warm(self, clusters: _Subscription, after: Mapping[str, Resource]) -> None:
         """Has the endpoints of changed clusters sent anew: Envoy holds a changed cluster back until they come."""

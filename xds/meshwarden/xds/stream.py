@@ -11,6 +11,7 @@ from meshwarden.xds import api
 from meshwarden.xds.snapshot import Snapshot
 
 WILDCARD: Final = "*"
+UNSAID: Final = "rejected without a reason"
 WILDCARD_TYPES: Final = frozenset({api.LISTENER, api.CLUSTER})
 """The types of which a client may ask for all; elsewhere an empty list of names asks for nothing."""
 
@@ -69,11 +70,13 @@ def in_order(type_urls: Iterable[str]) -> list[str]:
     return sorted(type_urls, key=lambda type_url: (_RANK.get(type_url, len(_RANK)), type_url))
 
 
-def lacks_endpoints(snapshot: Snapshot, clusters: Container[str], endpoints: Container[str]) -> bool:
-    """Whether the endpoints of a cluster that the client has are known, but not yet sent to it."""
+def lacks_endpoints(
+    snapshot: Snapshot, clusters: Container[str], refused: Container[str], endpoints: Container[str]
+) -> bool:
+    """Whether the endpoints of a cluster that the client has, and did not refuse, are known but not yet sent to it."""
     known = snapshot.named(api.ENDPOINT)
     return any(
-        name in clusters and item.endpoint_name in known and item.endpoint_name not in endpoints
+        name in clusters and name not in refused and item.endpoint_name in known and item.endpoint_name not in endpoints
         for name, item in snapshot.named(api.CLUSTER).items()
     )
 

@@ -351,7 +351,9 @@ def _warnings(node: v1.NodeState, revision: int) -> list[str]:
     skew = node.clock_skew.ToTimedelta()
     if abs(skew) > SKEW_WARNING:
         found.append(f"the clock of node {node.node} is {skew.total_seconds():+.0f} s off ours")
-    found += [f"{nack.data_plane} refused {nack.type_url.rpartition('.')[2]}: {nack.message}" for nack in node.nacks]
+    for nack in node.nacks:
+        what = f"{nack.type_url.rpartition('.')[2]} {nack.resource}".rstrip()
+        found.append(f"{nack.data_plane} refused {what}: {nack.message}")
     sharing = [state.id for state in node.workloads if state.shares_user]
     if sharing:
         found.append(

@@ -286,11 +286,12 @@ def _workload(workload: WorkloadState, now: datetime) -> Iterator[Finding]:
 
 def _nack(nack: Nack) -> Finding:
     kind = nack.type_url.rpartition(".")[2]
+    what = f"the {kind} {nack.resource}" if nack.resource else f"a {kind}"
     return Finding(
         Severity.CRITICAL,
         nack.data_plane,
         Cause.NACKED,
-        f"it refused a {kind} and keeps what it had: {' '.join(nack.message.split())}",
+        f"it refused {what} and keeps what it had: {' '.join(nack.message.split())}",
         "undo what was applied last, or free what it names",
     )
 

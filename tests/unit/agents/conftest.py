@@ -1,0 +1,40 @@
+"""Has the tests find what they share."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from collections.abc import AsyncIterator
+
+import anyio
+import grpc
+import pytest
+from xds_node import DOMAIN, Node
+
+from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.xds.server import add_ads
+
+
+@pytest.fixture
+async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    authority = MemoryAuthority(DOMAIN)
+    node = Node(tmp_path_factory.mktemp("n"), authority, await authority.bundle())
+    server = grpc.aio.server()
+    add_ads(server, node.data_planes, listener_gap_s=0.0)
+    server.add_insecure_port(node.front.inner_target)
+    await server.start()
+    await node.front.serve_unix(node.path)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(node.credentials.run)
+        yield node
+        tasks.cancel_scope.cancel()
+    await node.front.aclose()
+    await server.stop(0)
+    node.registry.close()
+
+
+@pytest.fixture
+async def channel(node: Node) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"unix:{node.path}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield channel
