@@ -24,6 +24,7 @@ from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
+from meshwarden.controlplane.api import node as api_node
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.server import overload, traced
@@ -462,6 +463,21 @@ async def test_a_silent_node_is_let_go(world: World) -> None:
     assert await code(stream) is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "nothing was heard for 1.5 s" in await stream.details()
     await let_go(world)
+
+
+@pytest.mark.parametrize("world", [0.5], indirect=True)
+async def test_a_node_that_speaks_and_does_not_read_is_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_node, "UNREAD_S", 0.2)
+    stream = await opened(world)
+    (session,) = world.sessions._open.values()
+    async with asyncio.timeout(60):
+        while world.sessions.states()[0].connected:
+            # More than flow control lets through, and a sign of life each time.
+            session.feed.say(v1.SyncResponse(welcome=v1.Welcome(server_version="x" * 1_000_000)))
+            with contextlib.suppress(asyncio.InvalidStateError, grpc.RpcError):
+                await stream.write(v1.SyncRequest(heartbeat=v1.Heartbeat()))
+            await asyncio.sleep(0.05)
+    stream.cancel()
 
 
 async def test_a_newer_session_of_a_node_ends_the_older(world: World) -> None:

@@ -203,7 +203,7 @@ async def test_a_deny_goes_before_all_else_and_changes_what_enforces_it_alone(ri
     denied = "spiffe://mesh.test/tenant/acme/service/web"
     for number in (1, 2):  # who is slow is told the newest alone
         rig.publisher.deny(DenyList([Deny(denied, "", NOW)], number))
-    denies, config = await feed.next()
+    (denies,), (config,) = await feed.next(), await feed.next()
     assert (denies.deny_list.revision, denies.deny_list.denies[0].spiffe_id) == (2, denied)
     assert names(config) == {"RouteConfiguration server/platform/orders"}
     (told,) = await other.next()

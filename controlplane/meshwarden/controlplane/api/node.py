@@ -4,6 +4,7 @@ Who calls is known by its certificate alone; no message names its node.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from importlib.metadata import version as version_of
 from typing import Any, Final, TypeAlias
@@ -20,6 +21,7 @@ from meshwarden.controlplane.api.errors import InvalidRequest
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.room import Room
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.sessions import Session, Sessions
 from meshwarden.controlplane.publish.trust import Trust
@@ -32,6 +34,8 @@ SYNC: Final = "/meshwarden.v1.NodeService/Sync"
 HEARTBEAT_S: Final = 5.0
 # Of the entries that certificates are signed for a span names so many.
 ENTRIES_NAMED: Final = 32
+UNREAD_S: Final = 60.0
+"""A session that leaves what is written to it unread for so long has ended: what waits for it is in memory."""
 HEARTBEATS_MISSED: Final = 3
 """A session in which nothing is heard for so many intervals has ended."""
 
@@ -54,6 +58,7 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
         self._identity, self._publisher, self._sessions = identity, publisher, sessions
         self._authority, self._heartbeat_s, self._trust = authority, heartbeat_s, trust or Trust()
         self._streams: set[_Stream] = set()
+        self._room = Room()
 
     async def tell_bundle(self, _: object) -> None:
         """The roots have changed: tells all nodes that are here."""
@@ -91,20 +96,17 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
             welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
             welcome.reconnect_spread.FromNanoseconds(int(self._sessions.reconnect_spread_s * 1e9))
             await context.write(v1.SyncResponse(welcome=welcome))
-            stream = _Stream(session, self._authority, self._publisher.roots, context, self._heartbeat_s)
+            stream = _Stream(session, self._authority, self._publisher.roots, self._room, context, self._heartbeat_s)
             self._streams.add(stream)
             try:
                 with self._trust.following(session.feed.say):
-                    silent = await stream.run(request_iterator)
+                    fault = await stream.run(request_iterator)
             finally:
                 self._streams.discard(stream)
         finally:
             session.close()
-        if silent:
-            await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"nothing was heard for {self._heartbeat_s * HEARTBEATS_MISSED:g} s: send a heartbeat each interval",
-            )
+        if fault:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, fault)
         if session.replaced.is_set():
             await context.abort(grpc.StatusCode.ABORTED, "a newer session of this node has replaced this one")
 
@@ -113,16 +115,18 @@ class _Stream:
     """A session's stream once it is opened."""
 
     def __init__(
-        self, session: Session, authority: Authority, roots: Roots, context: Context, heartbeat_s: float
+        self, session: Session, authority: Authority, roots: Roots, room: Room, context: Context, heartbeat_s: float
     ) -> None:
+        self._room = room
+        self._stuck_s = math.inf  # when what is being written should have been read, on the loop's clock
         self._session, self._authority, self._roots, self._context = session, authority, roots, context
         self._timeout_s = heartbeat_s * HEARTBEATS_MISSED
         self._heard_s = asyncio.get_running_loop().time()
         self._bundle: Bundle | None = None
-        self._silent = False
+        self._fault = ""
 
-    async def run(self, requests: AsyncIterator[v1.SyncRequest]) -> bool:
-        """Serves until the node leaves, falls silent (True) or opens a newer session."""
+    async def run(self, requests: AsyncIterator[v1.SyncRequest]) -> str:
+        """Serves until the node leaves, opens a newer session, or fails at something; returns what that is."""
         await self.tell_bundle()
         async with anyio.create_task_group() as group:
             group.start_soon(self._write, group)
@@ -131,7 +135,7 @@ class _Stream:
             async for request in requests:
                 await self._take(request)
             group.cancel_scope.cancel()
-        return self._silent
+        return self._fault
 
     async def _take(self, request: v1.SyncRequest) -> None:
         if request.HasField("hello"):
@@ -154,16 +158,22 @@ class _Stream:
             while True:
                 for message in await self._session.feed.next():
                     if await self._session.may_tell(message):
-                        await self._context.write(message)
+                        async with self._room.hold(message.ByteSize()):
+                            self._stuck_s = asyncio.get_running_loop().time() + UNREAD_S
+                            await self._context.write(message)
+                            self._stuck_s = math.inf
                         self._session.told(message)
         except grpc.aio.UsageError:  # the stream ended while we wrote
             group.cancel_scope.cancel()
 
     async def _listen_for_silence(self, group: TaskGroup) -> None:
         loop = asyncio.get_running_loop()
-        while (left_s := self._heard_s + self._timeout_s - loop.time()) > 0:  # noqa: ASYNC110 - no poll
-            await anyio.sleep(left_s)
-        self._silent = True
+        while (left_s := min(self._heard_s + self._timeout_s, self._stuck_s) - loop.time()) > 0:  # noqa: ASYNC110
+            await anyio.sleep(left_s)  # no poll: until the earlier of the two, as it is then
+        if self._stuck_s <= loop.time():
+            self._fault = f"what was written {UNREAD_S:g} s ago is still unread: read what comes"
+        else:
+            self._fault = f"nothing was heard for {self._timeout_s:g} s: send a heartbeat each interval"
         group.cancel_scope.cancel()
 
     async def _end_when_replaced(self, group: TaskGroup) -> None:

@@ -71,10 +71,13 @@ class Scopes:
         self._known: WeakValueDictionary[str, Compiled] = WeakValueDictionary()
         self._stale: set[str] = set()
 
-    def touch(self, impact: Impact) -> None:
-        """Takes note of a change."""
+    def touch(self, impact: Impact) -> set[str]:
+        """Takes note of a change; returns what is to be compiled anew for it."""
         self._parts.forget(impact)
-        self._stale = {scope for scope in list(self._known.keys()) if scope in self._stale or touched(scope, impact)}
+        known = list(self._known.keys())
+        found = {scope for scope in known if touched(scope, impact)}
+        self._stale = self._stale.intersection(known) | found
+        return found
 
     def get(self, scope: str) -> Compiled:
         """A scope that many data planes share.

@@ -14,6 +14,7 @@ import anyio
 import structlog
 
 from meshwarden.controlplane.policy.mesh import Impact, Key
+from meshwarden.controlplane.publish.fair import Queues
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import ABSENT, Conflict, Delete, Op, Put, Store, StoreError
@@ -34,7 +35,8 @@ class Endpoints:
         self._publisher, self._store, self._region, self._clock = publisher, store, region, clock
         self._reported: dict[str, tuple[str, v1.EndpointReport]] = {}
         self._lost: set[str] = set()
-        self._due: set[str] = set()
+        # Nodes to write, each tenant's in its turn: one that comes and goes all the time holds no other tenant up.
+        self._due: Queues[str] = Queues(1)
         self._work = asyncio.Event()
         publisher.listen(self._changed)
 
@@ -65,8 +67,9 @@ class Endpoints:
         while True:
             await self._work.wait()
             self._work.clear()
-            for node in sorted(self._due):
-                self._due.discard(node)
+            while (found := self._due.pop()) is not None:
+                tenant, node = found
+                self._due.charge(tenant, 1)
                 try:
                     await self._write(node)
                 except Conflict as conflict:
@@ -79,7 +82,11 @@ class Endpoints:
                     await anyio.sleep(_RETRY_S)
 
     def _put_due(self, node: str) -> None:
-        self._due.add(node)
+        # Whose node it is by its entries, never by its word.
+        mesh = self._publisher.mesh
+        tenants = {entry.metadata.tenant for entry in mesh.entries_on(node)}
+        tenants.update(key.tenant for key in mesh.endpoints_on(node))
+        self._due.put(node, tenants or {""})
         self._work.set()
 
     def _changed(self, impact: Impact) -> None:

@@ -2,20 +2,28 @@
 
 A feed keeps no queue: it knows what it has said last and, when its session can take more, says what differs from the
 newest state. So at most one update is pending, the newest wins, and a slow session holds up nobody and costs nothing.
+When several can take more it is the turn of each tenant's changes after the other's (`fair`); what is urgent has none
+to wait for.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
 
-from meshwarden.controlplane.policy.mesh import Impact, Mesh
+from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.scope import scopes_of
 from meshwarden.controlplane.publish.compiled import Compiled, Scopes
+from meshwarden.controlplane.publish.fair import Turns
 from meshwarden.controlplane.publish.secrets import EntrySecrets, Mark
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.resources_pb2 import WorkloadEntry
 
+OWN: Final = ""
+"""Whose news it is where no tenant's change touches the node: a new revision, what an operator says to all."""
+_WHOLE: Final = frozenset({"bundle", "trust_bundles", "renew_now"})
+_MAX_FIRST: Final = 256
 Serves = Callable[[str], bool]
 """Whether a node may have anything of a tenant's."""
 Refuse = Callable[[str, v1.DataPlaneRef, str], None]
@@ -57,7 +65,11 @@ class Feed:
         trails: Trails,
         serves: Serves,
         secrets: EntrySecrets | None,
+        turns: Turns,
     ) -> None:
+        self._turns, self._has_turn, self._is_listening = turns, False, False
+        # Whose changes there is news of.
+        self._due: set[str] = {OWN}
         self.node, self._trails, self._serves, self._secrets = node, trails, serves, secrets
         self._mesh, self._scopes, self._shared, self._revision, self._refuse = mesh, scopes, shared, revision, refuse
         self._refs: dict[str, v1.DataPlaneRef] | None = None
@@ -69,7 +81,7 @@ class Feed:
         self._sent_revision = -1
         self._sent_entries: v1.EntrySet | None = None
         self._sent_secrets: dict[Name, Mark] = {}
-        self._first: list[v1.SyncResponse] = []
+        self._first: dict[str | int, v1.SyncResponse] = {}
         self._denies: v1.SyncResponse | None = None
         self._wake = asyncio.Event()
         self._wake.set()
@@ -78,11 +90,14 @@ class Feed:
         """Takes which data planes the node has: the whole set."""
         self._refs = {ref.id: ref for ref in refs}
         self._remap = True
-        self._wake.set()
+        self._have_news({ref.tenant for ref in self._refs.values()})
 
     def say(self, message: v1.SyncResponse) -> None:
-        """Puts a message before all others."""
-        self._first.append(message)
+        """Puts a message before all others; of whole sets that a slow session still has to take, the newest alone."""
+        kind = message.WhichOneof("message") or ""
+        if len(self._first) >= _MAX_FIRST:
+            del self._first[next(iter(self._first))]
+        self._first[kind if kind in _WHOLE else id(message)] = message
         self._wake.set()
 
     def deny(self, message: v1.SyncResponse) -> None:
@@ -90,40 +105,79 @@ class Feed:
         self._denies = message
         self._wake.set()
 
-    def touch(self, impact: Impact) -> None:
-        """Takes note of a new revision."""
-        if self.node in impact.nodes:
-            self._remap = self._look = True
-        self._wake.set()
+    def touch(self, nodes: Collection[str], scopes: Collection[str], tenants: Collection[str]) -> None:
+        """Takes note of a new revision.
+
+        Args:
+            nodes: whose entries, or whose entries' services, changed.
+            scopes: what is to be compiled anew.
+            tenants: whose changes these are.
+        """
+        is_touched = self.node in nodes or not self._now.keys().isdisjoint(scopes)
+        self._have_news(tenants if is_touched else ())
+
+    def map_anew(self) -> None:
+        """Takes note that its entries, or their services, have changed."""
+        self._remap = self._look = True
 
     def look(self) -> None:
         """Takes note that secrets have changed."""
         self._look = True
+        self._have_news(())
+
+    def your_turn(self) -> None:
+        """It may say its news now."""
+        self._has_turn = True
         self._wake.set()
+
+    def _have_news(self, tenants: Collection[str]) -> None:
+        self._due.update(tenants or (OWN,))
+        if self._is_listening:
+            self._turns.ask(self, self._due)
 
     def untold(self, message: v1.EntrySecrets) -> None:
         """Secrets were not told after all: they are said again with whatever comes next."""
         self._sent_secrets.pop(Name(message.tenant, message.entry), None)
         self._look = True
+        self._due.add(message.tenant)
 
     def close(self) -> None:
         """The session has ended: nothing is wanted for it any more."""
+        self._turns.withdraw(self)
         if self._secrets is not None:
             self._secrets.want(self, ())
 
     async def next(self) -> list[v1.SyncResponse]:
         """Waits until there is something to say, and returns it."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if messages := self._news():
-                return messages
+        self._is_listening = True
+        if self._due:
+            self._turns.ask(self, self._due)
+        try:
+            while not (messages := self._messages()):
+                await self._wake.wait()
+                self._wake.clear()
+        finally:
+            self._is_listening = False
+        return messages
+
+    def _messages(self) -> list[v1.SyncResponse]:
+        messages = self._urgent()
+        if self._has_turn:
+            with self._turns.take(self):
+                self._has_turn, self._due = False, set()
+                messages += self._news()
+        elif messages:  # not to be given a turn while these are written
+            self._turns.withdraw(self)
+        return messages
+
+    def _urgent(self) -> list[v1.SyncResponse]:
+        messages = [] if self._denies is None else [self._denies]
+        messages += self._first.values()
+        self._denies, self._first = None, {}
+        return messages
 
     def _news(self) -> list[v1.SyncResponse]:
-        messages, self._first = self._first, []
-        if self._denies is not None:
-            messages.insert(0, self._denies)
-            self._denies = None
+        messages: list[v1.SyncResponse] = []
         if self._remap or self._sent_entries is None:
             messages += self._entries()
         if self._refs is not None:

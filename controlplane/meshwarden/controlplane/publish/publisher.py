@@ -18,7 +18,8 @@ from meshwarden.certs.deny import DenyList
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Scopes
-from meshwarden.controlplane.publish.feed import Feed, Serves, Shared
+from meshwarden.controlplane.publish.fair import Turns
+from meshwarden.controlplane.publish.feed import OWN, Feed, Serves, Shared
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.secrets import EntrySecrets
 from meshwarden.controlplane.publish.trail import Trails
@@ -45,7 +46,13 @@ class Publisher:
         trails: Trails | None = None,
         roots: Roots | None = None,
         secrets: EntrySecrets | None = None,
+        turns: Turns | None = None,
     ) -> None:
+        self._turns = turns if turns is not None else Turns()
+        # What has changed and is not told to the feeds yet: nodes, scopes, whose changes.
+        self._nodes: set[str] = set()
+        self._stale: set[str] = set()
+        self._tenants: set[str] = set()
         self._store, self._audit = store, audit
         self.secrets: Final = secrets
         """Gives entries their secrets; None where there are none to give."""
@@ -64,6 +71,7 @@ class Publisher:
         self._scopes = Scopes(self.mesh)
         self._shared = Shared()
         self._feeds: set[Feed] = set()
+        self._on_node: dict[str, set[Feed]] = {}
         self._listeners: list[Callable[[Impact], None]] = []
         self._denies: v1.SyncResponse | None = None
         self._loaded = asyncio.Event()
@@ -108,8 +116,10 @@ class Publisher:
             self.trails,
             serves,
             self.secrets,
+            self._turns,
         )
         self._feeds.add(feed)
+        self._on_node.setdefault(node, set()).add(feed)
         if self._denies is not None:
             feed.deny(self._denies)
         return feed
@@ -128,14 +138,16 @@ class Publisher:
 
     def _touch(self, impact: Impact) -> None:
         """Tells sessions what has changed beside the store."""
-        self._scopes.touch(impact)
-        for feed in self._feeds:
-            feed.touch(impact)
+        self._take(impact, (OWN,))
         self._look()
 
     def close(self, feed: Feed) -> None:
         """The feed's session has ended."""
         self._feeds.discard(feed)
+        feeds = self._on_node.get(feed.node, set())
+        feeds.discard(feed)
+        if not feeds:
+            self._on_node.pop(feed.node, None)
         feed.close()
 
     def listen(self, callback: Callable[[Impact], None]) -> None:
@@ -168,6 +180,8 @@ class Publisher:
             async for batch in batches:
                 changes = (_change(event.key, event.value, batch.revision) for event in batch.events)
                 self._apply(batch.revision, [change for change in changes if change is not None])
+                # Also where the next batch is here already: those who are told have their turns between.
+                await asyncio.sleep(0)
 
     def _apply(self, revision: int, changes: Iterable[Change]) -> None:
         changes, self._at = list(changes), revision
@@ -176,13 +190,31 @@ class Publisher:
         if not changes and self._loaded.is_set():
             return
         impact = self.mesh.apply(changes)
-        self._scopes.touch(impact)
         self.revision = revision
-        self.trails.published(revision, {feed.node for feed in self._feeds})
-        for feed in self._feeds:
-            feed.touch(impact)
+        self._take(impact, {change.key.tenant for change in changes} or {OWN})
+        self.trails.published(revision, self._on_node.keys())
         for callback in self._listeners:
             callback(impact)
+
+    def _take(self, impact: Impact, tenants: Iterable[str]) -> None:
+        """Takes a change of these tenants' in, and has the feeds told of it soon."""
+        if not self._tenants:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._tenants.update(tenants)
+        self._stale |= self._scopes.touch(impact)
+        self._nodes |= impact.nodes
+        # At once: a feed that has its turn before it is told says that it is at this revision.
+        for node in impact.nodes & self._on_node.keys():
+            for feed in self._on_node[node]:
+                feed.map_anew()
+
+    def _tell(self) -> None:
+        """Tells the feeds of what has changed since it was called last: several revisions, if they came at once."""
+        nodes, self._nodes = self._nodes, set()
+        scopes, self._stale = self._stale, set()
+        tenants, self._tenants = self._tenants, set()
+        for feed in self._feeds:
+            feed.touch(nodes, scopes, tenants)
 
     def _refused(self, node: str, ref: v1.DataPlaneRef, reason: str) -> None:
         log.warning("data_plane.refused", node=node, data_plane=ref.id, reason=reason)
