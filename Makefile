@@ -53,7 +53,7 @@ fuzz: $(VENV)/.fuzz ## Search for input that breaks what reads it, for ten minut
 fuzz-properties: $(VENV)/.dev
 	$(call step,what tests make up by themselves)
 	@MESHWARDEN_FUZZ=1 timeout $(FUZZ_S) $(BIN)/python -m pytest -q -n 2 -m hypothesis tests/unit/certs tests/unit/api tests/unit/agents tests/unit/xds \
-	  tests/integration/identity || [ $$? -eq 124 ]
+	  tests/integration/identity tests/golden || [ $$? -eq 124 ]
 
 .PHONY: check
 check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks

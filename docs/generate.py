@@ -77,11 +77,15 @@ metadata:
   name: orders
 spec:
   service: orders
+  idempotent: [/shop.v1.Orders/Get, "/shop.v1.Orders/List*"]
   rules:
     - match:
         headers: [{name: x-stage, exact: canary}]
       split: [{version: v1, weight: 1}]
+      timeout: 2s
     - split: [{version: v1, weight: 100}]
+      timeout: 1s
+      retry: {codes: [UNAVAILABLE], attempts: 2, budget: {percent: 20}}
 """,
     "RatePolicy": """\
 kind: RatePolicy

@@ -48,6 +48,7 @@ NEEDED = [
     "envoy/extensions/access_loggers/stream/v3/stream",
     "envoy/extensions/clusters/aggregate/v3/cluster",
     "envoy/extensions/common/ratelimit/v3/ratelimit",
+    "envoy/extensions/filters/http/fault/v3/fault",
     "envoy/extensions/filters/http/health_check/v3/health_check",
     "envoy/extensions/filters/http/header_mutation/v3/header_mutation",
     "envoy/extensions/filters/http/header_to_metadata/v3/header_to_metadata",

@@ -14,6 +14,7 @@ from google.protobuf import json_format
 
 from meshwarden.controlplane.policy.compile import ScopeContent, compile_scope
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
+from meshwarden.controlplane.policy.variant import Kind
 from meshwarden.v1 import node_service_pb2, resources_pb2
 from meshwarden.xds import api
 
@@ -47,6 +48,10 @@ SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     ("policy", "server/acme/web/grpc"): None,
     ("policy", "listener/n1/platform/billing#1/envoy"): ENVOY,
     ("policy", "listener/n1/platform/orders#1/grpc"): GRPC,
+    # What becomes of calls, for each kind of client, and for a caller that policies name.
+    **{("route", f"client/acme/{kind}"): None for kind in Kind},
+    ("route", "client/acme/c-core/web"): None,
+    ("route", "client/acme/envoy/web"): None,
 }
 
 

@@ -111,7 +111,7 @@ class Policy:
         compiled: set[str] = set()
         for ref in interest.data_planes if interest else ():
             entry = self.mesh.find("WorkloadEntry", ref.tenant, ref.entry)
-            scopes = scopes_of(ref, "node-a", entry)
+            scopes = scopes_of(ref, "node-a", entry, self.mesh.named)
             update.data_planes.add(id=ref.id, scopes=scopes)
             for scope in scopes:
                 if scope in compiled:

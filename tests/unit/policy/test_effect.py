@@ -158,3 +158,24 @@ def test_a_fork_leaves_the_mesh_as_it_was() -> None:
     assert len(mesh.services()) == 3
     assert mesh.rate_policies(mesh.services()[1])
     assert fork.services() == [("acme", "new")]
+
+
+def test_what_becomes_of_a_call_is_told_by_caller_method_and_header() -> None:
+    retry = {"retry": {"codes": ["UNAVAILABLE"]}}
+
+    def routed(*rules: dict[str, Any], idempotent: tuple[str, ...] = ("/s.O/Get",)) -> Change:
+        spec = {"service": "orders", "rules": list(rules), "idempotent": list(idempotent)}
+        return made("RoutePolicy", "platform", "orders", spec)
+
+    answer = effect(routed({"match": {"from": [{"tenant": "acme", "service": "job"}]}, "timeout": "1s"}))
+    assert told(answer) == [(["acme/job"], "platform/orders", "ROUTED", [])]
+    assert answer.changes[0].after.field == "spec.rules[0]"
+    before = (*BASE, routed(retry))
+    moved = told(effect(routed(retry, idempotent=("/s.O/List",)), before=before))
+    assert {(*callers, kind) for callers, _, kind, _ in moved} == {("acme/web", "ROUTED"), ("acme/job", "ROUTED")}
+    other = {"retry": {"codes": ["UNAVAILABLE"], "budget": {"percent": 50}}}
+    assert told(effect(routed(other), before=before)) == [(["acme/web"], "platform/orders", "ROUTED", ["/s.O/Get"])]
+    asked = {"headers": [{"name": "x-chaos", "exact": "1"}]}
+    faulty = {**retry, "fault": {"abort": {"httpStatus": 503, "percent": 1}, **asked}}
+    found = effect(routed(faulty), before=before)
+    assert {tuple(change.headers) for change in found.changes} == {("x-chaos: 1",)}

@@ -202,3 +202,45 @@ def test_of_what_is_served_elsewhere_it_says_by_whom() -> None:
     answer = asked(partner, made("Service", "platform", "orders", spec), endpoint("e", "v1"))
     assert answer.decision == CallStat.ALLOWED
     assert "spiffe://partner.test/orders serves it" in step(answer, "access").text
+
+
+def test_what_becomes_of_a_call_beside_where_it_goes_is_told_with_its_field() -> None:
+    rule = {
+        "timeout": "2s",
+        "retry": {"codes": ["UNAVAILABLE"], "attempts": 2, "perTryTimeout": "1s", "budget": {"percent": 20}},
+        "fault": {
+            "delay": {"fixedDelay": "0.5s", "percent": 1},
+            "abort": {"grpcStatus": "ABORTED", "percent": 2},
+            "headers": [{"name": "x-chaos", "present": True}],
+        },
+        "mirror": {"version": "v9", "percent": 5},
+        "requestHeaders": {"set": [{"name": "x-plan", "value": "gold"}], "remove": ["cookie"]},
+    }
+    web = {"match": {"from": [{"tenant": "acme", "service": "web"}]}, **rule}
+    spec = {"service": "orders", "idempotent": ["/s.O/Get"], "rules": [web]}
+    policy = made("RoutePolicy", "platform", "way", spec)
+    answer = asked(ORDERS, ALLOW, policy, **{"x-chaos": "1"})
+    assert {
+        (item.resource, item.field, item.text) for item in answer.steps if item.field.startswith("spec.rules[0].")
+    } == {
+        ("RoutePolicy platform/way", f"spec.rules[0].{field}", text)
+        for field, text in {
+            "timeout": "ends after 2 s, if its caller's deadline is later",
+            "retry": "made again up to 2 times after UNAVAILABLE, 0.025 s to 0.25 s later; each attempt may take 1 s; "
+            "at most 20% of the calls under way, or 3",
+            "fault": "1% wait 0.5 s first; 2% end with ABORTED on purpose",
+            "mirror": "a copy of 5% goes to version v9, if an Envoy makes the call",
+            "requestHeaders": "sets x-plan; removes cookie, if an Envoy makes the call",
+        }.items()
+    }
+    stages = [item.stage for item in asked(ORDERS, ALLOW, policy).steps]
+    assert stages == ["visibility", "access", "route", "timeout", "retry", "mirror", "headers", "limit", "endpoints"]
+    put = asked(ORDERS, ALLOW, policy, method="/s.O/Put")
+    assert (step(put, "retry").field, step(put, "retry").text.partition(":")[0]) == (
+        "spec.idempotent",
+        "not made again once a server may have seen it",
+    )
+    other = asked(ORDERS, ALLOW, policy, caller="acme/shop")
+    assert [item.stage for item in other.steps] == ["visibility", "access", "route", "limit", "endpoints"]
+    foreign = asked(ORDERS, ALLOW, policy, caller="spiffe://partner.example/acme")
+    assert step(foreign, "route").resource == ""

@@ -12,7 +12,11 @@ from meshwarden.controlplane.policy.scope import touched
 from meshwarden.v1 import node_service_pb2, resources_pb2
 
 TENANTS, SERVICES, NODES = ["acme", "globex", "platform"], ["web", "orders"], ["n1", "n2"]
-SHARED = [f"client/{tenant}/{dialect}" for tenant in TENANTS for dialect in ("c-core", "node", "envoy")] + [
+SHARED = [
+    f"client/{tenant}/{dialect}"
+    for tenant in TENANTS
+    for dialect in ("c-core", "node", "node/web", "envoy", "envoy/web")
+] + [
     f"server/{tenant}/{service}/{dialect}"
     for tenant in TENANTS
     for service in SERVICES
@@ -60,6 +64,9 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "rules": st.lists(
                 st.fixed_dictionaries(
                     {
+                        "match": st.fixed_dictionaries({"from": st.lists(caller, max_size=2)}),
+                        "timeout": st.sampled_from(["1s", "2s"]),
+                        "mirror": st.sampled_from([{"service": "web"}, {"service": "orders"}, {"version": "v4"}]),
                         "split": st.lists(
                             st.builds(
                                 lambda v, w: {"version": v, "weight": w},
@@ -68,7 +75,7 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
                             ),
                             min_size=1,
                             max_size=2,
-                        )
+                        ),
                     }
                 ),
                 min_size=1,

@@ -73,8 +73,8 @@ def test_a_short_name_is_ones_own_then_a_single_exported() -> None:
 def test_a_call_that_no_rule_fits_goes_to_every_version() -> None:
     rules = [{"match": {"headers": [{"name": "x-beta", "exact": "1"}]}, "split": [{"version": "v2", "weight": 1}]}]
     compiled = route.route(mesh_of(made("RoutePolicy", "platform", "r", {"service": "orders", "rules": rules})), ORDERS)
-    assert compiled.find("/a", "", {"x-beta": "1"}).split == (("v2", 1),)
-    assert compiled.find("/a", "", {}).split == (("", 1),)
+    assert compiled.find(ORDERS, "/a", "", {"x-beta": "1"}).split == (("v2", 1),)
+    assert compiled.find(ORDERS, "/a", "", {}).split == (("", 1),)
 
 
 def test_own_limit_comes_before_the_one_for_all_others() -> None:
@@ -175,3 +175,5 @@ def test_scopes_come_from_the_entry_not_from_the_agents_word() -> None:
         "server/acme/web/grpc",
         "listener/n1/acme/web#1/grpc",
     )
+    assert scope.scopes_of(ref, "n1", entry, {Name("acme", "web")})[0] == "client/acme/c-core/web"
+    assert scope.scopes_of(ref, "n1", entry, {Name("globex", "web")})[0] == "client/acme/c-core"

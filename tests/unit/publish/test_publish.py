@@ -180,6 +180,20 @@ async def test_a_new_feed_gets_entries_then_all_its_scopes_then_only_what_change
     assert set(held) == {"client/acme/c-core"}
 
 
+async def test_a_caller_that_a_policy_names_gets_what_is_its_own_until_none_does(rig: Rig) -> None:
+    feed, held = rig.publisher.open("n2"), {}
+    feed.set_interest([ref("acme", "web")])
+    await following(feed, held, rig.publisher.revision)
+    assert set(held) == {"client/acme/c-core"}
+    rules = [{"match": {"from": [{"tenant": "acme", "service": "web"}]}, "timeout": "1s"}]
+    revision = await rig.commit(put("RoutePolicy", "platform", "orders", service="orders", rules=rules))
+    await following(feed, held, revision)
+    assert set(held) == {"client/acme/c-core/web"}
+    revision = await rig.commit(Delete("/resource/RoutePolicy/platform/orders"))
+    await following(feed, held, revision)
+    assert set(held) == {"client/acme/c-core"}
+
+
 async def test_a_node_is_told_every_newest_revision_and_equal_updates_are_one_object(rig: Rig) -> None:
     feeds = [rig.publisher.open("n2") for _ in range(3)]
     for feed in feeds:

@@ -25,3 +25,10 @@ def test_the_examples_are_one_batch_of_every_kind() -> None:
     batch = [located.resource for located in parse("---\n".join(texts), "resources.md")]
     assert sorted(map(kind_of, batch)) == sorted(KINDS)
     assert reference_faults(batch, View()) == []
+
+
+def test_the_examples_of_the_policy_page_hold() -> None:
+    texts = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "policy.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert texts
+    for text in texts:
+        assert parse(text, "policy.md")

@@ -51,6 +51,8 @@ def _named(judge: Judge, service: Name) -> Iterator[Caller | ForeignCaller]:
             yield Caller(tenant)
     for grant in judge.access(service).grants:
         yield grant.caller
+    for rule in judge.route(service).rules:
+        yield from rule.callers
     for limits in judge.limits(service):
         for limit in limits.limits:
             if limit.tenant.startswith("spiffe://"):
@@ -72,6 +74,7 @@ def methods(judges: Sequence[Judge], service: Name) -> list[Call]:
 def _patterns(judge: Judge, service: Name) -> Iterator[Method]:
     for grant in judge.access(service).grants:
         yield from grant.methods
+    yield from judge.route(service).idempotent
     for rule in judge.route(service).rules:
         yield from rule.methods
     for limits in judge.limits(service):
@@ -83,7 +86,9 @@ def _patterns(judge: Judge, service: Name) -> Iterator[Method]:
 
 def conditions(judges: Iterable[Judge], service: Name) -> list[tuple[Header, ...]]:
     """What rules about a service ask of headers, each once, in order."""
-    found = {rule.headers for judge in judges for rule in judge.route(service).rules}
+    rules = [rule for judge in judges for rule in judge.route(service).rules]
+    found = {rule.headers for rule in rules}
+    found |= {(*rule.headers, *rule.fault.headers) for rule in rules if rule.fault is not None}
     return sorted(found - {()}, key=str)
 
 

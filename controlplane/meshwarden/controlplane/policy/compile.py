@@ -4,16 +4,17 @@
 to one service and is the same for all who see it, so that a change of one service compiles that one anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from meshwarden.controlplane.policy import rate
+from meshwarden.controlplane.policy import rate, route
 from meshwarden.controlplane.policy.envoy.dialect import Envoy
 from meshwarden.controlplane.policy.grpc.dialect import Grpc
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
-from meshwarden.controlplane.policy.variant import Variant
+from meshwarden.controlplane.policy.traffic import Route
+from meshwarden.controlplane.policy.variant import Asker, Variant
 from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
 
@@ -34,14 +35,14 @@ class ScopeContent:
 class Dialect(Protocol):
     """A way to say things to data planes."""
 
-    def bearing(self, mesh: Mesh, service: Name, variant: Variant) -> Variant:
-        """The variant whose part of a service is also that of `variant`: all that have the same share its bytes."""
+    def bearing(self, said: Route, asker: Asker) -> Hashable:
+        """What the part of a service depends on, of who asks for it: all for whom that is equal share its bytes."""
 
-    def part(self, mesh: Mesh, service: Name, variant: Variant) -> tuple[Resource, ...]:
-        """What every caller of a service needs whose client is of a variant, whoever it is."""
+    def part(self, mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
+        """What who asks needs to call a service."""
 
-    def client(self, mesh: Mesh, tenant: str) -> tuple[Resource, ...]:
-        """What a tenant's callers need beside the parts of the services that it sees."""
+    def client(self, mesh: Mesh, caller: Name) -> tuple[Resource, ...]:
+        """What a caller needs beside the parts of the services that its tenant sees."""
 
     def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
         """What a service's instances enforce."""
@@ -57,32 +58,44 @@ class Parts:
     """What was compiled for one service or one tenant, kept until a change touches it."""
 
     def __init__(self) -> None:
-        self._known: dict[Name, dict[Variant, tuple[Resource, ...]]] = {}
-        self._clients: dict[tuple[str, str], tuple[Resource, ...]] = {}
+        self._known: dict[Name, _Part] = {}
+        self._clients: dict[tuple[str, Name], tuple[Resource, ...]] = {}
 
-    def client(self, mesh: Mesh, dialect: str, tenant: str) -> tuple[Resource, ...]:
-        """What a tenant's callers need beside the parts of services; no change of endpoints touches it."""
-        known = self._clients.get((dialect, tenant))
+    def client(self, mesh: Mesh, asker: Asker) -> tuple[Resource, ...]:
+        """What who asks needs beside the parts of services; no change of endpoints touches it."""
+        key = (asker.variant.dialect, asker.caller)
+        known = self._clients.get(key)
         if known is None:
-            known = self._clients[dialect, tenant] = DIALECTS[dialect].client(mesh, tenant)
+            known = self._clients[key] = DIALECTS[asker.variant.dialect].client(mesh, asker.caller)
         return known
 
-    def get(self, mesh: Mesh, variant: Variant, service: Name) -> tuple[Resource, ...]:
-        """The part of a service for clients of a variant."""
-        dialect = DIALECTS[variant.dialect]
-        of_service, bearing = self._known.setdefault(service, {}), dialect.bearing(mesh, service, variant)
-        known = of_service.get(bearing)
+    def get(self, mesh: Mesh, asker: Asker, service: Name) -> tuple[Resource, ...]:
+        """The part of a service for who asks."""
+        part = self._known.get(service)
+        if part is None:
+            part = self._known[service] = _Part(route.route(mesh, service), {})
+        name = asker.variant.dialect
+        key = (name, DIALECTS[name].bearing(part.route, asker))
+        known = part.made.get(key)
         if known is None:
-            known = of_service[bearing] = dialect.part(mesh, service, bearing)
+            known = part.made[key] = DIALECTS[name].part(mesh, service, asker)
         return known
 
     def forget(self, impact: Impact) -> None:
         """Forgets what a change touches."""
         for service in impact.services:
             self._known.pop(service, None)
-        for dialect, tenant in list(self._clients):
-            if not {"*", tenant}.isdisjoint(impact.routed):
-                del self._clients[dialect, tenant]
+        for dialect, caller in list(self._clients):
+            if not {"*", caller.tenant}.isdisjoint(impact.routed):
+                del self._clients[dialect, caller]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A service: what becomes of its calls, and {(dialect, bearing): resources}."""
+
+    route: Route
+    made: dict[tuple[str, Hashable], tuple[Resource, ...]]
 
 
 def compile_scope(
@@ -120,10 +133,10 @@ def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
 
 
 def _client(mesh: Mesh, rest: str, _: object, __: object, parts: Parts) -> ScopeContent:
-    tenant, text = rest.split("/")
-    variant = Variant.parse(text)
-    shared = [item for service in mesh.visible(tenant) for item in parts.get(mesh, variant, service)]
-    return ScopeContent((*parts.client(mesh, variant.dialect, tenant), *shared))
+    tenant, text, *service = rest.split("/")
+    asker = Asker(Variant.parse(text), Name(tenant, *service) if service else Name(tenant, ""))
+    shared = [item for visible in mesh.visible(tenant) for item in parts.get(mesh, asker, visible)]
+    return ScopeContent((*parts.client(mesh, asker), *shared))
 
 
 def _server(mesh: Mesh, rest: str, *_: object) -> ScopeContent:

@@ -11,6 +11,7 @@ from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name, Rate
+from meshwarden.controlplane.policy.told import told
 from meshwarden.controlplane.resources.reach import Width
 from meshwarden.sdk.quota.unit import CONCURRENT, REQUESTS
 from meshwarden.v1 import admin_service_pb2, resources_pb2
@@ -164,7 +165,7 @@ def _access(call: _Call) -> None:
 
 def _route(call: _Call) -> None:
     said = route.route(call.mesh, call.callee)
-    rule = said.find(call.path, call.verb, call.headers)
+    rule = said.find(call.caller, call.path, call.verb, call.headers)
     total = sum(weight for _, weight in rule.split)
     for version, weight in rule.split:
         healthy = _healthy(call, version)
@@ -172,6 +173,8 @@ def _route(call: _Call) -> None:
     shares = ", ".join(f"{item.percent:g}% to {item.version or 'every version'}" for item in call.answer.routes)
     resource = f"RoutePolicy {said.policy}" if said.policy is not None and rule.index >= 0 else ""
     call.step("route", True, shares, resource, f"spec.rules[{rule.index}]" if resource else "")
+    for one in told(said, rule, call.path, call.verb, call.headers):
+        call.step(one.stage, True, one.text, resource, one.field)
 
 
 def _limit(call: _Call) -> None:

@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 from meshwarden.controlplane.policy import route
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Name, Rule
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.traffic import Retry, Rule
 from meshwarden.controlplane.policy.variant import TESTED, Client, Feature, Variant, clients
 from meshwarden.v1 import resources_pb2
 
@@ -76,6 +77,27 @@ def _unknown(client: Client) -> str | None:
 def _of_rule(rule: Rule, variant: Variant) -> Iterator[tuple[str, What, str]]:
     if not variant.can(Feature.EVERY_HEADER):
         yield from _of_headers("match.headers", (header.name for header in rule.headers))
+    if rule.timeout is not None and not variant.can(Feature.EXACT_TIMEOUT):
+        why = "C-core ends calls up to two seconds early: it is told two more, and ends them within two seconds after"
+        yield "timeout", "equivalent", why
+    if rule.retry is not None:
+        yield from _of_retry(rule.retry, variant)
+    if rule.mirror is not None and not variant.can(Feature.MIRROR):
+        yield "mirror", "ignored", "gRPC makes no copies: give the callers an Envoy"
+    if rule.fault is not None and not variant.can(Feature.EVERY_HEADER):
+        yield from _of_headers("fault.headers", (header.name for header in rule.fault.headers))
+    for place, said in (("requestHeaders", rule.request), ("responseHeaders", rule.response)):
+        if said and not variant.can(Feature.HEADERS):
+            yield place, "ignored", "gRPC changes no headers by its routes: give the callers an Envoy"
+
+
+def _of_retry(said: Retry, variant: Variant) -> Iterator[tuple[str, What, str]]:
+    if said.codes and not variant.can(Feature.HTTP_CODES):
+        yield "retry.codes", "ignored", f"gRPC has no status {', '.join(map(str, said.codes))}: name its own"
+    if said.per_try is not None and not variant.can(Feature.PER_TRY_TIMEOUT):
+        yield "retry.perTryTimeout", "ignored", "gRPC has none over xDS: an attempt may take as long as the call"
+    if said.budget is not None and not variant.can(Feature.RETRY_BUDGET):
+        yield "retry.budget", "ignored", "gRPC has none over xDS: attempts alone bounds what is made again"
 
 
 def _of_headers(place: str, names: Iterable[str]) -> Iterator[tuple[str, What, str]]:

@@ -14,6 +14,7 @@ from meshwarden.certs.deny import DenyList
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy import denied
 from meshwarden.controlplane.policy.denied import Denied, Epochs
+from meshwarden.controlplane.policy.named import NamedCallers, named
 from meshwarden.controlplane.policy.neutral import Foreign, Name, caller_of
 from meshwarden.controlplane.resources.reach import Width, covers, width
 
@@ -73,6 +74,8 @@ class Mesh:
         self.denied: frozenset[Denied] = frozenset()
         """Workloads and certificates that are revoked."""
         self.epochs: Final = Epochs()
+        self.named: Final = NamedCallers()
+        """The services that some route policy names as callers."""
         self._all: dict[Key, Any] = {}
         self.trust_domains: dict[Key, Any] = {}
         """The other trust domains: `{key: message}`."""
@@ -178,7 +181,7 @@ class Mesh:
         wide = {
             key: message
             for (_, key), message in sorted(self._wide.items(), key=lambda item: item[0])
-            if _covers(key, message, service)
+            if covers(key.tenant, message.spec, service)
         }
         return {**own, **wide}
 
@@ -267,6 +270,7 @@ class Mesh:
         }
         for policy in self.of_service("RoutePolicy", service).values():
             found.update(share.version for rule in policy.spec.rules for share in rule.split)
+            found.update(rule.mirror.version for rule in policy.spec.rules if not rule.mirror.service)
         return sorted(found - {""})
 
     def _touch(self, impact: Impact, key: Key, message: Any) -> None:
@@ -289,14 +293,20 @@ class Mesh:
         impact.seen_by |= seen_by
         if key.kind in ("Service", "RoutePolicy"):
             impact.routed |= seen_by
+        for caller in named(message):  # what is compiled for them becomes their own, or no longer is
+            impact.nodes.update(self._nodes_of(caller))
         if key.kind == "Service":
             impact.servers.add(service)
-            entries = self.of_service("WorkloadEntry", service).values()
-            impact.nodes.update(node for entry in entries for node in entry.spec.nodes)
+            impact.nodes.update(self._nodes_of(service))
         elif key.kind == "Endpoint":
             impact.kept.update(_nodes(key, message))
         elif key.kind == "WorkloadEntry":
             impact.nodes.update(message.spec.nodes)
+
+    def _nodes_of(self, service: Name) -> Iterable[str]:
+        """The nodes of a service's entries."""
+        entries = self._of_service.get("WorkloadEntry", {}).get(service, {})
+        return (node for entry in entries.values() for node in entry.spec.nodes)
 
     def _touch_trust(self, impact: Impact, trust_domain: str) -> None:
         """A trust domain: who may call, whose certificates listeners take, and what is served over there."""
@@ -321,6 +331,7 @@ class Mesh:
 
     def _add(self, key: Key, message: Any) -> None:
         self._all[key] = message
+        self.named.update(named(message))
         if key.kind == "Service":
             for index in self._sets(key, message):
                 self._services.setdefault(index, set()).add(Name(key.tenant, key.name))
@@ -341,6 +352,7 @@ class Mesh:
 
     def _drop(self, key: Key, message: Any) -> None:
         del self._all[key]
+        self.named.subtract(named(message))
         if key.kind == "Service":
             for index in self._sets(key, message):
                 self._services[index].discard(Name(key.tenant, key.name))
@@ -359,11 +371,7 @@ def _copied(value: Any) -> Any:
     """Containers anew, what is in them the same."""
     if type(value) is dict:
         return {key: _copied(item) if type(item) in (dict, set) else item for key, item in value.items()}
-    return copy.copy(value) if isinstance(value, set | Epochs) else value
-
-
-def _covers(policy: Key, message: Any, service: Name) -> bool:
-    return covers(policy.tenant, message.spec, service)
+    return copy.copy(value) if isinstance(value, set | Epochs | NamedCallers) else value
 
 
 def _lets_in(policies: Iterable[Any], caller: Name | Foreign | None) -> bool:

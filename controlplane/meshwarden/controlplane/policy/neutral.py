@@ -1,4 +1,4 @@
-"""What a mesh means, in no data plane's dialect: callers, methods, routes and limits.
+"""What a mesh means, in no data plane's dialect: callers, methods, headers and limits. Of routes, see `traffic`.
 
 Both dialects and `explain` read these values and nothing else, so that they cannot disagree about a resource's meaning.
 """
@@ -45,6 +45,15 @@ class Method:
         if self.verb and self.verb != verb:
             return False
         return path.startswith(self.path) if self.prefix else path == self.path
+
+    def both(self, other: "Method") -> "Method | None":
+        """The pattern of the calls that both mean; None if there are none."""
+        longer, shorter = (self, other) if len(self.path) >= len(other.path) else (other, self)
+        if self.verb and other.verb and self.verb != other.verb:
+            return None
+        if not (longer.path.startswith(shorter.path) if shorter.prefix else longer.path == shorter.path):
+            return None
+        return Method(longer.path, self.prefix and other.prefix, self.verb or other.verb)
 
 
 ANY_METHOD = Method("/", prefix=True)
@@ -177,38 +186,6 @@ class Header:
         if self.kind == "exact":
             return found == self.value
         return self.kind == "present" or found.startswith(self.value)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One way of calls: which, and to which versions in which proportion; no `methods` means all.
-
-    `split` is `((version, weight), …)` with a positive sum; the version "" is every version alike.
-    """
-
-    split: tuple[tuple[str, int], ...]
-    methods: tuple[Method, ...] = ()
-    headers: tuple[Header, ...] = ()
-    index: int = -1
-
-    def fits(self, path: str, verb: str, headers: dict[str, str]) -> bool:
-        """Whether the rule is about the call."""
-        return (not self.methods or any(method.fits(path, verb) for method in self.methods)) and all(
-            header.fits(headers) for header in self.headers
-        )
-
-
-@dataclass(frozen=True)
-class Route:
-    """Where the calls of a service go; the last rule fits every call."""
-
-    service: Name
-    rules: tuple[Rule, ...]
-    policy: Name | None = None
-
-    def find(self, path: str, verb: str, headers: dict[str, str]) -> Rule:
-        """The first rule that fits."""
-        return next(rule for rule in self.rules if rule.fits(path, verb, headers))
 
 
 @dataclass(frozen=True)

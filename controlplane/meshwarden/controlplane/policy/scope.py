@@ -1,12 +1,14 @@
 """Scopes: the sets of xDS resources that are compiled, cached and pushed as one.
 
     client/<tenant>/<variant>            what any workload of the tenant, whose client is of that variant, needs to call
+    client/<tenant>/<variant>/<service>  the same for those of a service that some route policy names as caller
     server/<tenant>/<service>/<dialect>  what a service's instances enforce
     listener/<node>/<data plane id>      one instance's own listeners
 
 A data plane's configuration is the union of its scopes.
 """
 
+from collections.abc import Container
 from typing import Any
 
 from meshwarden.controlplane.policy.mesh import Impact
@@ -15,9 +17,9 @@ from meshwarden.controlplane.policy.variant import Variant
 from meshwarden.v1 import node_service_pb2
 
 
-def client_scope(tenant: str, variant: Variant) -> str:
-    """The scope of a tenant's clients of a variant."""
-    return f"client/{tenant}/{variant}"
+def client_scope(tenant: str, variant: Variant, service: str = "") -> str:
+    """The scope of a tenant's clients of a variant, or of one service's."""
+    return f"client/{tenant}/{variant}/{service}" if service else f"client/{tenant}/{variant}"
 
 
 def server_scope(service: Name, dialect: str) -> str:
@@ -30,18 +32,22 @@ def listener_scope(node: str, data_plane: str) -> str:
     return f"listener/{node}/{data_plane}"
 
 
-def scopes_of(ref: node_service_pb2.DataPlaneRef, node: str, entry: Any) -> tuple[str, ...]:
+def scopes_of(
+    ref: node_service_pb2.DataPlaneRef, node: str, entry: Any, named: Container[Name] = ()
+) -> tuple[str, ...]:
     """The scopes of a data plane of `node` whose workload entry is `entry`.
 
-    Tenant and service come from the entry, never from the agent's word.
+    Tenant and service come from the entry, never from the agent's word. `named` are the services that some route policy
+    names as callers: `Mesh.named`.
 
     Raises:
         ValueError: the dialect is none that we speak.
     """
     variant = Variant.of(ref)
-    scopes = [client_scope(entry.metadata.tenant, variant)]
+    service = Name(entry.metadata.tenant, entry.spec.service)
+    scopes = [client_scope(service.tenant, variant, service.name if service in named else "")]
     if ref.listen_address:
-        scopes.append(server_scope(Name(entry.metadata.tenant, entry.spec.service), variant.dialect))
+        scopes.append(server_scope(service, variant.dialect))
     if ref.listen_address or ref.outbound_path:
         scopes.append(listener_scope(node, ref.id))
     return tuple(scopes)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.v1 import node_service_pb2
 
 
@@ -39,15 +40,23 @@ class Feature(StrEnum):
 
     EVERY_HEADER = "every header"
     """Matches any header of a call; gRPC shows its router neither binary ones nor those that its transport adds."""
+    EXACT_TIMEOUT = "exact timeout"
+    """Ends a call when its route's timeout is over, and not up to two seconds before."""
+    PER_TRY_TIMEOUT = "per-try timeout"
+    RETRY_BUDGET = "retry budget"
+    HTTP_CODES = "HTTP codes"
+    """Looks at the HTTP status of an answer."""
+    MIRROR = "mirror"
+    HEADERS = "headers"
+    """Changes headers."""
 
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
-_GRPC: Final = frozenset[Feature]()
 ABLE: Final[dict[Kind, frozenset[Feature]]] = {
-    Kind.C_CORE: _GRPC,
-    Kind.NODE: _GRPC,
-    Kind.GO: _GRPC,
-    Kind.JAVA: _GRPC,
+    Kind.C_CORE: frozenset(),
+    Kind.NODE: frozenset({Feature.EXACT_TIMEOUT}),
+    Kind.GO: frozenset({Feature.EXACT_TIMEOUT}),
+    Kind.JAVA: frozenset({Feature.EXACT_TIMEOUT}),
     Kind.ENVOY: frozenset(Feature),
 }
 """What each kind does, of the features that not all have."""
@@ -126,11 +135,6 @@ class Variant:
         """The dialect: "grpc" or "envoy"."""
         return self.kind.dialect
 
-    @property
-    def plain(self) -> "Variant":
-        """The one whose bytes all of the dialect share where nothing depends on the client."""
-        return PLAIN[self.dialect]
-
     def can(self, feature: Feature) -> bool:
         """Whether the client does that."""
         return feature in ABLE[self.kind]
@@ -139,5 +143,14 @@ class Variant:
         return str(self.kind)
 
 
-PLAIN: Final = {"grpc": Variant(Kind.C_CORE), "envoy": Variant(Kind.ENVOY)}
-"""{dialect: the variant that promises the least}"""
+@dataclass(frozen=True)
+class Asker:
+    """Who asks for configuration.
+
+    Attributes:
+        variant: of what kind its client is.
+        caller: the service that calls; without a name it is any that no route policy names.
+    """
+
+    variant: Variant
+    caller: Name

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from meshwarden.certs.spiffe_id import account_of
 from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Access, Foreign, Limits, Name, Route, Rule
+from meshwarden.controlplane.policy.neutral import Access, Foreign, Limits, Name
+from meshwarden.controlplane.policy.traffic import Route, Rule
 from meshwarden.v1 import resources_pb2
 
 # Of a rule: which calls it is about, and where it stands.
@@ -122,8 +123,8 @@ class Judge:
 
     def _way(self, caller: Name | Foreign, service: Name, call: Call, headers: Mapping[str, str]) -> tuple[Way, int]:
         said = self.route(service)
-        rule = said.find(call.path, call.verb, dict(headers))
-        return way_of(rule), rule.index
+        rule = said.find(caller, call.path, call.verb, dict(headers))
+        return way_of(said.of_call(rule, call.path, call.verb, dict(headers))), rule.index
 
 
 @functools.lru_cache(4096)

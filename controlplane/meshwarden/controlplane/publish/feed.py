@@ -259,7 +259,7 @@ class Feed:
             raise ValueError(f"workload entry {ref.tenant}/{ref.entry} does not name node {self.node}")
         if not self._serves(ref.tenant):
             raise ValueError(f"node {self.node} has joined for other tenants than {ref.tenant}")
-        scopes = scopes_of(ref, self.node, entry)
+        scopes = scopes_of(ref, self.node, entry, self._mesh.named)
         for scope in scopes:
             if scope.startswith("listener/"):
                 self._now[scope] = self._scopes.listener(scope, ref, entry, self._sent.get(scope))

@@ -12,6 +12,7 @@ from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import (
     SLO,
     AccessPolicy,
+    Caller,
     Endpoint,
     RatePolicy,
     Resource,
@@ -85,12 +86,21 @@ def _broken(batch: Sequence[Resource], before: View, after: View) -> Iterator[Fi
             continue
         service = _service_of(old) or ref.name
         for kind in ("RoutePolicy", "AccessPolicy", "SLO"):
-            for policy in after.of_service(kind, ref.tenant, service):
+            for policy in (*after.of_service(kind, ref.tenant, service), *_mirrors(kind, ref, after)):
                 if title(ref_of(policy)) in batched:
                     continue  # its own faults are told
                 for fault in _new(policy, before, after):
                     needs = f"{title(ref_of(policy))} needs what was here: {fault.field}: {fault.message}"
                     yield FieldFault(f"resources[{index}].{fields[ref.kind]}", needs)
+
+
+def _mirrors(kind: str, ref: ResourceRef, view: View) -> Iterator[AnyResource]:
+    """The route policies that have copies of calls go to a service, if `ref` is one."""
+    for policy in view.of("RoutePolicy") if kind == "RoutePolicy" and ref.kind == "Service" else ():
+        if not isinstance(policy, RoutePolicy) or policy.metadata.tenant != ref.tenant:
+            continue
+        if any(rule.mirror.service == ref.name for rule in policy.spec.rules):
+            yield policy
 
 
 def _displaced(batch: Sequence[Resource], before: View, after: View) -> Iterator[FieldFault]:
@@ -150,6 +160,11 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
     elif isinstance(resource, RoutePolicy):
         yield from _versions(resource, view)
         yield from _only_one(resource, view)
+        for number, rule in enumerate(resource.spec.rules):
+            for index, caller in enumerate(getattr(rule.match, "from")):
+                yield from _caller(f"spec.rules[{number}].match.from[{index}]", caller, tenant, service, view)
+            if rule.mirror.service:
+                yield from _mirrored(f"spec.rules[{number}].mirror.service", tenant, rule.mirror.service, service, view)
     elif isinstance(resource, RatePolicy):
         for number, limit in enumerate(resource.spec.limits):
             if limit.tenant != "*":
@@ -181,19 +196,44 @@ def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Itera
     for rule_number, rule in enumerate(policy.spec.allow):
         for number, caller in enumerate(getattr(rule, "from")):
             path = f"spec.allow[{rule_number}].from[{number}]"
-            if not caller.service:
+            if caller.service:
+                yield from _caller(path, caller, owner, service, view)
+            else:
                 yield from caller_faults(path, caller, view)
-                continue
-            tenant = caller.tenant or owner
-            missing = list(_tenant(f"{path}.tenant", tenant, view))
-            if missing:
-                yield from missing
-                continue
-            if caller.service != "*" and view.service(tenant, caller.service) is None:
-                yield FieldFault(f"{path}.service", _missing_of("Service", tenant, caller.service, view))
-            if service is not None and tenant != owner and not {tenant, "*"} & set(service.spec.export_to):
-                text = f"Service {owner}/{service.metadata.name} is not exported to {tenant}: add it to its exportTo"
-                yield FieldFault(f"{path}.tenant", text)
+
+
+def _caller(path: str, caller: Caller, owner: str, service: Service | None, view: View) -> Iterator[FieldFault]:
+    """A caller of this mesh that a policy of `owner` about `service` names."""
+    tenant = caller.tenant or owner
+    missing = list(_tenant(f"{path}.tenant", tenant, view))
+    if missing:
+        yield from missing
+        return
+    if caller.service != "*" and view.service(tenant, caller.service) is None:
+        yield FieldFault(f"{path}.service", _missing_of("Service", tenant, caller.service, view))
+    if service is not None and tenant != owner and not {tenant, "*"} & set(service.spec.export_to):
+        text = f"Service {owner}/{service.metadata.name} is not exported to {tenant}: add it to its exportTo"
+        yield FieldFault(f"{path}.tenant", text)
+
+
+def _mirrored(path: str, tenant: str, name: str, service: Service | None, view: View) -> Iterator[FieldFault]:
+    """A service that gets copies of the calls of another: those who make the calls must see it, and so must we."""
+    copied = view.service(tenant, name)
+    if copied is None:
+        yield FieldFault(path, _missing_of("Service", tenant, name, view))
+        return
+    if copied.spec.spiffe_id:
+        yield FieldFault(path, "another trust domain serves it: no copies of calls leave the mesh")
+    if service is None:
+        return
+    if copied.spec.protocol != service.spec.protocol:
+        yield FieldFault(path, f"Service {tenant}/{name} speaks another protocol")
+    seers = set(copied.spec.export_to)
+    for seer in service.spec.export_to:
+        if not {seer, "*"} & seers:
+            text = f"Service {tenant}/{name} is not exported to {seer}, which makes such calls: add it to its exportTo"
+            yield FieldFault(path, text)
+            return
 
 
 def _caller_of(slo: SLO, service: Service | None, view: View) -> Iterator[FieldFault]:
@@ -210,13 +250,14 @@ def _versions(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:
     entries = view.of_service("WorkloadEntry", owner, service)
     known = {entry.spec.version for entry in entries if isinstance(entry, WorkloadEntry)}
     for rule_number, rule in enumerate(policy.spec.rules):
-        for number, part in enumerate(rule.split):
-            if part.version not in known:
+        said = [(f"split[{number}].version", part.version) for number, part in enumerate(rule.split)]
+        for place, version in (*said, ("mirror.version", rule.mirror.version)):
+            if version and version not in known:
                 has = ", ".join(sorted(known - {""})[:8])
-                text = f"no workload entry of {owner}/{service} has version {part.version}" + (
+                text = f"no workload entry of {owner}/{service} has version {version}" + (
                     f"; it has {has}" if has else ""
                 )
-                yield FieldFault(f"spec.rules[{rule_number}].split[{number}].version", text)
+                yield FieldFault(f"spec.rules[{rule_number}].{place}", text)
 
 
 def _only_one(policy: RoutePolicy, view: View) -> Iterator[FieldFault]:

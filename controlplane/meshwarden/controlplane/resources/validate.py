@@ -21,6 +21,7 @@ from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import foreign_faults
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
 from meshwarden.controlplane.resources.rate import rate_faults
+from meshwarden.controlplane.resources.traffic import route_faults
 from meshwarden.v1.report_pb2 import ExportRequest
 from meshwarden.v1.resources_pb2 import (
     AccessPolicy,
@@ -43,6 +44,9 @@ PATTERNS = {
     "^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$": f"must be {LABEL}",
     "^(\\*|[a-z0-9]([a-z0-9-]*[a-z0-9])?)$": f'must be "*" or {LABEL}',
     "^(\\*|[a-z0-9]([a-z0-9-]*[a-z0-9])?)?$": f'must be "*" or {LABEL}',
+    "^(CANCELLED|DEADLINE_EXCEEDED|INTERNAL|RESOURCE_EXHAUSTED|UNAVAILABLE|[45][0-9][0-9])$": (
+        "must be CANCELLED, DEADLINE_EXCEEDED, INTERNAL, RESOURCE_EXHAUSTED or UNAVAILABLE, or from 400 to 599"
+    ),
     "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": "must be lower-case letters, digits, dots and hyphens",
     "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$": "must be lower-case letters, digits, dots and hyphens",
     "^([A-Z]+ )?/[^*\\s]*\\*?$": 'must be "/package.Service/Method", "/path" or "GET /path"; only its end may be "*"',
@@ -60,6 +64,8 @@ PATTERNS = {
     "^([a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9-]*[a-z0-9])?|spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)$": (
         'must be "tenant/service", or a SPIFFE ID with a path'
     ),
+    "^[a-z0-9!#$%&'*+.^_`|~-]+$": "must be the name of a header, in lower case",
+    "^([!-~]([ -~]*[!-~])?)?$": "must be printable ASCII, without a space at either end",
     "^/[^*\\s]+$": 'must be "/package.Service/Method"',
     "^(/[^*\\s]+)?$": 'must be "/package.Service/Method"',
 }
@@ -196,7 +202,7 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
     elif not resource.metadata.tenant:
         yield FieldFault("metadata.tenant", "is required")
     if isinstance(resource, RoutePolicy):
-        yield from _route_faults(resource)
+        yield from route_faults(resource)
     elif isinstance(resource, RatePolicy):
         yield from (FieldFault(*fault) for fault in rate_faults(resource.spec))
     elif isinstance(resource, WorkloadEntry):
@@ -221,15 +227,3 @@ def _trust_faults(resource: TrustDomain) -> Iterator[FieldFault]:
             yield FieldFault("spec.bundle", str(error))
     elif spec.bundle_endpoint.spiffe_id.startswith(f"spiffe://{spec.trust_domain}/"):
         yield FieldFault("spec.bundle", "is required: it proves the server, which is of the trust domain itself")
-
-
-def _route_faults(policy: RoutePolicy) -> Iterator[FieldFault]:
-    for number, rule in enumerate(policy.spec.rules):
-        path = f"spec.rules[{number}].split"
-        if not any(part.weight for part in rule.split):
-            yield FieldFault(path, "all weights are 0: the calls would go nowhere")
-        seen: set[str] = set()
-        for place, part in enumerate(rule.split):
-            if part.version in seen:
-                yield FieldFault(f"{path}[{place}].version", f"{part.version} has a share already")
-            seen.add(part.version)

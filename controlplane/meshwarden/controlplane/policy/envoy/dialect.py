@@ -1,10 +1,13 @@
 """Envoy's dialect, put together."""
 
+from collections.abc import Hashable
+
 from meshwarden.controlplane.policy import access, denied, rate
 from meshwarden.controlplane.policy.envoy import inbound, outbound
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
-from meshwarden.controlplane.policy.variant import Variant
+from meshwarden.controlplane.policy.traffic import Route
+from meshwarden.controlplane.policy.variant import Asker
 from meshwarden.controlplane.resources.reach import Width
 from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
@@ -13,17 +16,17 @@ from meshwarden.xds.snapshot import Resource
 class Envoy:
     """Says a mesh to the Envoys beside programs."""
 
-    def bearing(self, mesh: Mesh, service: Name, variant: Variant) -> Variant:
-        """Nothing of a service depends on the client's kind."""
-        return variant.plain
+    def bearing(self, said: Route, asker: Asker) -> Hashable:
+        """Nothing: the routes, which depend on the caller, are no part of a service."""
+        return None
 
-    def part(self, mesh: Mesh, service: Name, variant: Variant) -> tuple[Resource, ...]:
+    def part(self, mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
         """Clusters and endpoints."""
         return outbound.service_resources(mesh, service)
 
-    def client(self, mesh: Mesh, tenant: str) -> tuple[Resource, ...]:
-        """The routes of all that the tenant sees."""
-        return (outbound.routes(mesh, tenant),)
+    def client(self, mesh: Mesh, caller: Name) -> tuple[Resource, ...]:
+        """The routes of all that the caller's tenant sees."""
+        return (outbound.routes(mesh, caller),)
 
     def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
         """Routes to the program, who may call, and how much."""

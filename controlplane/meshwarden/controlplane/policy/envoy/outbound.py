@@ -3,20 +3,23 @@
 The program speaks plain HTTP on the socket and names the service as host; Envoy speaks mTLS to exactly that service.
 """
 
+from datetime import timedelta
 from typing import Any, Final
 
 from meshwarden.controlplane.policy import endpoint, route, routing
 from meshwarden.controlplane.policy.envoy import telemetry
-from meshwarden.controlplane.policy.envoy.part import ADS, CONNECTION_LIFE, ROOTS, manager, protocol, tls, uri
+from meshwarden.controlplane.policy.envoy.part import ADS, CONNECTION_LIFE, ROOTS, ROUTER, manager, protocol, tls, uri
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.traffic import Budget, Change, Mirror, Retry
+from meshwarden.v1 import resources_pb2
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, resource
 
 LISTENER: Final = "outbound"
 _OTHER_HOST: Final = "com.googleapis.envoy.previous_hosts"
 # Only what surely did not reach the program is tried again: a call need not be idempotent.
-_RETRY: Final = {
+_RETRY: Final[dict[str, Any]] = {
     "retry_on": "connect-failure,refused-stream,reset-before-request",
     "num_retries": 2,
     "host_selection_retry_max_attempts": 5,
@@ -30,15 +33,10 @@ _RETRY: Final = {
     ],
     "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.050s"},
 }
-# No deadline of Envoy's own, which would cut streams: the caller's is enough.
-_ROUTE: Final = {"timeout": "0s", "retry_policy": _RETRY}
-_PARALLEL: Final = {
-    "max_connections": 4096,
-    "max_pending_requests": 16_384,
-    "max_requests": 16_384,
-    # Of the calls under way; Envoy's own bound is three retries, whatever there is to do.
-    "retry_budget": {"budget_percent": {"value": 10.0}, "min_retry_concurrency": 3},
-}
+_FILTERS: Final = {"http_filters": [routing.FAULT_FILTER, ROUTER]}
+_UNREACHED: Final = frozenset({502, 503, 504})
+_LATER: Final = timedelta(milliseconds=100)
+_PARALLEL: Final = {"max_connections": 4096, "max_pending_requests": 16_384, "max_requests": 16_384}
 
 
 def listener(path: str, service: Name) -> Resource:
@@ -53,22 +51,26 @@ def listener(path: str, service: Name) -> Resource:
         "address": {"pipe": {"path": path, "mode": 0o666}},
         "traffic_direction": "OUTBOUND",
         "filter_chains": [
-            {"filters": [manager(LISTENER, f"{LISTENER}/{service.tenant}", telemetry.outbound(service))]}
+            {
+                "filters": [
+                    manager(LISTENER, f"{LISTENER}/{service.tenant}", {**telemetry.outbound(service), **_FILTERS})
+                ]
+            }
         ],
     }
     return resource(api.build("envoy.config.listener.v3.Listener", fields), LISTENER)
 
 
-def routes(mesh: Mesh, tenant: str) -> Resource:
-    """The routes of all that a tenant's programs may name."""
-    short_names = {service: short for short, service in mesh.short_names(tenant).items()}
-    hosts = [_host(mesh, service, short_names.get(service)) for service in mesh.visible(tenant)]
-    name = f"{LISTENER}/{tenant}"
-    fields = {"name": name, "virtual_hosts": [*hosts, _nothing(tenant)]}
+def routes(mesh: Mesh, caller: Name) -> Resource:
+    """The routes of all that a caller may name; without a service it is any of its tenant's that no policy names."""
+    short_names = {service: short for short, service in mesh.short_names(caller.tenant).items()}
+    hosts = [_host(mesh, service, short_names.get(service), caller) for service in mesh.visible(caller.tenant)]
+    name = f"{LISTENER}/{caller.tenant}"
+    fields = {"name": name, "virtual_hosts": [*hosts, _nothing(caller.tenant)]}
     return resource(api.build("envoy.config.route.v3.RouteConfiguration", fields), name)
 
 
-def cluster(mesh: Mesh, service: Name, version: str) -> Resource:
+def cluster(mesh: Mesh, service: Name, version: str, budget: Budget) -> Resource:
     """The cluster of a service, or of one version of it; its servers are proved by their own trust domain alone."""
     name, identity = endpoint.cluster_name(service, version), mesh.identity(service)
     callee = uri("exact", str(identity))
@@ -81,7 +83,7 @@ def cluster(mesh: Mesh, service: Name, version: str) -> Resource:
         "lb_policy": "ROUND_ROBIN",
         # Envoy would gather changes of health for a second, and call the dead when too many are.
         "common_lb_config": {"update_merge_window": "0s", "healthy_panic_threshold": {"value": 0}},
-        "circuit_breakers": {"thresholds": [_PARALLEL]},
+        "circuit_breakers": {"thresholds": [{**_PARALLEL, "retry_budget": _budget(budget)}]},
         "typed_extension_protocol_options": protocol(
             "http2_protocol_options", common_http_protocol_options={"max_connection_duration": CONNECTION_LIFE}
         ),
@@ -93,18 +95,97 @@ def cluster(mesh: Mesh, service: Name, version: str) -> Resource:
 def service_resources(mesh: Mesh, service: Name) -> tuple[Resource, ...]:
     """For each version and for all alike a cluster with its endpoints."""
     found: list[Resource] = []
+    budget = route.route(mesh, service).budget
     for version in ("", *mesh.versions(service)):
-        found += [cluster(mesh, service, version), endpoint.assignment(mesh, service, version)]
+        found += [cluster(mesh, service, version, budget), endpoint.assignment(mesh, service, version)]
     return tuple(found)
 
 
-def _host(mesh: Mesh, service: Name, short: str | None) -> dict[str, Any]:
-    name = endpoint.cluster_name(service)
-    return {
-        "name": name,
-        "domains": [name] + ([short] if short else []),
-        "routes": routing.routes(route.route(mesh, service), _ROUTE),
+def _host(mesh: Mesh, service: Name, short: str | None, caller: Name) -> dict[str, Any]:
+    name, said = endpoint.cluster_name(service), route.route(mesh, service)
+    message = mesh.find("Service", *service)
+    grpc = message is not None and message.spec.protocol == resources_pb2.ServiceSpec.GRPC
+    found = [
+        # Of a service that the caller doesn't see it has no cluster; and no copy leaves the mesh.
+        _route(service, way, grpc=grpc, mirrored=_is_seen(mesh, caller.tenant, way.rule.mirror))
+        for way in routing.ways(said.rules_of(caller), said.idempotent)
+    ]
+    return {"name": name, "domains": [name] + ([short] if short else []), "routes": found}
+
+
+def _is_seen(mesh: Mesh, tenant: str, mirror: Mirror | None) -> bool:
+    if mirror is None or mesh.identity(mirror.service).trust_domain != mesh.trust_domain:
+        return False
+    return mesh.sees(tenant, mirror.service)
+
+
+def _route(service: Name, way: routing.Way, *, grpc: bool, mirrored: bool) -> dict[str, Any]:
+    rule = way.rule
+    # Without a timeout no deadline of Envoy's own, which would cut streams: the caller's is enough.
+    own: dict[str, Any] = {
+        "timeout": "0s",
+        "retry_policy": _retry(rule.retry) if way.is_repeatable and rule.retry is not None else _RETRY,
     }
+    if rule.timeout is not None and grpc:
+        # Ends with DEADLINE_EXCEEDED; what ends by `timeout` gets 504, which gRPC takes for UNAVAILABLE.
+        own["max_stream_duration"] = {"max_stream_duration": routing.duration(rule.timeout)}
+    elif rule.timeout is not None:
+        # Of HTTP it begins when the request has ended; where that never does the other ends it.
+        own["timeout"] = routing.duration(rule.timeout)
+        own["max_stream_duration"] = {"max_stream_duration": routing.duration(rule.timeout + _LATER)}
+    if rule.mirror is not None and mirrored:
+        own["request_mirror_policies"] = [_mirror(rule.mirror)]
+    return {
+        "match": routing.match(way.method, way.headers),
+        "route": {**routing.action(service, rule), **own},
+        **routing.fault(way),
+        **_changes("request", rule.request),
+        **_changes("response", rule.response),
+    }
+
+
+def _mirror(said: Mirror) -> dict[str, Any]:
+    share = {"default_value": routing.percentage(said.percent)}
+    return {"cluster": endpoint.cluster_name(said.service, said.version), "runtime_fraction": share}
+
+
+def _changes(side: str, said: Change) -> dict[str, Any]:
+    ways = ((said.put, "OVERWRITE_IF_EXISTS_OR_ADD"), (said.add, "APPEND_IF_EXISTS_OR_ADD"))
+    found: dict[str, Any] = {}
+    if said.put or said.add:
+        found[f"{side}_headers_to_add"] = [
+            # A "%" would begin one of Envoy's own variables.
+            {
+                "header": {"key": name, "value": value.replace("%", "%%")},
+                "append_action": action,
+                "keep_empty_value": True,
+            }
+            for values, action in ways
+            for name, value in values
+        ]
+    if said.remove:
+        found[f"{side}_headers_to_remove"] = list(said.remove)
+    return found
+
+
+def _retry(said: Retry) -> dict[str, Any]:
+    on = [_RETRY["retry_on"], *(status.lower().replace("_", "-") for status in said.statuses)]
+    # A connection that breaks, and an attempt that takes too long, have no status that Envoy would look at.
+    if said.per_try is not None or "UNAVAILABLE" in said.statuses or not _UNREACHED.isdisjoint(said.codes):
+        on.append("reset")
+    found = {**_RETRY, "num_retries": said.attempts}
+    if said.codes:
+        on.append("retriable-status-codes")
+        found["retriable_status_codes"] = list(said.codes)
+    if said.per_try is not None:
+        found["per_try_timeout"] = routing.duration(said.per_try)
+    backoff = {"base_interval": routing.duration(said.base), "max_interval": routing.duration(said.longest)}
+    return {**found, "retry_on": ",".join(on), "retry_back_off": backoff}
+
+
+def _budget(said: Budget) -> dict[str, Any]:
+    """Of the calls under way; Envoy's own bound is three retries, whatever there is to do."""
+    return {"budget_percent": {"value": said.percent}, "min_retry_concurrency": said.least}
 
 
 def _nothing(tenant: str) -> dict[str, Any]:

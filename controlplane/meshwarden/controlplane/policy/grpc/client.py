@@ -6,12 +6,16 @@ but the short names depends on who calls, so the rest is shared by all tenants t
 Source: gRFC A27 (LDS to EDS), A28 (routes), A29 (TLS), A36 (ApiListener's HttpConnectionManager).
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Final
 
 from meshwarden.controlplane.policy import endpoint, route, routing
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Name, Route, Rule
+from meshwarden.controlplane.policy.neutral import Method, Name
+from meshwarden.controlplane.policy.traffic import Retry, Rule
+from meshwarden.controlplane.policy.variant import Asker, Feature, Variant
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, resource
 
@@ -31,33 +35,69 @@ def listener(name: str, service: Name) -> Resource:
     manager = {
         "@type": HCM,
         "rds": {"config_source": ADS, "route_config_name": endpoint.cluster_name(service)},
-        "http_filters": [ROUTER],
+        "http_filters": [routing.FAULT_FILTER, ROUTER],
     }
     fields = {"name": name, "api_listener": {"api_listener": manager}}
     return resource(api.build("envoy.config.listener.v3.Listener", fields), name)
 
 
-def service_resources(mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+def service_resources(mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
     """Routes, and for each version and for all alike a cluster with its endpoints."""
-    found = [_routes(route.route(mesh, service))]
+    found = [_routes(mesh, service, asker)]
     for version in ("", *mesh.versions(service)):
         found += [_cluster(mesh, service, version), endpoint.assignment(mesh, service, version)]
     return tuple(found)
 
 
-def _routes(said: Route) -> Resource:
-    name = endpoint.cluster_name(said.service)
-    own = Route(said.service, tuple(rule for rule in map(_as_grpc, said.rules) if rule is not None))
-    hosts = [{"name": name, "domains": ["*"], "routes": routing.routes(own)}]
+def backstop(variant: Variant) -> timedelta:
+    """What a client's timeout is lengthened by: C-core's fires up to two seconds early, each process as it happens.
+
+    It ends no call before its time then; the caller's own deadline, which is exact, is not touched.
+    """
+    return timedelta(0) if variant.can(Feature.EXACT_TIMEOUT) else timedelta(seconds=2)
+
+
+def _routes(mesh: Mesh, service: Name, asker: Asker) -> Resource:
+    said = route.route(mesh, service)
+    rules = (rule for rule in map(_as_grpc, said.rules_of(asker.caller)) if rule is not None)
+    later = backstop(asker.variant)
+    found = [_route(service, way, later) for way in routing.ways(rules, _of_post(said.idempotent))]
+    name = endpoint.cluster_name(service)
+    hosts = [{"name": name, "domains": ["*"], "routes": found}]
     return resource(api.build("envoy.config.route.v3.RouteConfiguration", {"name": name, "virtual_hosts": hosts}), name)
+
+
+def _route(service: Name, way: routing.Way, later: timedelta) -> dict[str, Any]:
+    action, rule = routing.action(service, way.rule), way.rule
+    if rule.timeout is not None:
+        # gRPC takes RouteAction.timeout and does nothing by it.
+        action["max_stream_duration"] = {"max_stream_duration": routing.duration(rule.timeout + later)}
+    if way.is_repeatable and rule.retry is not None and rule.retry.statuses:
+        action["retry_policy"] = _retry(rule.retry)
+    return {"match": routing.match(way.method, way.headers), "route": action, **routing.fault(way)}
+
+
+def _retry(said: Retry) -> dict[str, Any]:
+    return {
+        "retry_on": ",".join(status.lower().replace("_", "-") for status in said.statuses),
+        "num_retries": said.attempts,
+        "retry_back_off": {
+            "base_interval": routing.duration(said.base),
+            "max_interval": routing.duration(said.longest),
+        },
+    }
 
 
 def _as_grpc(rule: Rule) -> Rule | None:
     """The rule as far as it can fit a gRPC call, which is always a POST; None if it can't."""
     if not rule.methods:
         return rule
-    fitting = tuple(replace(method, verb="") for method in rule.methods if method.verb in ("", "POST"))
+    fitting = _of_post(rule.methods)
     return replace(rule, methods=fitting) if fitting else None
+
+
+def _of_post(methods: Iterable[Method]) -> tuple[Method, ...]:
+    return tuple(replace(method, verb="") for method in methods if method.verb in ("", "POST"))
 
 
 def _cluster(mesh: Mesh, service: Name, version: str) -> Resource:

