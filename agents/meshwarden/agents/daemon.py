@@ -35,7 +35,6 @@ from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
 from meshwarden.agents.interest import Interest
 from meshwarden.agents.jwt_svids import JwtSvids
-from meshwarden.agents.malformed import MalformedInterceptor
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
 from meshwarden.agents.planes import Planes
@@ -71,6 +70,7 @@ from meshwarden.agents.workload_api.jwt import JwtProfile
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.bundle import Bundle, InvalidBundle
+from meshwarden.sdk.edge import EdgeInterceptor
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.scrape import serve_pages
 from meshwarden.sdk.tracing.own_span import server_interceptor
@@ -270,7 +270,7 @@ class Agent:
         attestor = Attestor(front, self.registry)
         self._overload = overload(attestor, self.intake, self._rng.random)
         server = grpc.aio.server(
-            interceptors=[self._overload, server_interceptor(self._provider, _TRACED_BELOW), MalformedInterceptor()],
+            interceptors=[self._overload, server_interceptor(self._provider, _TRACED_BELOW), EdgeInterceptor()],
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
