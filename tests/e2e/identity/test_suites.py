@@ -108,7 +108,7 @@ def test_spire_server_cli(mesh: Any, holder: Any) -> None:
     (exists / "file").touch()
     for code, said, command in (
         (1, "fingerprint", ("ca", "activate", "nope")),
-        (1, "there is none", ("ca", "revoke", "0" * 64)),
+        (4, "there is none", ("ca", "revoke", "0" * 64)),
         (1, "name the root", ("ca", "taint", "")),
         (2, "Missing argument", ("ca", "taint")),
         (4, "no-such has not joined", ("node", "evict", "no-such")),

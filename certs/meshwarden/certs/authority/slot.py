@@ -32,6 +32,10 @@ class RootRefused(CertsError):
     """What is asked for would break the mesh, or means no root; the message says what to do first."""
 
 
+class UnknownRoot(RootRefused):
+    """There is no such root, or key."""
+
+
 class SlotState(StrEnum):
     """What a root is there for."""
 
@@ -91,12 +95,13 @@ def find(roots: Sequence[RootState], fingerprint: str) -> RootState:
     """Returns the root that a fingerprint, or its beginning, means.
 
     Raises:
-        RootRefused: it means none, or several.
+        UnknownRoot: it means none.
+        RootRefused: it means several, or is too short to mean one.
     """
     found = [root for root in roots if root.fingerprint.startswith(fingerprint.lower())]
     if len(found) != 1 or len(fingerprint) < MIN_FINGERPRINT:
         known = ", ".join(root.fingerprint[:16] for root in roots)
-        raise RootRefused(
+        raise (RootRefused if found else UnknownRoot)(
             f"root {fingerprint[:64]!r}: {'means several' if found else 'there is none'}; give {MIN_FINGERPRINT} "
             f"characters or more of the fingerprint of one: {known}"
         )

@@ -25,7 +25,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_status import rpc_status
 
 from meshwarden.certs.authority.port import AuthorityError, AuthorityUnavailable
-from meshwarden.certs.authority.slot import RootRefused
+from meshwarden.certs.authority.slot import RootRefused, UnknownRoot
 from meshwarden.certs.csr import InvalidCsr
 from meshwarden.certs.deny import InvalidDeny
 from meshwarden.certs.issue import IssueRefused
@@ -91,6 +91,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
     AuthorityError: grpc.StatusCode.UNAVAILABLE,
     RootRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    UnknownRoot: grpc.StatusCode.NOT_FOUND,
     InvalidCsr: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidToken: grpc.StatusCode.INVALID_ARGUMENT,
     InvalidDeny: grpc.StatusCode.INVALID_ARGUMENT,

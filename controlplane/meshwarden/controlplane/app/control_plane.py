@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.deny import DenyList
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.certs.verify import PeerVerifier
+from meshwarden.certs.verify import PeerVerifier, VerifiedPeer
 from meshwarden.controlplane.api.scrape import Scraped
 from meshwarden.controlplane.api.server import Api, overload, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
@@ -182,13 +182,24 @@ class ControlPlane:
         announce_roots(self._config.state_dir, (await self._engines.authority.bundle()).pem())
 
     def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
-        verifier = PeerVerifier(self._identity.serving.bundles, utc_now, self._identity.denied)
+        verifier = PeerVerifier(self._identity.serving.bundles, utc_now, self._denied)
         peers = PeerInterceptor(front, verifier, self._identity.operators.admit, self._no_call)
         self._identity.deny_watch.listen(lambda deny_list: self._refuse(peers, deny_list))
         self._publishing.sessions.on_removed(lambda node: peers.end(lambda peer: self._removed(peer, node)))
         self._identity.operators.listen(peers.sweep)
         tracing, validation = server_interceptor(self._tracing, traced()), ValidationInterceptor(self._engines.audit)
         return [peers, self._overload, tracing, validation]
+
+    def _denied(self, peer: VerifiedPeer) -> str | None:
+        """Why a peer is refused; a banned node, whose own certificate is denied as well, is told so where it asks."""
+        node = peer.spiffe_id.node
+        if (
+            node is not None
+            and node in self._publishing.sessions.bans
+            and self._removed(peer.spiffe_id, node) is not None
+        ):
+            return None
+        return self._identity.denied(peer)
 
     def _refuse(self, peers: PeerInterceptor, deny_list: DenyList) -> None:
         """Whoever is denied has no call more, and none that goes on."""

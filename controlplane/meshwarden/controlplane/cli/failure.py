@@ -75,7 +75,9 @@ def from_rpc(error: Any) -> Failure:
     code, details = error.code(), error.details() or "no reason given"
     if code == grpc.StatusCode.NOT_FOUND:
         return NotFound(details)
-    if any(name == "retry-after" for name, _ in error.trailing_metadata() or ()):
+    told = {name for name, _ in error.trailing_metadata() or ()}
+    # Details are the control plane's own: it does answer, and whom it needs does not.
+    if "retry-after" in told or (code == grpc.StatusCode.UNAVAILABLE and "grpc-status-details-bin" in told):
         return Failure(details)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return Unreachable(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from meshwarden.certs.authority.slot import RootRefused, SlotState
+from meshwarden.certs.authority.slot import RootRefused, SlotState, UnknownRoot
 from meshwarden.certs.csr import PublicKey
 from meshwarden.certs.jose import InvalidJose, jwk, parse_jwk
 from meshwarden.certs.jwt_bundle import is_kid
@@ -108,12 +108,13 @@ def find(keys: Sequence[JwtKeyRecord], kid: str) -> JwtKeyRecord:
     """Returns the key that an id, or its beginning, means.
 
     Raises:
-        RootRefused: it means none, or several.
+        UnknownRoot: it means none.
+        RootRefused: it means several, or is too short to mean one.
     """
     found = [record for record in keys if record.kid.startswith(kid)]
     if len(found) != 1 or len(kid) < MIN_KID:
         known = ", ".join(record.kid[:16] for record in keys)
-        raise RootRefused(
+        raise (RootRefused if found else UnknownRoot)(
             f"JWT key {kid[:64]!r}: {'means several' if found else 'there is none'}; give {MIN_KID} characters or more "
             f"of the id of one: {known}"
         )
