@@ -6,6 +6,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -41,6 +42,21 @@ class OpenBao:
     admin: hvac.Client
     process: "subprocess.Popen[bytes]"
     ca_file: Path | None = None
+    log: Path | None = None
+
+    def seal(self) -> None:
+        self.admin.sys.seal()
+
+    def unseal(self) -> None:
+        assert self.log is not None
+        deadline = time.monotonic() + START_S
+        while (found := re.search(r"^Unseal Key: (\S+)$", self.log.read_text(), re.MULTILINE)) is None:
+            assert time.monotonic() < deadline  # it is told a while after the server answers
+            time.sleep(0.01)
+        self.admin.sys.submit_unseal_key(found[1])
+        while requests.get(f"{self.address}/v1/sys/health", timeout=60).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def token(self, ttl: str = "1h", policies: tuple[str, ...] = ("upstream", "secrets"), **more: object) -> SecretStr:
         answer = self.admin.auth.token.create(policies=list(policies), no_default_policy=True, ttl=ttl, **more)
@@ -78,7 +94,7 @@ def serve(directory: Path) -> Iterator[OpenBao]:
         _wait(address, directory, process, None)
         admin = hvac.Client(address, ROOT_TOKEN, timeout=60)
         prepare(admin)
-        yield OpenBao(address, admin, process)
+        yield OpenBao(address, admin, process, log=directory / "openbao.log")
         admin.adapter.close()
 
 

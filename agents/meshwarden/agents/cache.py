@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 import structlog
 from google.protobuf.message import DecodeError
 
-from meshwarden.agents.seal import KeyFile, Seal, Unsealed
+from meshwarden.certs.seal import KeyFile, Seal, Unsealed
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds.snapshot import Resource, Snapshot
 

@@ -2,7 +2,7 @@
 
     <state_dir>/identity/tls.crt  tls.key.sealed  ca.crt  node.json     published together, 0600
 
-The key is encrypted as the cache is (`agents.seal`), bound to its certificate. Where no key for that can be kept it is
+The key is encrypted as the cache is (`certs.seal`), bound to its certificate. Where no key for that can be kept it is
 in the clear, `tls.key`, as earlier agents wrote it; that is encrypted when it can be.
 
 Errors, all `IdentityError` (agents.proof.port): `ProofRefused` says what to do; `WrongIdentity` says that the control
@@ -24,12 +24,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshwarden.agents.channel import ControlPlane, open_channel
 from meshwarden.agents.proof.port import IdentityError, Proof
-from meshwarden.agents.seal import Seal, Unsealed
 from meshwarden.certs import files
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.error import UNREADABLE, CertsError
 from meshwarden.certs.rotation import renew_at
+from meshwarden.certs.seal import Seal, Unsealed
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import verify_chain
 from meshwarden.sdk.mtls.refusal import BANNED, refusal_of

@@ -195,6 +195,21 @@ async def start(short_dir: Path) -> AsyncIterator[Callable[..., Awaitable[Mesh]]
 
 
 @pytest.fixture
+async def connect(short_dir: Path) -> AsyncIterator[Callable[[int], Mesh]]:
+    """Connects the operator of a control plane that runs elsewhere, below `short_dir`."""
+    machines, channels = Machines(short_dir), list[grpc.aio.Channel]()
+
+    def begin(port: int) -> Mesh:
+        mesh = Mesh(short_dir, machines, port, channels)
+        mesh.connect()
+        return mesh
+
+    yield begin
+    for channel in channels:
+        await channel.close()
+
+
+@pytest.fixture
 async def mesh(start: Any, short_dir: Path) -> Mesh:
     """A control plane that takes join tokens and the machines' certificates."""
     made: Mesh = await start(attestor=({"kind": "x509pop", "ca_file": short_dir / "machines.pem"},))

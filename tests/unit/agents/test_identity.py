@@ -6,11 +6,12 @@ from pathlib import Path
 
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.identity import Identity, NodeIdentity
-from meshwarden.agents.seal import Seal, seals
+from meshwarden.agents.seal import seals
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import LeafTemplate
+from meshwarden.certs.seal import Seal
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 

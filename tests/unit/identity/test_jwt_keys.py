@@ -24,8 +24,12 @@ PASSPHRASE = "correct horse battery staple"
 
 
 def authority(world: Any, passphrase: str | None = PASSPHRASE) -> JwtAuthority:
-    secret = SecretStr(passphrase) if passphrase is not None else None
-    return JwtAuthority(world.store, world.audit, world.clock, trust_domain="a.test", passphrase=secret)
+    async def read() -> SecretStr:
+        assert passphrase is not None
+        return SecretStr(passphrase)
+
+    given = read if passphrase is not None else None
+    return JwtAuthority(world.store, world.audit, world.clock, trust_domain="a.test", passphrase=given)
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ async def test_no_private_key_is_readable_and_an_old_one_is_gone(world: Any, jwt
     stored = {record.key: json.loads(record.value) for record in (await world.store.range(KEYS)).records}
     assert stored[KEYS + first]["sealed"] == ""
     assert stored[KEYS + second]["sealed"]
-    assert "_key" not in repr(jwt._seal)
+    assert "_key" not in repr(jwt._lock.seal)
 
 
 @pytest.mark.parametrize("passphrase", ["", PASSPHRASE + " "])

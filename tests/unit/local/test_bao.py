@@ -21,6 +21,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli.main import main
 from meshwarden.controlplane.local import port
 from meshwarden.controlplane.local.bao import LEAF, Bao, new_authorization
+from meshwarden.controlplane.local.check.mesh import Mesh
 from meshwarden.controlplane.local.check.result import CheckFailed
 from meshwarden.controlplane.local.check.vault import vault_root
 from meshwarden.controlplane.local.handle import VaultInfo
@@ -74,19 +75,28 @@ async def test_root_secret_and_token_outlast_a_restart(tmp_path: Path) -> None:
     assert again.otlp_authorization not in (tmp_path / "vault.log").read_text()
 
 
-async def test_the_root_that_openbao_has_shown_is_the_meshs_though_it_is_away() -> None:
+async def test_the_root_that_openbao_has_shown_is_the_meshs_though_it_is_away(tmp_path: Path) -> None:
     root, other = [(await MemoryAuthority("mesh.test").bundle()).pem() for _ in range(2)]
     vault = VaultInfo("http://127.0.0.1:9", "pki", "Bearer x", "upstream", Path("/token"), root)
-    mesh: Any = SimpleNamespace(handle=SimpleNamespace(vault=vault), roots_pem=root)
+    mesh: Any = Mesh(SimpleNamespace(vault=vault, up_json={"control_plane": {"ca_file": str(tmp_path / "ca")}}))  # type: ignore[arg-type]
+    (tmp_path / "ca").write_bytes(root)
     probes: Any = None
     assert "which is away" in await vault_root(mesh, probes)
-    mesh.roots_pem = other
+    (tmp_path / "ca").write_bytes(other)
     with pytest.raises(CheckFailed, match="is not that of OpenBao"):
         await vault_root(mesh, probes)
     assert vault.authority()["form"] == "upstream"
 
 
-def test_a_form_without_vault_is_refused() -> None:
-    done = CliRunner().invoke(main, ["up", "--vault-form", "direct"])
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        (("--vault-form", "direct"), "--vault-form is of --vault"),
+        (("--vault", "--vault-away"), "--vault-away is of --vault and --check"),
+        (("--check", "--vault-away"), "--vault-away is of --vault and --check"),
+    ],
+)
+def test_what_is_of_vault_alone_is_refused_without(said: tuple[str, ...], refused: str) -> None:
+    done = CliRunner().invoke(main, ["up", *said])
     assert done.exit_code == 2
-    assert "--vault-form is of --vault" in done.output
+    assert refused in done.output

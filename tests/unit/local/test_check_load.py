@@ -1,5 +1,6 @@
 """The load under a check ends with the check, also where that fails."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,6 +52,8 @@ async def test_a_call_that_failed_is_told_and_the_others_stop(failing: str) -> N
 
 class Mesh:
     """A mesh whose control plane fails at what is asked of it."""
+
+    handle = SimpleNamespace(vault=None)
 
     async def status(self) -> Any:
         return type("Status", (), {"nodes": ()})

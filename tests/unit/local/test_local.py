@@ -54,7 +54,9 @@ def test_the_control_plane_takes_what_we_write(tmp_path: Path) -> None:
     vault = {"address": "http://127.0.0.1:3", "token": "file:/token", "mount": "pki"}
     file.write_text(plan.server_toml(mesh, "mesh.test", LISTEN, "http://127.0.0.1:4", vault))
     config = load_config(file)
-    assert config.authority == VaultAuthorityConfig(kind="vault", **vault)  # type: ignore[arg-type]
+    passphrase = f"file:{mesh.passphrase}"
+    assert config.authority == VaultAuthorityConfig(kind="vault", passphrase=passphrase, **vault)  # type: ignore[arg-type]
+    assert config.jwt_passphrase == passphrase
     assert config.otlp[0].authorization == "vault:kv/meshwarden#otlp_authorization"
     assert config.tail_sampling is None
     for ratio in (0.0, 1e-7, 0.25, 1.0):

@@ -1,10 +1,11 @@
 """A root in Vault or OpenBao, which signs our issuing certificate through `<mount>/issuer/<id>/sign-intermediate`.
 
 Vault sees one such request in a few days, never a workload's; while it is away, the issuing certificate goes on
-signing.
+signing. With a passphrase its key is kept, and signs for who starts while Vault is away.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -14,10 +15,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshwarden.certs.authority.issuing import IssuingAuthority
-from meshwarden.certs.authority.port import AuthorityError, OnIssued
+from meshwarden.certs.authority.issuing import RETRY, IssuingAuthority
+from meshwarden.certs.authority.kept import KeptUnusable
+from meshwarden.certs.authority.port import AuthorityError, AuthorityUnavailable, OnIssued
 from meshwarden.certs.authority.vault_chain import read_chain
 from meshwarden.certs.authority.vault_client import VaultClient
+from meshwarden.certs.authority.vault_memory import VaultMemory
 from meshwarden.certs.authority.vault_roots import VaultRoots
 from meshwarden.certs.authority.vault_slots import Issuer
 from meshwarden.certs.bundle import is_authority
@@ -26,6 +29,7 @@ from meshwarden.certs.svid import new_key
 
 # Of an issuing certificate that signs for nobody.
 PROBE_TTL = timedelta(minutes=2)
+LOG = logging.getLogger(__name__)
 
 
 class VaultAuthority(VaultRoots, IssuingAuthority):
@@ -40,8 +44,9 @@ class VaultAuthority(VaultRoots, IssuingAuthority):
         rng: random.Random,
         intermediate_ttl: timedelta = INTERMEDIATE_TTL,
         on_issued: OnIssued | None = None,
+        memory: VaultMemory | None = None,
     ) -> None:
-        VaultRoots.__init__(self, client, mount, trust_domain, clock)
+        VaultRoots.__init__(self, client, mount, trust_domain, clock, memory)
         IssuingAuthority.__init__(self, trust_domain, clock, rng, on_issued)
         self._intermediate_ttl = intermediate_ttl
 
@@ -56,8 +61,9 @@ class VaultAuthority(VaultRoots, IssuingAuthority):
         rng: random.Random | None = None,
         intermediate_ttl: timedelta = INTERMEDIATE_TTL,
         on_issued: OnIssued | None = None,
+        memory: VaultMemory | None = None,
     ) -> "VaultAuthority":
-        """Connects and takes the first issuing certificate.
+        """Connects and takes the first issuing certificate; where Vault is away, what was kept.
 
         Args:
             client: logs in; it is closed with the authority.
@@ -67,14 +73,19 @@ class VaultAuthority(VaultRoots, IssuingAuthority):
             rng: spreads renewals.
             intermediate_ttl: the life of an issuing certificate.
             on_issued: told of each issuing certificate.
+            memory: what was kept; None keeps nothing.
 
         Raises:
-            AuthorityError: Vault can't be reached, refuses, or signs what is of no use.
+            AuthorityError: Vault refuses, or signs what is of no use; or it is away, and no roots were kept.
         """
-        authority = cls(client, mount, trust_domain, clock, rng or random.SystemRandom(), intermediate_ttl, on_issued)
+        rng = rng or random.SystemRandom()
+        authority = cls(client, mount, trust_domain, clock, rng, intermediate_ttl, on_issued, memory)
         try:
-            await authority.bundle()
-            await authority._ready(clock(), timedelta(0))
+            away = await authority._begin()
+            if away is None:
+                await authority._ready(clock(), timedelta(0))
+            else:
+                await authority._recall_issuer(away)
         except BaseException:
             await authority.close()
             raise
@@ -89,7 +100,42 @@ class VaultAuthority(VaultRoots, IssuingAuthority):
     @property
     def fault(self) -> str:
         """What is wrong with Vault, or with our login; empty if nothing is. What is signed already holds meanwhile."""
-        return self._client.fault or self._unread or self._not_renewed
+        return self._away or self._not_renewed
+
+    @property
+    def _meanwhile(self) -> str:
+        if self._issuer is None:
+            return "signing waits for it"
+        return f"the issuing key that was kept signs until {self._issuer.not_after.isoformat()}"
+
+    async def _recall_issuer(self, away: AuthorityUnavailable) -> None:
+        """Signs by the key that was kept, if one was that the root which signs has signed."""
+        now = self._clock()
+        self._failure, self._due = (now, away), now + RETRY
+        if self._memory is None:
+            return
+        try:
+            issuer = await asyncio.to_thread(self._memory.issuer)
+            if issuer is not None:
+                if not self._covers(issuer, now, timedelta(0)):
+                    raise KeptUnusable("the issuing certificate that was kept has ended, or its root signs no more")
+                self._prove(issuer, now)
+        except AuthorityError as error:
+            LOG.error("no issuing key from before: %s", error)
+            return
+        self._issuer = issuer
+
+    def _returned(self) -> None:
+        self._due, self._failure = None, None  # a key that was kept is replaced now
+
+    async def _renew(self, now: datetime) -> IssuerKey:
+        issuer = await super()._renew(now)
+        if self._memory is not None:
+            try:
+                await asyncio.to_thread(self._memory.keep_issuer, issuer)
+            except OSError as error:
+                LOG.error("issuing key not kept: %s", error)
+        return issuer
 
     async def run(self) -> None:
         """Keeps the issuing certificate and the login fresh until it is cancelled, and sees whether Vault is there."""

@@ -26,6 +26,8 @@ RETRY_S = 3.0
 FIRST_PAUSE_S = 0.1
 # How often it is seen whether Vault is there and the token good.
 LOOK = timedelta(seconds=10)
+# The same while it is not.
+LOOK_AGAIN = timedelta(seconds=2)
 SESSIONS = 4
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SELF = "auth/token/lookup-self"
@@ -134,7 +136,8 @@ class VaultClient:
             left = await self._keep_token()
             self._fault = ""
         except AuthorityError as error:
-            self._fault, left = str(error), None
+            self._fault = str(error)
+            return LOOK_AGAIN
         return LOOK if left is None else max(timedelta(seconds=1), min(LOOK, left / 4))
 
     async def _keep_token(self) -> timedelta | None:

@@ -1,6 +1,7 @@
 """Each leaf is signed in Vault or OpenBao, through `<mount>/issuer/<id>/sign/<role>`: no key that signs ever leaves it.
 
-Vault sees one request for each certificate, and while it is away nobody gets one. What it signs is held against what
+Vault sees one request for each certificate, and while it is away nobody gets one. Who starts then knows the roots that
+were kept. What it signs is held against what
 was asked for, so a role that adds or drops anything is found at the first leaf.
 """
 
@@ -16,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from meshwarden.certs.authority.port import AuthorityError, AuthorityUnavailable, OnIssued
 from meshwarden.certs.authority.vault_chain import read_chain
 from meshwarden.certs.authority.vault_client import VaultClient
+from meshwarden.certs.authority.vault_memory import VaultMemory
 from meshwarden.certs.authority.vault_roots import VaultRoots
 from meshwarden.certs.authority.vault_slots import Issuer
 from meshwarden.certs.csr import PublicKey, make_csr
@@ -45,9 +47,10 @@ class DirectVaultAuthority(VaultRoots):
         trust_domain: str,
         clock: Callable[[], datetime],
         on_issued: OnIssued | None = None,
+        memory: VaultMemory | None = None,
     ) -> None:
         self.trust_domain = check_trust_domain(trust_domain)
-        super().__init__(client, mount, trust_domain, clock)
+        super().__init__(client, mount, trust_domain, clock, memory)
         self._role = role
         self._clock = clock
         self._on_issued = on_issued
@@ -65,6 +68,7 @@ class DirectVaultAuthority(VaultRoots):
         mount: str = "pki",
         role: str = "meshwarden",
         on_issued: OnIssued | None = None,
+        memory: VaultMemory | None = None,
     ) -> "DirectVaultAuthority":
         """Connects and has a leaf for nobody signed, so that a mistake in the role shows here.
 
@@ -75,14 +79,20 @@ class DirectVaultAuthority(VaultRoots):
             mount: the path of the PKI engine.
             role: the role of that engine, as deploy/vault/direct-role.json has it.
             on_issued: told of the certificate that Vault signs with, at start and when another takes its place.
+            memory: what was kept; None keeps nothing.
 
         Raises:
-            AuthorityError: Vault can't be reached, refuses, or signs what is of no use.
+            AuthorityError: Vault refuses, or signs what is of no use; or it is away, and no roots were kept.
         """
-        authority = cls(client, mount, role, trust_domain, clock, on_issued)
+        authority = cls(client, mount, role, trust_domain, clock, on_issued, memory)
         try:
-            await authority.bundle()
-            await authority._by_signer(authority._try)
+            if memory is not None:
+                await asyncio.to_thread(memory.drop_issuer)  # of the other form
+            away = await authority._begin()
+            if away is None:
+                await authority._by_signer(authority._try)
+            else:
+                authority._failure = clock(), away
         except BaseException:
             await authority.close()
             raise
@@ -97,7 +107,14 @@ class DirectVaultAuthority(VaultRoots):
     @property
     def fault(self) -> str:
         """What is wrong with Vault, or with our login; empty if nothing is."""
-        return self._client.fault or self._unread or (str(self._failure[1]) if self._failure is not None else "")
+        return self._away or (str(self._failure[1]) if self._failure is not None else "")
+
+    @property
+    def _meanwhile(self) -> str:
+        return "signing waits for it"
+
+    def _returned(self) -> None:
+        self._failure = None
 
     async def _try(self, signer: Issuer) -> None:
         probe, key = LeafTemplate(SpiffeId(self.trust_domain, "/probe"), MIN_TTL), new_key()
@@ -178,7 +195,18 @@ class DirectVaultAuthority(VaultRoots):
         """Keeps the login fresh until it is cancelled, and sees whether Vault is there."""
         while True:
             wait = await self._client.tend()
+            if self._failure is not None and not self._client.fault:
+                await self._try_again()
             await asyncio.sleep(wait.total_seconds())
+
+    async def _try_again(self) -> None:
+        """Sees whether it signs again, so that what has failed isn't told until somebody asks for a certificate."""
+        try:
+            await self._by_signer(self._try)
+        except AuthorityError as error:
+            LOG.info("Vault is there and signs nothing yet: %s", error)
+        else:
+            self._failure = None
 
     async def close(self) -> None:
         """Ends connections."""

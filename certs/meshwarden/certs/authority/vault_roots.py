@@ -1,29 +1,46 @@
-"""Roots that a PKI engine keeps, for both forms of an authority in Vault. `vault_slots` says how states are kept."""
+"""Roots that a PKI engine keeps, for both forms of an authority in Vault. `vault_slots` says how states are kept.
+
+What the engine said last is kept (`vault_memory`), and stands where it is away when we start, as it does when it goes
+away later: whoever refuses us is there, and is believed.
+"""
 
 import asyncio
+import logging
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from meshwarden.certs.authority import slot, vault_slots
+from meshwarden.certs.authority.kept import KeptUnusable
 from meshwarden.certs.authority.port import Authority, AuthorityError, AuthorityUnavailable
 from meshwarden.certs.authority.slot import RootRefused, Roots, SlotState
 from meshwarden.certs.authority.vault_chain import read_chain
 from meshwarden.certs.authority.vault_client import VaultClient
+from meshwarden.certs.authority.vault_memory import VaultMemory
 from meshwarden.certs.authority.vault_slots import PREPARED, REVOKED, Call, Issuer, Kept, Slot
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.issue import authority_name
 from meshwarden.certs.svid import new_key
 
+# An engine that could not be reached isn't asked again for so long which roots there are.
+PAUSE = timedelta(seconds=3)
+LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class VaultRoots(Authority):
     """An authority whose roots are issuers of a PKI engine."""
 
-    def __init__(self, client: VaultClient, mount: str, trust_domain: str, clock: Callable[[], datetime]) -> None:
-        self._client, self._mount = client, mount
+    def __init__(
+        self,
+        client: VaultClient,
+        mount: str,
+        trust_domain: str,
+        clock: Callable[[], datetime],
+        memory: VaultMemory | None = None,
+    ) -> None:
+        self._client, self._mount, self._memory = client, mount, memory
         self._domain, self._now = trust_domain, clock
         self._looking = asyncio.Lock()
         # What the engine's list said at the last look, and what that means.
@@ -31,6 +48,30 @@ class VaultRoots(Authority):
         self._kept: Kept | None = None
         self._known: Bundle | None = None
         self._unread = ""
+        # When it was last found away.
+        self._missed: datetime | None = None
+        # Whether what is known is what an earlier start has kept.
+        self._is_recalled = False
+        # What the memory has, and why it doesn't have what is known; empty if it does.
+        self._remembered: Kept | None = None
+        self._unkept = ""
+
+    @property
+    @abstractmethod
+    def _meanwhile(self) -> str:
+        """What becomes of signing while what is known is only what was kept."""
+
+    @abstractmethod
+    def _returned(self) -> None:
+        """It is there, for the first time since we have started: nothing waits for another try any more."""
+
+    @property
+    def _away(self) -> str:
+        """What is wrong with Vault, with our login, or with what is kept of it; empty if nothing is."""
+        said = self._client.fault or self._unread
+        if self._is_recalled:
+            return f"started without Vault, which is asked every few seconds; {self._meanwhile} ({said})"
+        return said or self._unkept
 
     @abstractmethod
     async def _try(self, signer: Issuer) -> None:
@@ -60,12 +101,45 @@ class VaultRoots(Authority):
     async def roots(self) -> Roots:
         """Returns the roots with their states, as the engine has them; while it is away, as it had them."""
         async with self._looking:
+            if self._kept is not None and self._missed is not None and self._now() - self._missed < PAUSE:
+                return self._kept.states
             try:
                 return (await self._look()).states
             except AuthorityUnavailable:
                 if self._kept is None:
                     raise
+                self._missed = self._now()
                 return self._kept.states
+
+    async def _begin(self) -> AuthorityUnavailable | None:
+        """Sees which roots there are; where the engine is away, takes what was kept of it, and returns how it is away.
+
+        Raises:
+            AuthorityUnavailable: nothing was kept that can be used.
+            AuthorityError: the engine refuses.
+        """
+        try:
+            await self.roots()
+        except AuthorityUnavailable as error:
+            self._adopt(await self._recalled(error))
+            self._is_recalled, self._missed = True, self._now()
+            LOG.warning("started without Vault, with the roots that it had: %s", error)
+            return error
+        return None
+
+    async def _recalled(self, error: AuthorityUnavailable) -> Kept:
+        reason = "nothing was kept of its roots"
+        if self._memory is not None:
+            try:
+                kept = await asyncio.to_thread(self._memory.roots)
+            except KeptUnusable as unusable:
+                kept, reason = None, str(unusable)
+            if kept is not None:
+                return kept
+        raise AuthorityUnavailable(
+            f"{error}\nNobody can start without it here: {reason}. Start Vault, or unseal it; once it was there, "
+            "a start does without"
+        )
 
     async def prepare(self, now: datetime) -> Roots:
         """Makes a new root in the engine, which is trusted from now on and signs nothing yet."""
@@ -141,8 +215,24 @@ class VaultRoots(Authority):
         except AuthorityError as error:
             self._unread = str(error)
             raise
-        self._unread = ""
-        return self._adopt(kept)
+        self._unread, self._missed = "", None
+        if self._is_recalled:
+            self._is_recalled = False
+            self._returned()
+        self._adopt(kept)
+        await self._remember(kept)
+        return kept
+
+    async def _remember(self, kept: Kept) -> None:
+        if self._memory is None or kept is self._remembered:
+            return
+        try:
+            await asyncio.to_thread(self._memory.keep_roots, kept)
+        except OSError as error:
+            self._unkept = f"a start without Vault would not know these roots, they can't be kept: {error}"
+            LOG.error("roots not kept: %s", error)
+        else:
+            self._remembered, self._unkept = kept, ""
 
     async def _read(self) -> tuple[Kept, Call | None]:
         path = f"{self._mount}/issuers"
@@ -174,13 +264,12 @@ class VaultRoots(Authority):
             return None
         return vault_slots.read_issuer(issuer_id, name, is_default, chain)
 
-    def _adopt(self, kept: Kept) -> Kept:
+    def _adopt(self, kept: Kept) -> None:
         self._kept = kept
         revision = 1 if self._known is None else self._known.revision + 1
         bundle = Bundle.of(self._domain, [slot.signer.root for slot in kept.slots], revision)
         if self._known is None or bundle.roots != self._known.roots:
             self._known = bundle
-        return kept
 
     async def _generate(self, like: Slot) -> None:
         path = f"{self._mount}/issuers/generate/root/internal"

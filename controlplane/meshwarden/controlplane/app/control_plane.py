@@ -98,12 +98,12 @@ class ControlPlane:
         inner.mkdir(mode=0o700, exist_ok=True)
         async with AsyncExitStack() as closing:
             closing.callback(self._gathering.durable.close)
-            await self._identity.serving.issue()
+            await self._identity.serving.start()
             await self._identity.jwt.open()
             self._engines.region_trust.listen(self._take_keys)
             self._take_keys()
             if self._identity.operator is not None:
-                await self._identity.operator.issue()
+                await self._identity.operator.start()
             self._listen_for_roots()
             await self._publishing.rotation.follow()
             front = await closing.enter_async_context(Front(inner / "api.sock", on_refused=self._no_handshake))

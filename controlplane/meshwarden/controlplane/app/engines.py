@@ -1,5 +1,6 @@
 """Picks the engines that the configuration names: store, audit log, who signs and who judges, where telemetry goes."""
 
+import asyncio
 import platform
 import random
 import time
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from meshwarden.certs.authority.disk import DiskAuthority
+from meshwarden.certs.authority.kept import KeptFiles
 from meshwarden.certs.authority.memory import MemoryAuthority
-from meshwarden.certs.authority.port import Authority, OnIssued, Secret
+from meshwarden.certs.authority.port import Authority, OnIssued
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.audit.anchor import Anchor
 from meshwarden.controlplane.audit.count import CountedAuditLog
@@ -23,14 +25,15 @@ from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.config.identity import X509PopAttestorConfig
 from meshwarden.controlplane.config.telemetry import OtlpConfig
 from meshwarden.controlplane.config.vault import VaultConfig
-from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
+from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport, Withheld
 from meshwarden.controlplane.gather.header import BadHeader, Headers
 from meshwarden.controlplane.identity.attestor import Attestor
 from meshwarden.controlplane.identity.issuing import recorder
+from meshwarden.controlplane.identity.jwt_seal import Passphrase
 from meshwarden.controlplane.regions.authority import RegionalAuthority
 from meshwarden.controlplane.regions.trust import RegionTrust
 from meshwarden.controlplane.secrets.live import Setting
-from meshwarden.controlplane.secrets.port import SecretError
+from meshwarden.controlplane.secrets.port import SecretAway, SecretError
 from meshwarden.controlplane.secrets.reference import SCHEME
 from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.secrets.watch import SecretWatch
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from meshwarden.controlplane.identity.vault_token import VaultTokens
 
 AUDIT = "audit.jsonl"
+KEPT = "kept"
 # What the configuration calls signals, and we call things.
 SIGNALS = {"traces": "span", "metrics": "point", "logs": "log"}
 
@@ -56,8 +60,10 @@ class Engines:
     authority: Authority
     backends: tuple[Backend, ...]
     secrets: Secrets
-    # What the keys of JWT-SVIDs are encrypted under in the store; None keeps them in memory.
-    jwt_passphrase: Secret | None
+    # What is kept for a start without whoever signs; None where they are here.
+    kept: KeptFiles | None
+    # Reads what the keys of JWT-SVIDs are encrypted under in the store; None keeps them in memory.
+    jwt_passphrase: Passphrase | None
     # What of the configuration may change in Vault.
     settings: tuple[Setting, ...]
     # Looks up the tokens that operators log in with; None if none does.
@@ -81,13 +87,13 @@ async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStac
     audit = CountedAuditLog(events)
     anchor = Anchor(store, audit, lambda: events.end, config.state_dir / AUDIT, writer(config), utc_now)
     secrets = Secrets(vault=config.vault or _vault_of(config))
-    own = await closing.enter_async_context(_authority(config, secrets, recorder(audit, tracing)))
+    kept = await _kept(config, secrets)
+    own = await closing.enter_async_context(_authority(config, secrets, recorder(audit, tracing), kept))
     region_trust = await RegionTrust.open(store, [peer.region for peer in config.peer], utc_now)
     authority = RegionalAuthority(own, region_trust) if config.peer else own
     found = [await _backend(backend, secrets) for backend in config.otlp]
     backends = tuple(backend for backend, _ in found)
     attestors = await _attestors(config, secrets, closing)
-    passphrase = await _jwt_passphrase(config, secrets)
     settings = (*(setting for _, setting in found), *await _fixed(config, secrets))
     logins = _logins(config, secrets, closing)
     return Engines(
@@ -97,7 +103,8 @@ async def open_engines(config: Config, tracing: Provider, closing: AsyncExitStac
         authority,
         backends,
         secrets,
-        passphrase,
+        kept,
+        _jwt_passphrase(config, secrets),
         settings,
         logins,
         attestors,
@@ -110,11 +117,24 @@ def writer(config: Config) -> str:
     return f"{platform.node()}:{config.state_dir}"
 
 
-async def _jwt_passphrase(config: Config, secrets: Secrets) -> Secret | None:
+def _jwt_passphrase(config: Config, secrets: Secrets) -> Passphrase | None:
     chosen = config.authority
     own = chosen.passphrase if isinstance(chosen, DiskAuthorityConfig) else None
     reference = config.jwt_passphrase or own
-    return await secrets.resolve(reference) if reference is not None else None
+
+    async def read() -> SecretStr:
+        assert reference is not None  # noqa: S101 - or it isn't called
+        return await secrets.resolve(reference)
+
+    return read if reference is not None else None
+
+
+async def _kept(config: Config, secrets: Secrets) -> KeptFiles | None:
+    chosen = config.authority
+    if not isinstance(chosen, VaultAuthorityConfig):
+        return None
+    passphrase = await secrets.resolve(chosen.passphrase) if chosen.passphrase is not None else None
+    return await asyncio.to_thread(KeptFiles, config.state_dir / KEPT, config.trust_domain, passphrase)
 
 
 def _vault_of(config: Config) -> VaultConfig | None:
@@ -122,11 +142,13 @@ def _vault_of(config: Config) -> VaultConfig | None:
 
 
 @asynccontextmanager
-async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> AsyncIterator[Authority]:
+async def _authority(
+    config: Config, secrets: Secrets, on_issued: OnIssued, kept: KeptFiles | None
+) -> AsyncIterator[Authority]:
     chosen = config.authority
     authority: Authority
     if isinstance(chosen, VaultAuthorityConfig):
-        authority = await _vault_authority(config.trust_domain, chosen, secrets, on_issued)
+        authority = await _vault_authority(config.trust_domain, chosen, secrets, on_issued, kept)
     elif isinstance(chosen, DiskAuthorityConfig):
         authority = await DiskAuthority.open(
             chosen.directory or config.state_dir / "ca",
@@ -146,13 +168,15 @@ async def _authority(config: Config, secrets: Secrets, on_issued: OnIssued) -> A
 
 
 async def _vault_authority(
-    trust_domain: str, chosen: VaultAuthorityConfig, secrets: Secrets, on_issued: OnIssued
+    trust_domain: str, chosen: VaultAuthorityConfig, secrets: Secrets, on_issued: OnIssued, kept: KeptFiles | None
 ) -> Authority:
     # Most control planes start without Vault, and the sooner.
     from meshwarden.certs.authority.vault import VaultAuthority
     from meshwarden.certs.authority.vault_direct import DirectVaultAuthority
+    from meshwarden.certs.authority.vault_memory import VaultMemory
     from meshwarden.controlplane.secrets.vault_login import client_of
 
+    memory = VaultMemory(kept, chosen.mount) if kept is not None else None
     client = client_of(chosen, secrets.resolve)
     if chosen.form == "direct":
         return await DirectVaultAuthority.open(
@@ -162,9 +186,10 @@ async def _vault_authority(
             trust_domain=trust_domain,
             clock=utc_now,
             on_issued=on_issued,
+            memory=memory,
         )
     return await VaultAuthority.open(
-        client, mount=chosen.mount, trust_domain=trust_domain, clock=utc_now, on_issued=on_issued
+        client, mount=chosen.mount, trust_domain=trust_domain, clock=utc_now, on_issued=on_issued, memory=memory
     )
 
 
@@ -206,20 +231,33 @@ async def _attestors(config: Config, secrets: Secrets, closing: AsyncExitStack) 
 
 async def _backend(config: OtlpConfig, secrets: Secrets) -> tuple[Backend, Setting]:
     references = {**config.headers, **({"authorization": config.authorization} if config.authorization else {})}
-    values = {name: await secrets.resolve(said) for name, said in references.items()}
+    values, away = await _present(references, secrets)
 
     def headers(values: Mapping[str, SecretStr]) -> Headers:
         return Headers({name: value.get_secret_value() for name, value in values.items()}, config.tenant_header)
 
     what = f"[[otlp]] {config.name}"
     try:
-        first = headers(values)
+        first = Withheld(f"waits for its secret: {away}") if away else headers(values)
     except BadHeader as error:
         raise SecretError(f"{what}: {error}") from None
     transport = (GrpcTransport if config.protocol == "grpc" else HttpTransport)(config.endpoint, first)
     signals = frozenset(SIGNALS[signal] for signal in config.signals)
     backend = Backend(config.name, transport, signals, config.max_queue_bytes)
-    return backend, Setting(what, references, values, lambda values: transport.use(headers(values)))
+    return backend, Setting(what, references, values, lambda values: transport.use(headers(values)), away)
+
+
+async def _present(references: Mapping[str, str], secrets: Secrets) -> tuple[dict[str, SecretStr], str]:
+    """Returns {name: value} of what can be read now, and why the rest, which is followed in Vault, can't be."""
+    values, away = {}, ""
+    for name, said in references.items():
+        try:
+            values[name] = await secrets.resolve(said)
+        except SecretAway as error:
+            if not said.startswith(SCHEME):
+                raise  # read at start alone
+            away = str(error)
+    return values, away
 
 
 async def _fixed(config: Config, secrets: Secrets) -> list[Setting]:
@@ -228,7 +266,11 @@ async def _fixed(config: Config, secrets: Secrets) -> list[Setting]:
     if isinstance(config.authority, DiskAuthorityConfig):
         said["[authority] passphrase"] = config.authority.passphrase
     found = {what: reference for what, reference in said.items() if reference and reference.startswith(SCHEME)}
-    return [Setting(what, {"": said}, {"": await secrets.resolve(said)}) for what, said in found.items()]
+    settings = []
+    for what, place in found.items():
+        values, away = await _present({"": place}, secrets)
+        settings.append(Setting(what, {"": place}, values, None, away))
+    return settings
 
 
 def secret_watch(config: Config, secrets: Secrets, rng: random.Random) -> SecretWatch:

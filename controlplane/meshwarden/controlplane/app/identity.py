@@ -44,7 +44,9 @@ class Identity:
 def identity(config: Config, engines: Engines, rng: random.Random, tracing: Provider) -> Identity:
     """Makes them; nothing runs yet."""
     store, audit, authority, domain = engines.store, engines.audit, engines.authority, config.trust_domain
-    serving = ServingIdentity(authority, domain, config.region, audit=audit, clock=utc_now, rng=rng, provider=tracing)
+    serving = ServingIdentity(
+        authority, domain, config.region, audit=audit, clock=utc_now, rng=rng, provider=tracing, kept=engines.kept
+    )
     endpoint = config.spiffe_endpoint
     jwt = JwtAuthority(
         store,

@@ -119,7 +119,7 @@ def _admin(
             audit=engines.audit,
             gather=gathering.gather,
             secrets=publishing.secrets.watch.faults,
-            settings=publishing.settings.faults,
+            settings=lambda: [*publishing.settings.faults(), *filter(None, [identity.jwt.fault])],
             svid=identity.serving.svid,
             roots=lambda: rotation.known,
         ),

@@ -152,8 +152,8 @@ def _control_plane(health: ControlPlaneHealth, now: datetime) -> Iterator[Findin
             subject,
             Cause.AUTHORITY_AWAY,
             health.authority_error,
-            "certificates are signed until the issuing one ends, and no longer: see that Vault is there, unsealed, and "
-            "takes our token",
+            "what is signed lasts until it ends, and what an issuing key still signs, too: see that Vault is there, "
+            "unsealed, and takes our token",
         )
     if health.secrets_error:
         yield Finding(
@@ -170,7 +170,8 @@ def _control_plane(health: ControlPlaneHealth, now: datetime) -> Iterator[Findin
             subject,
             Cause.SETTINGS_OLD,
             health.settings_error,
-            "start the control plane again, and see before that what it opens was put under the new value too",
+            "what waits is taken once Vault is there; for another value start the control plane again, and see before "
+            "that what it opens was put under that, too",
         )
     if health.HasField("not_after"):
         yield from _end(subject, health.not_after.ToDatetime(UTC) - now, "see `meshwarden logs server`")

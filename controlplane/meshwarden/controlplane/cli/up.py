@@ -50,6 +50,7 @@ def _reach(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     type=click.Choice(["upstream", "direct"]),
     help="Who signs with --vault: the control plane below OpenBao's root, or OpenBao itself.  [default: upstream]",
 )
+@click.option("--vault-away", is_flag=True, help="Stop that OpenBao for as long as the checks take, with --check.")
 @click.option("--for", "for_s", type=click.FloatRange(min=0), metavar="SECONDS", help="End by itself after so long.")
 @click.option(
     "--samples",
@@ -93,6 +94,7 @@ def up(
     state_dir: Path | None,
     vault: bool,
     vault_form: str | None,
+    vault_away: bool,
     for_s: float | None,
     samples: tuple[str, ...],
     no_samples: bool,
@@ -117,6 +119,8 @@ def up(
         raise click.UsageError("--check has telemetry sent to itself: leave out --otlp-endpoint")
     if vault_form is not None and not vault:
         raise click.UsageError("--vault-form is of --vault: say that, too")
+    if vault_away and not (vault and check):
+        raise click.UsageError("--vault-away is of --vault and --check: say those, too")
     if tail_sampling is not None and otlp_endpoint is None:
         raise click.UsageError("--tail-sampling is of what goes to --otlp-endpoint: say that, too")
     if regions and (check or not listen.endswith(":0") or not metrics_listen.endswith(":0")):
@@ -128,6 +132,7 @@ def up(
         trust_domain=trust_domain,
         vault=vault,
         vault_form=vault_form or "upstream",
+        vault_away=vault_away,
         samples=chosen,
         check=check,
         json=as_json,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from meshwarden.controlplane.config.value import REFERENCE, VAULT_PATH, Frozen
+from meshwarden.controlplane.config.value import REFERENCE, VAULT_PATH, VAULT_REFERENCE, Frozen
 from meshwarden.controlplane.config.vault import VaultConfig
 
 
@@ -33,6 +33,9 @@ class VaultAuthorityConfig(VaultConfig):
     mount: str = Field(default="pki", pattern=VAULT_PATH)
     # The role of that engine which leaves are signed under; for "direct".
     role: str = Field(default="meshwarden", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    # What is kept for a start without Vault is encrypted under this: a reference, not into Vault itself. With it, the
+    # issuing key of "upstream" is kept, too; left out, that ends with the process.
+    passphrase: str | None = Field(default=None, pattern=VAULT_REFERENCE)
 
 
 class MemoryAuthorityConfig(Frozen):

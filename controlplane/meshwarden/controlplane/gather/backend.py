@@ -92,6 +92,21 @@ class Transport(Protocol):
         """Lets go of connections."""
 
 
+class Withheld:
+    """In place of headers that are not known yet: nothing is sent without them."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def of(self, tenant: str) -> dict[str, str]:
+        """Refuses.
+
+        Raises:
+            Away: always; says why.
+        """
+        raise Away(self._reason)
+
+
 @dataclass(frozen=True)
 class Backend:
     """A backend that telemetry goes on to.
@@ -112,14 +127,14 @@ class Backend:
 class GrpcTransport:
     """OTLP over gRPC."""
 
-    def __init__(self, endpoint: str, headers: Headers | None = None) -> None:
+    def __init__(self, endpoint: str, headers: Headers | Withheld | None = None) -> None:
         """Connects when first used.
 
         Raises:
             ValueError: the endpoint is not "http://host:port" or "https://host:port".
         """
         target, is_secure = parse_endpoint(endpoint)
-        self._headers = headers or Headers()
+        self._headers: Headers | Withheld = headers or Headers()
         self._channel = (
             grpc.aio.secure_channel(target, grpc.ssl_channel_credentials())
             if is_secure
@@ -159,7 +174,9 @@ class GrpcTransport:
 class HttpTransport:
     """OTLP over HTTP, protobuf."""
 
-    def __init__(self, endpoint: str, headers: Headers | None = None, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, endpoint: str, headers: Headers | Withheld | None = None, deadline_s: float = DEADLINE_S
+    ) -> None:
         """Connects when first used.
 
         Args:
@@ -170,7 +187,8 @@ class HttpTransport:
         # With all that `requests` needs: most control planes start without.
         from meshwarden.controlplane.gather import hasty
 
-        self._endpoint, self._headers = endpoint.rstrip("/"), headers or Headers()
+        self._endpoint = endpoint.rstrip("/")
+        self._headers: Headers | Withheld = headers or Headers()
         self._within, self._deadline_s = hasty.within, deadline_s
         self._session = hasty.session()
         self._session.trust_env = False  # no proxies, no .netrc

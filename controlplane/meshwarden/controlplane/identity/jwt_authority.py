@@ -7,17 +7,15 @@ anything that it has signed lasts:
 
     prepared at 1/2 of its predecessor's life ─▶ active at 5/6 ─▶ old, an hour
 
-The first key is active at once: agents learn of it as their sessions begin. Without a passphrase a private key is in
-its process's memory alone, and each process has keys of its own. A record is good for an hour and extended by whoever
-has its private key; of a process that has ended for good, nothing is left an hour later.
+The first key is active at once: agents learn of it as their sessions begin. Without a passphrase, or until it can be
+read, a private key is in its process's memory alone, and each process has keys of its own. A record is good for an hour
+and extended by whoever has its private key; of a process that has ended for good, nothing is left an hour later.
 """
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, cast
 
@@ -25,7 +23,7 @@ import anyio
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from meshwarden.certs.authority.port import Secret
+from meshwarden.certs.authority.port import AuthorityLocked
 from meshwarden.certs.authority.slot import RootRefused, SlotState
 from meshwarden.certs.clock import Clock
 from meshwarden.certs.csr import PublicKey
@@ -37,8 +35,9 @@ from meshwarden.certs.svid import new_key
 from meshwarden.controlplane.audit.port import AuditLog, AuditUnavailable
 from meshwarden.controlplane.identity import jwt_key
 from meshwarden.controlplane.identity.jwt_key import BY_ITSELF, HOLD, KEYS, PREPARE_AT, SIGNING, JwtKeyRecord
-from meshwarden.controlplane.identity.jwt_seal import SEAL, JwtSeal
+from meshwarden.controlplane.identity.jwt_seal import SEAL, JwtLock, Passphrase
 from meshwarden.controlplane.identity.record import RecordError
+from meshwarden.controlplane.secrets.port import SecretError
 from meshwarden.controlplane.store.port import ABSENT, Ambiguous, Conflict, Delete, Op, Put, Store, StoreError
 
 # A record that has less than this left is extended, and one that has more than HOLD, as after a clock was set back.
@@ -48,6 +47,7 @@ MAX_PUBLISHED: Final = 48
 ATTEMPTS: Final = 3
 TICK_S: Final = 15.0
 RETRY_S: Final = 1.0
+RETRY_LOCKED_S: Final = 5.0
 
 log = structlog.get_logger()
 
@@ -63,7 +63,7 @@ class JwtAuthority:
         *,
         trust_domain: str,
         issuer: str = "",
-        passphrase: Secret | None = None,
+        passphrase: Passphrase | None = None,
     ) -> None:
         """Makes one.
 
@@ -73,11 +73,11 @@ class JwtAuthority:
             clock: the present, aware.
             trust_domain: whose identities it signs for.
             issuer: the `iss` of tokens, "https://oidc.mesh.example"; empty for none.
-            passphrase: what private keys are encrypted under; None keeps them in memory alone.
+            passphrase: reads what private keys are encrypted under; None keeps them in memory alone.
         """
         self._store, self._audit, self._clock = store, audit, clock
-        self._trust_domain, self._issuer, self._passphrase = trust_domain, issuer, passphrase
-        self._seal: JwtSeal | None = None
+        self._trust_domain, self._issuer = trust_domain, issuer
+        self._lock = JwtLock(store, trust_domain, passphrase)
         self._records: dict[str, tuple[JwtKeyRecord, int]] = {}
         self._keys: dict[str, ec.EllipticCurvePrivateKey] = {}
         self._signing: tuple[str, ec.EllipticCurvePrivateKey] | None = None
@@ -90,6 +90,11 @@ class JwtAuthority:
         """The ids of those keys of the bundle that must not be relied on."""
         self.missing: Callable[[str], Mapping[str, str]] = lambda _: {}
         """The nodes that don't know a key, {which: why}: its activation waits for them, at most until a week ends."""
+
+    @property
+    def fault(self) -> str:
+        """Why the passphrase is not read yet; empty if it is, or there is none."""
+        return self._lock.fault
 
     def bundle(self) -> JwtBundle:
         """Returns the trust domain's JWT keys; the same object until they change."""
@@ -128,9 +133,8 @@ class JwtAuthority:
         Raises:
             StoreError: it can't be had or published.
             AuthorityLocked: the passphrase doesn't open what is there.
+            SecretError: there is no passphrase where it should be.
         """
-        if self._passphrase is not None:
-            self._seal = await self._take_seal(self._passphrase)
         for attempt in range(ATTEMPTS):
             try:
                 await self.tend()
@@ -222,12 +226,12 @@ class JwtAuthority:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(RETRY_LOCKED_S if self.fault else TICK_S)
             try:
                 await self.tend()
             except (Conflict, Ambiguous) as error:  # another control plane was faster
                 log.info("jwt_keys.reread", reason=str(error))
-            except StoreError as error:
+            except (StoreError, SecretError, AuthorityLocked) as error:
                 log.warning("jwt_key.not_tended", error=str(error))
 
     async def tend(self) -> None:
@@ -235,13 +239,17 @@ class JwtAuthority:
 
         Raises:
             StoreError: the store doesn't answer, or somebody else has changed something.
+            AuthorityLocked: the passphrase doesn't open what is there.
+            SecretError: there is no passphrase where it should be.
         """
         async with self._changing:
+            await self._lock.open()
             await self._load()
             now = self._clock()
             if self.slots()[0] is None:
                 await self._begin()
-            await self._commit([record.extended(now) for record in self._lapsing()])
+            lapsing = [record.extended(now) for record in self._lapsing()]
+            await self._commit([self._lock.close(record, self._keys[record.kid]) for record in lapsing])
             active, waiting = self.slots()
             if active is not None and waiting is None and now >= active.begun + PREPARE_AT:
                 await self._prepare(BY_ITSELF)
@@ -257,13 +265,13 @@ class JwtAuthority:
     def _lapsing(self) -> list[JwtKeyRecord]:
         now = self._clock()
         ours = (record for record, _ in self._records.values() if record.kid in self._keys)
-        return [record for record in ours if not LEAST < record.end - now <= HOLD]
+        return [record for record in ours if not LEAST < record.end - now <= HOLD or self._lock.is_late_for(record)]
 
     async def _begin(self) -> None:
         """Makes the first key; of those who begin at once, one does."""
         record = self._new(SlotState.ACTIVE)
         guard: list[Op] = []
-        if self._seal is not None:
+        if self._lock.seal is not None:
             stored, _ = await self._store.get(SEAL)
             if stored is not None:  # written again, so that whoever else begins with it has a conflict
                 guard = [Put(SEAL, stored.value, stored.revision)]
@@ -294,7 +302,7 @@ class JwtAuthority:
         key, now = new_key(), self._clock()
         record = JwtKeyRecord(thumbprint(key.public_key()), key.public_key(), state, now, now, now + HOLD)
         self._keys[record.kid] = key
-        return record if self._seal is None else replace(record, sealed=self._seal.seal(key))
+        return self._lock.close(record, key)
 
     async def _tell(self, act: str, kid: str, by: str, reason: str, **more: Any) -> None:
         await self._record(f"jwt_key.{act}", kid=kid, by=by, reason=reason, **more)
@@ -306,17 +314,6 @@ class JwtAuthority:
             log.error("jwt_key.not_audited", event_name=event, error=str(error), **fields)
 
     # -- the store
-
-    async def _take_seal(self, passphrase: Secret) -> JwtSeal:
-        """Opens the seal of the store, or makes it."""
-        while True:
-            stored, _ = await self._store.get(SEAL)
-            # scrypt takes its time, and gives the loop to others meanwhile.
-            if stored is not None:
-                return await asyncio.to_thread(JwtSeal.decode, self._trust_domain, passphrase, stored.value)
-            new = await asyncio.to_thread(JwtSeal.new, self._trust_domain, passphrase)
-            with contextlib.suppress(Conflict, Ambiguous):  # what is there then is read
-                await self._store.commit([Put(SEAL, new.encode(), ABSENT)])
 
     async def _commit(
         self, changed: Sequence[JwtKeyRecord], dropped: Sequence[JwtKeyRecord] = (), guard: Sequence[Op] = ()
@@ -376,8 +373,8 @@ class JwtAuthority:
         self._records[record.kid] = record, revision
         if record.state not in SIGNING:
             self._keys.pop(record.kid, None)
-        elif record.kid not in self._keys and record.sealed and self._seal is not None:
-            key = self._seal.open(record.kid, record.sealed)
+        elif record.kid not in self._keys and record.sealed and self._lock.seal is not None:
+            key = self._lock.seal.open(record.kid, record.sealed)
             if key is None:
                 log.error("jwt_key.sealed_otherwise", kid=record.kid)
             else:

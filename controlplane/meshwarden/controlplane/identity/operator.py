@@ -10,7 +10,7 @@ import structlog
 from opentelemetry.trace import TracerProvider
 
 from meshwarden.certs import files
-from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.authority.port import Authority, AuthorityUnavailable
 from meshwarden.certs.authority.slot import Roots
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import make_csr
@@ -69,6 +69,32 @@ class OperatorCredential:
         self._svid: X509Svid | None = None
         self._bundle: Bundle | None = None
         self._due = clock()
+
+    async def start(self) -> None:
+        """Issues the first certificate; where who signs is away, leaves what is published, which may have ended.
+
+        Raises:
+            CertsError: the authority refuses.
+            AuditError: it can't be recorded.
+            OSError: it can't be written.
+        """
+        try:
+            await self.issue()
+        except AuthorityUnavailable as error:
+            await self._resume()
+            kept = self._svid.serial if self._svid is not None else None
+            log.warning("operator.not_issued", spiffe_id=str(self._template.spiffe_id), kept=kept, reason=str(error))
+
+    async def _resume(self) -> None:
+        """Takes what is published, if it is still good."""
+        bundle, roots = await self._authority.bundle(), await self._authority.roots()
+        try:
+            svid = X509Svid.load(*await asyncio.to_thread(files.read, self._directory, "tls.crt", "tls.key"))
+        except (OSError, CertsError):
+            return
+        is_ours = svid.spiffe_id == self._template.spiffe_id and leads_to_good(svid, bundle, roots)
+        if is_ours and self._clock() < svid.not_after:
+            await self._publish(svid, bundle)
 
     async def issue(self) -> X509Svid:
         """Issues the next certificate and publishes it.

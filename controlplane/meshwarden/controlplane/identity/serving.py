@@ -1,28 +1,41 @@
-"""The control plane's own certificate: issued by its own authority, renewed before it ends."""
+"""The control plane's own certificate: issued by its own authority, renewed before it ends.
+
+Where who signs is away when the control plane starts, the one that an earlier run has kept serves, if it is still good,
+until there is another.
+"""
 
 import asyncio
+import base64
+import json
 import random
 import ssl
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_private_key
 from opentelemetry.trace import TracerProvider
 
-from meshwarden.certs.authority.port import Authority
+from meshwarden.certs.authority.kept import KeptFiles, KeptUnusable
+from meshwarden.certs.authority.port import Authority, AuthorityUnavailable
 from meshwarden.certs.authority.slot import Roots
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import make_csr
+from meshwarden.certs.error import UNREADABLE, CertsError
 from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name, region_dns_name
 from meshwarden.certs.rotation import renew_at
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
+from meshwarden.certs.verify import verify_chain
 from meshwarden.controlplane.audit.port import AuditLog, AuditUnavailable
 from meshwarden.controlplane.identity.renewal import Renewals, leads_to_good, note_issued, until_due
 from meshwarden.sdk.mtls.tls import server_context
 
 LIFE = timedelta(hours=1)
 RETRY_S = 5.0
+KEPT = "svid"
 
 log = structlog.get_logger()
 
@@ -40,7 +53,10 @@ class ServingIdentity:
         clock: Callable[[], datetime],
         rng: random.Random,
         provider: TracerProvider | None = None,
+        kept: KeptFiles | None = None,
     ) -> None:
+        """Has no certificate yet; keeps those that it gets in `kept`, None for nowhere."""
+        self._kept = kept
         self._renewals = Renewals(provider)
         self._authority, self._audit, self._clock, self._rng = authority, audit, clock, rng
         names = (control_plane_dns_name(trust_domain), region_dns_name(trust_domain, region))
@@ -78,6 +94,69 @@ class ServingIdentity:
         elif bundle is not self._bundle:
             self._take(self._svid, bundle)
 
+    async def start(self) -> None:
+        """Issues the first certificate, or takes the one that was kept, where who signs is away.
+
+        Raises:
+            CertsError: the authority can't sign now, and none was kept that is good.
+        """
+        try:
+            await self.issue()
+        except AuthorityUnavailable as away:
+            try:
+                await self._resume()
+            except CertsError as error:
+                raise AuthorityUnavailable(
+                    f"{away}\nThe control plane has no certificate to show meanwhile: {error}. Start Vault, or unseal "
+                    'it; with form = "upstream" and a `passphrase` under [authority] the next such start does without '
+                    "for days"
+                ) from None
+            log.warning(
+                "control plane certificate of before", serial=self._svid and self._svid.serial, reason=str(away)
+            )
+
+    async def _resume(self) -> None:
+        """Takes the certificate that was kept.
+
+        Raises:
+            CertsError: it isn't good, or there is none.
+        """
+        svid = await asyncio.to_thread(self._read)
+        bundle, roots = await self._authority.bundle(), await self._authority.roots()
+        if self._clock() >= svid.not_after:
+            raise KeptUnusable(f"the one that was kept has ended, {svid.not_after.isoformat()}")
+        verify_chain(svid.chain_der(), {bundle.trust_domain: bundle}, self._clock())
+        if svid.spiffe_id != self._template.spiffe_id:
+            raise KeptUnusable(f"the one that was kept is {svid.spiffe_id}'s, this is {self._template.spiffe_id}")
+        if not leads_to_good(svid, bundle, roots):
+            raise KeptUnusable("the one that was kept leads to a root that is tainted")
+        self._take(svid, bundle)
+        self._due = self._clock()
+
+    def _read(self) -> X509Svid:
+        content = self._kept.read(KEPT) if self._kept is not None else None
+        if content is None:
+            raise KeptUnusable("none was kept by an earlier run")
+        try:
+            words = json.loads(content)
+            chain = [x509.load_der_x509_certificate(base64.b64decode(one, validate=True)) for one in words["chain"]]
+            key = load_der_private_key(base64.b64decode(words["key"], validate=True), None)
+            if not isinstance(key, ec.EllipticCurvePrivateKey):
+                raise ValueError("no key of ours")
+            return X509Svid.of(chain, key)
+        except (KeyError, AttributeError, RecursionError, *UNREADABLE):
+            raise KeptUnusable("the one that was kept can't be read") from None
+
+    def _keep(self, svid: X509Svid) -> None:
+        if self._kept is None:
+            return
+        chain = [base64.b64encode(der).decode() for der in svid.chain_der()]
+        words = {"v": 1, "chain": chain, "key": base64.b64encode(svid.key_der()).decode()}
+        try:
+            self._kept.write(KEPT, json.dumps(words).encode())
+        except OSError as error:
+            log.error("control plane certificate not kept", error=str(error))
+
     async def issue(self) -> None:
         """Issues the next certificate and takes it into use.
 
@@ -102,6 +181,7 @@ class ServingIdentity:
         except AuditUnavailable as error:
             # It goes to nobody else, and a full disk must not close the door through which one learns of it.
             log.error("control plane certificate not audited", error=str(error), **fields)
+        await asyncio.to_thread(self._keep, svid)
 
     def _take(self, svid: X509Svid, bundle: Bundle) -> None:
         self._context = server_context(svid.chain_pem(), svid.key_pem(), bundle.pem())

@@ -19,6 +19,12 @@ class Control(Protocol):
     async def restart_server(self) -> None:
         """Stops the control plane (SIGTERM), starts it and waits until it listens."""
 
+    async def stop_vault(self) -> None:
+        """Kills OpenBao (SIGKILL) and leaves it down."""
+
+    async def start_vault_again(self) -> None:
+        """Starts OpenBao; soon it is unsealed."""
+
     async def restart_sample(self, name: str) -> int:
         """Stops a sample, starts it anew and returns its new pid; it may not be healthy yet."""
 
@@ -64,6 +70,7 @@ class MeshHandle:
         control: stops and starts parts.
         otlp: where the control plane's traces go; None without `--check`.
         vault: None without `--vault`.
+        vault_away: whether OpenBao is to be stopped while the checks run.
     """
 
     state_dir: Path
@@ -77,6 +84,7 @@ class MeshHandle:
     control: Control
     otlp: OtlpReceiver | None = None
     vault: VaultInfo | None = None
+    vault_away: bool = False
 
     async def stop_server(self) -> None:
         """Kills the control plane (SIGKILL) and leaves it down."""

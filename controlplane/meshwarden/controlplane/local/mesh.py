@@ -1,7 +1,6 @@
 """One region of a mesh on this machine: starts its parts, and stops and starts them again for whoever asks."""
 
 import asyncio
-import json
 import os
 import random
 import secrets
@@ -10,11 +9,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshwarden.controlplane.local import context as contexts
+from meshwarden.controlplane.local import server_json
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.controlplane.local.handle import MeshHandle, VaultInfo
 from meshwarden.controlplane.local.kernel import MARK
@@ -25,6 +23,7 @@ from meshwarden.controlplane.local.port import HOST, choose
 from meshwarden.controlplane.local.process import Children, Program, tail
 from meshwarden.controlplane.local.record import write_private
 from meshwarden.controlplane.local.sample import Sample, samples
+from meshwarden.controlplane.local.server_json import ServerAddress
 from meshwarden.v1.resources_pb2 import EndpointSpec
 
 if TYPE_CHECKING:
@@ -42,15 +41,6 @@ GRACE_S = {SERVER: 10.0, VAULT: 5.0}
 AGENT_GRACE_S = 10.0
 # A server among them lets its calls finish, for 5 s.
 SAMPLE_GRACE_S = 7.0
-
-
-@dataclass(frozen=True)
-class ServerAddress:
-    """What `server.json` says."""
-
-    address: str
-    metrics_url: str
-    ca_file: Path
 
 
 def rank(name: str) -> int:
@@ -128,7 +118,7 @@ class LocalMesh:
         names += [self.plan.named(sample.name) for sample in self.samples if sample.serves]
         names += ["vault", "vault-cluster"] if self.options.vault else []
         self._ports = choose(self.plan.state_dir / "ports.json", names, self._rng)
-        if not self.options.vault and not self.plan.passphrase.exists():
+        if not self.plan.passphrase.exists():
             write_private(self.plan.passphrase, secrets.token_urlsafe(32))
 
     @property
@@ -304,6 +294,7 @@ class LocalMesh:
             control=self,
             otlp=otlp,
             vault=self.vault,
+            vault_away=self.options.vault_away,
         )
 
     def pid(self, name: str) -> int | None:
@@ -325,6 +316,14 @@ class LocalMesh:
         await self._children[self._name].stop()
         await self.start_server()
 
+    async def stop_vault(self) -> None:
+        """Kills OpenBao (SIGKILL) and leaves it down."""
+        await self._children[VAULT].stop(signal.SIGKILL)
+
+    async def start_vault_again(self) -> None:
+        """Starts OpenBao; `keep_vault_open` unseals it."""
+        await self._children[VAULT].start()
+
     async def restart_sample(self, name: str) -> int:
         """Stops a sample, starts it anew and returns its new pid; it may not be healthy yet."""
         child = self._children[self.plan.named(name)]
@@ -340,7 +339,7 @@ class LocalMesh:
 
     async def _server_listens(self) -> None:
         async def listens() -> ServerAddress | None:
-            said = _read_server_json(self.plan.server_json)
+            said = server_json.read(self.plan.server_json)
             # What an earlier process left is not what we wait for.
             return said[0] if said is not None and said[1] == self.pid(self._name) else None
 
@@ -397,12 +396,3 @@ def _with_port(address: str, port: int) -> str:
     """Puts our port where the user left it open: after a restart it must be the same."""
     host, _, given = address.rpartition(":")
     return f"{host}:{port}" if given in ("", "0") else address
-
-
-def _read_server_json(path: Path) -> tuple[ServerAddress, int] | None:
-    try:
-        said = json.loads(path.read_text())
-        address = ServerAddress(str(said["address"]), str(said["metrics_url"]), Path(said["ca_file"]))
-        return address, int(said["pid"])
-    except FileNotFoundError:
-        return None

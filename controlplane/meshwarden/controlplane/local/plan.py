@@ -32,6 +32,7 @@ class Options:
         trust_domain: of the mesh.
         vault: whether the root is in an OpenBao beside it.
         vault_form: who signs leaves there: "upstream", the control plane below that root, or "direct", OpenBao.
+        vault_away: whether that OpenBao is stopped while the checks run.
         samples: the sets of sample workloads that run; none for the bare mesh.
         check: whether the checks run, and then the mesh ends.
         json: whether stdout is for programs.
@@ -48,6 +49,7 @@ class Options:
     trust_domain: str = "mesh.test"
     vault: bool = False
     vault_form: str = "upstream"
+    vault_away: bool = False
     samples: tuple[str, ...] = ("shop",)
     check: bool = False
     json: bool = False
@@ -156,7 +158,7 @@ class Plan:
 
     @property
     def passphrase(self) -> Path:
-        """Opens the embedded authority's root key."""
+        """Opens the embedded authority's root key, and what is kept for a start without OpenBao."""
         return self.state_dir / "ca-passphrase"
 
     @property
@@ -263,9 +265,11 @@ def server_toml(
     }
     if otlp_endpoint is not None:
         settings["otlp_metrics_interval_s"] = OTLP_INTERVAL_S
-    authority: dict[str, str | bool] = {"kind": "disk", "passphrase": f"file:{plan.passphrase}", "create": True}
+    passphrase = f"file:{plan.passphrase}"
+    authority: dict[str, str | bool] = {"kind": "disk", "passphrase": passphrase, "create": True}
     if vault is not None:
-        authority = {"kind": "vault", **vault}
+        authority = {"kind": "vault", "passphrase": passphrase, **vault}
+        settings["jwt_passphrase"] = passphrase
     text = toml(settings) + "\n[authority]\n" + toml(authority)
     if otlp_endpoint is not None:
         backend = {"name": "check", "endpoint": otlp_endpoint}

@@ -95,7 +95,7 @@ class _Up:
         from meshwarden.controlplane.local.check.run import checks_of
 
         known = {result.name: result for result in self._results}
-        names = checks_of(vault=self._options.vault)
+        names = checks_of(vault=self._options.vault, vault_away=self._options.vault_away)
         results = [
             known.get(name) or CheckResult(name, False, f"not run: {' '.join(otherwise.split())}") for name in names
         ]

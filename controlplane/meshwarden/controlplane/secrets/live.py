@@ -1,8 +1,8 @@
 """Values of the configuration that lie in Vault, `vault:<mount>/<path>#<key>`, kept as they are there.
 
-Each was read at start. After that its version is looked at now and then (`SecretWatch`), and what a newer one says is
-applied where it can be while the process runs; of the others it is said that a restart takes them. While Vault is away,
-or the secret is deleted, the last value stands.
+Each was read at start, or, where Vault was away then, is taken as soon as it can be. Later its version is looked at now
+and then (`SecretWatch`), and what a newer one says is applied where it can be while the process runs; of the others
+it is said that a restart takes them. While Vault is away, or the secret is deleted, the last value stands.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Setting:
     Attributes:
         what: names it: "[[otlp]] tempo".
         references: {name: where it lies}, those into Vault and others.
-        present: {name: the value in use}.
+        present: {name: the value in use}; one that could not be read yet is missing.
         apply: takes other values, or raises ValueError; None where only a start can.
     """
 
@@ -41,6 +41,10 @@ class Setting:
     apply: Apply | None = None
     # Why what Vault has isn't in use; empty if it is.
     fault: str = ""
+
+    def missing(self) -> list[str]:
+        """Which of its references could not be read yet."""
+        return sorted(said for name, said in self.references.items() if name not in self.present)
 
     def places(self) -> dict[str, Reference]:
         """{name: reference}, of those into Vault."""
@@ -73,21 +77,24 @@ class LiveSettings:
         before, setting.fault = setting.fault, ""
         try:
             values = {name: value for name, place in setting.places().items() if (value := self._value(place))}
-            moved = sorted(name for name, value in values.items() if value != setting.present[name])
+            moved = sorted(name for name, value in values.items() if value != setting.present.get(name))
             if moved:
                 self._take(setting, values, moved)
+            if missing := setting.missing():
+                setting.fault = f"waits for {', '.join(missing)}"
         except (SecretGone, ValueError) as error:
-            setting.fault = f"the value in use stands: {error}"
+            setting.fault = f"{'waits' if setting.missing() else 'the value in use stands'}: {error}"
         if setting.fault and setting.fault != before:
             log.warning("config.not_applied", setting=setting.what, reason=setting.fault)
 
     def _take(self, setting: Setting, values: Values, moved: Sequence[str]) -> None:
         where = ", ".join(str(setting.places()[name]) for name in moved)
-        if setting.apply is None:
+        if setting.apply is None and not setting.missing():
             setting.fault = f"{where} is another in Vault by now, which {RESTART}"
             return
         present = {**setting.present, **values}
-        setting.apply(present)
+        if setting.apply is not None and present.keys() == setting.references.keys():
+            setting.apply(present)
         setting.present = present
         log.info("config.applied", setting=setting.what, secrets=where)
 

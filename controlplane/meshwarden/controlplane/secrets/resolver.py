@@ -10,12 +10,14 @@ from meshwarden.certs.authority.port import AuthorityError
 from meshwarden.controlplane.secrets.credential import CredentialSecrets
 from meshwarden.controlplane.secrets.env import EnvSecrets
 from meshwarden.controlplane.secrets.file import FileSecrets
-from meshwarden.controlplane.secrets.port import SecretEngine, SecretError, VaultSettings
+from meshwarden.controlplane.secrets.port import SecretAway, SecretEngine, SecretError, VaultSettings
 
 if TYPE_CHECKING:
     from meshwarden.controlplane.secrets.vault import VaultSecrets
 
 LOOK: Final = timedelta(seconds=10)
+# Whoever asks within so long after one who found Vault away is told so at once: a start asks for several.
+PAUSE_S: Final = 3.0
 
 
 class Secrets:
@@ -30,11 +32,14 @@ class Secrets:
             "file": FileSecrets(),
         }
         self._vault: VaultSecrets | None = None
+        # How Vault was found away last, and when on the loop's clock.
+        self._away: tuple[float, str] | None = None
 
     async def resolve(self, reference: str) -> SecretStr:
         """Returns the secret that a reference leads to.
 
         Raises:
+            SecretAway: it leads to Vault, which is away.
             SecretError: the reference is of no kind that we know, or leads nowhere.
         """
         scheme, colon, name = reference.partition(":")
@@ -48,6 +53,16 @@ class Secrets:
             return await self._engines[scheme].read(name)
         if not self.has_vault:
             raise SecretError(f"{reference}: no Vault is configured; say where it is under [vault]")
+        loop = asyncio.get_running_loop()
+        if self._away is not None and loop.time() - self._away[0] < PAUSE_S:
+            raise SecretAway(f"{reference}: Vault was away just now: {self._away[1]}")
+        try:
+            return await self._read(scheme, name)
+        except SecretAway as error:
+            self._away = loop.time(), str(error)
+            raise
+
+    async def _read(self, scheme: str, name: str) -> SecretStr:
         if scheme == "transit":
             from meshwarden.controlplane.secrets.transit import TransitSecrets
 

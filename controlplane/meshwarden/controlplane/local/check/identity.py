@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 from pathlib import Path
 
+import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -17,6 +18,7 @@ from meshwarden.controlplane.local.check.result import CheckFailed, require
 
 LIFE = timedelta(hours=1)
 RENEWED_S = 30.0
+REFUSED_S = 5.0
 
 
 def _published(state_dir: Path) -> list[Path]:
@@ -43,24 +45,45 @@ async def svid_valid(mesh: Mesh, probes: Probes) -> str:
 
 
 async def rotation(mesh: Mesh, probes: Probes) -> str:
-    """Renewing every certificate under load fails no call."""
-    before = await _serials(mesh)
-
-    async def renewed() -> dict[str, str] | None:
-        now = await _serials(mesh)
-        return now if all(now.get(name, serial) != serial for name, serial in before.items()) else None
-
+    """Renewing every certificate under load fails no call; nor does it where OpenBao, which signs, is away."""
+    vault = mesh.handle.vault
+    if vault is not None and vault.form == "direct" and not await mesh.vault_answers():
+        return await _rotation_refused(mesh, probes)
     async with loaded(probes) as load:
-        await mesh.renew_svids()
-        after = await until(renewed, RENEWED_S, "not every certificate is renewed")
+        renewed = await all_renewed(mesh)
         # New files take a second to reach gRPC's handshakes.
         await asyncio.sleep(3)
         calls = await load.unfailing()
-    return f"{len(after)} certificates renewed, {calls} calls, none failed"
+    return f"{renewed} certificates renewed, {calls} calls, none failed"
+
+
+async def all_renewed(mesh: Mesh) -> int:
+    """Has every certificate renewed; returns how many there are."""
+    before = await _serials(mesh)
+
+    async def renewed() -> int | None:
+        now = await _serials(mesh)
+        return len(now) if all(now.get(name, serial) != serial for name, serial in before.items()) else None
+
+    await mesh.renew_svids()
+    return await until(renewed, RENEWED_S, "not every certificate is renewed")
+
+
+async def _rotation_refused(mesh: Mesh, probes: Probes) -> str:
+    before = await _serials(mesh)
+    async with loaded(probes) as load:
+        await mesh.renew_svids()
+        await asyncio.sleep(REFUSED_S)
+        calls = await load.unfailing()
+    require(await _serials(mesh) == before, "certificates have changed, though nobody can sign any")
+    return f"OpenBao, which signs, is away: {len(before)} certificates stay as they are, {calls} calls, none failed"
 
 
 async def root_rotation(mesh: Mesh, probes: Probes) -> str:
     """Another root comes to sign, and nobody's certificate leads to the old one any more, under load: no call fails."""
+    if not await mesh.vault_answers():
+        refused = await _root_refused(mesh)
+        return f"OpenBao, which has the root, is away: no other is made ({refused})"
     async with loaded(probes) as load:
         require(await mesh.change_root("PREPARE"), "no root could be prepared")
         roots = await mesh.roots()
@@ -82,6 +105,18 @@ async def root_rotation(mesh: Mesh, probes: Probes) -> str:
         await asyncio.sleep(3)
         calls = await load.unfailing()
     return f"all certificates lead to another root, {calls} calls, none failed"
+
+
+async def _root_refused(mesh: Mesh) -> str:
+    """How a change of roots is refused while whoever keeps them is away."""
+    before = await mesh.roots()
+    try:
+        await mesh.change_root("PREPARE")
+    except grpc.aio.AioRpcError as error:
+        require(await mesh.roots() == before, "the roots have changed")
+        require(error.code() is grpc.StatusCode.UNAVAILABLE, f"refused as {error.code().name}: {error.details()}")
+        return "UNAVAILABLE"
+    raise CheckFailed("another root was prepared, without OpenBao")
 
 
 async def _serials(mesh: Mesh) -> dict[str, str]:

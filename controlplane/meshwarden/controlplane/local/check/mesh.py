@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import ssl
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +55,29 @@ class Mesh:
     def pid(self, workload: str) -> int:
         """The process of a sample."""
         return next(int(item["pid"]) for item in self.up["workloads"] if item["name"] == workload)
+
+    def vault_root_pem(self) -> bytes:
+        """What OpenBao's PKI engine shows to anybody as its root; blocks.
+
+        Raises:
+            OSError: OpenBao is away, or there is none.
+        """
+        vault = self.handle.vault
+        if vault is None:
+            raise OSError("this mesh was started without --vault")
+        url = f"{vault.address}/v1/{vault.mount}/ca/pem"
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - ours
+            return bytes(response.read())
+
+    async def vault_answers(self) -> bool:
+        """Whether OpenBao, if the root is there, can be asked."""
+        if self.handle.vault is None:
+            return True
+        try:
+            await asyncio.to_thread(self.vault_root_pem)
+        except OSError:
+            return False
+        return True
 
     @contextlib.asynccontextmanager
     async def channel(self) -> AsyncIterator[grpc.aio.Channel]:

@@ -30,21 +30,24 @@ CHECKS: dict[str, Check] = {
     "change-trace": telemetry.change_trace,
     "metrics": telemetry.metrics,
     "graph": telemetry.graph,
+    "root-rotation": identity.root_rotation,
 }
-# Where the root is the control plane's own.
-EMBEDDED_CHECKS: dict[str, Check] = {"root-rotation": identity.root_rotation}
 VAULT_CHECKS: dict[str, Check] = {"vault-root": vault.vault_root, "vault-secret": vault.vault_secret}
+# The first of all and the last, of those that run while OpenBao is stopped.
+AWAY: dict[str, Check] = {"vault-away": vault.vault_away}
+BACK: dict[str, Check] = {"vault-back": vault.vault_back}
 
 
-def checks_of(*, vault: bool) -> dict[str, Check]:
-    """The checks of a mesh whose root is in Vault or not."""
-    return {**CHECKS, **(VAULT_CHECKS if vault else EMBEDDED_CHECKS)}
+def checks_of(*, vault: bool, vault_away: bool) -> dict[str, Check]:
+    """The checks of a mesh whose root is in Vault or not, and of whether that is stopped meanwhile."""
+    checks = {**VAULT_CHECKS, **CHECKS} if vault else CHECKS
+    return {**AWAY, **checks, **BACK} if vault_away else dict(checks)
 
 
 async def run_checks(handle: MeshHandle, report: Callable[[CheckResult], None]) -> None:
     """Runs every check against the running mesh and tells `report` of each as it ends."""
     mesh = Mesh(handle)
-    left = checks_of(vault=handle.vault is not None)
+    left = checks_of(vault=handle.vault is not None, vault_away=handle.vault_away)
     try:
         async with _probes(mesh) as probes:
             for name in tuple(left):

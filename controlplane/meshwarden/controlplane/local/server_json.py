@@ -1,0 +1,24 @@
+"""What `server.json` says: where a control plane listens, once it does."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """Where it listens."""
+
+    address: str
+    metrics_url: str
+    ca_file: Path
+
+
+def read(path: Path) -> tuple[ServerAddress, int] | None:
+    """Returns the address and the process that listens there; None if none does."""
+    try:
+        said = json.loads(path.read_text())
+        address = ServerAddress(str(said["address"]), str(said["metrics_url"]), Path(said["ca_file"]))
+        return address, int(said["pid"])
+    except FileNotFoundError:
+        return None
