@@ -1,22 +1,26 @@
 """What `explain` and the replay of the ledger predict is what then happens: generated changes, on real data planes.
 
 Each change has a call of its own that succeeds as soon as it is in force, and not before: then what was predicted is
-held against what real Envoys make of a set of calls. `make soak` makes two hundred changes.
+held against what real Envoys, and gRPC's own client and server, make of a set of calls.
+`make soak` makes two hundred changes.
 """
 
 import itertools
 import os
 import random
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.integration.policy_rig import Rig, ask, made, until
+from tests.integration.test_policy_envoy import app, rig, two_sidecars  # noqa: F401 - fixtures
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.seen import SeenCalls
+from meshwarden.controlplane.local.port import free_port
 from meshwarden.controlplane.policy.explain import explain
 from meshwarden.controlplane.policy.mesh import Change, Mesh
 from meshwarden.controlplane.policy.replay import Replay, Seen
@@ -24,9 +28,6 @@ from meshwarden.controlplane.policy.verdict import Judge
 from meshwarden.v1.admin_service_pb2 import ExplainRequest
 from meshwarden.v1.preview_service_pb2 import ReplayedCalls
 from meshwarden.v1.report_pb2 import CallStat
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_policy_envoy import Rig, app, made, rig, two_sidecars, until  # noqa: F401 - fixtures
 
 CHANGES = int(os.environ.get("MESHWARDEN_FORESIGHT", "30"))
 CALLERS = ("acme/web", "globex/web")
@@ -48,7 +49,7 @@ class Policies:
     @staticmethod
     def canary(number: int) -> str:
         """A method whose calls succeed by one change alone."""
-        return f"/canary-{number}"
+        return f"/canary.S/N{number}"
 
     def change(self, number: int) -> list[Change]:
         """Access and route: the canary of the number is allowed and goes to v1, by those before it goes to v2."""
@@ -56,7 +57,7 @@ class Policies:
         everyone = [{"tenant": caller.split("/")[0], "service": "web"} for caller in (*CALLERS, WITNESS)]
         way = [
             {"match": {"methods": [canary]}, "split": [{"version": "v1", "weight": 1}]},
-            {"match": {"methods": ["/canary-*"]}, "split": [{"version": "v2", "weight": 1}]},
+            {"match": {"methods": ["/canary.S/*"]}, "split": [{"version": "v2", "weight": 1}]},
             *(self._way() for _ in range(self.rng.randrange(3))),
             {"split": [{"version": "v1", "weight": 1}]},
         ]
@@ -83,6 +84,9 @@ class Policies:
                 {"name": "x-beta", "present": False},
             ]
             match["headers"] = [self.rng.choice(asked)]
+        if self.rng.random() < 0.4:
+            tenant, name = self.rng.choice(CALLERS).split("/")
+            match["from"] = [{"tenant": tenant, "service": self.rng.choice([name, "*"])}]
         versions = self.rng.sample(["v1", "v2"], self.rng.randint(1, 2))
         return {"match": match, "split": [{"version": version, "weight": 1} for version in versions]}
 
@@ -187,3 +191,26 @@ async def test_envoys_do_what_was_predicted(rig: Rig, app: str, tmp_path: Path) 
     assert all(counts[word] for word in ("DENIED", "ALLOWED", "OUTCOME_UNSPECIFIED")), counts
     print(f"seed {SEED}: {counts}")
     assert sum(counts.values()) > 2 * counts["UNDECIDABLE"], counts
+
+
+async def test_grpc_does_what_was_predicted(rig: Rig, tmp_path: Path) -> None:  # noqa: F811 - a fixture
+    address = f"127.0.0.1:{free_port(random.SystemRandom())}"
+    host, port = address.split(":")
+    served = {"service": "orders", "address": host, "port": int(port), "version": "v1"}
+    rig.apply(
+        made("Service", "platform", "orders", {"protocol": "GRPC", "exportTo": ["*"]}),
+        made("Endpoint", "platform", "n1-orders", served),
+        *(made("Service", tenant, "web", {"protocol": "GRPC"}) for tenant in ("acme", "globex", "initech")),
+    )
+    await rig.grpc("platform", "orders", "server", address, listen=address)
+    clients = {caller: await rig.grpc(*caller.split("/"), "client") for caller in (*CALLERS, WITNESS)}
+    codes = {"OK": OK, "PERMISSION_DENIED": DENIED, "UNAVAILABLE": AWAY}
+
+    async def ask_for(caller: str, method: str, _: Headers) -> str:
+        code = (await ask(clients[caller], "xds:///orders.platform", method))["code"]
+        return codes.get(code, code)
+
+    policies = Policies("orders", ["/a.S/Get", "/a.S/Put", "/b.S/Get"], SEED, headers=False)
+    counts = await foresee(rig, Past(tmp_path), policies, ask_for, [{}])
+    assert all(counts[word] for word in ("DENIED", "ALLOWED", "OUTCOME_UNSPECIFIED")), counts
+    assert not counts["UNDECIDABLE"], counts
