@@ -78,7 +78,7 @@ mutants: $(VENV)/.dev ## Change the verifier in every small way, and see that th
 	@$(BIN)/python tests/mutation $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Run the benchmarks (NAME=push); each result is one JSON line
+bench: $(VENV)/.dev $(VENV)/.sovereign ## Run the benchmarks (NAME=push); each result is one JSON line
 	@$(BIN)/python -m benchmarks $(NAME)
 
 .PHONY: accuracy
@@ -100,6 +100,8 @@ lock: ## Pin the newest dependencies that pyproject.toml allows (needs uv)
 	$(call pin) --group dev -o requirements/dev.txt
 	uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
 	  --group fuzz -o requirements/fuzz.txt
+	uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
+	  --group sovereign -o requirements/sovereign.txt
 
 .PHONY: deps
 deps: platform ## Install the Debian packages that some suites need (lists them first)
@@ -143,6 +145,14 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.mesh
 $(VENV)/.fuzz: requirements/fuzz.txt $(VENV)/.dev
 	$(call step,installing atheris)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/fuzz.txt || true
+	@touch $@
+
+# A peer of `make bench NAME=push`, in an environment of its own.
+$(VENV)/.sovereign: requirements/sovereign.txt $(VENV)/.dev
+	$(call step,installing sovereign)
+	@$(PYTHON) -m venv $(VENV)/sovereign
+	@$(VENV)/sovereign/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  --only-binary :all: -r requirements/sovereign.txt || true
 	@touch $@
 
 # Without npm the suites that need it say so themselves.

@@ -15,7 +15,7 @@ from meshwarden.agents.envoy.supervisor import EnvoyMissing
 
 AGENTS, ROUNDS = 1000, 9
 BENCHES: dict[str, tuple[str, Callable[[int, int], AsyncIterator[Case]]]] = {
-    "push": ("a policy change to every agent: CPU, last acknowledgement, memory", push.run),
+    "push": ("a change to every agent: CPU, last acknowledgement; memory, reconnecting, a cold start", push.run),
     "effect": ("a policy change until the first call that shows it, on a running mesh", effect.run),
     "revoke": ("a denied identity until it is refused, and until its stream has ended, on a running mesh", revoke.run),
     "identity": ("what a certificate costs, and how long one waits for it, beside OpenBao", identity.run),

@@ -24,6 +24,8 @@ from meshwarden.sdk.mtls.tls import server_context
 SERVICE = "bench.Bare"
 STREAM = f"/{SERVICE}/Stream"
 PUSH = f"/{SERVICE}/Push"
+AGAIN = b"again"
+"""Who says so first is written what was pushed last."""
 
 
 class Bare:
@@ -45,8 +47,9 @@ class Bare:
         await context.write(b"welcome")
         writer = asyncio.ensure_future(self._write(wake, context))
         try:
-            async for _ in requests:
-                pass
+            async for request in requests:
+                if request == AGAIN:
+                    wake.set()
         finally:
             writer.cancel()
             self._wakes.discard(wake)

@@ -102,11 +102,12 @@ async def _unhurried(call: Callable[[], Awaitable[Answer]]) -> Answer:
 
 @asynccontextmanager
 async def control_plane(directory: Path) -> AsyncIterator[ControlPlane]:
-    """Runs a control plane with the embedded store and authority below `directory`."""
-    directory.mkdir(mode=0o700)
+    """Runs a control plane with the embedded store and authority below `directory`, that of an earlier run if it is."""
     passphrase = directory / "passphrase"
-    passphrase.write_text(secrets.token_urlsafe(24))
-    passphrase.chmod(0o600)
+    if not directory.exists():
+        directory.mkdir(mode=0o700)
+        passphrase.write_text(secrets.token_urlsafe(24))
+        passphrase.chmod(0o600)
     state, operator = directory / "state", directory / "operator"
     settings: dict[str, str | bool] = {
         "trust_domain": TRUST_DOMAIN,
@@ -122,6 +123,7 @@ async def control_plane(directory: Path) -> AsyncIterator[ControlPlane]:
     limits = dict.fromkeys(("attests_per_address_per_s", "signs_per_node_per_s", "signs_per_tenant_per_s"), 10_000.0)
     rest = "".join(f"{name} = {value}\n" for name, value in limits.items())
     config.write_text(toml(settings) + "\n[authority]\n" + toml(authority) + "\n[limits]\n" + rest)
+    (state / "server.json").unlink(missing_ok=True)  # of an earlier run
     arguments = ["-m", "meshwarden.controlplane", "server", "--config", str(config)]
     async with python("control plane", arguments, directory) as child:
         place = Place(json.loads(await child.until_written(state / "server.json"))["address"], TRUST_DOMAIN)

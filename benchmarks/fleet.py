@@ -18,7 +18,7 @@ from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
 
 CONNECTING_AT_ONCE = 32
-WAIT_S = 60.0
+WAIT_S = 600.0
 
 
 class Dialect(Protocol):
@@ -112,13 +112,14 @@ async def fleet(
     method: str,
     dialects: Sequence[Dialect],
     heartbeat_s: float,
+    at_once: int = CONNECTING_AT_ONCE,
 ) -> AsyncIterator[Fleet]:
-    """Connects an agent for each SVID and keeps them connected for the length of the block.
+    """Connects an agent for each SVID, so many at once, and keeps them connected for the length of the block.
 
     Raises:
         Broken: a stream has ended.
     """
-    turn = asyncio.Semaphore(CONNECTING_AT_ONCE)
+    turn = asyncio.Semaphore(at_once)
 
     async def connect(svid: X509Svid, dialect: Dialect) -> _Agent:
         agent = _Agent(open_channel(place, bundle, svid), dialect)

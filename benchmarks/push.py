@@ -1,288 +1,207 @@
-"""One policy change on its way to every agent: `push CPU`, `push last ack`, and `memory` of so many sessions.
+"""One change on its way to every agent, and what agents cost: `make bench NAME=push`.
 
-Every agent hosts one instance of the same gRPC service, so a change of the AccessPolicy of that service goes to all of
-them. The reference is a bare stream (benchmarks/bare_stream.py) that writes the same bytes to as many connections, over
-the same front and TLS, and reads what comes back. Both have the same agents, in this process, and take turns.
+All of it is of a mesh of a thousand services of ten endpoints (`push_mesh`), over mTLS, one connection an agent, with
+acknowledgements read. The floor is a bare stream (`bare_stream`) that writes the same bytes to as many connections,
+over the same front and TLS, and reads what comes back. Both have the same agents, in this process, and take turns.
 
-- `push last ack`: from the call (`Apply`; `Push` at the reference) until the last agent has acknowledged it.
-- `push CPU`: what the server's process uses from the call until it has read the acknowledgements. Heartbeats rest
-  meanwhile; what it uses by itself is taken off only while it is watched for the last acknowledgements.
-- `memory`: the server's resident memory with all agents connected, less that without any.
+- `endpoint change CPU, N agents`: what the server's process uses from the call until it has read the acknowledgements,
+  a push to one agent. Heartbeats rest meanwhile; what it uses by itself is taken off only while it is watched for the
+  last acknowledgements. The call is `Apply` for us, with all that this does (checked, stored, audited, compiled).
+- `endpoint change last ack, N agents`: from the call until the last agent has acknowledged it.
+- `policy change …`: the same for an AccessPolicy of the service that all agents serve.
+- `endpoint change CPU, N agents, beside sovereign`: the same against what another control plane in Python
+  (`push_sovereign`) uses to tell one client of such a change.
+- `CPU per workload updated, 10 workloads a node`: control plane and agent together, against a bare stream to each.
+- `memory per agent`: the server's resident memory with all agents connected, less that without any.
+- `memory per service`: what a thousand services add to it, against their configuration as bytes.
+- `reconnect, N agents`: from when all have lost it and come at once until the last has acknowledged its configuration;
+  none may be refused. The bare stream writes the same bytes to each.
+- `cold start`: from the start of the process, on a store with all services, until an agent has acknowledged everything.
 """
 
 import asyncio
-import itertools
-import json
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks import bare_stream
-from benchmarks.control_plane import TRUST_DOMAIN, ControlPlane, control_plane
-from benchmarks.fleet import Fleet, fleet
-from benchmarks.process import Broken, Child, cpu_s, python, raise_descriptor_limit, rss_mib, say
+from benchmarks import push_mesh, push_node
+from benchmarks.control_plane import ControlPlane, control_plane
+from benchmarks.process import Broken, raise_descriptor_limit, rss_mib, say
+from benchmarks.push_side import ADAPT_S, Bare, Changes, Side, bare, our_agents, their_agents
+from benchmarks.push_sovereign import NAME as SOVEREIGN
+from benchmarks.push_sovereign import Sovereign, sovereign
 from benchmarks.result import Case
-from meshwarden.agents.channel import ControlPlane as Place
-from meshwarden.agents.channel import open_channel
-from meshwarden.certs.authority.memory import MemoryAuthority
-from meshwarden.certs.bundle import Bundle
-from meshwarden.certs.clock import utc_now
-from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name
-from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.certs.svid import X509Svid, new_key
-from meshwarden.v1 import node_service_pb2 as v1
-from meshwarden.v1 import resources_pb2
+from meshwarden.certs.svid import X509Svid
 
-REFERENCE = "a bare grpc.aio stream behind the same TLS front, same bytes"
-TENANT, SERVICE = "bench", "api"
-CALLERS = 25
-NODES_AN_ENTRY = 500
-SYNC = "/meshwarden.v1.NodeService/Sync"
-HEARTBEAT_S = 5.0
-# How long a server is left alone: to learn what it uses when idle, and to let it read what is still on its way.
-IDLE_S = 0.5
-# How little more than that it uses once all is read, and after how many looks that is taken for granted.
-QUIET_S, MAX_WINDOWS = 0.005, 8
+FLOOR = "a bare grpc.aio stream behind the same TLS front, same bytes"
+WIRE = "the configuration of one as bytes on the wire"
+SIZES = (100, 1000, 5000)
 FILES_AN_AGENT = 4
-ADAPT_S = 2.0
-
-
-class NodeDialect:
-    """An agent with one data plane, as the control plane knows it."""
-
-    def __init__(self, node: int) -> None:
-        self._plane = v1.DataPlaneRef(
-            id=f"{TENANT}/{_entry(node)}#0/grpc",
-            tenant=TENANT,
-            entry=_entry(node),
-            dialect=v1.DataPlaneRef.GRPC,
-            listen_address="127.0.0.1:7000",
-            client="c-core",
-        )
-
-    def first(self) -> bytes:
-        """Hello."""
-        hello = v1.NodeHello(agent_version="bench")
-        hello.now.FromDatetime(utc_now())
-        return v1.SyncRequest(hello=hello).SerializeToString()
-
-    def take(self, message: bytes) -> tuple[int, list[bytes]]:
-        """Asks for its configuration when welcomed, and acknowledges each revision of it."""
-        said = v1.SyncResponse.FromString(message)
-        kind = said.WhichOneof("message")
-        if kind == "welcome":
-            interest = v1.SyncRequest(interest=v1.Interest(data_planes=[self._plane]))
-            return 0, [interest.SerializeToString()]
-        if kind != "config":
-            return 0, []
-        if refused := [plane.refused for plane in said.config.data_planes if plane.refused]:
-            raise Broken(f"the control plane refused a data plane: {refused[0]}")
-        ack = v1.SyncRequest(ack=v1.ConfigAck(revision=said.config.revision))
-        return said.config.revision, [ack.SerializeToString()]
-
-    def heartbeat(self) -> bytes:
-        """A sign of life."""
-        return v1.SyncRequest(heartbeat=v1.Heartbeat()).SerializeToString()
-
-
-class BareDialect:
-    """A connection to the bare server: every message is acknowledged by as many bytes as an agent would."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def first(self) -> bytes:
-        """Anything."""
-        return b"hello"
-
-    def take(self, message: bytes) -> tuple[int, list[bytes]]:
-        """Counts; the welcome is the first."""
-        self._count += 1
-        return self._count, [] if self._count == 1 else [b"acked"]
-
-    def heartbeat(self) -> None:
-        """None: the stream is bare."""
+FEW = 3
+"""Rounds of what takes long."""
+KIB = 1024
 
 
 @dataclass
-class Side:
-    """A server under measurement with its agents.
+class _Bench:
+    """What all cases share."""
 
-    Attributes:
-        child: its process.
-        agents: connected to it.
-        push: makes a change and returns the mark that all agents are to reach.
-        memory_mib: what the agents' sessions hold.
-        idle: the share of a core that it uses when nothing happens, one figure a round.
-    """
-
-    child: Child
-    agents: Fleet
-    push: Callable[[], Awaitable[int]]
-    memory_mib: float
-    idle: list[float] = field(default_factory=list)
+    plane: ControlPlane
+    server: Bare
+    svids: Sequence[X509Svid]
+    rounds: int
 
 
 async def run(agents: int, rounds: int) -> AsyncIterator[Case]:
-    """Yields the three cases."""
+    """Yields the cases, for a hundred agents, a thousand and five thousand up to `agents`, and for that many."""
     limit = raise_descriptor_limit()
     if agents * FILES_AN_AGENT > limit:
         raise Broken(f"{agents} agents need {agents * FILES_AN_AGENT} open files; this process may have {limit}")
-    cpu = Case("push", f"push CPU, {agents} agents", REFERENCE, "ms")
-    last = Case("push", f"push last ack, {agents} agents", REFERENCE, "ms")
-    memory = Case("push", f"memory, {agents} agents", REFERENCE, "MiB")
-    async with AsyncExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mw-bench-")))
-        say(f"push: starting a control plane and joining {agents} agents")
-        plane = await stack.enter_async_context(control_plane(directory / "plane"))
-        await plane.apply(*_mesh(agents))
-        svids = await plane.join([f"node-{number}" for number in range(agents)])
-        say("push: connecting them, here and to the reference")
-        ours = await stack.enter_async_context(_ours(plane, svids))
-        theirs = await stack.enter_async_context(_theirs(directory / "bare", plane.bundle, svids, ours.agents))
-        memory.add(ours.memory_mib, theirs.memory_mib)
-        say(f"push: {rounds} rounds")
-        for number in range(rounds):
-            a, b = await _measure(ours), await _measure(theirs)
-            cpu.add(a[0], b[0])
-            last.add(a[1], b[1])
-            say(f"  {number + 1}: {a[0]:.0f} / {b[0]:.0f} ms CPU, {a[1]:.0f} / {b[1]:.0f} ms to the last ack")
-        say(f"push: idle, {statistics.median(ours.idle):.1%} / {statistics.median(theirs.idle):.1%} of a core")
-        await _check(plane, agents)
-    for case in (cpu, last, memory):
-        yield case
+    with tempfile.TemporaryDirectory(prefix="mw-bench-") as name:
+        directory = Path(name)
+        async with AsyncExitStack() as stack:
+            say(f"push: starting a control plane and joining {agents} agents")
+            plane = await stack.enter_async_context(control_plane(directory / "plane"))
+            await plane.apply(*push_mesh.base(agents))
+            svids = await plane.join([push_mesh.node(number) for number in range(agents)])
+            server = await stack.enter_async_context(bare(directory / "bare", plane.bundle))
+            bench = _Bench(plane, server, svids, rounds)
+            yield await _memory_per_service(bench)
+            for size in [size for size in SIZES if size < agents] + [agents]:
+                async for case in _changes(bench, size, directory):
+                    yield case
+            yield await _reconnect(bench)
+        yield await _cold_start(directory, svids[:1], min(rounds, FEW))
 
 
-async def _measure(side: Side) -> tuple[float, float]:
-    """One push: CPU and time to the last acknowledgement, both in ms."""
-    with side.agents.silent():
-        loop, pid = asyncio.get_running_loop(), side.child.pid
-        at_rest_s = cpu_s(pid)
-        await asyncio.sleep(IDLE_S)
-        before_s, begun_s = cpu_s(pid), loop.time()
-        side.idle.append((before_s - at_rest_s) / IDLE_S)
-        idle = statistics.median(side.idle)
-        over_s = await side.agents.wait(await side.push())
-        used_s = cpu_s(pid)
-        push_s = used_s - before_s
-        # What the agents have written last is still to be read.
-        for _ in range(MAX_WINDOWS):
-            await asyncio.sleep(IDLE_S)
-            window_s, used_s = cpu_s(pid) - used_s, cpu_s(pid)
-            push_s += max(0.0, window_s - idle * IDLE_S)
-            if window_s < idle * IDLE_S * 1.5 + QUIET_S:
-                break
-        return push_s * 1e3, (over_s - begun_s) * 1e3
-
-
-@asynccontextmanager
-async def _ours(plane: ControlPlane, svids: Sequence[X509Svid]) -> AsyncIterator[Side]:
-    numbers = itertools.count(1)
-    idle_mib = rss_mib(plane.child.pid)
-    dialects = [NodeDialect(number) for number in range(len(svids))]
-    async with fleet(plane.place, plane.bundle, svids, SYNC, dialects, HEARTBEAT_S) as agents:
+async def _memory_per_service(bench: _Bench) -> Case:
+    """Applies the services while one agent looks on."""
+    case = Case("push", f"memory per service, {push_mesh.SERVICES} services", WIRE, "KiB")
+    async with our_agents(bench.plane, bench.svids[:1]) as agents:
         await agents.wait(1)
         await asyncio.sleep(ADAPT_S)
-
-        async def push() -> int:
-            return await plane.apply(_policy(next(numbers)))
-
-        yield Side(plane.child, agents, push, rss_mib(plane.child.pid) - idle_mib)
-
-
-@asynccontextmanager
-async def _theirs(directory: Path, clients: Bundle, svids: Sequence[X509Svid], ours: Fleet) -> AsyncIterator[Side]:
-    bundle = await _certify(directory, clients)
-    async with python("bare stream", ["-m", "benchmarks.bare_stream", str(directory)], directory) as child:
-        port = json.loads(await child.until_written(directory / "bare.json"))["port"]
-        place = Place(f"127.0.0.1:{port}", TRUST_DOMAIN)
-        idle_mib, marks = rss_mib(child.pid), itertools.count(2)
-        dialects = [BareDialect() for _ in svids]
-        async with (
-            open_channel(place, bundle, None) as channel,
-            fleet(place, bundle, svids, bare_stream.STREAM, dialects, HEARTBEAT_S) as agents,
-        ):
-            await agents.wait(1)
-            await asyncio.sleep(ADAPT_S)
-            call: Any = channel.unary_unary(bare_stream.PUSH)
-
-            async def push() -> int:
-                await call(ours.payload)
-                return next(marks)
-
-            yield Side(child, agents, push, rss_mib(child.pid) - idle_mib)
+        before_mib = rss_mib(bench.plane.child.pid)
+        say(f"push: applying {push_mesh.SERVICES} services of {push_mesh.ENDPOINTS} endpoints")
+        await agents.wait(await bench.plane.apply(*push_mesh.services()))
+        await asyncio.sleep(ADAPT_S)
+        ours_kib = (rss_mib(bench.plane.child.pid) - before_mib) * KIB
+    async with our_agents(bench.plane, bench.svids[:1]) as agents:
+        await agents.wait(1)
+        case.add(ours_kib / push_mesh.SERVICES, len(agents.payload) / KIB / push_mesh.SERVICES)
+    return case
 
 
-async def _certify(directory: Path, clients: Bundle) -> Bundle:
-    """Makes the bare server's directory, with a certificate like the control plane's; returns who signed it."""
-    directory.mkdir(mode=0o700)
-    authority, key = MemoryAuthority(TRUST_DOMAIN, utc_now), new_key()
-    template = LeafTemplate(
-        SpiffeId.control_plane(TRUST_DOMAIN, "bare"), timedelta(hours=1), (control_plane_dns_name(TRUST_DOMAIN),)
-    )
-    svid = X509Svid.of(await authority.sign(template, key.public_key(), utc_now()), key)
-    for name, content in {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": clients.pem()}.items():
-        (directory / name).write_bytes(content)
-    return await authority.bundle()
+async def _changes(bench: _Bench, size: int, directory: Path) -> AsyncIterator[Case]:
+    """Changes to so many agents; memory and the cost of a workload where those are all."""
+    plane, server, svids = bench.plane, bench.server, bench.svids[:size]
+    is_all = size == len(bench.svids)
+    memory = Case("push", f"memory per agent, {size} agents", FLOOR, "KiB")
+    async with AsyncExitStack() as stack:
+        idle = rss_mib(plane.child.pid), rss_mib(server.child.pid)
+        say(f"push: connecting {size} agents, here and to the reference")
+        ours = await stack.enter_async_context(our_agents(plane, svids))
+        theirs = await stack.enter_async_context(their_agents(server, svids))
+        await ours.wait(1)
+        await theirs.wait(1)
+        await asyncio.sleep(ADAPT_S)
+        grown = rss_mib(plane.child.pid) - idle[0], rss_mib(server.child.pid) - idle[1]
+        memory.add(*(mib * KIB / size for mib in grown))
+        node = await stack.enter_async_context(push_node.node(plane, directory / "node")) if is_all else None
+        other = await stack.enter_async_context(sovereign(directory / "sovereign")) if is_all else None
+        marks = iter(range(2, 1 << 30))
+
+        async def same() -> int:
+            await server.push(ours.payload)
+            return next(marks)
+
+        changes = Changes(plane)
+        reference = Side(server.child, theirs, same)
+        for kind, change in (("endpoint", changes.endpoint), ("policy", changes.policy)):
+            side = Side(plane.child, ours, change, [node] if node is not None else [])
+            third = other if kind == "endpoint" else None
+            async for case in _turns(kind, size, side, reference, third, bench.rounds):
+                yield case
+        await _check(plane, size)
+    if is_all:
+        yield memory
+
+
+async def _turns(
+    kind: str, size: int, ours: Side, theirs: Side, third: Sovereign | None, rounds: int
+) -> AsyncIterator[Case]:
+    cpu = Case("push", f"{kind} change CPU, {size} agents", FLOOR, "µs a push")
+    beside_sovereign = Case("push", f"{cpu.name}, beside sovereign", SOVEREIGN, "µs a push")
+    last = Case("push", f"{kind} change last ack, {size} agents", FLOOR, "ms")
+    each = Case("push", f"CPU per workload updated, {push_node.WORKLOADS} workloads a node", f"{FLOOR}, to each", "µs")
+    say(f"push: {kind} change, {rounds} rounds")
+    for number in range(rounds):
+        (used_s, *beside), last_s = await ours.measure()
+        (floor_s,), floor_last_s = await theirs.measure()
+        if third is not None:
+            beside_sovereign.add(used_s / size * 1e6, await third.update() * 1e6)
+        cpu.add(used_s / size * 1e6, floor_s / size * 1e6)
+        last.add(last_s * 1e3, floor_last_s * 1e3)
+        for agent_s in beside:
+            each.add((used_s / size + agent_s) / push_node.WORKLOADS * 1e6, floor_s / size * 1e6)
+        say(
+            f"  {number + 1}: {used_s / size * 1e6:.0f} / {floor_s / size * 1e6:.0f} µs of CPU a push, "
+            f"{last_s * 1e3:.0f} / {floor_last_s * 1e3:.0f} ms to the last ack"
+        )
+    for side, whose in ((ours, "ours"), (theirs, "theirs")):
+        say(f"push: {whose} idles at {statistics.median(side.idle[side.child.pid]):.1%} of a core")
+    for case in (cpu, last):
+        yield case
+    if kind == "endpoint" and each.ours:
+        yield each
+    if third is not None:
+        yield beside_sovereign
+
+
+async def _reconnect(bench: _Bench) -> Case:
+    """All at once, as after a loss of the control plane."""
+    size = len(bench.svids)
+    case = Case("push", f"reconnect, {size} agents", f"{FLOOR} to each", "s")
+    loop = asyncio.get_running_loop()
+    async with our_agents(bench.plane, bench.svids[:1]) as one:
+        await one.wait(1)
+        await bench.server.push(one.payload)
+    for number in range(min(bench.rounds, FEW)):
+        begun_s = loop.time()
+        async with our_agents(bench.plane, bench.svids, size) as agents:
+            ours_s = await agents.wait(1) - begun_s
+        begun_s = loop.time()
+        async with their_agents(bench.server, bench.svids, size, want_last=True) as agents:
+            theirs_s = await agents.wait(2) - begun_s
+        say(f"push: reconnect {number + 1}: {ours_s:.1f} / {theirs_s:.1f} s")
+        case.add(ours_s, theirs_s)
+    return case
+
+
+async def _cold_start(directory: Path, svid: Sequence[X509Svid], rounds: int) -> Case:
+    case = Case("push", f"cold start, {push_mesh.SERVICES} services", f"{FLOOR}, started likewise", "s")
+    loop = asyncio.get_running_loop()
+    for number in range(rounds):
+        begun_s = loop.time()
+        async with control_plane(directory / "plane") as plane, our_agents(plane, svid) as agents:
+            ours_s = await agents.wait(1) - begun_s
+            payload, bundle = agents.payload, plane.bundle
+        begun_s = loop.time()
+        async with bare(directory / f"bare-{number}", bundle) as server:
+            await server.push(payload)
+            async with their_agents(server, svid, want_last=True) as agents:
+                theirs_s = await agents.wait(2) - begun_s
+        say(f"push: cold start {number + 1}: {ours_s:.2f} / {theirs_s:.2f} s")
+        case.add(ours_s, theirs_s)
+    return case
 
 
 async def _check(plane: ControlPlane, agents: int) -> None:
     """The control plane must have seen every acknowledgement, or the figures are of something else."""
     status = await plane.status()
-    behind = [node.node for node in status.nodes if not node.connected or node.acked_revision < status.revision]
-    if len(status.nodes) != agents or behind:
-        raise Broken(f"{len(status.nodes)} of {agents} nodes have a session; behind: {behind[:5]}")
-
-
-def _entry(node: int) -> str:
-    return f"{SERVICE}-{node // NODES_AN_ENTRY}"
-
-
-def _mesh(agents: int) -> list[resources_pb2.Resource]:
-    """The resources that the agents live by."""
-    grpc_spec = resources_pb2.ServiceSpec(protocol=resources_pb2.ServiceSpec.GRPC)
-    found = [
-        resources_pb2.Resource(
-            tenant=resources_pb2.Tenant(
-                kind="Tenant", metadata=resources_pb2.Metadata(name=TENANT), spec=resources_pb2.TenantSpec()
-            )
-        )
-    ]
-    for name in (SERVICE, *_callers()):
-        service = resources_pb2.Service(kind="Service", metadata=_named(name), spec=grpc_spec)
-        found.append(resources_pb2.Resource(service=service))
-    for start in range(0, agents, NODES_AN_ENTRY):
-        spec = resources_pb2.WorkloadEntrySpec(
-            service=SERVICE,
-            nodes=[f"node-{number}" for number in range(start, min(agents, start + NODES_AN_ENTRY))],
-            selectors=resources_pb2.Selectors(uid=1000),
-            port=7000,
-        )
-        entry = resources_pb2.WorkloadEntry(kind="WorkloadEntry", metadata=_named(_entry(start)), spec=spec)
-        found.append(resources_pb2.Resource(workload_entry=entry))
-    return [*found, _policy(0)]
-
-
-def _policy(number: int) -> resources_pb2.Resource:
-    """The policy of the service: for each number another one of the same size."""
-    rule = resources_pb2.AccessRule(methods=[f"/bench.Api/Get{number:06}"])
-    getattr(rule, "from").extend(resources_pb2.Caller(service=name) for name in _callers())
-    policy = resources_pb2.AccessPolicy(
-        kind="AccessPolicy",
-        metadata=_named(SERVICE),
-        spec=resources_pb2.AccessPolicySpec(service=SERVICE, allow=[rule]),
-    )
-    return resources_pb2.Resource(access_policy=policy)
-
-
-def _callers() -> list[str]:
-    return [f"caller-{number:02}" for number in range(CALLERS)]
-
-
-def _named(name: str) -> resources_pb2.Metadata:
-    return resources_pb2.Metadata(tenant=TENANT, name=name)
+    connected = [node for node in status.nodes if node.connected and node.node != push_mesh.WORKLOADS]
+    behind = [node.node for node in connected if node.acked_revision < status.revision]
+    if len(connected) != agents or behind:
+        raise Broken(f"{len(connected)} of {agents} nodes have a session; behind: {behind[:5]}")

@@ -1,7 +1,7 @@
 """What a benchmark prints: one JSON object a line for each of its cases.
 
-    {"bench": "push", "case": "push CPU, 1000 agents", "ours": 231.0, "reference": "a bare grpc.aio stream …",
-     "theirs": 140.0, "ratio": 1.65, "better": "lower", "unit": "ms", "rounds": 9}
+    {"bench": "push", "case": "policy change CPU, 1000 agents", "ours": 231.0, "reference": "a bare grpc.aio stream …",
+     "theirs": 140.0, "ratio": 1.65, "better": "lower", "unit": "µs a push", "rounds": 9}
 
 `ours` and `theirs` are medians over the rounds, in which the two take turns; `ratio` is ours divided by theirs.
 """
