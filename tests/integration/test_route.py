@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.golden.test_policy import mesh_of
 from tests.integration.policy_rig import Rig, ask, made, open_rig, tell, until
 
 from meshwarden.controlplane.local.port import free_port
@@ -362,3 +363,23 @@ async def test_grpc_makes_faults_at_their_rate_for_the_calls_that_ask_for_them(r
     assert codes["DATA_LOSS"] in likely(0.5, 300)
     assert (await ask(web, "xds:///orders", GET, x_do="all"))["code"] == "UNAVAILABLE"
     assert (await ask(web, "xds:///orders", GET))["calls"][GET] == before + 1, "the fault has reached no server"
+
+
+async def test_grpcs_own_clients_take_all_that_the_golden_meshes_compile_to(rig: Rig) -> None:
+    """Nobody is there to be called; a configuration that one refuses fails the rig in the end."""
+    for directory in ("route", "policy"):
+        rig.mesh.apply(Change(key, message) for key, message in mesh_of(directory).all().items())
+    web = await rig.grpc("acme", "web", "client")
+    names = [str(name.name) for name in rig.mesh.visible("acme") if rig.mesh.resolve("acme", name.name) == name]
+    assert {"orders", "trial", "shadow"} <= set(names)
+    for name in names:
+        assert (await ask(web, f"xds:///{name}", "/a.B/C"))["code"] == "UNAVAILABLE", name
+
+
+@pytest.mark.needs("node", "npm")
+async def test_node_takes_all_that_the_golden_mesh_compiles_to(rig: Rig) -> None:
+    rig.mesh.apply(Change(key, message) for key, message in mesh_of("route").all().items())
+    orders = str(files("meshwarden.examples.orders") / "orders.proto")
+    node = await rig.grpc("acme", "web", orders, client="node/1.14.1", command=("node", str(NODE / "client.js")))
+    for name in ("orders", "billing", "trial", "shadow"):
+        assert (await tell(node, {"target": f"xds:///{name}", "timeout_s": 60}))["codes"] == {"UNAVAILABLE": 1}, name

@@ -4,7 +4,7 @@
 to one service and is the same for all who see it, so that a change of one service compiles that one anew.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,6 +60,8 @@ class Parts:
     def __init__(self) -> None:
         self._known: dict[Name, _Part] = {}
         self._clients: dict[tuple[str, Name], tuple[Resource, ...]] = {}
+        # Found again without asking what they depend on: {who asks: {service: its part}}.
+        self._of: dict[Asker, dict[Name, tuple[Resource, ...]]] = {}
 
     def client(self, mesh: Mesh, asker: Asker) -> tuple[Resource, ...]:
         """What who asks needs beside the parts of services; no change of endpoints touches it."""
@@ -69,8 +71,17 @@ class Parts:
             known = self._clients[key] = DIALECTS[asker.variant.dialect].client(mesh, asker.caller)
         return known
 
-    def get(self, mesh: Mesh, asker: Asker, service: Name) -> tuple[Resource, ...]:
-        """The part of a service for who asks."""
+    def all(self, mesh: Mesh, asker: Asker, services: Iterable[Name]) -> list[Resource]:
+        """The parts of services for who asks, in the order of these."""
+        own, every = self._of.setdefault(asker, {}), list[Resource]()
+        for service in services:
+            found = own.get(service)
+            if found is None:
+                found = own[service] = self._part(mesh, asker, service)
+            every += found
+        return every
+
+    def _part(self, mesh: Mesh, asker: Asker, service: Name) -> tuple[Resource, ...]:
         part = self._known.get(service)
         if part is None:
             part = self._known[service] = _Part(route.route(mesh, service), {})
@@ -88,6 +99,12 @@ class Parts:
         for dialect, caller in list(self._clients):
             if not {"*", caller.tenant}.isdisjoint(impact.routed):
                 del self._clients[dialect, caller]
+        for asker, own in list(self._of.items()):
+            if not {"*", asker.caller.tenant}.isdisjoint(impact.routed):
+                del self._of[asker]
+                continue
+            for service in impact.services:
+                own.pop(service, None)
 
 
 @dataclass(frozen=True)
@@ -135,8 +152,7 @@ def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
 def _client(mesh: Mesh, rest: str, _: object, __: object, parts: Parts) -> ScopeContent:
     tenant, text, *service = rest.split("/")
     asker = Asker(Variant.parse(text), Name(tenant, *service) if service else Name(tenant, ""))
-    shared = [item for visible in mesh.visible(tenant) for item in parts.get(mesh, asker, visible)]
-    return ScopeContent((*parts.client(mesh, asker), *shared))
+    return ScopeContent((*parts.client(mesh, asker), *parts.all(mesh, asker, mesh.visible(tenant))))
 
 
 def _server(mesh: Mesh, rest: str, *_: object) -> ScopeContent:

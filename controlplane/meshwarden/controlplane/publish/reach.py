@@ -67,7 +67,7 @@ def _planes(mesh: Mesh, node: Node) -> dict[str, _Plane]:
         entry = mesh.find("WorkloadEntry", ref.tenant, ref.entry)
         if entry is not None and node.name in entry.spec.nodes and node.serves(ref.tenant):
             try:
-                found[ref.id] = _Plane(ref, scopes_of(ref, node.name, entry), entry)
+                found[ref.id] = _Plane(ref, scopes_of(ref, node.name, entry, mesh.named), entry)
             except ValueError:
                 continue  # refused, now and then
     return found
