@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Final, Protocol, TypeAlias
 
 import grpc.aio
@@ -40,6 +41,7 @@ REPLAY_SPAN: Final = timedelta(hours=1)
 SUGGEST_SPAN: Final = timedelta(days=1)
 # Different sources, destinations and methods that are held against policies.
 MAX_SEEN: Final = 200_000
+CHUNK: Final = 5000
 MAX_SERVICES: Final = 50
 MAX_WAITING: Final = 8
 
@@ -173,7 +175,10 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
             yield rows
             if answer.truncated:
                 break
-        await asyncio.to_thread(replay.add, (Seen(*key, *sides) for key, sides in sums.items()))
+        seen = (Seen(*key, *sides) for key, sides in sums.items())
+        while some := list(islice(seen, CHUNK)):  # whoever asked may go meanwhile
+            await asyncio.to_thread(replay.add, some)
+            yield rows
         limits = LimitReplay(*judges, policies, replay.passed)
         if replay.passed:
             destinations = {row.destination for row, _ in replay.passed.values()}

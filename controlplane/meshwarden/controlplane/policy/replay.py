@@ -35,6 +35,9 @@ _OTHER_STAGES: Final = frozenset({"visibility", "access", "limit", "endpoints"})
 _STAGES: Final = {ReplayedCalls.DENIED: ("visibility", "access"), ReplayedCalls.ALLOWED: ("visibility", "access")}
 
 
+Headers = tuple[tuple[str, str], ...]
+
+
 class Seen(NamedTuple):
     """Calls of one source, destination ("<tenant>/<service>" each) and method, as each side has told."""
 
@@ -77,7 +80,7 @@ class Case(NamedTuple):
 
     caller: Name | Foreign
     method: Call
-    headers: tuple[tuple[str, str], ...]
+    headers: Headers
 
     @property
     def call(self) -> Call:
@@ -133,6 +136,7 @@ class Replay:
     passed: dict[tuple[str, str, str], tuple[Seen, Decided]] = field(default_factory=dict)
     omitted: Counter[str] = field(default_factory=Counter)
     _found: list[tuple[Seen, Decided]] = field(default_factory=list)
+    _headers: dict[Name, list[Headers] | None] = field(default_factory=dict)
 
     def add(self, rows: Iterable[Seen]) -> None:
         """Takes rows."""
@@ -186,7 +190,9 @@ class Replay:
     def _cases(self, row: Seen, service: Name) -> list[Case] | None:
         """All that the calls of a row may have been, as far as policies tell them apart; None if that is too much."""
         judges = (self.before, self.after)
-        headers = atom.every_header(atom.conditions(judges, service))
+        if service not in self._headers:
+            self._headers[service] = atom.every_header(atom.conditions(judges, service))
+        headers = self._headers[service]
         if headers is None:
             return None
         cases = product(_callers(row.source, judges, service), _methods(row.method, judges, service), headers)
