@@ -216,7 +216,7 @@ async def test_a_revision_that_has_not_been_is_refused(store: Store) -> None:
     ("ops", "error"),
     [
         ([Put(f"k{n}", b"") for n in range(111)], port.TooLarge),
-        ([Put("a", b"x" * 1_000_001)], port.TooLarge),
+        ([Put("a", b"x" * 1_400_001)], port.TooLarge),
         ([Put("a", b""), Check("a", 0)], port.TooLarge),
         ([Put("", b"")], port.InvalidKey),
         ([Put("k" * 1025, b"")], port.InvalidKey),

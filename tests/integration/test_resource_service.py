@@ -23,11 +23,16 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api import resource as resource_module
-from meshwarden.controlplane.api.resource import GUARD, ResourceServicer
+from meshwarden.controlplane.api.change import GUARD, ChangeDesk
+from meshwarden.controlplane.api.data_plane import DataPlaneServicer
+from meshwarden.controlplane.api.history import RevisionServicer
+from meshwarden.controlplane.api.resource import ResourceServicer
 from meshwarden.controlplane.api.server import traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.controlplane.resources.model import unwrap
 from meshwarden.controlplane.store.port import Put, Store
@@ -37,8 +42,10 @@ from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.mtls.tls import server_context
 from meshwarden.sdk.tracing.own_span import own_provider, server_interceptor
 from meshwarden.v1 import resource_service_pb2 as v1
+from meshwarden.v1.data_plane_service_pb2_grpc import add_DataPlaneServiceServicer_to_server
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub, add_ResourceServiceServicer_to_server
 from meshwarden.v1.resources_pb2 import AccessPolicy, Metadata, Resource, Tenant, TrustDomain
+from meshwarden.v1.revision_service_pb2_grpc import add_RevisionServiceServicer_to_server
 
 DOMAIN = "mesh.test"
 SERVER_NAME = "controlplane.mesh.test"
@@ -100,6 +107,7 @@ class World:
     root: ResourceServiceStub
     acme: ResourceServiceStub
     channel: Callable[[X509Svid | None], grpc.aio.Channel]
+    sessions: Sessions
 
     def events(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.audit.read_text().splitlines()]
@@ -115,8 +123,12 @@ async def serve(directory: Path) -> AsyncIterator[World]:
         front = Front(directory / "in.sock")
         peers = PeerInterceptor(front, PeerVerifier(lambda: {DOMAIN: BUNDLE}, utc_now), admit)
         server = grpc.aio.server(interceptors=[peers, tracing(), ValidationInterceptor(audit)])
-        resources = ResourceServicer(store, lambda: NOW, "eu", audit, trust_domain=DOMAIN)
-        add_ResourceServiceServicer_to_server(resources, server)
+        desk = ChangeDesk(store, lambda: NOW, "eu", audit, trust_domain=DOMAIN)
+        add_ResourceServiceServicer_to_server(ResourceServicer(store, desk), server)
+        publisher = Publisher(store, trust_domain=DOMAIN, audit=audit)
+        sessions = Sessions(publisher, store, region="eu", clock=utc_now, owner=str(directory))
+        add_RevisionServiceServicer_to_server(RevisionServicer(store, desk, publisher, sessions), server)
+        add_DataPlaneServiceServicer_to_server(DataPlaneServicer(publisher, sessions), server)
         server.add_insecure_port(front.inner_target)
         await server.start()
         stack.push_async_callback(server.stop, None)
@@ -133,7 +145,11 @@ async def serve(directory: Path) -> AsyncIterator[World]:
         async def stub(identity: X509Svid) -> ResourceServiceStub:
             return ResourceServiceStub(await stack.enter_async_context(channel(identity)))
 
-        yield World(store, audit_path, await stub(OPERATOR), await stub(ACME), channel)
+        async with anyio.create_task_group() as group:
+            await group.start(publisher.run)
+            await group.start(sessions.run)
+            yield World(store, audit_path, await stub(OPERATOR), await stub(ACME), channel, sessions)
+            group.cancel_scope.cancel()
 
 
 @pytest.fixture
@@ -546,7 +562,7 @@ async def test_a_batch_past_the_stores_limit_is_refused_naming_it(world: World) 
             "match": {"methods": [f"/{rule}-{n}-" + "m" * 480 for n in range(64)]},
             "split": [{"version": "v1", "weight": 1}],
         }
-        for rule in range(40)
+        for rule in range(50)
     ]
     await apply(world.root, MESH)
     big = batch(MESH)[6]
@@ -556,7 +572,7 @@ async def test_a_batch_past_the_stores_limit_is_refused_naming_it(world: World) 
         big.route_policy.spec.rules.add(**rule)
     error = await refused(world.root.Apply(v1.ApplyRequest(resources=[big])))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "the limit is 1000000" in (error.details() or "")
+    assert "the limit is 1400000" in (error.details() or "")
 
 
 async def test_a_defect_is_told_by_an_id_alone(
@@ -582,7 +598,7 @@ async def test_two_processes_judge_by_what_the_other_has_done(tmp_path: Path) ->
         one = await stack.enter_async_context(serve(tmp_path))
         store = await stack.enter_async_context(open_store(tmp_path / "s" / "store.db"))
         audit = await stack.enter_async_context(FileAuditLog.open(tmp_path / "one" / "audit.log", lambda: NOW))
-        other = ResourceServicer(store, lambda: NOW, "eu", audit)
+        other = ChangeDesk(store, lambda: NOW, "eu", audit)
         await apply(one.root, MESH)
         guard, _ = await store.get(GUARD)
         assert guard is not None
@@ -601,9 +617,9 @@ async def test_two_processes_judge_by_what_the_other_has_done(tmp_path: Path) ->
                 await elsewhere()
             return await store.commit([Put("/x", b""), Put(GUARD, b"", revision)])
 
-        await other._guarded(change)
+        await other.guarded(change)
         assert attempts == 2
-        assert other._mirror.view.find("WorkloadEntry", "platform", "orders-v1") is None
+        assert other.mirror.view.find("WorkloadEntry", "platform", "orders-v1") is None
         page = await one.root.List(v1.ListRequest(kind="WorkloadEntry"))
         assert list(page.resources) == []
 

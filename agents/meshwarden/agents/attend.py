@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -125,6 +126,10 @@ class Attendants:
             for name, item in sorted(self._by_id.items())
             if item.envoy is not None
         ]
+
+    def admin_sockets(self) -> dict[str, Path]:
+        """Where Envoys take questions: {workload id: socket}."""
+        return {name: item.envoy.plan.admin_socket for name, item in self._by_id.items() if item.envoy is not None}
 
     def errors(self) -> dict[str, str]:
         """What is wrong with workloads: `{workload id: reason}`."""

@@ -40,6 +40,7 @@ from meshwarden.agents.overload import overload
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.progress import Progress, Reports
 from meshwarden.agents.proof.port import Proof
+from meshwarden.agents.question import Questions
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
 from meshwarden.agents.refusal import Refusals, refused_caller
@@ -130,6 +131,7 @@ class Agent:
             lambda serial: self._rotation.welcomed(serial),
             self._take_denied,
             self.secrets.take,
+            lambda question: self._questions.ask(question),
         )
         self._begun, self._provider = begun, begun.provider
         self._progress = Progress(self._provider)
@@ -179,6 +181,7 @@ class Agent:
             address=config.advertise_address,
             concurrency=config.envoy_concurrency,
         )
+        self._questions = Questions(self.attendants.admin_sockets, lambda: self._answers, self.upstream.answer)
         self._put_river_together(rng)
         self.health = Health(
             config.state_dir,
@@ -230,6 +233,7 @@ class Agent:
                 group.start_soon(self.attendants.run)
                 group.start_soon(self.outbox.run)
                 group.start_soon(self.points.run)
+                group.start_soon(self._questions.run)
                 group.start_soon(self._review)
                 group.start_soon(self._look)
                 group.start_soon(self._save_rest)
@@ -465,6 +469,8 @@ class Agent:
             self._tell_workloads()
             self.upstream.set_health(self.health.read())
             self.upstream.set_root_ack(self._root_ack.look(self._answers))
+            if self._answers is not None:
+                self._answers.tell_pending()
             self._rotation.look()
             await asyncio.sleep(_LOOK_S)
 

@@ -34,6 +34,11 @@ class InForce:
         if len(self._changes) > MAX_PLANES:
             self._changes.popitem(last=False)
 
+    def newest(self, data_plane: str) -> int:
+        """The newest revision that a data plane has run; 0 if none is known."""
+        known = self._changes.get(data_plane)
+        return known[-1][1] if known else 0
+
     def of(self, data_plane: str) -> RevisionAt | None:
         """Tells what a data plane has run, of moments before what is known too; None if nothing is known of it."""
         known = self._changes.get(data_plane)

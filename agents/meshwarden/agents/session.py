@@ -31,6 +31,7 @@ class Downstream:
         welcomed: a session was opened with the node's certificate of this serial.
         denied: whom to refuse.
         secrets: the secrets of an entry.
+        asked: what a data plane has.
     """
 
     entries: Callable[[node_pb.EntrySet], None]
@@ -41,6 +42,7 @@ class Downstream:
     welcomed: Callable[[str], None]
     denied: Callable[[node_pb.DenyList], None]
     secrets: Callable[[node_pb.EntrySecrets], None]
+    asked: Callable[[node_pb.DataPlaneQuestion], None]
 
 
 class Session:
@@ -175,3 +177,5 @@ class Session:
             self._downstream.renew(message.renew_now)
         elif kind == "secrets":
             self._downstream.secrets(message.secrets)
+        elif kind == "data_plane_question":
+            self._downstream.asked(message.data_plane_question)

@@ -116,6 +116,12 @@ class Upstream:
         """Says which deny list is in force here."""
         self._say("deny_ack", node_pb.SyncRequest(deny_ack=node_pb.DenyAck(revision=revision)))
 
+    def answer(self, parts: Sequence[node_pb.DataPlaneAnswer]) -> None:
+        """Answers a question, in the present session alone: who asked in another waits no more."""
+        if self._session is not None:
+            for number, part in enumerate(parts):
+                self._session.say(f"answer {number}", node_pb.SyncRequest(data_plane_answer=part))
+
     async def sign(self, requests: list[node_pb.WorkloadCsr]) -> Sequence[node_pb.SignedWorkload]:
         """Has workload certificates signed, one answer a request.
 

@@ -35,6 +35,7 @@ _log = structlog.get_logger()
 _ADS: Final = Share(part=0.25, burst_s=2.0)  # of a processor, for the streams of one workload
 _MAX_STREAMS: Final = 1024  # of one workload
 _MAX_NACKS: Final = 256
+_MAX_PENDING: Final = 4096
 _MAX_REASON: Final = 4096
 _MAX_NAME: Final = 512
 _MAX_NAMED: Final = 8  # resources of which one is bad and nobody knows which
@@ -175,6 +176,12 @@ class DataPlanes:
         """The ids of the data planes that are here."""
         return {client.data_plane for client in self._clients}
 
+    def had(self, data_plane: str) -> tuple[list[Snapshot], list[node_pb.Nack]]:
+        """What each stream of a data plane has answered to, and what it refuses; without a stream, nothing."""
+        clients = [client for client in self._clients if client.data_plane == data_plane]
+        snapshots = [client.answered for client in clients if client.answered is not None]
+        return snapshots, [nack for client in clients for nack in client.refusals()]
+
     async def wait(self) -> None:
         """Returns after the next change of anything."""
         await self._changed.wait()
@@ -226,9 +233,25 @@ class DataPlanes:
         if not revision or self._unsettled or not self._is_news:
             return
         self._is_news = False
+        self._say(node_pb.ConfigAck(revision=revision, nacks=self._nacks()))
+
+    def tell_pending(self) -> None:
+        """Says which data planes do not answer to the revision in force, for the others; called now and then."""
+        revision, last = self._scopes.revision, self._last_ack.revision if self._last_ack is not None else 0
+        pending = sorted(self.waiting())
+        if pending and last < revision:
+            ack = node_pb.ConfigAck(revision=last, nacks=self._nacks(), pending_revision=revision)
+            ack.pending.extend(pending[:_MAX_PENDING])
+            self._say(ack)
+
+    def _nacks(self) -> list[node_pb.Nack]:
         nacks = [nack for client in self._clients for nack in client.refusals()]
         nacks.sort(key=lambda nack: (nack.data_plane, nack.type_url, nack.resource))
-        ack = node_pb.ConfigAck(revision=revision, nacks=nacks[:_MAX_NACKS])
+        for nack in nacks:
+            nack.taken_revision = self._in_force.newest(nack.data_plane)
+        return nacks[:_MAX_NACKS]
+
+    def _say(self, ack: node_pb.ConfigAck) -> None:
         if ack != self._last_ack:
             self._last_ack = ack
             self._acknowledge(ack)
@@ -299,6 +322,11 @@ class DataPlaneClient:
             message=message[:_MAX_REASON],
             resource="" if others else name[:_MAX_NAME],
         )
+
+    @property
+    def answered(self) -> Snapshot | None:
+        """What it has answered to last; None if it has not yet."""
+        return self._settled
 
     def settled(self, snapshot: Snapshot) -> None:
         """It has answered to all that it asks for of `snapshot`."""

@@ -513,6 +513,8 @@ class NodeState(_message.Message):
     TENANTS_FIELD_NUMBER: _builtins.int
     DENIED_REVISION_FIELD_NUMBER: _builtins.int
     CONTROL_PLANE_FIELD_NUMBER: _builtins.int
+    PENDING_REVISION_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     connected: _builtins.bool
     acked_revision: _builtins.int
@@ -521,6 +523,7 @@ class NodeState(_message.Message):
     metrics_address: _builtins.str
     denied_revision: _builtins.int
     control_plane: _builtins.str
+    pending_revision: _builtins.int
     @_builtins.property
     def nacks(self) -> _containers.RepeatedCompositeFieldContainer[_node_service_pb2.Nack]: ...
     @_builtins.property
@@ -537,6 +540,8 @@ class NodeState(_message.Message):
     def health(self) -> _node_service_pb2.AgentHealth: ...
     @_builtins.property
     def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -556,10 +561,12 @@ class NodeState(_message.Message):
         tenants: _abc.Iterable[_builtins.str] | None = ...,
         denied_revision: _builtins.int = ...,
         control_plane: _builtins.str = ...,
+        pending_revision: _builtins.int = ...,
+        pending: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "health", b"health", "join_time", b"join_time", "last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "control_plane", b"control_plane", "data_planes", b"data_planes", "denied_revision", b"denied_revision", "health", b"health", "join_time", b"join_time", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "tenants", b"tenants", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_revision", b"acked_revision", "agent_version", b"agent_version", "clock_skew", b"clock_skew", "connected", b"connected", "control_plane", b"control_plane", "data_planes", b"data_planes", "denied_revision", b"denied_revision", "health", b"health", "join_time", b"join_time", "last_seen", b"last_seen", "metrics_address", b"metrics_address", "nacks", b"nacks", "node", b"node", "pending", b"pending", "pending_revision", b"pending_revision", "tenants", b"tenants", "workloads", b"workloads", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -476,6 +476,7 @@ class SyncRequest(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     BUNDLE_ACK_FIELD_NUMBER: _builtins.int
     DENY_ACK_FIELD_NUMBER: _builtins.int
+    DATA_PLANE_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___NodeHello: ...
     @_builtins.property
@@ -494,6 +495,8 @@ class SyncRequest(_message.Message):
     def bundle_ack(self) -> Global___BundleAck: ...
     @_builtins.property
     def deny_ack(self) -> Global___DenyAck: ...
+    @_builtins.property
+    def data_plane_answer(self) -> Global___DataPlaneAnswer: ...
     def __init__(
         self,
         *,
@@ -506,12 +509,13 @@ class SyncRequest(_message.Message):
         health: Global___AgentHealth | None = ...,
         bundle_ack: Global___BundleAck | None = ...,
         deny_ack: Global___DenyAck | None = ...,
+        data_plane_answer: Global___DataPlaneAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "bundle_ack", b"bundle_ack", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "bundle_ack", b"bundle_ack", "data_plane_answer", b"data_plane_answer", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "bundle_ack", b"bundle_ack", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "bundle_ack", b"bundle_ack", "data_plane_answer", b"data_plane_answer", "deny_ack", b"deny_ack", "endpoints", b"endpoints", "health", b"health", "heartbeat", b"heartbeat", "hello", b"hello", "interest", b"interest", "message", b"message", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "interest", "ack", "endpoints", "workloads", "heartbeat", "health", "bundle_ack", "deny_ack"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "interest", "ack", "endpoints", "workloads", "heartbeat", "health", "bundle_ack", "deny_ack", "data_plane_answer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -770,18 +774,25 @@ class ConfigAck(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     NACKS_FIELD_NUMBER: _builtins.int
+    PENDING_REVISION_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    pending_revision: _builtins.int
     @_builtins.property
     def nacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Nack]: ...
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         nacks: _abc.Iterable[Global___Nack] | None = ...,
+        pending_revision: _builtins.int = ...,
+        pending: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nacks", b"nacks", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nacks", b"nacks", "pending", b"pending", "pending_revision", b"pending_revision", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -796,11 +807,13 @@ class Nack(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
+    TAKEN_REVISION_FIELD_NUMBER: _builtins.int
     data_plane: _builtins.str
     type_url: _builtins.str
     version: _builtins.str
     message: _builtins.str
     resource: _builtins.str
+    taken_revision: _builtins.int
     def __init__(
         self,
         *,
@@ -809,10 +822,11 @@ class Nack(_message.Message):
         version: _builtins.str = ...,
         message: _builtins.str = ...,
         resource: _builtins.str = ...,
+        taken_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "message", b"message", "resource", b"resource", "type_url", b"type_url", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "message", b"message", "resource", b"resource", "taken_revision", b"taken_revision", "type_url", b"type_url", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -955,6 +969,7 @@ class SyncResponse(_message.Message):
     DENY_LIST_FIELD_NUMBER: _builtins.int
     TRUST_BUNDLES_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    DATA_PLANE_QUESTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -971,6 +986,8 @@ class SyncResponse(_message.Message):
     def trust_bundles(self) -> Global___TrustBundles: ...
     @_builtins.property
     def secrets(self) -> Global___EntrySecrets: ...
+    @_builtins.property
+    def data_plane_question(self) -> Global___DataPlaneQuestion: ...
     def __init__(
         self,
         *,
@@ -982,16 +999,67 @@ class SyncResponse(_message.Message):
         deny_list: Global___DenyList | None = ...,
         trust_bundles: Global___TrustBundles | None = ...,
         secrets: Global___EntrySecrets | None = ...,
+        data_plane_question: Global___DataPlaneQuestion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "secrets", b"secrets", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "data_plane_question", b"data_plane_question", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "secrets", b"secrets", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "secrets", b"secrets", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "config", b"config", "data_plane_question", b"data_plane_question", "deny_list", b"deny_list", "entries", b"entries", "message", b"message", "renew_now", b"renew_now", "secrets", b"secrets", "trust_bundles", b"trust_bundles", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "entries", "bundle", "config", "renew_now", "deny_list", "trust_bundles", "secrets"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "entries", "bundle", "config", "renew_now", "deny_list", "trust_bundles", "secrets", "data_plane_question"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___SyncResponse: _TypeAlias = SyncResponse  # noqa: Y015
+
+@_typing.final
+class DataPlaneQuestion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DATA_PLANE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    data_plane: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        data_plane: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataPlaneQuestion: _TypeAlias = DataPlaneQuestion  # noqa: Y015
+
+@_typing.final
+class DataPlaneAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    part: _builtins.bytes
+    last: _builtins.bool
+    error: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        part: _builtins.bytes = ...,
+        last: _builtins.bool = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "id", b"id", "last", b"last", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataPlaneAnswer: _TypeAlias = DataPlaneAnswer  # noqa: Y015
 
 @_typing.final
 class EntrySecrets(_message.Message):

@@ -31,6 +31,7 @@ from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1 import (
     admin_service_pb2,
     audit_service_pb2,
+    data_plane_service_pb2,
     node_service_pb2,
     operator_service_pb2,
     preview_service_pb2,
@@ -38,6 +39,7 @@ from meshwarden.v1 import (
     region_service_pb2,
     report_pb2,
     resource_service_pb2,
+    revision_service_pb2,
     workload_service_pb2,
 )
 
@@ -46,6 +48,7 @@ pytestmark = [pytest.mark.hypothesis, pytest.mark.xdist_group("identity")]
 FILES = (
     admin_service_pb2,
     audit_service_pb2,
+    data_plane_service_pb2,
     node_service_pb2,
     operator_service_pb2,
     preview_service_pb2,
@@ -53,6 +56,7 @@ FILES = (
     region_service_pb2,
     report_pb2,
     resource_service_pb2,
+    revision_service_pb2,
 )
 
 

@@ -51,6 +51,30 @@ async def test_a_revision_is_acknowledged_when_all_that_is_asked_for_is_answered
     await until(lambda: node.acked() == fourth)
 
 
+async def test_who_does_not_answer_is_named_and_those_that_do_count(node: Node, channel: grpc.aio.Channel) -> None:
+    node.registry.set_entries(entry())
+    node.register()
+    first = node.push(cluster("a"))
+    one = stream(channel)
+    await one.ask(api.CLUSTER, "a")
+    answer = await one.answer()
+    node.data_planes.tell_pending()  # it has never had another: that is no news
+    await one.ask(api.CLUSTER, "a", nonce=answer.nonce)
+    await until(lambda: node.in_force.newest("acme/web#1/grpc") == first)
+    assert [ack.revision for ack in node.acks] == [first]
+    second = node.push(cluster("a", 2))
+    answer = await one.answer()
+    for _ in range(2):
+        node.data_planes.tell_pending()
+    told = node_pb.ConfigAck(revision=first, pending_revision=second, pending=["acme/web#1/grpc"])
+    assert node.acks[1:] == [told]
+    await one.ask(api.CLUSTER, "a", nonce=answer.nonce, error="bad")
+    await until(lambda: node.acked() == second)
+    assert [(nack.message, nack.taken_revision) for nack in node.acks[-1].nacks] == [("bad", first)]
+    assert not node.acks[-1].pending
+    one.end()
+
+
 async def test_a_refusal_is_an_answer_and_is_reported_until_it_is_mended(node: Node, channel: grpc.aio.Channel) -> None:
     node.registry.set_entries(entry())
     node.register()

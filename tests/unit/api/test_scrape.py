@@ -61,7 +61,7 @@ def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState) -> Vitals
     root = RootState("ab", SlotState.ACTIVE, NOW, NOW + timedelta(days=9), NOW)
     old = RootState("cd", SlotState.OLD, NOW, NOW + timedelta(days=1), NOW)
     fakes: Any = {
-        "publisher": SimpleNamespace(revision=7, mesh=mesh),
+        "publisher": SimpleNamespace(revision=7, mesh=mesh, recent=[3, 5, 6, 7]),
         "sessions": SimpleNamespace(states=lambda: list(nodes)),
         "svid": lambda: SimpleNamespace(not_before=NOW, not_after=NOW + timedelta(hours=1)),
         "roots": lambda: (old, root),
@@ -80,7 +80,7 @@ def shown(found: Vitals) -> dict[tuple[str, ...], float]:
 
 async def test_nodes_revisions_certificates_and_events(audit: CountedAuditLog, tmp_path: Path) -> None:
     lost = node(node="b", connected=False)
-    lost.nacks.add(data_plane="x", type_url="type.googleapis.com/envoy.Cluster", message="no")
+    lost.nacks.add(data_plane="acme/web#1/grpc", type_url="type.googleapis.com/envoy.Cluster", message="no")
     await audit.record_all("workload.sign", [{"tenant": "acme"}, {"tenant": "acme"}, {"tenant": "globex"}])
     await audit.record("node.renew", node="a")
     audit.note("rpc.refused", caller="x", tenant="made-up")
@@ -99,6 +99,11 @@ async def test_nodes_revisions_certificates_and_events(audit: CountedAuditLog, t
         ("meshwarden_node_silence_seconds", "a"): 4,
         ("meshwarden_nacks", "b", "Cluster"): 1,
         ("meshwarden_nacks", "a", ""): 0,
+        ("meshwarden_nodes_behind", "0"): 0,
+        ("meshwarden_nodes_behind", "1"): 2,
+        ("meshwarden_nodes_behind", "2-9"): 1,
+        ("meshwarden_nodes_behind", "10+"): 0,
+        ("meshwarden_tenant_nacks", "acme"): 1,
         ("meshwarden_workloads", "a", "acme"): 2,
         ("meshwarden_data_planes", "a", "envoy"): 1,
         ("meshwarden_resources", "Service", "acme"): 2,

@@ -24,6 +24,7 @@ from meshwarden.controlplane.cli.resource import parse_kind, parse_ref
 from meshwarden.controlplane.local import context
 from meshwarden.controlplane.resources import model
 from meshwarden.v1 import admin_service_pb2 as admin
+from meshwarden.v1.revision_service_pb2 import Progress, ProgressShare
 
 
 @pytest.fixture(autouse=True)
@@ -253,9 +254,15 @@ def test_down_by_the_context_of_a_mesh_elsewhere_touches_nothing(
 def test_status_shows_tail_sampling_where_it_is_on_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = admin.TailSamplingState(ratio=0.1, waiting=2, passed=30, dropped=70, decided={"slow": 1, "error": 3})
     answer = admin.GetStatusResponse(trust_domain="mesh.test", health=admin.ControlPlaneHealth(tail_sampling=sampling))
-    mesh = SimpleNamespace(admin=SimpleNamespace(GetStatus=lambda request, timeout: answer))
+    come = Progress(revision=7, nodes=ProgressShare(acknowledged=2, lagging=1, unneeded=4))
+    mesh = SimpleNamespace(
+        admin=SimpleNamespace(GetStatus=lambda request, timeout: answer),
+        revision=SimpleNamespace(GetProgress=lambda request, timeout: come),
+    )
     monkeypatch.setattr(client, "connect_current", lambda: contextlib.nullcontext(mesh))
     shown = CliRunner().invoke(main, ["status"]).output
+    nodes = "2 of 3 nodes have it (1 lag, 4 need nothing of it)"
+    assert shown.splitlines()[1] == f"revision 7\t{nodes}\t0 of 0 data planes have it"
     assert shown.splitlines()[-2:] == [
         "TAIL SAMPLING\tSPANS WAIT\tPASSED\tDROPPED\tTRACES DECIDED ON",
         "0.1\t2\t30\t70\t3 error, 1 slow",

@@ -6,6 +6,7 @@ from meshwarden.controlplane.identity.authorize import TABLE, Denied, authorize,
 from meshwarden.v1 import (
     admin_service_pb2,
     audit_service_pb2,
+    data_plane_service_pb2,
     node_service_pb2,
     operator_service_pb2,
     preview_service_pb2,
@@ -13,6 +14,7 @@ from meshwarden.v1 import (
     region_service_pb2,
     report_pb2,
     resource_service_pb2,
+    revision_service_pb2,
 )
 
 WHO = {
@@ -30,6 +32,7 @@ def methods() -> set[str]:
     files = (
         admin_service_pb2,
         audit_service_pb2,
+        data_plane_service_pb2,
         node_service_pb2,
         operator_service_pb2,
         preview_service_pb2,
@@ -37,6 +40,7 @@ def methods() -> set[str]:
         region_service_pb2,
         report_pb2,
         resource_service_pb2,
+        revision_service_pb2,
     )
     return {
         f"/{service.full_name}/{method.name}"

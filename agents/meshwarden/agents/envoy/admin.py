@@ -15,7 +15,9 @@ from typing import Final
 _STATUS: Final = re.compile(rb"\d{3}")
 _CHUNK: Final = re.compile(rb"[0-9a-fA-F]{1,7}")
 _MAX_STATISTICS_BYTES: Final = 8 * 1024 * 1024
+_MAX_DUMP_BYTES: Final = 16 * 1024 * 1024
 _MAX_HEADERS: Final = 64
+_DUMP_S: Final = 8.0
 
 
 async def is_ready(socket_path: Path) -> bool:
@@ -37,6 +39,16 @@ async def drain(socket_path: Path) -> None:
         return
 
 
+async def config_dump(socket_path: Path) -> bytes:
+    """Returns all configuration that Envoy has, as JSON.
+
+    Raises:
+        OSError: if Envoy does not answer, or says too much.
+    """
+    async with _asked(socket_path, "/config_dump?include_eds", timeout_s=_DUMP_S) as (status, reader):
+        return await _content(socket_path, status, reader, _MAX_DUMP_BYTES)
+
+
 async def statistics(socket_path: Path) -> bytes:
     """Returns Envoy's statistics in Prometheus' text format.
 
@@ -44,12 +56,16 @@ async def statistics(socket_path: Path) -> bytes:
         OSError: if Envoy does not answer, or says too much.
     """
     async with _asked(socket_path, "/stats/prometheus?usedonly") as (status, reader):
-        if status != 200:
-            raise OSError(f"{socket_path} answered {status}")
-        try:
-            return await _body(reader)
-        except (ValueError, asyncio.IncompleteReadError) as error:
-            raise OSError(f"{socket_path} answered no statistics: {error}") from None
+        return await _content(socket_path, status, reader, _MAX_STATISTICS_BYTES)
+
+
+async def _content(socket_path: Path, status: int, reader: asyncio.StreamReader, most_bytes: int) -> bytes:
+    if status != 200:
+        raise OSError(f"{socket_path} answered {status}")
+    try:
+        return await _body(reader, most_bytes)
+    except (ValueError, asyncio.IncompleteReadError) as error:
+        raise OSError(f"{socket_path} answered nothing of use: {error}") from None
 
 
 @contextlib.asynccontextmanager
@@ -79,7 +95,7 @@ async def _asked(
             writer.close()
 
 
-async def _body(reader: asyncio.StreamReader) -> bytes:
+async def _body(reader: asyncio.StreamReader, most_bytes: int) -> bytes:
     """Reads headers and body.
 
     Raises:
@@ -92,7 +108,7 @@ async def _body(reader: asyncio.StreamReader) -> bytes:
         headers[name.lower()] = value.strip()
     if headers.get(b"transfer-encoding", b"").lower() != b"chunked":
         length = headers.get(b"content-length", b"")
-        if not length.isdigit() or int(length) > _MAX_STATISTICS_BYTES:
+        if not length.isdigit() or int(length) > most_bytes:
             raise ValueError(f"a body of {length[:20]!r} bytes")
         return await reader.readexactly(int(length))
     chunks: list[bytes] = []
@@ -103,8 +119,8 @@ async def _body(reader: asyncio.StreamReader) -> bytes:
             raise ValueError(f"a chunk of {head[:20]!r} bytes")
         length_bytes = int(head, 16)
         size += length_bytes
-        if size > _MAX_STATISTICS_BYTES:
-            raise ValueError(f"more than {_MAX_STATISTICS_BYTES} bytes")
+        if size > most_bytes:
+            raise ValueError(f"more than {most_bytes} bytes")
         if not length_bytes:
             return b"".join(chunks)
         chunks.append(await reader.readexactly(length_bytes))

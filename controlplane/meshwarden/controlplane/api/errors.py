@@ -6,6 +6,7 @@
       StillUsed        FAILED_PRECONDITION, with google.rpc.PreconditionFailure
       Moved            ABORTED
       Busy             RESOURCE_EXHAUSTED
+      Forgotten        OUT_OF_RANGE
 
 A status travels in the trailers, of which a client takes 8 KiB unless it is told otherwise: details are cut to fit, and
 say how many are left out.
@@ -82,12 +83,17 @@ class Busy(RequestError):
     """Too many ask for the same at once."""
 
 
+class Forgotten(RequestError):
+    """The history does not go back as far as is asked; the message says how far it does."""
+
+
 STATUS: dict[type[BaseException], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
     StillUsed: grpc.StatusCode.FAILED_PRECONDITION,
     Moved: grpc.StatusCode.ABORTED,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Forgotten: grpc.StatusCode.OUT_OF_RANGE,
     AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
     AuthorityError: grpc.StatusCode.UNAVAILABLE,
     RootRefused: grpc.StatusCode.FAILED_PRECONDITION,

@@ -1,28 +1,24 @@
 """ResourceService: what operators declare, checked whole and stored whole or not at all."""
 
-import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from datetime import datetime
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
 import grpc.aio
 import structlog
 
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.controlplane.api.change import ChangeDesk, reach_allowed, view_of
 from meshwarden.controlplane.api.errors import InvalidRequest, Moved, NotFound, StillUsed, fitting
-from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.history.record import Changed
 from meshwarden.controlplane.identity.authorize import authorize
-from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import (
     KINDS,
-    AnyResource,
     decode,
-    encode,
     key_of,
     normalise,
     parse_key,
@@ -32,56 +28,30 @@ from meshwarden.controlplane.resources.model import (
     unwrap,
     wrap,
 )
-from meshwarden.controlplane.resources.rate import foreign_region
-from meshwarden.controlplane.resources.reach import Width, width
 from meshwarden.controlplane.resources.reference import reference_faults, users
-from meshwarden.controlplane.resources.validate import resource_faults, unknown_faults
-from meshwarden.controlplane.resources.view import View
-from meshwarden.controlplane.secrets.reference import Grants
 from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES
-from meshwarden.controlplane.store.mirror import Mirror
-from meshwarden.controlplane.store.port import ABSENT, Batch, Conflict, Delete, Op, Put, Record, Store, StoreError
+from meshwarden.controlplane.store.port import ABSENT, Batch, Record, Store
 from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1 import resource_service_pb2_grpc
-from meshwarden.v1.resources_pb2 import RatePolicy, Resource, Service, TrustDomain, WorkloadEntry
+from meshwarden.v1.resources_pb2 import Resource
 
 SERVICE = "/meshwarden.v1.ResourceService/"
-# Every commit that references hang on moves this record, so that none is judged by what another takes away.
-GUARD = "/guard/references"
-ATTEMPTS = 8
 PAGE = 500
 # Of the faults that a dry run tells.
 FAULT_BYTES = 1 << 20
-# The writer epoch of a region's own records; it grows when another region takes a tenant over.
-EPOCH = 1
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 log = structlog.get_logger()
-Answer = TypeVar("Answer")
 
 
 class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
     """Serves operators; an operator of a tenant sees and touches that tenant alone."""
 
-    def __init__(
-        self,
-        store: Store,
-        clock: Callable[[], datetime],
-        region: str,
-        audit: AuditLog,
-        trails: Trails | None = None,
-        trust_domain: str = "",
-        grants: Grants | None = None,
-    ) -> None:
-        """Serves what is in `store`; `trails` follow what becomes of changes, `grants` say who may name secrets."""
-        self._store, self._clock, self._region, self._audit = store, clock, region, audit
-        self._trust_domain, self._grants = trust_domain, grants or Grants({})
-        self._trails = trails or Trails()
-        self._mirror = Mirror(store)
-        # One change at a time in this process; other processes are met by the guard.
-        self._changing = asyncio.Lock()
+    def __init__(self, store: Store, desk: ChangeDesk) -> None:
+        """Serves what is in `store`, and changes it at `desk`."""
+        self._store, self._desk = store, desk
 
     async def Apply(self, request: v1.ApplyRequest, context: Context) -> v1.ApplyResponse:
         try:
@@ -91,7 +61,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
                 raise
             faults = fitting(refused.faults, FAULT_BYTES)
             return v1.ApplyResponse(
-                revision=self._mirror.revision,
+                revision=self._desk.mirror.revision,
                 faults=[v1.Fault(field=fault.field, message=fault.message) for fault in faults],
             )
 
@@ -108,33 +78,18 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         faults = [
             FieldFault(f"resources[{index}].{fault.field}", fault.message)
             for index, resource in enumerate(request.resources)
-            for fault in (*unknown_faults(resource), *resource_faults(resource), *self._faults_here(resource))
+            for fault in self._desk.faults(resource)
         ]
         if faults:
             raise InvalidRequest(faults)
         batch = [normalise(resource) for resource in request.resources]
         for tenant in sorted({ref_of(resource).tenant for resource in batch}):
             authorize(caller, SERVICE + "Apply", tenant)
-        _reach_allowed(caller, "Apply", map(unwrap, batch))
-        seen = [unwrap(resource).metadata.record.revision for resource in request.resources]
-        answer = await self._guarded(lambda guard: self._apply(batch, seen, guard, caller, dry_run=request.dry_run))
+        reach_allowed(caller, SERVICE + "Apply", map(unwrap, batch))
+        answer = await self._desk.guarded(lambda guard: self._apply(batch, request, guard, caller))
         if not request.dry_run:
             log.info("resources applied", revision=answer.revision, changes=len(answer.changes), by=str(caller))
         return answer
-
-    def _faults_here(self, resource: Resource) -> list[FieldFault]:
-        """What a resource must hold in this region, as its operator has configured it."""
-        own = unwrap(resource)
-        if isinstance(own, TrustDomain) and own.spec.trust_domain == self._trust_domain:
-            return [FieldFault("spec.trustDomain", "is this mesh's own")]
-        if isinstance(own, WorkloadEntry):
-            return [
-                FieldFault(f"spec.secrets[{index}].from", fault)
-                for index, secret in enumerate(own.spec.secrets)
-                if (fault := self._grants.fault(own.metadata.tenant, getattr(secret, "from")))
-            ]
-        faults = foreign_region(own.spec, self._region) if isinstance(own, RatePolicy) else ()
-        return [FieldFault(*fault) for fault in faults]
 
     async def Get(self, request: v1.GetRequest, context: Context) -> Resource:
         authorize(_caller(), SERVICE + "Get", request.ref.tenant)
@@ -171,7 +126,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         for tenant in sorted({ref.tenant for ref in request.refs}):
             authorize(caller, SERVICE + "Delete", tenant)
         refs = {key_of(ref): ref for ref in request.refs}
-        revision = await self._guarded(lambda guard: self._delete(refs, guard, caller))
+        revision = await self._desk.guarded(lambda guard: self._delete(refs, guard, caller, request.reason))
         return v1.DeleteResponse(revision=revision, trace_id=own_span.present_trace_id())
 
     async def Watch(self, request: v1.WatchRequest, context: Context) -> None:  # type: ignore[override]
@@ -224,111 +179,53 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
     def _cursor(self, revision: int) -> v1.Cursor:
         return v1.Cursor(incarnation=self._store.incarnation, revision=revision)
 
-    async def _guarded(self, change: Callable[[int], Awaitable[Answer]]) -> Answer:
-        """Runs `change` on a fresh mirror; anew where another process came between.
-
-        `change` gets the revision of the guard as it was before the mirror was brought up to date.
-        """
-        async with self._changing:
-            for attempt in range(ATTEMPTS):
-                guard, _ = await self._store.get(GUARD)
-                await self._mirror.refresh()
-                try:
-                    return await change(guard.revision if guard else ABSENT)
-                except Conflict:
-                    if attempt == ATTEMPTS - 1:
-                        raise
-        raise AssertionError("the loop ends by return or raise")
-
     async def _apply(
-        self, batch: Sequence[Resource], seen: Sequence[int], guard: int, caller: SpiffeId | None, *, dry_run: bool
+        self, batch: Sequence[Resource], request: v1.ApplyRequest, guard: int, caller: SpiffeId | None
     ) -> v1.ApplyResponse:
-        view = _view_of(self._mirror.view, caller)
+        view = view_of(self._desk.mirror.view, caller)
         if faults := reference_faults(batch, view):
             raise InvalidRequest(faults)
-        answer = v1.ApplyResponse(revision=self._mirror.revision)
-        ops: list[Op] = []
+        answer = v1.ApplyResponse(revision=self._desk.mirror.revision)
+        changes: list[Changed] = []
         moved: list[str] = []
-        for resource, revision_seen in zip(batch, seen, strict=True):
-            ref = ref_of(resource)
+        for resource, said in zip(batch, request.resources, strict=True):
+            ref, revision_seen = ref_of(resource), unwrap(said).metadata.record.revision
             old = view.find(ref.kind, ref.tenant, ref.name)
             revision = old.metadata.record.revision if old is not None else ABSENT
             if revision_seen not in (0, revision):
                 where = f"is at revision {revision}" if revision else "was deleted"
                 moved.append(f"{title(ref)} {where}, not {revision_seen}: get it anew")
             if old is not None:
-                _reach_allowed(caller, "Apply", [old])
-            if old is not None and normalise(wrap(old)) == resource:
+                reach_allowed(caller, SERVICE + "Apply", [old])
+            before = wrap(old) if old is not None else None
+            if before is not None and normalise(before) == resource:
                 answer.changes.add(ref=ref, action=v1.Change.UNCHANGED)
                 continue
-            answer.changes.add(ref=ref, action=v1.Change.CREATED if old is None else v1.Change.UPDATED)
-            ops.append(Put(key_of(ref), encode(self._stamped(resource)), revision))
+            changes.append(Changed(ref, before, resource))
+            answer.changes.add(ref=ref, action=changes[-1].action)
         if moved:
             raise Moved("; ".join(moved))
-        if ops and not dry_run:
-            changes = [
-                f"{v1.Change.Action.Name(change.action)} {title(change.ref)}"
-                for change in answer.changes
-                if change.action != v1.Change.UNCHANGED
-            ]
-            answer.revision = await self._commit("resource.apply", ops, guard, caller, changes)
+        if changes and not request.dry_run:
+            answer.revision = await self._desk.commit("resource.apply", changes, guard, caller, request.reason)
             answer.trace_id = own_span.present_trace_id()
         return answer
 
-    async def _delete(self, refs: dict[str, v1.ResourceRef], guard: int, caller: SpiffeId | None) -> int:
-        view = _view_of(self._mirror.view, caller)
+    async def _delete(self, refs: dict[str, v1.ResourceRef], guard: int, caller: SpiffeId | None, reason: str) -> int:
+        view = view_of(self._desk.mirror.view, caller)
         found = {key: view.find(ref.kind, ref.tenant, ref.name) for key, ref in refs.items()}
         if missing := [title(refs[key]) for key, resource in found.items() if resource is None]:
             raise NotFound(f"there is no {', no '.join(missing)}")
-        _reach_allowed(caller, "Delete", [resource for resource in found.values() if resource is not None])
+        there = {key: resource for key, resource in found.items() if resource is not None}
+        reach_allowed(caller, SERVICE + "Delete", there.values())
         if using := users(refs.values(), view):
             raise StillUsed(using)
-        ops = [
-            Delete(key, resource.metadata.record.revision) for key, resource in found.items() if resource is not None
-        ]
-        changes = [f"DELETED {title(ref)}" for ref in refs.values()]
-        return await self._commit("resource.delete", ops, guard, caller, changes)
-
-    async def _commit(
-        self, event: str, ops: Sequence[Op], guard: int, caller: SpiffeId | None, changes: Sequence[str]
-    ) -> int:
-        """Commits what the audit log has taken; a failure follows there as an event of its own."""
-        about = {"by": str(caller), "after": self._mirror.revision, "trace_id": own_span.present_trace_id()}
-        await self._audit.record(event, **about, changes=changes)
-        try:
-            revision = await self._store.commit([*ops, Put(GUARD, b"", guard)])
-        except StoreError as error:
-            self._audit.note(f"{event}.failed", by=str(caller), after=self._mirror.revision, reason=str(error))
-            raise
-        tenant = (caller.tenant if caller is not None else None) or ""
-        self._trails.committed(revision, tenant, str(caller), changes)
-        return revision
-
-    def _stamped(self, resource: Resource) -> Resource:
-        """The resource with the record that is stored beside it."""
-        stamped = normalise(resource)
-        record = unwrap(stamped).metadata.record
-        record.origin_region, record.epoch = self._region, EPOCH
-        record.update_time.FromDatetime(self._clock())
-        return stamped
+        changes = [Changed(refs[key], wrap(resource), None) for key, resource in there.items()]
+        return await self._desk.commit("resource.delete", changes, guard, caller, reason)
 
 
 def _caller() -> SpiffeId | None:
     current = peer.current()
     return current.spiffe_id if current is not None else None
-
-
-def _reach_allowed(caller: SpiffeId | None, method: str, resources: Iterable[AnyResource]) -> None:
-    """Only an operator of the mesh makes, changes or deletes what reaches out of a tenant, or says whom all trust.
-
-    Raises:
-        Denied: a tenant's operator would.
-    """
-    for resource in resources:
-        wide = isinstance(resource, RatePolicy) and width(resource.metadata.tenant, resource.spec) is Width.MESH
-        abroad = isinstance(resource, Service) and resource.spec.spiffe_id
-        if wide or abroad or isinstance(resource, TrustDomain):
-            authorize(caller, SERVICE + method, None)
 
 
 def _scope(method: str, tenant: str) -> str:
@@ -337,12 +234,6 @@ def _scope(method: str, tenant: str) -> str:
     tenant = tenant or (caller.tenant if caller is not None else None) or ""
     authorize(caller, SERVICE + method, tenant or None)
     return tenant
-
-
-def _view_of(view: View, caller: SpiffeId | None) -> View:
-    """An operator of a tenant is told no names of others in a fault."""
-    own = caller.tenant if caller is not None else None
-    return view if own is None else view.seen_by(lambda tenant: tenant == own)
 
 
 def _event(key: str, value: bytes | None, revision: int) -> v1.Event:

@@ -24,6 +24,8 @@ from meshwarden.v1 import (
     admin_service_pb2_grpc,
     audit_service_pb2,
     audit_service_pb2_grpc,
+    data_plane_service_pb2,
+    data_plane_service_pb2_grpc,
     node_service_pb2,
     node_service_pb2_grpc,
     operator_service_pb2,
@@ -38,6 +40,8 @@ from meshwarden.v1 import (
     report_pb2_grpc,
     resource_service_pb2,
     resource_service_pb2_grpc,
+    revision_service_pb2,
+    revision_service_pb2_grpc,
 )
 
 MESSAGE_BYTES = 4 << 20
@@ -62,6 +66,7 @@ class Servicers:
 
     admin: admin_service_pb2_grpc.AdminServiceServicer
     audit: audit_service_pb2_grpc.AuditServiceServicer
+    data_plane: data_plane_service_pb2_grpc.DataPlaneServiceServicer
     node: node_service_pb2_grpc.NodeServiceServicer
     operator: operator_service_pb2_grpc.OperatorServiceServicer
     preview: preview_service_pb2_grpc.PreviewServiceServicer
@@ -69,6 +74,7 @@ class Servicers:
     region: region_service_pb2_grpc.RegionServiceServicer
     report: report_pb2_grpc.ReportServiceServicer
     resource: resource_service_pb2_grpc.ResourceServiceServicer
+    revision: revision_service_pb2_grpc.RevisionServiceServicer
 
 
 def names() -> tuple[str, ...]:
@@ -76,6 +82,7 @@ def names() -> tuple[str, ...]:
     files = (
         admin_service_pb2,
         audit_service_pb2,
+        data_plane_service_pb2,
         node_service_pb2,
         operator_service_pb2,
         preview_service_pb2,
@@ -83,6 +90,7 @@ def names() -> tuple[str, ...]:
         region_service_pb2,
         report_pb2,
         resource_service_pb2,
+        revision_service_pb2,
     )
     return tuple(service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values())
 
@@ -92,7 +100,7 @@ def traced() -> frozenset[str]:
 
     Export does not count: each agent exports once a second, and spans among the rest.
     """
-    files = (admin_service_pb2, node_service_pb2, operator_service_pb2, resource_service_pb2)
+    files = (admin_service_pb2, node_service_pb2, operator_service_pb2, resource_service_pb2, revision_service_pb2)
     return frozenset(
         f"/{service.full_name}/{method.name}"
         for file in files
@@ -137,6 +145,7 @@ class Api:
         )
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, self._server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
+        data_plane_service_pb2_grpc.add_DataPlaneServiceServicer_to_server(servicers.data_plane, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicers.node, self._server)
         operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(servicers.operator, self._server)
         preview_service_pb2_grpc.add_PreviewServiceServicer_to_server(servicers.preview, self._server)
@@ -144,6 +153,7 @@ class Api:
         region_service_pb2_grpc.add_RegionServiceServicer_to_server(servicers.region, self._server)
         report_pb2_grpc.add_ReportServiceServicer_to_server(servicers.report, self._server)
         resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(servicers.resource, self._server)
+        revision_service_pb2_grpc.add_RevisionServiceServicer_to_server(servicers.revision, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*names(), health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

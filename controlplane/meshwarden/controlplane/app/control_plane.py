@@ -29,6 +29,7 @@ from meshwarden.controlplane.app.publishing import publishing
 from meshwarden.controlplane.app.servicers import servicers
 from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
+from meshwarden.controlplane.history.prune import prune_old
 from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.node import banned, removed
 from meshwarden.controlplane.place import announce, announce_roots, listening, parse_address
@@ -122,6 +123,7 @@ class ControlPlane:
         """Runs all that goes on by itself, opens the door, and closes it when told to."""
         async with anyio.create_task_group() as group:
             group.start_soon(compact_old, self._engines.store)
+            group.start_soon(prune_old, self._engines.store, self._config.history.bounds(), utc_now)
             parts = (
                 self._engines.anchor,
                 self._engines.authority,

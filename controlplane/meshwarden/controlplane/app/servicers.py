@@ -6,7 +6,10 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.audit import AuditServicer
 from meshwarden.controlplane.api.bundles import BundleDesk
+from meshwarden.controlplane.api.change import ChangeDesk
+from meshwarden.controlplane.api.data_plane import DataPlaneServicer
 from meshwarden.controlplane.api.health import Health
+from meshwarden.controlplane.api.history import RevisionServicer
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.operator import OperatorServicer
 from meshwarden.controlplane.api.preview import PreviewServicer
@@ -57,12 +60,14 @@ def servicers(
     )
     rotation.listen(node.tell_bundle)
     rotation.listen(Revoked(rotation.known, publishing.publisher.cut, utc_now).follow)
-    resource = ResourceServicer(
+    desk = ChangeDesk(
         engines.store, utc_now, config.region, engines.audit, publishing.trails, domain, publishing.secrets.grants
     )
+    resource = ResourceServicer(engines.store, desk)
     return Servicers(
         admin=_admin(config, engines, identity, publishing, gathering, tokens),
         audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
+        data_plane=DataPlaneServicer(publishing.publisher, publishing.sessions),
         node=node,
         operator=OperatorServicer(
             identity.operators, engines.authority, engines.store, domain, utc_now, identity.login
@@ -80,6 +85,7 @@ def servicers(
         ),
         report=ReportServicer(gathering.gather, nodes),
         resource=resource,
+        revision=RevisionServicer(engines.store, desk, publishing.publisher, publishing.sessions),
     )
 
 

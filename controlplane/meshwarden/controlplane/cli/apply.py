@@ -7,21 +7,35 @@ from grpc_status import rpc_status
 
 from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.cli.failure import Failure
+from meshwarden.controlplane.cli.progress import ALL, summary, timeout_option, until_reached
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.files import read_texts
 from meshwarden.controlplane.resources.manifest import Located, ManifestFaults, parse_all
 from meshwarden.v1.resource_service_pb2 import ApplyRequest, ApplyResponse, Change
+from meshwarden.v1.revision_service_pb2 import GetProgressRequest
 
 
 @click.command()
 @click.option("-f", "--file", "files", multiple=True, required=True, metavar="PATH", help='A file, directory or "-".')
 @click.option("--dry-run", is_flag=True, help="Check and say what would change, and change nothing.")
+@click.option("--reason", default="", help="Why, for the history.")
+@click.option("--wait", "waits", is_flag=True, help="Wait until every node has it, as `meshwarden wait` does.")
+@timeout_option
 @render.output_option
-def apply(files: tuple[str, ...], dry_run: bool, output: str) -> None:
+def apply(files: tuple[str, ...], dry_run: bool, reason: str, waits: bool, timeout: float, output: str) -> None:
     """Store manifests, all or none. Every fault is named by file, line and field."""
     located = read(files)
-    with client.connect_current() as mesh, render.progress("applying"):
-        answer = send(mesh, located, dry_run)
+    with client.connect_current() as mesh:
+        with render.progress("applying"):
+            answer = send(mesh, located, dry_run, reason)
+        _say(answer, dry_run, output)
+        if waits and not dry_run:
+            with render.progress(f"waiting for revision {answer.revision}"):
+                reached = until_reached(mesh, GetProgressRequest(revision=answer.revision), "nodes", ALL, timeout)
+            click.echo(summary(reached), err=True)
+
+
+def _say(answer: ApplyResponse, dry_run: bool, output: str) -> None:
     if output != "table":
         render.data(render.as_dict(answer), output)
         return
@@ -46,13 +60,13 @@ def read(files: tuple[str, ...]) -> list[Located]:
         raise Failure(str(faults), f"{fix}; nothing was changed") from None
 
 
-def send(mesh: client.Client, located: list[Located], dry_run: bool) -> ApplyResponse:
+def send(mesh: client.Client, located: list[Located], dry_run: bool, reason: str = "") -> ApplyResponse:
     """Applies a batch.
 
     Raises:
         Failure: it is refused for its content; with every fault by file, line and field.
     """
-    request = ApplyRequest(resources=[item.resource for item in located], dry_run=dry_run)
+    request = ApplyRequest(resources=[item.resource for item in located], dry_run=dry_run, reason=reason)
     try:
         answer: ApplyResponse = mesh.resource.Apply(request, timeout=client.TIMEOUT_S)
         faults = [(fault.field, fault.message) for fault in answer.faults]

@@ -5,7 +5,8 @@ click.ClickException
 ├── Unreachable  3  the control plane is not there
 ├── NotFound     4  what was named is not there
 ├── Differs      5  `diff` found differences
-└── Unwanted     6  `diff --fail-on` found what is not wanted
+├── Unwanted     6  `diff --fail-on` found what is not wanted
+└── TooLate      7  what was waited for did not come in time
 click.UsageError     2  the command was written wrong
 """
 
@@ -21,7 +22,8 @@ Exit codes:
   3  the control plane can't be reached
   4  what was named is not there
   5  diff found differences
-  6  diff --fail-on found what is not wanted"""
+  6  diff --fail-on found what is not wanted
+  7  what was waited for did not come in time"""
 
 
 class Failure(click.ClickException):
@@ -66,6 +68,12 @@ class Unwanted(Failure):
     """A change would do what is not wanted."""
 
     exit_code: ClassVar[int] = 6
+
+
+class TooLate(Failure):
+    """What was waited for did not come in time."""
+
+    exit_code: ClassVar[int] = 7
 
 
 def from_rpc(error: Any) -> Failure:

@@ -83,12 +83,13 @@ def list_all(mesh: client.Client, kind: str, tenant: str) -> list[Resource]:
 @click.command()
 @click.argument("kind")
 @click.argument("names", nargs=-1, required=True)
+@click.option("--reason", default="", help="Why, for the history.")
 @render.output_option
-def delete(kind: str, names: tuple[str, ...], output: str) -> None:
+def delete(kind: str, names: tuple[str, ...], reason: str, output: str) -> None:
     """Delete resources of a KIND by TENANT/NAME, all or none."""
     refs = [parse_ref(kind, name) for name in names]
     with client.connect_current() as mesh:
-        answer = mesh.resource.Delete(DeleteRequest(refs=refs), timeout=client.TIMEOUT_S)
+        answer = mesh.resource.Delete(DeleteRequest(refs=refs, reason=reason), timeout=client.TIMEOUT_S)
     if output != "table":
         render.data(render.as_dict(answer), output)
         return

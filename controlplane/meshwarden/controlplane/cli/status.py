@@ -1,23 +1,35 @@
 """`meshwarden status`."""
 
-import click
+from typing import cast
 
-from meshwarden.controlplane.cli import bundle, ca, client, render
+import click
+import grpc
+
+from meshwarden.controlplane.cli import bundle, ca, client, progress, render
 from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState, PolicyGap, RegionState
 from meshwarden.v1.node_service_pb2 import WorkloadState
+from meshwarden.v1.revision_service_pb2 import GetProgressRequest
 
 
 @click.command()
 @click.option("--tenant", default="", help="Only this tenant's workloads and calls.")
+@click.option("--revision", type=click.IntRange(1, 2**63 - 1), help="Show how far this revision has come, instead.")
 @render.output_option
-def status(tenant: str, output: str) -> None:
-    """Show nodes, workloads, tenants, regions and warnings."""
+def status(tenant: str, revision: int | None, output: str) -> None:
+    """Show nodes, workloads, tenants, regions and warnings; or which share of the mesh has a revision."""
     with client.connect_current() as mesh:
+        if revision is not None:
+            request = GetProgressRequest(revision=revision, tenant=tenant)
+            progress.say(mesh.revision.GetProgress(request, timeout=client.TIMEOUT_S), output)
+            return
         answer = mesh.admin.GetStatus(GetStatusRequest(tenant=tenant), timeout=client.TIMEOUT_S)
+        come = _progress(mesh, tenant) if output == "table" else ""
     if output != "table":
         render.data(render.as_dict(answer), output)
         return
     click.echo(f"{answer.trust_domain}\tregion {answer.region}\trevision {answer.revision}\tCA {answer.authority}")
+    if come:
+        click.echo(come)
     render.table(("NODE", "STATE", "REVISION", "REFUSED", "WORKLOADS"), [_node(node, answer) for node in answer.nodes])
     render.table(("WORKLOAD", "NODE", "SPIFFE ID", "LEFT"), workload_rows(answer))
     rates = [
@@ -51,6 +63,16 @@ def status(tenant: str, output: str) -> None:
     )
     for warning in (*filter(None, faults), *answer.warnings):
         click.echo(f"warning: {render.plain(warning)}", err=True)
+
+
+def _progress(mesh: client.Client, tenant: str) -> str:
+    """How far the newest revision has come; empty if the control plane can't say, being older."""
+    try:
+        return progress.summary(mesh.revision.GetProgress(GetProgressRequest(tenant=tenant), timeout=client.TIMEOUT_S))
+    except grpc.RpcError as error:
+        if cast("grpc.Call", error).code() is not grpc.StatusCode.UNIMPLEMENTED:
+            raise
+        return ""
 
 
 def _node(node: NodeState, answer: GetStatusResponse) -> tuple[object, ...]:

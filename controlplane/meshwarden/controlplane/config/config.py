@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from meshwarden.controlplane.config.authority import AuthorityConfig, VaultAuthorityConfig
+from meshwarden.controlplane.config.history import HistoryConfig
 from meshwarden.controlplane.config.identity import AnyAttestorConfig, LimitsConfig, OperatorLoginConfig
 from meshwarden.controlplane.config.telemetry import OtlpConfig, TailSamplingConfig, TenantTracesConfig
 from meshwarden.controlplane.config.value import LABEL, REFERENCE, TRUST_DOMAIN, Address, Frozen, SecretPlace
@@ -96,6 +97,8 @@ class Config(BaseSettings):
     # Whom a token of Vault lets operate; left out, nobody.
     operator_login: OperatorLoginConfig | None = None
     limits: LimitsConfig = LimitsConfig()
+    # How much is kept of what was changed, by whom and why.
+    history: HistoryConfig = HistoryConfig()
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()
     tail_sampling: TailSamplingConfig | None = None

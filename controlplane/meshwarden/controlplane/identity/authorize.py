@@ -68,6 +68,13 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.PreviewService/Preview": _OPERATORS,
     "/meshwarden.v1.PreviewService/Replay": _OPERATORS,
     "/meshwarden.v1.PreviewService/SuggestAccess": _OPERATORS,
+    "/meshwarden.v1.RevisionService/ListRevisions": _OPERATORS,
+    "/meshwarden.v1.RevisionService/GetRevision": _OPERATORS,
+    "/meshwarden.v1.RevisionService/Rollback": _OPERATORS,
+    "/meshwarden.v1.RevisionService/GetProgress": _OPERATORS,
+    "/meshwarden.v1.RevisionService/WatchProgress": _OPERATORS,
+    "/meshwarden.v1.DataPlaneService/ListDataPlanes": _OPERATORS,
+    "/meshwarden.v1.DataPlaneService/GetDataPlane": _OPERATORS,
     "/meshwarden.v1.NodeService/Attest": _JOIN,
     "/meshwarden.v1.NodeService/Renew": _NODE,
     "/meshwarden.v1.NodeService/Sync": _NODE,
@@ -104,6 +111,12 @@ READING: Final = frozenset(
         "Preview",
         "Replay",
         "SuggestAccess",
+        "ListRevisions",
+        "GetRevision",
+        "GetProgress",
+        "WatchProgress",
+        "ListDataPlanes",
+        "GetDataPlane",
         "Get",
         "List",
     },
@@ -111,8 +124,13 @@ READING: Final = frozenset(
 """Methods that change nothing, by their names."""
 # Of these a tenant's operator need not name a tenant: the answer shows no other.
 FILTERED = frozenset(
-    f"/meshwarden.v1.AdminService/{method}"
-    for method in ("GetStatus", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied")
+    f"/meshwarden.v1.{service}/{method}"
+    for service, methods in {
+        "AdminService": ("GetStatus", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied"),
+        "DataPlaneService": ("ListDataPlanes", "GetDataPlane"),
+        "RevisionService": ("ListRevisions", "GetRevision", "GetProgress", "WatchProgress"),
+    }.items()
+    for method in methods
 )
 _TITLES = {
     None: "a caller without a certificate",

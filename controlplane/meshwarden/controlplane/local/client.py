@@ -15,9 +15,11 @@ from meshwarden.controlplane.local.context import Context
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.audit_service_pb2_grpc import AuditServiceStub
+from meshwarden.v1.data_plane_service_pb2_grpc import DataPlaneServiceStub
 from meshwarden.v1.operator_service_pb2_grpc import OperatorServiceStub
 from meshwarden.v1.preview_service_pb2_grpc import PreviewServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
+from meshwarden.v1.revision_service_pb2_grpc import RevisionServiceStub
 
 TIMEOUT_S = 15.0
 READS = 3
@@ -30,9 +32,11 @@ class Client:
     def __init__(self, channel: Any) -> None:
         self.admin: Any = AdminServiceStub(channel)
         self.audit: Any = AuditServiceStub(channel)
+        self.data_plane: Any = DataPlaneServiceStub(channel)
         self.operator: Any = OperatorServiceStub(channel)
         self.preview: Any = PreviewServiceStub(channel)
         self.resource: Any = ResourceServiceStub(channel)
+        self.revision: Any = RevisionServiceStub(channel)
 
 
 def read_certificate(context: Context) -> tuple[x509.Certificate, SpiffeId]:

@@ -111,6 +111,18 @@ class Mesh:
             setattr(fork, name, _copied(value))
         return fork
 
+    def impact(self, states: Iterable[Change]) -> Impact:
+        """Says what a change touches, in the mesh as it is, and changes nothing.
+
+        Args:
+            states: each changed resource as it was and as it became, one after the other; without a message, nothing.
+        """
+        impact = Impact()
+        for key, message in states:
+            if message is not None:
+                self._touch(impact, key, message)
+        return impact
+
     def deny(self, deny_list: DenyList) -> Impact:
         """Takes whom to refuse, and says what that touches."""
         before, self.denied = self.denied, denied.read(deny_list, self.trust_domain)

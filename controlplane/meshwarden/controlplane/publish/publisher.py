@@ -6,6 +6,7 @@ off the store is read whole again and the difference is taken, which is a change
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from meshwarden.certs.deny import DenyList
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
-from meshwarden.controlplane.publish.compiled import Scopes
+from meshwarden.controlplane.publish.compiled import Compiled, Scopes
 from meshwarden.controlplane.publish.fair import Turns
 from meshwarden.controlplane.publish.feed import OWN, Feed, Serves, Shared
 from meshwarden.controlplane.publish.roots import Roots
@@ -26,8 +27,10 @@ from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Batch, Compacted, Future, Store, StoreError
 from meshwarden.v1 import node_service_pb2 as v1
+from meshwarden.v1.resources_pb2 import WorkloadEntry
 
 _PAGE: Final = 1000
+_RECENT: Final = 256
 _FIRST_BACKOFF_S: Final = 0.1
 _LAST_BACKOFF_S: Final = 5.0
 
@@ -66,6 +69,8 @@ class Publisher:
         """The resources as of `revision`."""
         self.revision = 0
         """The store revision of the newest change of the mesh; 0 before the first load."""
+        self.recent: Final[deque[int]] = deque(maxlen=_RECENT)
+        """The newest revisions of the mesh, in order."""
         # Up to where the store is read. Other records than the mesh's move it, which is no news to anybody.
         self._at = 0
         self._scopes = Scopes(self.mesh)
@@ -123,6 +128,16 @@ class Publisher:
         if self._denies is not None:
             feed.deny(self._denies)
         return feed
+
+    def compiled(self, scope: str, ref: v1.DataPlaneRef, entry: WorkloadEntry) -> Compiled:
+        """A scope of a data plane, as it is told at present.
+
+        Raises:
+            ValueError: an address of the data plane is none.
+        """
+        if scope.startswith("listener/"):
+            return self._scopes.listener(scope, ref, entry, None)
+        return self._scopes.get(scope)
 
     def deny(self, deny_list: DenyList) -> None:
         """Takes the newest deny list and tells every session."""
@@ -191,6 +206,7 @@ class Publisher:
             return
         impact = self.mesh.apply(changes)
         self.revision = revision
+        self.recent.append(revision)
         self._take(impact, {change.key.tenant for change in changes} or {OWN})
         self.trails.published(revision, self._on_node.keys())
         for callback in self._listeners:

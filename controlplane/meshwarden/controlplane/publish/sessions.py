@@ -24,6 +24,8 @@ from meshwarden.controlplane.publish.feed import Serves
 from meshwarden.controlplane.publish.members import Members
 from meshwarden.controlplane.publish.presence import Presence
 from meshwarden.controlplane.publish.publisher import Publisher
+from meshwarden.controlplane.publish.question import Questions, Unanswered
+from meshwarden.controlplane.publish.standing import Standings
 from meshwarden.controlplane.publish.trail import followed
 from meshwarden.controlplane.store.port import Store
 from meshwarden.sdk.tracing import own_span
@@ -53,6 +55,8 @@ class Session:
     ) -> None:
         self.node = node
         self.feed = publisher.open(node, serves)
+        self.questions = Questions(self.feed.say)
+        """What its agent is asked."""
         self.replaced = asyncio.Event()
         """Set when the node has opened a newer one."""
         self._sessions, self._publisher, self._zone, self._serves = sessions, publisher, hello.zone, serves
@@ -74,9 +78,13 @@ class Session:
         if kind == "interest":
             self._replace(self.state.data_planes, message.interest.data_planes)
             self.feed.set_interest(message.interest.data_planes)
+            self._sessions.tell()
         elif kind == "ack":
             self.state.acked_revision = message.ack.revision
             self._replace(self.state.nacks, message.ack.nacks)
+            self.state.pending_revision = message.ack.pending_revision
+            self._replace(self.state.pending, message.ack.pending)
+            self._sessions.tell()
             self._publisher.trails.acknowledged(self.node, message.ack.revision, message.ack.nacks)
         elif kind == "workloads":
             self._replace(self.state.workloads, message.workloads.workloads)
@@ -88,6 +96,8 @@ class Session:
             self._sessions.take_trust(self.node, message.bundle_ack)
         elif kind == "deny_ack":
             self.state.denied_revision = message.deny_ack.revision
+        elif kind == "data_plane_answer":
+            self.questions.take(message.data_plane_answer)
         elif kind == "endpoints":
             self._endpoints = len(message.endpoints.endpoints)
             own = v1.EndpointReport(trace_parent=message.endpoints.trace_parent)
@@ -124,6 +134,7 @@ class Session:
 
     def close(self) -> None:
         """The session has ended."""
+        self.questions.close()
         self._publisher.close(self.feed)
         self._sessions.ended(self)
 
@@ -164,6 +175,9 @@ class Sessions:
         self._members.on_removed(self._left)
         self._presence = Presence(store, owner)
         self._presence.listen(self._moved)
+        self._standings = Standings(store, owner, self.states)
+        self._standings.listen(self._wake)
+        self._news = asyncio.Event()
         # Their records have ended while they had a session.
         self._removed: set[str] = set()
         self._waiting: dict[str, asyncio.TimerHandle] = {}
@@ -176,6 +190,7 @@ class Sessions:
         async with anyio.create_task_group() as group:
             await group.start(self._members.run)
             await group.start(self._presence.run)
+            await group.start(self._standings.run)
             task_status.started()
             await self._run()
 
@@ -208,6 +223,7 @@ class Sessions:
         self._presence.put(node, *self._trust.get(node, (None, frozenset())))
         if (timer := self._waiting.pop(node, None)) is not None:
             timer.cancel()
+        self.tell()
         log.info("node.connected", node=node, agent_version=hello.agent_version, replaced=older is not None)
         return session
 
@@ -223,6 +239,7 @@ class Sessions:
         session.state.connected = False
         session.write_down()
         self._publisher.trails.left(session.node)
+        self.tell()
         log.info("node.disconnected", node=session.node, goodbye=session.goodbye)
         if session.node in self._removed:
             self.forget(session.node)
@@ -273,6 +290,46 @@ class Sessions:
             place = None if states[node].connected else self._presence.elsewhere(node)
             states[node].control_plane = place.holder if place is not None else ""
         return [states[node] for node in sorted(states)]
+
+    def everywhere(self) -> list[admin_service_pb2.NodeState]:
+        """How far each node has come that has joined, also of one that is at another control plane, or was last."""
+        found = []
+        for state in self.states():
+            known = None if state.connected else self._standings.find(state.node)
+            if known is not None and known.last_seen.ToNanoseconds() > state.last_seen.ToNanoseconds():
+                place, state = state.control_plane, admin_service_pb2.NodeState()
+                state.CopyFrom(known)
+                state.connected, state.control_plane = False, place
+            found.append(state)
+        return found
+
+    async def ask(self, node: str, data_plane: str) -> bytes:
+        """Asks a node what a data plane of it has; returns the whole answer, as `DataPlaneAnswer` says.
+
+        Raises:
+            Unanswered: nobody answers; says why.
+        """
+        session = self._open.get(node)
+        if session is not None:
+            return await session.questions.ask(data_plane)
+        place = self._presence.elsewhere(node)
+        if place is not None:
+            raise Unanswered(f"node {node} has its session at another control plane, {place.holder}: ask there")
+        raise Unanswered(f"node {node} is not connected")
+
+    @property
+    def news(self) -> asyncio.Event:
+        """Set once any node may have come further than at present."""
+        return self._news
+
+    def tell(self) -> None:
+        """A node of ours may have come further."""
+        self._standings.touch()
+        self._wake()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
     def renew_all(self, reason: str) -> list[str]:
         """Asks all connected nodes for new certificates now; returns their names."""

@@ -21,7 +21,8 @@ from meshwarden.controlplane.store.port import (
 
 # A batch of a hundred resources, and room for the guards beside it.
 MAX_OPS = 110
-MAX_COMMIT_BYTES = 1_000_000
+# A megabyte of resources, and room for their history, which is compressed.
+MAX_COMMIT_BYTES = 1_400_000
 MAX_KEY_BYTES = 1024
 MAX_PAGE = 1000
 # A page that holds so much ends there: with one more record of the largest it passes gRPC's 4 MiB with ease.

@@ -1,0 +1,166 @@
+"""How far each node has come, in the store: for the other control planes of it, and for ourselves after a restart.
+
+    /progress/<digest of a control plane's name>/<part>    ProgressRecord, compressed (RFC 1950)
+
+A control plane writes what has changed of its nodes now and then, a part of them a record. Whoever has heard of a node
+last is right about it.
+"""
+
+import asyncio
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+from google.protobuf.message import DecodeError
+
+from meshwarden.controlplane.store.follow import follow
+from meshwarden.controlplane.store.port import Batch, Put, Record, Store, StoreError
+from meshwarden.v1.admin_service_pb2 import NodeState
+from meshwarden.v1.revision_service_pb2 import ProgressRecord
+
+PREFIX: Final = "/progress/"
+PARTS: Final = 16
+FIRST_S: Final = 0.5
+NODES_PER_S: Final = 200.0
+"""What is written is collected for so long that this many nodes are looked at each second."""
+MAX_BYTES: Final = 64 << 20
+
+log = structlog.get_logger()
+
+
+class Standings:
+    """Writes how far our nodes have come, and knows it of all."""
+
+    def __init__(self, store: Store, owner: str, states: Callable[[], Iterable[NodeState]]) -> None:
+        """Says what to write.
+
+        Args:
+            store: where.
+            owner: this control plane's name among those of the store.
+            states: the nodes that have joined; those that were heard of here have `last_seen`.
+        """
+        self._store, self._states = store, states
+        self._own = f"{PREFIX}{hashlib.sha256(owner.encode()).hexdigest()[:16]}/"
+        # {key: {node: state}}
+        self._known: dict[str, dict[str, NodeState]] = {}
+        self._written: dict[str, bytes] = {}
+        self._dirty = asyncio.Event()
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, callback: Callable[[], None]) -> None:
+        """Calls back when another control plane has said something."""
+        self._listeners.append(callback)
+
+    def touch(self) -> None:
+        """Something of our nodes has changed."""
+        self._dirty.set()
+
+    def find(self, node: str) -> NodeState | None:
+        """What was last said of a node, by whichever control plane; None if nothing was."""
+        found = [states[node] for states in self._known.values() if node in states]
+        return max(found, key=lambda state: state.last_seen.ToNanoseconds(), default=None)
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Follows the store and writes to it until it is cancelled; has started once it knows what is there."""
+        async with anyio.create_task_group() as group:
+            await group.start(self._follow)
+            task_status.started()
+            await self._write()
+
+    async def _follow(self, *, task_status: TaskStatus[None]) -> None:
+        await follow(self._store, PREFIX, self._load, self._change, task_status=task_status)
+
+    def _load(self, records: Sequence[Record], _: int) -> None:
+        self._known = {}
+        for record in records:
+            self._take(record.key, record.value)
+        self._tell()
+
+    def _change(self, batch: Batch) -> None:
+        for event in batch.events:
+            self._take(event.key, event.value)
+        if any(not event.key.startswith(self._own) for event in batch.events):
+            self._tell()
+
+    def _tell(self) -> None:
+        for callback in self._listeners:
+            callback()
+
+    def _take(self, key: str, value: bytes | None) -> None:
+        self._known.pop(key, None)
+        if value is None:
+            return
+        try:
+            record = ProgressRecord.FromString(zlib.decompressobj().decompress(value, MAX_BYTES))
+        except (zlib.error, DecodeError) as error:
+            log.error("record.unreadable", key=key, reason=str(error))
+            return
+        self._known[key] = {state.node: state for state in record.nodes}
+
+    async def _write(self) -> None:
+        pause_s = FIRST_S
+        while True:
+            await self._dirty.wait()
+            await anyio.sleep(pause_s)
+            self._dirty.clear()
+            states = [self._standing(state) for state in self._states()]
+            pause_s = max(FIRST_S, len(states) / NODES_PER_S)
+            try:
+                await self._save(states)
+            except StoreError as error:
+                log.info("progress.unwritten", reason=str(error))
+                self._dirty.set()
+                await anyio.sleep(pause_s)
+
+    async def _save(self, states: Iterable[NodeState]) -> None:
+        parts: dict[str, list[NodeState]] = {}
+        for state in states:
+            known = self.find(state.node)
+            # Of one that is at another, or was there last, that one tells.
+            if not state.HasField("last_seen"):
+                if known is None or known is not self._ours(state.node):
+                    continue
+                state = known
+            key = f"{self._own}{zlib.crc32(state.node.encode()) % PARTS:02}"
+            parts.setdefault(key, []).append(state)
+        for key, nodes in sorted(parts.items()):
+            mark = b"".join(map(_lasting, nodes))
+            if self._written.get(key) != mark:
+                value = zlib.compress(ProgressRecord(nodes=nodes).SerializeToString())
+                await self._store.commit([Put(key, value)])
+                self._written[key] = mark
+
+    def _ours(self, node: str) -> NodeState | None:
+        """What we have said of a node ourselves, maybe before a restart."""
+        for key, states in self._known.items():
+            if key.startswith(self._own) and node in states:
+                return states[node]
+        return None
+
+    @staticmethod
+    def _standing(state: NodeState) -> NodeState:
+        """The part of a state that others want to know."""
+        part = NodeState(
+            node=state.node,
+            connected=state.connected,
+            acked_revision=state.acked_revision,
+            nacks=state.nacks,
+            data_planes=state.data_planes,
+            pending_revision=state.pending_revision,
+            pending=state.pending,
+        )
+        if state.HasField("last_seen"):
+            part.last_seen.CopyFrom(state.last_seen)
+        return part
+
+
+def _lasting(state: NodeState) -> bytes:
+    """All of a state but when the node was heard of, which changes all the time."""
+    copy = NodeState()
+    copy.CopyFrom(state)
+    copy.ClearField("last_seen")
+    return copy.SerializeToString(deterministic=True)
