@@ -28,20 +28,24 @@ class Compiled:
             }
         )
         self._since: WeakKeyDictionary[Compiled, v1.ScopeUpdate] = WeakKeyDictionary()
-        self._full: v1.ScopeUpdate | None = None
+        self._whole: bytes | None = None
 
     def same(self, other: "Compiled") -> bool:
         """Whether both hold the same."""
         return self.limits == other.limits and self.versions == other.versions
 
-    def update(self, before: "Compiled | None") -> v1.ScopeUpdate:
-        """What a session needs that has `before`, or nothing; made once for all that have the same."""
-        if before is None:
-            if self._full is None:
-                self._full = v1.ScopeUpdate(
-                    scope=self.scope, full=True, resources=self.resources.values(), limits=self.limits
-                )
-            return self._full
+    def whole(self) -> bytes:
+        """What a session needs that has nothing of it: a ConfigUpdate of this scope alone, serialised once for all.
+
+        A message is made of it by merging, which takes a tenth of the time that copying its resources does.
+        """
+        if self._whole is None:
+            update = v1.ScopeUpdate(scope=self.scope, full=True, resources=self.resources.values(), limits=self.limits)
+            self._whole = v1.ConfigUpdate(scopes=[update]).SerializeToString()
+        return self._whole
+
+    def update(self, before: "Compiled") -> v1.ScopeUpdate:
+        """What a session needs that has `before`; made once for all that have the same."""
         known = self._since.get(before)
         if known is None:
             known = self._since[before] = self._change(before)

@@ -217,25 +217,30 @@ class Feed:
         if self._remap:
             self._remap = False
             self._map()
-        updates = []
+        updates, whole = [], []
         for scope in {scope for plane in self._planes.values() for scope in plane.scopes}:
             if not scope.startswith("listener/"):
                 self._now[scope] = self._scopes.get(scope)
         for scope, now in sorted(self._now.items()):
-            if (before := self._sent.get(scope)) is not now:
+            if (before := self._sent.get(scope)) is None:
+                whole.append(now.whole())
+            elif before is not now:
                 updates.append(now.update(before))
         self._sent = dict(self._now)
         revision, planes = self._revision(), list(self._planes.values())
-        if not updates and planes == self._sent_planes and revision == self._sent_revision:
+        if not updates and not whole and planes == self._sent_planes and revision == self._sent_revision:
             return []
         self._sent_revision = revision
         self._trails.compiled(self.node, revision)
         parent = self._trails.parent(self.node, revision)
-        if planes == self._sent_planes:
+        if planes == self._sent_planes and not whole:
             return [self._shared.config(revision, updates, parent)]
         self._sent_planes = planes
         config = v1.ConfigUpdate(revision=revision, scopes=updates, data_planes=planes, trace_parent=parent)
-        return [v1.SyncResponse(config=config)]
+        message = v1.SyncResponse(config=config)
+        for wire in whole:
+            message.config.MergeFromString(wire)
+        return [message]
 
     def _map(self) -> None:
         """Which scopes make up each data plane; from the entries as they are now, never from the agent's word."""
