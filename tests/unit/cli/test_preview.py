@@ -9,8 +9,8 @@ from google.protobuf import json_format
 
 from meshwarden.controlplane.cli import diff as diff_module
 from meshwarden.controlplane.cli import preview, replay, suggest
-from meshwarden.controlplane.cli.diff import diff
 from meshwarden.controlplane.cli.failure import Unwanted
+from meshwarden.controlplane.cli.main import main
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1.preview_service_pb2 import PreviewResponse, ReplayAnswer, SuggestAccessResponse
 
@@ -143,7 +143,7 @@ def test_exit_codes_are_for_pipelines(args: list[str], code: int, output: str, m
     monkeypatch.setattr(diff_module, "_resources", lambda mesh, found: [("created", "Tenant acme", [])])
     monkeypatch.setattr(diff_module.preview, "ask", lambda mesh, resources: seen)
     monkeypatch.setattr(diff_module.replay, "ask", lambda mesh, resources, span_s: answer)
-    result = CliRunner().invoke(diff, ["-f", "a.yaml", "-o", output, *args])
+    result = CliRunner().invoke(main, ["diff", "-f", "a.yaml", "-o", output, *args])
     assert result.exit_code == code, result.output
     if code == Unwanted.exit_code:
         assert "does what is not wanted" in result.output
@@ -154,4 +154,4 @@ def test_exit_codes_are_for_pipelines(args: list[str], code: int, output: str, m
     [["--service", "a"], ["--service", "a/b/c"], ["--since", "8d"], ["--prefix-from", "0"], ["--prefix-from", "257"]],
 )
 def test_suggest_says_how_it_is_written(args: list[str]) -> None:
-    assert CliRunner().invoke(suggest.suggest, ["access", *args]).exit_code == 2
+    assert CliRunner().invoke(main, ["suggest", "access", *args]).exit_code == 2
