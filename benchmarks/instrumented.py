@@ -46,8 +46,9 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.files import read
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk import telemetry
-from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.backpressure import criticality
+from meshwarden.sdk.config import Config
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.handler import IncomingInterceptor

@@ -6,10 +6,8 @@ Each call writes a line when it begins: how many there are then, and whose it is
 import asyncio
 import os
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from counting_orders_aio import serve
@@ -67,8 +65,8 @@ class Aio(orders_pb2_grpc.OrdersServicer):
 
 def main(kind: str, path: str) -> None:
     if kind == "aio":
-        with tempfile.TemporaryDirectory() as made:
-            asyncio.run(serve(Path(made), Aio(Crowd(path))))
+        asyncio.run(serve(Aio(Crowd(path))))
+        return
     server = sdk.server(max_workers=32)
     orders_pb2_grpc.add_OrdersServicer_to_server(Threaded(Crowd(path)), server)
     server.add_port(f"127.0.0.1:{os.environ['MESHWARDEN_PORT']}")

@@ -2,9 +2,7 @@
 
 import asyncio
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from counting_orders_aio import serve
@@ -27,5 +25,4 @@ class Orders(orders_pb2_grpc.OrdersServicer):
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made:
-        asyncio.run(serve(Path(made), Orders(Work(sys.argv[1]))))
+    asyncio.run(serve(Orders(Work(sys.argv[1]))))

@@ -75,7 +75,8 @@ def call() -> None:
             options = [("grpc.default_authority", said["authority"])] if said.get("authority") else []
             channels[target] = grpc.secure_channel(target, credentials, options)
         answer = {"code": "OK", "details": "", "calls": {}}
-        metadata = tuple(said["metadata"].items())
+        sent = said["metadata"].items()
+        metadata = tuple((name, value) for name, of in sent for value in (of if isinstance(of, list) else [of]))
         method = channels[target].unary_unary(said["method"])
         try:
             _, ended = method.with_call(b"", timeout=said["timeout_s"], metadata=metadata, wait_for_ready=False)

@@ -312,9 +312,9 @@ async def ask(
     method: str,
     timeout_s: float = 5,
     authority: str = "",
-    **metadata: str,
+    **metadata: str | list[str],
 ) -> dict[str, Any]:
-    """Has a client call; `metadata` with underscores for hyphens."""
+    """Has a client call; `metadata` with underscores for hyphens, and lists for names that are there several times."""
     said = {key.replace("_", "-"): value for key, value in metadata.items()}
     fields = {"target": target, "authority": authority, "method": method, "timeout_s": timeout_s, "metadata": said}
     return await tell(process, fields)

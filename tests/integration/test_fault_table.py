@@ -1,4 +1,4 @@
-"""Every wrong certificate of the table, shown over real TLS to both stacks that we serve on, by calls of all shapes.
+"""Every wrong certificate of the table, shown over real TLS to all stacks that we serve on, by calls of all shapes.
 
 A TLS stack refuses some by itself. What it lets through, our check must refuse: the same server without it takes each
 of those rows.
@@ -6,6 +6,7 @@ of those rows.
 
 import asyncio
 import functools
+import random
 import socket
 import ssl
 import sys
@@ -23,13 +24,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "certs"))
 
-from certs_build import Made, Plan, uri
+from certs_build import WEB, Made, Plan, uri
 from certs_fault import ACCEPTED, BUNDLES, FAULTS, ISSUING
 
+from meshwarden.certs import files
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier
-from meshwarden.sdk.agent import Config
+from meshwarden.controlplane.local.port import free_port
+from meshwarden.sdk.aio_server import AioServer
+from meshwarden.sdk.config import Config
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
 from meshwarden.sdk.mtls.front import Front
@@ -37,7 +41,8 @@ from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.mtls.splice import End
 from meshwarden.sdk.mtls.tls import server_context
 from meshwarden.sdk.red.count import Counter
-from meshwarden.v1.node_service_pb2 import ServerLimits
+from meshwarden.v1.node_service_pb2 import PolicyAccess, ServerAccess, ServerLimits
+from meshwarden.v1.resources_pb2 import AccessPolicySpec, AccessRule, Caller
 
 UNARY, DOWN, UP, BOTH = (f"/test.Test/{name}" for name in ("Unary", "Down", "Up", "Both"))
 SERVER = Plan(names=(uri("spiffe://a.test/region/eu/controlplane"),))(ISSUING)
@@ -167,6 +172,38 @@ async def front(directory: Path, refusals: list[str], *, checked: bool) -> Async
 
 
 @asynccontextmanager
+async def aio(directory: Path, refusals: list[str], *, checked: bool) -> AsyncIterator[int]:
+    """`sdk.aio_server`, which has the front in it, with a policy that lets in whoever may prove itself."""
+    if not checked:
+        async with front(directory, refusals, checked=False) as bare:
+            yield bare
+        return
+    chain, key = pem(SERVER)
+    files.publish(directory / "credentials", {"tls.crt": chain, "tls.key": key, "ca.crt": ROOTS})
+    web = SpiffeId.parse(WEB)
+    rule = AccessRule(**{"from": [Caller(tenant=web.tenant, service=web.service), Caller(trust_domain="b.test")]})
+    access = ServerAccess(policies=[PolicyAccess(policy="a/test", spec=AccessPolicySpec(allow=[rule]))])
+    config = Config(OWN, BUNDLES, ServerLimits(), 1, directory / "credentials", {}, federated=BUNDLES, access=access)
+    link: Any = SimpleNamespace(
+        config=config,
+        last_config=config,
+        counter=Counter(utc_now),
+        denied=lambda _: None,
+        listen=lambda listener: listener(config),
+        unlisten=lambda _: None,
+    )
+    server = AioServer(link)
+    server.add_generic_rpc_handlers((handlers(word, words),))
+    port = free_port(random.SystemRandom())
+    server.add_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+
+
+@asynccontextmanager
 async def own(_: Path, __: list[str], *, checked: bool) -> AsyncIterator[int]:
     """GRPC's own TLS, BoringSSL, in a server of threads, under the SDK's check."""
     link = SimpleNamespace(
@@ -220,7 +257,7 @@ async def outcomes(directory: Path, port: int, made: Made) -> dict[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
-@pytest.mark.parametrize("stack", [front, own])
+@pytest.mark.parametrize("stack", [front, aio, own])
 async def test_the_fault_table(tmp_path: Path, stack: Callable[..., Any]) -> None:
     refusals: list[str] = []
     found, unchecked, audited = {}, {}, set()

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from tests.integration.policy_rig import DEADLINE_S, WEB, Rig, Sidecar, ask, made, open_rig, until
 
+from meshwarden.agents.telemetry.access_log import call_of
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid
 from meshwarden.controlplane.local.port import free_port
@@ -32,6 +33,10 @@ def allow(*methods: str, service: str = "web") -> Change:
     return made("AccessPolicy", "platform", "orders", {"service": "orders", "allow": [rule]})
 
 
+def denial(*rules: dict[str, Any], service: str = "orders") -> Change:
+    return made("AccessPolicy", "platform", f"not-{service}", {"service": service, "deny": list(rules)})
+
+
 async def test_grpc_denies_by_default_allows_by_method_and_revokes_on_the_open_connection(rig: Rig) -> None:
     port = free_port(random.SystemRandom())
     rig.apply(
@@ -47,9 +52,9 @@ async def test_grpc_denies_by_default_allows_by_method_and_revokes_on_the_open_c
     await rig.grpc("platform", "orders", "server", f"127.0.0.1:{port}", listen=f"127.0.0.1:{port}")
     web = await rig.grpc("acme", "web", "client")
 
-    async def code(target: str, method: str, wanted: str) -> None:
+    async def code(target: str, method: str, wanted: str, **metadata: str) -> None:
         async def same() -> bool:
-            return (await ask(web, target, method))["code"] == wanted
+            return (await ask(web, target, method, **metadata))["code"] == wanted
 
         await until(same, f"{target} {method} gets {wanted}")
 
@@ -71,6 +76,21 @@ async def test_grpc_denies_by_default_allows_by_method_and_revokes_on_the_open_c
     await code("xds:///orders", "/shop.Orders/Get", "PERMISSION_DENIED")
     rig.deny()
     await code("xds:///orders", "/shop.Orders/Get", "OK")
+    # What is denied is, whatever allows it.
+    rig.apply(denial({"from": [{"tenant": "acme", "service": "*"}], "headers": [{"name": "x-a", "present": True}]}))
+    await code("xds:///orders", "/shop.Orders/Get", "PERMISSION_DENIED", x_a="")
+    await code("xds:///orders", "/shop.Orders/Get", "OK", x_b="1")
+    only = {"from": [{"tenant": "acme", "service": "web"}], "headers": [{"name": "x-a", "exact": "1"}]}
+    rig.apply(
+        made("AccessPolicy", "platform", "orders", {"service": "orders", "allow": [only]}),
+        denial({"from": [{"tenant": "acme", "service": "web"}], "methods": ["/shop.Orders/Drop*"]}),
+    )
+    await code("xds:///orders", "/shop.Orders/Get", "PERMISSION_DENIED")
+    await code("xds:///orders", "/shop.Orders/Get", "OK", x_a="1")
+    assert (await ask(web, "xds:///orders", "/shop.Orders/Get", x_a=["1", "2"]))["code"] == "PERMISSION_DENIED"
+    assert (await ask(web, "xds:///orders", "/shop.Orders/DropAll", x_a="1"))["code"] == "PERMISSION_DENIED"
+    rig.apply(allow(), denial({"from": [{"tenant": "acme", "service": "job"}]}))
+    await code("xds:///orders", "/shop.Orders/DropAll", "OK")
     # Who is revoked is called no more either.
     rig.deny(("spiffe://mesh.test/tenant/platform/service/orders", ""))
     await code("xds:///orders", "/shop.Orders/Get", "UNAVAILABLE")
@@ -156,6 +176,62 @@ async def test_envoy_denies_by_default_says_who_and_how_to_ask_and_changes_on_th
         await status(client, "http://billing/anything", 200, "PUT")
         rig.apply(access({"from": [{"tenant": "acme", "service": "other"}]}))
         await status(client, "http://billing/invoices", 403)
+
+
+async def test_envoy_denies_whatever_allows_it_and_compares_headers(rig: Rig, app: str) -> None:
+    acme = {"from": [{"tenant": "acme", "service": "*"}]}
+    _, web = await two_sidecars(rig, app, access(acme))
+    async with web.client() as client:
+
+        async def code(path: str, *headers: tuple[str, str | bytes], verb: str = "GET") -> int:
+            return (await client.request(verb, f"http://billing{path}", headers=list(headers))).status_code
+
+        await status(client, "http://billing/a", 200)
+        one = {"from": [{"tenant": "acme", "service": "web"}], "methods": ["/admin*", "DELETE /x"]}
+        rig.apply(
+            denial(one, {**acme, "headers": [{"name": "x-old", "present": True}]}, service="billing"),
+        )
+        await status(client, "http://billing/admin/a", 403)
+        for path in ("/admin", "//admin", "/a/../admin", "/%61dmin", "/./admin?x"):
+            assert await code(path) == 403, path
+        assert await code("/Admin") == 200, "another path"
+        assert (await code("/x"), await code("/x?a=1", verb="DELETE")) == (200, 403)
+        # Of the tenant as a whole, where the caller's own denials say nothing; with bytes that are no text, too.
+        for value in ("", "1", b"\xff\xfe"):
+            assert await code("/a", ("x-old", value)) == 403
+        only = {**acme, "headers": [{"name": "x-a", "exact": "1"}, {"name": "x-b", "present": False}]}
+        rig.apply(access(only), denial({"from": [{"tenant": "acme", "service": "job"}]}, service="billing"))
+        await status(client, "http://billing/admin", 403)
+        assert await code("/admin", ("x-a", "1")) == 200
+        assert await code("/a", ("x-a", "1"), ("x-a", "1")) == 403, "twice is 1,1"
+        assert await code("/a", ("x-a", "1"), ("x-b", "")) == 403
+        assert await code("/a", ("x-a", "1"), ("x-b", b"\xff")) == 403
+        assert await code("/a", ("x-a", "12")) == 403
+        rig.apply(access(acme), denial({"from": [{"tenant": "acme", "service": "web"}]}, service="billing"))
+        await status(client, "http://billing/a", 403)
+
+
+async def test_envoy_tells_what_a_dry_run_would_change_and_changes_nothing(rig: Rig, app: str) -> None:
+    acme = {"from": [{"tenant": "acme", "service": "*"}], "methods": ["/a", "/b"]}
+    drop, let_in = {**acme, "methods": ["/b"]}, {**acme, "methods": ["/c"]}
+    trial = {"service": "billing", "dryRun": True, "allow": [let_in], "deny": [drop]}
+    _, web = await two_sidecars(rig, app, access(acme), made("AccessPolicy", "platform", "try", trial))
+    async with web.client() as client:
+        await status(client, "http://billing/a", 200)
+        assert [(await client.get(f"http://billing/{path}")).status_code for path in "bcd"] == [200, 403, 403]
+
+    def told() -> dict[str, str] | None:
+        calls = [
+            (log[names.PATH], found)
+            for log in rig.logs
+            if log[names.REPORTER] == names.DESTINATION_SIDE
+            and (found := call_of(log, "spiffe://mesh.test/tenant/platform/service/billing", "platform/billing"))
+        ]
+        found = {path: call.dry_run for path, call in calls if call.status in ("200", "403")}
+        return found if {"/a", "/b", "/c", "/d"} <= set(found) else None
+
+    found = await until(told, "all calls are logged")
+    assert found == {"/a": "", "/b": "platform/try#deny[0]", "/c": "platform/try#allow[0]", "/d": ""}
 
 
 async def test_envoy_refuses_who_is_revoked_and_ends_what_is_open(rig: Rig, app: str) -> None:

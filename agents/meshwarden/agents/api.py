@@ -15,7 +15,6 @@ import grpc
 
 from meshwarden.agents.attend import Attendants, SidecarMissing
 from meshwarden.agents.attest import Attestor, Unidentified
-from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.caller import is_own_user
 from meshwarden.agents.concurrency import Concurrencies, InvalidState
 from meshwarden.agents.credentials import CredentialMissing, Credentials
@@ -25,6 +24,7 @@ from meshwarden.agents.entry import Refusal, RegistrationRefused
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.telemetry.account import SDK, Drops
 from meshwarden.agents.telemetry.counted import InvalidTable
@@ -49,7 +49,7 @@ _SHARES: Final = Share(part=0.1, burst_s=1.0)
 _MAX_COUNT: Final = 1_000_000_000
 _MAX_DROPS: Final = 32
 _OTHER: Final = "other"
-_LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32}
+_LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32, "dry_run": 144}
 _CODES: Final = {
     Refusal.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Refusal.UNKNOWN: grpc.StatusCode.NOT_FOUND,
@@ -245,6 +245,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
             region=parts.region,
             bundle=parts.credentials.bundle().to_proto(),
             limits=parts.scopes.limits(f"{workload.id}/grpc"),
+            access=parts.scopes.access(f"{workload.id}/grpc"),
             revision=parts.scopes.revision,
             credential_directory=str(workload.credentials),
             names=names(parts.scopes.snapshot(f"{workload.id}/grpc")),

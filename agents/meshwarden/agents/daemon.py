@@ -23,7 +23,7 @@ from meshwarden.agents.api import Parts, WorkloadService
 from meshwarden.agents.attend import Attendants
 from meshwarden.agents.attest import Attestor
 from meshwarden.agents.bootstrap import NodePlace
-from meshwarden.agents.cache import Cache, ScopeStore
+from meshwarden.agents.cache import Cache
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.config import AgentConfig
@@ -47,6 +47,7 @@ from meshwarden.agents.refusal import Refusals, refused_caller
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.root_ack import RootAck
 from meshwarden.agents.rotation import Rotation
+from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.seal import given_secret
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.secret_stream import SecretStream
@@ -119,7 +120,7 @@ class Agent:
         self._memory = Memory(cache)
         self._refusals = Refusals(clock)
         self.registry = Registry(config.trust_domain, place.workloads, Evidence(), self._refusals)
-        self.scopes = ScopeStore(cache)
+        self.scopes = ScopeStore(cache, clock)
         self.denied = DenyKeeper(cache)
         self.secrets = Secrets()
         downstream = Downstream(

@@ -16,13 +16,13 @@ import structlog
 
 from meshwarden.agents import sds
 from meshwarden.agents.attest import Attestor, Unidentified
-from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.interest import Interest, client_of, is_home_only
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.workload import Workload
 from meshwarden.sdk.backpressure.allowance import Allowance, Share

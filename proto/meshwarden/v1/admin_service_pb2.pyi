@@ -116,6 +116,7 @@ class GetStatusResponse(_message.Message):
     ROOTS_FIELD_NUMBER: _builtins.int
     FOREIGN_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
+    DRY_RUNS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     region: _builtins.str
     revision: _builtins.int
@@ -141,6 +142,8 @@ class GetStatusResponse(_message.Message):
     def foreign(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleState]: ...
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyGap]: ...
+    @_builtins.property
+    def dry_runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DryRun]: ...
     def __init__(
         self,
         *,
@@ -159,10 +162,11 @@ class GetStatusResponse(_message.Message):
         roots: _abc.Iterable[Global___RootState] | None = ...,
         foreign: _abc.Iterable[Global___BundleState] | None = ...,
         gaps: _abc.Iterable[Global___PolicyGap] | None = ...,
+        dry_runs: _abc.Iterable[Global___DryRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "foreign", b"foreign", "gaps", b"gaps", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "dry_runs", b"dry_runs", "foreign", b"foreign", "gaps", b"gaps", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -215,6 +219,47 @@ class PolicyGap(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyGap: _TypeAlias = PolicyGap  # noqa: Y015
+
+@_typing.final
+class DryRun(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    WOULD_DENY_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    field: _builtins.str
+    would_deny: _builtins.bool
+    source: _builtins.str
+    destination: _builtins.str
+    method: _builtins.str
+    count: _builtins.int
+    @_builtins.property
+    def last(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        field: _builtins.str = ...,
+        would_deny: _builtins.bool = ...,
+        source: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        method: _builtins.str = ...,
+        count: _builtins.int = ...,
+        last: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "destination", b"destination", "field", b"field", "last", b"last", "method", b"method", "policy", b"policy", "source", b"source", "would_deny", b"would_deny"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DryRun: _TypeAlias = DryRun  # noqa: Y015
 
 @_typing.final
 class BundleState(_message.Message):

@@ -1324,6 +1324,8 @@ class ScopeUpdate(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    LATER_FIELD_NUMBER: _builtins.int
     scope: _builtins.str
     full: _builtins.bool
     @_builtins.property
@@ -1332,6 +1334,10 @@ class ScopeUpdate(_message.Message):
     def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___XdsResourceName]: ...
     @_builtins.property
     def limits(self) -> Global___ServerLimits: ...
+    @_builtins.property
+    def access(self) -> Global___ServerAccess: ...
+    @_builtins.property
+    def later(self) -> Global___LaterForms: ...
     def __init__(
         self,
         *,
@@ -1340,14 +1346,61 @@ class ScopeUpdate(_message.Message):
         resources: _abc.Iterable[Global___XdsResource] | None = ...,
         removed: _abc.Iterable[Global___XdsResourceName] | None = ...,
         limits: Global___ServerLimits | None = ...,
+        access: Global___ServerAccess | None = ...,
+        later: Global___LaterForms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "later", b"later", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "limits", b"limits", "removed", b"removed", "resources", b"resources", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "full", b"full", "later", b"later", "limits", b"limits", "removed", b"removed", "resources", b"resources", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScopeUpdate: _TypeAlias = ScopeUpdate  # noqa: Y015
+
+@_typing.final
+class LaterForms(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def forms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScopeForm]: ...
+    def __init__(
+        self,
+        *,
+        forms: _abc.Iterable[Global___ScopeForm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forms", b"forms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaterForms: _TypeAlias = LaterForms  # noqa: Y015
+
+@_typing.final
+class ScopeForm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___XdsResource]: ...
+    @_builtins.property
+    def access(self) -> Global___ServerAccess: ...
+    def __init__(
+        self,
+        *,
+        resources: _abc.Iterable[Global___XdsResource] | None = ...,
+        access: Global___ServerAccess | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "from", b"from"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "from", b"from", "resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScopeForm: _TypeAlias = ScopeForm  # noqa: Y015
 
 @_typing.final
 class XdsResourceName(_message.Message):
@@ -1398,6 +1451,49 @@ class XdsResource(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___XdsResource: _TypeAlias = XdsResource  # noqa: Y015
+
+@_typing.final
+class ServerAccess(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyAccess]: ...
+    def __init__(
+        self,
+        *,
+        policies: _abc.Iterable[Global___PolicyAccess] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerAccess: _TypeAlias = ServerAccess  # noqa: Y015
+
+@_typing.final
+class PolicyAccess(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    @_builtins.property
+    def spec(self) -> _resources_pb2.AccessPolicySpec: ...
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        spec: _resources_pb2.AccessPolicySpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyAccess: _TypeAlias = PolicyAccess  # noqa: Y015
 
 @_typing.final
 class ServerLimits(_message.Message):

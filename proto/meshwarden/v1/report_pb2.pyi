@@ -204,6 +204,7 @@ class CallStat(_message.Message):
     DESTINATION_REGION_FIELD_NUMBER: _builtins.int
     EXEMPLARS_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     destination: _builtins.str
     method: _builtins.str
@@ -215,6 +216,7 @@ class CallStat(_message.Message):
     duration_sum_s: _builtins.float
     destination_region: _builtins.str
     region: _builtins.str
+    dry_run: _builtins.str
     @_builtins.property
     def minute(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -238,10 +240,11 @@ class CallStat(_message.Message):
         destination_region: _builtins.str = ...,
         exemplars: _abc.Iterable[Global___Exemplar] | None = ...,
         region: _builtins.str = ...,
+        dry_run: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["durations", b"durations", "minute", b"minute"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decision", b"decision", "destination", b"destination", "destination_region", b"destination_region", "duration_sum_s", b"duration_sum_s", "durations", b"durations", "exemplars", b"exemplars", "method", b"method", "minute", b"minute", "region", b"region", "reporter", b"reporter", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "decision", b"decision", "destination", b"destination", "destination_region", b"destination_region", "dry_run", b"dry_run", "duration_sum_s", b"duration_sum_s", "durations", b"durations", "exemplars", b"exemplars", "method", b"method", "minute", b"minute", "region", b"region", "reporter", b"reporter", "revision", b"revision", "source", b"source", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

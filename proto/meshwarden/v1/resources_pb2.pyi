@@ -724,18 +724,25 @@ class AccessPolicySpec(_message.Message):
 
     SERVICE_FIELD_NUMBER: _builtins.int
     ALLOW_FIELD_NUMBER: _builtins.int
+    DENY_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     service: _builtins.str
+    dry_run: _builtins.bool
     @_builtins.property
     def allow(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessRule]: ...
+    @_builtins.property
+    def deny(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessRule]: ...
     def __init__(
         self,
         *,
         service: _builtins.str = ...,
         allow: _abc.Iterable[Global___AccessRule] | None = ...,
+        deny: _abc.Iterable[Global___AccessRule] | None = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "deny", b"deny", "dry_run", b"dry_run", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -747,20 +754,105 @@ class AccessRule(_message.Message):
 
     FROM_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    DURING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeaderMatch]: ...
+    @_builtins.property
+    def during(self) -> Global___TimeWindow: ...
     def __init__(
         self,
         *,
         methods: _abc.Iterable[_builtins.str] | None = ...,
+        headers: _abc.Iterable[Global___HeaderMatch] | None = ...,
+        during: Global___TimeWindow | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["during", b"during"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "methods", b"methods"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["during", b"during", "from", b"from", "headers", b"headers", "methods", b"methods"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AccessRule: _TypeAlias = AccessRule  # noqa: Y015
+
+@_typing.final
+class TimeWindow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    WEEKLY_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    time_zone: _builtins.str
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def weekly(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeeklyHours]: ...
+    def __init__(
+        self,
+        *,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        weekly: _abc.Iterable[Global___WeeklyHours] | None = ...,
+        time_zone: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "time_zone", b"time_zone", "until", b"until", "weekly", b"weekly"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeWindow: _TypeAlias = TimeWindow  # noqa: Y015
+
+@_typing.final
+class WeeklyHours(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Day:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WeeklyHours._Day.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DAY_UNSPECIFIED: WeeklyHours._Day.ValueType  # 0
+        MONDAY: WeeklyHours._Day.ValueType  # 1
+        TUESDAY: WeeklyHours._Day.ValueType  # 2
+        WEDNESDAY: WeeklyHours._Day.ValueType  # 3
+        THURSDAY: WeeklyHours._Day.ValueType  # 4
+        FRIDAY: WeeklyHours._Day.ValueType  # 5
+        SATURDAY: WeeklyHours._Day.ValueType  # 6
+        SUNDAY: WeeklyHours._Day.ValueType  # 7
+
+    class Day(_Day, metaclass=_DayEnumTypeWrapper): ...
+    DAY_UNSPECIFIED: WeeklyHours.Day.ValueType  # 0
+    MONDAY: WeeklyHours.Day.ValueType  # 1
+    TUESDAY: WeeklyHours.Day.ValueType  # 2
+    WEDNESDAY: WeeklyHours.Day.ValueType  # 3
+    THURSDAY: WeeklyHours.Day.ValueType  # 4
+    FRIDAY: WeeklyHours.Day.ValueType  # 5
+    SATURDAY: WeeklyHours.Day.ValueType  # 6
+    SUNDAY: WeeklyHours.Day.ValueType  # 7
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    until: _builtins.str
+    @_builtins.property
+    def days(self) -> _containers.RepeatedScalarFieldContainer[Global___WeeklyHours.Day.ValueType]: ...
+    def __init__(
+        self,
+        *,
+        days: _abc.Iterable[Global___WeeklyHours.Day.ValueType] | None = ...,
+        until: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "from", b"from", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeeklyHours: _TypeAlias = WeeklyHours  # noqa: Y015
 
 @_typing.final
 class Caller(_message.Message):

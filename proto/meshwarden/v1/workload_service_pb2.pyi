@@ -139,6 +139,7 @@ class WorkloadConfig(_message.Message):
     CREDENTIAL_DIRECTORY_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     TRACE_RATIO_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     DENY_LIST_FIELD_NUMBER: _builtins.int
     FOREIGN_FIELD_NUMBER: _builtins.int
     spiffe_id: _builtins.str
@@ -152,6 +153,8 @@ class WorkloadConfig(_message.Message):
     def limits(self) -> _node_service_pb2.ServerLimits: ...
     @_builtins.property
     def names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def access(self) -> _node_service_pb2.ServerAccess: ...
     @_builtins.property
     def deny_list(self) -> _node_service_pb2.DenyList: ...
     @_builtins.property
@@ -167,12 +170,13 @@ class WorkloadConfig(_message.Message):
         credential_directory: _builtins.str = ...,
         names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         trace_ratio: _builtins.float | None = ...,
+        access: _node_service_pb2.ServerAccess | None = ...,
         deny_list: _node_service_pb2.DenyList | None = ...,
         foreign: _abc.Iterable[_node_service_pb2.Bundle] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio", "bundle", b"bundle", "deny_list", b"deny_list", "limits", b"limits", "trace_ratio", b"trace_ratio"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio", "access", b"access", "bundle", b"bundle", "deny_list", b"deny_list", "limits", b"limits", "trace_ratio", b"trace_ratio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio", "bundle", b"bundle", "credential_directory", b"credential_directory", "deny_list", b"deny_list", "foreign", b"foreign", "limits", b"limits", "names", b"names", "region", b"region", "revision", b"revision", "spiffe_id", b"spiffe_id", "trace_ratio", b"trace_ratio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio", "access", b"access", "bundle", b"bundle", "credential_directory", b"credential_directory", "deny_list", b"deny_list", "foreign", b"foreign", "limits", b"limits", "names", b"names", "region", b"region", "revision", b"revision", "spiffe_id", b"spiffe_id", "trace_ratio", b"trace_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__trace_ratio: _TypeAlias = _typing.Literal["trace_ratio"]  # noqa: Y015
     _WhichOneofArgType__trace_ratio: _TypeAlias = _typing.Literal["_trace_ratio", b"_trace_ratio"]  # noqa: Y015

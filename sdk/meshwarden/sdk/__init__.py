@@ -11,6 +11,7 @@
 """
 
 from meshwarden.sdk.aio_handler import aio_server_interceptor
+from meshwarden.sdk.aio_server import aio_run, aio_server
 from meshwarden.sdk.backpressure import criticality
 from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.sdk.channel import aio_channel, channel
@@ -26,6 +27,8 @@ __all__ = [
     "SdkError",
     "SecretMissing",
     "aio_channel",
+    "aio_run",
+    "aio_server",
     "aio_server_interceptor",
     "channel",
     "criticality",

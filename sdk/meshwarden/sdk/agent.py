@@ -14,27 +14,24 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import ClassVar, Final
 
 import grpc
 
-from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import seconds_of, utc_now
-from meshwarden.certs.deny import DenyList
 from meshwarden.certs.error import CertsError
-from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import VerifiedPeer
+from meshwarden.sdk.config import Config, read
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.error import AgentAway, NotStarted
 from meshwarden.sdk.red.count import Counter
 from meshwarden.sdk.tracing.loss import CALL, QUEUE_FULL, REFUSED, Losses
 from meshwarden.sdk.tracing.numbered import Number, Numbers
-from meshwarden.v1 import node_service_pb2, quota_service_pb2, workload_service_pb2, workload_service_pb2_grpc
+from meshwarden.v1 import quota_service_pb2, workload_service_pb2, workload_service_pb2_grpc
 
 SOCKET_VARIABLE: Final = "MESHWARDEN_AGENT_SOCKET"
 START_S: Final = 15.0
@@ -68,48 +65,6 @@ _AGAIN: Final = frozenset(
 class _Report:
     number: Number
     request: workload_service_pb2.ReportCallsRequest
-
-
-NOBODY: Final = DenyList()
-"""The list of a node that was told to refuse nobody."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the agent has said last.
-
-    Attributes:
-        spiffe_id: who the program is.
-        bundles: {trust domain: bundle} of the program's own; the same objects as long as nothing in them changes.
-        limits: for the program's own server.
-        revision: of the store, that all this is of.
-        credentials: the directory with tls.crt, tls.key and ca.crt.
-        names: {name that may be dialled: "<tenant>/<service>"}.
-        trace_ratio: how many of the traces that begin here are to be recorded, from 0 to 1.
-        deny_list: who is refused though its certificate is good; the same object as long as nothing in it changes.
-        federated: `bundles`, and those of other trust domains: each the proof of its own identities alone. Whoever
-            verifies by it tells `PeerVerifier` which is `home`.
-    """
-
-    spiffe_id: SpiffeId
-    bundles: Mapping[str, Bundle]
-    limits: node_service_pb2.ServerLimits
-    revision: int
-    credentials: Path
-    names: Mapping[str, str]
-    trace_ratio: float = 1.0
-    deny_list: DenyList = NOBODY
-    federated: Mapping[str, Bundle] = field(default_factory=dict)
-
-    @property
-    def roots_pem(self) -> bytes:
-        """All roots of `federated`: for a handshake alone, after which a `PeerVerifier` holds each call to its own."""
-        return b"".join(bundle.pem() for bundle in self.federated.values())
-
-    @property
-    def service(self) -> str:
-        """The program's service, "<tenant>/<service>"."""
-        return f"{self.spiffe_id.tenant}/{self.spiffe_id.service}"
 
 
 class AgentLink:
@@ -326,7 +281,7 @@ class AgentLink:
     def _apply(self, message: workload_service_pb2.WorkloadConfig) -> None:
         before = self.last_config
         try:
-            config = _read(message, before)
+            config = read(message, before)
         except CertsError as error:
             self._say(f"a configuration that can't be used: {error}")
             return
@@ -345,51 +300,6 @@ class AgentLink:
     def _report_steadily(self) -> None:
         while not self._closing.wait(_REPORT_EVERY_S):
             self.flush()
-
-
-def _read(message: workload_service_pb2.WorkloadConfig, before: Config | None) -> Config:
-    """Reads a configuration; whatever hasn't changed stays the same object, since caches hang on it.
-
-    Raises:
-        CertsError: the identity, the bundle or the deny list is none, or they are of two trust domains.
-    """
-    spiffe_id = SpiffeId.parse(message.spiffe_id)
-    if spiffe_id.tenant is None or spiffe_id.service is None:
-        raise CertsError(f"{spiffe_id}: not the identity of a workload")
-    bundle = Bundle.from_proto(message.bundle)
-    if bundle.trust_domain != spiffe_id.trust_domain:
-        raise CertsError(f"{spiffe_id}: the bundle is that of {bundle.trust_domain!r}")
-    bundles: Mapping[str, Bundle] = MappingProxyType({bundle.trust_domain: bundle})
-    if before is not None and before.bundles == bundles:
-        bundles = before.bundles
-    federated = _federated(bundles, message, before)
-    limits = node_service_pb2.ServerLimits()
-    limits.CopyFrom(message.limits)
-    names = MappingProxyType(dict(message.names))
-    ratio = min(max(message.trace_ratio, 0.0), 1.0) if message.HasField("trace_ratio") else 1.0
-    deny_list = DenyList.from_proto(message.deny_list)
-    if before is not None and before.deny_list == deny_list:
-        deny_list = before.deny_list
-    credentials = Path(message.credential_directory)
-    return Config(spiffe_id, bundles, limits, message.revision, credentials, names, ratio, deny_list, federated)
-
-
-def _federated(
-    own: Mapping[str, Bundle], message: workload_service_pb2.WorkloadConfig, before: Config | None
-) -> Mapping[str, Bundle]:
-    """All trust domains' bundles; each that hasn't changed stays the same object.
-
-    Raises:
-        CertsError: a bundle is none, or there are two of one trust domain.
-    """
-    known = before.federated if before is not None else {}
-    found = dict(own)
-    for said in message.foreign:
-        if said.trust_domain in found:
-            raise CertsError(f"two bundles of {said.trust_domain[:255]!r}")
-        bundle = Bundle.from_proto(said)
-        found[bundle.trust_domain] = known[bundle.trust_domain] if known.get(bundle.trust_domain) == bundle else bundle
-    return known if known == found else MappingProxyType(found)
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode | None:

@@ -4,7 +4,7 @@
 
 A caller is known where `meshwarden.sdk.mtls.peer.PeerInterceptor` stands before it, and held to its tenant's limits.
 Whom nobody has proved is traced and not counted, and refused as soon as a rate policy limits the program's service. Who
-may call at all is not asked here.
+may call at all is asked where there is a `Gate`: in `sdk.aio_server`.
 """
 
 import asyncio
@@ -18,16 +18,19 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.agent import AgentLink
+from meshwarden.sdk.aio_gate import Gate, Refusal, guarded
 from meshwarden.sdk.aio_slow import slowed, weighing
 from meshwarden.sdk.backpressure import criticality
+from meshwarden.sdk.config import Config
 from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.incoming import HEALTH, LONGEST_HOLD_S, Key, served_call
 from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.outgoing import DECISION_KEY
 from meshwarden.sdk.quota import cost
 from meshwarden.sdk.quota.admission import FREE
-from meshwarden.sdk.quota.limits import Limits, Refusal
+from meshwarden.sdk.quota.limits import Limits
+from meshwarden.sdk.quota.limits import Refusal as Excess
 from meshwarden.sdk.red.count import Known
 from meshwarden.sdk.tracing.trace import tracer
 from meshwarden.v1.report_pb2 import CallStat
@@ -46,9 +49,15 @@ _log = logging.getLogger("meshwarden.sdk")
 class ServedInterceptor(grpc.aio.ServerInterceptor):
     """Wraps handlers, which must be async: coroutines or async generators. Others are left as they are, untraced."""
 
-    def __init__(self, link: AgentLink, *, enforce: bool = True) -> None:
-        """Begins to enforce the limits that `link` tells of; if not `enforce`, calls are only traced and counted."""
-        self._link = link
+    def __init__(self, link: AgentLink, *, enforce: bool = True, gate: Gate | None = None) -> None:
+        """Begins to enforce the limits that `link` tells of.
+
+        Args:
+            link: to the agent.
+            enforce: if not, calls are only traced and counted.
+            gate: who may call; without one, who comes so far.
+        """
+        self._link, self._gate = link, gate
         self._known = Known(link.counter, served_call)
         self._limits = Limits(link, time.monotonic) if enforce else None
         # {method: a handler, and what is served in its place}; a generic handler may make a new one each time
@@ -70,13 +79,15 @@ class ServedInterceptor(grpc.aio.ServerInterceptor):
         """The handler with all that around it; None, as it comes, for a method that doesn't exist."""
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
-        if handler is None or method.startswith(HEALTH):
+        if handler is None or (self._gate is None and method.startswith(HEALTH)):
             return handler
         known = self._wrapped.get(method)
         if known is None or known[0] is not handler:
             known = (handler, self._around(method, handler, is_new=known is None))
             if len(self._wrapped) < _MAX_METHODS:
                 self._wrapped[method] = known
+        if known[1] is handler and self._gate is not None:
+            return _refusing(grpc.StatusCode.UNIMPLEMENTED, f"{method}: its handler is not async, so nothing guards it")
         if known[1] is handler and self._limits is not None:  # nothing of ours is around it
             fault = _unproved(self._link.last_config)
             if fault is not None:
@@ -85,12 +96,14 @@ class ServedInterceptor(grpc.aio.ServerInterceptor):
 
     def _around(self, method: str, handler: Handler, is_new: bool) -> Handler:
         inner: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
-            begin = functools.partial(ServedCall, self._link, self._known, self._limits, method)
-            return _around(handler, inner, begin)
-        if is_new:  # said once
-            _log.warning("calls of %s are not traced: its handler is not async", method)
-        return handler
+        if not inspect.iscoroutinefunction(inner) and not inspect.isasyncgenfunction(inner):
+            if is_new:  # said once
+                _log.warning("calls of %s are not traced: its handler is not async", method)
+            return handler
+        if self._gate is not None and method.startswith(HEALTH):
+            return guarded(handler, self._gate, method)
+        begin = functools.partial(ServedCall, self._link, self._known, self._limits, self._gate, method)
+        return _around(handler, inner, begin)
 
     def _configured(self, config: Config) -> None:
         if self._limits is not None:
@@ -115,6 +128,7 @@ class ServedCall:
 
     Attributes:
         admission: what it holds of the policies until it ends.
+        ended_by: why it is ended before its handler does; None if it isn't.
     """
 
     __slots__ = (
@@ -122,6 +136,8 @@ class ServedCall:
         "_caller",
         "_context",
         "_decision",
+        "_dry_run",
+        "_gate",
         "_is_measured",
         "_known",
         "_limits",
@@ -131,18 +147,28 @@ class ServedCall:
         "_source",
         "_span",
         "admission",
+        "ended_by",
     )
 
     def __init__(
-        self, link: AgentLink, known: Known[Config, Key], limits: Limits | None, method: str, context: Any
+        self,
+        link: AgentLink,
+        known: Known[Config, Key],
+        limits: Limits | None,
+        gate: Gate | None,
+        method: str,
+        context: Any,
     ) -> None:
         self._link = link
+        self._gate = gate
+        self.ended_by: Refusal | None = None
         self._known = known
         self._limits = limits
         self._method = method
         self._context = context
         self._caller = caller = peer.current()
         self._decision: CallStat.Decision.ValueType = CallStat.ALLOWED
+        self._dry_run = ""
         self.admission = FREE
         self._is_measured = False
         self._source = str(caller.spiffe_id) if caller is not None else ""
@@ -163,11 +189,15 @@ class ServedCall:
         config = self._link.last_config
         if self._source and config is not None:
             status = "OK" if code is _OK else code.name
-            key = (self._source, self._method, status, self._decision)
+            key = (self._source, self._method, status, self._decision, self._dry_run)
             self._known.add(config, key, self._begun_s, self._span.sampled)
 
     def admit(self) -> Awaitable[None] | None:
         """Lets the call go on; or returns what does, or aborts it, to be awaited."""
+        if self._gate is not None:
+            refusal, self._dry_run = self._asked(self._gate)
+            if refusal is not None:
+                return self._refused(refusal)
         if self._limits is None:
             return None
         config, caller = self._link.last_config, self._caller
@@ -189,6 +219,30 @@ class ServedCall:
             return self._wait(self._limits, tenant)
         return self._limited(self._limits.refusal(admission.decision, tenant, self._method))
 
+    def refusal(self) -> Refusal | None:
+        """Why the access policies don't let it in as they are now; None if they do, or if they aren't asked here."""
+        return self._asked(self._gate)[0] if self._gate is not None else None
+
+    def _asked(self, gate: Gate) -> tuple[Refusal | None, str]:
+        caller = self._caller
+        return gate.ask(caller.spiffe_id if caller is not None else None, self._method, self._metadata)
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """Ends the running task, which serves it, when the access policies don't let it in any more."""
+        return self._gate.watching(self) if self._gate is not None else contextlib.nullcontext()
+
+    async def end_if_refused(self) -> None:
+        """Tells the caller why it is ended, where the task's cancellation is ours."""
+        task = asyncio.current_task()
+        if self.ended_by is not None and task is not None:
+            task.uncancel()
+            await self._refused(self.ended_by)
+
+    async def _refused(self, refusal: Refusal) -> None:
+        if refusal.is_denied:
+            self._decision = CallStat.DENIED
+        await self._context.abort(refusal.code, refusal.message, refusal.trailing)
+
     async def _wait(self, limits: Limits, tenant: str) -> None:
         """Lets the call go on as soon as there is enough for it."""
         told = tenant, self._method, self._metadata
@@ -196,7 +250,7 @@ class ServedCall:
         if not found.decision.allowed:
             await self._limited(limits.refusal(found.decision, tenant, self._method))
 
-    async def _limited(self, refusal: Refusal) -> None:
+    async def _limited(self, refusal: Excess) -> None:
         await self._context.send_initial_metadata(refusal.headers)
         if refusal.code is grpc.StatusCode.UNAVAILABLE:
             # Of a server that can do no more it is no policy's doing that a call fails.
@@ -255,35 +309,43 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
     read = None if handler.request_streaming else handler.request_deserializer
     write = None if handler.response_streaming else handler.response_serializer
 
-    async def single(request_or_requests: Any, context: Any) -> Any:
-        with begin(context) as call:
-            if (aborting := call.admit()) is not None:
-                await aborting
-            if call.admission is not FREE:
-                request_or_requests, context = slowed(call, request_or_requests, context)
-            response = await inner(read(request_or_requests) if read else request_or_requests, context)
-            if not handler.request_streaming:
-                call.returned()
-            response = write(response) if write else response
-            if call.admission is not FREE:
-                call.weigh(response)
-            return response
+    async def single(call: ServedCall, request_or_requests: Any, context: Any) -> Any:
+        response = await inner(read(request_or_requests) if read else request_or_requests, context)
+        if not handler.request_streaming:
+            call.returned()
+        response = write(response) if write else response
+        if call.admission is not FREE:
+            call.weigh(response)
+        return response
 
-    async def streaming(request_or_requests: Any, context: Any) -> None:
+    async def streaming(call: ServedCall, request_or_requests: Any, context: Any) -> None:
+        answer = inner(read(request_or_requests) if read else request_or_requests, context)
+        if isinstance(answer, Awaitable):  # a handler that writes by itself
+            call.answered()  # nobody sees when it does
+            await answer
+            return
+        async with contextlib.aclosing(answer) as messages:
+            async for message in messages:
+                call.answered()
+                await context.write(message)
+
+    answered = streaming if handler.response_streaming else single
+    is_stream = handler.request_streaming or handler.response_streaming
+
+    async def served(request_or_requests: Any, context: Any) -> Any:
         with begin(context) as call:
             if (aborting := call.admit()) is not None:
                 await aborting
             if call.admission is not FREE:
                 request_or_requests, context = slowed(call, request_or_requests, context)
-            answer = inner(read(request_or_requests) if read else request_or_requests, context)
-            if isinstance(answer, Awaitable):  # a handler that writes by itself
-                call.answered()  # nobody sees when it does
-                await answer
-                return
-            async with contextlib.aclosing(answer) as messages:
-                async for message in messages:
-                    call.answered()
-                    await context.write(message)
+            if not is_stream:
+                return await answered(call, request_or_requests, context)
+            try:
+                with call.watching():
+                    return await answered(call, request_or_requests, context)
+            except asyncio.CancelledError:
+                await call.end_if_refused()
+                raise
 
     made: Any = grpc  # the constructors' types know sync handlers only
     make = {
@@ -293,7 +355,7 @@ def _around(handler: Handler, inner: Any, begin: Callable[[Any], ServedCall]) ->
         (True, True): made.stream_stream_rpc_method_handler,
     }[bool(handler.request_streaming), bool(handler.response_streaming)]
     traced: Handler = make(
-        streaming if handler.response_streaming else single,
+        served,
         weighing(handler.request_deserializer) if handler.request_streaming else None,
         weighing(handler.response_serializer) if handler.response_streaming else None,
     )

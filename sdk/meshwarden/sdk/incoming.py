@@ -17,9 +17,11 @@ from grpc import _server
 
 from meshwarden.certs.clock import Clock
 from meshwarden.certs.verify import PeerRefused, VerifiedPeer
-from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.access import Access
+from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.backpressure import criticality
 from meshwarden.sdk.backpressure.room import MOST_CALLS
+from meshwarden.sdk.config import Config
 from meshwarden.sdk.deadline import Deadline
 from meshwarden.sdk.mtls.caller import Caller, Callers
 from meshwarden.sdk.outgoing import DECISION_KEY
@@ -29,13 +31,15 @@ from meshwarden.sdk.quota.limits import Limits
 from meshwarden.sdk.red.count import Call, Known
 from meshwarden.sdk.tracing.span import Span
 from meshwarden.sdk.tracing.trace import tracer
+from meshwarden.v1.node_service_pb2 import ServerAccess
 from meshwarden.v1.report_pb2 import CallStat
 
 # Neither limited nor counted: the agent asks every second, and asking must not use up a tenant's calls.
 HEALTH: Final = "/grpc.health.v1.Health/"
 """How the methods that are neither limited nor counted begin."""
-Key: TypeAlias = "tuple[str, str, str, CallStat.Decision.ValueType]"
-"""The caller's SPIFFE ID, the method, the name of the status, and the decision of the policies."""
+Key: TypeAlias = "tuple[str, str, str, CallStat.Decision.ValueType, str]"
+"""The caller's SPIFFE ID, the method, the name of the status, the decision of the policies, and which rule in dry run
+would have made it the opposite."""
 # Looked up once: what hangs on an enumeration or a message is found by way of its class.
 LONGEST_HOLD_S: Final = 0.5
 """After so long a stream that waits asks again whether it must."""
@@ -81,6 +85,9 @@ class Incoming:
         self._link = link
         self._limits = Limits(link, monotonic_s, most_calls)
         self._callers = Callers(lambda: self.config.federated, clock, self.config.spiffe_id.trust_domain)
+        self._said: ServerAccess | None = None
+        # What gRPC's own RBAC doesn't ask: what policies in dry run would say. None where there are none.
+        self._access: Access | None = None
         self._open: dict[int, tuple[Caller, Any]] = {}
         self.swept = 0
         """How many streams `sweep` has ended."""
@@ -128,6 +135,8 @@ class Incoming:
             metadata = context.invocation_metadata()
             call.span = self._tracer.server(method, metadata, caller.source)
             criticality.serve(metadata)
+            if self._access is not None:
+                call.dry_run = self._access.decide(caller.source, method, metadata).dry_run
         if stream:
             number = next(self._numbers)
             self._open[number] = (caller, context)
@@ -175,6 +184,10 @@ class Incoming:
             self._callers.deny(config.deny_list)
             self._to_sweep.set()
         self._limits.update(config.limits)
+        if config.access is not self._said:
+            said = self._said = config.access
+            is_dry = said is not None and any(policy.spec.dry_run for policy in said.policies)
+            self._access = Access(said, config.spiffe_id.trust_domain) if said is not None and is_dry else None
 
 
 class IncomingCall:
@@ -188,6 +201,7 @@ class IncomingCall:
         admission: what it holds of the policies; held until `leave`.
         source: the caller's SPIFFE ID, as soon as it is known.
         span: its own, from then on; ended even if the handler never hears that the call was.
+        dry_run: the rule in dry run by which it would have been denied.
     """
 
     # `begin` gives each call these: a function for it would be one more.
@@ -198,6 +212,7 @@ class IncomingCall:
     # Of most calls these stay as they are.
     admission = FREE
     source = ""
+    dry_run = ""
     span: Span | None = None
     _decision: CallStat.Decision.ValueType = _ALLOWED
     _last: Callable[[], object] | None = None
@@ -274,7 +289,7 @@ class IncomingCall:
         elif self.method.startswith(HEALTH):
             return
         incoming = self.incoming
-        key = (self.source, self.method, "OK" if code is _OK else code.name, self._decision)
+        key = (self.source, self.method, "OK" if code is _OK else code.name, self._decision, self.dry_run)
         incoming.counted.add(incoming.config, key, self.begun_s, trace)
 
 
@@ -285,7 +300,7 @@ def served_call(config: Config, key: Key) -> Call:
         config: who serves, and by which policies.
         key: of the call; the caller is empty if nobody has proved who it is.
     """
-    source, method, status, decision = key
+    source, method, status, decision, dry_run = key
     return Call(
         source=source,
         destination=config.service,
@@ -294,6 +309,7 @@ def served_call(config: Config, key: Key) -> Call:
         decision=decision,
         reporter=CallStat.DESTINATION,
         revision=config.revision,
+        dry_run=dry_run,
     )
 
 

@@ -11,11 +11,12 @@ from typing import Final, TypeAlias
 
 import grpc
 
-from meshwarden.sdk.agent import AgentLink, Config
+from meshwarden.sdk.agent import AgentLink
 from meshwarden.sdk.backpressure import criticality
 from meshwarden.sdk.backpressure.retry import Retries
 from meshwarden.sdk.backpressure.throttle import Throttle, is_refusal
 from meshwarden.sdk.backpressure.throttled import CODE
+from meshwarden.sdk.config import Config
 from meshwarden.sdk.red.count import Call, Known
 from meshwarden.sdk.tracing.span import Headers, Span
 from meshwarden.sdk.tracing.trace import tracer

@@ -35,13 +35,15 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.files import publish
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.local.port import free_port
+from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.grpc import client as client_dialect
 from meshwarden.controlplane.policy.grpc import server as server_dialect
-from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Name
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Caller, Name
 from meshwarden.v1 import (
     node_service_pb2,
     quota_service_pb2,
     report_pb2,
+    resources_pb2,
     workload_service_pb2,
     workload_service_pb2_grpc,
 )
@@ -250,6 +252,7 @@ class Workload:
             region="local",
             bundle=(bundle or self.mesh.authority.bundle).to_proto(),
             limits=limits,
+            access=self.mesh.access(self.name),
             revision=7,
             credential_directory=str(self.credentials),
             names={"orders": "platform/orders"},
@@ -363,6 +366,13 @@ class Mesh:
         for workload in self.workloads:
             own = [server_dialect.listener(f"127.0.0.1:{workload.port}", workload.name)] if workload.port else []
             workload.agent.say(resources=[*shared, *own])
+
+    def access(self, callee: Name) -> node_service_pb2.ServerAccess:
+        """Who may call a service, for servers that ask by themselves."""
+        callers = {self.callee: self.callers, **self.others}.get(callee, set())
+        said = [resources_pb2.Caller(tenant=one.tenant, service=one.service or "*") for one in sorted(callers)]
+        spec = resources_pb2.AccessPolicySpec(allow=[resources_pb2.AccessRule(**{"from": said})] if said else [])
+        return node_service_pb2.ServerAccess(policies=[node_service_pb2.PolicyAccess(policy=str(callee), spec=spec)])
 
     def _shared(self) -> list[Resource]:
         services = {self.callee: self.callers, **self.others}

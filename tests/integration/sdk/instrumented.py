@@ -22,9 +22,9 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import LeafTemplate, issue_leaf
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
-from meshwarden.sdk.agent import Config
 from meshwarden.sdk.aio_counted import CountedAioChannel
 from meshwarden.sdk.aio_handler import ServedInterceptor
+from meshwarden.sdk.config import Config
 from meshwarden.sdk.counted import CountedChannel
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.handler import IncomingInterceptor

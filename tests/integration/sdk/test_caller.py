@@ -24,7 +24,7 @@ from meshwarden.certs.deny import Deny, DenyList
 from meshwarden.certs.issue import LeafTemplate, issue_leaf
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
-from meshwarden.sdk.agent import Config
+from meshwarden.sdk.config import Config
 from meshwarden.sdk.handler import IncomingInterceptor
 from meshwarden.sdk.incoming import Incoming
 from meshwarden.sdk.red.count import Counter

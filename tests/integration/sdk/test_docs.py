@@ -36,6 +36,6 @@ def test_the_example_of_an_aio_server(mesh: Any, port: int, until: Callable[...,
     assert "rate policy platform/orders limits tenant acme: try again in" in probe.ask("grpc")["errors"][0]
     until(lambda: serving.agent.used["acme", "", "denied"] >= 2, "said")
     _, globex = mesh.probe("globex", "web")
-    assert globex.ask("grpc")["codes"] == {"PERMISSION_DENIED": 1}, "its own admit"
+    assert globex.ask("grpc")["codes"] == {"PERMISSION_DENIED": 1}, "no policy lets it in"
     assert program.end() == 0, "".join(program.log)
     until(lambda: serving.agent.left == 1, "goodbye")

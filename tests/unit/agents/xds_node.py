@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from meshwarden.agents.attest import Attestor
-from meshwarden.agents.cache import Cache, ScopeStore
+from meshwarden.agents.cache import Cache
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.in_force import InForce
@@ -18,6 +18,7 @@ from meshwarden.agents.interest import Interest
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.trust import Trust
 from meshwarden.agents.workload import Workload

@@ -82,7 +82,7 @@ def test_an_ambiguous_short_name_is_told() -> None:
 def test_without_policy_denied_with_policy_the_rule_is_named() -> None:
     answer = asked(ORDERS)
     assert answer.decision == CallStat.DENIED
-    assert "no AccessPolicy is about platform/orders" in step(answer, "access").text
+    assert "no AccessPolicy allows calls of platform/orders" in step(answer, "access").text
     answer = asked(ORDERS, ALLOW)
     assert answer.decision == CallStat.ALLOWED, "a gRPC call is a POST"
     assert (step(answer, "access").resource, step(answer, "access").field) == (
@@ -91,6 +91,38 @@ def test_without_policy_denied_with_policy_the_rule_is_named() -> None:
     )
     assert "other methods, not this one" in step(asked(ORDERS, ALLOW, method="/s.O/Put"), "access").text
     assert "allows acme/job nothing" in step(asked(ORDERS, ALLOW, caller="acme/job"), "access").text
+
+
+def test_a_denial_and_a_header_are_told_with_their_place() -> None:
+    everybody = {"from": [{"tenant": "acme", "service": "*"}]}
+    header = {"name": "x-purpose", "prefix": "audit"}
+    rules = {
+        "service": "orders",
+        "allow": [{**everybody, "headers": [header]}],
+        "deny": [{**everybody, "methods": ["/s.O/Drop"]}],
+    }
+    policy = made("AccessPolicy", "platform", "not", rules)
+    allowed = step(asked(ORDERS, policy, **{"X-Purpose": "audit-7"}), "access")
+    assert (allowed.field, allowed.ok) == ("spec.allow[0]", True)
+    assert allowed.text.endswith("may call this, with header x-purpose that starts with 'audit'")
+    without = step(asked(ORDERS, policy), "access")
+    assert (without.field, without.ok) == ("spec.allow[0].headers", False)
+    denied = step(asked(ORDERS, policy, method="/s.O/Drop", **{"x-purpose": "audit"}), "access")
+    assert (denied.resource, denied.field, denied.ok) == ("AccessPolicy platform/not", "spec.deny[0]", False)
+    outside = asked(ORDERS, policy, method="/s.O/Drop", by="acme", **{"x-purpose": "audit"})
+    assert step(outside, "access").text == "denied: an AccessPolicy of tenant platform denies acme/web this"
+    # Denials of one policy hold against what another allows.
+    assert (
+        asked(
+            ORDERS,
+            policy,
+            made("AccessPolicy", "platform", "a", {"service": "orders", "allow": [everybody]}),
+            method="/s.O/Drop",
+        ).decision
+        == CallStat.DENIED
+    )
+    only = made("AccessPolicy", "platform", "not", {"service": "orders", "deny": [everybody]})
+    assert asked(ORDERS, only).decision == CallStat.DENIED
 
 
 def test_routes_have_shares_and_healthy_endpoints() -> None:

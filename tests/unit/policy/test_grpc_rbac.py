@@ -1,7 +1,8 @@
 """Access in gRPC's dialect: valid messages that deny what nothing allows."""
 
+from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.grpc import rbac
-from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, Name
+from meshwarden.controlplane.policy.neutral import ANY_METHOD, Caller, Method, Name
 from meshwarden.xds import api
 
 ORDERS = Name("platform", "orders")
@@ -9,8 +10,9 @@ FILTER = "envoy.extensions.filters.http.rbac.v3."
 
 
 def test_no_grant_denies_all_by_an_empty_allow_list() -> None:
-    assert rbac.rules(Access(ORDERS), "mesh.test") == {"action": "ALLOW", "policies": {}}
-    fields = {key: value for key, value in rbac.deny_all().items() if key != "@type"}
+    assert rbac.allowing(Access(ORDERS), "mesh.test") == {"action": "ALLOW", "policies": {}}
+    *_, last = rbac.filters()
+    fields = {key: value for key, value in last["typed_config"].items() if key != "@type"}
     assert api.build(FILTER + "RBAC", fields).HasField("rules"), "a filter without rules would allow every call"
 
 
@@ -19,10 +21,10 @@ def test_grants_become_principals_and_permissions() -> None:
         Grant(Caller("acme", "web"), (Method("/shop.Orders/Get"), Method("/x", prefix=True, verb="GET")), ORDERS, 0),
         Grant(Caller("globex"), (ANY_METHOD,), ORDERS, 1),
     )
-    override = rbac.per_route(Access(ORDERS, grants), "mesh.test")
+    override = rbac.overrides(Access(ORDERS, grants), "mesh.test")[rbac.ALLOW]
     built = api.to_dict(api.build(FILTER + "RBACPerRoute", {"rbac": override["rbac"]}))
     policies = built["rbac"]["rules"]["policies"]
-    first, second = policies["platform/orders#0.0"], policies["platform/orders#1.1"]
+    first, second = policies["platform/orders#allow[0].0"], policies["platform/orders#allow[1].1"]
     assert first["principals"] == [
         {"authenticated": {"principal_name": {"exact": "spiffe://mesh.test/tenant/acme/service/web"}}}
     ]

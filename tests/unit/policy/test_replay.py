@@ -100,6 +100,16 @@ HEADER = {"match": {"headers": [{"name": "x-beta", "exact": "1"}]}, "split": [{"
         (Seen(WEB, ORDERS, "_OTHER", 1, 1), allow(web("/s.O/Get")), "which method it was"),
         (Seen(WEB, ORDERS, "GET /" + "a" * 600, 1, 1), allow(web("/s.O/Get")), "which method it was"),
         (
+            Seen(WEB, ORDERS, "/s.O/Get", 1, 1),
+            allow({**web(), "headers": [{"name": "x-a", "exact": "1"}]}),
+            "the header x-a",
+        ),
+        (
+            Seen(WEB, ORDERS, "/s.O/Get", 1, 1),
+            allow({**web(), "during": {"weekly": [{"days": ["MONDAY"]}]}}),
+            "when it was: a rule of access holds for a time",
+        ),
+        (
             Seen("spiffe://b.test/*", ORDERS, "/s.O/Get", 0, 1),
             allow(web(), web(spiffeId="spiffe://b.test/x")),
             "which caller it was",

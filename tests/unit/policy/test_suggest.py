@@ -186,3 +186,19 @@ def test_a_proposal_allows_what_was_used_and_nothing_that_is_denied_now(
             assert was or not becomes, f"{source} {method} is widened"
             if was and any(one.calls and (one.source, one.method) == (source, method) for one in seen):
                 assert becomes, f"{source} {method} was used"
+
+
+def test_what_a_rule_asks_beside_caller_and_method_is_asked_by_the_proposal() -> None:
+    web = {"from": [{"tenant": "acme", "service": "web"}]}
+    rule = {
+        **web,
+        "headers": [{"name": "x-a", "exact": "1"}],
+        "during": {"weekly": [{"days": ["MONDAY"]}], "timeZone": "Europe/Berlin"},
+    }
+    mesh = mesh_of(allow(rule, {**web, "methods": ["/s.O/*"]}))
+    answer = proposed(mesh, use("acme/web", "/s.O/Get"))
+    asked = {(bool(one.headers), one.HasField("during")): list(one.methods) for one in answer.policy.spec.allow}
+    # Whether it had the header is not known: by which of the two it was allowed.
+    assert asked == {(True, True): ["/s.O/Get"], (False, False): ["/s.O/Get"]}
+    trial = made("AccessPolicy", "platform", "a-trial", {"service": "orders", "dryRun": True, "allow": [web]})
+    assert not proposed(mesh_of(trial), use("acme/web", "/s.O/Get")).HasField("policy")

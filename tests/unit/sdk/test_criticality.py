@@ -94,7 +94,7 @@ def test_an_aio_servers_calls_go_on_as_what_they_came_as() -> None:
     context: Any = SimpleNamespace(invocation_metadata=lambda: (("a", "b"), (KEY, "SHEDDABLE")))
 
     def serve() -> Any:
-        ServedCall(link, Known(link.counter, served_call), None, "/o.Orders/Get", context)
+        ServedCall(link, Known(link.counter, served_call), None, None, "/o.Orders/Get", context)
         return Outgoing(link, "stock").begin("/s.Stock/Get").headers
 
     assert dict(alone(serve))[KEY] == "SHEDDABLE"

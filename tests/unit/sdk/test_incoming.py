@@ -80,6 +80,7 @@ class World:
             revision=7,
             limits=ServerLimits(),
             deny_list=(),
+            access=None,
         )
         self.link: Any = SimpleNamespace(
             config=config, counter=Counter(lambda: self.now), listen=lambda listener: listener(config)

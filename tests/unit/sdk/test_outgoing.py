@@ -9,7 +9,7 @@ from tests.counted import stats_of
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
-from meshwarden.sdk.agent import Config
+from meshwarden.sdk.config import Config
 from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.outgoing import DECISION_KEY, Outgoing
 from meshwarden.sdk.red.count import Counter

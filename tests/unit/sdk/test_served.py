@@ -76,7 +76,13 @@ class World:
         limits = ServerLimits(policies=[PolicyLimits(policy="platform/orders", spec=spec)])
         home = SpiffeId.workload("mesh.test", "platform", "orders")
         config = SimpleNamespace(
-            federated={}, spiffe_id=home, service="platform/orders", revision=7, limits=limits, deny_list=()
+            federated={},
+            spiffe_id=home,
+            service="platform/orders",
+            revision=7,
+            limits=limits,
+            deny_list=(),
+            access=None,
         )
         self.link: Any = SimpleNamespace(
             config=config, counter=Counter(utc_now), listen=lambda listener: listener(config)

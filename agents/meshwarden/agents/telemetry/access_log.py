@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
+from meshwarden.sdk.access import is_rule
 from meshwarden.sdk.red.exemplar import TraceIds
 from meshwarden.sdk.tracing.trace import sampled_ids
 from meshwarden.v1 import report_pb2 as pb
@@ -21,6 +22,7 @@ class Call:
     Attributes:
         upstream: the address of the endpoint that took it, `host:port`; empty where it is not known.
         trace: where it is recorded; None if it is not.
+        dry_run: the rule in dry run by which the access policies would have said the opposite; empty if there is none.
     """
 
     source: str
@@ -32,6 +34,7 @@ class Call:
     duration_s: float
     upstream: str
     trace: TraceIds | None
+    dry_run: str = ""
 
 
 def attributes_of(pairs: Iterable[object]) -> dict[str, str]:
@@ -71,6 +74,7 @@ def call_of(attributes: dict[str, str], spiffe_id: str, service: str) -> Call | 
         _duration_s(attributes.get(names.DURATION_MS, "")),
         attributes.get(names.UPSTREAM_HOST, "") if reporter == pb.CallStat.SOURCE else "",
         sampled_ids(attributes.get(names.TRACEPARENT, "")),
+        _dry_run(attributes) if reporter == pb.CallStat.DESTINATION else "",
     )
 
 
@@ -92,6 +96,12 @@ def decision_of(attributes: dict[str, str]) -> int:
     if {"RL", "RLSE"} & set(flags) or "rate_limited" in details:
         return pb.CallStat.LIMITED
     return pb.CallStat.ALLOWED
+
+
+def _dry_run(attributes: dict[str, str]) -> str:
+    result, rule = attributes.get(names.DRY_RUN, ""), attributes.get(names.DRY_RUN_RULE, "")
+    is_denied = decision_of(attributes) == pb.CallStat.DENIED
+    return rule if is_rule(rule) and result == ("allowed" if is_denied else "denied") else ""
 
 
 def _method(attributes: dict[str, str]) -> str:

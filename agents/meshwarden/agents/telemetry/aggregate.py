@@ -17,6 +17,7 @@ import grpc
 
 from meshwarden.agents.telemetry import access_log
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
+from meshwarden.sdk.access import is_rule
 from meshwarden.sdk.red import histogram
 from meshwarden.sdk.red.call_table import Row, Table
 from meshwarden.sdk.red.exemplar import Exemplars
@@ -44,8 +45,8 @@ Resolve = Callable[[str, str], str | None]
 Locate = Callable[[str, str, str], str]
 """Where a called endpoint is: `(tenant, "<tenant>/<service>", address) -> region`; `Localities.region`."""
 
-Said = tuple[str, str, str, str, int, int, int]
-"""What is said of calls: source, destination, method, status, decision, reporter, revision."""
+Said = tuple[str, str, str, str, int, int, int, str]
+"""What is said of calls: source, destination, method, status, decision, reporter, revision, rule in dry run."""
 
 
 @dataclass(slots=True)
@@ -99,7 +100,16 @@ class Aggregator:
         if call.trace is not None:
             exemplars = Exemplars()
             exemplars.add(call.trace, call.duration_s, self._clock().timestamp())
-        said = (call.source, call.destination, call.method, call.status, call.decision, call.reporter, revision)
+        said = (
+            call.source,
+            call.destination,
+            call.method,
+            call.status,
+            call.decision,
+            call.reporter,
+            revision,
+            call.dry_run,
+        )
         sum_ = _Sum(1, call.duration_s, {histogram.bucket_of(call.duration_s): 1}, exemplars)
         self._add(said, sum_, call.upstream, self.minute())
 
@@ -119,6 +129,7 @@ class Aggregator:
                 stat.decision,
                 stat.reporter,
                 stat.revision,
+                stat.dry_run,
             )
             exemplars = None
             if stat.exemplars:
@@ -181,12 +192,12 @@ class Aggregator:
             tenant: of the side that says so; see `tenant_of`.
             upstream: `host:port` of the endpoint that took them, where it is known.
         """
-        source, destination, method, status, decision, reporter, revision = said
+        source, destination, method, status, decision, reporter, revision, dry_run = said
         region = ""
         if reporter == pb.CallStat.SOURCE:
             destination = self._resolve(tenant, destination) or UNKNOWN
             region = self._locate(tenant, destination, upstream)
-        found = (source, destination, method, status, decision, reporter, revision, region)
+        found = (source, destination, method, status, decision, reporter, revision, region, dry_run)
         known = self._kinds.get(found)
         if known is not None:
             return known
@@ -202,6 +213,7 @@ class Aggregator:
             reporter=reporter,  # type: ignore[arg-type]
             revision=revision,
             destination_region=region,
+            dry_run=dry_run if is_rule(dry_run) and reporter == pb.CallStat.DESTINATION else "",
         ).SerializeToString()
         if counted == method:  # others may get room yet
             if len(self._kinds) >= _MAX_KINDS:
@@ -266,7 +278,7 @@ def _tenant_in(spiffe_id: str) -> str | None:
 
 def tenant_of(said: Said) -> str:
     """The tenant of the side that reports; empty if nothing names one, or there can be no such calls."""
-    source, destination, _, _, decision, reporter, revision = said
+    source, destination, _, _, decision, reporter, revision, _ = said
     if revision > _MAX_REVISION or decision not in _DECISIONS:
         return ""
     caller = _tenant_in(source) if source else ""

@@ -20,7 +20,7 @@ from meshwarden.sdk.tracing.wire import framed
 from meshwarden.v1 import report_pb2 as pb
 
 _MAX_ROWS: Final = 4096
-_LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32}
+_LENGTHS: Final = {"source": 2048, "destination": 127, "method": 512, "status": 32, "dry_run": 144}
 _FIELD: Final = pb.ExportRequest.DESCRIPTOR.fields_by_name["call_tables"].number
 _MAX_KNOWN: Final = 4096
 # Longer ones are read each time: who makes them up takes no more memory than others.
@@ -112,7 +112,7 @@ def _said(kind: bytes, identity: SpiffeId) -> Said:
         source = str(identity)
     else:
         destination = f"{identity.tenant}/{identity.service}"
-    return (source, destination, stat.method, stat.status, stat.decision, stat.reporter, stat.revision)
+    return (source, destination, stat.method, stat.status, stat.decision, stat.reporter, stat.revision, stat.dry_run)
 
 
 def _check(table: pb.CallTable, rows: int) -> int:

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from meshwarden.agents.cache import ScopeStore
 from meshwarden.agents.registry import Registry
+from meshwarden.agents.scopes import ScopeStore
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, Snapshot
 

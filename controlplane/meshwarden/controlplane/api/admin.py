@@ -10,6 +10,7 @@ from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.deny import DenyDesk
+from meshwarden.controlplane.api.dry_run import dry_runs
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.gaps import policy_gaps
 from meshwarden.controlplane.api.health import Health
@@ -124,6 +125,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             regions=self._states(),
             ambiguous_names=self._ambiguous(shown),
             gaps=policy_gaps(self._publisher.mesh, self._sessions.states(), shown),
+            dry_runs=dry_runs(self._gather.dry_runs, shown),
             health=self._health.read() if _is_operator() else None,
         )
         answer.warnings.extend(self._bundles.home_only(nodes))
@@ -142,7 +144,8 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         # A denied caller is told to ask: its own operator may.
         tenant = source if sees(caller, source) else destination
         authorize(caller, "/meshwarden.v1.AdminService/Explain", tenant)
-        answer = explain(self._publisher.mesh, request, lambda tenant: sees(caller, tenant))
+        now_s = self._clock().timestamp()
+        answer = explain(self._publisher.mesh, request, lambda tenant: sees(caller, tenant), now_s)
         answer.revision = self._publisher.revision
         return answer
 

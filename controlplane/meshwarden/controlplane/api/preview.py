@@ -78,7 +78,8 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
         changes = await self._changes(request.resources, caller, "Preview")
         async with self._in_line():
             before, revision = self._publisher.mesh.fork(), self._publisher.revision
-            answer = await asyncio.to_thread(_preview, before, changes, self._nodes(), _shown(caller))
+            about = self._nodes(), _shown(caller), self._clock().timestamp()
+            answer = await asyncio.to_thread(_preview, before, changes, *about)
         answer.revision = revision
         _hide(answer, caller)
         return answer
@@ -162,7 +163,8 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
         tenant = _tenant(caller)
         after = before.fork()
         impact = after.apply(changes)
-        judges = (Judge(before), Judge(after))
+        now_s = self._clock().timestamp()
+        judges = (Judge(before, now_s), Judge(after, now_s))
         # Of another tenant's policies a tenant's operator sees a part of the calls alone.
         policies = frozenset(one for one in policies_of(judges, impact) if tenant in ("", one.tenant))
         touched = frozenset(impact.services | impact.servers)
@@ -192,11 +194,11 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
 
 
 def _preview(
-    before: Mesh, changes: list[Change], nodes: list[Node], shown: Callable[[str], bool]
+    before: Mesh, changes: list[Change], nodes: list[Node], shown: Callable[[str], bool], at_s: float
 ) -> v1.PreviewResponse:
     after = before.fork()
     impact: Impact = after.apply(changes)
-    answer = Effects(before, after, shown).of(impact)
+    answer = Effects(before, after, shown, at_s=at_s).of(impact)
     answer.reach.CopyFrom(reach(before, after, impact, nodes))
     return answer
 

@@ -6,7 +6,14 @@ import click
 import grpc
 
 from meshwarden.controlplane.cli import bundle, ca, client, progress, render
-from meshwarden.v1.admin_service_pb2 import GetStatusRequest, GetStatusResponse, NodeState, PolicyGap, RegionState
+from meshwarden.v1.admin_service_pb2 import (
+    DryRun,
+    GetStatusRequest,
+    GetStatusResponse,
+    NodeState,
+    PolicyGap,
+    RegionState,
+)
 from meshwarden.v1.node_service_pb2 import WorkloadState
 from meshwarden.v1.revision_service_pb2 import GetProgressRequest
 
@@ -39,6 +46,12 @@ def status(tenant: str, revision: int | None, output: str) -> None:
     render.table(("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S"), rates)
     if answer.roots:
         render.table(("ROOT", "STATE", "LEFT"), ca.rows(answer.roots, answer.now.seconds, whole=False))
+    if answer.dry_runs:
+        told = [
+            (one.policy, one.field, _would(one), one.source, one.destination, one.method, one.count)
+            for one in answer.dry_runs
+        ]
+        render.table(("IN DRY RUN", "RULE", "WOULD", "CALLER", "CALLED", "METHOD", "CALLS"), told)
     if answer.foreign:
         foreign = [(one.trust_domain, bundle.word(one), one.roots) for one in answer.foreign]
         render.table(("TRUST DOMAIN", "BUNDLE", "ROOTS"), foreign)
@@ -83,6 +96,10 @@ def _node(node: NodeState, answer: GetStatusResponse) -> tuple[object, ...]:
         revision = "unknown"
     link = "connected" if node.connected else f"at {node.control_plane}" if node.control_plane else "away"
     return node.node, link, revision, len(node.nacks), len(node.workloads)
+
+
+def _would(one: DryRun) -> str:
+    return "deny" if one.would_deny else "allow"
 
 
 def _region(state: RegionState) -> tuple[object, ...]:

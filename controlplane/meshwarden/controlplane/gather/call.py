@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId, account_of
 from meshwarden.controlplane.gather.outcome import outcome
+from meshwarden.sdk.access import is_rule
 from meshwarden.sdk.red import histogram
 from meshwarden.sdk.red.exemplar import MOST, is_sound
 from meshwarden.v1.report_pb2 import CallStat, Exemplar
@@ -48,7 +49,8 @@ class Call:
     """Calls of one source, destination, method and outcome within a minute, as one side saw them.
 
     `tenant` is the caller's; `owner` is the tenant of the side that reports, whose share of the series it uses. The
-    region of a side that nobody has proved is UNKNOWN: a caller's certificate says nothing of it.
+    region of a side that nobody has proved is UNKNOWN: a caller's certificate says nothing of it. `dry_run` is the rule
+    in dry run by which the access policies would have said the opposite, if there is one.
     """
 
     source_tenant: str
@@ -67,6 +69,7 @@ class Call:
     source_region: str = UNKNOWN
     destination_region: str = UNKNOWN
     exemplars: tuple[Exemplar, ...] = ()
+    dry_run: str = ""
 
     @property
     def tenant(self) -> str:
@@ -136,6 +139,7 @@ class Kind:
     reporter: int
     revision: int
     regions: tuple[str, str]
+    dry_run: str = ""
 
     @property
     def own(self) -> tuple[str, str]:
@@ -166,7 +170,9 @@ def read_kind(stat: CallStat, trust_domain: str, region: str) -> Kind:
     called = _text(stat.destination_region or UNKNOWN, "malformed")
     regions = (region, called) if reporter == CallStat.SOURCE else (UNKNOWN, region)
     method, status = _text(stat.method, "malformed"), _text(stat.status, "malformed")
-    return Kind(sides, method, status, decision, reporter, revision, regions)
+    # A destination is believed of its own tenant's policies.
+    is_own = reporter == CallStat.DESTINATION and stat.dry_run.startswith(f"{sides[2]}/") and is_rule(stat.dry_run)
+    return Kind(sides, method, status, decision, reporter, revision, regions, stat.dry_run if is_own else "")
 
 
 @dataclass(slots=True)
@@ -222,6 +228,7 @@ class Sum:
             self.durations,
             *kind.regions,
             self.exemplars,
+            kind.dry_run,
         )
 
 

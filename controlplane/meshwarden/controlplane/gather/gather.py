@@ -18,6 +18,7 @@ from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, AgentDrop
 from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.call import Call, Owns, Refused
 from meshwarden.controlplane.gather.change import Changes
+from meshwarden.controlplane.gather.dry_run import DryRuns
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.forward import FIRST_BACKOFF_S, Forwarder
 from meshwarden.controlplane.gather.graph import Graph
@@ -101,10 +102,10 @@ class Gather:
         """
         self.ledger, self.graph = ledger, Graph(clock, region=region)
         self.graph.recall(ledger.totals())
-        self.tally, self.marks = Tally(clock), Marks()
+        self.tally, self.marks, self.dry_runs = Tally(clock), Marks(), DryRuns(clock)
         self._backends = backends
         self.queue = Queue(self.tally, {backend.name: backend.max_queue_bytes for backend in backends})
-        for part in (self.tally, self.marks, self.queue):
+        for part in (self.tally, self.marks, self.dry_runs, self.queue):
             durable.add(part)
         self.traces = TraceStore(
             durable,
@@ -120,17 +121,15 @@ class Gather:
         self._workload_metrics = WorkloadMetrics(self.tally)
         self.tail = TailSampler(tail, self.tally, self._send_spans_on)
         durable.add(self.tail)
-        for collector in (self.tally, self._workload_metrics, self.tail):
+        for collector in (self.tally, self.dry_runs, self._workload_metrics, self.tail):
             metrics.registry.register(collector)
         self.changes = Changes(durable)
         self._durable, self._metrics = durable, metrics
         self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
         self._rates = Rates(clock)
-        self._fault = ""
-        self._unwritten_bytes = 0
-        self._wanted = anyio.Event()
+        self._fault, self._unwritten_bytes = "", 0
+        self._wanted, self._flush = anyio.Event(), _Flush()
         self._soon: asyncio.TimerHandle | None = None
-        self._flush = _Flush()
         self._forwarders = [
             Forwarder(backend, durable, self.queue, self.tally, self.settle, rng, first_backoff_s=first_backoff_s)
             for backend in backends
@@ -155,8 +154,8 @@ class Gather:
         if not self.marks.first(node, request.run_id, request.first_sequence, request.sequence):
             return False
         calls = self._believed(node, found)
-        self._metrics.add(calls)
-        self._rates.add(calls)
+        for counts in (self._metrics, self._rates, self.dry_runs):
+            counts.add(calls)
         self._keep_traces(calls, self.graph.add(calls))
         self.ledger.add(calls)
         for body in bodies:
@@ -313,7 +312,8 @@ class Gather:
     async def _prune(self) -> None:
         try:
             await self._forget_traces()
-            await self._durable.work(self.tally.forget)
+            for part in (self.tally, self.dry_runs):
+                await self._durable.work(part.forget)
             queued = self.traces.size_bytes() + sum(self.queue.load(backend.name)[1] for backend in self._backends)
             forgotten = await self._durable.work(lambda db: self.ledger.prune(db, queued))
         except apsw.Error as error:

@@ -49,7 +49,7 @@ def _named(judge: Judge, service: Name) -> Iterator[Caller | ForeignCaller]:
     for tenant in said.spec.export_to if said is not None else ():
         if tenant != OTHERS:
             yield Caller(tenant)
-    for grant in judge.access(service).grants:
+    for grant in judge.access(service).rules:
         yield grant.caller
     for rule in judge.route(service).rules:
         yield from rule.callers
@@ -72,7 +72,7 @@ def methods(judges: Sequence[Judge], service: Name) -> list[Call]:
 
 
 def _patterns(judge: Judge, service: Name) -> Iterator[Method]:
-    for grant in judge.access(service).grants:
+    for grant in judge.access(service).rules:
         yield from grant.methods
     yield from judge.route(service).idempotent
     for rule in judge.route(service).rules:
@@ -89,6 +89,7 @@ def conditions(judges: Iterable[Judge], service: Name) -> list[tuple[Header, ...
     rules = [rule for judge in judges for rule in judge.route(service).rules]
     found = {rule.headers for rule in rules}
     found |= {(*rule.headers, *rule.fault.headers) for rule in rules if rule.fault is not None}
+    found |= {rule.headers for judge in judges for rule in judge.access(service).rules}
     return sorted(found - {()}, key=str)
 
 

@@ -5,11 +5,12 @@ to one service and is the same for all who see it, so that a change of one servi
 """
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
-from meshwarden.controlplane.policy import rate, route
+from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.envoy.dialect import Envoy
+from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.grpc.dialect import Grpc
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Name
@@ -20,16 +21,35 @@ from meshwarden.xds.snapshot import Resource
 
 
 @dataclass(frozen=True)
+class Later:
+    """What becomes of a scope by itself, as time goes on.
+
+    Attributes:
+        from_s: from which moment on, in seconds since 1970.
+        resources: those that are others then.
+        access: what `ScopeContent.access` is then.
+    """
+
+    from_s: float
+    resources: tuple[Resource, ...]
+    access: node_service_pb2.ServerAccess | None
+
+
+@dataclass(frozen=True)
 class ScopeContent:
     """What a scope holds.
 
     Attributes:
         resources: of distinct type and name.
         limits: what servers of the scope enforce; None for a scope of no servers.
+        access: whom the SDK's servers let in; None for a scope of none of those.
+        later: what becomes of it at the next moments, in their order; with the last nothing is let in for a time.
     """
 
     resources: tuple[Resource, ...]
     limits: node_service_pb2.ServerLimits | None = None
+    access: node_service_pb2.ServerAccess | None = None
+    later: tuple[Later, ...] = ()
 
 
 class Dialect(Protocol):
@@ -44,13 +64,15 @@ class Dialect(Protocol):
     def client(self, mesh: Mesh, caller: Name) -> tuple[Resource, ...]:
         """What a caller needs beside the parts of the services that its tenant sees."""
 
-    def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
-        """What a service's instances enforce."""
+    def server(self, mesh: Mesh, service: Name, said: Access) -> tuple[Resource, ...]:
+        """What a service's instances enforce, where that is who may call."""
 
     def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
         """The listeners of one instance."""
 
 
+_LATER: Final = 4
+"""How many turns of time ahead a scope is compiled; from the next on nothing is let in for a time."""
 DIALECTS: dict[str, Dialect] = {"grpc": Grpc(), "envoy": Envoy()}
 
 
@@ -121,6 +143,7 @@ def compile_scope(
     ref: node_service_pb2.DataPlaneRef | None = None,
     entry: Any = None,
     parts: Parts | None = None,
+    at_s: float | None = None,
 ) -> ScopeContent:
     """The content of a scope.
 
@@ -130,11 +153,14 @@ def compile_scope(
         ref: the instance, for a `listener` scope.
         entry: the instance's workload entry, for a `listener` scope.
         parts: what is known already of the same mesh.
+        at_s: the present, in seconds since 1970; without it nothing holds that lets in for a time.
 
     Raises:
         ValueError: the scope's name is none, or a listener's instance is missing or has a bad address.
     """
     kind, _, rest = scope.partition("/")
+    if kind == "server":
+        return _server(mesh, rest, at_s)
     compiler = _KINDS.get(kind)
     if compiler is None:
         raise ValueError(f"{scope!r} is not a scope")
@@ -155,10 +181,24 @@ def _client(mesh: Mesh, rest: str, _: object, __: object, parts: Parts) -> Scope
     return ScopeContent((*parts.client(mesh, asker), *parts.all(mesh, asker, mesh.visible(tenant))))
 
 
-def _server(mesh: Mesh, rest: str, *_: object) -> ScopeContent:
+def _server(mesh: Mesh, rest: str, at_s: float | None) -> ScopeContent:
     tenant, name, dialect = rest.split("/")
     service = Name(tenant, name)
-    return ScopeContent(DIALECTS[dialect].server(mesh, service), server_limits(mesh, service))
+    said = access.access(mesh, service)
+
+    def content(moment_s: float | None) -> ScopeContent:
+        told = access.told(mesh, service, moment_s) if dialect == "grpc" else None
+        resources = DIALECTS[dialect].server(mesh, service, said.at(moment_s))
+        return ScopeContent(resources, server_limits(mesh, service), told)
+
+    now = content(at_s)
+    later: list[Later] = []
+    while at_s is not None and len(later) <= _LATER and (turn_s := said.turn(at_s)) is not None:
+        then = content(turn_s if len(later) < _LATER else None)
+        changed = tuple(one for one in then.resources if one not in now.resources)
+        later.append(Later(turn_s, changed, then.access))
+        at_s = turn_s
+    return replace(now, later=tuple(later))
 
 
 def _listener(mesh: Mesh, rest: str, ref: node_service_pb2.DataPlaneRef | None, entry: Any, _: object) -> ScopeContent:
@@ -169,4 +209,4 @@ def _listener(mesh: Mesh, rest: str, ref: node_service_pb2.DataPlaneRef | None, 
     return ScopeContent(DIALECTS[dialect].listener(mesh, ref, service))
 
 
-_KINDS: dict[str, Callable[..., ScopeContent]] = {"client": _client, "server": _server, "listener": _listener}
+_KINDS: dict[str, Callable[..., ScopeContent]] = {"client": _client, "listener": _listener}

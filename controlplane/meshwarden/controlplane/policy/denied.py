@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from meshwarden.certs.deny import DenyList
 from meshwarden.certs.spiffe_id import Role, SpiffeId
-from meshwarden.controlplane.policy.neutral import Access, Foreign, Name
+from meshwarden.controlplane.policy.grant import Access
+from meshwarden.controlplane.policy.neutral import Foreign, Name
 
 
 class Denied(NamedTuple):

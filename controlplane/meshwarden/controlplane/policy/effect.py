@@ -77,9 +77,10 @@ class Effects:
         after: Mesh,
         shown: Callable[[str], bool] = lambda tenant: True,
         budget: Budget | None = None,
+        at_s: float | None = None,
     ) -> None:
-        """Takes the mesh as it is, and as it would be; neither may change meanwhile. For `shown` see `explain`."""
-        self.before, self.after, self._shown = Judge(before), Judge(after), shown
+        """Takes the mesh as it is, and as it would be; neither may change meanwhile. For the others see `explain`."""
+        self.before, self.after, self._shown = Judge(before, at_s), Judge(after, at_s), shown
         self._budget = budget or Budget()
 
     def of(self, impact: Impact) -> PreviewResponse:
@@ -99,7 +100,7 @@ class Effects:
         """About how many rules are held against calls for a service."""
         judges = (self.before, self.after)
         calls = len(atom.callers(judges, service)) * len(atom.methods(judges, service))
-        rules = sum(len(judge.access(service).grants) + len(judge.route(service).rules) for judge in judges)
+        rules = sum(len(judge.access(service).rules) + len(judge.route(service).rules) for judge in judges)
         return calls * (len(atom.conditions(judges, service)) + 1) * (rules + 4)
 
     def _tell(self, answer: PreviewResponse, service: Name) -> None:
@@ -184,7 +185,7 @@ class Effects:
         """What `explain` says of a call, in the stages that a kind of change is about."""
         request = ExplainRequest(to=str(service), method=f"{call.verb} {call.path}".strip(), headers=dict(call.headers))
         setattr(request, "from", str(caller))
-        steps = _steps(explain(judge.mesh, request, self._shown), kind)
+        steps = _steps(explain(judge.mesh, request, self._shown, judge.at_s), kind)
         resource, place = next(((step.resource, step.field) for step in steps if step.resource), ("", ""))
         return Decider(text="; ".join(step.text for step in steps), resource=resource, field=place)
 

@@ -9,9 +9,11 @@ from typing import Final
 from meshwarden.certs.spiffe_id import account_of
 from meshwarden.controlplane.policy import access, rate, route
 from meshwarden.controlplane.policy.endpoint import takes_calls
+from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name, Rate
 from meshwarden.controlplane.policy.told import told
+from meshwarden.controlplane.policy.window import moment
 from meshwarden.controlplane.resources.reach import Width
 from meshwarden.sdk.quota.unit import CONCURRENT, REQUESTS
 from meshwarden.v1 import admin_service_pb2, resources_pb2
@@ -28,9 +30,13 @@ class _Call:
     """The call asked about, and the answer as it grows."""
 
     def __init__(
-        self, mesh: Mesh, request: admin_service_pb2.ExplainRequest, shown: Callable[[str], bool] = lambda tenant: True
+        self,
+        mesh: Mesh,
+        request: admin_service_pb2.ExplainRequest,
+        shown: Callable[[str], bool],
+        at_s: float | None,
     ) -> None:
-        self.mesh, self.shown = mesh, shown
+        self.mesh, self.shown, self.at_s = mesh, shown, at_s
         self.caller = _caller(getattr(request, "from"))
         self.is_foreign = isinstance(self.caller, Foreign)
         """Whether the caller is of another trust domain."""
@@ -51,7 +57,10 @@ class _Call:
 
 
 def explain(
-    mesh: Mesh, request: admin_service_pb2.ExplainRequest, shown: Callable[[str], bool] = lambda tenant: True
+    mesh: Mesh,
+    request: admin_service_pb2.ExplainRequest,
+    shown: Callable[[str], bool] = lambda tenant: True,
+    at_s: float | None = None,
 ) -> admin_service_pb2.ExplainResponse:
     """Says what would become of a call. Every stage is answered, also those after a refusal.
 
@@ -62,8 +71,9 @@ def explain(
         request: the call.
         shown: whether who asks may be shown the resources of a tenant. Where they may not be shown the callee's, the
             stages are visibility and, where the name resolves, access.
+        at_s: the present, in seconds since 1970; without it nothing holds that lets in for a time.
     """
-    call = _Call(mesh, request, shown)
+    call = _Call(mesh, request, shown, at_s)
     stages = (_visibility, _access, _route, _limit, _endpoints) if shown(call.callee.tenant) else (_outside,)
     for stage in stages:
         stage(call)
@@ -79,11 +89,14 @@ def _outside(call: _Call) -> None:
         call.step("visibility", False, f"tenant {tenant} sees no service {callee}: its name does not resolve there")
         return
     call.step("visibility", True, _names(call))
-    said = access.access(call.mesh, callee)
+    said = access.access(call.mesh, callee).at(call.at_s)
     if call.caller in said.revoked:
         call.step("access", False, f"denied: the identity of {call.caller} is revoked")
         return
-    if said.find(call.caller, call.path, call.verb) is None:
+    if said.find_denial(call.caller, call.path, call.verb, call.headers) is not None:
+        call.step("access", False, f"denied: an AccessPolicy of tenant {callee.tenant} denies {call.caller} this")
+        return
+    if said.find(call.caller, call.path, call.verb, headers=call.headers) is None:
         call.step("access", False, f"denied: no AccessPolicy of tenant {callee.tenant} lets {call.caller} call this")
         return
     call.answer.decision = CallStat.ALLOWED
@@ -135,31 +148,67 @@ def _access(call: _Call) -> None:
         text = f"{call.service.spec.spiffe_id} serves it: whether {call.caller} may call is for its trust domain to say"
         call.step("access", True, text, f"Service {call.callee}", "spec.spiffeId")
         return
-    said = access.access(call.mesh, call.callee)
-    grant = said.find(call.caller, call.path, call.verb)
+    timed = access.access(call.mesh, call.callee)
+    said = timed.at(call.at_s)
+    grant = said.find(call.caller, call.path, call.verb, headers=call.headers)
     call.answer.decision = CallStat.ALLOWED if grant is not None else CallStat.DENIED
     if grant is not None:
-        call.step(
-            "access",
-            True,
-            f"allowed: {grant.caller} may call this",
-            f"AccessPolicy {grant.policy}",
-            f"spec.allow[{grant.rule}]",
-        )
-        return
-    if call.caller in said.revoked:
-        call.step(
-            "access", False, f"denied: the identity of {call.caller} is revoked; see `meshwarden identity denied`"
-        )
+        _by(call, grant, f"allowed: {grant.caller} may call this")
+    elif call.caller in said.revoked:
+        text = f"denied: the identity of {call.caller} is revoked; see `meshwarden identity denied`"
+        call.step("access", False, text)
+    elif (denial := said.find_denial(call.caller, call.path, call.verb, call.headers)) is not None:
+        _by(call, denial, f"denied: {denial.caller} may not call this, whatever allows it")
+    elif (grant := _out_of_time(call, timed)) is not None:
+        text = f"denied: allowed only {grant.during}"
+        call.step("access", False, text, f"AccessPolicy {grant.policy}", f"spec.allow[{grant.rule}].during")
+    elif not said.grants:
+        text = f"denied: no AccessPolicy allows calls of {call.callee}, and without one nobody may call it"
+        call.step("access", False, text)
+    else:
+        _not_allowed(call, said)
+    _dry_run(call, said)
+
+
+def _dry_run(call: _Call, said: Access) -> None:
+    """What would be otherwise if policies in dry run were enforced."""
+    rule = said.find_dry_run(call.caller, call.path, call.verb, call.headers)
+    if rule is not None:
+        text = f"in dry run: if it were enforced the call would be {'allowed' if rule.field == 'allow' else 'denied'}"
+        call.step("dry run", True, text, f"AccessPolicy {rule.policy}", f"spec.{rule.field}[{rule.rule}]")
+
+
+def _by(call: _Call, grant: Grant, text: str) -> None:
+    """What a rule says of the call, with what it asks of headers."""
+    if grant.headers:
+        text += f", {' and '.join(map(str, grant.headers))}"
+    if grant.during is not None and call.at_s is not None:
+        end_s = grant.during.ends(call.at_s)
+        text += f", until {moment(end_s, grant.during.zone)}" if end_s is not None else ""
+    place = f"spec.{grant.field}[{grant.rule}]"
+    call.step("access", grant.field == "allow", text, f"AccessPolicy {grant.policy}", place)
+
+
+def _out_of_time(call: _Call, timed: Access) -> Grant | None:
+    """The rule that would allow the call at another time."""
+    for grant in timed.grants:
+        is_off = grant.during is not None and (call.at_s is None or not grant.during.holds(call.at_s))
+        if is_off and grant.fits(call.caller, call.path, call.verb, call.headers):
+            return grant
+    return None
+
+
+def _not_allowed(call: _Call, said: Access) -> None:
+    own = [grant for grant in said.grants if grant.caller.fits(call.caller)]
+    # If only headers are missing, that is the rule to name.
+    near = [grant for grant in own if any(method.fits(call.path, call.verb) for method in grant.methods)]
+    if near:
+        missing = [header for header in near[0].headers if not header.fits(call.headers)]
+        text = f"denied: allowed only {' and '.join(map(str, missing))}"
+        call.step("access", False, text, f"AccessPolicy {near[0].policy}", f"spec.allow[{near[0].rule}].headers")
         return
     policies = list(dict.fromkeys(str(item.policy) for item in said.grants))
-    if not policies:
-        call.step(
-            "access", False, f"denied: no AccessPolicy is about {call.callee}, and without one nobody may call it"
-        )
-        return
-    may_some = any(item.caller.fits(call.caller) for item in said.grants)
-    text = "allows this caller other methods, not this one" if may_some else f"allows {call.caller} nothing"
+    text = "allows this caller other methods, not this one" if own else f"allows {call.caller} nothing"
     call.step("access", False, f"denied: {' and '.join(policies)} {text}", f"AccessPolicy {policies[0]}", "spec.allow")
 
 

@@ -399,7 +399,7 @@ def _lets_in(policies: Iterable[Any], caller: Name | Foreign | None) -> bool:
 def _names_domain(policy: Any, trust_domain: str) -> bool:
     return any(
         who.trust_domain == trust_domain or who.spiffe_id.startswith(f"spiffe://{trust_domain}/")
-        for rule in policy.spec.allow
+        for rule in (*policy.spec.allow, *policy.spec.deny)
         for who in getattr(rule, "from")
     )
 

@@ -3,8 +3,9 @@
 Both dialects and `explain` read these values and nothing else, so that they cannot disagree about a resource's meaning.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from meshwarden.controlplane.resources.reach import Width
 from meshwarden.sdk.quota.unit import REQUESTS, Unit
@@ -86,6 +87,11 @@ class Caller:
         """Whether more than one identity is meant."""
         return not self.service
 
+    @property
+    def all(self) -> "Caller":
+        """Every service of the tenant."""
+        return Caller(self.tenant)
+
     def fits(self, who: Name | Foreign) -> bool:
         """Whether the caller `who` is meant."""
         return isinstance(who, Name) and self.tenant == who.tenant and self.service in ("", who.name)
@@ -110,6 +116,11 @@ class ForeignCaller:
         """Whether more than one identity is meant."""
         return not self.path
 
+    @property
+    def all(self) -> "ForeignCaller":
+        """Every identity of the trust domain."""
+        return ForeignCaller(self.trust_domain)
+
     def fits(self, who: Name | Foreign) -> bool:
         """Whether the caller `who` is meant."""
         return isinstance(who, Foreign) and self.trust_domain == who.trust_domain and self.path in ("", who.path)
@@ -122,7 +133,10 @@ class ForeignCaller:
         return f"spiffe://{self.trust_domain}{self.path}" if self.path else f"every identity of {self.trust_domain}"
 
 
-def caller_of(said: Any, owner: str) -> Caller | ForeignCaller:
+AnyCaller: TypeAlias = Caller | ForeignCaller
+
+
+def caller_of(said: Any, owner: str) -> AnyCaller:
     """Whom a `v1.Caller` means in a policy of the tenant `owner`."""
     if said.trust_domain:
         return ForeignCaller(said.trust_domain)
@@ -133,42 +147,6 @@ def caller_of(said: Any, owner: str) -> Caller | ForeignCaller:
 
 
 @dataclass(frozen=True)
-class Grant:
-    """One permission: `caller` may call any of `methods`; `policy` and `rule` say where that stands."""
-
-    caller: Caller | ForeignCaller
-    methods: tuple[Method, ...]
-    policy: Name
-    rule: int
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may call a service: whom no grant fits may not, and who is revoked may not in spite of one.
-
-    Attributes:
-        service: that is called.
-        grants: what allows.
-        revoked: callers that are refused whatever certificate they show.
-        serials: certificates that are refused: (number in hexadecimal, whose it must be, or None for anybody's).
-    """
-
-    service: Name
-    grants: tuple[Grant, ...] = ()
-    revoked: tuple[Name | Foreign, ...] = ()
-    serials: tuple[tuple[str, Name | Foreign | None], ...] = ()
-
-    def find(self, caller: Name | Foreign, path: str, verb: str = "", serial: str = "") -> Grant | None:
-        """The first grant that allows the call, by a certificate of that number; None if it is denied."""
-        if caller in self.revoked or (serial, None) in self.serials or (serial, caller) in self.serials:
-            return None
-        for grant in self.grants:
-            if grant.caller.fits(caller) and any(method.fits(path, verb) for method in grant.methods):
-                return grant
-        return None
-
-
-@dataclass(frozen=True)
 class Header:
     """A condition on a header; `value` is meaningless for `present` and `absent`."""
 
@@ -176,8 +154,16 @@ class Header:
     kind: Literal["exact", "prefix", "present", "absent"]
     value: str = ""
 
-    def fits(self, headers: dict[str, str]) -> bool:
-        """Whether a call with these headers (names in lower case) is meant."""
+    @classmethod
+    def of(cls, said: Any) -> "Header":
+        """What a `v1.HeaderMatch` means."""
+        kind = said.WhichOneof("value")
+        if kind == "present":
+            return cls(said.name, "present" if said.present else "absent")
+        return cls(said.name, kind, getattr(said, kind))
+
+    def fits(self, headers: Mapping[str, str]) -> bool:
+        """Whether a call with these headers (names in lower case, several values of one joined by commas) is meant."""
         found = headers.get(self.name)
         if self.kind == "absent":
             return found is None
@@ -186,6 +172,11 @@ class Header:
         if self.kind == "exact":
             return found == self.value
         return self.kind == "present" or found.startswith(self.value)
+
+    def __str__(self) -> str:
+        if self.kind in ("present", "absent"):
+            return f"with{'out' if self.kind == 'absent' else ''} header {self.name}"
+        return f"with header {self.name} {'=' if self.kind == 'exact' else 'that starts with'} {self.value!r}"
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,8 @@ class Replay:
         cases = self._cases(row, service)
         if cases is None:
             return Decided(None, None, "the headers: policies look at too many", None, None)
+        if any(judge.is_of_its_time(case.caller, service, case.call) for case in cases for judge in judges):
+            return Decided(None, cases[0], "when it was: a rule of access holds for a time", None, None)
         pairs = {case: tuple(judge.verdict(case.caller, service, case.call) for judge in judges) for case in cases}
         outcomes = {case: outcome(before, after) for case, (before, after) in pairs.items()}
         passing = ({pair[side].passes for pair in pairs.values()} for side in (0, 1))
@@ -220,7 +222,7 @@ class Replay:
         request = ExplainRequest(to=str(service), method=method, headers=dict(case.headers))
         setattr(request, "from", str(case.caller))
         wanted = _STAGES.get(kind)
-        steps = explain(mesh, request, self.shown).steps
+        steps = explain(mesh, request, self.shown, self.before.at_s).steps
         found = [step for step in steps if (step.stage in wanted if wanted else step.stage not in _OTHER_STAGES)]
         if wanted:  # what stops it, else what lets it through
             found = [step for step in found if not step.ok][:1] or found[-1:]

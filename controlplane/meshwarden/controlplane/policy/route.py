@@ -24,7 +24,7 @@ def _rule(index: int, rule: Any, service: Name) -> Rule:
     return Rule(
         split or EVERY_VERSION.split,
         tuple(Method.parse(text) for text in rule.match.methods),
-        tuple(_header(item) for item in rule.match.headers),
+        tuple(map(Header.of, rule.match.headers)),
         index,
         tuple(caller_of(caller, service.tenant) for caller in getattr(rule.match, "from")),
         rule.timeout.ToTimedelta() if rule.HasField("timeout") else None,
@@ -34,13 +34,6 @@ def _rule(index: int, rule: Any, service: Name) -> Rule:
         _change(rule.request_headers),
         _change(rule.response_headers),
     )
-
-
-def _header(item: Any) -> Header:
-    kind = item.WhichOneof("value")
-    if kind == "present":
-        return Header(item.name, "present" if item.present else "absent")
-    return Header(item.name, kind, getattr(item, kind))
 
 
 def _retry(said: Any) -> Retry:
@@ -67,7 +60,7 @@ def _fault(said: Any) -> Fault:
     return Fault(
         Delay(delay.fixed_delay.ToTimedelta(), delay.percent) if said.HasField("delay") else None,
         Abort(abort.grpc_status, abort.http_status, abort.percent) if said.HasField("abort") else None,
-        tuple(_header(item) for item in said.headers),
+        tuple(map(Header.of, said.headers)),
     )
 
 

@@ -68,7 +68,7 @@ def safe_methods(methods: Iterable[Method], idempotent: tuple[Method, ...]) -> t
 def match(method: Method, headers: tuple[Header, ...] = ()) -> dict[str, Any]:
     """An `envoy.config.route.v3.RouteMatch`, in JSON form."""
     found: dict[str, Any] = {"prefix" if method.prefix else "path": method.path}
-    conditions = [_header(header) for header in headers]
+    conditions = [header_matcher(header) for header in headers]
     if method.verb:
         conditions.append({"name": ":method", "string_match": {"exact": method.verb}})
     return found | ({"headers": conditions} if conditions else {})
@@ -108,7 +108,8 @@ def duration(span: timedelta) -> str:
     return f"{span.total_seconds():.6f}s"
 
 
-def _header(header: Header) -> dict[str, Any]:
+def header_matcher(header: Header) -> dict[str, Any]:
+    """An `envoy.config.route.v3.HeaderMatcher`, in JSON form."""
     if header.kind in ("exact", "prefix"):
         return {"name": header.name, "string_match": {header.kind: header.value}}
     return {"name": header.name, "present_match": True} | ({"invert_match": True} if header.kind == "absent" else {})

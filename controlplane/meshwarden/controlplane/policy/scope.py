@@ -53,6 +53,12 @@ def scopes_of(
     return tuple(scopes)
 
 
+def service_of(scope: str) -> Name:
+    """The service of a `server` scope."""
+    _, tenant, service, _ = scope.split("/")
+    return Name(tenant, service)
+
+
 def touched(scope: str, impact: Impact) -> bool:
     """Whether a change makes it necessary to compile a scope anew."""
     kind, first, rest = scope.split("/", 2)

@@ -11,14 +11,13 @@ from typing import Any, Final, NamedTuple
 
 from meshwarden.controlplane.policy.access import access
 from meshwarden.controlplane.policy.atom import OTHERS
-from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.grant import Access, Grant
+from meshwarden.controlplane.policy.mesh import Key, Mesh
 from meshwarden.controlplane.policy.neutral import (
     ANY_METHOD,
-    Access,
     Caller,
     Foreign,
     ForeignCaller,
-    Grant,
     Method,
     Name,
     caller_of,
@@ -77,9 +76,11 @@ def suggest(mesh: Mesh, service: Name, uses: Sequence[Use], prefix_from: int = P
         prefix_from: from how many methods of one gRPC service, or paths below one, a prefix is proposed.
     """
     answer, said = SuggestedAccess(service=str(service)), access(mesh, service)
-    policies = mesh.of_service("AccessPolicy", service)
+    policies = {
+        key: policy for key, policy in mesh.of_service("AccessPolicy", service).items() if not policy.spec.dry_run
+    }
     answer.beside.extend(f"{key.tenant}/{key.name}" for key in list(policies)[1:])
-    kept = _kept(said, [use for use in uses if use.calls], answer.warnings)
+    kept = _kept(said, policies, [use for use in uses if use.calls], answer.warnings)
     rules = list(_rules(said, kept, prefix_from))
     if len(rules) > MAX_RULES:
         answer.warnings.append(f"{len(rules) - MAX_RULES} rules are left out: a policy has {MAX_RULES} at most")
@@ -108,16 +109,18 @@ def _policy(service: Name, policies: Sequence[AccessPolicy]) -> AccessPolicy:
     return policy
 
 
-def _kept(said: Access, uses: Iterable[Use], warnings: Any) -> dict[tuple[Caller | ForeignCaller, Any], _Kept]:
+def _kept(
+    said: Access, policies: Mapping[Key, AccessPolicy], uses: Iterable[Use], warnings: Any
+) -> dict[tuple[Caller | ForeignCaller, bytes], _Kept]:
     """What is used of what is allowed now: {(caller, what else the rule asks): methods}."""
-    kept: dict[tuple[Caller | ForeignCaller, Any], _Kept] = {}
+    kept: dict[tuple[Caller | ForeignCaller, bytes], _Kept] = {}
     refused = 0
     for use in uses:
         grants = list(_allowing(said, use))
         if not grants:
             refused += use.calls
         for caller, grant, method in grants:
-            of_caller = kept.setdefault((caller, _conditions(grant)), _Kept())
+            of_caller = kept.setdefault((caller, _conditions(policies, grant)), _Kept())
             of_caller.uses.setdefault(method, []).append(use)
     if refused:
         warnings.append(f"{refused} calls were allowed when they were made and are not now: they are left out")
@@ -139,13 +142,21 @@ def _allowing(said: Access, use: Use) -> Iterator[tuple[Caller | ForeignCaller, 
             continue
         # Which identity of another trust domain it was is not known: all that may make such calls go on.
         yield (caller if domain else Caller(*who)), grant, replace(method, verb=pattern.verb or method.verb)
-        if not domain:
+        # Nor is which headers it had, or its second: what more rules ask of those goes on beside this one.
+        if not domain and not _asks_more(grant):
             return
 
 
-def _conditions(grant: Grant) -> Any:
-    """What a rule asks of calls beside their caller and method, as it stands in the policy."""
-    return ()
+def _asks_more(grant: Grant) -> bool:
+    """Whether a rule asks more of calls than their caller and method."""
+    return bool(grant.headers) or grant.during is not None
+
+
+def _conditions(policies: Mapping[Key, AccessPolicy], grant: Grant) -> bytes:
+    """What that is, as it stands in the policy: a serialised rule that says nothing else."""
+    rule = policies[Key("AccessPolicy", *grant.policy)].spec.allow[grant.rule]
+    more = AccessRule(headers=rule.headers, during=rule.during if rule.HasField("during") else None)
+    return more.SerializeToString(deterministic=True)
 
 
 def _method(text: str) -> Method | None:
@@ -164,10 +175,10 @@ def _within(method: Method, pattern: Method) -> bool:
 
 
 def _rules(
-    said: Access, kept: Mapping[tuple[Caller | ForeignCaller, Any], _Kept], prefix_from: int
+    said: Access, kept: Mapping[tuple[Caller | ForeignCaller, bytes], _Kept], prefix_from: int
 ) -> Iterator[tuple[AccessRule, SuggestedRule]]:
     """The rules, callers that may make the same calls together, and what each is for."""
-    together: dict[tuple[Any, tuple[Method, ...]], list[tuple[Caller | ForeignCaller, list[Use]]]] = {}
+    together: dict[tuple[bytes, tuple[Method, ...]], list[tuple[Caller | ForeignCaller, list[Use]]]] = {}
     for (caller, conditions), of_caller in sorted(kept.items(), key=lambda item: str(item[0])):
         patterns = _patterns(said, caller, list(of_caller.uses), prefix_from)
         for start in range(0, len(patterns), MAX_METHODS):
@@ -179,8 +190,9 @@ def _rules(
                 for use in found
             ]
             together.setdefault((conditions, some), []).append((caller, uses))
-    for (_, some), callers in together.items():
-        rule, told = AccessRule(methods=map(_text, some)), SuggestedRule(methods=map(_text, some))
+    for (conditions, some), callers in together.items():
+        rule, told = AccessRule.FromString(conditions), SuggestedRule(methods=map(_text, some))
+        rule.methods.extend(told.methods)
         for caller, uses in callers:
             _add(rule, caller)
             getattr(told, "from").append(_title(caller))
@@ -236,7 +248,7 @@ def _is_allowed(said: Access, caller: Caller | ForeignCaller, prefix: Method) ->
     """Whether one grant allows a caller all of a prefix now."""
     who = _someone(caller)
     return any(
-        grant.caller.fits(who) and not _conditions(grant) and any(_within(prefix, one) for one in grant.methods)
+        grant.caller.fits(who) and not _asks_more(grant) and any(_within(prefix, one) for one in grant.methods)
         for grant in said.grants
     )
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from meshwarden.certs.spiffe_id import account_of
 from meshwarden.controlplane.policy import access, rate, route
+from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Access, Foreign, Limits, Name
+from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name
 from meshwarden.controlplane.policy.traffic import Route, Rule
 from meshwarden.v1 import resources_pb2
 
@@ -76,17 +77,29 @@ class Verdict(NamedTuple):
 class Judge:
     """Says what becomes of calls in a mesh, which must not change meanwhile."""
 
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
+    def __init__(self, mesh: Mesh, at_s: float | None = None) -> None:
+        """Judges for a moment, in seconds since 1970; without one nothing holds that lets in for a time."""
+        self.mesh, self.at_s = mesh, at_s
+        self._timed: dict[Name, Access] = {}
         self._access: dict[Name, Access] = {}
         self._routes: dict[Name, Route] = {}
         self._limits: dict[Name, tuple[Limits, ...]] = {}
 
     def access(self, service: Name) -> Access:
-        """Who may call a service."""
+        """Who may call a service at that moment."""
         if (known := self._access.get(service)) is None:
-            known = self._access[service] = access.access(self.mesh, service)
+            timed = self._timed[service] = access.access(self.mesh, service)
+            known = self._access[service] = timed.at(self.at_s)
         return known
+
+    def is_of_its_time(self, caller: Name | Foreign, service: Name, call: Call) -> bool:
+        """Whether the access policies say something else of a call at another moment."""
+        self.access(service)
+        timed = self._timed[service]
+        if not timed.is_timed:
+            return False
+        told = caller, call.path, call.verb, "", dict(call.headers)
+        return (timed.at(None).find(*told) is None) != (timed.widest().find(*told) is None)
 
     def route(self, service: Name) -> Route:
         """What becomes of its calls."""
@@ -113,7 +126,7 @@ class Judge:
         tenant = account_of(caller.trust_domain) if isinstance(caller, Foreign) else caller.tenant
         seen = said is not None and (isinstance(caller, Foreign) or self.mesh.sees(tenant, service))
         abroad = said is not None and bool(said.spec.spiffe_id)  # for another trust domain to say
-        grant = self.access(service).find(caller, call.path, call.verb)
+        grant = self.access(service).find(caller, call.path, call.verb, headers=headers)
         place = (grant.policy, f"spec.allow[{grant.rule}]") if grant is not None else None
         way, rule = self._way(caller, service, call, headers)
         limits = tuple(bound(one, tenant, service, call.path) for one in self.limits(service))

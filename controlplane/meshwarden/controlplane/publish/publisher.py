@@ -6,6 +6,7 @@ off the store is read whole again and the difference is taken, which is a change
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
@@ -15,6 +16,7 @@ import structlog
 from anyio.abc import TaskStatus
 from google.protobuf.message import DecodeError
 
+from meshwarden.certs.clock import Clock, seconds_of, utc_now
 from meshwarden.certs.deny import DenyList
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
@@ -33,6 +35,7 @@ _PAGE: Final = 1000
 _RECENT: Final = 256
 _FIRST_BACKOFF_S: Final = 0.1
 _LAST_BACKOFF_S: Final = 5.0
+_LOOK_S: Final = 30.0
 
 log = structlog.get_logger()
 
@@ -50,13 +53,14 @@ class Publisher:
         roots: Roots | None = None,
         secrets: EntrySecrets | None = None,
         turns: Turns | None = None,
+        clock: Clock = utc_now,
     ) -> None:
         self._turns = turns if turns is not None else Turns()
         # What has changed and is not told to the feeds yet: nodes, scopes, whose changes.
         self._nodes: set[str] = set()
         self._stale: set[str] = set()
         self._tenants: set[str] = set()
-        self._store, self._audit = store, audit
+        self._store, self._audit, self._now_s = store, audit, seconds_of(clock)
         self.secrets: Final = secrets
         """Gives entries their secrets; None where there are none to give."""
         if secrets is not None:
@@ -73,7 +77,9 @@ class Publisher:
         """The newest revisions of the mesh, in order."""
         # Up to where the store is read. Other records than the mesh's move it, which is no news to anybody.
         self._at = 0
-        self._scopes = Scopes(self.mesh)
+        self._scopes = Scopes(self.mesh, self._now_s, self._changes_at)
+        self._turn: asyncio.TimerHandle | None = None
+        self._turn_s = math.inf
         self._shared = Shared()
         self._feeds: set[Feed] = set()
         self._on_node: dict[str, set[Feed]] = {}
@@ -155,6 +161,22 @@ class Publisher:
         """Tells sessions what has changed beside the store."""
         self._take(impact, (OWN,))
         self._look()
+
+    def _changes_at(self, at_s: float) -> None:
+        """Has the clock looked at when time changes what holds, and now and then before that: clocks are put right."""
+        if self._turn is None or at_s < self._turn_s:
+            if self._turn is not None:
+                self._turn.cancel()
+            self._turn_s = at_s
+            wait_s = min(max(at_s - self._now_s(), 0.0), _LOOK_S)
+            self._turn = asyncio.get_running_loop().call_later(wait_s, self._has_turned)
+
+    def _has_turned(self) -> None:
+        self._turn = None
+        if impact := self._scopes.due():
+            self._touch(impact)
+        if (next_s := self._scopes.next_s()) < math.inf:
+            self._changes_at(next_s)
 
     def close(self, feed: Feed) -> None:
         """The feed's session has ended."""

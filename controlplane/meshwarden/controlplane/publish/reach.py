@@ -97,4 +97,9 @@ def _compiled(mesh: Mesh, scope: str, plane: _Plane, parts: Parts) -> object:
         content: ScopeContent = compile_scope(mesh, scope, plane.ref, plane.entry, parts)
     except ValueError:
         return None
-    return ({(item.type_url, item.name, item.version) for item in content.resources}, content.limits)
+    return (
+        {(item.type_url, item.name, item.version) for item in content.resources},
+        content.limits,
+        content.access,
+        content.later,
+    )

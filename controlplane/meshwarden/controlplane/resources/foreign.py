@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
+from meshwarden.controlplane.resources.access import rules_of
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import ref_of, title
 from meshwarden.controlplane.resources.view import View
@@ -18,9 +19,9 @@ def foreign_faults(resource: AccessPolicy | Service) -> Iterator[FieldFault]:
     if isinstance(resource, Service):
         yield from _unreadable("spec.spiffeId", resource.spec.spiffe_id)
         return
-    for number, rule in enumerate(resource.spec.allow):
+    for place, rule in rules_of(resource.spec):
         for index, caller in enumerate(getattr(rule, "from")):
-            path = f"spec.allow[{number}].from[{index}]"
+            path = f"{place}.from[{index}]"
             said = [name for name in ("service", "spiffe_id", "trust_domain") if getattr(caller, name)]
             if not said:
                 yield FieldFault(f"{path}.service", "is required; or give spiffeId or trustDomain")

@@ -96,7 +96,7 @@ def _period_faults(spec: RatePolicySpec) -> Faults:
         yield "spec.period", "calls at once are no amount that is used up"
     elif unit_of(spec) == BYTES:
         yield "spec.period", "a stream that has begun can't wait until the next period with what it may not send"
-    if spec.time_zone and not _is_zone(spec.time_zone):
+    if spec.time_zone and not is_zone(spec.time_zone):
         yield "spec.timeZone", f"{spec.time_zone} is no time zone: an IANA name, as Europe/Berlin"
     if spec.scope == RatePolicySpec.POINT:
         yield "spec.scope", "POINT does not go with period: its amounts are the whole mesh's"
@@ -133,7 +133,8 @@ def foreign_region(spec: RatePolicySpec, region: str) -> Faults:
         yield "spec.regions", f"this is region {region}, which has no part"
 
 
-def _is_zone(name: str) -> bool:
+def is_zone(name: str) -> bool:
+    """Whether there is a time zone of that IANA name here."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # as a directory's name

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from meshwarden.controlplane.resources.access import rules_of
 from meshwarden.controlplane.resources.data_plane import Unheld, about, is_envoy, unheld
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import caller_faults, held_faults, service_faults
@@ -193,11 +194,13 @@ def _only_domain(resource: TrustDomain, view: View) -> Iterator[FieldFault]:
 
 def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Iterator[FieldFault]:
     owner = policy.metadata.tenant
-    for rule_number, rule in enumerate(policy.spec.allow):
+    for place, rule in rules_of(policy.spec):
         for number, caller in enumerate(getattr(rule, "from")):
-            path = f"spec.allow[{rule_number}].from[{number}]"
+            path = f"{place}.from[{number}]"
+            # Whom a service isn't exported to may be denied it beforehand.
+            seen = service if place.startswith("spec.allow") else None
             if caller.service:
-                yield from _caller(path, caller, owner, service, view)
+                yield from _caller(path, caller, owner, seen, view)
             else:
                 yield from caller_faults(path, caller, view)
 

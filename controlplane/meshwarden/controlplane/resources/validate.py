@@ -16,6 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from meshwarden.certs.bundle import InvalidBundle
 from meshwarden.certs.bundle_document import parse_document
+from meshwarden.controlplane.resources.access import access_faults
 from meshwarden.controlplane.resources.batch import keeps_rules
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import foreign_faults
@@ -68,6 +69,8 @@ PATTERNS = {
     "^([!-~]([ -~]*[!-~])?)?$": "must be printable ASCII, without a space at either end",
     "^/[^*\\s]+$": 'must be "/package.Service/Method"',
     "^(/[^*\\s]+)?$": 'must be "/package.Service/Method"',
+    "^(([01][0-9]|2[0-3]):[0-5][0-9])?$": 'must be a time of day, "09:00"',
+    "^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)?$": 'must be a time of day, "18:00", up to "24:00"',
 }
 
 
@@ -212,7 +215,10 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
             yield FieldFault("spec.inboundPort", "is the program's own port; the Envoy needs another")
     elif isinstance(resource, TrustDomain):
         yield from _trust_faults(resource)
-    elif isinstance(resource, AccessPolicy | Service):
+    elif isinstance(resource, AccessPolicy):
+        yield from access_faults(resource.spec)
+        yield from foreign_faults(resource)
+    elif isinstance(resource, Service):
         yield from foreign_faults(resource)
     elif isinstance(resource, Endpoint) and resource.spec.node:
         yield FieldFault("spec.node", "endpoints of a node are its agent's to keep: leave it out")

@@ -32,6 +32,7 @@ Admit = Callable[[VerifiedPeer | None, str], None]
 OnRefused = Callable[[str, str, str], None]
 
 _SWEEP_S = 0.25
+_MAX_METHODS = 1024
 _peer: contextvars.ContextVar[VerifiedPeer | None] = contextvars.ContextVar("meshwarden_peer", default=None)
 _connection: contextvars.ContextVar[Connection | None] = contextvars.ContextVar("meshwarden_connection", default=None)
 
@@ -176,7 +177,9 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         known = self._wrapped.get(method)
         if known is None or known[0] is not handler:
-            known = self._wrapped[method] = (handler, self._wrap(handler, method))
+            known = (handler, self._wrap(handler, method))
+            if len(self._wrapped) < _MAX_METHODS:  # a generic handler may serve whatever callers make up
+                self._wrapped[method] = known
         return known[1]
 
     def sweep(self) -> None:

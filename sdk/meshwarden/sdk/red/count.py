@@ -4,7 +4,7 @@ import collections
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 from meshwarden.certs.clock import Clock
@@ -38,6 +38,7 @@ class Call:
         decision: of `CallStat.Decision`.
         reporter: of `CallStat.Reporter`.
         revision: the store revision of the policies in force.
+        dry_run: the rule in dry run by which the access policies would have said the opposite, if there is one.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Call:
     decision: report_pb2.CallStat.Decision.ValueType
     reporter: report_pb2.CallStat.Reporter.ValueType
     revision: int
+    dry_run: str = ""
 
 
 @dataclass
@@ -152,7 +154,7 @@ class Counter:
         if len(self._methods) < MAX_METHODS and len(call.method) <= _MAX_NAME:
             self._methods.add(call.method)
             return call
-        return Call(call.source, call.destination, OTHER, call.status, call.decision, call.reporter, call.revision)
+        return replace(call, method=OTHER)
 
     def _find(self, key: tuple[Call, int], count: int) -> _Sum | None:
         total = self._sums.get(key)
@@ -199,5 +201,6 @@ def _serialised(call: Call) -> bytes:
         decision=call.decision,
         reporter=call.reporter,
         revision=call.revision,
+        dry_run=call.dry_run,
     )
     return stat.SerializeToString()

@@ -1,19 +1,22 @@
 """Access in Envoy's dialect: a tree of matchers over the caller's SPIFFE ID, where no match denies.
 
-A tree finds the caller in O(1) of the number of grants; RBAC policies are gone through one by one (twenty times
-the CPU at 500). What a caller may call is a list of its own methods.
+A tree finds the caller in O(1) of the number of rules; RBAC policies are gone through one by one (twenty times
+the CPU at 500). What a caller may and may not call are lists of its own methods and headers.
 
-    exact map of services ─no match─▶ prefix map of whole tenants and other trust domains ─no match─▶ deny
+    denials of identities ─no match─▶ of whole tenants and other trust domains ─no match─▶
+    grants of identities  ─no match─▶ of whole tenants and other trust domains ─no match─▶ deny
 
-Who is named by itself has its tenant's or trust domain's grants merged into its own entry, so the first map that knows
-it decides. A caller that is revoked has an entry that denies; certificates that are have maps of their own before all
-others.
+Each step is a map, exact or by prefix. Who is named by itself has the grants of its tenant or trust domain merged into
+its own entry, so the first map of grants that knows it decides. A caller that is revoked has an entry that denies;
+certificates that are have maps of their own before all others.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from meshwarden.controlplane.policy.neutral import ANY_METHOD, Access, Caller, Grant, Method, spiffe_of
+from meshwarden.controlplane.policy.grant import Access, Grant
+from meshwarden.controlplane.policy.neutral import AnyCaller, Caller, Header, Method, spiffe_of
 
 RBAC: Final = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 _SET_FILTER_STATE: Final = "type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config"
@@ -25,39 +28,51 @@ _CERTIFICATE: Final = {
         "key": _STATE,
     },
 }
+_EXACT: Final = "exact_match_map"
+_PREFIX: Final = "prefix_match_map"
+# Any bytes: "." is none that is not UTF-8.
+_REST: Final = r"\C*"
 _ACTION: Final = "type.googleapis.com/envoy.config.rbac.v3.Action"
 _URI: Final = {
     "name": "uri",
     "typed_config": {"@type": "type.googleapis.com/envoy.extensions.matching.common_inputs.ssl.v3.UriSanInput"},
 }
 
+_Branch = tuple[dict[str, Any], str, dict[str, Any]]
+"""What is looked at, which kind of map it is looked up in, and that."""
+_Numbered = dict[AnyCaller, list[tuple[int, Grant]]]
+
 
 def rbac(access: Access, trust_domain: str) -> dict[str, Any]:
-    """The filter, in JSON form; without grants it denies every call."""
-    single, whole = _by_caller(access, trust_domain)
-    denied = {spiffe_of(one, trust_domain): _act("revoked", "DENY") for one in access.revoked}
-    branches = [
-        (_CERTIFICATE, "exact_match_map", _serials(access, trust_domain)),
-        (_CERTIFICATE, "prefix_match_map", {f"{form} ": _act("revoked", "DENY") for form in _anybodys(access)}),
-        (
-            _URI,
-            "exact_match_map",
-            {who: _of_one(found) for who, found in single.items()} | denied,
-        ),
-        (
-            _URI,
-            "prefix_match_map",
-            {start: _of_all(start, found) for start, found in whole.items()},
-        ),
-    ]
-    matcher: dict[str, Any] | None = None
+    """The filter, in JSON form; without grants it denies every call. What would be is noted for the access log."""
+    fields = {"@type": RBAC, **_said(access, trust_domain)}
+    if access.shadow is not None:
+        fields |= {f"shadow_{name}": said for name, said in _said(access.shadow, trust_domain).items()}
+    return fields
+
+
+def _said(access: Access, trust_domain: str) -> dict[str, Any]:
+    branches = [branch for branch in _branches(access, trust_domain) if branch[2]]
+    if not branches:
+        return {"rules": {"action": "ALLOW", "policies": {}}}
+    otherwise = _act("deny", "DENY")
     for given, kind, branch in reversed(branches):
-        if branch:
-            otherwise = _act("deny", "DENY") if matcher is None else {"matcher": matcher}
-            matcher = {"matcher_tree": {"input": given, kind: {"map": branch}}, "on_no_match": otherwise}
-    if matcher is None:
-        return {"@type": RBAC, "rules": {"action": "ALLOW", "policies": {}}}
-    return {"@type": RBAC, "matcher": matcher}
+        matcher = {"matcher_tree": {"input": given, kind: {"map": branch}}, "on_no_match": otherwise}
+        otherwise = {"matcher": matcher}
+    return otherwise
+
+
+def _branches(access: Access, trust_domain: str) -> Iterator[_Branch]:
+    yield _CERTIFICATE, _EXACT, _serials(access, trust_domain)
+    yield _CERTIFICATE, _PREFIX, {f"{form} ": _act("revoked", "DENY") for form in _anybodys(access)}
+    # Whoever's text only begins like a whole tenant's is let in by no grant either.
+    ones, all_of = (_denials(found, trust_domain) for found in _by_caller(access.denials))
+    yield _URI, _EXACT, ones | {spiffe_of(one, trust_domain): _act("revoked", "DENY") for one in access.revoked}
+    yield _URI, _PREFIX, all_of
+    single, whole = _by_caller(access.grants)
+    merged = {who: sorted([*found, *whole.get(who.all, ())]) for who, found in single.items()}
+    yield _URI, _EXACT, {who.spiffe(trust_domain): _of_one(found) for who, found in merged.items()}
+    yield _URI, _PREFIX, {who.spiffe(trust_domain): _of_all(who, trust_domain, found) for who, found in whole.items()}
 
 
 def certificate_filter() -> dict[str, Any]:
@@ -92,54 +107,62 @@ def _forms(serial: str) -> tuple[str, ...]:
     return (serial, f"0{serial}") if len(serial) % 2 else (serial,)
 
 
-def _by_caller(access: Access, trust_domain: str) -> tuple[dict[str, list[Grant]], dict[str, list[Grant]]]:
-    """The grants of each identity, and of each whole tenant or trust domain by what its identities start with."""
-    whole: dict[str, list[Grant]] = {}
-    for grant in access.grants:
-        if grant.caller.is_whole:
-            whole.setdefault(grant.caller.spiffe(trust_domain), []).append(grant)
-    single: dict[str, list[Grant]] = {}
-    for grant in access.grants:
-        if not grant.caller.is_whole:
-            own = grant.caller.spiffe(trust_domain)
-            wider = [more for start, found in whole.items() if own.startswith(start) for more in found]
-            single.setdefault(own, wider).append(grant)
-    return dict(sorted(single.items())), dict(sorted(whole.items()))
+def _by_caller(grants: Iterable[Grant]) -> tuple[_Numbered, _Numbered]:
+    """Those of each identity, and those of each whole tenant or trust domain, numbered in their order."""
+    single: _Numbered = {}
+    whole: _Numbered = {}
+    for number, grant in enumerate(grants):
+        (whole if grant.caller.is_whole else single).setdefault(grant.caller, []).append((number, grant))
+    return single, whole
 
 
-def _of_one(grants: list[Grant]) -> dict[str, Any]:
-    for grant in grants:
-        if ANY_METHOD in grant.methods:
-            return _allow(grant)
-    matchers = _matchers(grants, [])
-    return {"matcher": {"matcher_list": {"matchers": matchers}}} if matchers else _act("deny", "DENY")
+def _denials(by_caller: _Numbered, trust_domain: str) -> dict[str, Any]:
+    found = {who.spiffe(trust_domain): _first(denials, "DENY") for who, denials in by_caller.items()}
+    return {who: said for who, said in found.items() if said is not None}
 
 
-def _of_all(start: str, grants: list[Grant]) -> dict[str, Any]:
+def _of_one(grants: list[tuple[int, Grant]]) -> dict[str, Any]:
+    return _first(grants, "ALLOW") or _act("deny", "DENY")
+
+
+def _of_all(who: AnyCaller, trust_domain: str, grants: list[tuple[int, Grant]]) -> dict[str, Any]:
     # Several URIs in a certificate come joined by commas: the whole text must be one ID of the tenant, or of the other
     # trust domain, whose authority may write into a URI what it likes.
-    rest = "[a-z0-9-]+" if isinstance(grants[0].caller, Caller) else "[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*"
-    own = _predicate(_URI, _regex(re.escape(start) + rest))
-    matchers = _matchers(grants, [own])
-    return {"matcher": {"matcher_list": {"matchers": matchers}}} if matchers else _act("deny", "DENY")
+    rest = "[a-z0-9-]+" if isinstance(who, Caller) else "[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*"
+    own = _predicate(_URI, _regex(re.escape(who.spiffe(trust_domain)) + rest))
+    return _first(grants, "ALLOW", own) or _act("deny", "DENY")
 
 
-def _matchers(grants: list[Grant], conditions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"predicate": _all([*conditions, *_conditions(method)]), "on_match": _allow(grant)}
-        for grant in grants
-        for method in grant.methods
-        if "?" not in method.path and "#" not in method.path  # no path holds these
-    ]
+def _first(grants: list[tuple[int, Grant]], what: str, *conditions: dict[str, Any]) -> dict[str, Any] | None:
+    """What the first says that fits a call, None if none fits any; where none fits this call, nothing is said."""
+    matchers: list[dict[str, Any]] = []
+    for _, grant in grants:
+        if grant.is_any and not conditions:
+            found = _act(grant.place, what)
+            return {"matcher": {"matcher_list": {"matchers": matchers}, "on_no_match": found}} if matchers else found
+        headers = [*map(_of_header, grant.headers)]
+        matchers += (
+            {"predicate": _all([*conditions, *_method(method), *headers]), "on_match": _act(grant.place, what)}
+            for method in grant.methods
+            if "?" not in method.path and "#" not in method.path  # no path holds these
+        )
+    return {"matcher": {"matcher_list": {"matchers": matchers}}} if matchers else None
 
 
-def _conditions(method: Method) -> list[dict[str, Any]]:
+def _method(method: Method) -> list[dict[str, Any]]:
     # ":path" comes with its query.
-    path = {"prefix": method.path} if method.prefix else _regex(re.escape(method.path) + r"(\?.*)?")
+    path = {"prefix": method.path} if method.prefix else _regex(re.escape(method.path) + rf"(\?{_REST})?")
     found = [_predicate(_header(":path"), path)]
     if method.verb:
         found.append(_predicate(_header(":method"), {"exact": method.verb}))
     return found
+
+
+def _of_header(header: Header) -> dict[str, Any]:
+    if header.kind in ("exact", "prefix"):
+        return _predicate(_header(header.name), {header.kind: header.value})
+    there = _predicate(_header(header.name), _regex(_REST))
+    return {"not_matcher": there} if header.kind == "absent" else there
 
 
 def _header(name: str) -> dict[str, Any]:
@@ -157,10 +180,6 @@ def _predicate(given: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
 
 def _all(conditions: list[dict[str, Any]]) -> dict[str, Any]:
     return conditions[0] if len(conditions) == 1 else {"and_matcher": {"predicate": conditions}}
-
-
-def _allow(grant: Grant) -> dict[str, Any]:
-    return _act(f"{grant.policy}#{grant.rule}", "ALLOW")
 
 
 def _act(name: str, what: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Hashable
 
 from meshwarden.controlplane.policy import access, denied, rate
 from meshwarden.controlplane.policy.envoy import inbound, outbound
+from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.traffic import Route
@@ -28,13 +29,13 @@ class Envoy:
         """The routes of all that the caller's tenant sees."""
         return (outbound.routes(mesh, caller),)
 
-    def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+    def server(self, mesh: Mesh, service: Name, said: Access) -> tuple[Resource, ...]:
         """Routes to the program, who may call, and how much."""
         # Validation lets a service that Envoys serve have one policy of each width.
-        limits = {said.width: said for said in reversed(rate.limits(mesh, service)) if said.adaptive is None}
+        limits = {one.width: one for one in reversed(rate.limits(mesh, service)) if one.adaptive is None}
         return (
             inbound.routes(service),
-            inbound.access(access.access(mesh, service), mesh.trust_domain),
+            inbound.access(said, mesh.trust_domain),
             *(inbound.limit(service, width, limits.get(width)) for width in Width),
             *(inbound.quota(service, width, limits.get(width)) for width in Width),
         )

@@ -32,7 +32,8 @@ from meshwarden.controlplane.policy.envoy.quota import (
     rate_limit_quota,
     tenant_filter,
 )
-from meshwarden.controlplane.policy.neutral import Access, Limits, Name
+from meshwarden.controlplane.policy.grant import Access
+from meshwarden.controlplane.policy.neutral import Limits, Name
 from meshwarden.controlplane.resources.reach import Width
 from meshwarden.v1 import resources_pb2
 from meshwarden.xds import api

@@ -51,6 +51,8 @@ def inbound(service: Name) -> dict[str, Any]:
         names.REPORTER: names.DESTINATION_SIDE,
         names.PEER: "%DOWNSTREAM_PEER_URI_SAN%",
         names.SERVICE: str(service),
+        names.DRY_RUN: "%DYNAMIC_METADATA(envoy.filters.http.rbac:shadow_engine_result)%",
+        names.DRY_RUN_RULE: "%DYNAMIC_METADATA(envoy.filters.http.rbac:shadow_effective_policy_id)%",
         **_EITHER_SIDE,
     }
     return _both(service, "inbound", said)

@@ -2,8 +2,8 @@
 
 from collections.abc import Hashable
 
-from meshwarden.controlplane.policy import access
 from meshwarden.controlplane.policy.endpoint import cluster_name
+from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.grpc import client, server
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
@@ -29,9 +29,9 @@ class Grpc:
         """The listeners of the short names."""
         return tuple(client.listener(short, service) for short, service in mesh.short_names(caller.tenant).items())
 
-    def server(self, mesh: Mesh, service: Name) -> tuple[Resource, ...]:
+    def server(self, mesh: Mesh, service: Name, said: Access) -> tuple[Resource, ...]:
         """The routes that carry who may call."""
-        return (server.routes(access.access(mesh, service), mesh.trust_domain),)
+        return (server.routes(said, mesh.trust_domain),)
 
     def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
         """The listener, if the instance has one."""

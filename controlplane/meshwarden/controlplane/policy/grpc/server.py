@@ -1,23 +1,23 @@
 """What a gRPC server needs to be called: its listener, and the routes that carry who may call it.
 
-The listener demands a client certificate and denies by itself. What allows is on the route, so that a change of policy
-is a change of routes: it reaches open connections at their next call and never touches the listener, whose changes
-drain connections. Servers that have not got their routes yet answer UNAVAILABLE.
+The listener demands a client certificate and denies by itself. What denies and allows is on the route, so that a change
+of policy is a change of routes: it reaches open connections at their next call and never touches the listener, whose
+changes drain connections. Servers that have not got their routes yet answer UNAVAILABLE.
 
 Source: gRFC A36 (servers), A41 (RBAC and its override), A39 (which filter an override belongs to).
 """
 
 from typing import Final
 
+from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.grpc import rbac
 from meshwarden.controlplane.policy.grpc.client import ADS, HCM, PROVIDER, ROUTER, TLS
-from meshwarden.controlplane.policy.neutral import Access, Name
+from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, resource
 
 TEMPLATE: Final = "grpc/server?xds.resource.listening_address={}"
 """The listener's name, with what the program was told to listen on."""
-_RBAC: Final = "rbac"
 
 
 def route_name(service: Name) -> str:
@@ -39,7 +39,7 @@ def listener(address: str, service: Name) -> Resource:
     manager = {
         "@type": HCM,
         "rds": {"config_source": ADS, "route_config_name": route_name(service)},
-        "http_filters": [{"name": _RBAC, "typed_config": rbac.deny_all()}, ROUTER],
+        "http_filters": [*rbac.filters(), ROUTER],
     }
     tls = {
         "@type": TLS + "DownstreamTlsContext",
@@ -67,7 +67,7 @@ def routes(access: Access, trust_domain: str) -> Resource:
     way = {
         "match": {"prefix": ""},
         "non_forwarding_action": {},
-        "typed_per_filter_config": {_RBAC: rbac.per_route(access, trust_domain)},
+        "typed_per_filter_config": rbac.overrides(access, trust_domain),
     }
     name = route_name(access.service)
     fields = {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [way]}]}

@@ -1,0 +1,115 @@
+"""What a node has goes with its clock, whether anybody is there to say so or not."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from meshwarden.agents.cache import Cache
+from meshwarden.agents.scopes import ScopeStore
+from meshwarden.v1 import node_service_pb2 as pb
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+KIND = "type.googleapis.com/x"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def item(version: str, name: str = "access") -> pb.XdsResource:
+    return pb.XdsResource(type_url=KIND, name=name, version=version, body=version.encode())
+
+
+def access(policy: str) -> pb.ServerAccess:
+    return pb.ServerAccess(policies=[pb.PolicyAccess(policy=policy)])
+
+
+def form(minutes: int, version: str) -> pb.ScopeForm:
+    made = pb.ScopeForm(resources=[item(version)], access=access(version))
+    getattr(made, "from").FromDatetime(NOON + timedelta(minutes=minutes))
+    return made
+
+
+def update(*forms: pb.ScopeForm) -> pb.ConfigUpdate:
+    scope = pb.ScopeUpdate(
+        scope="server/a",
+        full=True,
+        resources=[item("open"), item("other", "other")],
+        access=access("open"),
+        later=pb.LaterForms(forms=forms),
+    )
+    return pb.ConfigUpdate(revision=1, scopes=[scope], data_planes=[pb.DataPlaneScopes(id="p", scopes=["server/a"])])
+
+
+def versions(store: ScopeStore) -> tuple[str, ...]:
+    """Those of the resources, and what the SDK is told."""
+    snapshot, said = store.snapshot("p"), store.access("p")
+    assert snapshot is not None
+    assert said is not None
+    found = {name: one.version for name, one in snapshot.resources[KIND].items()}
+    assert found["other"] == "other"
+    return found["access"], said.policies[0].policy
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_it_closes_when_that_time_comes_and_stays_closed(tmp_path: Path, clock: Clock) -> None:
+    store, calls = ScopeStore(Cache(tmp_path), clock), []
+    store.apply(update(form(10, "next"), form(20, "closed")))
+    store.listen(lambda: calls.append(1))
+    before = store.snapshot("p")
+    assert store.turn() == 1.0, "it looks at least once a second"
+    assert versions(store) == ("open", "open")
+    clock.now = NOON + timedelta(minutes=10) - timedelta(milliseconds=100)
+    assert store.turn() == pytest.approx(0.1)
+    assert (store.snapshot("p"), calls) == (before, []), "nothing is pushed anew before that"
+    clock.now = NOON + timedelta(minutes=10)
+    store.turn()
+    assert (versions(store), len(calls)) == (("next", "next"), 1)
+    clock.now = NOON + timedelta(days=3)  # as after sleep
+    store.turn()
+    assert (versions(store), len(calls)) == (("closed", "closed"), 2)
+    clock.now = NOON
+    store.turn()
+    assert versions(store) == ("closed", "closed"), "a clock that goes back opens nothing"
+    assert len(calls) == 2
+
+
+def test_a_start_without_a_control_plane_begins_with_what_holds_by_then(tmp_path: Path, clock: Clock) -> None:
+    first = ScopeStore(Cache(tmp_path), clock)
+    first.apply(update(form(10, "next"), form(20, "closed")))
+    first.flush()
+    clock.now = NOON + timedelta(minutes=15)
+    assert versions(ScopeStore(Cache(tmp_path), clock)) == ("next", "next")
+    clock.now = NOON + timedelta(minutes=25)
+    assert versions(ScopeStore(Cache(tmp_path), clock)) == ("closed", "closed")
+
+
+def test_what_is_pushed_then_takes_its_place(tmp_path: Path, clock: Clock) -> None:
+    store = ScopeStore(Cache(tmp_path), clock)
+    store.apply(update(form(10, "next")))
+    clock.now = NOON + timedelta(minutes=10)
+    store.turn()
+    snapshot = store.snapshot("p")
+    change = pb.ScopeUpdate(scope="server/a", resources=[item("next")], access=access("next"))
+    change.later.SetInParent()
+    store.apply(pb.ConfigUpdate(revision=1, scopes=[change]))
+    assert versions(store) == ("next", "next")
+    after = store.snapshot("p")
+    assert snapshot is not None
+    assert after is not None
+    assert after.resources[KIND]["access"].version == snapshot.resources[KIND]["access"].version
+    clock.now = NOON + timedelta(days=1)
+    store.turn()
+    assert versions(store) == ("next", "next"), "nothing more is to become of it"
+    # What is not said again stands.
+    store.apply(pb.ConfigUpdate(revision=2, scopes=[pb.ScopeUpdate(scope="server/a")]))
+    assert versions(store) == ("next", "next")
