@@ -4,7 +4,6 @@ SPIRE's `oidc-discovery-provider`.
 """
 
 import asyncio
-import ipaddress
 import json
 import socket
 import ssl
@@ -19,13 +18,11 @@ from typing import Any
 import hvac
 import pytest
 import requests
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 
 from openbao_server import OpenBao, serve_stored
+from tests.web_certificate import web_pair
 
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.bundle_document import parse_document
@@ -52,19 +49,6 @@ async def issue(authority: MemoryAuthority, identity: SpiffeId, *dns: str) -> X5
     template = LeafTemplate(identity, timedelta(hours=1), dns)
     chain = await authority.sign(template, key.public_key(), utc_now())
     return X509Svid.of(chain, key)
-
-
-def web_pair(directory: Path) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that signs itself, as one of the web's PKI would be."""
-    key, now = new_key(), utc_now()
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "the web")])
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
-    made = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
-    (directory / "web.pem").write_bytes(made.public_bytes(Encoding.PEM))
-    (directory / "web.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return directory / "web.pem", directory / "web.key"
 
 
 @dataclass

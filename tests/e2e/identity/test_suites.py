@@ -1,16 +1,33 @@
 """SPIRE's integration suites as an operator and a program meet them; each test is named after its suite.
 
-All are on one mesh.
+All are on one mesh; what takes it down comes last.
 """
 
 import json
+import random
+import ssl
 import subprocess
+import sys
+import threading
+import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import anyio
+import grpc
+import jwt
 import pytest
+from tests.web_certificate import web_pair
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+from meshwarden.controlplane.identity.jwt_key import KEYS
+from meshwarden.controlplane.identity.record import NODES
+from meshwarden.controlplane.local.port import free_port
+from meshwarden.controlplane.store.port import ANY, Put
+from meshwarden.controlplane.store.sqlite import open_store
+from meshwarden.v1.resource_service_pb2 import WatchRequest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("suites")]
 WHO = "spiffe://mesh.test/tenant/acme/service/"
 Manifest = Callable[[str, int], str]
 
@@ -170,3 +187,100 @@ def test_force_rotation_self_signed(mesh: Any, holder: Any) -> None:
     mesh.until(lambda: old not in holder.said["roots"])
     assert [root["state"] for root in mesh.json("ca", "list")["roots"]] == ["ACTIVE"]
     mesh.until(lambda: mesh.may(0, "held"))
+
+
+async def as_an_earlier_version_wrote(store_file: Path) -> None:
+    """Writes what the control plane has stored in the forms that came before."""
+    async with open_store(store_file) as store:
+        for prefix, added in ((NODES, ("attestor", "serials")), (KEYS, ("state", "begun", "since", "sealed"))):
+            for record in (await store.range(prefix)).records:
+                words = json.loads(record.value)
+                assert words.keys() >= set(added), "a form that changes again gets another test"
+                words = {name: value for name, value in words.items() if name not in added} | {"v": 1}
+                await store.commit([Put(record.key, json.dumps(words).encode(), ANY)])
+
+
+def test_upgrade(mesh: Any, programs: Any) -> None:
+    """The control plane, agents and programs make room for the next, one after another, under calls."""
+    caller = programs.start()
+    anyio.run(as_an_earlier_version_wrote, mesh.up.state_dir / "server" / "store.sqlite")
+    for name in ("server", "agent-node-a", "agent-node-b"):
+        mesh.restart(name)
+    for number in range(2):
+        programs.restart(number)
+    calls = caller.said["calls"]
+    mesh.until(lambda: caller.said["calls"] > calls)
+    assert caller.said["failed"] == []
+
+
+TOKEN = """
+from spiffe import WorkloadApiClient
+with WorkloadApiClient() as client:
+    print(client.fetch_jwt_svid({"vault"}).token)
+"""
+
+
+def test_oidc_discovery_provider(mesh: Any, holder: Any) -> None:
+    """Whoever knows OpenID Connect and nothing of us finds our keys, and by them knows a workload."""
+    certificate, key = web_pair(mesh.directory)
+    address = f"127.0.0.1:{free_port(random.SystemRandom())}"
+    issuer = f"https://{address}"
+    with (mesh.up.state_dir / "server.toml").open("a") as config:
+        pair = f'certificate = "{certificate}"\nkey = "{key}"\nissuer = "{issuer}"\n'
+        config.write(f'\n[spiffe_endpoint]\nlisten = "{address}"\nprofile = "https_web"\n{pair}')
+    mesh.restart("server")
+    command = mesh.exec(0, "held", sys.executable, "-c", TOKEN)
+    one, other = (subprocess.check_output(command, text=True, timeout=120).strip() for _ in range(2))
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    url = f"{issuer}/.well-known/openid-configuration"
+    with urllib.request.urlopen(url, timeout=60, context=trusted) as answer:  # noqa: S310 - loopback
+        found = json.load(answer)
+    keys = jwt.PyJWKClient(found["jwks_uri"], ssl_context=trusted)
+    wanted = {"algorithms": found["id_token_signing_alg_values_supported"], "audience": "vault", "issuer": issuer}
+    claims = jwt.decode(one, keys.get_signing_key_from_jwt(one), **wanted)
+    assert claims["sub"] == WHO + "held"
+    head, _, signature = one.split(".")
+    forged = ".".join((head, other.split(".")[1], signature))
+    for token, more in ((one, {"audience": "orders"}), (one, {"issuer": "https://other.test"}), (forged, {})):
+        with pytest.raises(jwt.InvalidTokenError):
+            jwt.decode(token, keys.get_signing_key_from_jwt(token), **{**wanted, **more})
+
+
+def test_datastore_backup_and_restore(mesh: Any, again: Callable[[], Any], manifest: Manifest) -> None:
+    """A copy of a control plane that runs, under load, becomes one that its nodes come back to."""
+    mesh.apply(manifest("before", 0))
+    mesh.until(lambda: mesh.may(0, "before"))
+    with mesh.operator() as operator:
+        answers = operator.resource.Watch(WatchRequest(kinds=["Tenant"]), timeout=60)
+        cursor = next(answer.cursor for answer in answers if answer.HasField("cursor"))
+    file, words, load = (mesh.directory / name for name in ("copy", "words", "load.yaml"))
+    load.write_text(manifest("load", 1))
+    words.touch(0o600)
+    words.write_text("correct horse battery staple")
+    state, loaded, stop = mesh.up.state_dir / "server", [], threading.Event()
+
+    def apply() -> None:
+        while not stop.is_set():
+            loaded.append(mesh.up.run("apply", "-f", str(load)).returncode)
+
+    thread = threading.Thread(target=apply)
+    thread.start()
+    try:
+        mesh.until(lambda: loaded)
+        mesh.cli("backup", "--state-dir", str(state), "--passphrase", f"file:{words}", str(file))
+    finally:
+        stop.set()
+        thread.join()
+    assert set(loaded) == {0}
+    mesh.apply(manifest("after", 0))
+    mesh.cli("down", "--state-dir", str(mesh.up.state_dir))
+    state.rename(mesh.directory / "away")
+    assert "passphrase" in mesh.cli("restore", "--state-dir", str(state), str(file), code=1).output
+    mesh.cli("restore", "--state-dir", str(state), "--passphrase", f"file:{words}", str(file))
+    restored = again()
+    restored.until(lambda: [each["connected"] for each in restored.json("node", "list")] == [True, True])
+    restored.until(lambda: restored.may(0, "before"))
+    restored.until(lambda: not restored.may(0, "after"))
+    assert restored.cli("audit", "verify").stdout.startswith("whole\t")
+    with restored.operator() as operator, pytest.raises(grpc.RpcError, match="cursor is of another store"):
+        next(iter(operator.resource.Watch(WatchRequest(kinds=["Tenant"], after=cursor), timeout=60)))

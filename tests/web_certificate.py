@@ -1,0 +1,25 @@
+"""A certificate as the web's PKI would give one, for what serves on loopback."""
+
+import ipaddress
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from meshwarden.certs.clock import utc_now
+from meshwarden.certs.svid import new_key
+
+
+def web_pair(directory: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that signs itself, and its key: their files."""
+    key, now = new_key(), utc_now()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "the web")])
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
+    made = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    (directory / "web.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    (directory / "web.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return directory / "web.pem", directory / "web.key"
