@@ -213,10 +213,10 @@ def test_upgrade(mesh: Any, programs: Any) -> None:
     assert caller.said["failed"] == []
 
 
-TOKEN = """
+TOKENS = """
 from spiffe import WorkloadApiClient
 with WorkloadApiClient() as client:
-    print(client.fetch_jwt_svid({"vault"}).token)
+    print(*(client.fetch_jwt_svid({audience}).token for audience in ("vault", "orders")))
 """
 
 
@@ -229,21 +229,25 @@ def test_oidc_discovery_provider(mesh: Any, holder: Any) -> None:
         pair = f'certificate = "{certificate}"\nkey = "{key}"\nissuer = "{issuer}"\n'
         config.write(f'\n[spiffe_endpoint]\nlisten = "{address}"\nprofile = "https_web"\n{pair}')
     mesh.restart("server")
-    command = mesh.exec(0, "held", sys.executable, "-c", TOKEN)
-    one, other = (subprocess.check_output(command, text=True, timeout=120).strip() for _ in range(2))
+    command = mesh.exec(0, "held", sys.executable, "-c", TOKENS)
+    token, other = subprocess.check_output(command, text=True, timeout=120).split()
     trusted = ssl.create_default_context(cafile=str(certificate))
     url = f"{issuer}/.well-known/openid-configuration"
     with urllib.request.urlopen(url, timeout=60, context=trusted) as answer:  # noqa: S310 - loopback
         found = json.load(answer)
     keys = jwt.PyJWKClient(found["jwks_uri"], ssl_context=trusted)
     wanted = {"algorithms": found["id_token_signing_alg_values_supported"], "audience": "vault", "issuer": issuer}
-    claims = jwt.decode(one, keys.get_signing_key_from_jwt(one), **wanted)
+    claims = jwt.decode(token, keys.get_signing_key_from_jwt(token), **wanted)
     assert claims["sub"] == WHO + "held"
-    head, _, signature = one.split(".")
-    forged = ".".join((head, other.split(".")[1], signature))
-    for token, more in ((one, {"audience": "orders"}), (one, {"issuer": "https://other.test"}), (forged, {})):
-        with pytest.raises(jwt.InvalidTokenError):
-            jwt.decode(token, keys.get_signing_key_from_jwt(token), **{**wanted, **more})
+    head, _, signature = token.split(".")
+    forged, orders = ".".join((head, other.split(".")[1], signature)), {"audience": "orders"}
+    for text, more, error in (
+        (token, orders, jwt.InvalidAudienceError),
+        (token, {"issuer": "https://other.test"}, jwt.InvalidIssuerError),
+        (forged, orders, jwt.InvalidSignatureError),
+    ):
+        with pytest.raises(error):
+            jwt.decode(text, keys.get_signing_key_from_jwt(text), **{**wanted, **more})
 
 
 def test_datastore_backup_and_restore(mesh: Any, again: Callable[[], Any], manifest: Manifest) -> None:
