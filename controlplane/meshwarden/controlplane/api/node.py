@@ -163,6 +163,7 @@ class _Stream:
                             await self._context.write(message)
                             self._stuck_s = math.inf
                         self._session.told(message)
+                del message  # a whole configuration, perhaps: it is not held until there is news
         except grpc.aio.UsageError:  # the stream ended while we wrote
             group.cancel_scope.cancel()
 
