@@ -17,6 +17,7 @@ over the same front and TLS, and reads what comes back. Both have the same agent
 - `reconnect, N agents`: from when all have lost it and come at once until the last has acknowledged its configuration;
   none may be refused. The bare stream writes the same bytes to each.
 - `cold start`: from the start of the process, on a store with all services, until an agent has acknowledged everything.
+- `compile one change, S services`: see `compiling`.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import push_mesh, push_node
+from benchmarks import compiling, push_mesh, push_node
 from benchmarks.control_plane import ControlPlane, control_plane
 from benchmarks.process import Broken, raise_descriptor_limit, rss_mib, say
 from benchmarks.push_side import ADAPT_S, Bare, Changes, Side, bare, our_agents, their_agents
@@ -57,6 +58,8 @@ class _Bench:
 
 async def run(agents: int, rounds: int) -> AsyncIterator[Case]:
     """Yields the cases, for a hundred agents, a thousand and five thousand up to `agents`, and for that many."""
+    for case in compiling.cases(rounds):
+        yield case
     limit = raise_descriptor_limit()
     if agents * FILES_AN_AGENT > limit:
         raise Broken(f"{agents} agents need {agents * FILES_AN_AGENT} open files; this process may have {limit}")

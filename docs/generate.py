@@ -86,6 +86,8 @@ spec:
     - split: [{version: v1, weight: 100}]
       timeout: 1s
       retry: {codes: [UNAVAILABLE], attempts: 2, budget: {percent: 20}}
+  loadBalancing: {leastRequest: {}}
+  outlierDetection: {consecutive5xx: 5}
 """,
     "RatePolicy": """\
 kind: RatePolicy
@@ -103,6 +105,14 @@ spec:
       methods:
         - {method: /shop.v1.Orders/Create, requests: 10, burst: 20}
     - {tenant: "*", requests: 10}
+""",
+    "Drain": """\
+kind: Drain
+metadata:
+  tenant: platform
+  name: maintenance-of-n1
+spec:
+  node: n1
 """,
     "TrustDomain": """\
 kind: TrustDomain

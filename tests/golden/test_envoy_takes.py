@@ -33,7 +33,7 @@ def take(resources: Iterable[Resource], directory: Path) -> None:
         found.setdefault(kind, {})[item.name] = api.to_dict(api.parse(kind, item.body))
     listeners = list(found.get(LISTENER, {}).values())
     if not listeners and ROUTE in found:
-        kept = outbound.listener(str(directory / "o.sock"), Name("acme", "web"))
+        kept = outbound.listener(str(directory / "o.sock"), Name("acme", "web"), "mesh.test")
         listeners = [api.to_dict(api.parse(LISTENER, kept.body))]
     for listener in listeners:
         for chain in listener["filter_chains"]:

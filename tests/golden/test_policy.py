@@ -31,6 +31,9 @@ ENVOY = node_service_pb2.DataPlaneRef(
 GRPC = node_service_pb2.DataPlaneRef(
     id="platform/orders#1/grpc", tenant="platform", entry="orders-v1", dialect="GRPC", listen_address="127.0.0.1:7001"
 )
+CALLER = node_service_pb2.DataPlaneRef(
+    id="acme/web#1/envoy", tenant="acme", entry="web", dialect="ENVOY", outbound_path="/run/web/outbound.sock"
+)
 SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     # A mesh that lets another trust domain call and calls it.
     ("federated", "client/acme/envoy"): None,
@@ -38,6 +41,13 @@ SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     ("federated", "server/platform/billing/envoy"): None,
     ("federated", "server/platform/billing/grpc"): None,
     ("federated", "listener/n1/platform/billing#1/envoy"): ENVOY,
+    # Each way to choose an endpoint.
+    ("choice", "client/acme/envoy"): None,
+    ("choice", "client/acme/c-core"): None,
+    ("choice", "client/acme/node"): None,
+    ("choice", "near/acme/eu/a"): None,
+    ("choice", "near/acme/us/c"): None,
+    ("choice", "listener/n1/acme/web#1/envoy"): CALLER,
     ("policy", "client/acme/envoy"): None,
     ("policy", "client/acme/c-core"): None,
     ("policy", "client/platform/c-core"): None,

@@ -113,6 +113,7 @@ class Resource(_message.Message):
     RATE_POLICY_FIELD_NUMBER: _builtins.int
     SLO_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___Tenant: ...
     @_builtins.property
@@ -131,6 +132,8 @@ class Resource(_message.Message):
     def slo(self) -> Global___SLO: ...
     @_builtins.property
     def trust_domain(self) -> Global___TrustDomain: ...
+    @_builtins.property
+    def drain(self) -> Global___Drain: ...
     def __init__(
         self,
         *,
@@ -143,12 +146,13 @@ class Resource(_message.Message):
         rate_policy: Global___RatePolicy | None = ...,
         slo: Global___SLO | None = ...,
         trust_domain: Global___TrustDomain | None = ...,
+        drain: Global___Drain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain", "drain"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -692,6 +696,67 @@ class Locality(_message.Message):
 Global___Locality: _TypeAlias = Locality  # noqa: Y015
 
 @_typing.final
+class Drain(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___Metadata: ...
+    @_builtins.property
+    def spec(self) -> Global___DrainSpec: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        metadata: Global___Metadata | None = ...,
+        spec: Global___DrainSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drain: _TypeAlias = Drain  # noqa: Y015
+
+@_typing.final
+class DrainSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    region: _builtins.str
+    zone: _builtins.str
+    service: _builtins.str
+    version: _builtins.str
+    endpoint: _builtins.str
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        region: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        service: _builtins.str = ...,
+        version: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "node", b"node", "region", b"region", "service", b"service", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainSpec: _TypeAlias = DrainSpec  # noqa: Y015
+
+@_typing.final
 class AccessPolicy(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -916,21 +981,41 @@ class RoutePolicySpec(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
     IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    LOAD_BALANCING_FIELD_NUMBER: _builtins.int
+    OUTLIER_DETECTION_FIELD_NUMBER: _builtins.int
+    CIRCUIT_BREAKER_FIELD_NUMBER: _builtins.int
+    AFFINITY_FIELD_NUMBER: _builtins.int
+    LOCALITY_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteRule]: ...
     @_builtins.property
     def idempotent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def load_balancing(self) -> Global___LoadBalancing: ...
+    @_builtins.property
+    def outlier_detection(self) -> Global___OutlierDetection: ...
+    @_builtins.property
+    def circuit_breaker(self) -> Global___CircuitBreaker: ...
+    @_builtins.property
+    def affinity(self) -> Global___Affinity: ...
+    @_builtins.property
+    def locality(self) -> Global___LocalityPreference: ...
     def __init__(
         self,
         *,
         service: _builtins.str = ...,
         rules: _abc.Iterable[Global___RouteRule] | None = ...,
         idempotent: _abc.Iterable[_builtins.str] | None = ...,
+        load_balancing: Global___LoadBalancing | None = ...,
+        outlier_detection: Global___OutlierDetection | None = ...,
+        circuit_breaker: Global___CircuitBreaker | None = ...,
+        affinity: Global___Affinity | None = ...,
+        locality: Global___LocalityPreference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "circuit_breaker", b"circuit_breaker", "load_balancing", b"load_balancing", "locality", b"locality", "outlier_detection", b"outlier_detection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotent", b"idempotent", "rules", b"rules", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity", b"affinity", "circuit_breaker", b"circuit_breaker", "idempotent", b"idempotent", "load_balancing", b"load_balancing", "locality", b"locality", "outlier_detection", b"outlier_detection", "rules", b"rules", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1298,6 +1383,276 @@ class WeightedVersion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WeightedVersion: _TypeAlias = WeightedVersion  # noqa: Y015
+
+@_typing.final
+class LoadBalancing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ROBIN_FIELD_NUMBER: _builtins.int
+    LEAST_REQUEST_FIELD_NUMBER: _builtins.int
+    RANDOM_FIELD_NUMBER: _builtins.int
+    RING_HASH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def round_robin(self) -> Global___RoundRobin: ...
+    @_builtins.property
+    def least_request(self) -> Global___LeastRequest: ...
+    @_builtins.property
+    def random(self) -> Global___Random: ...
+    @_builtins.property
+    def ring_hash(self) -> Global___RingHash: ...
+    def __init__(
+        self,
+        *,
+        round_robin: Global___RoundRobin | None = ...,
+        least_request: Global___LeastRequest | None = ...,
+        random: Global___Random | None = ...,
+        ring_hash: Global___RingHash | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "least_request", b"least_request", "random", b"random", "ring_hash", b"ring_hash", "round_robin", b"round_robin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "least_request", b"least_request", "random", b"random", "ring_hash", b"ring_hash", "round_robin", b"round_robin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["round_robin", "least_request", "random", "ring_hash"]  # noqa: Y015
+    _WhichOneofArgType_algorithm: _TypeAlias = _typing.Literal["algorithm", b"algorithm"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_algorithm) -> _WhichOneofReturnType_algorithm | None: ...
+
+Global___LoadBalancing: _TypeAlias = LoadBalancing  # noqa: Y015
+
+@_typing.final
+class RoundRobin(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundRobin: _TypeAlias = RoundRobin  # noqa: Y015
+
+@_typing.final
+class LeastRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOICE_COUNT_FIELD_NUMBER: _builtins.int
+    choice_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        choice_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_count", b"choice_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeastRequest: _TypeAlias = LeastRequest  # noqa: Y015
+
+@_typing.final
+class Random(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Random: _TypeAlias = Random  # noqa: Y015
+
+@_typing.final
+class RingHash(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    COOKIE_FIELD_NUMBER: _builtins.int
+    SOURCE_IDENTITY_FIELD_NUMBER: _builtins.int
+    MINIMUM_RING_SIZE_FIELD_NUMBER: _builtins.int
+    header: _builtins.str
+    source_identity: _builtins.bool
+    minimum_ring_size: _builtins.int
+    @_builtins.property
+    def cookie(self) -> Global___Cookie: ...
+    def __init__(
+        self,
+        *,
+        header: _builtins.str = ...,
+        cookie: Global___Cookie | None = ...,
+        source_identity: _builtins.bool = ...,
+        minimum_ring_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "header", b"header", "on", b"on", "source_identity", b"source_identity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "header", b"header", "minimum_ring_size", b"minimum_ring_size", "on", b"on", "source_identity", b"source_identity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_on: _TypeAlias = _typing.Literal["header", "cookie", "source_identity"]  # noqa: Y015
+    _WhichOneofArgType_on: _TypeAlias = _typing.Literal["on", b"on"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_on) -> _WhichOneofReturnType_on | None: ...
+
+Global___RingHash: _TypeAlias = RingHash  # noqa: Y015
+
+@_typing.final
+class Cookie(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    path: _builtins.str
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cookie: _TypeAlias = Cookie  # noqa: Y015
+
+@_typing.final
+class Affinity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COOKIE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cookie(self) -> Global___Cookie: ...
+    def __init__(
+        self,
+        *,
+        cookie: Global___Cookie | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Affinity: _TypeAlias = Affinity  # noqa: Y015
+
+@_typing.final
+class OutlierDetection(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSECUTIVE_5XX_FIELD_NUMBER: _builtins.int
+    FAILURE_PERCENTAGE_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    BASE_EJECTION_TIME_FIELD_NUMBER: _builtins.int
+    MAX_EJECTION_TIME_FIELD_NUMBER: _builtins.int
+    MAX_EJECTION_PERCENT_FIELD_NUMBER: _builtins.int
+    consecutive_5xx: _builtins.int
+    max_ejection_percent: _builtins.int
+    @_builtins.property
+    def failure_percentage(self) -> Global___FailurePercentage: ...
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def base_ejection_time(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def max_ejection_time(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        consecutive_5xx: _builtins.int = ...,
+        failure_percentage: Global___FailurePercentage | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
+        base_ejection_time: _duration_pb2.Duration | None = ...,
+        max_ejection_time: _duration_pb2.Duration | None = ...,
+        max_ejection_percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_ejection_time", b"base_ejection_time", "failure_percentage", b"failure_percentage", "interval", b"interval", "max_ejection_time", b"max_ejection_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_ejection_time", b"base_ejection_time", "consecutive_5xx", b"consecutive_5xx", "failure_percentage", b"failure_percentage", "interval", b"interval", "max_ejection_percent", b"max_ejection_percent", "max_ejection_time", b"max_ejection_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutlierDetection: _TypeAlias = OutlierDetection  # noqa: Y015
+
+@_typing.final
+class FailurePercentage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    REQUEST_VOLUME_FIELD_NUMBER: _builtins.int
+    MINIMUM_HOSTS_FIELD_NUMBER: _builtins.int
+    threshold: _builtins.int
+    request_volume: _builtins.int
+    minimum_hosts: _builtins.int
+    def __init__(
+        self,
+        *,
+        threshold: _builtins.int = ...,
+        request_volume: _builtins.int = ...,
+        minimum_hosts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["minimum_hosts", b"minimum_hosts", "request_volume", b"request_volume", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailurePercentage: _TypeAlias = FailurePercentage  # noqa: Y015
+
+@_typing.final
+class CircuitBreaker(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    MAX_PENDING_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAX_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    max_connections: _builtins.int
+    max_pending_requests: _builtins.int
+    max_requests: _builtins.int
+    max_retries: _builtins.int
+    def __init__(
+        self,
+        *,
+        max_connections: _builtins.int = ...,
+        max_pending_requests: _builtins.int = ...,
+        max_requests: _builtins.int = ...,
+        max_retries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_connections", b"max_connections", "max_pending_requests", b"max_pending_requests", "max_requests", b"max_requests", "max_retries", b"max_retries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CircuitBreaker: _TypeAlias = CircuitBreaker  # noqa: Y015
+
+@_typing.final
+class LocalityPreference(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEALTHY_PERCENT_FIELD_NUMBER: _builtins.int
+    healthy_percent: _builtins.int
+    def __init__(
+        self,
+        *,
+        healthy_percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy_percent", b"healthy_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocalityPreference: _TypeAlias = LocalityPreference  # noqa: Y015
 
 @_typing.final
 class RatePolicy(_message.Message):

@@ -6,12 +6,24 @@ from google.protobuf import json_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshwarden.controlplane.policy.compile import Parts, compile_scope
+from meshwarden.controlplane.policy.compile import Parts, ScopeContent, compile_scope
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
-from meshwarden.controlplane.policy.scope import touched
+from meshwarden.controlplane.publish.compiled import Compiled, Scopes
 from meshwarden.v1 import node_service_pb2, resources_pb2
+from meshwarden.v1 import node_service_pb2 as v1
 
 TENANTS, SERVICES, NODES = ["acme", "globex", "platform"], ["web", "orders"], ["n1", "n2"]
+CHOICES = st.one_of(
+    st.just({}),
+    st.sampled_from(
+        [
+            {"locality": {}},
+            {"affinity": {"cookie": {"name": "at"}}},
+            {"outlierDetection": {"consecutive5xx": 3}},
+            {"loadBalancing": {"ringHash": {"header": "x-user"}}, "locality": {"healthyPercent": 50}},
+        ]
+    ),
+)
 SHARED = [
     f"client/{tenant}/{dialect}"
     for tenant in TENANTS
@@ -22,6 +34,7 @@ SHARED = [
     for service in SERVICES
     for dialect in ("grpc", "envoy")
 ]
+SHARED += [f"near/{tenant}/eu/{zone}" for tenant in TENANTS for zone in ("a", "b")]
 REF = node_service_pb2.DataPlaneRef(
     id="x", dialect="ENVOY", listen_address="127.0.0.1:1", app_address="127.0.0.1:2", outbound_path="/o"
 )
@@ -48,6 +61,7 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "address": st.just("127.0.0.1"),
             "port": st.integers(1, 3),
             "health": st.sampled_from(["HEALTHY", "UNHEALTHY", "DRAINING"]),
+            "locality": st.sampled_from([{}, {"region": "eu", "zone": "a"}, {"region": "eu", "zone": "b"}]),
         }
     ),
     "AccessPolicy": st.fixed_dictionaries(
@@ -58,30 +72,28 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             ),
         }
     ),
-    "RoutePolicy": st.fixed_dictionaries(
-        {
-            "service": service,
-            "rules": st.lists(
-                st.fixed_dictionaries(
-                    {
-                        "match": st.fixed_dictionaries({"from": st.lists(caller, max_size=2)}),
-                        "timeout": st.sampled_from(["1s", "2s"]),
-                        "mirror": st.sampled_from([{"service": "web"}, {"service": "orders"}, {"version": "v4"}]),
-                        "split": st.lists(
-                            st.builds(
-                                lambda v, w: {"version": v, "weight": w},
-                                st.sampled_from(["v1", "v3"]),
-                                st.integers(0, 3),
-                            ),
-                            min_size=1,
-                            max_size=2,
+    "RoutePolicy": st.builds(
+        lambda service, rules, choice: {"service": service, "rules": rules, **choice},
+        service,
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "match": st.fixed_dictionaries({"from": st.lists(caller, max_size=2)}),
+                    "timeout": st.sampled_from(["1s", "2s"]),
+                    "mirror": st.sampled_from([{"service": "web"}, {"service": "orders"}, {"version": "v4"}]),
+                    "split": st.lists(
+                        st.builds(
+                            lambda v, w: {"version": v, "weight": w}, st.sampled_from(["v1", "v3"]), st.integers(0, 3)
                         ),
-                    }
-                ),
-                min_size=1,
-                max_size=2,
+                        min_size=1,
+                        max_size=2,
+                    ),
+                }
             ),
-        }
+            min_size=1,
+            max_size=2,
+        ),
+        CHOICES,
     ),
     "RatePolicy": st.builds(
         lambda reach, limits: {**reach, "limits": limits},
@@ -100,6 +112,7 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             max_size=2,
         ),
     ),
+    "Drain": st.sampled_from([{"zone": "a"}, {"service": "orders", "version": "v1"}, {"endpoint": "a"}]),
     "Tenant": st.just({}),
 }
 
@@ -116,27 +129,59 @@ def changes(draw: st.DrawFn) -> Change:
 
 
 def compiled(mesh: Mesh, parts: Parts | None = None) -> dict[str, Any]:
-    found: dict[str, Any] = {scope: compile_scope(mesh, scope, parts=parts) for scope in SHARED}
+    found: dict[str, Any] = {scope: contents(compile_scope(mesh, scope, parts=parts)) for scope in SHARED}
     for node in NODES:
         for entry in mesh.entries_on(node):
             scope = f"listener/{node}/{entry.metadata.tenant}/{entry.metadata.name}"
-            found[scope] = compile_scope(mesh, scope, REF, entry)
+            found[scope] = contents(compile_scope(mesh, scope, REF, entry))
     return found
 
 
+def contents(content: ScopeContent) -> Any:
+    return {(item.type_url, item.name): item.version for item in content.resources}, content.limits
+
+
+class Node:
+    """Takes updates of shared scopes as an agent does, now and then."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Compiled] = {}
+        self.found: dict[str, Any] = {}
+
+    def take(self, scopes: Scopes) -> None:
+        for scope in SHARED:
+            before, now = self.held.get(scope), scopes.get(scope)
+            self.held[scope] = now
+            if now is before:
+                continue
+            update = v1.ConfigUpdate.FromString(now.whole()).scopes[0] if before is None else now.update(before)
+            known, limits = ({}, None) if update.full else self.found[scope]
+            for gone in update.removed:
+                del known[gone.type_url, gone.name]
+            known.update({(item.type_url, item.name): item.version for item in update.resources})
+            self.found[scope] = known, update.limits if update.HasField("limits") else limits
+
+
 @settings(max_examples=25)
-@given(st.lists(st.lists(changes(), min_size=1, max_size=3), max_size=8))
-def test_step_by_step_is_as_at_once_and_no_touched_scope_is_missed(batches: list[list[Change]]) -> None:
-    mesh, parts = Mesh("mesh.test"), Parts()
+@given(st.lists(st.tuples(st.lists(changes(), min_size=1, max_size=3), st.booleans()), max_size=8))
+def test_step_by_step_is_as_at_once_and_nobody_misses_a_change(batches: list[tuple[list[Change], bool]]) -> None:
+    mesh, parts, quick, slow = Mesh("mesh.test"), Parts(), Node(), Node()
+    scopes = Scopes(mesh, lambda: 0.0, lambda _: None)
     before = compiled(mesh, parts)
-    for batch in batches:
+    for batch, is_taken in batches:
         impact = mesh.apply(batch)
         parts.forget(impact)
+        scopes.touch(impact)
         now = compiled(mesh, parts)
         for scope in before.keys() | now.keys():
-            if before.get(scope) != now.get(scope):
-                assert touched(scope, impact), scope
+            if before.get(scope) != now.get(scope) and scope.startswith("listener/"):
+                assert scope.split("/")[1] in impact.nodes
+        for node in (quick, slow) if is_taken else (quick,):
+            node.take(scopes)
+        assert quick.found == {scope: now[scope] for scope in SHARED}
         before = now
+    slow.take(scopes)
+    assert slow.found == {scope: before[scope] for scope in SHARED}
     fresh = Mesh("mesh.test")
     fresh.apply([Change(key, message) for key, message in mesh.all().items()])
     assert compiled(fresh) == before

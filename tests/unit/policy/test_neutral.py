@@ -152,17 +152,17 @@ def test_a_limit_that_is_found_means_the_same_when_nothing_is_left_out(
     assert [(part.weight, part.concurrent) for part in whole.limits] == [(weight or 1, ceiling), (1, 0)]
 
 
-def test_a_change_touches_only_the_scopes_that_depend_on_it() -> None:
+def test_a_change_touches_only_what_depends_on_it() -> None:
     mesh = mesh_of(service(*ORDERS, "acme"))
     policy = made("RatePolicy", "platform", "r", {"service": "orders", "limits": [{"tenant": "*", "requests": 1}]})
     impact = mesh.apply([policy])
-    assert scope.touched("server/platform/orders/grpc", impact)
-    assert not scope.touched("server/platform/billing/grpc", impact)
-    assert not scope.touched("client/acme/c-core", impact)
+    assert (impact.servers, impact.seen_by, impact.services) == ({ORDERS}, set(), set())
     impact = mesh.apply([service(*ORDERS, "globex")])
-    assert scope.touched("client/acme/envoy", impact), "it no longer sees the service"
-    assert scope.touched("client/globex/envoy", impact)
-    assert not scope.touched("client/initech/envoy", impact)
+    assert impact.seen_by == {"platform", "acme", "globex"}, "acme no longer sees the service"
+    assert impact.ways == {ORDERS}
+    endpoint = made("Endpoint", "platform", "e", {"service": "orders", "address": "127.0.0.1", "port": 1})
+    impact = mesh.apply([endpoint])
+    assert (impact.services, impact.ways, impact.routed) == ({ORDERS}, set(), set())
 
 
 def test_scopes_come_from_the_entry_not_from_the_agents_word() -> None:

@@ -31,8 +31,9 @@ from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
-from meshwarden.controlplane.policy.endpoint import takes_calls
+from meshwarden.controlplane.policy.endpoint import state_of
 from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
@@ -135,6 +136,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             answer.foreign.extend(self._bundles.states())
             answer.warnings.extend(self._bundles.warnings())
             answer.warnings.extend(f"node {node} is banned" for node in sorted(self._sessions.bans))
+        answer.warnings.extend(_drains(self._publisher.mesh, shown))
         answer.now.FromDatetime(self._clock())
         return answer
 
@@ -280,8 +282,9 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         return map(self._service, names)
 
     def _service(self, name: Name) -> v1.GraphNode:
-        endpoints = self._publisher.mesh.of_service("Endpoint", name).values()
-        healthy = sum(takes_calls(item.spec) for item in endpoints)
+        mesh = self._publisher.mesh
+        endpoints = mesh.of_service("Endpoint", name)
+        healthy = sum(state_of(mesh, key, item.spec) == "HEALTHY" for key, item in endpoints.items())
         return v1.GraphNode(service=str(name), healthy_endpoints=healthy, endpoints=len(endpoints))
 
     def _ambiguous(self, shown: Callable[[str], bool]) -> Iterator[v1.AmbiguousName]:
@@ -342,6 +345,15 @@ def _caller() -> SpiffeId | None:
 def _is_operator() -> bool:
     caller = _caller()
     return caller is not None and caller.role is Role.OPERATOR
+
+
+def _drains(mesh: Mesh, shown: Callable[[str], bool]) -> Iterator[str]:
+    """Which endpoints get no new calls for an operator's sake."""
+    for key in mesh.drains.all():
+        if shown(key.tenant):
+            found = mesh.drained(key)
+            services = ", ".join(sorted({item.spec.service for item in found})) or "no service"
+            yield f"Drain {key.tenant}/{key.name}: {len(found)} endpoints of {services} get no new calls"
 
 
 def _warnings(node: v1.NodeState, revision: int) -> list[str]:

@@ -18,6 +18,7 @@ from meshwarden.controlplane.api.errors import Busy, NotFound
 from meshwarden.controlplane.gather.seen import MAX_ROWS, SeenCalls
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.policy.effect import Effects
+from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.policy.replay import Replay, Seen, name_of
 from meshwarden.controlplane.policy.replay_limit import LimitReplay, Minute, counted, policies_of
@@ -148,8 +149,16 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
         return end_s, await self._seen.first_s(start_s - start_s % 60) or end_s - end_s % 60
 
     def _nodes(self) -> list[Node]:
-        states = (state for state in self._sessions.states() if state.connected)
-        return [Node(state.node, tuple(state.data_planes), _serving(frozenset(state.tenants))) for state in states]
+        return [
+            Node(
+                state.node,
+                tuple(state.data_planes),
+                _serving(frozenset(state.tenants)),
+                Place(self._sessions.region, state.zone),
+            )
+            for state in self._sessions.states()
+            if state.connected
+        ]
 
     async def _called(self, mesh: Mesh, start_s: int, end_s: int, tenant: str) -> list[str]:
         """The services that were called and are there."""

@@ -1,14 +1,18 @@
 """A scope to the resources of its dialect.
 
 `compile_scope` is a function of the mesh alone (and, for a listener, of the instance). `Parts` remembers what belongs
-to one service and is the same for all who see it, so that a change of one service compiles that one anew.
+to one service and is the same for all who see it, so that a change of one service compiles that one anew, and a change
+of its endpoints these alone. `Pieces` are what of a scope a change may touch.
 """
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
+from urllib.parse import unquote
 
-from meshwarden.controlplane.policy import access, rate, route
+from meshwarden.controlplane.policy import access, endpoint, near, rate, route
+from meshwarden.controlplane.policy.choice import Choice, choice
+from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.envoy.dialect import Envoy
 from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.grpc.dialect import Grpc
@@ -55,14 +59,14 @@ class ScopeContent:
 class Dialect(Protocol):
     """A way to say things to data planes."""
 
-    def bearing(self, said: Route, asker: Asker) -> Hashable:
-        """What the part of a service depends on, of who asks for it: all for whom that is equal share its bytes."""
+    def bearing(self, said: Route, chosen: Choice, asker: Asker) -> Hashable:
+        """What the way to a service depends on, of who asks for it: all for whom that is equal share its bytes."""
 
-    def part(self, mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
-        """What who asks needs to call a service."""
+    def way(self, mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
+        """What who asks needs to call a service, but its endpoints."""
 
-    def client(self, mesh: Mesh, caller: Name) -> tuple[Resource, ...]:
-        """What a caller needs beside the parts of the services that its tenant sees."""
+    def client(self, mesh: Mesh, asker: Asker) -> tuple[Resource, ...]:
+        """What who asks needs beside what belongs to the services that its tenant sees."""
 
     def server(self, mesh: Mesh, service: Name, said: Access) -> tuple[Resource, ...]:
         """What a service's instances enforce, where that is who may call."""
@@ -80,61 +84,134 @@ class Parts:
     """What was compiled for one service or one tenant, kept until a change touches it."""
 
     def __init__(self) -> None:
-        self._known: dict[Name, _Part] = {}
-        self._clients: dict[tuple[str, Name], tuple[Resource, ...]] = {}
-        # Found again without asking what they depend on: {who asks: {service: its part}}.
-        self._of: dict[Asker, dict[Name, tuple[Resource, ...]]] = {}
+        self._ways: dict[Name, _Ways] = {}
+        self._endpoints: dict[Name, tuple[Resource, ...]] = {}
+        self._near: dict[Name, dict[Place, tuple[Resource, ...]]] = {}
+        self._clients: dict[Asker, tuple[Resource, ...]] = {}
 
     def client(self, mesh: Mesh, asker: Asker) -> tuple[Resource, ...]:
         """What who asks needs beside the parts of services; no change of endpoints touches it."""
-        key = (asker.variant.dialect, asker.caller)
-        known = self._clients.get(key)
+        known = self._clients.get(asker)
         if known is None:
-            known = self._clients[key] = DIALECTS[asker.variant.dialect].client(mesh, asker.caller)
+            known = self._clients[asker] = DIALECTS[asker.variant.dialect].client(mesh, asker)
         return known
 
-    def all(self, mesh: Mesh, asker: Asker, services: Iterable[Name]) -> list[Resource]:
-        """The parts of services for who asks, in the order of these."""
-        own, every = self._of.setdefault(asker, {}), list[Resource]()
-        for service in services:
-            found = own.get(service)
-            if found is None:
-                found = own[service] = self._part(mesh, asker, service)
-            every += found
-        return every
+    def get(self, mesh: Mesh, asker: Asker, service: Name) -> tuple[Resource, ...]:
+        """The part of a service for who asks."""
+        endpoints = self._endpoints.get(service)
+        if endpoints is None:
+            endpoints = self._endpoints[service] = endpoint.assignments(mesh, service)
+        return (*self._way(mesh, asker, service), *endpoints)
 
-    def _part(self, mesh: Mesh, asker: Asker, service: Name) -> tuple[Resource, ...]:
-        part = self._known.get(service)
-        if part is None:
-            part = self._known[service] = _Part(route.route(mesh, service), {})
-        name = asker.variant.dialect
-        key = (name, DIALECTS[name].bearing(part.route, asker))
-        known = part.made.get(key)
+    def near(self, mesh: Mesh, service: Name, place: Place) -> tuple[Resource, ...]:
+        """The endpoints of a service for callers at a place; none if that doesn't matter to it."""
+        of_service = self._near.setdefault(service, {})
+        known = of_service.get(place)
         if known is None:
-            known = part.made[key] = DIALECTS[name].part(mesh, service, asker)
+            known = of_service[place] = near.assignments(mesh, service, place)
         return known
 
     def forget(self, impact: Impact) -> None:
         """Forgets what a change touches."""
         for service in impact.services:
-            self._known.pop(service, None)
-        for dialect, caller in list(self._clients):
-            if not {"*", caller.tenant}.isdisjoint(impact.routed):
-                del self._clients[dialect, caller]
-        for asker, own in list(self._of.items()):
+            self._endpoints.pop(service, None)
+            self._near.pop(service, None)
+        for service in impact.ways:
+            self._ways.pop(service, None)
+        for asker in list(self._clients) if impact.routed else ():
             if not {"*", asker.caller.tenant}.isdisjoint(impact.routed):
-                del self._of[asker]
-                continue
-            for service in impact.services:
-                own.pop(service, None)
+                del self._clients[asker]
+
+    def _way(self, mesh: Mesh, asker: Asker, service: Name) -> tuple[Resource, ...]:
+        ways = self._ways.get(service)
+        if ways is None:
+            ways = self._ways[service] = _Ways(route.route(mesh, service), choice(mesh, service), {})
+        name, mark = asker.variant.dialect, _mark(mesh, service, ways.choice)
+        key = (name, DIALECTS[name].bearing(ways.route, ways.choice, asker))
+        known = ways.made.get(key)
+        if known is None or known[0] != mark:
+            known = ways.made[key] = mark, DIALECTS[name].way(mesh, service, asker)
+        return known[1]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A service: what becomes of its calls, and {(dialect, bearing): resources}."""
+class _Ways:
+    """A service: what becomes of its calls, and {(dialect, bearing): (mark, resources)}."""
 
     route: Route
-    made: dict[tuple[str, Hashable], tuple[Resource, ...]]
+    choice: Choice
+    made: dict[tuple[str, Hashable], tuple[object, tuple[Resource, ...]]]
+
+
+def _mark(mesh: Mesh, service: Name, chosen: Choice) -> object:
+    """What of its endpoints all else of a service depends on: equal where nothing of that has changed."""
+    versions = ("", *mesh.versions(service))
+    if chosen.outliers is None:
+        return versions
+    return tuple((version, endpoint.count(mesh, service, version)) for version in versions)
+
+
+class Pieces:
+    """A scope of clients in the pieces that a change may touch: by service, and under None what belongs to none."""
+
+    tenant: str
+    """Whose clients it is for."""
+
+    def __init__(self, mesh: Mesh, rest: str, parts: Parts) -> None:
+        self._mesh, self._rest, self._parts = mesh, rest, parts
+
+    @staticmethod
+    def of(mesh: Mesh, scope: str, parts: Parts) -> "Pieces":
+        """The pieces of a scope.
+
+        Raises:
+            ValueError: the scope's name is none.
+        """
+        kind, _, rest = scope.partition("/")
+        if kind not in _SHARED:
+            raise ValueError(f"{scope!r} is not a scope")
+        return _SHARED[kind](mesh, rest, parts)
+
+    def names(self) -> Iterable[Name | None]:
+        """Which there are."""
+        return (None,)
+
+    def get(self, name: Name | None) -> tuple[Resource, ...]:
+        """One of them; empty if there is none of that name."""
+        raise NotImplementedError
+
+
+class _Client(Pieces):
+    def __init__(self, mesh: Mesh, rest: str, parts: Parts) -> None:
+        super().__init__(mesh, rest, parts)
+        self.tenant, text, *service = rest.split("/")
+        self._asker = Asker(Variant.parse(text), Name(self.tenant, *service) if service else Name(self.tenant, ""))
+
+    def names(self) -> Iterable[Name | None]:
+        return (None, *self._mesh.visible(self.tenant))
+
+    def get(self, name: Name | None) -> tuple[Resource, ...]:
+        if name is None:
+            return self._parts.client(self._mesh, self._asker)
+        return self._parts.get(self._mesh, self._asker, name) if self._mesh.sees(self.tenant, name) else ()
+
+
+class _Near(Pieces):
+    def __init__(self, mesh: Mesh, rest: str, parts: Parts) -> None:
+        super().__init__(mesh, rest, parts)
+        self.tenant, region, zone = rest.split("/")
+        self._place = Place(unquote(region), unquote(zone))
+
+    def names(self) -> Iterable[Name | None]:
+        return self._mesh.near(self.tenant)
+
+    def get(self, name: Name | None) -> tuple[Resource, ...]:
+        if name is None or not self._mesh.sees(self.tenant, name):
+            return ()
+        return self._parts.near(self._mesh, name, self._place)
+
+
+_SHARED: dict[str, Callable[[Mesh, str, Parts], Pieces]] = {"client": _Client, "near": _Near}
 
 
 def compile_scope(
@@ -161,10 +238,10 @@ def compile_scope(
     kind, _, rest = scope.partition("/")
     if kind == "server":
         return _server(mesh, rest, at_s)
-    compiler = _KINDS.get(kind)
-    if compiler is None:
-        raise ValueError(f"{scope!r} is not a scope")
-    return compiler(mesh, rest, ref, entry, parts or Parts())
+    if kind == "listener":
+        return _listener(mesh, scope, ref, entry)
+    pieces = Pieces.of(mesh, scope, parts or Parts())
+    return ScopeContent(tuple(item for name in pieces.names() for item in pieces.get(name)))
 
 
 def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
@@ -173,12 +250,6 @@ def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
     for said in rate.limits(mesh, service):
         answer.policies.add(policy=str(said.policy), spec=rate.to_spec(said, service))
     return answer
-
-
-def _client(mesh: Mesh, rest: str, _: object, __: object, parts: Parts) -> ScopeContent:
-    tenant, text, *service = rest.split("/")
-    asker = Asker(Variant.parse(text), Name(tenant, *service) if service else Name(tenant, ""))
-    return ScopeContent((*parts.client(mesh, asker), *parts.all(mesh, asker, mesh.visible(tenant))))
 
 
 def _server(mesh: Mesh, rest: str, at_s: float | None) -> ScopeContent:
@@ -201,12 +272,9 @@ def _server(mesh: Mesh, rest: str, at_s: float | None) -> ScopeContent:
     return replace(now, later=tuple(later))
 
 
-def _listener(mesh: Mesh, rest: str, ref: node_service_pb2.DataPlaneRef | None, entry: Any, _: object) -> ScopeContent:
+def _listener(mesh: Mesh, scope: str, ref: node_service_pb2.DataPlaneRef | None, entry: Any) -> ScopeContent:
     if ref is None or entry is None:
-        raise ValueError(f"listener/{rest} can't be compiled without its instance")
+        raise ValueError(f"{scope} can't be compiled without its instance")
     service = Name(entry.metadata.tenant, entry.spec.service)
     dialect = "envoy" if ref.dialect == node_service_pb2.DataPlaneRef.ENVOY else "grpc"
     return ScopeContent(DIALECTS[dialect].listener(mesh, ref, service))
-
-
-_KINDS: dict[str, Callable[..., ScopeContent]] = {"client": _client, "listener": _listener}

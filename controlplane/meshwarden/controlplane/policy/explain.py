@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from meshwarden.certs.spiffe_id import account_of
-from meshwarden.controlplane.policy import access, rate, route
-from meshwarden.controlplane.policy.endpoint import takes_calls
+from meshwarden.controlplane.policy import access, choice, rate, route
+from meshwarden.controlplane.policy.endpoint import state_of
 from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name, Rate
@@ -74,7 +74,7 @@ def explain(
         at_s: the present, in seconds since 1970; without it nothing holds that lets in for a time.
     """
     call = _Call(mesh, request, shown, at_s)
-    stages = (_visibility, _access, _route, _limit, _endpoints) if shown(call.callee.tenant) else (_outside,)
+    stages = (_visibility, _access, _route, _limit, _choice, _endpoints) if shown(call.callee.tenant) else (_outside,)
     for stage in stages:
         stage(call)
     return call.answer
@@ -273,20 +273,36 @@ def _limit_of(call: _Call, said: Limits) -> None:
     call.step("limit", True, text + ("; in shadow: nothing is refused" if said.shadow else ""), title, place)
 
 
+def _choice(call: _Call) -> None:
+    said = choice.choice(call.mesh, call.callee)
+    for field, text in choice.sentences(said):
+        call.step("choice", True, text, f"RoutePolicy {said.policy}", field)
+
+
 def _endpoints(call: _Call) -> None:
     found = call.mesh.of_service("Endpoint", call.callee)
     call.answer.endpoints = len(found)
     call.answer.healthy_endpoints = _healthy(call, "")
     reachable = any(item.healthy_endpoints for item in call.answer.routes if item.percent)
     text = f"{call.answer.healthy_endpoints} of {len(found)} are healthy"
+    drains = sorted(
+        {drain for key, item in found.items() if (drain := call.mesh.drains.find(key, item.spec)) is not None}
+    )
+    if drains:
+        text = f"{call.answer.healthy_endpoints} of {len(found)} are healthy and not drained"
     if not reachable:
         text += ", and none where the call goes: it would get UNAVAILABLE (503)"
-    call.step("endpoints", reachable, text)
+    title = f"Drain {drains[0].tenant}/{drains[0].name}" if drains else ""
+    call.step("endpoints", reachable, text, title, "spec" if drains else "")
 
 
 def _healthy(call: _Call, version: str) -> int:
-    found = call.mesh.of_service("Endpoint", call.callee).values()
-    return sum(takes_calls(item.spec) for item in found if not version or item.spec.version == version)
+    found = call.mesh.of_service("Endpoint", call.callee).items()
+    return sum(
+        state_of(call.mesh, key, item.spec) == "HEALTHY"
+        for key, item in found
+        if not version or item.spec.version == version
+    )
 
 
 def rate_text(limit: Rate, said: Limits) -> str:

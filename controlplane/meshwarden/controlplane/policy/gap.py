@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from meshwarden.controlplane.policy import route
+from meshwarden.controlplane.policy.choice import choice
+from meshwarden.controlplane.policy.choice_gap import choice_gaps
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.traffic import Retry, Rule
@@ -43,12 +45,14 @@ def gaps(mesh: Mesh, service: Name, variant: Variant) -> tuple[Gap, ...]:
     if said.policy is None or not (is_called or variant.dialect == "envoy"):
         return ()
     policy = said.policy
-    return tuple(
-        Gap(policy, f"spec.rules[{rule.index}].{place}", str(variant.kind), what, why)
+    of_rules = (
+        (f"spec.rules[{rule.index}].{place}", what, why)
         for rule in said.rules
         if rule.index >= 0
         for place, what, why in _of_rule(rule, variant)
     )
+    found = (*of_rules, *choice_gaps(choice(mesh, service), variant))
+    return tuple(Gap(policy, field, str(variant.kind), what, why) for field, what, why in found)
 
 
 def untested(text: str) -> Iterator[Gap]:

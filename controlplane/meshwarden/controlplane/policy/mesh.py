@@ -14,17 +14,11 @@ from meshwarden.certs.deny import DenyList
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy import denied
 from meshwarden.controlplane.policy.denied import Denied, Epochs
+from meshwarden.controlplane.policy.drain import Drains, is_about
 from meshwarden.controlplane.policy.named import NamedCallers, named
 from meshwarden.controlplane.policy.neutral import Foreign, Name, caller_of
+from meshwarden.controlplane.policy.neutral import Key as Key
 from meshwarden.controlplane.resources.reach import Width, covers, width
-
-
-class Key(NamedTuple):
-    """The name of a resource of any kind."""
-
-    kind: str
-    tenant: str
-    name: str
 
 
 class Change(NamedTuple):
@@ -43,24 +37,24 @@ class Impact:
         servers: services whose callers' permissions or limits changed.
         nodes: nodes whose entries, or whose entries' services, changed.
         services: services whose way for callers (visibility, routes, versions, endpoints) changed.
+        ways: services of which more than endpoints changed; part of `services`.
         kept: nodes that keep an endpoint that changed.
         routed: tenants whose clients see a service with other names or routes, "*" for all; part of `seen_by`.
         rates: rate policies that changed.
         trust: whether another trust domain's resource changed.
+        near: whether there may be other tenants to which it matters where they call from.
     """
 
     seen_by: set[str] = field(default_factory=set)
     servers: set[Name] = field(default_factory=set)
     nodes: set[str] = field(default_factory=set)
     services: set[Name] = field(default_factory=set)
+    ways: set[Name] = field(default_factory=set)
     kept: set[str] = field(default_factory=set)
     routed: set[str] = field(default_factory=set)
     rates: set[Name] = field(default_factory=set)
     trust: bool = False
-
-    def client(self, tenant: str) -> bool:
-        """Whether the clients of a tenant are touched."""
-        return "*" in self.seen_by or tenant in self.seen_by
+    near: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.seen_by or self.servers or self.nodes or self.services or self.rates or self.trust)
@@ -76,6 +70,7 @@ class Mesh:
         self.epochs: Final = Epochs()
         self.named: Final = NamedCallers()
         """The services that some route policy names as callers."""
+        self.drains: Final = Drains()
         self._all: dict[Key, Any] = {}
         self.trust_domains: dict[Key, Any] = {}
         """The other trust domains: `{key: message}`."""
@@ -86,6 +81,8 @@ class Mesh:
         # {kind: {node: keys}} for what names nodes.
         self._on_node: dict[str, dict[str, set[Key]]] = {"WorkloadEntry": {}, "Endpoint": {}}
         self._services: dict[str, set[Name]] = {}
+        # {service: its route policies that prefer what is near}
+        self._near: dict[Name, set[Key]] = {}
         # Rate policies of several services, by width and name.
         self._wide: dict[tuple[Width, Key], Any] = {}
 
@@ -177,6 +174,16 @@ class Mesh:
         """The resource of that name, None if there is none."""
         return self._all.get(Key(kind, tenant, name))
 
+    def drained(self, drain: Key) -> list[Any]:
+        """The endpoints that a drain is about, in the order of their names."""
+        spec = self._all[drain].spec
+        return [
+            message
+            for service in self._drained_services(drain.tenant, spec)
+            for key, message in self.of_service("Endpoint", service).items()
+            if is_about(spec, key.name, message.spec)
+        ]
+
     def of_service(self, kind: str, service: Name) -> Mapping[Key, Any]:
         """The resources of a kind that speak of a service, in the order of their names: `{key: message}`."""
         return dict(sorted(self._of_service.get(kind, {}).get(service, {}).items()))
@@ -238,6 +245,10 @@ class Mesh:
             }
         )
 
+    def near(self, tenant: str) -> list[Name]:
+        """The services that a tenant sees and of which endpoints near the caller are preferred, in order."""
+        return sorted(service for service, policies in self._near.items() if policies and self.sees(tenant, service))
+
     def sees(self, tenant: str, service: Name) -> bool:
         """Whether a tenant's workloads see a service."""
         message = self.find("Service", *service)
@@ -295,16 +306,23 @@ class Mesh:
             impact.rates.add(Name(key.tenant, key.name))
             impact.servers.update(self._limited(key.tenant, message.spec))
             return
+        if key.kind == "Drain":
+            for service in self._drained_services(key.tenant, message.spec):
+                impact.services.add(service)
+                impact.seen_by |= self._seen_by(service)
+            return
         service = Name(key.tenant, key.name if key.kind == "Service" else message.spec.service)
         if key.kind == "AccessPolicy":
             impact.servers.add(service)
             return
         impact.services.add(service)
-        owner = message if key.kind == "Service" else self.find("Service", *service)
-        seen_by = {service.tenant, *(owner.spec.export_to if owner is not None else ())}
+        if key.kind != "Endpoint":
+            impact.ways.add(service)
+        seen_by = self._seen_by(service, message if key.kind == "Service" else None)
         impact.seen_by |= seen_by
         if key.kind in ("Service", "RoutePolicy"):
             impact.routed |= seen_by
+            impact.near |= bool(self._near.get(service)) or (key.kind == "RoutePolicy" and _prefers_near(message))
         for caller in named(message):  # what is compiled for them becomes their own, or no longer is
             impact.nodes.update(self._nodes_of(caller))
         if key.kind == "Service":
@@ -319,6 +337,23 @@ class Mesh:
         """The nodes of a service's entries."""
         entries = self._of_service.get("WorkloadEntry", {}).get(service, {})
         return (node for entry in entries.values() for node in entry.spec.nodes)
+
+    def _seen_by(self, service: Name, message: Any = None) -> set[str]:
+        """The tenants that see a service, "*" for all; `message` is the service, if it is another one than is known."""
+        owner = message if message is not None else self.find("Service", *service)
+        return {service.tenant, *(owner.spec.export_to if owner is not None else ())}
+
+    def _drained_services(self, tenant: str, spec: Any) -> list[Name]:
+        """The services of which a drain is about some endpoint."""
+        if spec.service:
+            return [Name(tenant, spec.service)]
+        found = self._of_service.get("Endpoint", {}).items()
+        return sorted(
+            service
+            for service, endpoints in found
+            if service.tenant == tenant
+            and any(is_about(spec, key.name, message.spec) for key, message in endpoints.items())
+        )
 
     def _touch_trust(self, impact: Impact, trust_domain: str) -> None:
         """A trust domain: who may call, whose certificates listeners take, and what is served over there."""
@@ -352,9 +387,13 @@ class Mesh:
         elif key.kind == "TrustDomain":
             self.trust_domains[key] = message
             self._name_domains()
+        elif key.kind == "Drain":
+            self.drains.put(key, message)
         elif key.kind != "Tenant":
             service = Name(key.tenant, message.spec.service)
             self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
+            if key.kind == "RoutePolicy" and _prefers_near(message):
+                self._near.setdefault(service, set()).add(key)
         for node in _nodes(key, message):
             self._on_node[key.kind].setdefault(node, set()).add(key)
 
@@ -373,8 +412,13 @@ class Mesh:
         elif key.kind == "TrustDomain":
             del self.trust_domains[key]
             self._name_domains()
+        elif key.kind == "Drain":
+            self.drains.drop(key)
         elif key.kind != "Tenant":
-            del self._of_service[key.kind][Name(key.tenant, message.spec.service)][key]
+            service = Name(key.tenant, message.spec.service)
+            del self._of_service[key.kind][service][key]
+            if key.kind == "RoutePolicy":
+                self._near.get(service, set()).discard(key)
         for node in _nodes(key, message):
             self._on_node[key.kind][node].discard(key)
 
@@ -383,7 +427,11 @@ def _copied(value: Any) -> Any:
     """Containers anew, what is in them the same."""
     if type(value) is dict:
         return {key: _copied(item) if type(item) in (dict, set) else item for key, item in value.items()}
-    return copy.copy(value) if isinstance(value, set | Epochs | NamedCallers) else value
+    return copy.copy(value) if isinstance(value, set | Drains | Epochs | NamedCallers) else value
+
+
+def _prefers_near(policy: Any) -> bool:
+    return bool(policy.spec.HasField("locality"))
 
 
 def _lets_in(policies: Iterable[Any], caller: Name | Foreign | None) -> bool:

@@ -11,6 +11,14 @@ from meshwarden.controlplane.resources.reach import Width
 from meshwarden.sdk.quota.unit import REQUESTS, Unit
 
 
+class Key(NamedTuple):
+    """The name of a resource of any kind."""
+
+    kind: str
+    tenant: str
+    name: str
+
+
 class Name(NamedTuple):
     """A full name, `<tenant>/<name>`."""
 

@@ -2,6 +2,7 @@
 
     client/<tenant>/<variant>            what any workload of the tenant, whose client is of that variant, needs to call
     client/<tenant>/<variant>/<service>  the same for those of a service that some route policy names as caller
+    near/<tenant>/<region>/<zone>        of that the endpoints of services that prefer what is near, for who is there
     server/<tenant>/<service>/<dialect>  what a service's instances enforce
     listener/<node>/<data plane id>      one instance's own listeners
 
@@ -10,7 +11,9 @@ A data plane's configuration is the union of its scopes.
 
 from collections.abc import Container
 from typing import Any
+from urllib.parse import quote
 
+from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.mesh import Impact
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.variant import Variant
@@ -20,6 +23,11 @@ from meshwarden.v1 import node_service_pb2
 def client_scope(tenant: str, variant: Variant, service: str = "") -> str:
     """The scope of a tenant's clients of a variant, or of one service's."""
     return f"client/{tenant}/{variant}/{service}" if service else f"client/{tenant}/{variant}"
+
+
+def near_scope(tenant: str, place: Place) -> str:
+    """The scope of a tenant's clients at a place, which may be called anything."""
+    return f"near/{tenant}/{quote(place.region, safe='')}/{quote(place.zone, safe='')}"
 
 
 def server_scope(service: Name, dialect: str) -> str:
@@ -33,12 +41,17 @@ def listener_scope(node: str, data_plane: str) -> str:
 
 
 def scopes_of(
-    ref: node_service_pb2.DataPlaneRef, node: str, entry: Any, named: Container[Name] = ()
+    ref: node_service_pb2.DataPlaneRef,
+    node: str,
+    entry: Any,
+    named: Container[Name] = (),
+    place: Place | None = None,
 ) -> tuple[str, ...]:
     """The scopes of a data plane of `node` whose workload entry is `entry`.
 
     Tenant and service come from the entry, never from the agent's word. `named` are the services that some route policy
-    names as callers: `Mesh.named`.
+    names as callers: `Mesh.named`. Where the node is, `place`, is given if that matters to some service that the tenant
+    sees.
 
     Raises:
         ValueError: the dialect is none that we speak.
@@ -46,6 +59,8 @@ def scopes_of(
     variant = Variant.of(ref)
     service = Name(entry.metadata.tenant, entry.spec.service)
     scopes = [client_scope(service.tenant, variant, service.name if service in named else "")]
+    if place is not None:
+        scopes.append(near_scope(service.tenant, place))
     if ref.listen_address:
         scopes.append(server_scope(service, variant.dialect))
     if ref.listen_address or ref.outbound_path:
@@ -62,8 +77,8 @@ def service_of(scope: str) -> Name:
 def touched(scope: str, impact: Impact) -> bool:
     """Whether a change makes it necessary to compile a scope anew."""
     kind, first, rest = scope.split("/", 2)
-    if kind == "client":
-        return impact.client(first)
+    if kind in ("client", "near"):
+        return not {"*", first}.isdisjoint(impact.seen_by)
     if kind == "server":
         return Name(first, rest.rpartition("/")[0]) in impact.servers
     return first in impact.nodes

@@ -49,14 +49,18 @@ class Feature(StrEnum):
     MIRROR = "mirror"
     HEADERS = "headers"
     """Changes headers."""
+    SESSION = "session"
+    """Keeps a session's endpoint in a cookie that it gives out (A55)."""
+    LEAST_REQUEST = "least request"
+    """Takes the idlest of some endpoints (A48)."""
 
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
 ABLE: Final[dict[Kind, frozenset[Feature]]] = {
-    Kind.C_CORE: frozenset(),
+    Kind.C_CORE: frozenset({Feature.SESSION}),
     Kind.NODE: frozenset({Feature.EXACT_TIMEOUT}),
-    Kind.GO: frozenset({Feature.EXACT_TIMEOUT}),
-    Kind.JAVA: frozenset({Feature.EXACT_TIMEOUT}),
+    Kind.GO: frozenset({Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST}),
+    Kind.JAVA: frozenset({Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST}),
     Kind.ENVOY: frozenset(Feature),
 }
 """What each kind does, of the features that not all have."""

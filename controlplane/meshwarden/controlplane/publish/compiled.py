@@ -1,75 +1,147 @@
-"""Scopes as they go over the wire, compiled once and shared by every session that wants them."""
+"""Scopes as they go over the wire, compiled once and shared by every session that wants them.
+
+A scope is made of pieces: what each service adds to it, and what belongs to none. A change compiles the pieces that it
+touches, and what it has replaced is remembered as long as some session has not got it: what work there is grows with
+what changed, and neither with the mesh nor with those who have the scope.
+"""
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from meshwarden.controlplane.policy.compile import Later, Parts, ScopeContent, compile_scope
+from meshwarden.controlplane.policy.compile import DIALECTS, Later, Parts, Pieces, ScopeContent, compile_scope
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
-from meshwarden.controlplane.policy.scope import service_of, touched
+from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.scope import server_scope, service_of
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.xds.snapshot import Resource
 
+_MAX_STEPS: Final = 256
+"""Sessions that are more changes of a scope behind get it whole."""
+
+_NOTHING: Final = ScopeContent(())
+
+Piece = tuple[Resource, ...]
+
+
+class _State:
+    """A scope as it is now, and what its last changes have replaced.
+
+    `beside` holds what it says beside its resources.
+    """
+
+    def __init__(self, pieces: Mapping[Name | None, Piece], beside: ScopeContent) -> None:
+        self.pieces, self.beside, self.step, self.forgotten = dict(pieces), beside, 0, 0
+        self._replaced: deque[tuple[int, dict[Name | None, Piece]]] = deque()
+        self._steps: WeakValueDictionary[int, Compiled] = WeakValueDictionary()
+
+    def held(self, at: "Compiled") -> None:
+        """Takes note of who is at the present step."""
+        self._steps[self.step] = at
+
+    def move(self, new: Mapping[Name | None, Piece]) -> None:
+        """Replaces pieces; an empty one is gone."""
+        self.step += 1
+        self._replaced.append((self.step, {name: self.pieces.get(name, ()) for name in new}))
+        for name, piece in new.items():
+            if piece:
+                self.pieces[name] = piece
+            else:
+                self.pieces.pop(name, None)
+        oldest = min(self._steps.keys(), default=self.step)
+        while self._replaced and (self._replaced[0][0] <= oldest or len(self._replaced) > _MAX_STEPS):
+            self.forgotten, _ = self._replaced.popleft()
+
+    def since(self, step: int) -> dict[Name | None, Piece] | None:
+        """The pieces that were replaced after a step, as they were at it; None if that is not known any more."""
+        if step < self.forgotten:
+            return None
+        found: dict[Name | None, Piece] = {}
+        for number, pieces in self._replaced:
+            if number > step:
+                found = pieces | found
+        return found
+
 
 class Compiled:
-    """A scope at one moment: immutable, and equal content is the same object as long as somebody holds it."""
+    """A scope at one moment; as long as nothing of it changes it is one object."""
 
-    def __init__(self, scope: str, content: ScopeContent, before: "Compiled | None" = None) -> None:
-        """Takes the content; what it has in common with `before` is taken over as it is."""
+    def __init__(self, scope: str, state: _State) -> None:
         self.scope = scope
-        self.limits, self.access = content.limits, content.access
-        self.later = v1.LaterForms(forms=map(_form, content.later))
-        self.turn_s = content.later[0].from_s if content.later else math.inf
+        self.limits, self.access = state.beside.limits, state.beside.access
+        self.later = v1.LaterForms(forms=map(_form, state.beside.later))
+        self.turn_s = state.beside.later[0].from_s if state.beside.later else math.inf
         """When it becomes something else by itself, in seconds since 1970."""
-        self.versions = {(item.type_url, item.name): item.version for item in content.resources}
-        old = before.versions if before is not None else {}
-        self.resources: Mapping[tuple[str, str], v1.XdsResource] = MappingProxyType(
-            {
-                name: before.resources[name] if before is not None and old.get(name) == item.version else _wire(item)
-                for name, item in zip(self.versions, content.resources, strict=True)
-            }
-        )
+        self._state, self._step = state, state.step
         self._since: WeakKeyDictionary[Compiled, v1.ScopeUpdate] = WeakKeyDictionary()
         self._whole: bytes | None = None
+        state.held(self)
+
+    @property
+    def versions(self) -> Mapping[tuple[str, str], str]:
+        """What it holds, of the newest of its scope: `{(type_url, name): version}`."""
+        return {(item.type_url, item.name): item.version for item in _flat(self._state.pieces.values())}
+
+    @property
+    def resources(self) -> Mapping[tuple[str, str], v1.XdsResource]:
+        """The same with all that there is: `{(type_url, name): resource}`."""
+        return {(item.type_url, item.name): _wire(item) for item in _flat(self._state.pieces.values())}
 
     def same(self, other: "Compiled") -> bool:
-        """Whether both hold the same."""
-        return (self.limits, self.access, self.later, self.versions) == (
-            *(other.limits, other.access),
-            *(other.later, other.versions),
-        )
+        """Whether both, each the newest of its scope, hold the same."""
+        mine, theirs = self._state, other._state
+        return (mine.pieces, mine.beside) == (theirs.pieces, theirs.beside)
 
     def whole(self) -> bytes:
         """What a session needs that has nothing of it: a ConfigUpdate of this scope alone, serialised once for all.
 
-        A message is made of it by merging, which takes a tenth of the time that copying its resources does.
+        A message is made of it by merging, which takes a tenth of the time that copying its resources does. This one
+        must be the newest of its scope, here and in `update`.
         """
         if self._whole is None:
-            update = v1.ScopeUpdate(
-                scope=self.scope,
-                full=True,
-                resources=self.resources.values(),
-                limits=self.limits,
-                access=self.access,
-                later=self.later if self.later.forms else None,
-            )
-            self._whole = v1.ConfigUpdate(scopes=[update]).SerializeToString()
+            self._whole = v1.ConfigUpdate(scopes=[self._full()]).SerializeToString()
         return self._whole
 
     def update(self, before: "Compiled") -> v1.ScopeUpdate:
         """What a session needs that has `before`; made once for all that have the same."""
         known = self._since.get(before)
         if known is None:
-            known = self._since[before] = self._change(before)
+            replaced = self._replaced(before)
+            made = self._full() if replaced is None else self._change(before, replaced)
+            known = self._since[before] = made
         return known
 
-    def _change(self, before: "Compiled") -> v1.ScopeUpdate:
-        update = v1.ScopeUpdate(scope=self.scope)
-        changed = self.versions.items() - before.versions.items()
-        update.resources.extend(self.resources[name] for name, _ in sorted(changed))
-        for type_url, name in sorted(before.versions.keys() - self.versions.keys()):
+    def _full(self) -> v1.ScopeUpdate:
+        resources = map(_wire, _flat(self._state.pieces.values()))
+        return v1.ScopeUpdate(
+            scope=self.scope,
+            full=True,
+            resources=resources,
+            limits=self.limits,
+            access=self.access,
+            later=self.later if self.later.forms else None,
+        )
+
+    def _replaced(self, before: "Compiled") -> dict[Name | None, Piece] | None:
+        """What has been replaced since `before`, as it was then; None if that is not known."""
+        if before._state is self._state:
+            return self._state.since(before._step)
+        if before._step != before._state.step:
+            return None
+        return {**dict.fromkeys(self._state.pieces, ()), **before._state.pieces}
+
+    def _change(self, before: "Compiled", replaced: Mapping[Name | None, Piece]) -> v1.ScopeUpdate:
+        gone = {(item.type_url, item.name): item for item in _flat(replaced.values())}
+        changed = []
+        for item in _flat(self._state.pieces.get(name, ()) for name in replaced):
+            old = gone.pop((item.type_url, item.name), None)
+            if old is None or old.version != item.version:
+                changed.append(item)
+        changed.sort(key=lambda item: (item.type_url, item.name))
+        update = v1.ScopeUpdate(scope=self.scope, resources=map(_wire, changed))
+        for type_url, name in sorted(gone):
             update.removed.add(type_url=type_url, name=name)
         if self.limits is not None and self.limits != before.limits:
             update.limits.CopyFrom(self.limits)
@@ -80,8 +152,18 @@ class Compiled:
         return update
 
 
+def _flat(pieces: Iterable[Piece]) -> Iterable[Resource]:
+    return (item for piece in pieces for item in piece)
+
+
 def _wire(item: Resource) -> v1.XdsResource:
     return v1.XdsResource(type_url=item.type_url, name=item.name, version=item.version, body=item.body)
+
+
+def _alone(scope: str, content: ScopeContent) -> Compiled:
+    """A scope of one piece."""
+    beside = ScopeContent((), content.limits, content.access, content.later)
+    return Compiled(scope, _State({None: content.resources}, beside))
 
 
 def _form(later: Later) -> v1.ScopeForm:
@@ -104,14 +186,28 @@ class Scopes:
         self._mesh, self._now_s, self._turns = mesh, now_s, turns
         self._parts = Parts()
         self._known: WeakValueDictionary[str, Compiled] = WeakValueDictionary()
-        self._stale: set[str] = set()
+        # {tenant: the scopes of its clients, of which some may be known no more}
+        self._of_tenant: dict[str, set[str]] = {}
+        # {scope: the pieces to compile anew}
+        self._due: dict[str, set[Name | None]] = {}
 
     def touch(self, impact: Impact) -> set[str]:
         """Takes note of a change; returns what is to be compiled anew for it."""
         self._parts.forget(impact)
-        known = list(self._known.keys())
-        found = {scope for scope in known if touched(scope, impact)}
-        self._stale = self._stale.intersection(known) | found
+        found: set[str] = set()
+        for tenant in list(self._of_tenant) if "*" in impact.seen_by else impact.seen_by:
+            own: set[Name | None] = set() if {"*", tenant}.isdisjoint(impact.routed) else {None}
+            for scope in list(self._of_tenant.get(tenant, ())):
+                if scope in self._known:
+                    self._due.setdefault(scope, set()).update(impact.services, own)
+                    found.add(scope)
+                else:
+                    self._drop(tenant, scope)
+        for service in impact.servers:
+            for dialect in DIALECTS:
+                if (scope := server_scope(service, dialect)) in self._known:
+                    self._due[scope] = {None}
+                    found.add(scope)
         return found
 
     def get(self, scope: str) -> Compiled:
@@ -121,23 +217,29 @@ class Scopes:
             ValueError: the scope's name is none.
         """
         known = self._known.get(scope)
-        if known is None or scope in self._stale:
-            content = compile_scope(self._mesh, scope, parts=self._parts, at_s=self._now_s())
-            known = self._keep(known, Compiled(scope, content, known))
-            if known.turn_s < math.inf:
-                self._turns(known.turn_s)
-        return known
+        if known is not None and scope not in self._due:
+            return known
+        if scope.startswith("server/"):
+            made = self._of_servers(scope, known)
+        else:
+            pieces = Pieces.of(self._mesh, scope, self._parts)
+            made = self._of_clients(scope, pieces) if known is None else self._moved(known, pieces)
+        self._due.pop(scope, None)
+        self._known[scope] = made
+        if made.turn_s < math.inf:
+            self._turns(made.turn_s)
+        return made
 
     def due(self) -> Impact:
         """What has become something else by itself."""
         now_s = self._now_s()
         found = [scope for scope, known in list(self._known.items()) if known.turn_s <= now_s]
-        return Impact(servers={service_of(scope) for scope in found if scope not in self._stale})
+        return Impact(servers={service_of(scope) for scope in found if scope not in self._due})
 
     def next_s(self) -> float:
         """When the next scope becomes something else by itself, in seconds since 1970; infinity if none does."""
         found = list(self._known.items())
-        return min((known.turn_s for scope, known in found if scope not in self._stale), default=math.inf)
+        return min((known.turn_s for scope, known in found if scope not in self._due), default=math.inf)
 
     def listener(self, scope: str, ref: v1.DataPlaneRef, entry: Any, before: Compiled | None) -> Compiled:
         """The scope of one instance; `before` itself if that holds the same.
@@ -145,11 +247,32 @@ class Scopes:
         Raises:
             ValueError: an address of the instance is none.
         """
-        made = Compiled(scope, compile_scope(self._mesh, scope, ref, entry))
+        content = compile_scope(self._mesh, scope, ref, entry)
+        made = _alone(scope, content)
         return before if before is not None and before.same(made) else made
 
-    def _keep(self, before: Compiled | None, made: Compiled) -> Compiled:
-        kept = before if before is not None and before.same(made) else made
-        self._known[made.scope] = kept
-        self._stale.discard(made.scope)
-        return kept
+    def _of_servers(self, scope: str, known: Compiled | None) -> Compiled:
+        made = _alone(scope, compile_scope(self._mesh, scope, parts=self._parts, at_s=self._now_s()))
+        return known if known is not None and known.same(made) else made
+
+    def _of_clients(self, scope: str, pieces: Pieces) -> Compiled:
+        """A scope that nobody holds yet."""
+        found = {name: piece for name in pieces.names() if (piece := pieces.get(name))}
+        self._of_tenant.setdefault(pieces.tenant, set()).add(scope)
+        return Compiled(scope, _State(found, _NOTHING))
+
+    def _moved(self, known: Compiled, pieces: Pieces) -> Compiled:
+        """A scope of clients after what is due; `known` itself if nothing of it has changed."""
+        state = known._state
+        new = {name: pieces.get(name) for name in self._due[known.scope]}
+        new = {name: piece for name, piece in new.items() if piece != state.pieces.get(name, ())}
+        if not new:
+            return known
+        state.move(new)
+        return Compiled(known.scope, state)
+
+    def _drop(self, tenant: str, scope: str) -> None:
+        self._due.pop(scope, None)
+        self._of_tenant[tenant].discard(scope)
+        if not self._of_tenant[tenant]:
+            del self._of_tenant[tenant]

@@ -9,6 +9,7 @@ from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.v1.admin_service_pb2 import NodeState
 from meshwarden.v1.data_plane_service_pb2 import DataPlaneState, DataPlaneType
 from meshwarden.v1.node_service_pb2 import DataPlaneRef, XdsResource
+from meshwarden.v1.resources_pb2 import WorkloadEntry
 from meshwarden.xds import api
 
 _ORDER = {type_url: number for number, type_url in enumerate(api.TYPE_URLS)}
@@ -82,4 +83,9 @@ class DataPlanes:
             raise ValueError(f"there is no workload entry {ref.tenant}/{ref.entry}")
         if node not in entry.spec.nodes:
             raise ValueError(f"workload entry {ref.tenant}/{ref.entry} does not name node {node}")
-        return [self._publisher.compiled(scope, ref, entry) for scope in scopes_of(ref, node, entry)]
+        return [self._publisher.compiled(scope, ref, entry) for scope in self._scopes(node, ref, entry)]
+
+    def _scopes(self, node: str, ref: DataPlaneRef, entry: WorkloadEntry) -> tuple[str, ...]:
+        mesh = self._publisher.mesh
+        place = self._publisher.place(node) if mesh.near(ref.tenant) else None
+        return scopes_of(ref, node, entry, mesh.named, place)

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.scope import scopes_of
@@ -66,11 +67,13 @@ class Feed:
         serves: Serves,
         secrets: EntrySecrets | None,
         turns: Turns,
+        place: Place,
     ) -> None:
         self._turns, self._has_turn, self._is_listening = turns, False, False
         # Whose changes there is news of.
         self._due: set[str] = {OWN}
         self.node, self._trails, self._serves, self._secrets = node, trails, serves, secrets
+        self.place = place
         self._mesh, self._scopes, self._shared, self._revision, self._refuse = mesh, scopes, shared, revision, refuse
         self._refs: dict[str, v1.DataPlaneRef] | None = None
         self._remap = self._look = True
@@ -264,7 +267,8 @@ class Feed:
             raise ValueError(f"workload entry {ref.tenant}/{ref.entry} does not name node {self.node}")
         if not self._serves(ref.tenant):
             raise ValueError(f"node {self.node} has joined for other tenants than {ref.tenant}")
-        scopes = scopes_of(ref, self.node, entry, self._mesh.named)
+        place = self.place if self._mesh.near(ref.tenant) else None
+        scopes = scopes_of(ref, self.node, entry, self._mesh.named, place)
         for scope in scopes:
             if scope.startswith("listener/"):
                 self._now[scope] = self._scopes.listener(scope, ref, entry, self._sent.get(scope))

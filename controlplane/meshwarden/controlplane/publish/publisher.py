@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from meshwarden.certs.clock import Clock, seconds_of, utc_now
 from meshwarden.certs.deny import DenyList
 from meshwarden.controlplane.audit.port import AuditLog
+from meshwarden.controlplane.policy.endpoint import NOWHERE, Place
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Compiled, Scopes
 from meshwarden.controlplane.publish.fair import Turns
@@ -115,8 +116,14 @@ class Publisher:
         while self._at < revision:
             await self._moved.wait()
 
-    def open(self, node: str, serves: Serves = lambda _: True) -> Feed:
-        """A feed for a session of `node`, which may have what is of tenants that it serves; `close` it at the end."""
+    def open(self, node: str, serves: Serves = lambda _: True, place: Place = NOWHERE) -> Feed:
+        """A feed for a session of `node`; `close` it at the end.
+
+        Args:
+            node: its name.
+            serves: of which tenants it may have anything.
+            place: where it says that it is; it matters to what it calls, and to nothing else.
+        """
         feed = Feed(
             node,
             self.mesh,
@@ -128,6 +135,7 @@ class Publisher:
             serves,
             self.secrets,
             self._turns,
+            place,
         )
         self._feeds.add(feed)
         self._on_node.setdefault(node, set()).add(feed)
@@ -144,6 +152,10 @@ class Publisher:
         if scope.startswith("listener/"):
             return self._scopes.listener(scope, ref, entry, None)
         return self._scopes.get(scope)
+
+    def place(self, node: str) -> Place:
+        """Where a node says that it is, if it has a session here."""
+        return next((feed.place for feed in self._on_node.get(node, ())), NOWHERE)
 
     def deny(self, deny_list: DenyList) -> None:
         """Takes the newest deny list and tells every session."""
@@ -240,9 +252,11 @@ class Publisher:
             asyncio.get_running_loop().call_soon(self._tell)
         self._tenants.update(tenants)
         self._stale |= self._scopes.touch(impact)
-        self._nodes |= impact.nodes
+        # Where it begins to matter where a node is, or ends to, each node's data planes are made up of other scopes.
+        nodes = self._on_node.keys() if impact.near else impact.nodes
+        self._nodes |= nodes
         # At once: a feed that has its turn before it is told says that it is at this revision.
-        for node in impact.nodes & self._on_node.keys():
+        for node in nodes & self._on_node.keys():
             for feed in self._on_node[node]:
                 feed.map_anew()
 

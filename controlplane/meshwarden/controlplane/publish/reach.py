@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from meshwarden.controlplane.policy.compile import Parts, ScopeContent, compile_scope
+from meshwarden.controlplane.policy.endpoint import NOWHERE, Place
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.scope import scopes_of, touched
 from meshwarden.v1 import node_service_pb2 as v1
@@ -20,6 +21,7 @@ class Node(NamedTuple):
     name: str
     data_planes: tuple[v1.DataPlaneRef, ...]
     serves: Callable[[str], bool] = lambda tenant: True
+    place: Place = NOWHERE
 
 
 class _Plane(NamedTuple):
@@ -67,7 +69,8 @@ def _planes(mesh: Mesh, node: Node) -> dict[str, _Plane]:
         entry = mesh.find("WorkloadEntry", ref.tenant, ref.entry)
         if entry is not None and node.name in entry.spec.nodes and node.serves(ref.tenant):
             try:
-                found[ref.id] = _Plane(ref, scopes_of(ref, node.name, entry, mesh.named), entry)
+                place = node.place if mesh.near(ref.tenant) else None
+                found[ref.id] = _Plane(ref, scopes_of(ref, node.name, entry, mesh.named, place), entry)
             except ValueError:
                 continue  # refused, now and then
     return found

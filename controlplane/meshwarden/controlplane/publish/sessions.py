@@ -19,6 +19,7 @@ from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity.known import Known
 from meshwarden.controlplane.identity.record import BanRecord, NodeRecord
 from meshwarden.controlplane.identity.rotation import NodeTrust
+from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.publish.endpoints import Endpoints
 from meshwarden.controlplane.publish.feed import Serves
 from meshwarden.controlplane.publish.members import Members
@@ -54,7 +55,7 @@ class Session:
         serves: Serves,
     ) -> None:
         self.node = node
-        self.feed = publisher.open(node, serves)
+        self.feed = publisher.open(node, serves, Place(sessions.region, hello.zone))
         self.questions = Questions(self.feed.say)
         """What its agent is asked."""
         self.replaced = asyncio.Event()
@@ -164,7 +165,7 @@ class Sessions:
         start_grace_s: float = START_GRACE_S,
         owner: str = "",
     ) -> None:
-        self._publisher, self._clock = publisher, clock
+        self._publisher, self._clock, self.region = publisher, clock, region
         self._grace_s, self._start_grace_s = grace_s, start_grace_s
         self._endpoints = Endpoints(publisher, store, region=region, clock=clock)
         self._open: dict[str, Session] = {}

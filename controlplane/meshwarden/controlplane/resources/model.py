@@ -13,6 +13,7 @@ from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import (
     SLO,
     AccessPolicy,
+    Drain,
     Endpoint,
     RatePolicy,
     Record,
@@ -26,11 +27,22 @@ from meshwarden.v1.resources_pb2 import (
 
 OfService = WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy | SLO
 """What speaks of a service."""
-AnyResource = Tenant | Service | OfService | TrustDomain
+AnyResource = Tenant | Service | OfService | TrustDomain | Drain
 
 KINDS: Final[Mapping[str, type[Message]]] = {
     kind.DESCRIPTOR.name: kind
-    for kind in (Tenant, Service, WorkloadEntry, Endpoint, AccessPolicy, RoutePolicy, RatePolicy, SLO, TrustDomain)
+    for kind in (
+        Tenant,
+        Service,
+        WorkloadEntry,
+        Endpoint,
+        AccessPolicy,
+        RoutePolicy,
+        RatePolicy,
+        SLO,
+        TrustDomain,
+        Drain,
+    )
 }
 """{kind: message class}, in the order in which they need each other."""
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from meshwarden.controlplane.resources.access import rules_of
 from meshwarden.controlplane.resources.data_plane import Unheld, about, is_envoy, unheld
+from meshwarden.controlplane.resources.drain import drain_faults
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import caller_faults, held_faults, service_faults
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
@@ -14,6 +15,7 @@ from meshwarden.v1.resources_pb2 import (
     SLO,
     AccessPolicy,
     Caller,
+    Drain,
     Endpoint,
     RatePolicy,
     Resource,
@@ -151,6 +153,9 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         return
     if isinstance(resource, TrustDomain):
         yield from _only_domain(resource, view)
+        return
+    if isinstance(resource, Drain):
+        yield from drain_faults(resource, view)
         return
     service = view.service(tenant, resource.spec.service)
     if service is None and not (isinstance(resource, RatePolicy) and resource.spec.services):

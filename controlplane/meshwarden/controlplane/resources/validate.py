@@ -18,6 +18,7 @@ from meshwarden.certs.bundle import InvalidBundle
 from meshwarden.certs.bundle_document import parse_document
 from meshwarden.controlplane.resources.access import access_faults
 from meshwarden.controlplane.resources.batch import keeps_rules
+from meshwarden.controlplane.resources.choice import choice_faults
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import foreign_faults
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
@@ -67,6 +68,8 @@ PATTERNS = {
     ),
     "^[a-z0-9!#$%&'*+.^_`|~-]+$": "must be the name of a header, in lower case",
     "^([!-~]([ -~]*[!-~])?)?$": "must be printable ASCII, without a space at either end",
+    "^[A-Za-z0-9_-]+$": "must be letters, digits, hyphens and underscores",
+    "^(/[A-Za-z0-9_.~/-]*)?$": 'must be a path that starts with "/"',
     "^/[^*\\s]+$": 'must be "/package.Service/Method"',
     "^(/[^*\\s]+)?$": 'must be "/package.Service/Method"',
     "^(([01][0-9]|2[0-3]):[0-5][0-9])?$": 'must be a time of day, "09:00"',
@@ -206,6 +209,7 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
         yield FieldFault("metadata.tenant", "is required")
     if isinstance(resource, RoutePolicy):
         yield from route_faults(resource)
+        yield from (FieldFault(*fault) for fault in choice_faults(resource.spec))
     elif isinstance(resource, RatePolicy):
         yield from (FieldFault(*fault) for fault in rate_faults(resource.spec))
     elif isinstance(resource, WorkloadEntry):

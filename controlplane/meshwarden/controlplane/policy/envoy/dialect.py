@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 
 from meshwarden.controlplane.policy import access, denied, rate
+from meshwarden.controlplane.policy.choice import Choice
 from meshwarden.controlplane.policy.envoy import inbound, outbound
 from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.mesh import Mesh
@@ -17,17 +18,17 @@ from meshwarden.xds.snapshot import Resource
 class Envoy:
     """Says a mesh to the Envoys beside programs."""
 
-    def bearing(self, said: Route, asker: Asker) -> Hashable:
+    def bearing(self, said: Route, chosen: Choice, asker: Asker) -> Hashable:
         """Nothing: the routes, which depend on the caller, are no part of a service."""
         return None
 
-    def part(self, mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
-        """Clusters and endpoints."""
+    def way(self, mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
+        """Clusters."""
         return outbound.service_resources(mesh, service)
 
-    def client(self, mesh: Mesh, caller: Name) -> tuple[Resource, ...]:
+    def client(self, mesh: Mesh, asker: Asker) -> tuple[Resource, ...]:
         """The routes of all that the caller's tenant sees."""
-        return (outbound.routes(mesh, caller),)
+        return (outbound.routes(mesh, asker.caller),)
 
     def server(self, mesh: Mesh, service: Name, said: Access) -> tuple[Resource, ...]:
         """Routes to the program, who may call, and how much."""
@@ -44,7 +45,7 @@ class Envoy:
         """The listeners that the instance has, and its program's cluster."""
         found: list[Resource] = []
         if ref.outbound_path:
-            found.append(outbound.listener(ref.outbound_path, service))
+            found.append(outbound.listener(ref.outbound_path, service, mesh.trust_domain))
         if ref.listen_address and ref.app_address:
             message = mesh.find("Service", *service)
             spoken = message.spec.protocol if message is not None else 0

@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from meshwarden.controlplane.policy import endpoint, route, routing
-from meshwarden.controlplane.policy.envoy import telemetry
+from meshwarden.controlplane.policy.choice import Choice, choice
+from meshwarden.controlplane.policy.envoy import balance, telemetry
 from meshwarden.controlplane.policy.envoy.part import ADS, CONNECTION_LIFE, ROOTS, ROUTER, manager, protocol, tls, uri
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
@@ -33,30 +34,25 @@ _RETRY: Final[dict[str, Any]] = {
     ],
     "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.050s"},
 }
-_FILTERS: Final = {"http_filters": [routing.FAULT_FILTER, ROUTER]}
 _UNREACHED: Final = frozenset({502, 503, 504})
 _LATER: Final = timedelta(milliseconds=100)
-_PARALLEL: Final = {"max_connections": 4096, "max_pending_requests": 16_384, "max_requests": 16_384}
 
 
-def listener(path: str, service: Name) -> Resource:
+def listener(path: str, service: Name, trust_domain: str) -> Resource:
     """The listener for the calls of one program.
 
     Args:
         path: the Unix socket. Whoever can open it calls as the workload: its directory is the workload's alone.
         service: who calls.
+        trust_domain: ours.
     """
+    filters = [routing.FAULT_FILTER, *balance.filters(service, trust_domain), ROUTER]
+    more = {**telemetry.outbound(service), "http_filters": filters}
     fields = {
         "name": LISTENER,
         "address": {"pipe": {"path": path, "mode": 0o666}},
         "traffic_direction": "OUTBOUND",
-        "filter_chains": [
-            {
-                "filters": [
-                    manager(LISTENER, f"{LISTENER}/{service.tenant}", {**telemetry.outbound(service), **_FILTERS})
-                ]
-            }
-        ],
+        "filter_chains": [{"filters": [manager(LISTENER, f"{LISTENER}/{service.tenant}", more)]}],
     }
     return resource(api.build("envoy.config.listener.v3.Listener", fields), LISTENER)
 
@@ -70,7 +66,7 @@ def routes(mesh: Mesh, caller: Name) -> Resource:
     return resource(api.build("envoy.config.route.v3.RouteConfiguration", fields), name)
 
 
-def cluster(mesh: Mesh, service: Name, version: str, budget: Budget) -> Resource:
+def cluster(mesh: Mesh, service: Name, version: str, budget: Budget, said: Choice) -> Resource:
     """The cluster of a service, or of one version of it; its servers are proved by their own trust domain alone."""
     name, identity = endpoint.cluster_name(service, version), mesh.identity(service)
     callee = uri("exact", str(identity))
@@ -80,10 +76,7 @@ def cluster(mesh: Mesh, service: Name, version: str, budget: Budget) -> Resource
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS, "service_name": name},
         "connect_timeout": "1s",
-        "lb_policy": "ROUND_ROBIN",
-        # Envoy would gather changes of health for a second, and call the dead when too many are.
-        "common_lb_config": {"update_merge_window": "0s", "healthy_panic_threshold": {"value": 0}},
-        "circuit_breakers": {"thresholds": [{**_PARALLEL, "retry_budget": _budget(budget)}]},
+        **balance.cluster_fields(said, _budget(budget)),
         "typed_extension_protocol_options": protocol(
             "http2_protocol_options", common_http_protocol_options={"max_connection_duration": CONNECTION_LIFE}
         ),
@@ -93,24 +86,22 @@ def cluster(mesh: Mesh, service: Name, version: str, budget: Budget) -> Resource
 
 
 def service_resources(mesh: Mesh, service: Name) -> tuple[Resource, ...]:
-    """For each version and for all alike a cluster with its endpoints."""
-    found: list[Resource] = []
-    budget = route.route(mesh, service).budget
-    for version in ("", *mesh.versions(service)):
-        found += [cluster(mesh, service, version, budget), endpoint.assignment(mesh, service, version)]
-    return tuple(found)
+    """For each version and for all alike a cluster."""
+    budget, said = route.route(mesh, service).budget, choice(mesh, service)
+    return tuple(cluster(mesh, service, version, budget, said) for version in ("", *mesh.versions(service)))
 
 
 def _host(mesh: Mesh, service: Name, short: str | None, caller: Name) -> dict[str, Any]:
-    name, said = endpoint.cluster_name(service), route.route(mesh, service)
+    name, said, chosen = endpoint.cluster_name(service), route.route(mesh, service), choice(mesh, service)
     message = mesh.find("Service", *service)
     grpc = message is not None and message.spec.protocol == resources_pb2.ServiceSpec.GRPC
     found = [
         # Of a service that the caller doesn't see it has no cluster; and no copy leaves the mesh.
-        _route(service, way, grpc=grpc, mirrored=_is_seen(mesh, caller.tenant, way.rule.mirror))
+        _route(service, way, chosen, grpc=grpc, mirrored=_is_seen(mesh, caller.tenant, way.rule.mirror))
         for way in routing.ways(said.rules_of(caller), said.idempotent)
     ]
-    return {"name": name, "domains": [name] + ([short] if short else []), "routes": found}
+    domains = [name] + ([short] if short else [])
+    return {"name": name, "domains": domains, "routes": found, **balance.host_fields(chosen)}
 
 
 def _is_seen(mesh: Mesh, tenant: str, mirror: Mirror | None) -> bool:
@@ -119,12 +110,14 @@ def _is_seen(mesh: Mesh, tenant: str, mirror: Mirror | None) -> bool:
     return mesh.sees(tenant, mirror.service)
 
 
-def _route(service: Name, way: routing.Way, *, grpc: bool, mirrored: bool) -> dict[str, Any]:
+def _route(service: Name, way: routing.Way, chosen: Choice, *, grpc: bool, mirrored: bool) -> dict[str, Any]:
     rule = way.rule
     # Without a timeout no deadline of Envoy's own, which would cut streams: the caller's is enough.
+    again = _retry(rule.retry) if way.is_repeatable and rule.retry is not None else _RETRY
     own: dict[str, Any] = {
         "timeout": "0s",
-        "retry_policy": _retry(rule.retry) if way.is_repeatable and rule.retry is not None else _RETRY,
+        "retry_policy": {**again, **balance.retry_fields(chosen)},
+        **balance.route_fields(chosen),
     }
     if rule.timeout is not None and grpc:
         # Ends with DEADLINE_EXCEEDED; what ends by `timeout` gets 504, which gRPC takes for UNAVAILABLE.

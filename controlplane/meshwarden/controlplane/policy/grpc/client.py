@@ -12,6 +12,8 @@ from datetime import timedelta
 from typing import Any, Final
 
 from meshwarden.controlplane.policy import endpoint, route, routing
+from meshwarden.controlplane.policy.choice import Choice, choice
+from meshwarden.controlplane.policy.grpc import balance
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Method, Name
 from meshwarden.controlplane.policy.traffic import Retry, Rule
@@ -30,23 +32,22 @@ HCM: Final = "type.googleapis.com/envoy.extensions.filters.network.http_connecti
 TLS: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3."
 
 
-def listener(name: str, service: Name) -> Resource:
+def listener(mesh: Mesh, name: str, service: Name, variant: Variant) -> Resource:
     """The listener under which clients ask for a service: its canonical name, or its short one."""
     manager = {
         "@type": HCM,
         "rds": {"config_source": ADS, "route_config_name": endpoint.cluster_name(service)},
-        "http_filters": [routing.FAULT_FILTER, ROUTER],
+        "http_filters": [routing.FAULT_FILTER, *balance.filters(choice(mesh, service), variant), ROUTER],
     }
     fields = {"name": name, "api_listener": {"api_listener": manager}}
     return resource(api.build("envoy.config.listener.v3.Listener", fields), name)
 
 
 def service_resources(mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
-    """Routes, and for each version and for all alike a cluster with its endpoints."""
-    found = [_routes(mesh, service, asker)]
-    for version in ("", *mesh.versions(service)):
-        found += [_cluster(mesh, service, version), endpoint.assignment(mesh, service, version)]
-    return tuple(found)
+    """Routes, and for each version and for all alike a cluster."""
+    said, versions = choice(mesh, service), ("", *mesh.versions(service))
+    clusters = (_cluster(mesh, service, version, said, asker.variant) for version in versions)
+    return (_routes(mesh, service, said, asker), *clusters)
 
 
 def backstop(variant: Variant) -> timedelta:
@@ -57,18 +58,19 @@ def backstop(variant: Variant) -> timedelta:
     return timedelta(0) if variant.can(Feature.EXACT_TIMEOUT) else timedelta(seconds=2)
 
 
-def _routes(mesh: Mesh, service: Name, asker: Asker) -> Resource:
+def _routes(mesh: Mesh, service: Name, chosen: Choice, asker: Asker) -> Resource:
     said = route.route(mesh, service)
     rules = (rule for rule in map(_as_grpc, said.rules_of(asker.caller)) if rule is not None)
     later = backstop(asker.variant)
-    found = [_route(service, way, later) for way in routing.ways(rules, _of_post(said.idempotent))]
+    more = balance.route_fields(chosen, asker.variant)
+    found = [_route(service, way, later, more) for way in routing.ways(rules, _of_post(said.idempotent))]
     name = endpoint.cluster_name(service)
     hosts = [{"name": name, "domains": ["*"], "routes": found}]
     return resource(api.build("envoy.config.route.v3.RouteConfiguration", {"name": name, "virtual_hosts": hosts}), name)
 
 
-def _route(service: Name, way: routing.Way, later: timedelta) -> dict[str, Any]:
-    action, rule = routing.action(service, way.rule), way.rule
+def _route(service: Name, way: routing.Way, later: timedelta, more: dict[str, Any]) -> dict[str, Any]:
+    action, rule = {**routing.action(service, way.rule), **more}, way.rule
     if rule.timeout is not None:
         # gRPC takes RouteAction.timeout and does nothing by it.
         action["max_stream_duration"] = {"max_stream_duration": routing.duration(rule.timeout + later)}
@@ -100,7 +102,7 @@ def _of_post(methods: Iterable[Method]) -> tuple[Method, ...]:
     return tuple(replace(method, verb="") for method in methods if method.verb in ("", "POST"))
 
 
-def _cluster(mesh: Mesh, service: Name, version: str) -> Resource:
+def _cluster(mesh: Mesh, service: Name, version: str, said: Choice, variant: Variant) -> Resource:
     name = endpoint.cluster_name(service, version)
     # Without a name to match, any certificate of the trust domain would do.
     callee = {"exact": str(mesh.identity(service))}
@@ -117,7 +119,7 @@ def _cluster(mesh: Mesh, service: Name, version: str) -> Resource:
     fields: dict[str, Any] = {
         "name": name,
         "type": "EDS",
-        "lb_policy": "ROUND_ROBIN",
+        **balance.cluster_fields(said, variant, endpoint.count(mesh, service, version)),
         "eds_cluster_config": {"eds_config": ADS, "service_name": name},
         "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
     }
