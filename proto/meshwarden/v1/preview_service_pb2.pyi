@@ -124,8 +124,10 @@ class ClientChange(_message.Message):
     HEADERS_FIELD_NUMBER: _builtins.int
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    AT_OTHER_TIMES_FIELD_NUMBER: _builtins.int
     to: _builtins.str
     kind: Global___ClientChange.Kind.ValueType
+    at_other_times: _builtins.bool
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -143,10 +145,11 @@ class ClientChange(_message.Message):
         headers: _abc.Iterable[_builtins.str] | None = ...,
         before: Global___Decider | None = ...,
         after: Global___Decider | None = ...,
+        at_other_times: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "from", b"from", "headers", b"headers", "kind", b"kind", "methods", b"methods", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "at_other_times", b"at_other_times", "before", b"before", "from", b"from", "headers", b"headers", "kind", b"kind", "methods", b"methods", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

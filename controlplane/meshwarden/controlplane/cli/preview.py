@@ -75,6 +75,8 @@ def _change(change: ClientChange) -> str:
         methods += f" and {len(change.methods) - _METHODS} more"
     if change.headers:
         methods += f" with {', '.join(change.headers)}"
+    if change.at_other_times:
+        methods += " at some times"
     if change.kind in _WORDS:
         why = decided(change.before, change.after, allowed=change.kind == ClientChange.ALLOWED)
         return f"{who}: {methods} {_WORDS[change.kind]} ({why})"

@@ -37,7 +37,7 @@ def callers(judges: Sequence[Judge], service: Name) -> list[Name | Foreign]:
             else:
                 found[Name(who.tenant, who.service or OTHERS)] = None
                 found[Name(who.tenant, OTHERS)] = None
-        for revoked in judge.access(service).revoked:
+        for revoked in judge.whole(service).revoked:
             found[revoked] = None
     found[Name(OTHERS, OTHERS)] = None
     return sorted(found, key=lambda who: (isinstance(who, Foreign), *who))
@@ -49,7 +49,7 @@ def _named(judge: Judge, service: Name) -> Iterator[Caller | ForeignCaller]:
     for tenant in said.spec.export_to if said is not None else ():
         if tenant != OTHERS:
             yield Caller(tenant)
-    for grant in judge.access(service).rules:
+    for grant in judge.whole(service).rules:
         yield grant.caller
     for rule in judge.route(service).rules:
         yield from rule.callers
@@ -61,9 +61,9 @@ def _named(judge: Judge, service: Name) -> Iterator[Caller | ForeignCaller]:
                 yield Caller(limit.tenant)
 
 
-def methods(judges: Sequence[Judge], service: Name) -> list[Call]:
-    """The methods that are told apart, as calls without headers; of a gRPC service each is a POST."""
-    patterns = {pattern for judge in judges for pattern in _patterns(judge, service)} | {ANY_METHOD}
+def methods(judges: Sequence[Judge], service: Name, caller: Name | Foreign | None = None) -> list[Call]:
+    """The methods that are told apart, of a caller or of any, as calls without headers; gRPC's are each a POST."""
+    patterns = {pattern for judge in judges for pattern in _patterns(judge, service, caller)} | {ANY_METHOD}
     paths = sorted({pattern.path + OTHERS * pattern.prefix for pattern in patterns})
     if any(judge.speaks_grpc(service) for judge in judges):
         return [Call(path, "POST") for path in paths]
@@ -71,9 +71,10 @@ def methods(judges: Sequence[Judge], service: Name) -> list[Call]:
     return [Call(path, verb) for path in paths for verb in verbs]
 
 
-def _patterns(judge: Judge, service: Name) -> Iterator[Method]:
-    for grant in judge.access(service).rules:
-        yield from grant.methods
+def _patterns(judge: Judge, service: Name, caller: Name | Foreign | None) -> Iterator[Method]:
+    for grant in judge.whole(service).rules:
+        if caller is None or grant.caller.fits(caller):
+            yield from grant.methods
     yield from judge.route(service).idempotent
     for rule in judge.route(service).rules:
         yield from rule.methods
@@ -89,7 +90,7 @@ def conditions(judges: Iterable[Judge], service: Name) -> list[tuple[Header, ...
     rules = [rule for judge in judges for rule in judge.route(service).rules]
     found = {rule.headers for rule in rules}
     found |= {(*rule.headers, *rule.fault.headers) for rule in rules if rule.fault is not None}
-    found |= {rule.headers for judge in judges for rule in judge.access(service).rules}
+    found |= {rule.headers for judge in judges for rule in judge.whole(service).rules}
     return sorted(found - {()}, key=str)
 
 

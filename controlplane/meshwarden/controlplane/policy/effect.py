@@ -3,16 +3,18 @@
 What is told of a call now and then is what `explain` says of it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from meshwarden.controlplane.policy import atom
 from meshwarden.controlplane.policy.atom import OTHERS, label
 from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.grant import Grant
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Name
 from meshwarden.controlplane.policy.verdict import Call, Judge, Verdict
+from meshwarden.controlplane.policy.window import Window
 from meshwarden.v1.admin_service_pb2 import ExplainRequest, ExplainResponse, ExplainStep
 from meshwarden.v1.preview_service_pb2 import ClientChange, Decider, NameChange, PreviewResponse, Untouched
 
@@ -43,6 +45,7 @@ class _Key(NamedTuple):
     headers: Headers
     before: object
     after: object
+    at_other_times: bool = False
 
 
 @dataclass
@@ -89,27 +92,29 @@ class Effects:
         known = {*self.before.mesh.services(), *self.after.mesh.services()}
         answer = PreviewResponse(services=len(touched), other_services=len(known.difference(touched)))
         for number, service in enumerate(touched):
-            if not self._budget.spend(self._cost(service)):
+            if not self._tell(answer, service):
                 answer.omitted_services = len(touched) - number
                 break
-            self._tell(answer, service)
         answer.names.extend(self._names(touched, impact))
         return answer
 
-    def _cost(self, service: Name) -> int:
-        """About how many rules are held against calls for a service."""
+    def _tell(self, answer: PreviewResponse, service: Name) -> bool:
+        """Tells what changes for the callers of a service; whether there was time for all of them."""
         judges = (self.before, self.after)
-        calls = len(atom.callers(judges, service)) * len(atom.methods(judges, service))
-        rules = sum(len(judge.access(service).rules) + len(judge.route(service).rules) for judge in judges)
-        return calls * (len(atom.conditions(judges, service)) + 1) * (rules + 4)
-
-    def _tell(self, answer: PreviewResponse, service: Name) -> None:
         untouched: list[str] = []
         found: dict[object, _Told] = {}
-        for caller in atom.callers((self.before, self.after), service):
-            changes = list(self._of_caller(caller, service, untouched))
-            for told in changes:
-                key = (told.key.kind, told.key.headers, told.methods, _place(told.before), _place(told.after))
+        rules = sum(len(judge.whole(service).rules) + len(judge.route(service).rules) for judge in judges)
+        examples = atom.examples(atom.conditions(judges, service))
+        is_whole = True
+        for caller in atom.callers(judges, service):
+            methods = atom.methods(judges, service, caller)
+            # About how many rules are held against calls.
+            is_whole = self._budget.spend(len(methods) * len(examples) * (rules + 4) + rules)
+            if not is_whole:
+                break
+            for told in self._of_caller(caller, service, methods, examples, untouched):
+                asked = (told.key.kind, told.key.headers, told.key.at_other_times, told.methods)
+                key = (*asked, _place(told.before), _place(told.after))
                 found.setdefault(key, told).callers.append(str(caller))
         for told in found.values():
             if len(answer.changes) >= MAX_CHANGES:
@@ -120,6 +125,7 @@ class Effects:
                 kind=told.key.kind,
                 methods=told.methods,
                 headers=[f"{name}: {value}" for name, value in told.key.headers],
+                at_other_times=told.key.at_other_times,
                 before=told.before,
                 after=told.after,
             )
@@ -128,21 +134,29 @@ class Effects:
             some = Untouched(to=str(service), callers=len(untouched))
             getattr(some, "from").extend(untouched[:_MAX_UNTOUCHED])
             answer.untouched.append(some)
+        return is_whole
 
-    def _of_caller(self, caller: Name | Foreign, service: Name, untouched: list[str]) -> Iterator[_Told]:
+    def _of_caller(
+        self,
+        caller: Name | Foreign,
+        service: Name,
+        methods: Sequence[Call],
+        examples: Iterable[Headers],
+        untouched: list[str],
+    ) -> Iterator[_Told]:
         """What changes for a caller, the methods of each change together."""
         judges = (self.before, self.after)
-        methods = atom.methods(judges, service)
         found: dict[_Key, list[Call]] = {}
         without: set[tuple[_Key, Call]] = set()
         may_call: dict[Headers, set[Call]] = {}
-        for headers in atom.examples(atom.conditions(judges, service)):
+        for headers in examples:
             for method in methods:
                 call = method._replace(headers=headers)
                 old, new = (judge.verdict(caller, service, call) for judge in judges)
                 if old.passes:
                     may_call.setdefault(headers, set()).add(method)
-                for key in _differences(old, new, headers):
+                was, becomes = (judge.times(caller, service, call) for judge in judges)
+                for key in (*_differences(old, new, headers), *_of_times(was, becomes, headers)):
                     # What changes without any header is not told again of calls with some.
                     plain = (key._replace(headers=()), method)
                     if plain not in without:
@@ -153,7 +167,10 @@ class Effects:
             untouched.append(str(caller))
         for key, calls in found.items():
             first = calls[0]._replace(headers=key.headers)
-            before, after = (self._decider(judge, caller, service, first, key.kind) for judge in judges)
+            before, after = (
+                _told_times(side) if key.at_other_times else self._decider(judge, caller, service, first, key.kind)
+                for judge, side in zip(judges, (key.before, key.after), strict=True)
+            )
             # Of all that it may call at all, or whether it may or not.
             whole = may_call.get(key.headers, set()) if key.kind in _OF_CALLABLE else set(methods)
             labels = self._labels(service, calls, methods) if whole.difference(calls) else ()
@@ -215,6 +232,27 @@ def _differences(old: Verdict, new: Verdict, headers: Headers) -> Iterator[_Key]
             yield _Key(ClientChange.ROUTED, headers, old.way, new.way)
         if old.limits != new.limits:
             yield _Key(ClientChange.LIMITED, (), old.limits, new.limits)
+
+
+Times = Mapping[tuple[str, Window], Grant]
+
+
+def _of_times(old: Times, new: Times, headers: Headers) -> Iterator[_Key]:
+    """What changes of what holds for a time alone, whatever the time is now."""
+    gone, come = ({key: side[key] for key in side.keys() - other.keys()} for side, other in ((old, new), (new, old)))
+    for kind, lost, won in ((ClientChange.ALLOWED, "deny", "allow"), (ClientChange.DENIED, "allow", "deny")):
+        before = tuple(rule for (field, _), rule in gone.items() if field == lost)
+        after = tuple(rule for (field, _), rule in come.items() if field == won)
+        if before or after:
+            yield _Key(kind, headers, before, after, at_other_times=True)
+
+
+def _told_times(rules: Any) -> Decider:
+    """The first of some rules, and when it holds."""
+    for rule in rules:
+        place = f"spec.{rule.field}[{rule.rule}]"
+        return Decider(text=f"{rule.field} {rule.during}", resource=f"AccessPolicy {rule.policy}", field=place)
+    return Decider(text="nothing for a time")
 
 
 def _steps(answer: ExplainResponse, kind: "ClientChange.Kind.ValueType") -> list[ExplainStep]:

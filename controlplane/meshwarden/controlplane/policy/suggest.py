@@ -7,11 +7,12 @@ reports calls that nobody made can't widen anything. Everything else of a policy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from meshwarden.controlplane.policy.access import access
 from meshwarden.controlplane.policy.atom import OTHERS
-from meshwarden.controlplane.policy.grant import Access, Grant
+from meshwarden.controlplane.policy.effect import Budget
+from meshwarden.controlplane.policy.grant import Grant
 from meshwarden.controlplane.policy.mesh import Key, Mesh
 from meshwarden.controlplane.policy.neutral import (
     ANY_METHOD,
@@ -30,7 +31,9 @@ from meshwarden.v1.resources_pb2 import AccessPolicy, AccessRule
 PREFIX_FROM: Final = 16
 MAX_RULES: Final = 1024
 MAX_METHODS: Final = 256
+MAX_CALLERS: Final = 1024
 MAX_TOLD: Final = 500
+_Any = TypeVar("_Any")
 _METHOD: Final = re.compile(r"([A-Z]+ )?/[^*\s]*")
 
 
@@ -80,8 +83,9 @@ def suggest(mesh: Mesh, service: Name, uses: Sequence[Use], prefix_from: int = P
         key: policy for key, policy in mesh.of_service("AccessPolicy", service).items() if not policy.spec.dry_run
     }
     answer.beside.extend(f"{key.tenant}/{key.name}" for key in list(policies)[1:])
-    kept = _kept(said, policies, [use for use in uses if use.calls], answer.warnings)
-    rules = list(_rules(said, kept, prefix_from))
+    grants = _Grants(said.grants)
+    kept = _kept(grants, policies, [use for use in uses if use.calls], answer.warnings)
+    rules = list(_rules(grants, kept, prefix_from))
     if len(rules) > MAX_RULES:
         answer.warnings.append(f"{len(rules) - MAX_RULES} rules are left out: a policy has {MAX_RULES} at most")
         del rules[MAX_RULES:]
@@ -92,7 +96,7 @@ def suggest(mesh: Mesh, service: Name, uses: Sequence[Use], prefix_from: int = P
             answer.rules.append(told)
         answer.policy.CopyFrom(policy)
     answer.denied.extend(_denied(uses))
-    answer.unused.extend(_unused(service, policies, uses))
+    answer.unused.extend(_unused(policies, uses, answer.warnings))
     _warn(answer, uses)
     return answer
 
@@ -109,14 +113,45 @@ def _policy(service: Name, policies: Sequence[AccessPolicy]) -> AccessPolicy:
     return policy
 
 
+class _Grants:
+    """The grants of a service, by whom they are about; how much they are gone through is bounded."""
+
+    def __init__(self, grants: Iterable[Grant]) -> None:
+        self.budget = Budget()
+        self._by_caller: dict[tuple[str, ...], list[tuple[int, Grant]]] = {}
+        for number, grant in enumerate(grants):
+            self._by_caller.setdefault(_key(grant.caller), []).append((number, grant))
+
+    def of(self, caller: Caller | ForeignCaller) -> list[Grant]:
+        """Those that are about a caller, in order; of another trust domain's callers those about any of them."""
+        keys = {_key(caller), (caller.tenant, "")} if isinstance(caller, Caller) else {_key(caller)}
+        found = sorted((one for key in keys for one in self._by_caller.get(key, ())), key=lambda one: one[0])
+        return [grant for _, grant in found]
+
+
+def _key(caller: Caller | ForeignCaller) -> tuple[str, ...]:
+    return (caller.tenant, caller.service) if isinstance(caller, Caller) else (caller.trust_domain,)
+
+
+def _caller(source: str) -> Caller | ForeignCaller:
+    """Who a source of the ledger was, as far as it says."""
+    if source.startswith("spiffe://"):
+        return ForeignCaller(source.removeprefix("spiffe://").partition("/")[0])
+    return Caller(*name_of(source))
+
+
 def _kept(
-    said: Access, policies: Mapping[Key, AccessPolicy], uses: Iterable[Use], warnings: Any
+    granted: _Grants, policies: Mapping[Key, AccessPolicy], uses: Iterable[Use], warnings: Any
 ) -> dict[tuple[Caller | ForeignCaller, bytes], _Kept]:
     """What is used of what is allowed now: {(caller, what else the rule asks): methods}."""
     kept: dict[tuple[Caller | ForeignCaller, bytes], _Kept] = {}
-    refused = 0
+    refused = left_out = 0
     for use in uses:
-        grants = list(_allowing(said, use))
+        own = granted.of(_caller(use.source))
+        if not granted.budget.spend(sum(len(grant.methods) for grant in own) + 1):
+            left_out += use.calls
+            continue
+        grants = list(_allowing(own, use))
         if not grants:
             refused += use.calls
         for caller, grant, method in grants:
@@ -124,26 +159,28 @@ def _kept(
             of_caller.uses.setdefault(method, []).append(use)
     if refused:
         warnings.append(f"{refused} calls were allowed when they were made and are not now: they are left out")
+    if left_out:
+        warnings.append(
+            f"{left_out} calls are left out: there are too many rules and methods to hold against each other"
+        )
     return kept
 
 
-def _allowing(said: Access, use: Use) -> Iterator[tuple[Caller | ForeignCaller, Grant, Method]]:
+def _allowing(grants: Iterable[Grant], use: Use) -> Iterator[tuple[Caller | ForeignCaller, Grant, Method]]:
     """Who may make such a call now, by which grant, and the narrowest pattern of it that can be written."""
     method = _method(use.method)
     if method is None:
         return
-    who = name_of(use.source)
-    domain = use.source.removeprefix("spiffe://").partition("/")[0] if use.source.startswith("spiffe://") else ""
-    for grant in said.grants:
-        caller = grant.caller
-        fits = caller.trust_domain == domain if isinstance(caller, ForeignCaller) else not domain and caller.fits(who)
+    who = _caller(use.source)
+    for grant in grants:
         pattern = next((one for one in grant.methods if _within(method, one)), None)
-        if not fits or pattern is None:
+        if pattern is None:
             continue
         # Which identity of another trust domain it was is not known: all that may make such calls go on.
-        yield (caller if domain else Caller(*who)), grant, replace(method, verb=pattern.verb or method.verb)
+        known = who if isinstance(who, Caller) else grant.caller
+        yield known, grant, replace(method, verb=pattern.verb or method.verb)
         # Nor is which headers it had, or its second: what more rules ask of those goes on beside this one.
-        if not domain and not _asks_more(grant):
+        if isinstance(who, Caller) and not _asks_more(grant):
             return
 
 
@@ -175,22 +212,17 @@ def _within(method: Method, pattern: Method) -> bool:
 
 
 def _rules(
-    said: Access, kept: Mapping[tuple[Caller | ForeignCaller, bytes], _Kept], prefix_from: int
+    granted: _Grants, kept: Mapping[tuple[Caller | ForeignCaller, bytes], _Kept], prefix_from: int
 ) -> Iterator[tuple[AccessRule, SuggestedRule]]:
     """The rules, callers that may make the same calls together, and what each is for."""
     together: dict[tuple[bytes, tuple[Method, ...]], list[tuple[Caller | ForeignCaller, list[Use]]]] = {}
     for (caller, conditions), of_caller in sorted(kept.items(), key=lambda item: str(item[0])):
-        patterns = _patterns(said, caller, list(of_caller.uses), prefix_from)
-        for start in range(0, len(patterns), MAX_METHODS):
-            some = tuple(patterns[start : start + MAX_METHODS])
-            uses = [
-                use
-                for method, found in of_caller.uses.items()
-                if any(_within(method, one) for one in some)
-                for use in found
-            ]
-            together.setdefault((conditions, some), []).append((caller, uses))
-    for (conditions, some), callers in together.items():
+        patterns = _patterns(granted, caller, list(of_caller.uses), prefix_from)
+        for some in _parts(sorted(patterns), MAX_METHODS):
+            uses = [use for pattern in some for method in patterns[pattern] for use in of_caller.uses[method]]
+            together.setdefault((conditions, tuple(some)), []).append((caller, uses))
+    whole = ((key, some) for key, found in together.items() for some in _parts(found, MAX_CALLERS))
+    for (conditions, some), callers in whole:
         rule, told = AccessRule.FromString(conditions), SuggestedRule(methods=map(_text, some))
         rule.methods.extend(told.methods)
         for caller, uses in callers:
@@ -229,27 +261,34 @@ def _only(uses: Iterable[Use]) -> "CallStat.Reporter.ValueType":
     return CallStat.DESTINATION if any(not use.by_source for use in found) else CallStat.REPORTER_UNSPECIFIED
 
 
+def _parts(whole: Sequence[_Any], most: int) -> Iterator[Sequence[_Any]]:
+    for start in range(0, len(whole), most):
+        yield whole[start : start + most]
+
+
 def _patterns(
-    said: Access, caller: Caller | ForeignCaller, methods: Sequence[Method], prefix_from: int
-) -> list[Method]:
-    """The methods, or a prefix where many have the same and all of it is allowed now."""
+    granted: _Grants, caller: Caller | ForeignCaller, methods: Sequence[Method], prefix_from: int
+) -> dict[Method, list[Method]]:
+    """The methods, or a prefix where many have the same and all of it is allowed now: {pattern: methods}."""
     groups: dict[Method, list[Method]] = {}
     for method in methods:
         head = method.path.rpartition("/")[0] + "/"
         groups.setdefault(Method(head, prefix=True, verb=method.verb), []).append(method)
-    found: list[Method] = []
+    found: dict[Method, list[Method]] = {}
     for prefix, group in groups.items():
-        whole = len(group) > prefix_from and prefix.path != "/" and _is_allowed(said, caller, prefix)
-        found += [prefix] if whole else group
-    return sorted(found)
+        whole = len(group) > prefix_from and prefix.path != "/" and _is_allowed(granted, caller, prefix)
+        found |= {prefix: group} if whole else {method: [method] for method in group}
+    return found
 
 
-def _is_allowed(said: Access, caller: Caller | ForeignCaller, prefix: Method) -> bool:
+def _is_allowed(granted: _Grants, caller: Caller | ForeignCaller, prefix: Method) -> bool:
     """Whether one grant allows a caller all of a prefix now."""
-    who = _someone(caller)
+    who, grants = _someone(caller), granted.of(caller)
+    if not granted.budget.spend(sum(len(grant.methods) for grant in grants)):
+        return False
     return any(
         grant.caller.fits(who) and not _asks_more(grant) and any(_within(prefix, one) for one in grant.methods)
-        for grant in said.grants
+        for grant in grants
     )
 
 
@@ -271,33 +310,45 @@ def _denied(uses: Iterable[Use]) -> Iterator[SuggestedRule]:
         yield told
 
 
-def _unused(service: Name, policies: Mapping[Any, AccessPolicy], uses: Sequence[Use]) -> Iterator[UnusedAccess]:
+def _unused(policies: Mapping[Any, AccessPolicy], uses: Sequence[Use], warnings: Any) -> Iterator[UnusedAccess]:
     """What policies allow and nobody used: each caller and method of each rule by itself."""
-    told = 0
-    parsed = [(use, _method(use.method)) for use in uses if use.last_s]
+    budget, told, seen = Budget(), 0, _by_source(uses)
     for key, policy in policies.items():
         for index, rule in enumerate(policy.spec.allow):
+            patterns = [Method.parse(text) for text in rule.methods] or [ANY_METHOD]
             for said in getattr(rule, "from"):
                 caller = caller_of(said, key.tenant)
-                own = [(use, method) for use, method in parsed if method is not None and _may_be(caller, use.source)]
-                for pattern in map(Method.parse, rule.methods or ("/*",)):
+                own = seen.get(_key(caller), [])
+                if told >= MAX_TOLD or not budget.spend((len(own) + 1) * len(patterns)):
+                    warnings.append("not every permission that was not used is told: there are too many")
+                    return
+                for pattern in patterns:
                     fitting = [use for use, method in own if _within(method, pattern)]
-                    if any(use.calls for use in fitting) or told >= MAX_TOLD:
-                        continue
-                    told += 1
-                    one = UnusedAccess(policy=f"{key.tenant}/{key.name}", field=f"spec.allow[{index}]")
-                    setattr(one, "from", _title(caller))
-                    one.method = "" if pattern == ANY_METHOD else _text(pattern)
-                    if fitting:
-                        one.last.seconds = max(use.last_s for use in fitting)
-                    yield one
+                    if not any(use.calls for use in fitting):
+                        told += 1
+                        yield _unused_one(key, index, caller, pattern, fitting)
 
 
-def _may_be(caller: Caller | ForeignCaller, source: str) -> bool:
-    """Whether a source of the ledger may be a caller."""
-    if isinstance(caller, ForeignCaller):
-        return source.startswith(f"spiffe://{caller.trust_domain}/")
-    return caller.fits(name_of(source))
+def _unused_one(
+    key: Any, index: int, caller: Caller | ForeignCaller, pattern: Method, fitting: Sequence[Use]
+) -> UnusedAccess:
+    one = UnusedAccess(policy=f"{key.tenant}/{key.name}", field=f"spec.allow[{index}]")
+    setattr(one, "from", _title(caller))
+    one.method = "" if pattern == ANY_METHOD else _text(pattern)
+    if fitting:
+        one.last.seconds = max(use.last_s for use in fitting)
+    return one
+
+
+def _by_source(uses: Iterable[Use]) -> dict[tuple[str, ...], list[tuple[Use, Method]]]:
+    """What was called at some time, by each way in which a rule names callers."""
+    found: dict[tuple[str, ...], list[tuple[Use, Method]]] = {}
+    for use in uses:
+        method, caller = _method(use.method), _caller(use.source)
+        if method is not None and use.last_s:
+            for key in {_key(caller), (caller.tenant, "")} if isinstance(caller, Caller) else {_key(caller)}:
+                found.setdefault(key, []).append((use, method))
+    return found
 
 
 def _warn(answer: SuggestedAccess, uses: Sequence[Use]) -> None:
@@ -319,8 +370,6 @@ def _warn(answer: SuggestedAccess, uses: Sequence[Use]) -> None:
     odd = sum(use.calls for use in seen if _method(use.method) is None)
     if odd:
         answer.warnings.append(f"of {odd} calls the method is not recorded: they are left out")
-    if len(answer.unused) >= MAX_TOLD:
-        answer.warnings.append(f"more than {MAX_TOLD} permissions were not used: the others are left out")
     if answer.beside:
         others = ", ".join(answer.beside)
         answer.warnings.append(f"policies add up: what {others} allow stays allowed as long as they are there")

@@ -5,16 +5,17 @@ A `Judge` works each form out once for each service, so that many calls can be h
 
 import functools
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 from meshwarden.certs.spiffe_id import account_of
 from meshwarden.controlplane.policy import access, rate, route
-from meshwarden.controlplane.policy.grant import Access
+from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name
 from meshwarden.controlplane.policy.traffic import Route, Rule
+from meshwarden.controlplane.policy.window import Window
 from meshwarden.v1 import resources_pb2
 
 # Of a rule: which calls it is about, and where it stands.
@@ -82,6 +83,7 @@ class Judge:
         self.mesh, self.at_s = mesh, at_s
         self._timed: dict[Name, Access] = {}
         self._access: dict[Name, Access] = {}
+        self._of_caller: dict[Name, tuple[Name | Foreign, Access]] = {}
         self._routes: dict[Name, Route] = {}
         self._limits: dict[Name, tuple[Limits, ...]] = {}
 
@@ -92,14 +94,29 @@ class Judge:
             known = self._access[service] = timed.at(self.at_s)
         return known
 
+    def whole(self, service: Name) -> Access:
+        """Who may call a service at whatever moment."""
+        self.access(service)
+        return self._timed[service]
+
     def is_of_its_time(self, caller: Name | Foreign, service: Name, call: Call) -> bool:
         """Whether the access policies say something else of a call at another moment."""
-        self.access(service)
-        timed = self._timed[service]
+        timed = self.whole(service)
         if not timed.is_timed:
             return False
         told = caller, call.path, call.verb, "", dict(call.headers)
         return (timed.at(None).find(*told) is None) != (timed.widest().find(*told) is None)
+
+    def times(self, caller: Name | Foreign, service: Name, call: Call) -> dict[tuple[str, Window], Grant]:
+        """What lets a call in, or keeps it out, for a time alone: {("allow" or "deny", when): the rule}."""
+        timed = self.whole(service)
+        found = (one for one in timed.rules if one.during is not None) if timed.is_timed else ()
+        headers = dict(call.headers)
+        return {
+            (one.field, one.during): one
+            for one in found
+            if one.during is not None and one.fits(caller, call.path, call.verb, headers)
+        }
 
     def route(self, service: Name) -> Route:
         """What becomes of its calls."""
@@ -126,13 +143,24 @@ class Judge:
         tenant = account_of(caller.trust_domain) if isinstance(caller, Foreign) else caller.tenant
         seen = said is not None and (isinstance(caller, Foreign) or self.mesh.sees(tenant, service))
         abroad = said is not None and bool(said.spec.spiffe_id)  # for another trust domain to say
-        grant = self.access(service).find(caller, call.path, call.verb, headers=headers)
+        grant = self._own(caller, service).find(caller, call.path, call.verb, headers=headers)
         place = (grant.policy, f"spec.allow[{grant.rule}]") if grant is not None else None
         way, rule = self._way(caller, service, call, headers)
         limits = tuple(bound(one, tenant, service, call.path) for one in self.limits(service))
         return Verdict(
             seen, abroad or grant is not None, place, way, rule, tuple(one for one in limits if one is not None)
         )
+
+    def _own(self, caller: Name | Foreign, service: Name) -> Access:
+        """What of a service's access is about a caller; that of the last is known: calls come caller by caller."""
+        known = self._of_caller.get(service)
+        if known is None or known[0] != caller:
+            said = self.access(service)
+            grants, denials = (
+                tuple(one for one in rules if one.caller.fits(caller)) for rules in (said.grants, said.denials)
+            )
+            known = self._of_caller[service] = (caller, replace(said, grants=grants, denials=denials))
+        return known[1]
 
     def _way(self, caller: Name | Foreign, service: Name, call: Call, headers: Mapping[str, str]) -> tuple[Way, int]:
         said = self.route(service)
