@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from benchmarks import effect, gather, identity, idle, push, quota, revoke
+from benchmarks import access, effect, gather, identity, idle, push, quota, revoke
 from benchmarks.process import Broken, say
 from benchmarks.result import Case, Unmeasurable
 from meshwarden.agents.envoy.supervisor import EnvoyMissing
@@ -21,6 +21,7 @@ BENCHES: dict[str, tuple[str, Callable[[int, int], AsyncIterator[Case]]]] = {
     "identity": ("what a certificate costs, and how long one waits for it, beside OpenBao", identity.run),
     "gather": ("what telemetry costs: on a call, on its way up, in the graph, in memory, on disk", gather.run),
     "quota": ("what a limit across the mesh costs: a decision, dividing, memory", quota.run),
+    "access": ("what it costs to ask whether a caller may call, by how many are named", access.run),
     "idle": ("the memory of an agent that hosts nothing", idle.run),
 }
 
