@@ -191,3 +191,15 @@ def test_what_holds_for_a_time_alone_is_told_whatever_the_time_is() -> None:
         assert (list(one.methods), one.after.field) == (["/s.O/Get"], "spec.allow[0]")
         assert "Tuesday" in one.after.text
     assert told(effect(hours("MONDAY"), before=(*BASE[:-1], hours("MONDAY")), at_s=0.0)) == []
+
+
+def test_another_choice_of_endpoints_is_told() -> None:
+    def chosen(**more: Any) -> Change:
+        return made("RoutePolicy", "platform", "orders", {"service": "orders", "rules": [split(v1=1)], **more})
+
+    answer = effect(chosen(locality={}), before=(*BASE, chosen()))
+    assert told(answer) == [(["acme/job", "acme/web"], "platform/orders", "ROUTED", [])]
+    assert answer.changes[0].before.text != answer.changes[0].after.text
+    renamed = made("RoutePolicy", "platform", "other", {"service": "orders", "rules": [split(v1=1)]})
+    gone = Change(Key("RoutePolicy", "platform", "orders"), None)
+    assert told(effect(gone, renamed, before=(*BASE, chosen()))) == []

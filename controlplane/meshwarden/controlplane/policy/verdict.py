@@ -10,7 +10,8 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from meshwarden.certs.spiffe_id import account_of
-from meshwarden.controlplane.policy import access, rate, route
+from meshwarden.controlplane.policy import access, choice, rate, route
+from meshwarden.controlplane.policy.choice import Choice
 from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name
@@ -85,6 +86,7 @@ class Judge:
         self._access: dict[Name, Access] = {}
         self._of_caller: dict[Name, tuple[Name | Foreign, Access]] = {}
         self._routes: dict[Name, Route] = {}
+        self._choices: dict[Name, Choice] = {}
         self._limits: dict[Name, tuple[Limits, ...]] = {}
 
     def access(self, service: Name) -> Access:
@@ -122,6 +124,12 @@ class Judge:
         """What becomes of its calls."""
         if (known := self._routes.get(service)) is None:
             known = self._routes[service] = route.route(self.mesh, service)
+        return known
+
+    def choice(self, service: Name) -> Choice:
+        """How an endpoint of it is chosen, wherever that stands."""
+        if (known := self._choices.get(service)) is None:
+            known = self._choices[service] = replace(choice.choice(self.mesh, service), policy=None)
         return known
 
     def limits(self, service: Name) -> tuple[Limits, ...]:
@@ -165,7 +173,8 @@ class Judge:
     def _way(self, caller: Name | Foreign, service: Name, call: Call, headers: Mapping[str, str]) -> tuple[Way, int]:
         said = self.route(service)
         rule = said.find(caller, call.path, call.verb, dict(headers))
-        return way_of(said.of_call(rule, call.path, call.verb, dict(headers))), rule.index
+        way = way_of(said.of_call(rule, call.path, call.verb, dict(headers)))
+        return way._replace(treatment=(*way.treatment, self.choice(service))), rule.index
 
 
 @functools.lru_cache(4096)
