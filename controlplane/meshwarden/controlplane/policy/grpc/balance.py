@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from meshwarden.controlplane.policy.choice import Balancing, Choice, Outliers
 from meshwarden.controlplane.policy.envoy.balance import failure_percentage, session_state
-from meshwarden.controlplane.policy.variant import Feature, Variant
+from meshwarden.controlplane.policy.variant import Feature, Kind, Variant
 
 _POLICIES: Final = "type.googleapis.com/envoy.extensions.load_balancing_policies."
 _SESSION: Final = "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession"
@@ -35,10 +35,11 @@ def cluster_fields(said: Choice, variant: Variant, endpoints: int) -> dict[str, 
         found["load_balancing_policy"] = _least_request(balancing.among)
     if said.affinity is not None and variant.can(Feature.SESSION):
         found["common_lb_config"] = {"override_host_status": {"statuses": ["UNKNOWN", "HEALTHY"]}}
-    # Also where nobody is left out: Node's client does not see that a cluster has got one that had none.
-    found["outlier_detection"] = dict(_NO_OUTLIERS)
+    if variant.kind is Kind.NODE:
+        # It does not see that a cluster has got one that had none. C-core, that has any, is slow to try calls again.
+        found["outlier_detection"] = dict(_NO_OUTLIERS)
     if said.outliers is not None and (bound := share(said.outliers.percent, endpoints)):
-        found["outlier_detection"] |= _outliers(said.outliers, bound)
+        found["outlier_detection"] = dict(_NO_OUTLIERS) | _outliers(said.outliers, bound)
     if said.breaker.requests:
         found["circuit_breakers"] = {"thresholds": [{"max_requests": said.breaker.requests}]}
     return found

@@ -9,7 +9,7 @@ from meshwarden.controlplane.policy.grpc import client, server
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.traffic import Route
-from meshwarden.controlplane.policy.variant import Asker, Feature
+from meshwarden.controlplane.policy.variant import Asker, Feature, Kind
 from meshwarden.v1 import node_service_pb2
 from meshwarden.xds.snapshot import Resource
 
@@ -18,10 +18,11 @@ class Grpc:
     """Says a mesh to gRPC's own xDS clients and servers."""
 
     def bearing(self, said: Route, chosen: Choice, asker: Asker) -> Hashable:
-        """The rules that are about the caller, and of the client's kind what timeouts and sessions depend on."""
+        """The rules that are about the caller, and what of the client's kind timeouts, sessions and clusters take."""
         rules = tuple(rule.index for rule in said.rules_of(asker.caller)) if said.names_callers else None
         keeps = asker.variant.can(Feature.SESSION) if chosen.affinity is not None else None
-        return rules, client.backstop(asker.variant) if said.has_timeout else None, keeps
+        is_node = asker.variant.kind is Kind.NODE
+        return rules, client.backstop(asker.variant) if said.has_timeout else None, keeps, is_node
 
     def way(self, mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
         """The canonical listener, routes and clusters."""
