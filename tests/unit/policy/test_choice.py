@@ -323,12 +323,3 @@ def test_what_is_said_is_told_with_its_field() -> None:
         "cookie at"
         in dict(sentences(choice(mesh_of({"affinity": {"cookie": {"name": "at"}}}), ORDERS)))["spec.affinity"]
     )
-
-
-def test_c_core_leaves_nobody_out_where_calls_are_made_again_and_that_is_told() -> None:
-    again = {"retry": {"codes": ["UNAVAILABLE"], "attempts": 2}}
-    mesh = mesh_of({"outlierDetection": {"consecutive5xx": 4}, "rules": [again]}, at(1), at(2))
-    assert "outlier_detection" not in cluster(mesh, Kind.C_CORE)
-    assert "failure_percentage_threshold" in cluster(mesh, Kind.NODE)["outlier_detection"]
-    assert ("spec.outlierDetection", "ignored") in told(mesh, Kind.C_CORE)
-    assert ("spec.outlierDetection", "ignored") not in told(mesh, Kind.NODE)

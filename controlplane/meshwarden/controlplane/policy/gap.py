@@ -51,11 +51,7 @@ def gaps(mesh: Mesh, service: Name, variant: Variant) -> tuple[Gap, ...]:
         if rule.index >= 0
         for place, what, why in _of_rule(rule, variant)
     )
-    chosen = choice(mesh, service)
-    found = [*of_rules, *choice_gaps(chosen, variant)]
-    if chosen.outliers is not None and said.has_retry and not variant.can(Feature.OUTLIERS_AND_RETRY):
-        why = "beside a retry it would hold some calls until their deadline: nobody is left out"
-        found.append(("spec.outlierDetection", "ignored", why))
+    found = (*of_rules, *choice_gaps(choice(mesh, service), variant))
     return tuple(Gap(policy, field, str(variant.kind), what, why) for field, what, why in found)
 
 

@@ -189,8 +189,3 @@ class Route:
     def has_timeout(self) -> bool:
         """Whether some call may take so long and no longer."""
         return any(rule.timeout is not None for rule in self.rules)
-
-    @property
-    def has_retry(self) -> bool:
-        """Whether some call may be made again for its gRPC status."""
-        return any(rule.retry is not None and rule.retry.statuses for rule in self.rules)

@@ -51,8 +51,6 @@ class Feature(StrEnum):
     """Changes headers."""
     SESSION = "session"
     """Keeps a session's endpoint in a cookie that it gives out (A55)."""
-    OUTLIERS_AND_RETRY = "outliers and retry"
-    """Tries calls again where it leaves endpoints out, too; C-core holds some until their deadline then."""
     LEAST_REQUEST = "least request"
     """Takes the idlest of some endpoints (A48)."""
 
@@ -60,9 +58,9 @@ class Feature(StrEnum):
 _KINDS: Final = {kind.value: kind for kind in Kind}
 ABLE: Final[dict[Kind, frozenset[Feature]]] = {
     Kind.C_CORE: frozenset({Feature.SESSION}),
-    Kind.NODE: frozenset({Feature.EXACT_TIMEOUT, Feature.OUTLIERS_AND_RETRY}),
-    Kind.GO: frozenset({Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST, Feature.OUTLIERS_AND_RETRY}),
-    Kind.JAVA: frozenset({Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST, Feature.OUTLIERS_AND_RETRY}),
+    Kind.NODE: frozenset({Feature.EXACT_TIMEOUT}),
+    Kind.GO: frozenset({Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST}),
+    Kind.JAVA: frozenset({Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST}),
     Kind.ENVOY: frozenset(Feature),
 }
 """What each kind does, of the features that not all have."""

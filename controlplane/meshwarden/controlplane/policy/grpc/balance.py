@@ -36,7 +36,7 @@ def cluster_fields(said: Choice, variant: Variant, endpoints: int) -> dict[str, 
     if said.affinity is not None and variant.can(Feature.SESSION):
         found["common_lb_config"] = {"override_host_status": {"statuses": ["UNKNOWN", "HEALTHY"]}}
     if variant.kind is Kind.NODE:
-        # It does not see that a cluster has got one that had none. C-core, that has any, is slow to try calls again.
+        # It does not see that a cluster has got one that had none.
         found["outlier_detection"] = dict(_NO_OUTLIERS)
     if said.outliers is not None and (bound := share(said.outliers.percent, endpoints)):
         found["outlier_detection"] = dict(_NO_OUTLIERS) | _outliers(said.outliers, bound)

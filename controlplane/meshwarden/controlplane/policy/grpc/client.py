@@ -46,8 +46,6 @@ def listener(mesh: Mesh, name: str, service: Name, variant: Variant) -> Resource
 def service_resources(mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
     """Routes, and for each version and for all alike a cluster."""
     said, versions = choice(mesh, service), ("", *mesh.versions(service))
-    if route.route(mesh, service).has_retry and not asker.variant.can(Feature.OUTLIERS_AND_RETRY):
-        said = replace(said, outliers=None)
     clusters = (_cluster(mesh, service, version, said, asker.variant) for version in versions)
     return (_routes(mesh, service, said, asker), *clusters)
 

@@ -21,8 +21,8 @@ class Grpc:
         """The rules that are about the caller, and what of the client's kind timeouts, sessions and clusters take."""
         rules = tuple(rule.index for rule in said.rules_of(asker.caller)) if said.names_callers else None
         keeps = asker.variant.can(Feature.SESSION) if chosen.affinity is not None else None
-        kind = asker.variant.kind if chosen.outliers is not None else asker.variant.kind is Kind.NODE
-        return rules, client.backstop(asker.variant) if said.has_timeout else None, keeps, kind
+        is_node = asker.variant.kind is Kind.NODE
+        return rules, client.backstop(asker.variant) if said.has_timeout else None, keeps, is_node
 
     def way(self, mesh: Mesh, service: Name, asker: Asker) -> tuple[Resource, ...]:
         """The canonical listener, routes and clusters."""
