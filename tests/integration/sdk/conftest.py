@@ -38,7 +38,9 @@ from meshwarden.controlplane.local.port import free_port
 from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.grpc import client as client_dialect
 from meshwarden.controlplane.policy.grpc import server as server_dialect
+from meshwarden.controlplane.policy.mesh import Mesh as Declared
 from meshwarden.controlplane.policy.neutral import ANY_METHOD, Caller, Name
+from meshwarden.controlplane.policy.variant import Kind, Variant
 from meshwarden.v1 import (
     node_service_pb2,
     quota_service_pb2,
@@ -53,6 +55,8 @@ from meshwarden.xds.server import add_ads
 from meshwarden.xds.snapshot import Resource, Snapshot, resource
 
 DOMAIN = "mesh.test"
+NOTHING = Declared(DOMAIN)
+"""A mesh without policies: what is called is said here, and not by resources."""
 HOUR = timedelta(hours=1)
 DEADLINE_S = 60.0
 
@@ -376,7 +380,7 @@ class Mesh:
 
     def _shared(self) -> list[Resource]:
         services = {self.callee: self.callers, **self.others}
-        own = [client_dialect.listener("orders", self.callee)]
+        own = [client_dialect.listener(NOTHING, "orders", self.callee, Variant(Kind.C_CORE))]
         return own + [one for callee, callers in services.items() for one in self._service(callee, callers)]
 
     def _service(self, callee: Name, callers: set[Caller]) -> list[Resource]:
@@ -393,7 +397,7 @@ class Mesh:
         where = {"locality": {"region": "local", "zone": "z1"}, "load_balancing_weight": 1, "lb_endpoints": places}
         endpoints = {"cluster_name": name, "endpoints": [where] if places else []}
         return [
-            client_dialect.listener(name, callee),
+            client_dialect.listener(NOTHING, name, callee, Variant(Kind.C_CORE)),
             resource(api.build("envoy.config.route.v3.RouteConfiguration", routes), name),
             self._cluster(name, callee),
             resource(api.build("envoy.config.endpoint.v3.ClusterLoadAssignment", endpoints), name),
