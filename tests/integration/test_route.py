@@ -123,7 +123,7 @@ async def test_envoy_ends_a_call_that_takes_too_long(rig: Rig, apps: list[App]) 
 
 async def test_envoy_makes_again_what_is_idempotent_and_nothing_else(rig: Rig, apps: list[App]) -> None:
     async with await billed(rig, apps) as client:
-        retry = {"codes": ["503"], "attempts": 3, "backoff": {"base": "0.001s"}, "budget": {"percent": 100}}
+        retry = {"codes": ["503"], "attempts": 3, "backoff": {"base": "0.005s"}, "budget": {"percent": 100}}
         per_try = {"codes": ["504"], "attempts": 1, "perTryTimeout": "0.5s"}
         rig.apply(
             routed(
@@ -189,7 +189,7 @@ ORDERED: list[dict[str, Any]] = [
         "match": {"headers": [{"name": "x-do", "exact": "slow"}], "from": [{"tenant": "acme", "service": "web"}]},
         "timeout": "1s",
     },
-    {"retry": {"codes": ["UNAVAILABLE"], "attempts": 3, "backoff": {"base": "0.001s"}}},
+    {"retry": {"codes": ["UNAVAILABLE"], "attempts": 3, "backoff": {"base": "0.005s"}}},
 ]
 
 

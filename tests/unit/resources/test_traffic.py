@@ -129,6 +129,7 @@ def test_what_can_be_meant_is_taken(rule: str) -> None:
             "spec.rules[0].retry.backoff.max: is shorter than the first wait",
         ),
         ("retry: {codes: [UNAVAILABLE], backoff: {base: 0s}}", "spec.rules[0].retry.backoff.base: must be greater"),
+        ("retry: {codes: [UNAVAILABLE], backoff: {base: 0.004s}}", "spec.rules[0].retry.backoff.base: must be greater"),
         ("retry: {codes: [UNAVAILABLE], budget: {percent: 100.5}}", "spec.rules[0].retry.budget.percent: must be"),
         (
             "retry: {codes: [UNAVAILABLE], budget: {percent: .nan}}",
