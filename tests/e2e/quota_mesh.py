@@ -195,7 +195,7 @@ class Quota(Programs):
 
         def is_divided() -> bool:
             quotas = json.loads(self.up.run("quota", "top", "-o", "json").stdout).get("quotas", [])
-            return any(f"{quota['unit']}: " in spec and len(quota["points"]) == len(self.points) for quota in quotas)
+            return any(f"{quota['unit']}: " in spec and len(quota.get("points", [])) == len(self.points) for quota in quotas)
 
         self.up.until(is_divided)
 

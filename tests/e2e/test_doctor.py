@@ -215,7 +215,7 @@ def test_calls_that_no_policy_allows(patient: Patient) -> None:
     policy = patient.manifest("AccessPolicy", "platform/orders")
     assert patient.up.run("delete", "AccessPolicy", "platform/orders").returncode == 0
     found = patient.until_found("calls denied", "acme/web → platform/orders")
-    assert "/meshwarden.examples.v1.Orders/Get: denied: no AccessPolicy is about platform/orders" in found["evidence"]
+    assert "/meshwarden.examples.v1.Orders/Get: denied: no AccessPolicy allows calls of platform/orders" in found["evidence"]
     patient.apply(policy)
 
 
@@ -273,7 +273,7 @@ def test_a_port_that_is_taken_from_an_envoy(patient: Patient) -> None:
             taken.bind((host, int(port)))
             taken.listen()
         found = patient.until_found("configuration refused", "platform/billing/envoy")
-        assert "refused a Listener" in found["evidence"]
+        assert "refused the Listener inbound" in found["evidence"]
         assert "Address already in use" in found["evidence"]
     patient.end_envoy("platform/billing", "node-b")
     patient.until_healed("configuration refused", "platform/billing/envoy")
