@@ -195,7 +195,8 @@ class Quota(Programs):
 
         def is_divided() -> bool:
             quotas = json.loads(self.up.run("quota", "top", "-o", "json").stdout).get("quotas", [])
-            return any(f"{quota['unit']}: " in spec and len(quota.get("points", [])) == len(self.points) for quota in quotas)
+            points = [len(quota.get("points", [])) for quota in quotas if f"{quota['unit']}: " in spec]
+            return len(self.points) in points
 
         self.up.until(is_divided)
 

@@ -215,7 +215,8 @@ def test_calls_that_no_policy_allows(patient: Patient) -> None:
     policy = patient.manifest("AccessPolicy", "platform/orders")
     assert patient.up.run("delete", "AccessPolicy", "platform/orders").returncode == 0
     found = patient.until_found("calls denied", "acme/web → platform/orders")
-    assert "/meshwarden.examples.v1.Orders/Get: denied: no AccessPolicy allows calls of platform/orders" in found["evidence"]
+    why = "denied: no AccessPolicy allows calls of platform/orders"
+    assert f"/meshwarden.examples.v1.Orders/Get: {why}" in found["evidence"]
     patient.apply(policy)
 
 
