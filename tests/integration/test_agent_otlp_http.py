@@ -21,6 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
+from tests.written import written
 
 from meshwarden.controlplane.local.port import free_port
 from meshwarden.xds import telemetry_names as names
@@ -253,12 +254,8 @@ async def test_a_token_opens_tcp_for_as_long_as_its_workload_lives(agent: Any, c
     assert "no token" not in found
     assert {said["mesh.tenant"] for said in found.values()} == {"acme"}
     assert token.partition(".")[2] not in agent.log.read_text()
-    kept = [
-        path
-        for path in agent.state_dir.rglob("*")
-        if path.is_file() and token.partition(".")[2].encode() in path.read_bytes()
-    ]
-    assert kept == []
+    secret = token.partition(".")[2].encode()
+    assert [path for path, content in written(agent.state_dir) if secret in content] == []
 
 
 async def test_whoever_sends_too_much_is_told_when_to_come_again(agent: Any, control_plane: Any, until: Any) -> None:

@@ -18,6 +18,7 @@ from google.protobuf import json_format
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 
 from openbao_server import OpenBao, serve
+from tests.written import written
 
 from meshwarden.v1 import admin_service_pb2, resource_service_pb2, resources_pb2
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -101,7 +102,7 @@ class Mesh:
 
     def everything_written(self) -> bytes:
         """All files below the state directories, the store and its log among them, and all logs."""
-        return b"".join(path.read_bytes() for path in self.directory.rglob("*") if path.is_file())
+        return b"".join(content for _, content in written(self.directory))
 
 
 @pytest.fixture(scope="module")

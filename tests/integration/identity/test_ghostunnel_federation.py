@@ -35,6 +35,7 @@ from federated_world import (
     made,
 )
 from policy_world import HTTP
+from tests.written import written
 
 from meshwarden.controlplane.identity import bundle_document
 from meshwarden.controlplane.identity import federation as federating
@@ -288,10 +289,8 @@ async def a_root_changes_while_calls_go_on(a: World, b: World, web: Program, out
             answers.append(" ".join(found))
 
     async def known() -> bool:
-        found = list((a.agent.state_dir / "run").rglob("bundles.json"))
-        return bool(found) and all(
-            len(json.loads(one.read_text())["trust_domains"]["b.test"]["keys"]) == 2 for one in found
-        )
+        found = [json.loads(text) for _, text in written(a.agent.state_dir / "run", "bundles.json")]
+        return bool(found) and all(len(one["trust_domains"]["b.test"]["keys"]) == 2 for one in found)
 
     async with anyio.create_task_group() as group:
         group.start_soon(go_on)
@@ -325,7 +324,7 @@ async def a_root_changes_while_calls_go_on(a: World, b: World, web: Program, out
 
 def certificates(world: World) -> set[bytes]:
     """Those of a mesh's programs."""
-    return {one.read_bytes() for one in (world.agent.state_dir / "run").rglob("tls.crt")}
+    return {content for _, content in written(world.agent.state_dir / "run", "tls.crt")}
 
 
 async def trust_that_is_taken_back_holds_at_the_next_call(a: World, b: World, web: Program, outbound: str) -> None:

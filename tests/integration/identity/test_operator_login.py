@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography import x509
+from tests.written import written
 
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.svid import X509Svid, new_key
@@ -88,8 +89,7 @@ class World:
 
     def written(self) -> str:
         """All that the control plane has on disk that a token could be in."""
-        files = [path for path in (self.mesh.directory / "cp").rglob("*") if path.is_file()]
-        return "".join(path.read_bytes().decode("latin-1") for path in files)
+        return "".join(content.decode("latin-1") for _, content in written(self.mesh.directory / "cp"))
 
 
 @pytest.fixture
