@@ -1,6 +1,7 @@
 """AdminService as operators meet it: real certificates, a real front, a real store; each is shown what it may see."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.certs.authority.slot import MAX_ROOTS
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.bundle_document import TrustBundle, format_document, parse_document
 from meshwarden.certs.clock import utc_now
@@ -50,6 +52,8 @@ from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
+from meshwarden.controlplane.local.check.identity import make_room
+from meshwarden.controlplane.local.check.mesh import Mesh
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.quota.division import Division
@@ -120,8 +124,12 @@ class World:
     inbox: Inbox
     sessions: Sessions
     federation: Federation
-    stub: Callable[[str], AdminServiceStub]
+    channel: Callable[[str], grpc.aio.Channel]
     operators: dict[str, X509Svid]
+
+    def stub(self, path: str) -> AdminServiceStub:
+        """The API as one operator reaches it."""
+        return AdminServiceStub(self.channel(path))
 
 
 def foreign(name: str, bundle: Bundle | None) -> TrustDomain:
@@ -230,18 +238,18 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             for path in ("operator/root", "tenant/acme/operator/anna", "tenant/platform/operator/paul")
         }
 
-        def stub(path: str) -> AdminServiceStub:
+        def channel(path: str) -> grpc.aio.Channel:
             identity = operators[path]
             credentials = grpc.ssl_channel_credentials(bundle.pem(), identity.key_pem(), identity.chain_pem())
             options = [("grpc.ssl_target_name_override", SERVER_NAME)]
-            channel = grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options)
-            stack.push_async_callback(channel.close)
-            return AdminServiceStub(channel)
+            opened = grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options)
+            stack.push_async_callback(opened.close)
+            return opened
 
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
             await group.start(deny_watch.run)
-            yield World(store, gather, durable, inbox, sessions, federation, stub, operators)
+            yield World(store, gather, durable, inbox, sessions, federation, channel, operators)
             group.cancel_scope.cancel()
 
 
@@ -713,6 +721,24 @@ async def test_an_operator_of_the_mesh_moves_roots_on(world: World) -> None:
     (left,) = (await admin.ListRoots(v1.ListRootsRequest())).roots
     assert left.fingerprint == new.fingerprint
     assert (await admin.GetStatus(v1.GetStatusRequest())).roots[0].fingerprint == new.fingerprint
+
+
+async def test_a_check_drops_the_roots_that_those_before_it_have_left(world: World) -> None:
+    class Running(Mesh):
+        @contextlib.asynccontextmanager
+        async def channel(self) -> AsyncIterator[grpc.aio.Channel]:
+            yield world.channel("operator/root")
+
+    mesh = Running(None)  # type: ignore[arg-type]  # its processes are not looked at
+    while not (refused := await mesh.change_root("PREPARE")):
+        (old,) = await mesh.roots("ACTIVE")
+        (new,) = await mesh.roots("PREPARED")
+        assert not await mesh.change_root("ACTIVATE", new.fingerprint)
+        assert not await mesh.change_root("TAINT", old.fingerprint)
+    assert refused == f"there are {MAX_ROOTS} roots: revoke one of those that sign no more first"
+    await make_room(mesh)
+    assert not await mesh.roots("TAINTED")
+    assert not await mesh.change_root("PREPARE")
 
 
 @pytest.mark.parametrize(

@@ -124,27 +124,29 @@ class Mesh:
             request = admin_service_pb2.RenewSvidsRequest(reason="meshwarden up --check")
             return list((await AdminServiceStub(channel).RenewSvids(request, timeout=RPC_S)).nodes)
 
-    async def roots(self) -> dict[str, admin_service_pb2.RootState]:
-        """What `meshwarden ca list` shows of our own, {state: root}; the newest of a state."""
+    async def roots(self, state: str) -> list[admin_service_pb2.RootState]:
+        """What `meshwarden ca list` shows of our own that are in a state, the oldest first."""
+        wanted = admin_service_pb2.RootState.State.Value(state)
         async with self.channel() as channel:
             answer = await AdminServiceStub(channel).ListRoots(admin_service_pb2.ListRootsRequest(), timeout=RPC_S)
-        return {admin_service_pb2.RootState.State.Name(root.state): root for root in answer.roots if not root.region}
+        return [root for root in answer.roots if root.state == wanted and not root.region]
 
-    async def change_root(self, change: str, fingerprint: str = "") -> bool:
-        """Runs `meshwarden ca prepare`, `activate` or `taint`; whether it was not refused."""
+    async def change_root(self, change: str, fingerprint: str = "", *, force: bool = False) -> str:
+        """Runs `meshwarden ca prepare`, `activate`, `taint` or `revoke`; why it was refused, "" if it was done."""
         request = admin_service_pb2.ChangeRootRequest(
             change=admin_service_pb2.ChangeRootRequest.Change.Value(change),
             fingerprint=fingerprint,
             reason="meshwarden up --check",
+            force=force,
         )
         async with self.channel() as channel:
             try:
                 await AdminServiceStub(channel).ChangeRoot(request, timeout=RPC_S)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                    return False
+                    return error.details() or error.code().name
                 raise
-        return True
+        return ""
 
     async def endpoints(self, tenant: str, service: str) -> list[resources_pb2.EndpointSpec]:
         """The endpoints of a service."""
