@@ -22,9 +22,9 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.seen import SeenCalls
 from meshwarden.controlplane.local.port import free_port
 from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.foresight.replay import Replay, Seen
+from meshwarden.controlplane.policy.foresight.verdict import Judge
 from meshwarden.controlplane.policy.mesh import Change, Mesh
-from meshwarden.controlplane.policy.replay import Replay, Seen
-from meshwarden.controlplane.policy.verdict import Judge
 from meshwarden.v1.admin_service_pb2 import ExplainRequest
 from meshwarden.v1.preview_service_pb2 import ReplayedCalls
 from meshwarden.v1.report_pb2 import CallStat

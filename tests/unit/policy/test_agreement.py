@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from meshwarden.controlplane.policy import access, route
 from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.foresight.replay import Replay, Seen
+from meshwarden.controlplane.policy.foresight.verdict import Call, Judge
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.neutral import Name
-from meshwarden.controlplane.policy.replay import Replay, Seen
-from meshwarden.controlplane.policy.verdict import Call, Judge
 from meshwarden.v1 import admin_service_pb2, resources_pb2
 from meshwarden.v1.preview_service_pb2 import ReplayedCalls
 from meshwarden.v1.report_pb2 import CallStat

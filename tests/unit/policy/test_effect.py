@@ -4,7 +4,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from meshwarden.controlplane.policy.effect import Budget, Effects
+from meshwarden.controlplane.policy.foresight.effect import Budget, Effects
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.v1 import resources_pb2
 from meshwarden.v1.preview_service_pb2 import ClientChange, PreviewResponse

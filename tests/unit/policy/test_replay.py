@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from meshwarden.controlplane.policy.foresight.replay import Replay, Seen
+from meshwarden.controlplane.policy.foresight.replay_limit import LimitReplay, Minute, counted, policies_of
+from meshwarden.controlplane.policy.foresight.verdict import Judge
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
-from meshwarden.controlplane.policy.replay import Replay, Seen
-from meshwarden.controlplane.policy.replay_limit import LimitReplay, Minute, counted, policies_of
-from meshwarden.controlplane.policy.verdict import Judge
 from meshwarden.v1 import resources_pb2
 from meshwarden.v1.preview_service_pb2 import ReplayedCalls
 

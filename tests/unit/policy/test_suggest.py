@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.controlplane.policy.access import access
+from meshwarden.controlplane.policy.foresight.suggest import Use, suggest
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.neutral import Name
-from meshwarden.controlplane.policy.suggest import Use, suggest
 from meshwarden.controlplane.resources.validate import resource_faults
 from meshwarden.v1 import resources_pb2
 from meshwarden.v1.preview_service_pb2 import SuggestedAccess

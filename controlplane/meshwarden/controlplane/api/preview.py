@@ -17,13 +17,13 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.api.errors import Busy, NotFound
 from meshwarden.controlplane.gather.seen import MAX_ROWS, SeenCalls
 from meshwarden.controlplane.identity.authorize import authorize, sees
-from meshwarden.controlplane.policy.effect import Effects
 from meshwarden.controlplane.policy.endpoint import Place
+from meshwarden.controlplane.policy.foresight.effect import Effects
+from meshwarden.controlplane.policy.foresight.replay import Replay, Seen, name_of
+from meshwarden.controlplane.policy.foresight.replay_limit import LimitReplay, Minute, counted, policies_of
+from meshwarden.controlplane.policy.foresight.suggest import PREFIX_FROM, Use, suggest
+from meshwarden.controlplane.policy.foresight.verdict import Judge
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
-from meshwarden.controlplane.policy.replay import Replay, Seen, name_of
-from meshwarden.controlplane.policy.replay_limit import LimitReplay, Minute, counted, policies_of
-from meshwarden.controlplane.policy.suggest import PREFIX_FROM, Use, suggest
-from meshwarden.controlplane.policy.verdict import Judge
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.reach import Node, reach
 from meshwarden.controlplane.publish.sessions import Sessions

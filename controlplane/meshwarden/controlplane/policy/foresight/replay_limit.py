@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 
 from meshwarden.controlplane.policy.bucket import Bucket, is_never_refused, least_refused
 from meshwarden.controlplane.policy.explain import rate_text
+from meshwarden.controlplane.policy.foresight.replay import Decided, Seen, name_of
+from meshwarden.controlplane.policy.foresight.verdict import Judge
 from meshwarden.controlplane.policy.mesh import Impact
 from meshwarden.controlplane.policy.neutral import Limits, Name, Rate
-from meshwarden.controlplane.policy.replay import Decided, Seen, name_of
-from meshwarden.controlplane.policy.verdict import Judge
 from meshwarden.controlplane.resources.reach import covers
 from meshwarden.sdk.quota.unit import CONCURRENT, REQUESTS
 from meshwarden.v1.preview_service_pb2 import Decider, ReplayedCalls

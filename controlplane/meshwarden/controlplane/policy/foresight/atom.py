@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, product
 from typing import Final
 
+from meshwarden.controlplane.policy.foresight.verdict import Call, Judge
 from meshwarden.controlplane.policy.neutral import (
     ANY_METHOD,
     Caller,
@@ -17,7 +18,6 @@ from meshwarden.controlplane.policy.neutral import (
     Method,
     Name,
 )
-from meshwarden.controlplane.policy.verdict import Call, Judge
 
 OTHERS: Final = "*"
 """Stands for all names, and in a path for all that goes on from there, that no policy names."""

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from meshwarden.controlplane.policy import atom
-from meshwarden.controlplane.policy.atom import OTHERS, label
 from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.foresight import atom
+from meshwarden.controlplane.policy.foresight.atom import OTHERS, label
+from meshwarden.controlplane.policy.foresight.verdict import Call, Judge, Verdict
 from meshwarden.controlplane.policy.grant import Grant
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Name
-from meshwarden.controlplane.policy.verdict import Call, Judge, Verdict
 from meshwarden.controlplane.policy.window import Window
 from meshwarden.v1.admin_service_pb2 import ExplainRequest, ExplainResponse, ExplainStep
 from meshwarden.v1.preview_service_pb2 import ClientChange, Decider, NameChange, PreviewResponse, Untouched

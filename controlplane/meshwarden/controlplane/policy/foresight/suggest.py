@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 from meshwarden.controlplane.policy.access import access
-from meshwarden.controlplane.policy.atom import OTHERS
-from meshwarden.controlplane.policy.effect import Budget
+from meshwarden.controlplane.policy.foresight.atom import OTHERS
+from meshwarden.controlplane.policy.foresight.effect import Budget
+from meshwarden.controlplane.policy.foresight.replay import MAX_METHOD, UNKNOWN, name_of
 from meshwarden.controlplane.policy.grant import Grant
 from meshwarden.controlplane.policy.mesh import Key, Mesh
 from meshwarden.controlplane.policy.neutral import (
@@ -23,7 +24,6 @@ from meshwarden.controlplane.policy.neutral import (
     Name,
     caller_of,
 )
-from meshwarden.controlplane.policy.replay import MAX_METHOD, UNKNOWN, name_of
 from meshwarden.v1.preview_service_pb2 import SuggestedAccess, SuggestedRule, UnusedAccess
 from meshwarden.v1.report_pb2 import CallStat
 from meshwarden.v1.resources_pb2 import AccessPolicy, AccessRule

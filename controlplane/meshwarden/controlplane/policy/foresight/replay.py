@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import islice, product
 from typing import Final, NamedTuple
 
-from meshwarden.controlplane.policy import atom
-from meshwarden.controlplane.policy.atom import OTHERS
 from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.foresight import atom
+from meshwarden.controlplane.policy.foresight.atom import OTHERS
+from meshwarden.controlplane.policy.foresight.verdict import Call, Judge, Verdict, Way
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Name
-from meshwarden.controlplane.policy.verdict import Call, Judge, Verdict, Way
 from meshwarden.v1.admin_service_pb2 import ExplainRequest
 from meshwarden.v1.preview_service_pb2 import Decider, ReplayedCalls
 from meshwarden.v1.report_pb2 import CallStat
