@@ -82,7 +82,7 @@ bench: $(VENV)/.dev $(VENV)/.sovereign ## Run the benchmarks (NAME=push); each r
 	@$(BIN)/python -m benchmarks $(NAME)
 
 .PHONY: accuracy
-accuracy: $(VENV)/.dev ## Measure how exactly a limit holds, ten minutes on a machine at rest, and draw docs/quotas and its table
+accuracy: $(VENV)/.dev ## Measure how exactly a limit holds, a quarter of an hour on a machine at rest, and draw docs/quotas and its table
 	@BENCH_TRACE=$(TRACE) $(BIN)/python -m benchmarks.accuracy
 	@$(BIN)/python -m benchmarks.accuracy_plot $(TRACE) docs
 

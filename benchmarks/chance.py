@@ -56,6 +56,13 @@ def cases(
             ours, theirs = (World(limit * times, more, weights, points, envoys, seed) for _ in range(2))
             case.add(ours.run(ours.divide), theirs.run(theirs.foresee))
         yield case
+    case = Case("quota", "over-admission 10 s, model", "one bucket in one process", "%", "lower", may_be_nothing=True)
+    for seed in range(3):
+        ours, theirs = (World(limit, mean, weights, points, envoys, seed) for _ in range(2))
+        ours.run(ours.divide)
+        theirs.run(theirs.keep_together)
+        case.add(ours.over_admission(), theirs.over_admission())
+    yield case
 
 
 class World:
@@ -80,6 +87,8 @@ class World:
             leases.prolong(math.inf, 0.0)
         self._obeyed, self._told_s, self._asks = [0] * points, [-math.inf] * points, [False] * points
         self._ticked_s, self._will_tick = -math.inf, False
+        # [left, since when] of the one bucket for all, if there is one.
+        self._whole: list[float] | None = None
         self._served: dict[str, list[float]] = {tenant: [] for tenant in weights}
         self._offered: dict[str, list[float]] = {tenant: [] for tenant in weights}
 
@@ -92,6 +101,15 @@ class World:
             now_s, _, act, arguments = heapq.heappop(self._due)
             act(now_s, *arguments)
         return figures.under_use(Record(self._served, self._offered), self._limit, WARM_S, WARM_S + STEADY_S)
+
+    def over_admission(self) -> float:
+        """By how many per cent the fullest ten seconds of that minute exceed the limit."""
+        served = Record(self._served, self._offered).all_served()
+        return figures.over_admission(served, self._limit, 10.0, WARM_S, WARM_S + STEADY_S)
+
+    def keep_together(self) -> None:
+        """Has all calls pass one bucket, as if there were one point."""
+        self._whole = [float(self._limit), 0.0]
 
     def divide(self) -> None:
         """Has shares divided by what points report."""
@@ -125,6 +143,10 @@ class World:
             return
         (number,) = self._rng.choices(range(len(self._points)), self._parts)
         self._offered[tenant].append(now_s)
+        if self._whole is not None:
+            if self._take_together(now_s):
+                self._served[tenant].append(now_s)
+            return
         leases, envoy = self._leases[number], self._envoys.get(number)
         is_allowed = envoy.take(tenant, now_s) if envoy else leases.take(tenant, "/x/Y", 1, now_s).allowed
         if is_allowed:
@@ -132,6 +154,13 @@ class World:
         if leases.presses and not self._asks[number] and not self._is_envoy[number]:
             self._asks[number] = True
             self._at(max(now_s, self._told_s[number] + OFTEN_S), self._report, number)
+
+    def _take_together(self, now_s: float) -> bool:
+        assert self._whole is not None
+        left, since_s = self._whole
+        left = min(self._limit, left + self._limit * (now_s - since_s))
+        self._whole = [left - (left >= 1), now_s]
+        return left >= 1
 
     # -- as it is
 

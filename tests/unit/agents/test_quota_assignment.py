@@ -179,7 +179,9 @@ def test_what_is_given_once_comes_as_a_faster_filling_until_the_next_report() ->
     said = share(2, 3)
     said.more = 5
     assignments.grant([said], MORE_S)
-    assert rate_of(assignments.due(limits(), MORE_S)) == pytest.approx(2 + 5 / BACK_S)
+    assert rate_of(assignments.due(limits(), MORE_S)) == pytest.approx(
+        2 + 5 / BACK_S, abs=1 / 60
+    )  # Envoys fill by whole calls a minute
 
 
 @pytest.mark.parametrize("more", [float("nan"), float("inf"), -1.0, 1e300])

@@ -27,7 +27,7 @@ PATIENCE_S: Final = 0.25
 RENEWAL_S: Final = 1.0
 MORE_S: Final = 2.0
 """So long after a change it can wait for more."""
-BACK_S: Final = 2.5
+BACK_S: Final = 2.75
 """A bucket gets back what it lost at such a pace until its next report: twice as much, half of which is lost again. Of
 what it then has had too much it gets nothing back next time."""
 IDLE_S: Final = 15.0
