@@ -33,6 +33,16 @@ spec:
   exportTo: ["*"]
   healthCheck: {interval: 2s, unhealthyThreshold: 3}
 """,
+    "ExternalService": """\
+kind: ExternalService
+metadata:
+  tenant: platform
+  name: model
+spec:
+  protocol: HTTPS
+  hosts: [{address: api.model.example, port: 443}]
+  exportTo: ["*"]
+""",
     "WorkloadEntry": """\
 kind: WorkloadEntry
 metadata:

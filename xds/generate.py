@@ -47,6 +47,7 @@ NEEDED = [
     "envoy/extensions/access_loggers/open_telemetry/v3/logs_service",
     "envoy/extensions/access_loggers/stream/v3/stream",
     "envoy/extensions/clusters/aggregate/v3/cluster",
+    "envoy/extensions/clusters/dns/v3/dns_cluster",
     "envoy/extensions/common/ratelimit/v3/ratelimit",
     "envoy/extensions/filters/http/fault/v3/fault",
     "envoy/extensions/filters/http/health_check/v3/health_check",

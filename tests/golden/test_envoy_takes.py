@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.golden.policies import faults, mesh_of, policies
 from tests.golden.test_policy import SCOPES, compiled
+from tests.golden.test_policy import mesh_of as mesh_of_golden
 
 from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
+from meshwarden.controlplane.policy.access import access
 from meshwarden.controlplane.policy.compile import compile_scope
-from meshwarden.controlplane.policy.envoy import inbound, outbound
+from meshwarden.controlplane.policy.envoy import egress, inbound, outbound, relay
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.xds import api
@@ -38,6 +40,8 @@ def take(resources: Iterable[Resource], directory: Path) -> None:
     for listener in listeners:
         for chain in listener["filter_chains"]:
             manager = chain["filters"][0]["typed_config"]
+            if "http_filters" not in manager:
+                continue
             routes = list(found.get(ROUTE, {}).values())
             if routes:
                 del manager["rds"]
@@ -61,7 +65,9 @@ def take(resources: Iterable[Resource], directory: Path) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize(("directory", "scope"), [key for key in SCOPES if "envoy" in key[1]])
+@pytest.mark.parametrize(
+    ("directory", "scope"), [key for key in SCOPES if "envoy" in key[1] or key[1].startswith("egress/")]
+)
 def test_a_golden_scope_is_taken(directory: str, scope: str, tmp_path: Path) -> None:
     more: tuple[Resource, ...] = ()
     if scope.startswith("server/"):
@@ -70,6 +76,14 @@ def test_a_golden_scope_is_taken(directory: str, scope: str, tmp_path: Path) -> 
             inbound.listener("127.0.0.1:1", service, "mesh.test", foreign=("b.test",)),
             inbound.app("127.0.0.1:2", 0),
         )
+    elif scope.startswith("client/"):
+        seen = mesh_of_golden(directory)
+        calls = (name for name in seen.externals(scope.split("/")[1]) if not seen.is_stream(name))
+        more = tuple(relay.cluster(name, "/run/x.sock") for name in calls)
+    elif scope.startswith("egress/"):
+        mesh, service = mesh_of_golden(directory), Name(*scope.split("/")[2:])
+        who = access(mesh, service)
+        more = egress.instance(mesh, service, str(tmp_path / "outbound.sock"), Name("acme", "web"), who)
     take((*more, *compiled(directory, scope).resources), tmp_path)
 
 

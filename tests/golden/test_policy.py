@@ -48,6 +48,13 @@ SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     ("choice", "near/acme/eu/a"): None,
     ("choice", "near/acme/us/c"): None,
     ("choice", "listener/n1/acme/web#1/envoy"): CALLER,
+    # What lies outside of the mesh.
+    ("egress", "client/acme/envoy"): None,
+    ("egress", "client/acme/c-core"): None,
+    ("egress", "egress/acme/platform/model"): None,
+    ("egress", "egress/acme/acme/ledger"): None,
+    ("egress", "egress/acme/acme/queue"): None,
+    ("egress", "listener/n1/acme/web#1/envoy"): CALLER,
     ("policy", "client/acme/envoy"): None,
     ("policy", "client/acme/c-core"): None,
     ("policy", "client/platform/c-core"): None,

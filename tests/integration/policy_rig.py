@@ -160,7 +160,7 @@ class Rig:
         for name, (ref, extra) in self.planes.items():
             entry = self.mesh.find("WorkloadEntry", ref.tenant, ref.entry)
             found = list(extra)
-            for scope in scopes_of(ref, "n1", entry, self.mesh.named):
+            for scope in scopes_of(ref, "n1", entry, self.mesh.named, externals=self.mesh.externals(ref.tenant)):
                 found += compile_scope(self.mesh, scope, ref, entry).resources
             self.snapshots[name] = Snapshot.of(found)
         moved, self.moved = self.moved, asyncio.Event()
@@ -219,7 +219,8 @@ class Rig:
         svid = await self.svid(SpiffeId.workload("mesh.test", tenant, service))
         self.serials[f"{tenant}/{service}"] = svid.serial
         bundle = await self.authority.bundle()
-        self.planes[name] = (ref, (sds.own_secret(svid), *sds.roots_secrets(bundle, {}), runtime.sampling(1.0)))
+        secrets = (sds.own_secret(svid), *sds.roots_secrets(bundle, {}), *sds.system_secrets())
+        self.planes[name] = (ref, (*secrets, runtime.sampling(1.0)))
         self.publish()
         bootstrap = directory / "envoy.json"
         bootstrap.write_text(

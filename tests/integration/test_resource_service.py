@@ -515,6 +515,20 @@ async def test_what_reaches_into_other_tenants_is_for_operators_of_the_mesh(worl
     await world.root.Delete(v1.DeleteRequest(refs=[ref("RatePolicy", "acme", "wide")]))
 
 
+async def test_what_leads_to_other_peoples_nodes_is_for_operators_of_the_mesh(world: World) -> None:
+    await apply(world.root, MESH)
+    spec = "{protocol: HTTP, hosts: [{address: ADDRESS, port: 80}], insecure: true}"
+    text = f"kind: ExternalService\nmetadata: {{tenant: acme, name: metadata}}\nspec: {spec}\n"
+    own = text.replace("ADDRESS", "192.0.2.1")
+    near = text.replace("ADDRESS", "169.254.169.254").replace("insecure: true", "insecure: true, internal: true")
+    await apply(world.acme, own)
+    assert (await refused(apply(world.acme, near))).code() is grpc.StatusCode.PERMISSION_DENIED
+    await apply(world.root, near)
+    assert (await refused(apply(world.acme, own))).code() is grpc.StatusCode.PERMISSION_DENIED
+    delete = world.acme.Delete(v1.DeleteRequest(refs=[ref("ExternalService", "acme", "metadata")]))
+    assert (await refused(delete)).code() is grpc.StatusCode.PERMISSION_DENIED
+
+
 async def test_a_limit_is_refused_in_a_region_that_has_no_part_of_it(world: World) -> None:
     await apply(world.root, MESH)
     text = "kind: RatePolicy\nmetadata: {tenant: acme, name: parted}\n"

@@ -125,9 +125,11 @@ class ScopeStore:
         return known[1]
 
     def limits(self, data_plane_id: str) -> node_pb.ServerLimits | None:
-        """What a data plane's server lets each tenant call; None if nothing is said of it."""
+        """What a data plane lets each tenant call, of its server and of external services; None if nothing is said."""
         found = [scope.limits for scope in self._scopes_of(data_plane_id) or () if scope.limits is not None]
-        return found[0] if found else None
+        if len(found) < 2:
+            return found[0] if found else None
+        return node_pb.ServerLimits(policies=[one for limits in found for one in limits.policies])
 
     def access(self, data_plane_id: str) -> node_pb.ServerAccess | None:
         """Who may call a data plane's server; None if nothing is said of it."""

@@ -1,6 +1,8 @@
 """An Envoy's own certificate, what it trusts and its workload's secrets, as xDS secrets on its one ADS stream."""
 
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from meshwarden.certs.bundle import Bundle
@@ -11,6 +13,14 @@ from meshwarden.xds.snapshot import Resource, resource
 OWN: Final = "default"
 ROOTS: Final = "ROOTCA"
 CALLERS: Final = "callers"
+SYSTEM: Final = "system"
+# Source: the packages "ca-certificates" of Debian, Fedora, SUSE and Alpine.
+_BUNDLES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
 GIVEN: Final = "secret/"
 """What the names of a workload's secrets begin with: none is mistaken for one of the above."""
 _SECRET: Final = "envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a message's name
@@ -49,6 +59,18 @@ def _roots(name: str, bundles: Iterable[Bundle]) -> Resource:
     }
     context = {"custom_validator_config": validator}
     return resource(api.build(_SECRET, {"name": name, "validation_context": context}), name)
+
+
+def system_secrets() -> Iterator[Resource]:
+    """The secret `system`: the authorities that this node's system trusts, for what lies outside of the mesh.
+
+    Without any there is no secret, and whoever needs it connects to nobody: without authorities it would trust all.
+    """
+    own = ssl.get_default_verify_paths().cafile
+    path = next((path for path in (own, *_BUNDLES) if path and Path(path).is_file()), None)
+    if path is not None:
+        context = {"trusted_ca": {"filename": path}}
+        yield resource(api.build(_SECRET, {"name": SYSTEM, "validation_context": context}), SYSTEM)
 
 
 def generic_secret(name: str, value: str) -> Resource:

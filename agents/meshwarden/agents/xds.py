@@ -153,7 +153,7 @@ class DataPlanes:
         if known is None or known[0] != key:
             given = (sds.generic_secret(one.name, one.value) for one in secrets if one.value)
             roots = sds.roots_secrets(bundle, foreign)
-            own = (sds.own_secret(svid), *roots, runtime.sampling(ratio), *given)
+            own = (sds.own_secret(svid), *roots, *sds.system_secrets(), runtime.sampling(ratio), *given)
             resources = [item for named in scoped.resources.values() for item in named.values()]
             before = known[1] if known is not None else None
             known = self._merged[data_plane] = (key, Snapshot.of((*resources, *own), before=before))

@@ -113,6 +113,7 @@ class Resource(_message.Message):
     RATE_POLICY_FIELD_NUMBER: _builtins.int
     SLO_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    EXTERNAL_SERVICE_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___Tenant: ...
@@ -133,6 +134,8 @@ class Resource(_message.Message):
     @_builtins.property
     def trust_domain(self) -> Global___TrustDomain: ...
     @_builtins.property
+    def external_service(self) -> Global___ExternalService: ...
+    @_builtins.property
     def drain(self) -> Global___Drain: ...
     def __init__(
         self,
@@ -146,13 +149,14 @@ class Resource(_message.Message):
         rate_policy: Global___RatePolicy | None = ...,
         slo: Global___SLO | None = ...,
         trust_domain: Global___TrustDomain | None = ...,
+        external_service: Global___ExternalService | None = ...,
         drain: Global___Drain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain", "external_service", "drain"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -755,6 +759,137 @@ class DrainSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainSpec: _TypeAlias = DrainSpec  # noqa: Y015
+
+@_typing.final
+class ExternalService(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___Metadata: ...
+    @_builtins.property
+    def spec(self) -> Global___ExternalServiceSpec: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        metadata: Global___Metadata | None = ...,
+        spec: Global___ExternalServiceSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalService: _TypeAlias = ExternalService  # noqa: Y015
+
+@_typing.final
+class ExternalServiceSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Protocol:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ProtocolEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ExternalServiceSpec._Protocol.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PROTOCOL_UNSPECIFIED: ExternalServiceSpec._Protocol.ValueType  # 0
+        HTTP: ExternalServiceSpec._Protocol.ValueType  # 2
+        HTTPS: ExternalServiceSpec._Protocol.ValueType  # 3
+        TCP: ExternalServiceSpec._Protocol.ValueType  # 4
+        TLS: ExternalServiceSpec._Protocol.ValueType  # 5
+
+    class Protocol(_Protocol, metaclass=_ProtocolEnumTypeWrapper): ...
+    PROTOCOL_UNSPECIFIED: ExternalServiceSpec.Protocol.ValueType  # 0
+    HTTP: ExternalServiceSpec.Protocol.ValueType  # 2
+    HTTPS: ExternalServiceSpec.Protocol.ValueType  # 3
+    TCP: ExternalServiceSpec.Protocol.ValueType  # 4
+    TLS: ExternalServiceSpec.Protocol.ValueType  # 5
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    EXPORT_TO_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    CONNECT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    INSECURE_FIELD_NUMBER: _builtins.int
+    INTERNAL_FIELD_NUMBER: _builtins.int
+    protocol: Global___ExternalServiceSpec.Protocol.ValueType
+    insecure: _builtins.bool
+    internal: _builtins.bool
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExternalHost]: ...
+    @_builtins.property
+    def export_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tls(self) -> Global___ExternalTls: ...
+    @_builtins.property
+    def connect_timeout(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        protocol: Global___ExternalServiceSpec.Protocol.ValueType = ...,
+        hosts: _abc.Iterable[Global___ExternalHost] | None = ...,
+        export_to: _abc.Iterable[_builtins.str] | None = ...,
+        tls: Global___ExternalTls | None = ...,
+        connect_timeout: _duration_pb2.Duration | None = ...,
+        insecure: _builtins.bool = ...,
+        internal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect_timeout", b"connect_timeout", "tls", b"tls"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect_timeout", b"connect_timeout", "export_to", b"export_to", "hosts", b"hosts", "insecure", b"insecure", "internal", b"internal", "protocol", b"protocol", "tls", b"tls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalServiceSpec: _TypeAlias = ExternalServiceSpec  # noqa: Y015
+
+@_typing.final
+class ExternalHost(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    port: _builtins.int
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalHost: _TypeAlias = ExternalHost  # noqa: Y015
+
+@_typing.final
+class ExternalTls(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNI_FIELD_NUMBER: _builtins.int
+    CA_FIELD_NUMBER: _builtins.int
+    sni: _builtins.str
+    ca: _builtins.str
+    def __init__(
+        self,
+        *,
+        sni: _builtins.str = ...,
+        ca: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "sni", b"sni"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalTls: _TypeAlias = ExternalTls  # noqa: Y015
 
 @_typing.final
 class AccessPolicy(_message.Message):

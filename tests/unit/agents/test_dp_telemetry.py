@@ -11,7 +11,14 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from tests.counted import stats_of
 
-from meshwarden.agents.telemetry.access_log import Call, attributes_of, call_of, decision_of, service_of_cluster
+from meshwarden.agents.telemetry.access_log import (
+    Call,
+    attributes_of,
+    call_of,
+    decision_of,
+    is_relayed,
+    service_of_cluster,
+)
 from meshwarden.agents.telemetry.aggregate import OTHER, UNKNOWN, Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.sieve import are_plain, sift
@@ -237,6 +244,37 @@ def test_an_envoys_own_side_is_the_agents_word() -> None:
     call = call_of(inbound, WEB, "acme/web")
     assert call is not None
     assert (call.source, call.destination) == (WEB, "acme/web")
+
+
+@pytest.mark.parametrize(
+    ("flags", "details", "status", "decision"),
+    [
+        ("-", "-", "200", pb.CallStat.ALLOWED),
+        ("DC", "-", "200", pb.CallStat.ALLOWED),
+        ("UF", "-", "503", pb.CallStat.ALLOWED),
+        ("UF,URX", "-", "503", pb.CallStat.ALLOWED),
+        ("-", "rbac_access_denied_matched_policy[none]", "403", pb.CallStat.DENIED),
+    ],
+)
+def test_a_connection_out_of_the_mesh_is_told_as_a_call(flags: str, details: str, status: str, decision: int) -> None:
+    said = {
+        names.REPORTER: names.SOURCE_SIDE,
+        names.UPSTREAM_CLUSTER: "db.platform",
+        names.METHOD: "CONNECT",
+        names.RESPONSE_FLAGS: flags,
+        names.RESPONSE_CODE_DETAILS: details,
+        names.DURATION_MS: "1500",
+    }
+    call = call_of(said, WEB, "acme/web")
+    assert call is not None
+    assert (call.source, call.destination, call.method) == (WEB, "platform/db", "CONNECT")
+    assert (call.status, call.decision, call.duration_s) == (status, decision, 1.5)
+
+
+def test_the_first_half_of_a_way_out_is_told_by_the_second() -> None:
+    assert is_relayed(record(**{names.UPSTREAM_CLUSTER: "egress|model.platform"}))
+    assert not is_relayed(record(**{names.UPSTREAM_CLUSTER: "model.platform"}))
+    assert not is_relayed({})
 
 
 def test_other_records_are_none_of_ours() -> None:

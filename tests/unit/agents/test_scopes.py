@@ -56,6 +56,23 @@ def versions(store: ScopeStore) -> tuple[str, ...]:
     return found["access"], said.policies[0].policy
 
 
+def test_an_envoy_has_the_limits_of_its_service_and_of_what_it_calls_outside(tmp_path: Path) -> None:
+    store = ScopeStore(Cache(tmp_path))
+    change = pb.ConfigUpdate(revision=1)
+    for scope in ("server/a", "egress/b", "egress/c", "client/d"):
+        change.scopes.add(scope=scope, full=True)
+        if not scope.startswith("client"):
+            change.scopes[-1].limits.policies.add(policy=scope)
+    change.data_planes.add(id="all", scopes=["server/a", "egress/b", "egress/c", "client/d"])
+    change.data_planes.add(id="one", scopes=["server/a", "client/d"])
+    change.data_planes.add(id="none", scopes=["client/d"])
+    store.apply(change)
+    said = {name: store.limits(name) for name in ("all", "one", "none")}
+    assert [policy.policy for policy in said["all"].policies] == ["server/a", "egress/b", "egress/c"]
+    assert [policy.policy for policy in said["one"].policies] == ["server/a"]
+    assert said["none"] is None
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

@@ -197,6 +197,28 @@ async def test_names_are_those_that_the_tenant_is_given(node: Node) -> None:
     assert names.find("acme", "orders.platform") == "platform/orders"
 
 
+async def test_external_services_are_those_that_the_tenants_envoys_are_given(node: Node) -> None:
+    node.registry.set_entries(entry(envoy=True))
+    names = Names(node.registry, node.scopes)
+    workload = node.register()
+    assert names.find("acme", "platform/model") is None
+    update = node_pb.ConfigUpdate(revision=1)
+    update.scopes.add(scope="s", full=True)
+    found = resource(
+        api.build("envoy.config.listener.v3.Listener", {"name": "egress/platform/model"}), "egress/platform/model"
+    )
+    update.scopes[0].resources.add(type_url=found.type_url, name=found.name, version=found.version, body=found.body)
+    for plane in ("grpc", "envoy"):
+        update.data_planes.add(id=f"{workload.id}/{plane}", scopes=["s"])
+    node.scopes.apply(update)
+    assert names.find("acme", "platform/model") == "platform/model"
+    for said in ("model", "model.platform", "egress/platform/model", "platform/other", "outbound", "/"):
+        assert names.find("acme", said) is None
+    assert names.find("globex", "platform/model") is None
+    node.registry.end(workload.id, "test")
+    assert names.find("acme", "platform/model") == "platform/model"
+
+
 def client(name: str) -> Resource:
     manager = {
         "@type": f"{api.TYPE_URL_PREFIX}envoy.extensions.filters.network.http_connection_manager.v3"

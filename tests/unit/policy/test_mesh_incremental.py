@@ -34,12 +34,14 @@ SHARED = [
     for service in SERVICES
     for dialect in ("grpc", "envoy")
 ]
+SHARED += [f"egress/{tenant}/{owner}/outside" for tenant in TENANTS for owner in TENANTS]
 SHARED += [f"near/{tenant}/eu/{zone}" for tenant in TENANTS for zone in ("a", "b")]
 REF = node_service_pb2.DataPlaneRef(
     id="x", dialect="ENVOY", listen_address="127.0.0.1:1", app_address="127.0.0.1:2", outbound_path="/o"
 )
 
 service = st.sampled_from(SERVICES)
+callee = st.sampled_from([*SERVICES, "outside"])
 version = st.sampled_from(["", "v1", "v2"])
 caller = st.fixed_dictionaries(
     {"tenant": st.sampled_from(["", *TENANTS]), "service": st.sampled_from(["*", *SERVICES])}
@@ -48,6 +50,13 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "Service": st.fixed_dictionaries(
         {
             "protocol": st.sampled_from(["GRPC", "HTTP"]),
+            "exportTo": st.lists(st.sampled_from(["*", *TENANTS]), unique=True, max_size=2),
+        }
+    ),
+    "ExternalService": st.fixed_dictionaries(
+        {
+            "protocol": st.sampled_from(["HTTP", "HTTPS", "TCP", "TLS"]),
+            "hosts": st.sampled_from([[{"address": "a.example", "port": 1}], [{"address": "192.0.2.1", "port": 2}]]),
             "exportTo": st.lists(st.sampled_from(["*", *TENANTS]), unique=True, max_size=2),
         }
     ),
@@ -66,7 +75,7 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "AccessPolicy": st.fixed_dictionaries(
         {
-            "service": service,
+            "service": callee,
             "allow": st.lists(
                 st.fixed_dictionaries({"from": st.lists(caller, min_size=1, max_size=2)}), min_size=1, max_size=2
             ),
@@ -74,7 +83,7 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "RoutePolicy": st.builds(
         lambda service, rules, choice: {"service": service, "rules": rules, **choice},
-        service,
+        callee,
         st.lists(
             st.fixed_dictionaries(
                 {
@@ -101,6 +110,7 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             [
                 {"service": "web"},
                 {"service": "orders"},
+                {"service": "outside"},
                 {"services": ["*"]},
                 {"services": ["web", "acme/*"]},
                 {"services": ["*/*"]},
@@ -122,6 +132,7 @@ def changes(draw: st.DrawFn) -> Change:
     kind = draw(st.sampled_from(sorted(specs)))
     tenant = draw(st.sampled_from(TENANTS))
     name = draw(service) if kind == "Service" else draw(st.sampled_from(["a", "b"]))
+    name = "outside" if kind == "ExternalService" else name
     if draw(st.integers(0, 3)) == 0:
         return Change(Key(kind, tenant, name), None)
     fields = {"kind": kind, "metadata": {"tenant": tenant, "name": name}, "spec": draw(specs[kind])}

@@ -153,7 +153,7 @@ class Mesh:
     def hosts(self, node: str, service: str) -> bool:
         return True
 
-    def covers(self, policy: str, service: str) -> bool:
+    def covers(self, policy: str, service: str, tenant: str) -> bool:
         return True
 
     def is_tenant(self, tenant: str) -> bool:

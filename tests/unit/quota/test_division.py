@@ -175,6 +175,23 @@ async def test_a_node_speaks_for_services_that_it_hosts_and_of_tenants_that_ther
         assert world.division.ignored()["foreign"] == 5
 
 
+async def test_whoever_calls_an_external_service_speaks_for_its_own_tenant(tmp_path: Path) -> None:
+    hosts = [{"address": "api.model.example", "port": 443}]
+    mesh = mesh_of(
+        made("ExternalService", "platform", "model", protocol="HTTPS", hosts=hosts, exportTo=["acme"]),
+        made("RatePolicy", "platform", "limits", service="model", limits=LIMITS[1:]),
+        made("WorkloadEntry", "acme", "web", service="web", nodes=["n3"], selectors={"uid": 1}),
+        made("WorkloadEntry", "globex", "web", service="web", nodes=["n4"], selectors={"uid": 1}),
+    )
+    async with dividing(tmp_path, mesh) as world:
+        acme, globex = world.division.open("n3"), world.division.open("n4")
+        acme.take(report(used("acme", 0, 500), used("globex", 0, 500), service="acme/web", begins=True))
+        assert acme.ignored["foreign"] == 1, "a limit of another tenant"
+        assert await told(acme, "p") == pytest.approx({("acme", ""): 40})
+        globex.take(report(used("globex", 0, 500), service="globex/web", begins=True))
+        assert globex.ignored["foreign"] == 1, "it doesn't see it"
+
+
 async def test_callers_of_another_trust_domain_have_a_share_of_their_own(tmp_path: Path) -> None:
     mesh = mesh_of(policy(), made("TrustDomain", "platform", "other", trustDomain="other.test"))
     async with dividing(tmp_path, mesh) as world:

@@ -10,6 +10,7 @@ from meshwarden.sdk.red.exemplar import TraceIds
 from meshwarden.sdk.tracing.trace import sampled_ids
 from meshwarden.v1 import report_pb2 as pb
 from meshwarden.xds import telemetry_names as names
+from meshwarden.xds.external_name import CONNECT, RELAY
 
 _MAX_ATTRIBUTES: Final = 16
 _MAX_DURATION_S: Final = 86_400.0
@@ -78,6 +79,11 @@ def call_of(attributes: dict[str, str], spiffe_id: str, service: str) -> Call | 
     )
 
 
+def is_relayed(attributes: dict[str, str]) -> bool:
+    """Whether a record is of the first half of a way out of the mesh: that of the second tells of the call."""
+    return attributes.get(names.UPSTREAM_CLUSTER, "").startswith(RELAY)
+
+
 def service_of_cluster(cluster: str) -> str:
     """`orders.platform|v1` as `platform/orders`; empty for no cluster of a service."""
     service, dot, tenant = cluster.partition("|")[0].partition(".")
@@ -112,7 +118,16 @@ def _method(attributes: dict[str, str]) -> str:
 
 
 def _status(attributes: dict[str, str]) -> str:
+    if attributes.get(names.METHOD) == CONNECT and names.HTTP_STATUS not in attributes:
+        return _status_of_connection(attributes)
     return _grpc_status(attributes) or attributes.get(names.HTTP_STATUS, "0")
+
+
+def _status_of_connection(attributes: dict[str, str]) -> str:
+    """What HTTP would say of a connection, by Envoy's response flags: none if nothing was wrong on our side."""
+    if decision_of(attributes) == pb.CallStat.DENIED:
+        return "403"
+    return "200" if attributes.get(names.RESPONSE_FLAGS, "-") in ("", "-", "DC", "UR") else "503"
 
 
 def _grpc_status(attributes: dict[str, str]) -> str:

@@ -18,7 +18,7 @@ from opentelemetry.proto.logs.v1 import logs_pb2
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry import account
-from meshwarden.agents.telemetry.access_log import attributes_of, call_of
+from meshwarden.agents.telemetry.access_log import attributes_of, call_of, is_relayed
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
@@ -290,8 +290,9 @@ class Intake:
     def _count(self, record: logs_pb2.LogRecord, sender: _Sender) -> bool:
         """Counts a record that is of an Envoy's access log; whether it is."""
         identity = sender.workload.spiffe_id
-        call = call_of(attributes_of(record.attributes), str(identity), f"{identity.tenant}/{identity.service}")
-        if call is not None:
+        said = attributes_of(record.attributes)
+        call = call_of(said, str(identity), f"{identity.tenant}/{identity.service}")
+        if call is not None and not is_relayed(said):
             # The time of a record is that of the call's beginning, as it is of its span.
             revision = sender.revision_at(record.time_unix_nano) if sender.revision_at else self._revision()
             self._aggregator.add_call(call, revision)

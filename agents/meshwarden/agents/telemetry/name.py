@@ -5,6 +5,7 @@ from typing import Final
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.xds import api
+from meshwarden.xds.external_name import service_of
 from meshwarden.xds.snapshot import Resource, Snapshot
 
 _LISTENER: Final = "envoy.config.listener.v3.Listener"
@@ -20,6 +21,7 @@ class Names:
         self._registry = registry
         self._scopes = scopes
         self._known: dict[str, tuple[Snapshot, dict[str, str]]] = {}
+        self._outside: dict[str, tuple[Snapshot, frozenset[str]]] = {}
 
     def find(self, tenant: str, said: str) -> str | None:
         """The service that a tenant's workload calls by a name.
@@ -34,7 +36,24 @@ class Names:
         name = said.removeprefix(_SCHEME)
         owner, slash, service = name.partition("/")
         names = self._names(tenant)
-        return names.get(f"{service}.{owner}" if slash else name)
+        found = names.get(f"{service}.{owner}" if slash else name)
+        # Envoys alone call those, and tell of them in full.
+        return found or (name if slash and name in self._externals(tenant) else None)
+
+    def _externals(self, tenant: str) -> frozenset[str]:
+        """The external services that a tenant's Envoys on this node are given."""
+        for workload in self._registry.workloads.values():
+            if workload.spiffe_id.tenant != tenant or not workload.has_envoy:
+                continue
+            snapshot = self._scopes.snapshot(f"{workload.id}/envoy")
+            if snapshot is None:
+                continue
+            known = self._outside.get(tenant)
+            if known is None or known[0] is not snapshot:
+                found = frozenset(map(service_of, snapshot.named(api.LISTENER))) - {""}
+                known = self._outside[tenant] = (snapshot, found)
+            return known[1]
+        return self._outside[tenant][1] if tenant in self._outside else frozenset()
 
     def _names(self, tenant: str) -> dict[str, str]:
         for workload in self._registry.workloads.values():

@@ -11,6 +11,7 @@ from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.dry_run import dry_runs
+from meshwarden.controlplane.api.edges import edge_warnings
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.gaps import policy_gaps
 from meshwarden.controlplane.api.health import Health
@@ -137,6 +138,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             answer.warnings.extend(self._bundles.warnings())
             answer.warnings.extend(f"node {node} is banned" for node in sorted(self._sessions.bans))
         answer.warnings.extend(_drains(self._publisher.mesh, shown))
+        answer.warnings.extend(edge_warnings(self._publisher.mesh, shown))
         answer.now.FromDatetime(self._clock())
         return answer
 
@@ -275,7 +277,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
     def _nodes(
         self, service: str, edges: Iterable[v1.GraphEdge], shown: Callable[[str], bool]
     ) -> Iterator[v1.GraphNode]:
-        names = (name for name in self._publisher.mesh.services() if shown(name.tenant))
+        names = (name for name in self._publisher.mesh.callees() if shown(name.tenant))
         if service:
             ends = {service, *(end for edge in edges for end in (edge.source, edge.destination))}
             names = (name for name in names if str(name) in ends or name.name == service)

@@ -21,7 +21,14 @@ from meshwarden.controlplane.secrets.reference import Grants
 from meshwarden.controlplane.store.mirror import Mirror
 from meshwarden.controlplane.store.port import ABSENT, Conflict, Delete, Op, Put, Store, StoreError
 from meshwarden.sdk.tracing import own_span
-from meshwarden.v1.resources_pb2 import RatePolicy, Resource, Service, TrustDomain, WorkloadEntry
+from meshwarden.v1.resources_pb2 import (
+    ExternalService,
+    RatePolicy,
+    Resource,
+    Service,
+    TrustDomain,
+    WorkloadEntry,
+)
 
 # Every commit that references hang on moves this record, so that none is judged by what another takes away.
 GUARD = "/guard/references"
@@ -142,7 +149,8 @@ def reach_allowed(caller: SpiffeId | None, method: str, resources: Iterable[AnyR
     for resource in resources:
         wide = isinstance(resource, RatePolicy) and width(resource.metadata.tenant, resource.spec) is Width.MESH
         abroad = isinstance(resource, Service) and resource.spec.spiffe_id
-        if wide or abroad or isinstance(resource, TrustDomain):
+        near = isinstance(resource, ExternalService) and resource.spec.internal
+        if wide or abroad or near or isinstance(resource, TrustDomain):
             authorize(caller, method, None)
 
 

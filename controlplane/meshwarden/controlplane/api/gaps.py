@@ -1,12 +1,15 @@
 """What policies say that the clients which are there can't do."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from meshwarden.controlplane.policy import access
 from meshwarden.controlplane.policy.gap import Gap, gaps, untested
 from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.variant import Variant
 from meshwarden.v1 import admin_service_pb2 as v1
+from meshwarden.v1 import node_service_pb2
 
 _MOST: Final = 256
 
@@ -31,7 +34,31 @@ def policy_gaps(mesh: Mesh, nodes: Iterable[v1.NodeState], shown: Callable[[str]
             for variant, callers in tenants.items():
                 if any(mesh.sees(caller, service) for caller in callers):
                     found.update(gaps(mesh, service, variant))
-    return [_message(gap) for gap in sorted(found, key=_order)[:_MOST]]
+    told = [_message(gap) for gap in sorted(found, key=_order)]
+    return [*told, *_without_envoy(mesh, refs, shown)][:_MOST]
+
+
+def _without_envoy(
+    mesh: Mesh, refs: Iterable[node_service_pb2.DataPlaneRef], shown: Callable[[str], bool]
+) -> Iterator[v1.PolicyGap]:
+    """The callers that may call an external service, and have no Envoy to do so."""
+    dialects: dict[tuple[str, str], set[int]] = {}
+    for ref in refs:
+        if shown(ref.tenant):
+            dialects.setdefault((ref.tenant, ref.entry), set()).add(ref.dialect)
+    for (tenant, name), found in sorted(dialects.items()):
+        entry = mesh.find("WorkloadEntry", tenant, name)
+        if entry is None or node_service_pb2.DataPlaneRef.ENVOY in found:
+            continue
+        caller = Name(tenant, entry.spec.service)
+        for external in mesh.externals(tenant):
+            if any(grant.caller.fits(caller) for grant in access.access(mesh, external).grants):
+                yield v1.PolicyGap(
+                    policy=f"ExternalService {external}",
+                    client=str(caller),
+                    effect=v1.PolicyGap.REFUSED,
+                    why=f"it may call it and has no Envoy, which alone leads there: set dataPlane: ENVOY on {name}",
+                )
 
 
 def _order(gap: Gap) -> tuple[str, str, str, str]:

@@ -106,7 +106,7 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
         answer.start.seconds, answer.end.seconds = start_s, end_s
         async with self._in_line():
             mesh = self._publisher.mesh.fork()
-            if request.service and mesh.find("Service", *name_of(request.service)) is None:
+            if request.service and mesh.callee(name_of(request.service)) is None:
                 raise NotFound(f"there is no Service {request.service}")
             called = [request.service] if request.service else await self._called(mesh, start_s, end_s, owner)
             answer.omitted = max(0, len(called) - MAX_SERVICES)
@@ -163,7 +163,7 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
     async def _called(self, mesh: Mesh, start_s: int, end_s: int, tenant: str) -> list[str]:
         """The services that were called and are there."""
         found = await self._seen.called(start_s, end_s, tenant, MAX_ROWS)
-        return [name for name in found if mesh.find("Service", *name_of(name)) is not None]
+        return [name for name in found if mesh.callee(name_of(name)) is not None]
 
     async def _replay(
         self, answer: v1.ReplayAnswer, before: Mesh, changes: list[Change], caller: SpiffeId | None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
-from meshwarden.controlplane.policy import access, endpoint, near, rate, route
+from meshwarden.controlplane.policy import access, endpoint, external, near, rate, route
 from meshwarden.controlplane.policy.choice import Choice, choice
 from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.envoy.dialect import Envoy
@@ -70,6 +70,9 @@ class Dialect(Protocol):
 
     def server(self, mesh: Mesh, service: Name, said: Access) -> tuple[Resource, ...]:
         """What a service's instances enforce, where that is who may call."""
+
+    def egress(self, mesh: Mesh, service: Name, tenant: str, said: Access) -> tuple[Resource, ...]:
+        """What a tenant's data planes share of an external service, where that is who may call it."""
 
     def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
         """The listeners of one instance."""
@@ -193,7 +196,9 @@ class _Client(Pieces):
     def get(self, name: Name | None) -> tuple[Resource, ...]:
         if name is None:
             return self._parts.client(self._mesh, self._asker)
-        return self._parts.get(self._mesh, self._asker, name) if self._mesh.sees(self.tenant, name) else ()
+        if not self._mesh.sees(self.tenant, name) or self._mesh.is_external(name):
+            return ()
+        return self._parts.get(self._mesh, self._asker, name)
 
 
 class _Near(Pieces):
@@ -238,17 +243,21 @@ def compile_scope(
     kind, _, rest = scope.partition("/")
     if kind == "server":
         return _server(mesh, rest, at_s)
+    if kind == "egress":
+        return _egress(mesh, rest, at_s)
     if kind == "listener":
         return _listener(mesh, scope, ref, entry)
     pieces = Pieces.of(mesh, scope, parts or Parts())
     return ScopeContent(tuple(item for name in pieces.names() for item in pieces.get(name)))
 
 
-def server_limits(mesh: Mesh, service: Name) -> node_service_pb2.ServerLimits:
-    """The limits of a service, for the SDK's servers and for who speaks for an Envoy."""
+def server_limits(mesh: Mesh, service: Name, tenant: str = "") -> node_service_pb2.ServerLimits:
+    """The limits of a service, for the SDK's servers and for who speaks for an Envoy; or of them those on a tenant."""
     answer = node_service_pb2.ServerLimits()
     for said in rate.limits(mesh, service):
-        answer.policies.add(policy=str(said.policy), spec=rate.to_spec(said, service))
+        own = external.limits_of(said, tenant) if tenant else said
+        if own is not None:
+            answer.policies.add(policy=str(said.policy), spec=rate.to_spec(own, service))
     return answer
 
 
@@ -262,6 +271,22 @@ def _server(mesh: Mesh, rest: str, at_s: float | None) -> ScopeContent:
         resources = DIALECTS[dialect].server(mesh, service, said.at(moment_s))
         return ScopeContent(resources, server_limits(mesh, service), told)
 
+    return _through_time(content, said, at_s)
+
+
+def _egress(mesh: Mesh, rest: str, at_s: float | None) -> ScopeContent:
+    tenant, *name = rest.split("/")
+    service = Name(*name)
+    said, limits = access.access(mesh, service), server_limits(mesh, service, tenant)
+
+    def content(moment_s: float | None) -> ScopeContent:
+        return ScopeContent(DIALECTS["envoy"].egress(mesh, service, tenant, said.at(moment_s)), limits)
+
+    return _through_time(content, said, at_s)
+
+
+def _through_time(content: Callable[[float | None], ScopeContent], said: Access, at_s: float | None) -> ScopeContent:
+    """What a scope holds now, and at the next moments at which who may call is others."""
     now = content(at_s)
     later: list[Later] = []
     while at_s is not None and len(later) <= _LATER and (turn_s := said.turn(at_s)) is not None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 from meshwarden.certs.spiffe_id import account_of
-from meshwarden.controlplane.policy import access, choice, rate, route
+from meshwarden.controlplane.policy import access, choice, external, rate, route
 from meshwarden.controlplane.policy.endpoint import state_of
+from meshwarden.controlplane.policy.external import External
 from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name, Rate
@@ -43,7 +44,9 @@ class _Call:
         self.tenant = account_of(self.caller.trust_domain) if isinstance(self.caller, Foreign) else self.caller.tenant
         """Whose the call is."""
         self.callee = _name(request.to)
-        self.service = mesh.find("Service", *self.callee)
+        self.service = mesh.callee(self.callee)
+        self.outside = external.find(mesh, self.callee)
+        """What it is, if it lies outside of the mesh."""
         self.verb, _, target = request.method.rpartition(" ")
         self.path = target.partition("?")[0]
         if not self.verb and self.service is not None and self.service.spec.protocol == resources_pb2.ServiceSpec.GRPC:
@@ -105,11 +108,11 @@ def _outside(call: _Call) -> None:
 
 def _visibility(call: _Call) -> None:
     callee, tenant = call.callee, call.tenant
-    title = f"Service {callee}"
+    title = f"{'Service' if call.outside is None else 'ExternalService'} {callee}"
     if call.service is None:
         call.step("visibility", False, f"there is no service {callee}")
         return
-    if call.is_foreign:
+    if call.is_foreign and call.outside is None:
         call.answer.visible = True
         text = f"{call.caller} is of another trust domain: no name of this mesh resolves there, it calls an address"
         call.step("visibility", True, text)
@@ -143,7 +146,7 @@ def _names(call: _Call) -> str:
 
 
 def _access(call: _Call) -> None:
-    if call.service is not None and call.service.spec.spiffe_id:
+    if isinstance(call.service, resources_pb2.Service) and call.service.spec.spiffe_id:
         call.answer.decision = CallStat.ALLOWED
         text = f"{call.service.spec.spiffe_id} serves it: whether {call.caller} may call is for its trust domain to say"
         call.step("access", True, text, f"Service {call.callee}", "spec.spiffeId")
@@ -280,6 +283,9 @@ def _choice(call: _Call) -> None:
 
 
 def _endpoints(call: _Call) -> None:
+    if call.outside is not None:
+        _outside_hosts(call, call.outside)
+        return
     found = call.mesh.of_service("Endpoint", call.callee)
     call.answer.endpoints = len(found)
     call.answer.healthy_endpoints = _healthy(call, "")
@@ -294,6 +300,15 @@ def _endpoints(call: _Call) -> None:
         text += ", and none where the call goes: it would get UNAVAILABLE (503)"
     title = f"Drain {drains[0].tenant}/{drains[0].name}" if drains else ""
     call.step("endpoints", reachable, text, title, "spec" if drains else "")
+
+
+def _outside_hosts(call: _Call, said: External) -> None:
+    """Where the caller's Envoy takes it to; whether anybody is there, it finds out by itself."""
+    where = ", ".join(f"{address}:{port}" for address, port in said.hosts)
+    proved = f"proved as {said.server}" if said.server else "in the clear, proved by nothing"
+    call.answer.endpoints = len(said.hosts)
+    text = f"{where}, outside of the mesh, {proved}: through an Envoy of the caller, which an entry needs for it"
+    call.step("endpoints", True, text, f"ExternalService {said.service}", "spec.hosts")
 
 
 def _healthy(call: _Call, version: str) -> int:

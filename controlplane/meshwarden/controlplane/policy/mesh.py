@@ -6,58 +6,23 @@ whatever it does not touch compiles to the same bytes as before.
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from meshwarden.certs.deny import DenyList
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.policy import denied
 from meshwarden.controlplane.policy.denied import Denied, Epochs
 from meshwarden.controlplane.policy.drain import Drains, is_about
+from meshwarden.controlplane.policy.impact import Change as Change
+from meshwarden.controlplane.policy.impact import Impact as Impact
+from meshwarden.controlplane.policy.mention import is_stream, lets_in, names_domain, nodes_named, prefers_near
 from meshwarden.controlplane.policy.named import NamedCallers, named
-from meshwarden.controlplane.policy.neutral import Foreign, Name, caller_of
+from meshwarden.controlplane.policy.neutral import Foreign, Name
 from meshwarden.controlplane.policy.neutral import Key as Key
 from meshwarden.controlplane.resources.reach import Width, covers, width
 
-
-class Change(NamedTuple):
-    """What became of a resource: the message as it is now (`v1.Service` …), None if it was deleted."""
-
-    key: Key
-    message: Any
-
-
-@dataclass
-class Impact:
-    """What a batch of changes touches.
-
-    Attributes:
-        seen_by: tenants whose clients see a changed service, "*" for all.
-        servers: services whose callers' permissions or limits changed.
-        nodes: nodes whose entries, or whose entries' services, changed.
-        services: services whose way for callers (visibility, routes, versions, endpoints) changed.
-        ways: services of which more than endpoints changed; part of `services`.
-        kept: nodes that keep an endpoint that changed.
-        routed: tenants whose clients see a service with other names or routes, "*" for all; part of `seen_by`.
-        rates: rate policies that changed.
-        trust: whether another trust domain's resource changed.
-        near: whether there may be other tenants to which it matters where they call from.
-    """
-
-    seen_by: set[str] = field(default_factory=set)
-    servers: set[Name] = field(default_factory=set)
-    nodes: set[str] = field(default_factory=set)
-    services: set[Name] = field(default_factory=set)
-    ways: set[Name] = field(default_factory=set)
-    kept: set[str] = field(default_factory=set)
-    routed: set[str] = field(default_factory=set)
-    rates: set[Name] = field(default_factory=set)
-    trust: bool = False
-    near: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.seen_by or self.servers or self.nodes or self.services or self.rates or self.trust)
+_CALLED: Final = ("Service", "ExternalService")
 
 
 class Mesh:
@@ -81,6 +46,7 @@ class Mesh:
         # {kind: {node: keys}} for what names nodes.
         self._on_node: dict[str, dict[str, set[Key]]] = {"WorkloadEntry": {}, "Endpoint": {}}
         self._services: dict[str, set[Name]] = {}
+        self._has_externals = False  # or ever had
         # {service: its route policies that prefer what is near}
         self._near: dict[Name, set[Key]] = {}
         # Rate policies of several services, by width and name.
@@ -129,14 +95,17 @@ class Mesh:
                 impact.services.add(service)
                 impact.seen_by |= {service.tenant, *self._all[Key("Service", *service)].spec.export_to}
         for service, policies in self._of_service.get("AccessPolicy", {}).items():
-            changed = [one for one in before ^ self.denied if _lets_in(policies.values(), one.caller)]
+            changed = [one for one in before ^ self.denied if lets_in(policies.values(), one.caller)]
             if not changed:
                 continue
             impact.servers.add(service)
+            if self.is_external(service):
+                self._touch_outside(impact, service, None)
+                continue
             for entry in self.of_service("WorkloadEntry", service).values():
                 impact.nodes.update(entry.spec.nodes)
             if any(one in self.denied for one in changed):
-                self.epochs.add(service, [one for one in self.denied if _lets_in(policies.values(), one.caller)])
+                self.epochs.add(service, [one for one in self.denied if lets_in(policies.values(), one.caller)])
         return impact
 
     def cut(self, mark: str) -> Impact:
@@ -160,6 +129,22 @@ class Mesh:
         if isinstance(who, Name):
             return [who] if self.find("Service", *who) is not None else []
         return [name for name in self.services() if str(self.identity(name)) == str(who)]
+
+    def callee(self, service: Name) -> Any | None:
+        """What is called by a name: a `v1.Service`, or a `v1.ExternalService`; None if there is neither."""
+        return self.find("Service", *service) or self.find("ExternalService", *service)
+
+    def externals(self, tenant: str) -> list[Name]:
+        """The external services that a tenant's workloads see, in the order of their names."""
+        return [name for name in self.visible(tenant) if self.is_external(name)] if self._has_externals else []
+
+    def is_external(self, service: Name) -> bool:
+        """Whether a name is that of an external service."""
+        return Key("ExternalService", *service) in self._all
+
+    def is_stream(self, service: Name) -> bool:
+        """Whether an external service takes connections, and no calls that one could tell apart."""
+        return is_stream(self._all[Key("ExternalService", *service)])
 
     def is_cut_off(self, service: Name) -> bool:
         """Whether nobody is to call a service: its identity is revoked, or its trust domain is none that is trusted."""
@@ -231,8 +216,12 @@ class Mesh:
         """Every service, in the order of their names."""
         return sorted(Name(key.tenant, key.name) for key in self._all if key.kind == "Service")
 
+    def callees(self) -> list[Name]:
+        """Every service and external service, in the order of their names."""
+        return sorted(Name(key.tenant, key.name) for key in self._all if key.kind in _CALLED)
+
     def visible(self, tenant: str) -> list[Name]:
-        """The services that a tenant's workloads see, in the order of their names."""
+        """The services, external ones as well, that a tenant's workloads see, in the order of their names."""
         return sorted(
             {
                 name
@@ -251,14 +240,14 @@ class Mesh:
 
     def sees(self, tenant: str, service: Name) -> bool:
         """Whether a tenant's workloads see a service."""
-        message = self.find("Service", *service)
+        message = self.callee(service)
         return message is not None and (
             tenant == service.tenant or not {"*", tenant}.isdisjoint(message.spec.export_to)
         )
 
     def candidates(self, tenant: str, short: str) -> list[Name]:
         """What a short name may mean for a tenant: its own service alone, else each that is exported to it."""
-        if self.find("Service", tenant, short) is not None:
+        if self.callee(Name(tenant, short)) is not None:
             return [Name(tenant, short)]
         return [name for name in self.visible(tenant) if name.name == short]
 
@@ -311,27 +300,39 @@ class Mesh:
                 impact.services.add(service)
                 impact.seen_by |= self._seen_by(service)
             return
-        service = Name(key.tenant, key.name if key.kind == "Service" else message.spec.service)
+        service = Name(key.tenant, key.name if key.kind in _CALLED else message.spec.service)
+        if key.kind == "ExternalService" or self.is_external(service):
+            self._touch_outside(impact, service, message if key.kind == "ExternalService" else None)
         if key.kind == "AccessPolicy":
             impact.servers.add(service)
             return
         impact.services.add(service)
         if key.kind != "Endpoint":
             impact.ways.add(service)
-        seen_by = self._seen_by(service, message if key.kind == "Service" else None)
+        seen_by = self._seen_by(service, message if key.kind in _CALLED else None)
         impact.seen_by |= seen_by
-        if key.kind in ("Service", "RoutePolicy"):
+        if key.kind in (*_CALLED, "RoutePolicy"):
             impact.routed |= seen_by
-            impact.near |= bool(self._near.get(service)) or (key.kind == "RoutePolicy" and _prefers_near(message))
+            impact.near |= bool(self._near.get(service)) or (key.kind == "RoutePolicy" and prefers_near(message))
         for caller in named(message):  # what is compiled for them becomes their own, or no longer is
             impact.nodes.update(self._nodes_of(caller))
         if key.kind == "Service":
             impact.servers.add(service)
             impact.nodes.update(self._nodes_of(service))
         elif key.kind == "Endpoint":
-            impact.kept.update(_nodes(key, message))
+            impact.kept.update(nodes_named(key, message))
         elif key.kind == "WorkloadEntry":
             impact.nodes.update(message.spec.nodes)
+
+    def _touch_outside(self, impact: Impact, service: Name, message: Any) -> None:
+        """What is said of an external service, or itself: all who see it hold it, connections by their listeners."""
+        impact.servers.add(service)
+        if message is None and not self.is_stream(service):
+            return
+        seen_by = self._seen_by(service, message)
+        for node, keys in self._on_node["WorkloadEntry"].items():
+            if "*" in seen_by or any(key.tenant in seen_by for key in keys):
+                impact.nodes.add(node)
 
     def _nodes_of(self, service: Name) -> Iterable[str]:
         """The nodes of a service's entries."""
@@ -340,7 +341,7 @@ class Mesh:
 
     def _seen_by(self, service: Name, message: Any = None) -> set[str]:
         """The tenants that see a service, "*" for all; `message` is the service, if it is another one than is known."""
-        owner = message if message is not None else self.find("Service", *service)
+        owner = message if message is not None else self.callee(service)
         return {service.tenant, *(owner.spec.export_to if owner is not None else ())}
 
     def _drained_services(self, tenant: str, spec: Any) -> list[Name]:
@@ -360,7 +361,7 @@ class Mesh:
         impact.trust = True
         impact.nodes.update(node for node, keys in self._on_node["WorkloadEntry"].items() if keys)
         for service, policies in self._of_service.get("AccessPolicy", {}).items():
-            if any(_names_domain(policy, trust_domain) for policy in policies.values()):
+            if any(names_domain(policy, trust_domain) for policy in policies.values()):
                 impact.servers.add(service)
         for key, message in self._all.items():
             if key.kind == "Service" and message.spec.spiffe_id.startswith(f"spiffe://{trust_domain}/"):
@@ -379,9 +380,10 @@ class Mesh:
     def _add(self, key: Key, message: Any) -> None:
         self._all[key] = message
         self.named.update(named(message))
-        if key.kind == "Service":
+        if key.kind in _CALLED:
             for index in self._sets(key, message):
                 self._services.setdefault(index, set()).add(Name(key.tenant, key.name))
+            self._has_externals |= key.kind == "ExternalService"
         elif key.kind == "RatePolicy" and message.spec.services:
             self._wide[width(key.tenant, message.spec), key] = message
         elif key.kind == "TrustDomain":
@@ -392,9 +394,9 @@ class Mesh:
         elif key.kind != "Tenant":
             service = Name(key.tenant, message.spec.service)
             self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
-            if key.kind == "RoutePolicy" and _prefers_near(message):
+            if key.kind == "RoutePolicy" and prefers_near(message):
                 self._near.setdefault(service, set()).add(key)
-        for node in _nodes(key, message):
+        for node in nodes_named(key, message):
             self._on_node[key.kind].setdefault(node, set()).add(key)
 
     def _name_domains(self) -> None:
@@ -404,7 +406,7 @@ class Mesh:
     def _drop(self, key: Key, message: Any) -> None:
         del self._all[key]
         self.named.subtract(named(message))
-        if key.kind == "Service":
+        if key.kind in _CALLED:
             for index in self._sets(key, message):
                 self._services[index].discard(Name(key.tenant, key.name))
         elif key.kind == "RatePolicy" and message.spec.services:
@@ -419,7 +421,7 @@ class Mesh:
             del self._of_service[key.kind][service][key]
             if key.kind == "RoutePolicy":
                 self._near.get(service, set()).discard(key)
-        for node in _nodes(key, message):
+        for node in nodes_named(key, message):
             self._on_node[key.kind][node].discard(key)
 
 
@@ -428,32 +430,3 @@ def _copied(value: Any) -> Any:
     if type(value) is dict:
         return {key: _copied(item) if type(item) in (dict, set) else item for key, item in value.items()}
     return copy.copy(value) if isinstance(value, set | Drains | Epochs | NamedCallers) else value
-
-
-def _prefers_near(policy: Any) -> bool:
-    return bool(policy.spec.HasField("locality"))
-
-
-def _lets_in(policies: Iterable[Any], caller: Name | Foreign | None) -> bool:
-    """Whether some of a service's access policies is about a caller; None is anybody."""
-    for policy in policies:
-        for rule in policy.spec.allow:
-            for who in getattr(rule, "from"):
-                if caller is None or caller_of(who, policy.metadata.tenant).fits(caller):
-                    return True
-    return False
-
-
-def _names_domain(policy: Any, trust_domain: str) -> bool:
-    return any(
-        who.trust_domain == trust_domain or who.spiffe_id.startswith(f"spiffe://{trust_domain}/")
-        for rule in (*policy.spec.allow, *policy.spec.deny)
-        for who in getattr(rule, "from")
-    )
-
-
-def _nodes(key: Key, message: Any) -> list[str]:
-    """The nodes that a resource names."""
-    if key.kind == "WorkloadEntry":
-        return list(message.spec.nodes)
-    return [message.spec.node] if key.kind == "Endpoint" and message.spec.node else []

@@ -4,12 +4,13 @@
     client/<tenant>/<variant>/<service>  the same for those of a service that some route policy names as caller
     near/<tenant>/<region>/<zone>        of that the endpoints of services that prefer what is near, for who is there
     server/<tenant>/<service>/<dialect>  what a service's instances enforce
+    egress/<tenant>/<owner>/<service>    what a tenant's Envoys hold of an external service, which is its owner's
     listener/<node>/<data plane id>      one instance's own listeners
 
 A data plane's configuration is the union of its scopes.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -35,6 +36,11 @@ def server_scope(service: Name, dialect: str) -> str:
     return f"server/{service.tenant}/{service.name}/{dialect}"
 
 
+def egress_scope(tenant: str, service: Name) -> str:
+    """The scope of an external service for a tenant's Envoys."""
+    return f"egress/{tenant}/{service.tenant}/{service.name}"
+
+
 def listener_scope(node: str, data_plane: str) -> str:
     """The scope of one instance; its id may hold slashes."""
     return f"listener/{node}/{data_plane}"
@@ -46,12 +52,13 @@ def scopes_of(
     entry: Any,
     named: Container[Name] = (),
     place: Place | None = None,
+    externals: Iterable[Name] = (),
 ) -> tuple[str, ...]:
     """The scopes of a data plane of `node` whose workload entry is `entry`.
 
     Tenant and service come from the entry, never from the agent's word. `named` are the services that some route policy
     names as callers: `Mesh.named`. Where the node is, `place`, is given if that matters to some service that the tenant
-    sees.
+    sees. `externals` are the external services that it sees.
 
     Raises:
         ValueError: the dialect is none that we speak.
@@ -63,22 +70,24 @@ def scopes_of(
         scopes.append(near_scope(service.tenant, place))
     if ref.listen_address:
         scopes.append(server_scope(service, variant.dialect))
+    if ref.outbound_path:
+        scopes += (egress_scope(service.tenant, name) for name in externals)
     if ref.listen_address or ref.outbound_path:
         scopes.append(listener_scope(node, ref.id))
     return tuple(scopes)
 
 
 def service_of(scope: str) -> Name:
-    """The service of a `server` scope."""
-    _, tenant, service, _ = scope.split("/")
-    return Name(tenant, service)
+    """The service of a `server` scope, or of an `egress` scope."""
+    kind, *rest = scope.split("/")
+    return Name(*rest[1:]) if kind == "egress" else Name(*rest[:2])
 
 
 def touched(scope: str, impact: Impact) -> bool:
     """Whether a change makes it necessary to compile a scope anew."""
-    kind, first, rest = scope.split("/", 2)
+    kind, first, _ = scope.split("/", 2)
     if kind in ("client", "near"):
         return not {"*", first}.isdisjoint(impact.seen_by)
-    if kind == "server":
-        return Name(first, rest.rpartition("/")[0]) in impact.servers
+    if kind in ("server", "egress"):
+        return service_of(scope) in impact.servers
     return first in impact.nodes

@@ -188,6 +188,8 @@ class Scopes:
         self._known: WeakValueDictionary[str, Compiled] = WeakValueDictionary()
         # {tenant: the scopes of its clients, of which some may be known no more}
         self._of_tenant: dict[str, set[str]] = {}
+        # {external service: its scopes, of which some may be known no more}
+        self._egress: dict[Name, set[str]] = {}
         # {scope: the pieces to compile anew}
         self._due: dict[str, set[Name | None]] = {}
 
@@ -204,10 +206,10 @@ class Scopes:
                 else:
                     self._drop(tenant, scope)
         for service in impact.servers:
-            for dialect in DIALECTS:
-                if (scope := server_scope(service, dialect)) in self._known:
-                    self._due[scope] = {None}
-                    found.add(scope)
+            of_service = {server_scope(service, dialect) for dialect in DIALECTS} | self._egress.get(service, set())
+            known = {scope for scope in of_service if scope in self._known}
+            self._due.update((scope, {None}) for scope in known)
+            found |= known
         return found
 
     def get(self, scope: str) -> Compiled:
@@ -219,7 +221,7 @@ class Scopes:
         known = self._known.get(scope)
         if known is not None and scope not in self._due:
             return known
-        if scope.startswith("server/"):
+        if scope.startswith(("server/", "egress/")):
             made = self._of_servers(scope, known)
         else:
             pieces = Pieces.of(self._mesh, scope, self._parts)
@@ -252,6 +254,8 @@ class Scopes:
         return before if before is not None and before.same(made) else made
 
     def _of_servers(self, scope: str, known: Compiled | None) -> Compiled:
+        if known is None and scope.startswith("egress/"):
+            self._egress.setdefault(service_of(scope), set()).add(scope)
         made = _alone(scope, compile_scope(self._mesh, scope, parts=self._parts, at_s=self._now_s()))
         return known if known is not None and known.same(made) else made
 

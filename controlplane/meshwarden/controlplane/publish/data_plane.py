@@ -88,4 +88,4 @@ class DataPlanes:
     def _scopes(self, node: str, ref: DataPlaneRef, entry: WorkloadEntry) -> tuple[str, ...]:
         mesh = self._publisher.mesh
         place = self._publisher.place(node) if mesh.near(ref.tenant) else None
-        return scopes_of(ref, node, entry, mesh.named, place)
+        return scopes_of(ref, node, entry, mesh.named, place, mesh.externals(ref.tenant))

@@ -268,7 +268,7 @@ class Feed:
         if not self._serves(ref.tenant):
             raise ValueError(f"node {self.node} has joined for other tenants than {ref.tenant}")
         place = self.place if self._mesh.near(ref.tenant) else None
-        scopes = scopes_of(ref, self.node, entry, self._mesh.named, place)
+        scopes = scopes_of(ref, self.node, entry, self._mesh.named, place, self._mesh.externals(ref.tenant))
         for scope in scopes:
             if scope.startswith("listener/"):
                 self._now[scope] = self._scopes.listener(scope, ref, entry, self._sent.get(scope))

@@ -53,7 +53,7 @@ class Question:
         if entry is None:
             return node in self.impact.nodes
         try:
-            scopes = scopes_of(ref, node, entry)
+            scopes = scopes_of(ref, node, entry, externals=self.mesh.externals(ref.tenant))
         except ValueError:  # it gets nothing
             return False
         return any(touched(scope, self.impact) for scope in scopes)

@@ -70,7 +70,9 @@ def _planes(mesh: Mesh, node: Node) -> dict[str, _Plane]:
         if entry is not None and node.name in entry.spec.nodes and node.serves(ref.tenant):
             try:
                 place = node.place if mesh.near(ref.tenant) else None
-                found[ref.id] = _Plane(ref, scopes_of(ref, node.name, entry, mesh.named, place), entry)
+                found[ref.id] = _Plane(
+                    ref, scopes_of(ref, node.name, entry, mesh.named, place, mesh.externals(ref.tenant)), entry
+                )
             except ValueError:
                 continue  # refused, now and then
     return found

@@ -120,12 +120,20 @@ class Division:
         tenant, _, name = service.partition("/")
         return self.mesh.owns(node, tenant, name)
 
-    def covers(self, policy: str, service: str) -> bool:
-        """Whether a policy is about a service."""
+    def covers(self, policy: str, service: str, tenant: str) -> bool:
+        """Whether servers of a service hold a policy, as far as it is about a tenant's calls.
+
+        A policy of an external service is held by whoever calls that, each for its own tenant.
+        """
         owner, _, name = policy.partition("/")
         resource = self.mesh.find("RatePolicy", owner, name)
-        tenant, _, called = service.partition("/")
-        return resource is not None and covers(owner, resource.spec, (tenant, called))
+        if resource is None:
+            return False
+        own, _, called = service.partition("/")
+        limited = Name(owner, resource.spec.service)
+        if self.mesh.is_external(limited):
+            return own == tenant and self.mesh.sees(own, limited)
+        return covers(owner, resource.spec, (own, called))
 
     def policies(self) -> Iterable[str]:
         """The policies that are divided."""

@@ -42,8 +42,8 @@ class Limits(Protocol):
     def hosts(self, node: str, service: str) -> bool:
         """Whether a node may speak for a service."""
 
-    def covers(self, policy: str, service: str) -> bool:
-        """Whether a policy is about a service."""
+    def covers(self, policy: str, service: str, tenant: str) -> bool:
+        """Whether servers of a service hold a policy, as far as it is about a tenant's calls."""
 
     def is_tenant(self, tenant: str) -> bool:
         """Whether there is such a tenant, or another trust domain that is called so."""
@@ -175,14 +175,15 @@ class NodeStream:
 
     def _own(self, service: str, items: Iterable[_Item]) -> Iterable[tuple[Bucket, _Item]]:
         """Those whose buckets the node may speak of, for a point of that service."""
-        may: dict[str, Level | None] = {}
+        may: dict[tuple[str, str], Level | None] = {}
         hosts = self._limits.hosts(self.node, service)
         for item in items:
             named = item.bucket
-            if named.policy not in may:
-                its = hosts and self._limits.covers(named.policy, service)
-                may[named.policy] = self._limits.tree(named.policy) if its else None
-            tree = may[named.policy]
+            whose = named.policy, named.tenant
+            if whose not in may:
+                its = hosts and self._limits.covers(named.policy, service, named.tenant)
+                may[whose] = self._limits.tree(named.policy) if its else None
+            tree = may[whose]
             if tree is None or not self._limits.is_tenant(named.tenant):
                 self.ignored["foreign"] += 1
                 continue

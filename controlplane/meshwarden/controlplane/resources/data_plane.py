@@ -69,7 +69,7 @@ def unheld(
         if (unit := unit_of(policy.spec)) != REQUESTS:
             field = "total" if policy.spec.HasField("total") else "limits[0]"
             yield Unheld(policy, f"spec.{field}.{unit}", f"an Envoy ({title(ref_of(envoy))}) counts requests only")
-        if (place := _criticality(policy)) is not None:
+        if (place := criticality_of(policy)) is not None:
             text = f"an Envoy ({title(ref_of(envoy))}) lets calls in as they come, whatever they matter"
             yield Unheld(policy, place, text)
 
@@ -84,7 +84,7 @@ def _too_many(policies: Sequence[RatePolicy]) -> Iterator[Unheld]:
             yield Unheld(policy, about(policy), f"a service has at most {most} RatePolicies {which}")
 
 
-def _criticality(policy: RatePolicy) -> str | None:
+def criticality_of(policy: RatePolicy) -> str | None:
     """The first field that says how much calls matter."""
     for number, limit in enumerate(policy.spec.limits):
         parts = [("", limit.methods)]

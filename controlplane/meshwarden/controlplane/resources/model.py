@@ -15,6 +15,7 @@ from meshwarden.v1.resources_pb2 import (
     AccessPolicy,
     Drain,
     Endpoint,
+    ExternalService,
     RatePolicy,
     Record,
     Resource,
@@ -27,13 +28,14 @@ from meshwarden.v1.resources_pb2 import (
 
 OfService = WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy | SLO
 """What speaks of a service."""
-AnyResource = Tenant | Service | OfService | TrustDomain | Drain
+AnyResource = Tenant | Service | ExternalService | OfService | TrustDomain | Drain
 
 KINDS: Final[Mapping[str, type[Message]]] = {
     kind.DESCRIPTOR.name: kind
     for kind in (
         Tenant,
         Service,
+        ExternalService,
         WorkloadEntry,
         Endpoint,
         AccessPolicy,

@@ -8,6 +8,7 @@ from meshwarden.controlplane.resources.drain import drain_faults
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import caller_faults, held_faults, service_faults
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
+from meshwarden.controlplane.resources.outside import name_faults, outside_faults
 from meshwarden.controlplane.resources.reach import ALL, covers, full
 from meshwarden.controlplane.resources.view import View
 from meshwarden.v1.resource_service_pb2 import ResourceRef
@@ -17,6 +18,7 @@ from meshwarden.v1.resources_pb2 import (
     Caller,
     Drain,
     Endpoint,
+    ExternalService,
     RatePolicy,
     Resource,
     RoutePolicy,
@@ -80,7 +82,7 @@ def _duplicates(batch: Sequence[Resource]) -> Iterator[FieldFault]:
 
 def _broken(batch: Sequence[Resource], before: View, after: View) -> Iterator[FieldFault]:
     """What others need and the batch takes away: a version, an export, a service of an entry."""
-    fields = {"Service": "spec.exportTo", "WorkloadEntry": "spec.version"}
+    fields = {"Service": "spec.exportTo", "ExternalService": "spec", "WorkloadEntry": "spec.version"}
     batched = {title(ref_of(resource)) for resource in batch}
     for index, resource in enumerate(batch):
         ref = ref_of(resource)
@@ -88,7 +90,8 @@ def _broken(batch: Sequence[Resource], before: View, after: View) -> Iterator[Fi
         if ref.kind not in fields or old is None or old.spec == unwrap(resource).spec:
             continue
         service = _service_of(old) or ref.name
-        for kind in ("RoutePolicy", "AccessPolicy", "SLO"):
+        kinds = ("RoutePolicy", "AccessPolicy", "SLO", *(("RatePolicy",) if ref.kind == "ExternalService" else ()))
+        for kind in kinds:
             for policy in (*after.of_service(kind, ref.tenant, service), *_mirrors(kind, ref, after)):
                 if title(ref_of(policy)) in batched:
                     continue  # its own faults are told
@@ -135,7 +138,9 @@ def _new(resource: AnyResource, before: View, after: View) -> list[FieldFault]:
 
 
 def _service_of(resource: AnyResource) -> str:
-    return "" if isinstance(resource, Tenant | Service | TrustDomain) else resource.spec.service
+    if isinstance(resource, Tenant | Service | ExternalService | TrustDomain):
+        return ""
+    return resource.spec.service
 
 
 def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
@@ -145,11 +150,12 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
     tenant = resource.metadata.tenant
     if view.find("Tenant", tenant, tenant) is None:
         yield FieldFault("metadata.tenant", _missing_tenant(tenant, view))
-    if isinstance(resource, Service):
+    if isinstance(resource, Service | ExternalService):
         for number, seer in enumerate(resource.spec.export_to):
             if seer != "*":
                 yield from _tenant(f"spec.exportTo[{number}]", seer, view)
-        yield from service_faults(resource, view)
+        yield from name_faults(resource, view)
+        yield from service_faults(resource, view) if isinstance(resource, Service) else ()
         return
     if isinstance(resource, TrustDomain):
         yield from _only_domain(resource, view)
@@ -158,6 +164,9 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         yield from drain_faults(resource, view)
         return
     service = view.service(tenant, resource.spec.service)
+    if service is None and (external := view.external(tenant, resource.spec.service)) is not None:
+        yield from _names_outside(resource, external, view)
+        return
     if service is None and not (isinstance(resource, RatePolicy) and resource.spec.services):
         yield FieldFault("spec.service", _missing_of("Service", tenant, resource.spec.service, view))
     yield from held_faults(ref_of(resource).kind, service)
@@ -190,6 +199,20 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
             yield FieldFault("spec.entry", _missing_of("WorkloadEntry", tenant, entry, view))
 
 
+def _names_outside(resource: AnyResource, external: ExternalService, view: View) -> Iterator[FieldFault]:
+    """The faults of what names an external service."""
+    yield from outside_faults(resource, external, view)
+    if isinstance(resource, AccessPolicy):
+        yield from _callers(resource, external, view)
+    elif isinstance(resource, RatePolicy):
+        for number, limit in enumerate(resource.spec.limits):
+            if limit.tenant != "*":
+                yield from _tenant(f"spec.limits[{number}].tenant", limit.tenant, view)
+    elif isinstance(resource, RoutePolicy):
+        yield from _versions(resource, view)
+        yield from _only_one(resource, view)
+
+
 def _only_domain(resource: TrustDomain, view: View) -> Iterator[FieldFault]:
     for other in view.of("TrustDomain"):
         same = isinstance(other, TrustDomain) and other.spec.trust_domain == resource.spec.trust_domain
@@ -197,7 +220,7 @@ def _only_domain(resource: TrustDomain, view: View) -> Iterator[FieldFault]:
             yield FieldFault("spec.trustDomain", f"{title(ref_of(other))} is about this trust domain already")
 
 
-def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Iterator[FieldFault]:
+def _callers(policy: AccessPolicy, service: Service | ExternalService | None, view: View) -> Iterator[FieldFault]:
     owner = policy.metadata.tenant
     for place, rule in rules_of(policy.spec):
         for number, caller in enumerate(getattr(rule, "from")):
@@ -210,7 +233,9 @@ def _callers(policy: AccessPolicy, service: Service | None, view: View) -> Itera
                 yield from caller_faults(path, caller, view)
 
 
-def _caller(path: str, caller: Caller, owner: str, service: Service | None, view: View) -> Iterator[FieldFault]:
+def _caller(
+    path: str, caller: Caller, owner: str, service: Service | ExternalService | None, view: View
+) -> Iterator[FieldFault]:
     """A caller of this mesh that a policy of `owner` about `service` names."""
     tenant = caller.tenant or owner
     missing = list(_tenant(f"{path}.tenant", tenant, view))
@@ -220,7 +245,7 @@ def _caller(path: str, caller: Caller, owner: str, service: Service | None, view
     if caller.service != "*" and view.service(tenant, caller.service) is None:
         yield FieldFault(f"{path}.service", _missing_of("Service", tenant, caller.service, view))
     if service is not None and tenant != owner and not {tenant, "*"} & set(service.spec.export_to):
-        text = f"Service {owner}/{service.metadata.name} is not exported to {tenant}: add it to its exportTo"
+        text = f"{title(ref_of(service))} is not exported to {tenant}: add it to its exportTo"
         yield FieldFault(f"{path}.tenant", text)
 
 

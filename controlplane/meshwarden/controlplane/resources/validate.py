@@ -19,6 +19,7 @@ from meshwarden.certs.bundle_document import parse_document
 from meshwarden.controlplane.resources.access import access_faults
 from meshwarden.controlplane.resources.batch import keeps_rules
 from meshwarden.controlplane.resources.choice import choice_faults
+from meshwarden.controlplane.resources.external import external_faults
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import foreign_faults
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
@@ -28,6 +29,7 @@ from meshwarden.v1.report_pb2 import ExportRequest
 from meshwarden.v1.resources_pb2 import (
     AccessPolicy,
     Endpoint,
+    ExternalService,
     RatePolicy,
     Resource,
     RoutePolicy,
@@ -57,6 +59,7 @@ PATTERNS = {
     "^([A-Za-z_][A-Za-z0-9_.@\\\\-]*)?$": "must be the name of a user, which is no number",
     "^([A-Za-z0-9:_.\\\\@-]+\\.(service|scope))?$": 'must be the whole name of a unit, "NAME.service" or "NAME.scope"',
     "^(/[A-Za-z0-9_][A-Za-z0-9:_.\\\\@-]*)*$": 'must be a path from the root as in /proc/PID/cgroup, "/a/b"',
+    "^[a-z0-9.:-]+$": "must be an IP address, or a name of DNS in lower case",
     "^[a-z0-9._-]*$": "must be lower-case letters, digits, dots, hyphens and underscores",
     "^[a-z0-9._-]+$": "must be lower-case letters, digits, dots, hyphens and underscores",
     '^https://([A-Za-z0-9.-]+|\\[[0-9a-fA-F:.]+\\])(:[0-9]{1,5})?(/[!-"$-~]*)?$': (
@@ -224,6 +227,8 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
         yield from foreign_faults(resource)
     elif isinstance(resource, Service):
         yield from foreign_faults(resource)
+    elif isinstance(resource, ExternalService):
+        yield from external_faults(resource.spec)
     elif isinstance(resource, Endpoint) and resource.spec.node:
         yield FieldFault("spec.node", "endpoints of a node are its agent's to keep: leave it out")
 

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, unwrap
 from meshwarden.controlplane.resources.reach import Width, covers, width
 from meshwarden.v1.resource_service_pb2 import ResourceRef
-from meshwarden.v1.resources_pb2 import Drain, RatePolicy, Resource, Service, Tenant, TrustDomain, WorkloadEntry
+from meshwarden.v1.resources_pb2 import (
+    Drain,
+    ExternalService,
+    RatePolicy,
+    Resource,
+    Service,
+    Tenant,
+    TrustDomain,
+    WorkloadEntry,
+)
 
 Names = dict[str, AnyResource]
 # Each look for a name that is close goes through all names: a hundred in the life of a view.
@@ -80,7 +89,7 @@ class View:
         if index is None:
             index = self._by_service[kind, tenant] = {}
             for resource in self.of(kind, tenant):
-                if not isinstance(resource, Tenant | Service | TrustDomain | Drain):
+                if not isinstance(resource, Tenant | Service | ExternalService | TrustDomain | Drain):
                     index.setdefault(resource.spec.service, []).append(resource)
         return index.get(service, ())
 
@@ -116,6 +125,11 @@ class View:
         """Returns a service, or None."""
         found = self.find("Service", tenant, name)
         return found if isinstance(found, Service) else None
+
+    def external(self, tenant: str, name: str) -> ExternalService | None:
+        """Returns an external service, or None."""
+        found = self.find("ExternalService", tenant, name)
+        return found if isinstance(found, ExternalService) else None
 
     def _forget(self, ref: ResourceRef) -> None:
         self._by_service.pop((ref.kind, ref.tenant), None)

@@ -43,16 +43,22 @@ _Branch = tuple[dict[str, Any], str, dict[str, Any]]
 _Numbered = dict[AnyCaller, list[tuple[int, Grant]]]
 
 
-def rbac(access: Access, trust_domain: str) -> dict[str, Any]:
-    """The filter, in JSON form; without grants it denies every call. What would be is noted for the access log."""
-    fields = {"@type": RBAC, **_said(access, trust_domain)}
+def rbac(access: Access, trust_domain: str, caller: dict[str, Any] = _URI) -> dict[str, Any]:
+    """The filter, in JSON form; without grants it denies every call. What would be is noted for the access log.
+
+    Args:
+        access: who may call.
+        trust_domain: ours.
+        caller: what says who calls, as an input of matchers; the certificate, if not something else.
+    """
+    fields = {"@type": RBAC, **_said(access, trust_domain, caller)}
     if access.shadow is not None:
-        fields |= {f"shadow_{name}": said for name, said in _said(access.shadow, trust_domain).items()}
+        fields |= {f"shadow_{name}": said for name, said in _said(access.shadow, trust_domain, caller).items()}
     return fields
 
 
-def _said(access: Access, trust_domain: str) -> dict[str, Any]:
-    branches = [branch for branch in _branches(access, trust_domain) if branch[2]]
+def _said(access: Access, trust_domain: str, caller: dict[str, Any]) -> dict[str, Any]:
+    branches = [branch for branch in _branches(access, trust_domain, caller) if branch[2]]
     if not branches:
         return {"rules": {"action": "ALLOW", "policies": {}}}
     otherwise = _act("deny", "DENY")
@@ -62,17 +68,21 @@ def _said(access: Access, trust_domain: str) -> dict[str, Any]:
     return otherwise
 
 
-def _branches(access: Access, trust_domain: str) -> Iterator[_Branch]:
+def _branches(access: Access, trust_domain: str, caller: dict[str, Any]) -> Iterator[_Branch]:
     yield _CERTIFICATE, _EXACT, _serials(access, trust_domain)
     yield _CERTIFICATE, _PREFIX, {f"{form} ": _act("revoked", "DENY") for form in _anybodys(access)}
     # Whoever's text only begins like a whole tenant's is let in by no grant either.
     ones, all_of = (_denials(found, trust_domain) for found in _by_caller(access.denials))
-    yield _URI, _EXACT, ones | {spiffe_of(one, trust_domain): _act("revoked", "DENY") for one in access.revoked}
-    yield _URI, _PREFIX, all_of
+    yield caller, _EXACT, ones | {spiffe_of(one, trust_domain): _act("revoked", "DENY") for one in access.revoked}
+    yield caller, _PREFIX, all_of
     single, whole = _by_caller(access.grants)
     merged = {who: sorted([*found, *whole.get(who.all, ())]) for who, found in single.items()}
-    yield _URI, _EXACT, {who.spiffe(trust_domain): _of_one(found) for who, found in merged.items()}
-    yield _URI, _PREFIX, {who.spiffe(trust_domain): _of_all(who, trust_domain, found) for who, found in whole.items()}
+    yield caller, _EXACT, {who.spiffe(trust_domain): _of_one(found) for who, found in merged.items()}
+    yield (
+        caller,
+        _PREFIX,
+        {who.spiffe(trust_domain): _of_all(who, trust_domain, found, caller) for who, found in whole.items()},
+    )
 
 
 def certificate_filter() -> dict[str, Any]:
@@ -125,11 +135,13 @@ def _of_one(grants: list[tuple[int, Grant]]) -> dict[str, Any]:
     return _first(grants, "ALLOW") or _act("deny", "DENY")
 
 
-def _of_all(who: AnyCaller, trust_domain: str, grants: list[tuple[int, Grant]]) -> dict[str, Any]:
+def _of_all(
+    who: AnyCaller, trust_domain: str, grants: list[tuple[int, Grant]], caller: dict[str, Any]
+) -> dict[str, Any]:
     # Several URIs in a certificate come joined by commas: the whole text must be one ID of the tenant, or of the other
     # trust domain, whose authority may write into a URI what it likes.
     rest = "[a-z0-9-]+" if isinstance(who, Caller) else "[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*"
-    own = _predicate(_URI, _regex(re.escape(who.spiffe(trust_domain)) + rest))
+    own = _predicate(caller, _regex(re.escape(who.spiffe(trust_domain)) + rest))
     return _first(grants, "ALLOW", own) or _act("deny", "DENY")
 
 

@@ -7,6 +7,14 @@ from meshwarden.controlplane.policy.neutral import Name, spiffe_of
 
 _TYPE: Final = "type.googleapis.com/envoy.extensions.filters.http."
 _SOURCE: Final = "meshwarden.source"
+CALLER: Final = {
+    "name": "caller",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.FilterStateInput",
+        "key": _SOURCE,
+    },
+}
+"""What a matcher looks at: the SPIFFE ID of who calls."""
 _SESSION: Final = "session"
 _PARALLEL: Final = {
     "max_connections": 4096,
@@ -88,18 +96,23 @@ def host_fields(said: Choice) -> dict[str, Any]:
 
 def filters(service: Name, trust_domain: str) -> list[dict[str, Any]]:
     """The HTTP filters of who calls: say who that is, to hash on it, and keep sessions where a route has them."""
+    return [
+        caller_filter(service, trust_domain),
+        {"name": _SESSION, "typed_config": {"@type": f"{_TYPE}stateful_session.v3.StatefulSession"}},
+    ]
+
+
+def caller_filter(service: Name, trust_domain: str) -> dict[str, Any]:
+    """Says who calls, where an Envoy takes the calls of one workload: `CALLER` looks at that."""
     source = {
         "object_key": _SOURCE,
         "factory_key": "envoy.hashable_string",
         "format_string": {"text_format_source": {"inline_string": spiffe_of(service, trust_domain)}},
     }
-    return [
-        {
-            "name": "source",
-            "typed_config": {"@type": f"{_TYPE}set_filter_state.v3.Config", "on_request_headers": [source]},
-        },
-        {"name": _SESSION, "typed_config": {"@type": f"{_TYPE}stateful_session.v3.StatefulSession"}},
-    ]
+    return {
+        "name": "source",
+        "typed_config": {"@type": f"{_TYPE}set_filter_state.v3.Config", "on_request_headers": [source]},
+    }
 
 
 def session_state(cookie: Cookie) -> dict[str, Any]:

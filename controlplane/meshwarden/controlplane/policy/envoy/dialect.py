@@ -4,7 +4,7 @@ from collections.abc import Hashable
 
 from meshwarden.controlplane.policy import access, denied, rate
 from meshwarden.controlplane.policy.choice import Choice
-from meshwarden.controlplane.policy.envoy import inbound, outbound
+from meshwarden.controlplane.policy.envoy import egress, inbound, outbound
 from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
@@ -41,11 +41,17 @@ class Envoy:
             *(inbound.quota(service, width, limits.get(width)) for width in Width),
         )
 
+    def egress(self, mesh: Mesh, service: Name, tenant: str, said: Access) -> tuple[Resource, ...]:
+        """What the Envoys of a tenant share of an external service, where that is who may call it."""
+        return egress.shared(mesh, service, tenant, said)
+
     def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
         """The listeners that the instance has, and its program's cluster."""
         found: list[Resource] = []
         if ref.outbound_path:
             found.append(outbound.listener(ref.outbound_path, service, mesh.trust_domain))
+            for name in mesh.externals(service.tenant):
+                found += egress.instance(mesh, name, ref.outbound_path, service, access.access(mesh, name))
         if ref.listen_address and ref.app_address:
             message = mesh.find("Service", *service)
             spoken = message.spec.protocol if message is not None else 0

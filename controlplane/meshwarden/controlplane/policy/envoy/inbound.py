@@ -15,11 +15,12 @@ from meshwarden.controlplane.policy.envoy import telemetry
 from meshwarden.controlplane.policy.envoy.access import RBAC, certificate_filter, rbac
 from meshwarden.controlplane.policy.envoy.limit import LOCAL_RATE_LIMIT, NAMESPACE, rate_limit
 from meshwarden.controlplane.policy.envoy.part import (
-    ADS,
     CALLERS,
     CONNECTION_LIFE,
     ROOTS,
     ROUTER,
+    discovered,
+    extension,
     manager,
     protocol,
     socket_address,
@@ -63,10 +64,10 @@ def listener(address: str, service: Name, trust_domain: str, epoch: str = "", fo
         "http_filters": [
             _who(trust_domain, foreign=bool(foreign)),
             certificate_filter(),
-            _discovered(f"access/{service}", RBAC),
-            *(_discovered(_place("limit", service, width), LOCAL_RATE_LIMIT) for width in Width),
+            discovered(f"access/{service}", RBAC),
+            *(discovered(_place("limit", service, width), LOCAL_RATE_LIMIT) for width in Width),
             tenant_filter(),
-            *(_discovered(_place("quota", service, width), RATE_LIMIT_QUOTA, HEADER_MUTATION) for width in Width),
+            *(discovered(_place("quota", service, width), RATE_LIMIT_QUOTA, HEADER_MUTATION) for width in Width),
             ROUTER,
         ],
         # What the caller says of itself is thrown away; the program gets the certificate's word.
@@ -75,7 +76,7 @@ def listener(address: str, service: Name, trust_domain: str, epoch: str = "", fo
         "common_http_protocol_options": {"max_connection_duration": CONNECTION_LIFE},
         "drain_timeout": "5s",
         "http2_protocol_options": {"max_concurrent_streams": 1000},
-        "local_reply_config": {"mappers": _replies(service)},
+        "local_reply_config": {"mappers": replies(service)},
         **telemetry.inbound(service),
     }
     anyone = uri("prefix", *(f"spiffe://{one}/" for one in (trust_domain, *foreign)))
@@ -128,32 +129,22 @@ def routes(service: Name) -> Resource:
 
 def access(said: Access, trust_domain: str) -> Resource:
     """Who may call, as an extension configuration."""
-    return _extension(f"access/{said.service}", rbac(said, trust_domain))
+    return extension(f"access/{said.service}", rbac(said, trust_domain))
 
 
 def limit(service: Name, width: Width, said: Limits | None) -> Resource:
     """How much each tenant may call by the policy of a width, if there is one, as an extension configuration."""
-    return _extension(_place("limit", service, width), rate_limit(said))
+    return extension(_place("limit", service, width), rate_limit(said))
 
 
 def quota(service: Name, width: Width, said: Limits | None) -> Resource:
     """Which calls count against that policy's limits across the mesh, as an extension configuration."""
-    return _extension(_place("quota", service, width), rate_limit_quota(said))
+    return extension(_place("quota", service, width), rate_limit_quota(said))
 
 
 def _place(kind: str, service: Name, width: Width) -> str:
     """Where a policy's configuration stands: each by itself, so that none fills the buckets of another."""
     return f"{kind}/{service}" if width is Width.SERVICE else f"{kind}/{service}/{width.name.lower()}"
-
-
-def _extension(name: str, config: dict[str, Any]) -> Resource:
-    fields = {"name": name, "typed_config": config}
-    return resource(api.build("envoy.config.core.v3.TypedExtensionConfig", fields), name)
-
-
-def _discovered(name: str, *kinds: str) -> dict[str, Any]:
-    # No default: a listener without its permissions doesn't open, and one that lost them answers 500.
-    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": list(kinds)}}
 
 
 def _who(trust_domain: str, *, foreign: bool) -> dict[str, Any]:
@@ -184,7 +175,7 @@ def _who(trust_domain: str, *, foreign: bool) -> dict[str, Any]:
     return {"name": "who", "typed_config": {"@type": _HEADER_TO_METADATA, "request_rules": rules}}
 
 
-def _replies(service: Name) -> list[dict[str, Any]]:
+def replies(service: Name) -> list[dict[str, Any]]:
     """What callers are told when policy stops them: who, what, and how to find out why."""
     grpc = {"header_filter": {"header": {"name": "content-type", "string_match": {"prefix": "application/grpc"}}}}
     # Of Envoy's own replies RBAC alone is 403, and the limit alone 429; the program's answers pass unchanged.

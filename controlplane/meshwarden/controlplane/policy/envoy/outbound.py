@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from meshwarden.controlplane.policy import endpoint, route, routing
 from meshwarden.controlplane.policy.choice import Choice, choice
-from meshwarden.controlplane.policy.envoy import balance, telemetry
+from meshwarden.controlplane.policy.envoy import balance, relay, telemetry
 from meshwarden.controlplane.policy.envoy.part import ADS, CONNECTION_LIFE, ROOTS, ROUTER, manager, protocol, tls, uri
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
@@ -60,7 +60,13 @@ def listener(path: str, service: Name, trust_domain: str) -> Resource:
 def routes(mesh: Mesh, caller: Name) -> Resource:
     """The routes of all that a caller may name; without a service it is any of its tenant's that no policy names."""
     short_names = {service: short for short, service in mesh.short_names(caller.tenant).items()}
-    hosts = [_host(mesh, service, short_names.get(service), caller) for service in mesh.visible(caller.tenant)]
+    hosts = []
+    for service in mesh.visible(caller.tenant):
+        short = short_names.get(service)
+        if not mesh.is_external(service):
+            hosts.append(_host(mesh, service, short, caller))
+        elif not mesh.is_stream(service):
+            hosts.append(relay.host(service, short))
     name = f"{LISTENER}/{caller.tenant}"
     fields = {"name": name, "virtual_hosts": [*hosts, _nothing(caller.tenant)]}
     return resource(api.build("envoy.config.route.v3.RouteConfiguration", fields), name)
@@ -76,7 +82,7 @@ def cluster(mesh: Mesh, service: Name, version: str, budget: Budget, said: Choic
         "type": "EDS",
         "eds_cluster_config": {"eds_config": ADS, "service_name": name},
         "connect_timeout": "1s",
-        **balance.cluster_fields(said, _budget(budget)),
+        **balance.cluster_fields(said, budget_fields(budget)),
         "typed_extension_protocol_options": protocol(
             "http2_protocol_options", common_http_protocol_options={"max_connection_duration": CONNECTION_LIFE}
         ),
@@ -97,7 +103,7 @@ def _host(mesh: Mesh, service: Name, short: str | None, caller: Name) -> dict[st
     grpc = message is not None and message.spec.protocol == resources_pb2.ServiceSpec.GRPC
     found = [
         # Of a service that the caller doesn't see it has no cluster; and no copy leaves the mesh.
-        _route(service, way, chosen, grpc=grpc, mirrored=_is_seen(mesh, caller.tenant, way.rule.mirror))
+        route_of(service, way, chosen, grpc=grpc, mirrored=_is_seen(mesh, caller.tenant, way.rule.mirror))
         for way in routing.ways(said.rules_of(caller), said.idempotent)
     ]
     domains = [name] + ([short] if short else [])
@@ -110,7 +116,8 @@ def _is_seen(mesh: Mesh, tenant: str, mirror: Mirror | None) -> bool:
     return mesh.sees(tenant, mirror.service)
 
 
-def _route(service: Name, way: routing.Way, chosen: Choice, *, grpc: bool, mirrored: bool) -> dict[str, Any]:
+def route_of(service: Name, way: routing.Way, chosen: Choice, *, grpc: bool, mirrored: bool) -> dict[str, Any]:
+    """An `envoy.config.route.v3.Route` of a service that speaks gRPC or HTTP; `mirrored`: whether copies are made."""
     rule = way.rule
     # Without a timeout no deadline of Envoy's own, which would cut streams: the caller's is enough.
     again = _retry(rule.retry) if way.is_repeatable and rule.retry is not None else _RETRY
@@ -176,12 +183,15 @@ def _retry(said: Retry) -> dict[str, Any]:
     return {**found, "retry_on": ",".join(on), "retry_back_off": backoff}
 
 
-def _budget(said: Budget) -> dict[str, Any]:
+def budget_fields(said: Budget) -> dict[str, Any]:
     """Of the calls under way; Envoy's own bound is three retries, whatever there is to do."""
     return {"budget_percent": {"value": said.percent}, "min_retry_concurrency": said.least}
 
 
 def _nothing(tenant: str) -> dict[str, Any]:
-    text = f"meshwarden: tenant {tenant} sees no single service of this name; in full it is <service>.<tenant>\n"
+    text = (
+        f"meshwarden: tenant {tenant} sees no single service of this name; in full it is <service>.<tenant>,"
+        " and what lies outside of the mesh needs an ExternalService\n"
+    )
     reply = {"status": 404, "body": {"inline_string": text}}
     return {"name": "*", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "direct_response": reply}]}

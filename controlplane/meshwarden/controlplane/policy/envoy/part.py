@@ -2,17 +2,24 @@
 
 from typing import Any, Final
 
+from meshwarden.xds import api
+from meshwarden.xds.snapshot import Resource, resource
+
 ADS: Final = {"ads": {}, "resource_api_version": "V3"}
 ROUTER: Final = {
     "name": "router",
     "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
 }
+EDGE_ROUTER: Final = {"name": "router", "typed_config": {**ROUTER["typed_config"], "suppress_envoy_headers": True}}  # type: ignore[dict-item]
+"""The same where calls leave the mesh: nothing of how we are made goes with them."""
 HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 OWN: Final = "default"
 ROOTS: Final = "ROOTCA"
 CALLERS: Final = "callers"
+SYSTEM: Final = "system"
 """The SDS secrets that the agent serves: the workload's certificate, our own roots (`ROOTCA/<trust domain>` has another
-trust domain's), and those of all whose identities may call, each for its own."""
+trust domain's), those of all whose identities may call, each for its own, and the authorities that the node's system
+trusts."""
 CONNECTION_LIFE: Final = "600s"
 """Connections keep the identity of their handshake; this bounds for how long, below the default SVID's half-life."""
 _HCM: Final = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -76,6 +83,18 @@ def tls(kind: str, validation: dict[str, Any], more: dict[str, Any], roots: str 
 def uri(match: str, *values: str) -> dict[str, Any]:
     """A validation context that wants one of some URI names in the certificate; `match` is "exact" or "prefix"."""
     return {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {match: value}} for value in values]}
+
+
+def extension(name: str, config: dict[str, Any]) -> Resource:
+    """A filter's configuration that a listener finds by its name."""
+    fields = {"name": name, "typed_config": config}
+    return resource(api.build("envoy.config.core.v3.TypedExtensionConfig", fields), name)
+
+
+def discovered(name: str, *kinds: str) -> dict[str, Any]:
+    """A filter that finds its configuration by its name; `kinds` are the types that it may have."""
+    # No default: a listener without its permissions doesn't open, and one that lost them answers 500.
+    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": list(kinds)}}
 
 
 def protocol(explicit: str, **more: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.xds import telemetry_names as names
+from meshwarden.xds.external_name import CONNECT
 
 _AGENT: Final = {"envoy_grpc": {"cluster_name": "agent"}}
 _OPEN_TELEMETRY: Final = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig"
@@ -45,6 +46,20 @@ def outbound(service: Name | None) -> dict[str, Any]:
     return _both(service, "outbound", said)
 
 
+def connections(service: Name) -> list[dict[str, Any]]:
+    """The access logs of a listener that takes the program's own connections to an external service: when each ends."""
+    said = {
+        names.REPORTER: names.SOURCE_SIDE,
+        names.UPSTREAM_CLUSTER: f"{service.name}.{service.tenant}",
+        names.UPSTREAM_HOST: "%UPSTREAM_HOST%",
+        names.METHOD: CONNECT,
+        names.DURATION_MS: "%DURATION%",
+        names.RESPONSE_FLAGS: "%RESPONSE_FLAGS%",
+        names.RESPONSE_CODE_DETAILS: "%CONNECTION_TERMINATION_DETAILS%",
+    }
+    return [_log("connections", said)]
+
+
 def inbound(service: Name) -> dict[str, Any]:
     """Fields of the HttpConnectionManager that takes the mesh's calls."""
     said = {
@@ -61,6 +76,14 @@ def inbound(service: Name) -> dict[str, Any]:
 def _both(service: Name | None, log_name: str, said: dict[str, str]) -> dict[str, Any]:
     service_name = f"{service.name}.{service.tenant}" if service else ""
     tracer = {"@type": _OPEN_TELEMETRY, "grpc_service": {**_AGENT, "timeout": "0.250s"}, "service_name": service_name}
+    return {
+        "tracing": {"provider": {"name": "envoy.tracers.opentelemetry", "typed_config": tracer}},
+        "early_header_mutation_extensions": [_DECIDED],
+        "access_log": [_log(log_name, said)],
+    }
+
+
+def _log(log_name: str, said: dict[str, str]) -> dict[str, Any]:
     log = {
         "@type": _ACCESS_LOG,
         "common_config": {
@@ -71,8 +94,4 @@ def _both(service: Name | None, log_name: str, said: dict[str, str]) -> dict[str
         },
         "attributes": {"values": [{"key": key, "value": {"string_value": value}} for key, value in said.items()]},
     }
-    return {
-        "tracing": {"provider": {"name": "envoy.tracers.opentelemetry", "typed_config": tracer}},
-        "early_header_mutation_extensions": [_DECIDED],
-        "access_log": [{"name": "envoy.access_loggers.open_telemetry", "typed_config": log}],
-    }
+    return {"name": "envoy.access_loggers.open_telemetry", "typed_config": log}

@@ -44,7 +44,7 @@ def callers(judges: Sequence[Judge], service: Name) -> list[Name | Foreign]:
 
 
 def _named(judge: Judge, service: Name) -> Iterator[Caller | ForeignCaller]:
-    said = judge.mesh.find("Service", *service)
+    said = judge.mesh.callee(service)
     yield Caller(service.tenant)
     for tenant in said.spec.export_to if said is not None else ():
         if tenant != OTHERS:

@@ -89,7 +89,7 @@ class Effects:
     def of(self, impact: Impact) -> PreviewResponse:
         """What a change does that has this impact. What there is no room or no time for is counted."""
         touched = sorted(impact.services | impact.servers)
-        known = {*self.before.mesh.services(), *self.after.mesh.services()}
+        known = {*self.before.mesh.callees(), *self.after.mesh.callees()}
         answer = PreviewResponse(services=len(touched), other_services=len(known.difference(touched)))
         for number, service in enumerate(touched):
             if not self._tell(answer, service):

@@ -142,15 +142,16 @@ class Judge:
 
     def speaks_grpc(self, service: Name) -> bool:
         """Whether a service speaks gRPC, whose calls are each a POST."""
-        found = self.mesh.find("Service", *service)
+        found = self.mesh.callee(service)
         return found is not None and found.spec.protocol == resources_pb2.ServiceSpec.GRPC
 
     def verdict(self, caller: Name | Foreign, service: Name, call: Call) -> Verdict:
         """What becomes of a call of a certificate that is not revoked by its number."""
-        said, headers = self.mesh.find("Service", *service), dict(call.headers)
+        said, headers = self.mesh.callee(service), dict(call.headers)
         tenant = account_of(caller.trust_domain) if isinstance(caller, Foreign) else caller.tenant
-        seen = said is not None and (isinstance(caller, Foreign) or self.mesh.sees(tenant, service))
-        abroad = said is not None and bool(said.spec.spiffe_id)  # for another trust domain to say
+        seen = isinstance(caller, Foreign) and isinstance(said, resources_pb2.Service)
+        seen = seen or self.mesh.sees(tenant, service)
+        abroad = isinstance(said, resources_pb2.Service) and bool(said.spec.spiffe_id)  # for that trust domain to say
         grant = self._own(caller, service).find(caller, call.path, call.verb, headers=headers)
         place = (grant.policy, f"spec.allow[{grant.rule}]") if grant is not None else None
         way, rule = self._way(caller, service, call, headers)

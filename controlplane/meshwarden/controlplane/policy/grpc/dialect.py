@@ -32,11 +32,19 @@ class Grpc:
     def client(self, mesh: Mesh, asker: Asker) -> tuple[Resource, ...]:
         """The listeners of the short names."""
         names = mesh.short_names(asker.caller.tenant).items()
-        return tuple(client.listener(mesh, short, service, asker.variant) for short, service in names)
+        return tuple(
+            client.listener(mesh, short, service, asker.variant)
+            for short, service in names
+            if not mesh.is_external(service)
+        )
 
     def server(self, mesh: Mesh, service: Name, said: Access) -> tuple[Resource, ...]:
         """The routes that carry who may call."""
         return (server.routes(said, mesh.trust_domain),)
+
+    def egress(self, mesh: Mesh, service: Name, tenant: str, said: Access) -> tuple[Resource, ...]:
+        """Nothing: gRPC's own clients reach no external service."""
+        return ()
 
     def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
         """The listener, if the instance has one."""
