@@ -43,7 +43,7 @@ from meshwarden.agents.proof.port import Proof
 from meshwarden.agents.question import Questions
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
-from meshwarden.agents.refusal import Refusals, refused_caller
+from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.root_ack import RootAck
 from meshwarden.agents.rotation import Rotation
@@ -54,6 +54,7 @@ from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.session import Downstream
 from meshwarden.agents.start import Begun
 from meshwarden.agents.state import Memory, Place
+from meshwarden.agents.status import Status
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
 from meshwarden.agents.telemetry.door import Door
@@ -67,7 +68,7 @@ from meshwarden.agents.telemetry.token import Tokens
 from meshwarden.agents.trust import Trust
 from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.way import Node
-from meshwarden.agents.workload import Workload, sharers
+from meshwarden.agents.workload import Workload
 from meshwarden.agents.workload_api.jwt import JwtProfile
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes
@@ -77,7 +78,6 @@ from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.scrape import serve_pages
 from meshwarden.sdk.tracing.own_span import server_interceptor
 from meshwarden.v1 import node_service_pb2 as node_pb
-from meshwarden.v1 import workload_service_pb2 as workload_pb
 from meshwarden.v1 import workload_service_pb2_grpc as workload_grpc
 from meshwarden.xds.server import add_ads
 
@@ -197,7 +197,17 @@ class Agent:
             self._refusals,
             self.secrets,
         )
-        self._ack = node_pb.ConfigAck()
+        self.status = Status(
+            config.node,
+            VERSION,
+            self.registry,
+            self.credentials,
+            self.scopes,
+            self.upstream,
+            self.attendants,
+            self.health,
+            self._refusals,
+        )
 
     def _put_river_together(self, rng: random.Random) -> None:
         """Makes what takes telemetry in, keeps it on the disk, and hands it up."""
@@ -303,7 +313,7 @@ class Agent:
             yield
             return
         metrics = AgentMetrics(
-            self.status,
+            self.status.read,
             self.spool.sizes,
             lambda: self._identity.present.svid.not_after,
             self.points,
@@ -327,7 +337,7 @@ class Agent:
             self.points,
             self.concurrencies,
             self.door.environment,
-            self.status,
+            self.status.read,
             self._rotation.wanting,
             SecretStream(attestor, self.registry, self.secrets),
             self._node_place.region,
@@ -406,56 +416,12 @@ class Agent:
         self._memory.keep_workloads(self.registry)
 
     def _tell_workloads(self) -> None:
-        self.upstream.set_workloads(self.workload_states())
+        self.upstream.set_workloads(self.status.workloads())
 
     def _acknowledge(self, ack: node_pb.ConfigAck) -> None:
-        self._ack = ack
+        self.status.ack = ack
         self._progress.end(ack)
         self.upstream.ack(ack)
-
-    def workload_states(self) -> list[node_pb.WorkloadState]:
-        """What runs, and what it holds."""
-        shared = set(sharers(self.registry.workloads.values()))
-        errors = self.health.errors()
-        return [
-            self._workload_state(name, name in shared, errors.get(name, "")) for name in sorted(self.registry.workloads)
-        ]
-
-    def _workload_state(self, name: str, is_shared: bool, error: str) -> node_pb.WorkloadState:
-        workload, svid = self.registry.workloads[name], self.credentials.svid(name)
-        state = node_pb.WorkloadState(
-            id=name,
-            tenant=workload.entry.metadata.tenant,
-            entry=workload.entry.metadata.name,
-            pid=workload.pid,
-            spiffe_id=str(workload.spiffe_id),
-            shares_user=is_shared,
-            error=error,
-        )
-        if svid is not None:
-            state.serial = svid.serial
-            state.not_before.FromDatetime(svid.not_before)
-            state.not_after.FromDatetime(svid.not_after)
-        return state
-
-    def status(self) -> workload_pb.AgentStatusResponse:
-        """How the agent does."""
-        failed = {**self.credentials.errors(), **self.scopes.refusals()}
-        errors = [f"{name}: {reason}" for name, reason in sorted(failed.items())]
-        if self.upstream.last_error:
-            errors.insert(0, self.upstream.last_error)
-        return workload_pb.AgentStatusResponse(
-            node=self._config.node,
-            version=VERSION,
-            connected=self.upstream.connected,
-            last_error="; ".join(errors)[:4096],
-            revision=self._ack.revision,
-            workloads=self.workload_states(),
-            envoys=self.attendants.envoys(),
-            nacks=self._ack.nacks,
-            health=self.health.read(),
-            refused=map(refused_caller, self._refusals),
-        )
 
     async def _review(self) -> None:
         """Sees registered processes become the programs that their entries want."""
