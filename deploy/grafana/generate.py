@@ -7,13 +7,14 @@ python deploy/grafana/generate.py --check    say whether they are as they would 
 import sys
 from pathlib import Path
 
+from cost import COST
 from limits import LIMITS
 from nbmf import MEMORY
 from objectives import OBJECTIVES
 from parts import IDENTITY, NODE
 from traffic import OVERVIEW, SERVICE, TENANTS
 
-BOARDS = (OVERVIEW, TENANTS, SERVICE, NODE, IDENTITY, LIMITS, OBJECTIVES, MEMORY)
+BOARDS = (OVERVIEW, TENANTS, SERVICE, NODE, IDENTITY, LIMITS, OBJECTIVES, COST, MEMORY)
 DIRECTORY = Path(__file__).with_name("dashboards")
 
 

@@ -8,7 +8,7 @@ _TIMES: Final = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-
 _BYTES: Final = ((float(2**30), "GiB"), (float(2**20), "MiB"), (1024.0, "KiB"), (1.0, "B"))
 _COUNTS: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
 _LEAST: Final = 1e-12
-_EACH: Final = {"reqps": " req/s", "ops": " /s"}
+_EACH: Final = {"reqps": " req/s", "ops": " /s", "currencyUSD": " $"}
 _STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
 _BYTE_STEPS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 

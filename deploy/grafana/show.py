@@ -4,7 +4,8 @@ python deploy/grafana/show.py --minutes 8 --out docs/dashboards        `make das
 
 An intruder is denied and a tenant limited all the time; a program's certificate lives for five minutes; somebody comes
 to the control plane with one of his own making; for a minute one version of orders hangs; records that have become cold
-are read again. The windows of objectives are sixty times shorter, so that there is something to see.
+are read again; a program tells of calls of a model that has a price. The windows of objectives are sixty times shorter,
+so that there is something to see.
 """
 
 import argparse
@@ -174,6 +175,8 @@ def spoil(mesh: Mesh, minutes: float) -> None:
     (pid,) = (item["pid"] for item in mesh.said["workloads"] if item["name"] == "orders-v2")
     begin_s, hangs = time.monotonic(), False
     batch = mesh.exec("node-a", "acme/batch", "sleep", f"{60 * minutes + 300:.0f}")
+    tells = ("-m", "meshwarden.examples.model_call", "--calls", "0", "--cached", "400")
+    telling = mesh.exec("node-a", "daena/convener", sys.executable, *tells)
     try:
         while (gone := (time.monotonic() - begin_s) / 60 / minutes) < 1:
             is_to_hang = 0.5 <= gone < 0.5 + 1 / minutes
@@ -187,8 +190,9 @@ def spoil(mesh: Mesh, minutes: float) -> None:
             time.sleep(5)
     finally:
         os.kill(pid, signal.SIGCONT)
-        batch.terminate()
-        batch.wait()
+        for program in (batch, telling):
+            program.terminate()
+            program.wait()
 
 
 def draw_all(prometheus: Prometheus, minutes: float, out: Path) -> list[Path]:

@@ -116,6 +116,8 @@ def test_rounds_across_tenants(start: Callable[..., Any], backend: OtlpReceiver,
     for one in held:
         assert_one_trace(up, backend, one)
     up.until(lambda: every_token_is_counted(backend, convene.stats()))
+    # Nobody knows what the stand-in costs: its tokens are told of, and no money.
+    up.until(lambda: costs(up) == {one: tokens(spans) for one, spans in by_service(backend).items()})
     stats = convene.stats()
     assert of(stats["bus.daena"], "bus.queue.dropped") == [0] * len(AGENTS)
     up.until(lambda: all_have_heard(backend, held))
@@ -294,6 +296,29 @@ def every_token_is_counted(backend: OtlpReceiver, stats: dict[str, list[dict[str
     for agent in AGENTS:
         used.update(summed(stats[agent], "gen_ai.client.token.usage"))
     return tokens(calls_of_models(list(backend.spans))) == counted == used and counted["input"] > counted["output"] > 0
+
+
+def by_service(backend: OtlpReceiver) -> dict[str, list[KeptSpan]]:
+    """The calls of models, by the service that made them, "<tenant>/<service>"."""
+    found: dict[str, list[KeptSpan]] = {}
+    for span in calls_of_models(list(backend.spans)):
+        service, _, tenant = span.resource["service.name"].partition(".")
+        found.setdefault(f"{tenant}/{service}", []).append(span)
+    return found
+
+
+def costs(up: Any) -> dict[str, dict[str, int]]:
+    """The tokens that the control plane tells of, of those whose price is unknown, by service."""
+    said = up.run("cost", "--by", "tenant", "--by", "service", "-o", "json")
+    assert said.returncode == 0, said.stderr
+    answer = json.loads(said.stdout)
+    assert "usd" not in answer["total"]
+    found = {}
+    for one in answer.get("costs", []):
+        counts = {"input": int(one["inputTokens"]), "output": int(one["outputTokens"])}
+        assert int(one["unpricedTokens"]) == sum(counts.values())
+        found[f"{one['tenant']}/{one['service']}"] = counts
+    return found
 
 
 def shown(up: Any) -> Counter[tuple[str, str]]:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import re
+import subprocess
 import sys
 import urllib.parse
 import urllib.request
@@ -35,7 +36,8 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 MEMORY = ROOT / "deploy/grafana/dashboards/meshwarden-nbmf.json"
-BOARDS = sorted(set(MEMORY.parent.glob("*.json")) - {MEMORY})
+COST = MEMORY.with_name("meshwarden-cost.json")
+BOARDS = sorted(set(MEMORY.parent.glob("*.json")) - {MEMORY, COST})
 SCALE = 60
 # How fast a budget is spent when somebody is woken.
 PAGES = (14.4, 6.0)
@@ -144,14 +146,33 @@ async def test_a_full_disk_costs_the_oldest_reports_alone_and_is_told_of(watched
     await asyncio.to_thread(up.until, lambda: "TelemetryDropped" in {name for name, _ in prometheus.alerts()})
 
 
-def test_what_a_memory_measures_is_on_its_board(start: Callable[..., Any], directory: Path) -> None:
+def test_what_a_memory_measures_and_models_cost_is_on_their_boards(start: Callable[..., Any], directory: Path) -> None:
     up = start("memory", "--samples", "daena")
     said = up.wait_until_up()
-    with watching(directory, said["metrics_url"], "groups: []\n") as prometheus:
-        assert_data(up, prometheus, [MEMORY])
+    agent = next(item["agent_socket"] for item in said["agents"] if item["node"] == "node-a")
+    with (
+        watching(directory, said["metrics_url"], "groups: []\n") as prometheus,
+        # The samples' model is a stand-in, which nobody knows the price of.
+        _running(up, agent, "daena/convener", "-m", "meshwarden.examples.model_call", "--calls", "0", "--cached", "9"),
+    ):
+        assert_data(up, prometheus, [MEMORY, COST])
         # Its durations lead to the rounds that they were of.
         up.until(lambda: prometheus.exemplars("nbmf_write_duration_seconds_bucket"))
         assert prometheus.alerts() == []
+
+
+@contextlib.contextmanager
+def _running(up: Any, agent_socket: str, entry: str, *arguments: str) -> Iterator[None]:
+    """A program of Python's that runs as a workload meanwhile."""
+    way = ["-m", "meshwarden.agents", "exec", "--socket", agent_socket, "--entry", entry, "--"]
+    command = [sys.executable, *way, sys.executable, *arguments]
+    with (up.state_dir / "logs" / "running.log").open("ab") as log:
+        program = subprocess.Popen(command, env=up.environment, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        program.terminate()
+        program.wait(60)
 
 
 def _wait_until_calm(up: Any, metrics_url: str) -> None:

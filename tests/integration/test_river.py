@@ -38,8 +38,9 @@ from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 
 TENANTS = ("acme", "globex")
 STAGES = ("sdk", "agent.receive", "agent.spool", "control.ingest", "control.store", "control.sample", "backend.one")
-# Sends twenty good spans and a bad one a request until it is told to end, and says what was answered. As an exporter
-# does it sends again what was not answered; and each fifth request once more, as if its answer had been lost.
+# Sends twenty good spans, one of them of a call of a model, and a bad one a request until it is told to end, and says
+# what was answered. As an exporter does it sends again what was not answered; and each fifth request once more, as if
+# its answer had been lost.
 SENDER = """
 import grpc, os, secrets, sys, threading
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -56,6 +57,10 @@ while not going.is_set():
         spans = request.resource_spans.add().scope_spans.add().spans
         for number in range(20):
             spans.add(trace_id=trace_id, span_id=(number + 1).to_bytes(8, "big"), name="work")
+        for key, value in {"provider.name": "openai", "request.model": "gpt-4o"}.items():
+            spans[0].attributes.add(key="gen_ai." + key).value.string_value = value
+        for key, value in {"input_tokens": 5, "output_tokens": 2}.items():
+            spans[0].attributes.add(key="gen_ai.usage." + key).value.int_value = value
         spans.add(trace_id=trace_id, span_id=b"bad")
     try:
         answer = stub.Export(request, timeout=60)
@@ -223,7 +228,7 @@ class Server:
         return grpc.aio.secure_channel(f"127.0.0.1:{self.port}", credentials, options=options)
 
     def counts(self) -> dict[tuple[str, ...], int]:
-        """{(kind, stage, tenant, reason): spans}, of the tenants."""
+        """{(kind, stage, tenant, reason): spans}, of the tenants; and {(direction, tenant): tokens}."""
         with urllib.request.urlopen(self.said["metrics_url"], timeout=60) as response:  # noqa: S310 - our own server
             families = list(text_string_to_metric_families(response.read().decode()))
         found: dict[tuple[str, ...], int] = {}
@@ -232,6 +237,8 @@ class Server:
             labels = sample.labels
             if kind in ("received", "passed", "dropped") and labels["signal"] == "span" and labels["tenant"] in TENANTS:
                 found[kind, labels["stage"], labels["tenant"], labels.get("reason", "")] = int(sample.value)
+            elif sample.name == "meshwarden_llm_tokens_total":
+                found[labels["direction"], labels["tenant"]] = int(sample.value)
         return found
 
 
@@ -377,6 +384,8 @@ def is_accounted_for(backend: Backend, counts: dict[tuple[str, ...], int], sende
         and 20 * len(answered) <= stored <= 20 * len(set(sender.attempted))
         and repeated == 20 * kept - stored >= 20 * (len(sender.answered) - len(answered)) > 0
         and counts.get(("passed", "backend.one", tenant, "")) == 20 * kept - sampled <= seen.total()
+        # Whatever is sampled, of each call once.
+        and (counts.get(("input", tenant)), counts.get(("output", tenant))) == (stored // 4, stored // 10)
         and (sampled == 0, len(seen) == stored) == ((True, True) if tenant == "acme" else (False, False))
         and all(through(counts, stage, tenant) for stage in STAGES)
     )

@@ -35,6 +35,7 @@ class ExportRequest(_message.Message):
     PACKED_FIELD_NUMBER: _builtins.int
     CALL_TABLES_FIELD_NUMBER: _builtins.int
     PACKED_SPANS_FIELD_NUMBER: _builtins.int
+    MODEL_CALLS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     run_id: _builtins.str
     first_sequence: _builtins.int
@@ -54,6 +55,8 @@ class ExportRequest(_message.Message):
     def call_tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallTable]: ...
     @_builtins.property
     def packed_spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackedSpans]: ...
+    @_builtins.property
+    def model_calls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
         self,
         *,
@@ -68,14 +71,87 @@ class ExportRequest(_message.Message):
         packed: _abc.Iterable[_builtins.bytes] | None = ...,
         call_tables: _abc.Iterable[Global___CallTable] | None = ...,
         packed_spans: _abc.Iterable[Global___PackedSpans] | None = ...,
+        model_calls: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_tables", b"call_tables", "calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "packed", b"packed", "packed_spans", b"packed_spans", "resource_logs", b"resource_logs", "resource_metrics", b"resource_metrics", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_tables", b"call_tables", "calls", b"calls", "drops", b"drops", "first_sequence", b"first_sequence", "model_calls", b"model_calls", "packed", b"packed", "packed_spans", b"packed_spans", "resource_logs", b"resource_logs", "resource_metrics", b"resource_metrics", "resource_spans", b"resource_spans", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportRequest: _TypeAlias = ExportRequest  # noqa: Y015
+
+@_typing.final
+class ModelCalls(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTER_FIELD_NUMBER: _builtins.int
+    TIME_S_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    reporter: _builtins.str
+    time_s: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelCall]: ...
+    def __init__(
+        self,
+        *,
+        reporter: _builtins.str = ...,
+        time_s: _builtins.int = ...,
+        calls: _abc.Iterable[Global___ModelCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "reporter", b"reporter", "time_s", b"time_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCalls: _TypeAlias = ModelCalls  # noqa: Y015
+
+@_typing.final
+class ModelCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    UNMETERED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    model: _builtins.str
+    id: _builtins.int
+    parent_id: _builtins.int
+    input_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    cache_write_tokens: _builtins.int
+    output_tokens: _builtins.int
+    unmetered: _builtins.bool
+    refused: _builtins.bool
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        id: _builtins.int = ...,
+        parent_id: _builtins.int = ...,
+        input_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        cache_write_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        unmetered: _builtins.bool = ...,
+        refused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_write_tokens", b"cache_write_tokens", "cached_tokens", b"cached_tokens", "id", b"id", "input_tokens", b"input_tokens", "model", b"model", "output_tokens", b"output_tokens", "parent_id", b"parent_id", "provider", b"provider", "refused", b"refused", "unmetered", b"unmetered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCall: _TypeAlias = ModelCall  # noqa: Y015
 
 @_typing.final
 class PackedSpans(_message.Message):

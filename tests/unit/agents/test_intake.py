@@ -248,3 +248,23 @@ def test_few_spans_go_as_they_are(world: World) -> None:
     (payload,) = world.spool.payloads
     assert len(report_pb.ExportRequest.FromString(payload).resource_spans) == 1
     assert unpacked_bytes(payload) == len(payload)
+
+
+def test_calls_of_models_go_up_with_the_spans_that_tell_of_them(world: World) -> None:
+    request = ExportTraceServiceRequest()
+    resource = request.resource_spans.add()
+    # What it says of itself counts for nothing.
+    resource.resource.attributes.add(key="service.name").value.string_value = "bank.globex"
+    scope = resource.scope_spans.add()
+    for number, said in enumerate(({"gen_ai.request.model": "o3", "gen_ai.usage.input_tokens": 7}, {"mesh.tenant": 1})):
+        span = scope.spans.add(trace_id=b"\x01" * 16, span_id=(number + 1).to_bytes(8, "big"), name="x")
+        for key, value in said.items():
+            into = span.attributes.add(key=key).value
+            setattr(into, "int_value" if isinstance(value, int) else "string_value", value)
+    assert world.send(request.SerializeToString(), None) is grpc.StatusCode.OK
+    (payload,) = world.spool.payloads
+    part = report_pb.ExportRequest.FromString(payload)
+    (told,) = (report_pb.ModelCalls.FromString(one) for one in part.model_calls)
+    assert told.reporter == "web.acme"
+    assert [(call.model, call.input_tokens) for call in told.calls] == [("o3", 7)]
+    assert (world.spool.items, len(part.resource_spans) + len(part.packed_spans)) == (2, 1)

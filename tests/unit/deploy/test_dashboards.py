@@ -51,7 +51,7 @@ def test_a_board_is_whole(path: Path) -> None:
 
 
 def test_there_is_a_board_for_each_part() -> None:
-    parts = ("mesh", "tenant", "service", "node", "identity", "limits", "slo", "nbmf")
+    parts = ("mesh", "tenant", "service", "node", "identity", "limits", "slo", "cost", "nbmf")
     assert {f"meshwarden-{part}" for part in parts} <= {path.stem for path in BOARDS}
 
 

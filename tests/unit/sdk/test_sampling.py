@@ -20,7 +20,8 @@ from meshwarden.sdk.denial import Denials
 from meshwarden.sdk.outgoing import Outgoing
 from meshwarden.sdk.red.count import Counter as CallCounter
 from meshwarden.sdk.tracing.otel import OtelTracer
-from meshwarden.sdk.tracing.sampling import PolicySampler, RevisionStamp
+from meshwarden.sdk.tracing.sampling import ModelSampler, PolicySampler, RevisionStamp
+from meshwarden.sdk.tracing.unsampled import MODEL, UNSAMPLED
 
 CALLS = 400
 
@@ -80,6 +81,31 @@ def test_calls_are_counted_whether_they_are_recorded_or_not(monkeypatch: pytest.
     spans = exporter.get_finished_spans()
     assert 0 < len(spans) < CALLS
     assert Counter(span.context.trace_state.get("ot") for span in spans) == {"th:c": len(spans)}
+
+
+def test_calls_of_models_are_made_known_though_their_traces_are_not_recorded() -> None:
+    for ratio, wanted in ((0.0, Decision.RECORD_ONLY), (1.0, Decision.RECORD_AND_SAMPLE)):
+        sampler = ModelSampler(ParentBased(PolicySampler(lambda ratio=ratio: ratio)))  # type: ignore[misc]
+        made = sampler.should_sample(None, 2**100, "chat", attributes={MODEL: "o3"})
+        assert (made.decision, UNSAMPLED in (made.attributes or {})) == (wanted, ratio == 0)
+        assert sampler.should_sample(None, 2**100, "x", attributes={"a": "b"}).decision in (wanted, Decision.DROP)
+    quiet = ModelSampler(ParentBased(PolicySampler(lambda: 0.0)))
+    assert quiet.should_sample(None, 2**100, "x", attributes={"a": "b"}).decision is Decision.DROP
+    assert quiet.should_sample(None, 2**100, "x").decision is Decision.DROP
+
+
+def test_what_is_below_such_a_call_is_not_recorded() -> None:
+    exporter = InMemorySpanExporter()
+    sampler = ModelSampler(ParentBased(PolicySampler(lambda: 0.0)))
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    with tracer.start_as_current_span("chat", attributes={MODEL: "o3"}) as call:
+        assert call.is_recording()
+        assert not call.get_span_context().trace_flags.sampled
+        with tracer.start_as_current_span("below") as below:
+            assert not below.is_recording()
+    assert exporter.get_finished_spans() == (), "nobody else's processors export it"
 
 
 def test_a_decision_of_others_stands() -> None:

@@ -8,7 +8,6 @@ Errors: `IntakeRefused`, with the status to answer.
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -24,10 +23,13 @@ from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
 from meshwarden.agents.telemetry.budget import Budget, Rate
 from meshwarden.agents.telemetry.counted import Counted, Counts
+from meshwarden.agents.telemetry.model_call import framed
+from meshwarden.agents.telemetry.model_call import read as read_calls
 from meshwarden.agents.telemetry.pack import packed, packed_spans
 from meshwarden.agents.telemetry.point import bound_points
 from meshwarden.agents.telemetry.record import bound_records
 from meshwarden.agents.telemetry.repeat import Repeats
+from meshwarden.agents.telemetry.request import Piece, Resources, Sender
 from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.service import KINDS, OtlpKind
 from meshwarden.agents.telemetry.sieve import are_plain, sift, stamped
@@ -67,32 +69,6 @@ class IntakeRefused(Exception):
     def __init__(self, code: grpc.StatusCode, message: str, drops: Drops, retry_s: float | None = None) -> None:
         super().__init__(message)
         self.code, self.drops, self.retry_s = code, drops, retry_s
-
-
-@dataclass
-class _Piece:
-    """Part of a request on its way to the spool, as one record."""
-
-    bodies: list[bytes]
-    size: int = 0
-    items: int = 0
-
-
-@dataclass(frozen=True)
-class _Resources:
-    """A request's `Resource…`, of spans as `wire` has them; `are_plain` as of `sieve.are_plain`."""
-
-    all: Sequence[Any]
-    are_plain: bool = False
-
-
-@dataclass(frozen=True)
-class _Sender:
-    """Who has sent a request, whether reading it takes too long, and what it ran under; see `Intake.take`."""
-
-    workload: Workload
-    is_late: Callable[[], bool]
-    revision_at: RevisionAt | None
 
 
 class Intake:
@@ -211,8 +187,8 @@ class Intake:
         with self._allowances[signal].spend(workload.id) as used_s:
             resources = self._parse(kind, body, signal, tenant, read)
             drops = Drops()
-            sender = _Sender(workload, lambda: used_s() > _MAX_READING_S, revision_at)
-            pieces = self._pieces(signal, resources, sender, drops)
+            sender = Sender(workload, lambda: used_s() > _MAX_READING_S, revision_at)
+            pieces = self._pieces(signal, resources, sender, drops) or [Piece([])] * bool(sender.calls)
             items = sum(piece.items for piece in pieces)
             if signal == "log":
                 with _losing(_dropped(signal, "disk_full", tenant, items) + drops):
@@ -222,13 +198,10 @@ class Intake:
             self._budget.spend(tenant, len(body), items)
             for index, piece in enumerate(pieces):
                 items -= piece.items
-                payload, of = _payload(kind, piece.bodies), Items(**{signal: piece.items})
-                if signal == "span":
-                    payload = packed_spans(payload, name_of(workload.spiffe_id), piece.items)
-                else:
-                    payload = packed(payload)
+                told = sender.calls if index == 0 else ()
+                payload, of = self._payload(signal, piece, workload, told), Items(**{signal: piece.items})
                 with _losing(_dropped(signal, "disk_full", tenant, items)):
-                    self._put(tenant, payload, of, len(piece.bodies), drops if index == 0 else None)
+                    self._put(tenant, payload, of, len(piece.bodies) + len(told), drops if index == 0 else None)
             if not pieces:
                 self._spool.drop(drops)
         answer = kind.response()
@@ -243,11 +216,11 @@ class Intake:
 
     # -- OTLP
 
-    def _pieces(self, signal: str, resources: _Resources, sender: _Sender, drops: Drops) -> Sequence[_Piece]:
+    def _pieces(self, signal: str, resources: Resources, sender: Sender, drops: Drops) -> Sequence[Piece]:
         """What is in a request as records of the spool; what is left out stands in `drops`."""
         tenant = sender.workload.spiffe_id.tenant or ""
         left_out = Bounded(too_many=max(0, len(resources.all) - _MAX_BODIES))
-        found: list[_Piece] = []
+        found: list[Piece] = []
         taken = 0
         for resource in resources.all[:_MAX_BODIES]:
             body, bounded = self._bound(signal, resource, resources.are_plain, _MAX_ITEMS - taken, sender)
@@ -261,7 +234,7 @@ class Intake:
                 continue
             taken += bounded.kept
             if not found or found[-1].size + len(body) > _RECORD_BYTES:
-                found.append(_Piece([]))
+                found.append(Piece([]))
             found[-1].bodies.append(body)
             found[-1].size += len(body)
             found[-1].items += bounded.kept
@@ -270,11 +243,14 @@ class Intake:
                 drops[account.RECEIVE, signal, reason, tenant] += count
         return found
 
-    def _bound(self, signal: str, resource: Any, is_plain: bool, most: int, sender: _Sender) -> tuple[bytes, Bounded]:
+    def _bound(self, signal: str, resource: Any, is_plain: bool, most: int, sender: Sender) -> tuple[bytes, Bounded]:
         """What may go on of a resource's things, stamped, and how much that is."""
         workload, is_late = sender.workload, sender.is_late
         if signal == "span":
             scopes, bounded = sift(resource.scope_spans, most, is_late, is_plain=is_plain)
+            scopes, told, gone = read_calls(scopes, is_late)
+            sender.calls.extend(told)
+            bounded.kept, bounded.claimed = bounded.kept - gone, bounded.claimed + gone
             if sender.revision_at is not None:
                 scopes = stamped(scopes, sender.revision_at)
             return self._stamp.head(resource, workload) + wire.all_framed(2, scopes), bounded
@@ -285,9 +261,17 @@ class Intake:
         self._stamp.put(resource.resource, workload)
         return resource.SerializeToString(), bounded
 
+    def _payload(self, signal: str, piece: Piece, workload: Workload, calls: Sequence[pb.ModelCall]) -> bytes:
+        """A part of a request as it is kept, with the calls of models that its spans tell of."""
+        number = pb.ExportRequest.DESCRIPTOR.fields_by_name[KINDS[signal].field].number
+        payload, name = wire.all_framed(number, piece.bodies), name_of(workload.spiffe_id)
+        if signal != "span":
+            return packed(payload)
+        return packed_spans(payload, name, piece.items) + framed(calls, name, self._aggregator.minute())
+
     # -- calls
 
-    def _count(self, record: logs_pb2.LogRecord, sender: _Sender) -> bool:
+    def _count(self, record: logs_pb2.LogRecord, sender: Sender) -> bool:
         """Counts a record that is of an Envoy's access log; whether it is."""
         identity = sender.workload.spiffe_id
         said = attributes_of(record.attributes)
@@ -364,19 +348,19 @@ class Intake:
 
     def _parse(
         self, kind: OtlpKind, body: bytes, signal: str, tenant: str, read: Callable[[Any, bytes], bytes]
-    ) -> _Resources:
+    ) -> Resources:
         try:
             request = read(kind.request, body)
             if signal == "span" and are_plain(request):
-                return _Resources(wire.Request.FromString(request).resource_spans, are_plain=True)
+                return Resources(wire.Request.FromString(request).resource_spans, are_plain=True)
             message = kind.request.FromString(request)
         except (DecodeError, Unreadable) as error:  # UnicodeDecodeError's kin too: protobuf wraps them
             reason = str(error) if isinstance(error, Unreadable) else "the message can't be read"
             drops = _dropped(signal, "malformed", tenant, 1)
             raise IntakeRefused(grpc.StatusCode.INVALID_ARGUMENT, reason, drops) from None
         if signal == "span":
-            return _Resources(wire.Request.FromString(request).resource_spans)
-        return _Resources(getattr(message, kind.field))
+            return Resources(wire.Request.FromString(request).resource_spans)
+        return Resources(getattr(message, kind.field))
 
 
 @contextlib.contextmanager
@@ -391,7 +375,3 @@ def _losing(more: Drops) -> Iterator[None]:
 
 def _dropped(signal: str, reason: str, tenant: str, count: int) -> Drops:
     return Drops({(account.RECEIVE, signal, reason, tenant): count} if count else {})
-
-
-def _payload(kind: OtlpKind, bodies: Sequence[bytes]) -> bytes:
-    return wire.all_framed(pb.ExportRequest.DESCRIPTOR.fields_by_name[kind.field].number, bodies)

@@ -49,9 +49,19 @@ def packed_spans(payload: bytes, reporter: str, count: int) -> bytes:
 
 
 def unpacked_bytes(payload: bytes) -> int:
-    """How large a payload is that may be packed."""
+    """How large a payload is that may be packed, in its first field."""
     head = payload[:_HEAD_BYTES]
     at = head.find(_MAGIC)
     if not head.startswith(_TAGS) or at < 0:
         return len(payload)
-    return zstd.get_frame_info(head[at:]).decompressed_size or len(payload)
+    unpacked = zstd.get_frame_info(head[at:]).decompressed_size or len(payload)
+    return unpacked + len(payload) - _end_of_first(head)
+
+
+def _end_of_first(head: bytes) -> int:
+    """Where the first field ends of a message that begins so; its number and its length are varints."""
+    length, at = 0, 1
+    while head[at] & 0x80:
+        length |= (head[at] & 0x7F) << 7 * (at - 1)
+        at += 1
+    return (length | head[at] << 7 * (at - 1)) + at + 1

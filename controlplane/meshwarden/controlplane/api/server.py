@@ -24,6 +24,8 @@ from meshwarden.v1 import (
     admin_service_pb2_grpc,
     audit_service_pb2,
     audit_service_pb2_grpc,
+    cost_service_pb2,
+    cost_service_pb2_grpc,
     data_plane_service_pb2,
     data_plane_service_pb2_grpc,
     node_service_pb2,
@@ -66,6 +68,7 @@ class Servicers:
 
     admin: admin_service_pb2_grpc.AdminServiceServicer
     audit: audit_service_pb2_grpc.AuditServiceServicer
+    cost: cost_service_pb2_grpc.CostServiceServicer
     data_plane: data_plane_service_pb2_grpc.DataPlaneServiceServicer
     node: node_service_pb2_grpc.NodeServiceServicer
     operator: operator_service_pb2_grpc.OperatorServiceServicer
@@ -82,6 +85,7 @@ def names() -> tuple[str, ...]:
     files = (
         admin_service_pb2,
         audit_service_pb2,
+        cost_service_pb2,
         data_plane_service_pb2,
         node_service_pb2,
         operator_service_pb2,
@@ -145,6 +149,7 @@ class Api:
         )
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, self._server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
+        cost_service_pb2_grpc.add_CostServiceServicer_to_server(servicers.cost, self._server)
         data_plane_service_pb2_grpc.add_DataPlaneServiceServicer_to_server(servicers.data_plane, self._server)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicers.node, self._server)
         operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(servicers.operator, self._server)

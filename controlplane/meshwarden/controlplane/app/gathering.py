@@ -18,6 +18,8 @@ from meshwarden.controlplane.gather.seen import SeenCalls
 from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace_store import Keep
 from meshwarden.controlplane.identity.deny_elsewhere import DeniesElsewhere
+from meshwarden.controlplane.insight.cost import Costs
+from meshwarden.controlplane.insight.price import ListPrices
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.regions.inbox import Inbox
@@ -33,6 +35,7 @@ class Gathering:
 
     metrics: Metrics
     durable: Durable
+    costs: Costs
     gather: Gather
     regions: Regions
     remote: Remote
@@ -45,6 +48,9 @@ def gathering(config: Config, engines: Engines, mesh: Mesh, identity: Identity, 
         Metrics(idle=timedelta(seconds=config.metrics_idle_s)),
         Durable(config.state_dir / "gather.sqlite"),
     )
+    costs = Costs(ListPrices(), utc_now)
+    durable.add(costs)
+    metrics.registry.register(costs)
     gather = Gather(
         durable,
         Ledger(durable, config.trust_domain, utc_now, region=config.region),
@@ -59,6 +65,7 @@ def gathering(config: Config, engines: Engines, mesh: Mesh, identity: Identity, 
         traces_max_bytes=config.traces_max_bytes,
         traces_of=_traces_of(config),
         tail=_tail(config, mesh),
+        meter=costs,
     )
     remote = Remote((peer.region for peer in config.peer), utc_now, idle=timedelta(seconds=config.metrics_idle_s))
     remote.recall(gather.ledger.totals_told())
@@ -66,7 +73,7 @@ def gathering(config: Config, engines: Engines, mesh: Mesh, identity: Identity, 
     inbox = Inbox(gather.ledger, remote)
     durable.add(inbox)
     regions = _regions(config, engines, identity, gather, metrics, inbox, rng)
-    return Gathering(metrics, durable, gather, regions, remote, SeenCalls(durable))
+    return Gathering(metrics, durable, costs, gather, regions, remote, SeenCalls(durable))
 
 
 def _regions(

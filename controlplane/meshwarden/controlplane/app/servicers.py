@@ -7,6 +7,7 @@ from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.audit import AuditServicer
 from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.change import ChangeDesk
+from meshwarden.controlplane.api.cost import CostServicer
 from meshwarden.controlplane.api.data_plane import DataPlaneServicer
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.history import RevisionServicer
@@ -67,6 +68,7 @@ def servicers(
     return Servicers(
         admin=_admin(config, engines, identity, publishing, gathering, tokens),
         audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
+        cost=CostServicer(gathering.costs, gathering.durable, config.region, utc_now),
         data_plane=DataPlaneServicer(publishing.publisher, publishing.sessions),
         node=node,
         operator=OperatorServicer(

@@ -30,6 +30,7 @@ COMMANDS = {
     "graph": ("graph", "graph", "Show who calls whom: rates, errors and latency."),
     "slo": ("slo", "slo", "Make Prometheus rules of service level objectives."),
     "quota": ("quota", "quota", "Show how limits are divided, and why so."),
+    "cost": ("cost", "cost", "Show what calls of models cost."),
     "traces": ("trace", "traces", "Show recent traces."),
     "trace": ("trace", "trace", "Show what became of one call."),
     "status": ("status", "status", "Show nodes, workloads, tenants and warnings."),

@@ -25,13 +25,15 @@ from meshwarden.controlplane.gather.graph import Graph
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.model_call import SIGNAL, Meter, told_of
 from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.reporter import Found, Reporter
 from meshwarden.controlplane.gather.resource import Body, Checked, bodies_of, check_resource, own_span
+from meshwarden.controlplane.gather.state import backend_states, tail_state
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
-from meshwarden.controlplane.gather.tally import DROPPED, INGEST, PASSED, SAMPLE, Tally
+from meshwarden.controlplane.gather.tally import INGEST, Tally
 from meshwarden.controlplane.gather.trace_store import Keep, TraceStore
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
 from meshwarden.sdk.red.exemplar import MOST
@@ -81,6 +83,7 @@ class Gather:
         traces_max_bytes: int = trace_store.MAX_SIZE_BYTES,
         traces_of: Mapping[str, Keep] | None = None,
         tail: TailPolicy | None = None,
+        meter: Meter | None = None,
     ) -> None:
         """Goes on where the file has stopped.
 
@@ -99,6 +102,7 @@ class Gather:
             traces_max_bytes: how much of them; 0: none are kept.
             traces_of: what some tenants have instead, within that: `{tenant: …}`.
             tail: which of them go on; None: all.
+            meter: counts calls of models; it is a part of the file already.
         """
         self.ledger, self.graph = ledger, Graph(clock, region=region)
         self.graph.recall(ledger.totals())
@@ -124,7 +128,7 @@ class Gather:
         for collector in (self.tally, self.dry_runs, self._workload_metrics, self.tail):
             metrics.registry.register(collector)
         self.changes = Changes(durable)
-        self._durable, self._metrics = durable, metrics
+        self._durable, self._metrics, self._meter = durable, metrics, meter
         self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
         self._rates = Rates(clock)
         self._fault, self._unwritten_bytes = "", 0
@@ -161,6 +165,8 @@ class Gather:
         for body in bodies:
             self._unwritten_bytes += body.size_bytes
             self._take(body, reporter)
+        for told in request.model_calls:
+            self._take_model_calls(told, reporter)
         for drop in request.drops:
             self._take_drop(AgentDrop.read(drop, node, reporter.owns))
         return True
@@ -188,29 +194,11 @@ class Gather:
 
     def backends(self) -> list[BackendState]:
         """How each backend does."""
-        loads = [(forwarder, self.queue.load(forwarder.backend)) for forwarder in self._forwarders]
-        return [
-            BackendState(name=forwarder.backend, error=forwarder.fault, waiting=items, waiting_bytes=size)
-            for forwarder, (items, size) in loads
-        ]
+        return backend_states(self._forwarders, self.queue)
 
     def tail_sampling(self) -> TailSamplingState | None:
         """How tail sampling does; None if it is off."""
-        if not self.tail.is_on:
-            return None
-        spans, size = self.tail.load()
-        counts: Counter[str] = Counter()
-        for (kind, stage, *_), count in self.tally.totals().items():
-            if stage == SAMPLE:
-                counts[kind] += count
-        return TailSamplingState(
-            ratio=self.tail.policy.ratio,
-            waiting=spans,
-            waiting_bytes=size,
-            passed=counts[PASSED],
-            dropped=counts[DROPPED],
-            decided=self.tail.decided(),
-        )
+        return tail_state(self.tail, self.tally)
 
     async def make_room(self) -> None:
         """Returns once there is room for another batch, which is to be taken at once; `run` must be running.
@@ -314,8 +302,9 @@ class Gather:
             await self._forget_traces()
             for part in (self.tally, self.dry_runs):
                 await self._durable.work(part.forget)
-            queued = self.traces.size_bytes() + sum(self.queue.load(backend.name)[1] for backend in self._backends)
-            forgotten = await self._durable.work(lambda db: self.ledger.prune(db, queued))
+            others = self.traces.size_bytes() + sum(self.queue.load(backend.name)[1] for backend in self._backends)
+            others += self._meter.size_bytes() if self._meter is not None else 0
+            forgotten = await self._durable.work(lambda db: self.ledger.prune(db, others))
         except apsw.Error as error:
             log.error("nothing forgotten", error=str(error))
             return
@@ -360,6 +349,17 @@ class Gather:
             return
         self._took(signal, checked.tenant, checked.items)
         self._hand_on(checked)
+
+    def _take_model_calls(self, body: bytes, reporter: Reporter) -> None:
+        try:
+            told = told_of(body, reporter)
+        except Refused as refused:
+            self._arrived(SIGNAL, "", refused.count)
+            self.tally.drop(INGEST, SIGNAL, refused.reason, "", refused.count)
+            log.info("telemetry refused", node=reporter.node, signal=SIGNAL, reason=refused.reason)
+            return
+        if self._meter is not None:
+            self._meter.add(told)
 
     def _hand_on(self, checked: Checked, *, is_mesh: bool = False) -> None:
         if checked.signal != "span":

@@ -114,7 +114,7 @@ def _packed_spans(batch: ExportRequest, node: str, owns: Owns) -> Iterator[Body]
     """The spans that a batch of `node` holds packed, counted by its word."""
     for one in batch.packed_spans:
         try:
-            content: tuple[str, int] | Refused = (_named(one.reporter, node, owns, one.count)[0], one.count)
+            content: tuple[str, int] | Refused = (named(one.reporter, node, owns, one.count)[0], one.count)
         except Refused as refused:
             content = refused
         yield Body("span", len(one.spans), content)
@@ -138,10 +138,15 @@ def _reporter(resource: Resource, node: str, owns: Owns, items: int) -> tuple[st
     names = [pair.value.string_value for pair in resource.attributes if pair.key == "service.name"]
     if len(names) != 1:
         raise Refused("unidentified", items)
-    return _named(names[0], node, owns, items)
+    return named(names[0], node, owns, items)
 
 
-def _named(name: str, node: str, owns: Owns, items: int) -> tuple[str, str]:
+def named(name: str, node: str, owns: Owns, items: int) -> tuple[str, str]:
+    """The tenant and service that an agent of `node` names, "<service>.<tenant>"; of its own name no tenant.
+
+    Raises:
+        Refused: it is no workload of the node.
+    """
     service, _, tenant = name.rpartition(".")
     if name == AGENT:
         return "", service

@@ -55,6 +55,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/ListJwtKeys": _ADMIN,
     "/meshwarden.v1.AdminService/ListBundles": _ADMIN,
     "/meshwarden.v1.AdminService/ChangeJwtKey": _ADMIN,
+    "/meshwarden.v1.CostService/GetCosts": _OPERATORS,
     "/meshwarden.v1.OperatorService/CreateOperator": _OPERATORS,
     "/meshwarden.v1.OperatorService/RenewOperator": _OPERATORS,
     "/meshwarden.v1.OperatorService/LoginOperator": _LOGIN,
@@ -100,6 +101,7 @@ READING: Final = frozenset(
         "SearchTraces",
         "GetTrace",
         "GetQuotas",
+        "GetCosts",
         "ListDenied",
         "ListEvents",
         "ListOperators",
@@ -127,6 +129,7 @@ FILTERED = frozenset(
     f"/meshwarden.v1.{service}/{method}"
     for service, methods in {
         "AdminService": ("GetStatus", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied"),
+        "CostService": ("GetCosts",),
         "DataPlaneService": ("ListDataPlanes", "GetDataPlane"),
         "RevisionService": ("ListRevisions", "GetRevision", "GetProgress", "WatchProgress"),
     }.items()

@@ -15,6 +15,7 @@ from meshwarden.controlplane.local.context import Context
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.audit_service_pb2_grpc import AuditServiceStub
+from meshwarden.v1.cost_service_pb2_grpc import CostServiceStub
 from meshwarden.v1.data_plane_service_pb2_grpc import DataPlaneServiceStub
 from meshwarden.v1.operator_service_pb2_grpc import OperatorServiceStub
 from meshwarden.v1.preview_service_pb2_grpc import PreviewServiceStub
@@ -32,6 +33,7 @@ class Client:
     def __init__(self, channel: Any) -> None:
         self.admin: Any = AdminServiceStub(channel)
         self.audit: Any = AuditServiceStub(channel)
+        self.cost: Any = CostServiceStub(channel)
         self.data_plane: Any = DataPlaneServiceStub(channel)
         self.operator: Any = OperatorServiceStub(channel)
         self.preview: Any = PreviewServiceStub(channel)

@@ -35,7 +35,7 @@ def keeps_rules(batch: ExportRequest, holds: Holds, size_bytes: int | None = Non
     """
     if batch.calls:
         return False
-    bodies = (batch.resource_spans, batch.resource_metrics, batch.resource_logs)
+    bodies = (batch.resource_spans, batch.resource_metrics, batch.resource_logs, batch.model_calls)
     packed = (batch.packed, batch.packed_spans, batch.call_tables)
     if max(*map(len, packed), *map(len, bodies)) > MAX_ITEMS:
         return False

@@ -23,7 +23,7 @@ from meshwarden.sdk.tracing.call_span import trace_state as state_of
 from meshwarden.sdk.tracing.loss import SPAN, Losses
 from meshwarden.sdk.tracing.otel import SCOPE
 from meshwarden.sdk.tracing.recorder import Recorder
-from meshwarden.sdk.tracing.sampling import PolicySampler, RevisionStamp
+from meshwarden.sdk.tracing.sampling import ModelSampler, PolicySampler, RevisionStamp
 from meshwarden.sdk.tracing.span_queue import Carrier, Lost, SpanQueue
 
 _SCOPE: Final = InstrumentationScope(SCOPE, "")
@@ -57,7 +57,7 @@ class Provider(TracerProvider):
         """
         processors = _Processors()
         super().__init__(
-            sampler=ParentBased(PolicySampler(ratio)),
+            sampler=ModelSampler(ParentBased(PolicySampler(ratio))),
             active_span_processor=processors,
             shutdown_on_exit=shutdown_on_exit,
         )

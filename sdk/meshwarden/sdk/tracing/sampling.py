@@ -16,6 +16,8 @@ from opentelemetry.sdk.trace import Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import TraceState
 
+from meshwarden.sdk.tracing.unsampled import MODEL, UNSAMPLED
+
 BITS: Final = 56
 """How many bits of a trace id, its last, are compared with the threshold."""
 KEY: Final = "ot"
@@ -61,6 +63,37 @@ class PolicySampler(Sampler):
     def get_description(self) -> str:
         """See `Sampler`."""
         return f"PolicySampler{{{self._ratio()}}}"
+
+
+class ModelSampler(Sampler):
+    """Has spans of calls of models made though another sampler drops them, so that their tokens are counted.
+
+    They are no part of a trace that is recorded: what is below them is dropped, and so are they, by the agent.
+    """
+
+    def __init__(self, inner: Sampler) -> None:
+        """`inner` decides on all spans."""
+        self._inner = inner
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: trace.SpanKind | None = None,
+        attributes: Any = None,
+        links: Sequence[trace.Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """See `Sampler`."""
+        found = self._inner.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+        if found.decision is not Decision.DROP or not attributes or MODEL not in attributes:
+            return found
+        return SamplingResult(Decision.RECORD_ONLY, {**attributes, UNSAMPLED: True}, found.trace_state)
+
+    def get_description(self) -> str:
+        """See `Sampler`."""
+        return f"ModelSampler{{{self._inner.get_description()}}}"
 
 
 class RevisionStamp(SpanProcessor):

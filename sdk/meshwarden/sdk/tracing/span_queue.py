@@ -26,6 +26,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from meshwarden.sdk.tracing.call_span import CallSpan
 from meshwarden.sdk.tracing.loss import MALFORMED, QUEUE_FULL, REFUSED, SHUTDOWN, TOO_LARGE
 from meshwarden.sdk.tracing.numbered import Number, Numbers
+from meshwarden.sdk.tracing.unsampled import UNSAMPLED
 
 MAX_ROW: Final = 8192
 """How many spans wait to be packed; further ones are lost."""
@@ -146,7 +147,7 @@ class SpanQueue(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """See `SpanProcessor`."""
-        if span.context is not None and span.context.trace_flags.sampled:
+        if span.context is not None and (span.context.trace_flags.sampled or UNSAMPLED in (span.attributes or ())):
             self.keep(span)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
