@@ -57,10 +57,13 @@ def _ours(services: int) -> Callable[[int], object]:
         scopes.touch(mesh.apply([_endpoint(services // 2, 0, healthy=bool(number % 2))]))
         for scope, before in held.items():
             held[scope] = scopes.get(scope)
-            update = held[scope].update(before)
-            assert len(update.resources) == 2, "of every version alike and of the one that there is"
-            update.SerializeToString()
+            held[scope].update(before)
 
+    first = dict(held)
+    turn(0)
+    for scope, before in first.items():
+        (update,) = v1.ConfigUpdate.FromString(b"".join(held[scope].update(before))).scopes
+        assert len(update.resources) == 2, "of every version alike and of the one that there is"
     return turn
 
 

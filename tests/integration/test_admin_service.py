@@ -695,9 +695,10 @@ async def test_a_list_tells_which_nodes_do_not_know_of_it_yet(world: World) -> N
     root = world.stub(ROOT)
     session = world.sessions.open("n1", node_pb.NodeHello())
     revision = (await root.Deny(denying((WEB, "")))).revision
-    (message,) = [item for item in await session.feed.next() if item.HasField("deny_list")]
-    assert [deny.spiffe_id for deny in message.deny_list.denies] == [WEB]
-    assert message.deny_list.revision == revision
+    (message,) = [item for item in await session.feed.next() if item.kind == "deny_list"]
+    said = node_pb.SyncResponse.FromString(message.body()).deny_list
+    assert [deny.spiffe_id for deny in said.denies] == [WEB]
+    assert said.revision == revision
     assert list((await root.ListDenied(v1.ListDeniedRequest())).behind) == ["n1"]
     session.take(node_pb.SyncRequest(deny_ack=node_pb.DenyAck(revision=revision)))
     listed = await root.ListDenied(v1.ListDeniedRequest())

@@ -69,8 +69,8 @@ async def asked(session: Session) -> node_pb.DataPlaneQuestion:
     async with asyncio.timeout(60):
         while True:
             for message in await session.feed.next():
-                if message.HasField("data_plane_question"):
-                    return message.data_plane_question
+                if message.said is not None and message.said.HasField("data_plane_question"):
+                    return message.said.data_plane_question
 
 
 async def test_each_data_plane_is_told_by_type(world: World, root: Any, until: Any) -> None:

@@ -25,7 +25,7 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
 from meshwarden.controlplane.api import node as api_node
-from meshwarden.controlplane.api.node import NodeServicer
+from meshwarden.controlplane.api.node import NodeServicer, add_to
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.server import overload, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
@@ -181,7 +181,7 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         server = grpc.aio.server(interceptors=[peers, bound, tracing(), ValidationInterceptor(audit)])
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(Busy(), server)
         servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=getattr(request, "param", 30.0))
-        node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
+        add_to(server, servicer)
         gathered = Gathered()
         report_pb2_grpc.add_ReportServiceServicer_to_server(ReportServicer(gathered, nodes), server)
         server.add_insecure_port(front.inner_target)

@@ -165,7 +165,8 @@ class Node:
             self.held[scope] = now
             if now is before:
                 continue
-            update = v1.ConfigUpdate.FromString(now.whole()).scopes[0] if before is None else now.update(before)
+            wire = now.whole() if before is None else now.update(before)
+            (update,) = v1.ConfigUpdate.FromString(b"".join(wire)).scopes
             known, limits = ({}, None) if update.full else self.found[scope]
             for gone in update.removed:
                 del known[gone.type_url, gone.name]

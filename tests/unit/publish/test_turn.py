@@ -51,7 +51,7 @@ async def told(feed: Any) -> v1.ScopeUpdate:
     """The next update of the servers' scope."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
-            for message in await feed.next():
+            for message in [v1.SyncResponse.FromString(made.body()) for made in await feed.next()]:
                 for scope in message.config.scopes if message.HasField("config") else ():
                     if scope.scope.startswith("server/"):
                         return scope

@@ -19,6 +19,11 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def lead(number: int, size_bytes: int) -> bytes:
+    """What goes before the bytes of field `number`, which holds text, bytes or a message; field numbers to 15."""
+    return bytes([number << 3 | _LENGTH_DELIMITED]) + varint(size_bytes)
+
+
 def delimited(number: int, body: bytes) -> bytes:
     """The field `number` holding text, bytes or a message; field numbers to 15."""
-    return bytes([number << 3 | _LENGTH_DELIMITED]) + varint(len(body)) + body
+    return lead(number, len(body)) + body

@@ -20,6 +20,7 @@ from meshwarden.certs.bundle import Bundle
 from meshwarden.controlplane.api.errors import InvalidRequest
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.identity.node import NodeIdentity
+from meshwarden.controlplane.publish.message import Message
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.room import Room
 from meshwarden.controlplane.publish.roots import Roots
@@ -40,6 +41,16 @@ HEARTBEATS_MISSED: Final = 3
 """A session in which nothing is heard for so many intervals has ended."""
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+def add_to(server: grpc.aio.Server, servicer: node_service_pb2_grpc.NodeServiceServicer) -> None:
+    """Has a server answer node agents; what sessions write are bytes, and are not serialised again for each of them."""
+    made: Any = grpc  # the constructors' types know sync handlers only
+    sync = made.stream_stream_rpc_method_handler(servicer.Sync, v1.SyncRequest.FromString, None)
+    service, method = SYNC[1:].split("/")
+    node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicer, server)
+    # Of several that are registered for a method the last serves.
+    server.add_registered_method_handlers(service, {method: sync})
 
 
 class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
@@ -95,7 +106,7 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
             welcome = v1.Welcome(server_version=version_of("meshwarden"))
             welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
             welcome.reconnect_spread.FromNanoseconds(int(self._sessions.reconnect_spread_s * 1e9))
-            await context.write(v1.SyncResponse(welcome=welcome))
+            await context.write(v1.SyncResponse(welcome=welcome).SerializeToString())
             stream = _Stream(session, self._authority, self._publisher.roots, self._room, context, self._heartbeat_s)
             self._streams.add(stream)
             try:
@@ -140,7 +151,8 @@ class _Stream:
     async def _take(self, request: v1.SyncRequest) -> None:
         if request.HasField("hello"):
             raise InvalidRequest([FieldFault("hello", "the session is open already")])
-        _check_times(request)
+        if request.WhichOneof("message") in _TIMED:
+            _check_times(request)
         self._heard_s = asyncio.get_running_loop().time()
         self._session.take(request)
         await self.tell_bundle()
@@ -158,14 +170,20 @@ class _Stream:
             while True:
                 for message in await self._session.feed.next():
                     if await self._session.may_tell(message):
-                        async with self._room.hold(message.ByteSize()):
-                            self._stuck_s = asyncio.get_running_loop().time() + UNREAD_S
-                            await self._context.write(message)
-                            self._stuck_s = math.inf
+                        if self._room.is_small(message.size_bytes):
+                            await self._put(message)
+                        else:  # put together when there is room for it, and not before
+                            async with self._room.hold(message.size_bytes):
+                                await self._put(message)
                         self._session.told(message)
-                del message  # a whole configuration, perhaps: it is not held until there is news
+                del message  # it names what others may have no more: that is not held until there is news
         except grpc.aio.UsageError:  # the stream ended while we wrote
             group.cancel_scope.cancel()
+
+    async def _put(self, message: Message) -> None:
+        self._stuck_s = asyncio.get_running_loop().time() + UNREAD_S
+        await self._context.write(message.body())
+        self._stuck_s = math.inf
 
     async def _listen_for_silence(self, group: TaskGroup) -> None:
         loop = asyncio.get_running_loop()
@@ -180,6 +198,9 @@ class _Stream:
     async def _end_when_replaced(self, group: TaskGroup) -> None:
         await self._session.replaced.wait()
         group.cancel_scope.cancel()
+
+
+_TIMED: Final = frozenset({"heartbeat", "health", "workloads"})
 
 
 def _check_times(request: v1.SyncRequest) -> None:

@@ -14,6 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from meshwarden.controlplane.api import node
 from meshwarden.controlplane.identity.authorize import READING
 from meshwarden.sdk.backpressure.concurrency import Concurrency
 from meshwarden.sdk.backpressure.criticality import Criticality
@@ -151,7 +152,7 @@ class Api:
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
         cost_service_pb2_grpc.add_CostServiceServicer_to_server(servicers.cost, self._server)
         data_plane_service_pb2_grpc.add_DataPlaneServiceServicer_to_server(servicers.data_plane, self._server)
-        node_service_pb2_grpc.add_NodeServiceServicer_to_server(servicers.node, self._server)
+        node.add_to(self._server, servicers.node)
         operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(servicers.operator, self._server)
         preview_service_pb2_grpc.add_PreviewServiceServicer_to_server(servicers.preview, self._server)
         quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(servicers.quota, self._server)

@@ -16,6 +16,7 @@ from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.scope import scopes_of
 from meshwarden.controlplane.publish.compiled import Compiled, Scopes
 from meshwarden.controlplane.publish.fair import Turns
+from meshwarden.controlplane.publish.message import Message, Pieces
 from meshwarden.controlplane.publish.secrets import EntrySecrets, Mark
 from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.v1 import node_service_pb2 as v1
@@ -32,23 +33,21 @@ Refuse = Callable[[str, v1.DataPlaneRef, str], None]
 
 
 class Shared:
-    """Updates of the newest revision that are the same for several sessions."""
+    """Configurations of the newest revision that are the same for several sessions."""
 
     def __init__(self) -> None:
         self._revision = 0
-        self._made: dict[tuple[int, ...], tuple[list[v1.ScopeUpdate], v1.SyncResponse]] = {}
+        self._made: dict[tuple[str, tuple[int, ...]], tuple[list[Pieces], Message]] = {}
 
-    def config(self, revision: int, updates: list[v1.ScopeUpdate], trace_parent: str) -> v1.SyncResponse:
-        """A message of these updates; `updates` are told apart by identity."""
+    def config(self, revision: int, updates: list[Pieces], trace_parent: str) -> Message:
+        """A message of these updates of scopes; `updates` are told apart by identity."""
         if revision != self._revision:
             self._revision, self._made = revision, {}
-        key = tuple(map(id, updates))
+        key = trace_parent, tuple(map(id, updates))
         known = self._made.get(key)
         if known is None:
-            message = v1.SyncResponse(
-                config=v1.ConfigUpdate(revision=revision, scopes=updates, trace_parent=trace_parent)
-            )
-            known = self._made[key] = (updates, message)  # the list keeps the identities taken
+            made = Message.config(revision, updates, v1.ConfigUpdate(trace_parent=trace_parent)).joined()
+            known = self._made[key] = (updates, made)  # the list keeps the identities taken
         return known[1]
 
 
@@ -77,15 +76,17 @@ class Feed:
         self._mesh, self._scopes, self._shared, self._revision, self._refuse = mesh, scopes, shared, revision, refuse
         self._refs: dict[str, v1.DataPlaneRef] | None = None
         self._remap = self._look = True
-        self._planes: dict[str, v1.DataPlaneScopes] = {}
+        self._planes: list[v1.DataPlaneScopes] = []
         self._now: dict[str, Compiled] = {}
+        # Those of `_now` that others may have too.
+        self._common: list[str] = []
         self._sent: dict[str, Compiled] = {}
         self._sent_planes: list[v1.DataPlaneScopes] | None = None
         self._sent_revision = -1
         self._sent_entries: v1.EntrySet | None = None
         self._sent_secrets: dict[Name, Mark] = {}
         self._first: dict[str | int, v1.SyncResponse] = {}
-        self._denies: v1.SyncResponse | None = None
+        self._denies: Message | None = None
         self._wake = asyncio.Event()
         self._wake.set()
 
@@ -103,7 +104,7 @@ class Feed:
         self._first[kind if kind in _WHOLE else id(message)] = message
         self._wake.set()
 
-    def deny(self, message: v1.SyncResponse) -> None:
+    def deny(self, message: Message) -> None:
         """Takes the newest deny list, which goes before all else."""
         self._denies = message
         self._wake.set()
@@ -150,7 +151,7 @@ class Feed:
         if self._secrets is not None:
             self._secrets.want(self, ())
 
-    async def next(self) -> list[v1.SyncResponse]:
+    async def next(self) -> list[Message]:
         """Waits until there is something to say, and returns it."""
         self._is_listening = True
         if self._due:
@@ -163,7 +164,7 @@ class Feed:
             self._is_listening = False
         return messages
 
-    def _messages(self) -> list[v1.SyncResponse]:
+    def _messages(self) -> list[Message]:
         messages = self._urgent()
         if self._has_turn:
             with self._turns.take(self):
@@ -173,14 +174,14 @@ class Feed:
             self._turns.withdraw(self)
         return messages
 
-    def _urgent(self) -> list[v1.SyncResponse]:
+    def _urgent(self) -> list[Message]:
         messages = [] if self._denies is None else [self._denies]
-        messages += self._first.values()
+        messages += map(Message.of, self._first.values())
         self._denies, self._first = None, {}
         return messages
 
-    def _news(self) -> list[v1.SyncResponse]:
-        messages: list[v1.SyncResponse] = []
+    def _news(self) -> list[Message]:
+        messages: list[Message] = []
         if self._remap or self._sent_entries is None:
             messages += self._entries()
         if self._refs is not None:
@@ -190,7 +191,7 @@ class Feed:
             messages += self._told_secrets(self._secrets, self._sent_entries.entries)
         return messages
 
-    def _told_secrets(self, secrets: EntrySecrets, entries: Iterable[WorkloadEntry]) -> list[v1.SyncResponse]:
+    def _told_secrets(self, secrets: EntrySecrets, entries: Iterable[WorkloadEntry]) -> list[Message]:
         """The secrets of each entry where any has changed; an entry that names none any more is told that, too."""
         named = {Name(entry.metadata.tenant, entry.metadata.name): entry for entry in entries}
         secrets.want(self, named.values())
@@ -200,11 +201,11 @@ class Feed:
             if found is None or found[0] == self._sent_secrets.get(name, ()):
                 continue
             self._sent_secrets[name] = found[0]
-            messages.append(v1.SyncResponse(secrets=found[1]))
+            messages.append(Message.of(v1.SyncResponse(secrets=found[1])))
         self._sent_secrets = {name: mark for name, mark in self._sent_secrets.items() if name in named}
         return messages
 
-    def _entries(self) -> list[v1.SyncResponse]:
+    def _entries(self) -> list[Message]:
         entries = [entry for entry in self._mesh.entries_on(self.node) if self._serves(entry.metadata.tenant)]
         names = sorted({Name(entry.metadata.tenant, entry.spec.service) for entry in entries})
         services = [found for name in names if (found := self._mesh.find("Service", *name)) is not None]
@@ -214,41 +215,37 @@ class Feed:
         self._sent_entries = made
         message = v1.SyncResponse(entries=made)
         message.entries.revision = self._revision()
-        return [message]
+        return [Message.of(message)]
 
-    def _config(self) -> list[v1.SyncResponse]:
+    def _config(self) -> list[Message]:
         if self._remap:
             self._remap = False
             self._map()
-        updates, whole = [], []
-        for scope in {scope for plane in self._planes.values() for scope in plane.scopes}:
-            if not scope.startswith("listener/"):
-                self._now[scope] = self._scopes.get(scope)
-        for scope, now in sorted(self._now.items()):
+        for scope in self._common:
+            self._now[scope] = self._scopes.get(scope)
+        updates, is_whole = [], False
+        for scope, now in self._now.items():
             if (before := self._sent.get(scope)) is None:
-                whole.append(now.whole())
+                updates.append(now.whole())
+                is_whole = True
             elif before is not now:
                 updates.append(now.update(before))
-        self._sent = dict(self._now)
-        revision, planes = self._revision(), list(self._planes.values())
-        if not updates and not whole and planes == self._sent_planes and revision == self._sent_revision:
+        revision, planes = self._revision(), self._planes
+        if not updates and planes == self._sent_planes and revision == self._sent_revision:
             return []
-        self._sent_revision = revision
+        self._sent, self._sent_revision = self._now.copy(), revision
         self._trails.compiled(self.node, revision)
         parent = self._trails.parent(self.node, revision)
-        if planes == self._sent_planes and not whole:
+        if planes == self._sent_planes and not is_whole:
             return [self._shared.config(revision, updates, parent)]
         self._sent_planes = planes
-        config = v1.ConfigUpdate(revision=revision, scopes=updates, data_planes=planes, trace_parent=parent)
-        message = v1.SyncResponse(config=config)
-        for wire in whole:
-            message.config.MergeFromString(wire)
-        return [message]
+        rest = v1.ConfigUpdate(data_planes=planes, trace_parent=parent)
+        return [Message.config(revision, updates, rest)]
 
     def _map(self) -> None:
         """Which scopes make up each data plane; from the entries as they are now, never from the agent's word."""
-        refused = {plane.id: plane.refused for plane in self._planes.values()}
-        self._now, self._planes = {}, {}
+        refused = {plane.id: plane.refused for plane in self._planes}
+        self._now, self._planes = {}, []
         for ref in (self._refs or {}).values():
             plane = v1.DataPlaneScopes(id=ref.id)
             try:
@@ -257,7 +254,10 @@ class Feed:
                 plane.refused = str(error)
                 if refused.get(ref.id) != plane.refused:
                     self._refuse(self.node, ref, plane.refused)
-            self._planes[ref.id] = plane
+            self._planes.append(plane)
+        common = {scope for plane in self._planes for scope in plane.scopes if not scope.startswith("listener/")}
+        self._common = sorted(common)
+        self._now |= {scope: self._scopes.get(scope) for scope in self._common}
 
     def _scopes_of(self, ref: v1.DataPlaneRef) -> tuple[str, ...]:
         entry = self._mesh.find("WorkloadEntry", ref.tenant, ref.entry)

@@ -24,6 +24,7 @@ from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
 from meshwarden.controlplane.publish.compiled import Compiled, Scopes
 from meshwarden.controlplane.publish.fair import Turns
 from meshwarden.controlplane.publish.feed import OWN, Feed, Serves, Shared
+from meshwarden.controlplane.publish.message import Message
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.secrets import EntrySecrets
 from meshwarden.controlplane.publish.trail import Trails
@@ -85,7 +86,7 @@ class Publisher:
         self._feeds: set[Feed] = set()
         self._on_node: dict[str, set[Feed]] = {}
         self._listeners: list[Callable[[Impact], None]] = []
-        self._denies: v1.SyncResponse | None = None
+        self._denies: Message | None = None
         self._loaded = asyncio.Event()
         self._moved = asyncio.Event()
 
@@ -160,7 +161,7 @@ class Publisher:
     def deny(self, deny_list: DenyList) -> None:
         """Takes the newest deny list and tells every session."""
         # One message for all of them, and for those to come.
-        self._denies = v1.SyncResponse(deny_list=deny_list.to_proto())
+        self._denies = Message.of(v1.SyncResponse(deny_list=deny_list.to_proto()))
         for feed in self._feeds:
             feed.deny(self._denies)
         self._touch(self.mesh.deny(deny_list))

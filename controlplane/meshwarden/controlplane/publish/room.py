@@ -23,10 +23,14 @@ class Room:
         self.free_bytes = size_bytes
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    def is_small(self, size_bytes: int) -> bool:
+        """Whether something needs no room."""
+        return size_bytes <= self._small_bytes
+
     @asynccontextmanager
     async def hold(self, wanted_bytes: int) -> AsyncIterator[None]:
         """Waits for room and holds it for the length of the block; what is larger than all of it takes all of it."""
-        if wanted_bytes <= self._small_bytes:
+        if self.is_small(wanted_bytes):
             yield
             return
         held = min(wanted_bytes, self._size_bytes)

@@ -23,6 +23,7 @@ from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.publish.endpoints import Endpoints
 from meshwarden.controlplane.publish.feed import Serves
 from meshwarden.controlplane.publish.members import Members
+from meshwarden.controlplane.publish.message import Message
 from meshwarden.controlplane.publish.presence import Presence
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.question import Questions, Unanswered
@@ -62,8 +63,7 @@ class Session:
         """Set when the node has opened a newer one."""
         self._sessions, self._publisher, self._zone, self._serves = sessions, publisher, hello.zone, serves
         self._endpoints: int | None = None
-        self._clock = clock
-        self._heard = clock()
+        self._clock, self._heard = clock, clock()
         self.state = admin_service_pb2.NodeState(
             node=node,
             connected=True,
@@ -105,24 +105,24 @@ class Session:
             own.endpoints.extend(item for item in message.endpoints.endpoints if self._serves(item.tenant))
             self._sessions.report(self.node, self._zone, own)
 
-    async def may_tell(self, message: v1.SyncResponse) -> bool:
+    async def may_tell(self, message: Message) -> bool:
         """Whether a message may go to the agent now: secrets not before that is on record."""
-        if not message.HasField("secrets") or self._publisher.secrets is None:
+        if message.said is None or message.kind != "secrets" or self._publisher.secrets is None:
             return True
         try:
-            await self._publisher.secrets.record(self.node, message.secrets)
+            await self._publisher.secrets.record(self.node, message.said.secrets)
         except AuditUnavailable as error:
-            self.feed.untold(message.secrets)
-            log.error("secrets.withheld", node=self.node, entry=message.secrets.entry, reason=str(error))
+            self.feed.untold(message.said.secrets)
+            log.error("secrets.withheld", node=self.node, entry=message.said.secrets.entry, reason=str(error))
             return False
         return True
 
-    def told(self, message: v1.SyncResponse) -> None:
+    def told(self, message: Message) -> None:
         """Takes note of a message that went to the agent."""
-        if message.HasField("config"):
-            self._publisher.trails.pushed(self.node, message.config.revision)
-        elif message.HasField("bundle"):
-            self._publisher.roots.told(self.node, message.bundle)
+        if message.said is None:
+            self._publisher.trails.pushed(self.node, message.revision)
+        elif message.kind == "bundle":
+            self._publisher.roots.told(self.node, message.said.bundle)
 
     def write_down(self) -> None:
         """Puts into `state` what changes too often to be kept there all the time."""

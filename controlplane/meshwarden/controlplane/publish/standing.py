@@ -9,7 +9,7 @@ last is right about it.
 import asyncio
 import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import anyio
@@ -18,6 +18,7 @@ from anyio.abc import TaskStatus
 from google.protobuf.message import DecodeError
 
 from meshwarden.controlplane.store.follow import follow
+from meshwarden.controlplane.store.limit import MAX_COMMIT_BYTES
 from meshwarden.controlplane.store.port import Batch, Put, Record, Store, StoreError
 from meshwarden.v1.admin_service_pb2 import NodeState
 from meshwarden.v1.revision_service_pb2 import ProgressRecord
@@ -127,12 +128,13 @@ class Standings:
                 state = known
             key = f"{self._own}{zlib.crc32(state.node.encode()) % PARTS:02}"
             parts.setdefault(key, []).append(state)
-        for key, nodes in sorted(parts.items()):
-            mark = b"".join(map(_lasting, nodes))
-            if self._written.get(key) != mark:
-                value = zlib.compress(ProgressRecord(nodes=nodes).SerializeToString())
-                await self._store.commit([Put(key, value)])
-                self._written[key] = mark
+        marks = {key: b"".join(map(_lasting, nodes)) for key, nodes in sorted(parts.items())}
+        news = [key for key, mark in marks.items() if self._written.get(key) != mark]
+        for some in _commits(
+            {key: zlib.compress(ProgressRecord(nodes=parts[key]).SerializeToString()) for key in news}
+        ):
+            await self._store.commit(some)
+            self._written.update((put.key, marks[put.key]) for put in some)
 
     def _ours(self, node: str) -> NodeState | None:
         """What we have said of a node ourselves, maybe before a restart."""
@@ -156,6 +158,18 @@ class Standings:
         if state.HasField("last_seen"):
             part.last_seen.CopyFrom(state.last_seen)
         return part
+
+
+def _commits(values: Mapping[str, bytes]) -> Iterator[list[Put]]:
+    """Puts values in as few commits as take them: each of these waits for the disk."""
+    some: list[Put] = []
+    for key, value in values.items():
+        if some and sum(len(put.key) + len(put.value) for put in some) + len(key) + len(value) > MAX_COMMIT_BYTES:
+            yield some
+            some = []
+        some.append(Put(key, value))
+    if some:
+        yield some
 
 
 def _lasting(state: NodeState) -> bytes:

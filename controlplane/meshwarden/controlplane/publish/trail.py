@@ -24,7 +24,7 @@ MAX_OPEN: Final = 256
 # While so many are, what the mesh itself changes is told of and not followed: a fleet that starts changes much at once.
 MAX_QUIET: Final = 16
 # Nodes that a change is followed to; of more, so many spread over all by name.
-MAX_NODES: Final = 32
+MAX_NODES: Final = 8
 _SCOPE: Final = "meshwarden.controlplane"
 _STAGES: Final = ("compile", "push", "acknowledge")
 _MAX_NAMED: Final = 16
@@ -53,6 +53,8 @@ class Trails:
         """Spans go to `provider`, None for nowhere."""
         self._tracer, self._clock = (provider or trace.NoOpTracerProvider()).get_tracer(_SCOPE), clock
         self._open: OrderedDict[int, _Trail] = OrderedDict()
+        # {node: the revisions that it is waited for with}
+        self._awaited: dict[str, set[int]] = {}
         # What was published before its committer has heard of it: who it is for, and when.
         self._early: OrderedDict[int, tuple[frozenset[str], datetime]] = OrderedDict()
 
@@ -96,7 +98,7 @@ class Trails:
             here.set_attribute("mesh.changes", [*changes[:_MAX_NAMED], *more])
         if tenant:
             here.set_attribute(TENANT, tenant)
-        if not is_followed:
+        if not is_followed or revision in self._open:
             return
         context, headers = trace.set_span_in_context(here, Context()), dict[str, str]()
         TraceContextTextMapPropagator().inject(headers, context)
@@ -141,14 +143,17 @@ class Trails:
         return trail.parent if trail is not None and node in trail.nodes else ""
 
     def _waiting_for(self, node: str, revision: int | None = None) -> list[tuple[int, _Trail]]:
-        return [
-            (number, trail)
-            for number, trail in self._open.items()
-            if node in trail.nodes and (revision is None or number <= revision)
-        ]
+        awaited = self._awaited.get(node)
+        if awaited is None:  # as most nodes are
+            return []
+        return [(number, self._open[number]) for number in sorted(awaited) if revision is None or number <= revision]
 
     def _publish(self, revision: int, trail: _Trail, nodes: Collection[str], now: datetime) -> None:
+        for node in trail.nodes:  # it was read again
+            self._forget(revision, node)
         trail.nodes = {node: _Stage(0, now) for node in followed(nodes)}
+        for node in trail.nodes:
+            self._awaited.setdefault(node, set()).add(revision)
         if not nodes:
             del self._open[revision]
 
@@ -162,8 +167,14 @@ class Trails:
     def _end(self, revision: int, trail: _Trail, node: str, fault: str) -> None:
         self._span(revision, trail, node, self._clock(), fault)
         del trail.nodes[node]
+        self._forget(revision, node)
         if not trail.nodes:
             del self._open[revision]
+
+    def _forget(self, revision: int, node: str) -> None:
+        self._awaited[node].discard(revision)
+        if not self._awaited[node]:
+            del self._awaited[node]
 
     def _give_up(self, revision: int) -> None:
         trail = self._open[revision]
