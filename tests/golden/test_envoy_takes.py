@@ -73,7 +73,9 @@ def test_a_golden_scope_is_taken(directory: str, scope: str, tmp_path: Path) -> 
     if scope.startswith("server/"):
         service = Name(*scope.split("/")[1:3])
         more = (
-            inbound.listener("127.0.0.1:1", service, "mesh.test", foreign=("b.test",)),
+            inbound.listener(
+                "127.0.0.1:1", service, "mesh.test", foreign=("b.test",), permissive=directory == "permissive"
+            ),
             inbound.app("127.0.0.1:2", 0),
         )
     elif scope.startswith("client/"):

@@ -19,6 +19,7 @@ from meshwarden.v1 import node_service_pb2, resources_pb2
 from meshwarden.xds import api
 
 HERE = Path(__file__).parent
+AT_S = 1_900_000_000.0
 ENVOY = node_service_pb2.DataPlaneRef(
     id="platform/billing#1/envoy",
     tenant="platform",
@@ -55,6 +56,9 @@ SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     ("egress", "egress/acme/acme/ledger"): None,
     ("egress", "egress/acme/acme/queue"): None,
     ("egress", "listener/n1/acme/web#1/envoy"): CALLER,
+    # Calls in the clear, for a time.
+    ("permissive", "server/platform/billing/envoy"): None,
+    ("permissive", "listener/n1/platform/billing#1/envoy"): ENVOY,
     ("policy", "client/acme/envoy"): None,
     ("policy", "client/acme/c-core"): None,
     ("policy", "client/platform/c-core"): None,
@@ -85,7 +89,7 @@ def mesh_of(directory: str) -> Mesh:
 def compiled(directory: str, scope: str) -> ScopeContent:
     mesh, ref = mesh_of(directory), SCOPES[directory, scope]
     entry = mesh.find("WorkloadEntry", ref.tenant, ref.entry) if ref is not None else None
-    return compile_scope(mesh, scope, ref, entry)
+    return compile_scope(mesh, scope, ref, entry, at_s=AT_S if directory == "permissive" else None)
 
 
 @pytest.mark.parametrize(("directory", "scope"), SCOPES)

@@ -140,6 +140,8 @@ class Rig:
         self.logs: list[dict[str, str]] = []
         self.spans: list[Any] = []
         self.serials: dict[str, str] = {}
+        self.at_s: float | None = None
+        """The present, in seconds since 1970; None if nobody knows it."""
         self.socket = root / "ads.sock"
         self.server = grpc.aio.server()
 
@@ -161,7 +163,7 @@ class Rig:
             entry = self.mesh.find("WorkloadEntry", ref.tenant, ref.entry)
             found = list(extra)
             for scope in scopes_of(ref, "n1", entry, self.mesh.named, externals=self.mesh.externals(ref.tenant)):
-                found += compile_scope(self.mesh, scope, ref, entry).resources
+                found += compile_scope(self.mesh, scope, ref, entry, at_s=self.at_s).resources
             self.snapshots[name] = Snapshot.of(found)
         moved, self.moved = self.moved, asyncio.Event()
         moved.set()

@@ -529,6 +529,19 @@ async def test_what_leads_to_other_peoples_nodes_is_for_operators_of_the_mesh(wo
     assert (await refused(delete)).code() is grpc.StatusCode.PERMISSION_DENIED
 
 
+async def test_calls_in_the_clear_end_within_ninety_days(world: World) -> None:
+    await apply(world.root, MESH)
+
+    def text(until: datetime) -> str:
+        said = f"{{until: {until:%Y-%m-%dT%H:%M:%SZ}, methods: [/*]}}"
+        return f"kind: Service\nmetadata: {{tenant: acme, name: old}}\nspec: {{protocol: HTTP, permissive: {said}}}\n"
+
+    error = await refused(apply(world.acme, text(NOW + timedelta(days=91))))
+    assert "spec.permissive.until: is more than 90 days ahead" in (error.details() or "")
+    await apply(world.acme, text(NOW + timedelta(days=89)))
+    await apply(world.acme, text(NOW - timedelta(days=1)))  # over, and still to be applied as it is
+
+
 async def test_a_limit_is_refused_in_a_region_that_has_no_part_of_it(world: World) -> None:
     await apply(world.root, MESH)
     text = "kind: RatePolicy\nmetadata: {tenant: acme, name: parted}\n"

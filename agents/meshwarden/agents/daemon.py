@@ -357,7 +357,7 @@ class Agent:
             in_force,
             self.secrets,
         )
-        self.health.watch(planes)
+        self.health.watch(planes, self.intake.clear)
         self._rotation.watch(planes)
         planes.watch(self._rotation.look)
         add_ads(server, planes)

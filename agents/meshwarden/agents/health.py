@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret import Secrets
+from meshwarden.agents.telemetry.clear import ClearCallers
 from meshwarden.agents.telemetry.spool import Spool
 from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.xds import DataPlanes
@@ -21,6 +23,7 @@ from meshwarden.v1 import node_service_pb2 as node_pb
 
 _MAX_TEXT: Final = 1024
 _MAX_ITEMS: Final = 64
+_MAX_CLEAR: Final = 256
 _MIB: Final = 1 << 20
 _FEW_MIB: Final = 8  # left on a disk
 _PATIENCE_S: Final = 5.0
@@ -49,12 +52,13 @@ class Health:
         self._cache, self._spool = cache, spool
         self._refusals, self._secrets = refusals, secrets
         self._planes: DataPlanes | None = None
+        self._clear: ClearCallers | None = None
         self._since_s: dict[str, float] = {}
         self._held_since_s: dict[str, float] = {}
 
-    def watch(self, planes: DataPlanes) -> None:
-        """Reads of these data planes too, from now on."""
-        self._planes = planes
+    def watch(self, planes: DataPlanes, clear: ClearCallers | None = None) -> None:
+        """Reads of these data planes too, and of who calls in the clear, from now on."""
+        self._planes, self._clear = planes, clear
 
     def read(self) -> node_pb.AgentHealth:
         """How the agent does."""
@@ -72,6 +76,11 @@ class Health:
             tenant, _, entry = refused.entry.partition("/")
             selectors = [misfit.selector for misfit in refused.misfits if misfit.selector]
             health.refused.add(tenant=tenant, entry=entry, selectors=selectors, count=refused.count)
+        rows = islice(self._clear.rows(), _MAX_CLEAR) if self._clear is not None else ()
+        for service, address, seen in rows:
+            tenant, _, name = service.partition("/")
+            row = health.clear_callers.add(tenant=tenant, service=name, address=address, count=seen.count)
+            row.last.FromDatetime(seen.last)
         return health
 
     def errors(self) -> Mapping[str, str]:

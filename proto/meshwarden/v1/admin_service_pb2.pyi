@@ -117,6 +117,7 @@ class GetStatusResponse(_message.Message):
     FOREIGN_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
     DRY_RUNS_FIELD_NUMBER: _builtins.int
+    PERMISSIVE_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     region: _builtins.str
     revision: _builtins.int
@@ -144,6 +145,8 @@ class GetStatusResponse(_message.Message):
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyGap]: ...
     @_builtins.property
     def dry_runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___DryRun]: ...
+    @_builtins.property
+    def permissive(self) -> _containers.RepeatedCompositeFieldContainer[Global___PermissiveState]: ...
     def __init__(
         self,
         *,
@@ -163,14 +166,71 @@ class GetStatusResponse(_message.Message):
         foreign: _abc.Iterable[Global___BundleState] | None = ...,
         gaps: _abc.Iterable[Global___PolicyGap] | None = ...,
         dry_runs: _abc.Iterable[Global___DryRun] | None = ...,
+        permissive: _abc.Iterable[Global___PermissiveState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "dry_runs", b"dry_runs", "foreign", b"foreign", "gaps", b"gaps", "health", b"health", "nodes", b"nodes", "now", b"now", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous_names", b"ambiguous_names", "authority", b"authority", "dry_runs", b"dry_runs", "foreign", b"foreign", "gaps", b"gaps", "health", b"health", "nodes", b"nodes", "now", b"now", "permissive", b"permissive", "region", b"region", "regions", b"regions", "revision", b"revision", "roots", b"roots", "tenants", b"tenants", "trust_domain", b"trust_domain", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class PermissiveState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    CALLERS_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def callers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PermissiveCaller]: ...
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        callers: _abc.Iterable[Global___PermissiveCaller] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["callers", b"callers", "service", b"service", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PermissiveState: _TypeAlias = PermissiveState  # noqa: Y015
+
+@_typing.final
+class PermissiveCaller(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    address: _builtins.str
+    count: _builtins.int
+    @_builtins.property
+    def last(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        address: _builtins.str = ...,
+        count: _builtins.int = ...,
+        last: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "count", b"count", "last", b"last", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PermissiveCaller: _TypeAlias = PermissiveCaller  # noqa: Y015
 
 @_typing.final
 class PolicyGap(_message.Message):

@@ -608,6 +608,7 @@ class AgentHealth(_message.Message):
     SPOOLS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    CLEAR_CALLERS_FIELD_NUMBER: _builtins.int
     renewal_error: _builtins.str
     disk_error: _builtins.str
     @_builtins.property
@@ -618,6 +619,8 @@ class AgentHealth(_message.Message):
     def waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedProgram]: ...
+    @_builtins.property
+    def clear_callers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClearCaller]: ...
     def __init__(
         self,
         *,
@@ -627,14 +630,47 @@ class AgentHealth(_message.Message):
         spools: _abc.Iterable[Global___SpoolState] | None = ...,
         waiting: _abc.Iterable[_builtins.str] | None = ...,
         refused: _abc.Iterable[Global___RefusedProgram] | None = ...,
+        clear_callers: _abc.Iterable[Global___ClearCaller] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_error", b"disk_error", "not_after", b"not_after", "refused", b"refused", "renewal_error", b"renewal_error", "spools", b"spools", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_callers", b"clear_callers", "disk_error", b"disk_error", "not_after", b"not_after", "refused", b"refused", "renewal_error", b"renewal_error", "spools", b"spools", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentHealth: _TypeAlias = AgentHealth  # noqa: Y015
+
+@_typing.final
+class ClearCaller(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    service: _builtins.str
+    address: _builtins.str
+    count: _builtins.int
+    @_builtins.property
+    def last(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        service: _builtins.str = ...,
+        address: _builtins.str = ...,
+        count: _builtins.int = ...,
+        last: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "count", b"count", "last", b"last", "service", b"service", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearCaller: _TypeAlias = ClearCaller  # noqa: Y015
 
 @_typing.final
 class RefusedProgram(_message.Message):

@@ -352,6 +352,7 @@ class ServiceSpec(_message.Message):
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     TRACE_SAMPLING_FIELD_NUMBER: _builtins.int
     SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    PERMISSIVE_FIELD_NUMBER: _builtins.int
     protocol: Global___ServiceSpec.Protocol.ValueType
     spiffe_id: _builtins.str
     @_builtins.property
@@ -360,6 +361,8 @@ class ServiceSpec(_message.Message):
     def health_check(self) -> Global___HealthCheck: ...
     @_builtins.property
     def trace_sampling(self) -> Global___TraceSampling: ...
+    @_builtins.property
+    def permissive(self) -> Global___Permissive: ...
     def __init__(
         self,
         *,
@@ -368,14 +371,39 @@ class ServiceSpec(_message.Message):
         health_check: Global___HealthCheck | None = ...,
         trace_sampling: Global___TraceSampling | None = ...,
         spiffe_id: _builtins.str = ...,
+        permissive: Global___Permissive | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health_check", b"health_check", "trace_sampling", b"trace_sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health_check", b"health_check", "permissive", b"permissive", "trace_sampling", b"trace_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_to", b"export_to", "health_check", b"health_check", "protocol", b"protocol", "spiffe_id", b"spiffe_id", "trace_sampling", b"trace_sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_to", b"export_to", "health_check", b"health_check", "permissive", b"permissive", "protocol", b"protocol", "spiffe_id", b"spiffe_id", "trace_sampling", b"trace_sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceSpec: _TypeAlias = ServiceSpec  # noqa: Y015
+
+@_typing.final
+class Permissive(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNTIL_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["methods", b"methods", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Permissive: _TypeAlias = Permissive  # noqa: Y015
 
 @_typing.final
 class TraceSampling(_message.Message):

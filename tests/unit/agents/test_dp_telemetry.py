@@ -271,6 +271,21 @@ def test_a_connection_out_of_the_mesh_is_told_as_a_call(flags: str, details: str
     assert (call.status, call.decision, call.duration_s) == (status, decision, 1.5)
 
 
+def test_who_calls_in_the_clear_is_told_by_its_address() -> None:
+    said = {names.REPORTER: names.DESTINATION_SIDE, names.SERVICE: "x/y", names.PEER_ADDRESS: "192.0.2.1"}
+    call = call_of(said, WEB, "acme/web")
+    assert call is not None
+    assert (call.source, call.destination, call.clear_from) == ("", "acme/web", "192.0.2.1")
+    table = Aggregator(lambda: NOW)
+    table.add_call(call, 1)
+    assert [(service, address, seen.count, seen.last) for service, address, seen in table.clear.rows()] == [
+        ("acme/web", "192.0.2.1", 1, NOW)
+    ]
+    outbound = call_of(record(**{names.PEER_ADDRESS: "192.0.2.1"}), WEB, "acme/web")
+    assert outbound is not None
+    assert outbound.clear_from == "", "a program's Envoy tells of its own side alone"
+
+
 def test_the_first_half_of_a_way_out_is_told_by_the_second() -> None:
     assert is_relayed(record(**{names.UPSTREAM_CLUSTER: "egress|model.platform"}))
     assert not is_relayed(record(**{names.UPSTREAM_CLUSTER: "model.platform"}))

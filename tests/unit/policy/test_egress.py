@@ -200,8 +200,8 @@ def test_status_tells_who_has_no_envoy_and_what_is_in_the_clear(mesh: Mesh) -> N
     beside = node_service_pb2.DataPlaneRef(id="a/envoy", tenant="globex", entry="app", dialect="ENVOY")
     node.data_planes.append(beside)
     assert not policy_gaps(mesh, [node], lambda _: True)
-    warnings = list(edge_warnings(mesh, lambda _: True))
+    warnings = list(edge_warnings(mesh, (), lambda _: True, utc_now()))
     assert [text.partition(" is ")[0].partition(" may ")[0] for text in warnings] == [
         "ExternalService platform/queue"
     ] * 2
-    assert not list(edge_warnings(mesh, lambda tenant: tenant == "acme"))
+    assert not list(edge_warnings(mesh, (), lambda tenant: tenant == "acme", utc_now()))

@@ -24,6 +24,7 @@ class Call:
         upstream: the address of the endpoint that took it, `host:port`; empty where it is not known.
         trace: where it is recorded; None if it is not.
         dry_run: the rule in dry run by which the access policies would have said the opposite; empty if there is none.
+        clear_from: the address whence it came, if that was in the clear.
     """
 
     source: str
@@ -36,6 +37,7 @@ class Call:
     upstream: str
     trace: TraceIds | None
     dry_run: str = ""
+    clear_from: str = ""
 
 
 def attributes_of(pairs: Iterable[object]) -> dict[str, str]:
@@ -76,6 +78,7 @@ def call_of(attributes: dict[str, str], spiffe_id: str, service: str) -> Call | 
         attributes.get(names.UPSTREAM_HOST, "") if reporter == pb.CallStat.SOURCE else "",
         sampled_ids(attributes.get(names.TRACEPARENT, "")),
         _dry_run(attributes) if reporter == pb.CallStat.DESTINATION else "",
+        attributes.get(names.PEER_ADDRESS, "") if reporter == pb.CallStat.DESTINATION else "",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Final
 import grpc
 
 from meshwarden.agents.telemetry import access_log
+from meshwarden.agents.telemetry.clear import ClearCallers
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.sdk.access import is_rule
 from meshwarden.sdk.red import histogram
@@ -93,9 +94,13 @@ class Aggregator:
         self._kinds: dict[tuple[str | int, ...], bytes] = {}
         self._tenants: dict[Said, str] = {}
         self._malformed = 0
+        self.clear: Final = ClearCallers()
+        """Who calls in the clear."""
 
     def add_call(self, call: access_log.Call, revision: int) -> None:
         """Counts one call that has just ended."""
+        if call.clear_from:
+            self.clear.add(call.destination, call.clear_from, self._clock())
         exemplars = None
         if call.trace is not None:
             exemplars = Exemplars()

@@ -95,6 +95,8 @@ class Intake:
         self._allowances = {signal: Allowance(share) for signal, share in _SHARES.items()}
         self._budget = Budget(rate)
         self._repeats = Repeats()
+        self.clear = aggregator.clear
+        """Who calls in the clear."""
         self.counts = Counts(aggregator)
         """Checks tables of counts before they are taken."""
 

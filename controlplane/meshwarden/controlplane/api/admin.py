@@ -11,7 +11,7 @@ from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.dry_run import dry_runs
-from meshwarden.controlplane.api.edges import edge_warnings
+from meshwarden.controlplane.api.edges import edge_warnings, permissive_states
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
 from meshwarden.controlplane.api.gaps import policy_gaps
 from meshwarden.controlplane.api.health import Health
@@ -138,7 +138,9 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
             answer.warnings.extend(self._bundles.warnings())
             answer.warnings.extend(f"node {node} is banned" for node in sorted(self._sessions.bans))
         answer.warnings.extend(_drains(self._publisher.mesh, shown))
-        answer.warnings.extend(edge_warnings(self._publisher.mesh, shown))
+        edges = self._publisher.mesh, self._sessions.states(), shown, self._clock()
+        answer.permissive.extend(permissive_states(*edges))
+        answer.warnings.extend(edge_warnings(edges[0], answer.permissive, *edges[2:]))
         answer.now.FromDatetime(self._clock())
         return answer
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -35,6 +35,8 @@ GUARD = "/guard/references"
 ATTEMPTS = 8
 # The writer epoch of a region's own records; it grows when another region takes a tenant over.
 EPOCH = 1
+MAX_PERMISSIVE = timedelta(days=90)
+"""How far ahead the end of calls in the clear may be."""
 
 Answer = TypeVar("Answer")
 
@@ -130,6 +132,10 @@ class ChangeDesk:
         own = unwrap(resource)
         if isinstance(own, TrustDomain) and own.spec.trust_domain == self._trust_domain:
             return [FieldFault("spec.trustDomain", "is this mesh's own")]
+        if isinstance(own, Service) and own.spec.HasField("permissive"):
+            ahead = own.spec.permissive.until.ToNanoseconds() / 1e9 - self._clock().timestamp()
+            if ahead > MAX_PERMISSIVE.total_seconds():
+                return [FieldFault("spec.permissive.until", f"is more than {MAX_PERMISSIVE.days} days ahead")]
         if isinstance(own, WorkloadEntry):
             return [
                 FieldFault(f"spec.secrets[{index}].from", fault)

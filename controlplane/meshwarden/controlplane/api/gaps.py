@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from meshwarden.controlplane.policy import access
+from meshwarden.controlplane.policy import access, permissive
 from meshwarden.controlplane.policy.gap import Gap, gaps, untested
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
@@ -35,7 +35,7 @@ def policy_gaps(mesh: Mesh, nodes: Iterable[v1.NodeState], shown: Callable[[str]
                 if any(mesh.sees(caller, service) for caller in callers):
                     found.update(gaps(mesh, service, variant))
     told = [_message(gap) for gap in sorted(found, key=_order)]
-    return [*told, *_without_envoy(mesh, refs, shown)][:_MOST]
+    return [*told, *_without_envoy(mesh, refs, shown), *_by_tls_alone(mesh, refs, shown)][:_MOST]
 
 
 def _without_envoy(
@@ -59,6 +59,24 @@ def _without_envoy(
                     effect=v1.PolicyGap.REFUSED,
                     why=f"it may call it and has no Envoy, which alone leads there: set dataPlane: ENVOY on {name}",
                 )
+
+
+def _by_tls_alone(
+    mesh: Mesh, refs: Iterable[node_service_pb2.DataPlaneRef], shown: Callable[[str], bool]
+) -> Iterator[v1.PolicyGap]:
+    """The services that are to take calls in the clear, of which gRPC's own servers take none."""
+    servers = (ref for ref in refs if ref.listen_address and ref.dialect == node_service_pb2.DataPlaneRef.GRPC)
+    entries = {(ref.tenant, ref.entry) for ref in servers if shown(ref.tenant)}
+    for tenant, name in sorted(entries):
+        entry = mesh.find("WorkloadEntry", tenant, name)
+        if entry is not None and permissive.find(mesh, Name(tenant, entry.spec.service)) is not None:
+            yield v1.PolicyGap(
+                policy=f"Service {tenant}/{entry.spec.service}",
+                field="spec.permissive",
+                client=f"{tenant}/{name}",
+                effect=v1.PolicyGap.IGNORED,
+                why=f"gRPC's own servers take no calls in the clear: set dataPlane: ENVOY on {name}",
+            )
 
 
 def _order(gap: Gap) -> tuple[str, str, str, str]:

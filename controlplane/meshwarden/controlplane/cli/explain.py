@@ -56,4 +56,5 @@ def explain(source: str, destination: str, method: str, headers: tuple[str, ...]
         owner = destination.partition("/")[0]
         click.echo(f"policies, routes, limits and endpoints are shown to the operators of tenant {owner}", err=True)
         return
-    click.echo(f"endpoints: {answer.healthy_endpoints} healthy of {answer.endpoints}")
+    if answer.routes:
+        click.echo(f"endpoints: {answer.healthy_endpoints} healthy of {answer.endpoints}")

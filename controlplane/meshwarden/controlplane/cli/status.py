@@ -52,6 +52,8 @@ def status(tenant: str, revision: int | None, output: str) -> None:
             for one in answer.dry_runs
         ]
         render.table(("IN DRY RUN", "RULE", "WOULD", "CALLER", "CALLED", "METHOD", "CALLS"), told)
+    if answer.permissive:
+        render.table(("IN THE CLEAR", "UNTIL", "NODE", "FROM", "CALLS", "LAST"), _in_the_clear(answer))
     if answer.foreign:
         foreign = [(one.trust_domain, bundle.word(one), one.roots) for one in answer.foreign]
         render.table(("TRUST DOMAIN", "BUNDLE", "ROOTS"), foreign)
@@ -96,6 +98,19 @@ def _node(node: NodeState, answer: GetStatusResponse) -> tuple[object, ...]:
         revision = "unknown"
     link = "connected" if node.connected else f"at {node.control_plane}" if node.control_plane else "away"
     return node.node, link, revision, len(node.nacks), len(node.workloads)
+
+
+def _in_the_clear(answer: GetStatusResponse) -> list[tuple[object, ...]]:
+    """One row an address that calls in the clear; of a service that nobody calls so, one without."""
+    rows: list[tuple[object, ...]] = []
+    for state in answer.permissive:
+        until = render.moment(state.until)
+        rows += [
+            (state.service, until, one.node, one.address, one.count, render.moment(one.last)) for one in state.callers
+        ]
+        if not state.callers:
+            rows.append((state.service, until, "-", "nobody", 0, "-"))
+    return rows
 
 
 def _would(one: DryRun) -> str:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
-from meshwarden.controlplane.policy import access, endpoint, external, near, rate, route
+from meshwarden.controlplane.policy import access, endpoint, external, near, permissive, rate, route
 from meshwarden.controlplane.policy.choice import Choice, choice
 from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.envoy.dialect import Envoy
 from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.grpc.dialect import Grpc
 from meshwarden.controlplane.policy.mesh import Impact, Mesh
-from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.neutral import Method, Name
 from meshwarden.controlplane.policy.traffic import Route
 from meshwarden.controlplane.policy.variant import Asker, Variant
 from meshwarden.v1 import node_service_pb2
@@ -74,8 +74,13 @@ class Dialect(Protocol):
     def egress(self, mesh: Mesh, service: Name, tenant: str, said: Access) -> tuple[Resource, ...]:
         """What a tenant's data planes share of an external service, where that is who may call it."""
 
-    def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
-        """The listeners of one instance."""
+    def clear(self, service: Name, methods: tuple[Method, ...]) -> tuple[Resource, ...]:
+        """What anybody may call in the clear at a service's instances."""
+
+    def listener(
+        self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name, *, permissive: bool
+    ) -> tuple[Resource, ...]:
+        """The listeners of one instance; `permissive`: whether they take calls in the clear."""
 
 
 _LATER: Final = 4
@@ -246,7 +251,7 @@ def compile_scope(
     if kind == "egress":
         return _egress(mesh, rest, at_s)
     if kind == "listener":
-        return _listener(mesh, scope, ref, entry)
+        return _listener(mesh, scope, ref, entry, at_s)
     pieces = Pieces.of(mesh, scope, parts or Parts())
     return ScopeContent(tuple(item for name in pieces.names() for item in pieces.get(name)))
 
@@ -264,14 +269,21 @@ def server_limits(mesh: Mesh, service: Name, tenant: str = "") -> node_service_p
 def _server(mesh: Mesh, rest: str, at_s: float | None) -> ScopeContent:
     tenant, name, dialect = rest.split("/")
     service = Name(tenant, name)
-    said = access.access(mesh, service)
+    said, clear = access.access(mesh, service), permissive.find(mesh, service)
 
     def content(moment_s: float | None) -> ScopeContent:
         told = access.told(mesh, service, moment_s) if dialect == "grpc" else None
         resources = DIALECTS[dialect].server(mesh, service, said.at(moment_s))
+        if clear is not None:
+            methods = clear.methods if clear.holds(moment_s) else ()
+            resources = (*resources, *DIALECTS[dialect].clear(service, methods))
         return ScopeContent(resources, server_limits(mesh, service), told)
 
-    return _through_time(content, said, at_s)
+    def turn(after_s: float) -> float | None:
+        turns = (said.turn(after_s), clear.turn(after_s) if clear is not None else None)
+        return min((moment for moment in turns if moment is not None), default=None)
+
+    return _through_time(content, turn, at_s)
 
 
 def _egress(mesh: Mesh, rest: str, at_s: float | None) -> ScopeContent:
@@ -282,14 +294,16 @@ def _egress(mesh: Mesh, rest: str, at_s: float | None) -> ScopeContent:
     def content(moment_s: float | None) -> ScopeContent:
         return ScopeContent(DIALECTS["envoy"].egress(mesh, service, tenant, said.at(moment_s)), limits)
 
-    return _through_time(content, said, at_s)
+    return _through_time(content, said.turn, at_s)
 
 
-def _through_time(content: Callable[[float | None], ScopeContent], said: Access, at_s: float | None) -> ScopeContent:
-    """What a scope holds now, and at the next moments at which who may call is others."""
+def _through_time(
+    content: Callable[[float | None], ScopeContent], turn: Callable[[float], float | None], at_s: float | None
+) -> ScopeContent:
+    """What a scope holds now, and at the next moments at which it turns into something else."""
     now = content(at_s)
     later: list[Later] = []
-    while at_s is not None and len(later) <= _LATER and (turn_s := said.turn(at_s)) is not None:
+    while at_s is not None and len(later) <= _LATER and (turn_s := turn(at_s)) is not None:
         then = content(turn_s if len(later) < _LATER else None)
         changed = tuple(one for one in then.resources if one not in now.resources)
         later.append(Later(turn_s, changed, then.access))
@@ -297,9 +311,17 @@ def _through_time(content: Callable[[float | None], ScopeContent], said: Access,
     return replace(now, later=tuple(later))
 
 
-def _listener(mesh: Mesh, scope: str, ref: node_service_pb2.DataPlaneRef | None, entry: Any) -> ScopeContent:
+def _listener(
+    mesh: Mesh, scope: str, ref: node_service_pb2.DataPlaneRef | None, entry: Any, at_s: float | None
+) -> ScopeContent:
     if ref is None or entry is None:
         raise ValueError(f"{scope} can't be compiled without its instance")
     service = Name(entry.metadata.tenant, entry.spec.service)
     dialect = "envoy" if ref.dialect == node_service_pb2.DataPlaneRef.ENVOY else "grpc"
-    return ScopeContent(DIALECTS[dialect].listener(mesh, ref, service))
+    strict = DIALECTS[dialect].listener(mesh, ref, service, permissive=False)
+    clear = permissive.find(mesh, service)
+    if clear is None or not clear.holds(at_s):
+        return ScopeContent(strict)
+    now = DIALECTS[dialect].listener(mesh, ref, service, permissive=True)
+    changed = tuple(one for one in strict if one not in now)
+    return ScopeContent(now, later=(Later(clear.until_s, changed, None),) if changed else ())

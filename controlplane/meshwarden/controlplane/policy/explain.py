@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from meshwarden.certs.spiffe_id import account_of
-from meshwarden.controlplane.policy import access, choice, external, rate, route
+from meshwarden.controlplane.policy import access, choice, external, permissive, rate, route
 from meshwarden.controlplane.policy.endpoint import state_of
 from meshwarden.controlplane.policy.external import External
 from meshwarden.controlplane.policy.grant import Access, Grant
@@ -171,6 +171,16 @@ def _access(call: _Call) -> None:
     else:
         _not_allowed(call, said)
     _dry_run(call, said)
+    _in_the_clear(call)
+
+
+def _in_the_clear(call: _Call) -> None:
+    """Who else may call this, for a time."""
+    found = permissive.find(call.mesh, call.callee)
+    if found is None or not found.holds(call.at_s) or not any(one.fits(call.path, call.verb) for one in found.methods):
+        return
+    text = f"until {moment(found.until_s, 'UTC')} anybody may call this in the clear, as nobody who is known"
+    call.step("in the clear", True, text, f"Service {call.callee}", "spec.permissive")
 
 
 def _dry_run(call: _Call, said: Access) -> None:
@@ -306,7 +316,7 @@ def _outside_hosts(call: _Call, said: External) -> None:
     """Where the caller's Envoy takes it to; whether anybody is there, it finds out by itself."""
     where = ", ".join(f"{address}:{port}" for address, port in said.hosts)
     proved = f"proved as {said.server}" if said.server else "in the clear, proved by nothing"
-    call.answer.endpoints = len(said.hosts)
+    del call.answer.routes[:]  # of versions, and how healthy these are, nothing is known
     text = f"{where}, outside of the mesh, {proved}: through an Envoy of the caller, which an entry needs for it"
     call.step("endpoints", True, text, f"ExternalService {said.service}", "spec.hosts")
 

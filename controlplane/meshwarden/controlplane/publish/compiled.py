@@ -258,7 +258,7 @@ class Scopes:
         Raises:
             ValueError: an address of the instance is none.
         """
-        content = compile_scope(self._mesh, scope, ref, entry)
+        content = compile_scope(self._mesh, scope, ref, entry, at_s=self._now_s())
         made = _alone(scope, content)
         return before if before is not None and before.same(made) else made
 

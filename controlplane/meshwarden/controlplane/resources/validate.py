@@ -227,6 +227,8 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
         yield from foreign_faults(resource)
     elif isinstance(resource, Service):
         yield from foreign_faults(resource)
+        if resource.spec.spiffe_id and resource.spec.HasField("permissive"):
+            yield FieldFault("spec.permissive", "another trust domain serves it: how it is called is for that to say")
     elif isinstance(resource, ExternalService):
         yield from external_faults(resource.spec)
     elif isinstance(resource, Endpoint) and resource.spec.node:

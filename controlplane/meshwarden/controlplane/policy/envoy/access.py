@@ -57,6 +57,18 @@ def rbac(access: Access, trust_domain: str, caller: dict[str, Any] = _URI) -> di
     return fields
 
 
+def anyone(methods: tuple[Method, ...], place: str) -> dict[str, Any]:
+    """The filter that lets anybody call some methods, and nobody any other; `place` is where that stands."""
+    matchers = [
+        {"predicate": _all(_method(method)), "on_match": _act(place, "ALLOW")}
+        for method in methods
+        if "?" not in method.path and "#" not in method.path  # no path holds these
+    ]
+    if not matchers:
+        return {"@type": RBAC, "rules": {"action": "ALLOW", "policies": {}}}
+    return {"@type": RBAC, "matcher": {"matcher_list": {"matchers": matchers}, "on_no_match": _act("deny", "DENY")}}
+
+
 def _said(access: Access, trust_domain: str, caller: dict[str, Any]) -> dict[str, Any]:
     branches = [branch for branch in _branches(access, trust_domain, caller) if branch[2]]
     if not branches:

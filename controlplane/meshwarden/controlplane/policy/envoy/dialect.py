@@ -4,10 +4,10 @@ from collections.abc import Hashable
 
 from meshwarden.controlplane.policy import access, denied, rate
 from meshwarden.controlplane.policy.choice import Choice
-from meshwarden.controlplane.policy.envoy import egress, inbound, outbound
+from meshwarden.controlplane.policy.envoy import egress, inbound, outbound, plain
 from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.neutral import Method, Name
 from meshwarden.controlplane.policy.traffic import Route
 from meshwarden.controlplane.policy.variant import Asker
 from meshwarden.controlplane.resources.reach import Width
@@ -45,7 +45,13 @@ class Envoy:
         """What the Envoys of a tenant share of an external service, where that is who may call it."""
         return egress.shared(mesh, service, tenant, said)
 
-    def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
+    def clear(self, service: Name, methods: tuple[Method, ...]) -> tuple[Resource, ...]:
+        """What anybody may call in the clear."""
+        return (plain.access(service, methods),)
+
+    def listener(
+        self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name, *, permissive: bool
+    ) -> tuple[Resource, ...]:
         """The listeners that the instance has, and its program's cluster."""
         found: list[Resource] = []
         if ref.outbound_path:
@@ -56,6 +62,10 @@ class Envoy:
             message = mesh.find("Service", *service)
             spoken = message.spec.protocol if message is not None else 0
             epoch = mesh.epochs.get(service, lambda: denied.of(access.access(mesh, service), mesh.denied))
-            found.append(inbound.listener(ref.listen_address, service, mesh.trust_domain, epoch, mesh.foreign))
+            found.append(
+                inbound.listener(
+                    ref.listen_address, service, mesh.trust_domain, epoch, mesh.foreign, permissive=permissive
+                )
+            )
             found.append(inbound.app(ref.app_address, spoken))
         return tuple(found)

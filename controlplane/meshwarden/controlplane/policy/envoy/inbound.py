@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from meshwarden.controlplane.policy.envoy import telemetry
+from meshwarden.controlplane.policy.envoy import plain, telemetry
 from meshwarden.controlplane.policy.envoy.access import RBAC, certificate_filter, rbac
 from meshwarden.controlplane.policy.envoy.limit import LOCAL_RATE_LIMIT, NAMESPACE, rate_limit
 from meshwarden.controlplane.policy.envoy.part import (
@@ -47,7 +47,15 @@ _XFCC: Final = "x-forwarded-client-cert"
 _CALLER: Final = f"%DYNAMIC_METADATA({NAMESPACE}:caller)%"
 
 
-def listener(address: str, service: Name, trust_domain: str, epoch: str = "", foreign: Sequence[str] = ()) -> Resource:
+def listener(
+    address: str,
+    service: Name,
+    trust_domain: str,
+    epoch: str = "",
+    foreign: Sequence[str] = (),
+    *,
+    permissive: bool = False,
+) -> Resource:
     """The listener of one instance.
 
     Args:
@@ -56,16 +64,24 @@ def listener(address: str, service: Name, trust_domain: str, epoch: str = "", fo
         trust_domain: ours.
         epoch: another one makes Envoy end what is open after its drain time; see `denied.Epochs`.
         foreign: the other trust domains of which there may be callers.
+        permissive: whether it takes calls in the clear as well.
 
     Raises:
         ValueError: the address is none.
     """
+    limits = [discovered(_place("limit", service, width), LOCAL_RATE_LIMIT) for width in Width]
+    common: dict[str, Any] = {
+        "common_http_protocol_options": {"max_connection_duration": CONNECTION_LIFE},
+        "drain_timeout": "5s",
+        "http2_protocol_options": {"max_concurrent_streams": 1000},
+    }
     more = {
+        **common,
         "http_filters": [
             _who(trust_domain, foreign=bool(foreign)),
             certificate_filter(),
             discovered(f"access/{service}", RBAC),
-            *(discovered(_place("limit", service, width), LOCAL_RATE_LIMIT) for width in Width),
+            *limits,
             tenant_filter(),
             *(discovered(_place("quota", service, width), RATE_LIMIT_QUOTA, HEADER_MUTATION) for width in Width),
             ROUTER,
@@ -73,9 +89,6 @@ def listener(address: str, service: Name, trust_domain: str, epoch: str = "", fo
         # What the caller says of itself is thrown away; the program gets the certificate's word.
         "forward_client_cert_details": "SANITIZE_SET",
         "set_current_client_cert_details": {"uri": True},
-        "common_http_protocol_options": {"max_connection_duration": CONNECTION_LIFE},
-        "drain_timeout": "5s",
-        "http2_protocol_options": {"max_concurrent_streams": 1000},
         "local_reply_config": {"mappers": replies(service)},
         **telemetry.inbound(service),
     }
@@ -94,6 +107,10 @@ def listener(address: str, service: Name, trust_domain: str, epoch: str = "", fo
         "traffic_direction": "INBOUND",
         "filter_chains": [chain],
     }
+    if permissive:
+        chain["filter_chain_match"] = plain.TLS_MATCH
+        fields["filter_chains"] = [chain, plain.chain(service, f"{LISTENER}/{service}", limits, common)]
+        fields["listener_filters"] = [plain.INSPECTOR]
     return resource(api.build("envoy.config.listener.v3.Listener", fields), LISTENER)
 
 

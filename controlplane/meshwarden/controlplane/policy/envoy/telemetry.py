@@ -73,6 +73,17 @@ def inbound(service: Name) -> dict[str, Any]:
     return _both(service, "inbound", said)
 
 
+def in_the_clear(service: Name) -> dict[str, Any]:
+    """Fields of the HttpConnectionManager that takes calls of nobody who is known, by whence they come."""
+    said = {
+        names.REPORTER: names.DESTINATION_SIDE,
+        names.PEER_ADDRESS: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+        names.SERVICE: str(service),
+        **_EITHER_SIDE,
+    }
+    return _both(service, "inbound", said)
+
+
 def _both(service: Name | None, log_name: str, said: dict[str, str]) -> dict[str, Any]:
     service_name = f"{service.name}.{service.tenant}" if service else ""
     tracer = {"@type": _OPEN_TELEMETRY, "grpc_service": {**_AGENT, "timeout": "0.250s"}, "service_name": service_name}

@@ -7,7 +7,7 @@ from meshwarden.controlplane.policy.endpoint import cluster_name
 from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.grpc import client, server
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.neutral import Method, Name
 from meshwarden.controlplane.policy.traffic import Route
 from meshwarden.controlplane.policy.variant import Asker, Feature, Kind
 from meshwarden.v1 import node_service_pb2
@@ -46,6 +46,12 @@ class Grpc:
         """Nothing: gRPC's own clients reach no external service."""
         return ()
 
-    def listener(self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name) -> tuple[Resource, ...]:
+    def clear(self, service: Name, methods: tuple[Method, ...]) -> tuple[Resource, ...]:
+        """Nothing: gRPC's own servers take TLS or none."""
+        return ()
+
+    def listener(
+        self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name, *, permissive: bool
+    ) -> tuple[Resource, ...]:
         """The listener, if the instance has one."""
         return (server.listener(ref.listen_address, service),) if ref.listen_address else ()
