@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from benchmarks import access, effect, gather, identity, idle, push, quota, revoke
+from benchmarks import access, api, effect, gather, identity, idle, push, quota, revoke
 from benchmarks.process import Broken, say
 from benchmarks.result import Case, Unmeasurable
 from meshwarden.agents.envoy.supervisor import EnvoyMissing
@@ -22,6 +22,7 @@ BENCHES: dict[str, tuple[str, Callable[[int, int], AsyncIterator[Case]]]] = {
     "gather": ("what telemetry costs: on a call, on its way up, in the graph, in memory, on disk", gather.run),
     "quota": ("what a limit across the mesh costs: a decision, dividing, memory", quota.run),
     "access": ("what it costs to ask whether a caller may call, by how many are named", access.run),
+    "api": ("a read by REST: beside gRPC, and beside a web framework that does nothing", api.run),
     "idle": ("the memory of an agent that hosts nothing", idle.run),
 }
 

@@ -46,12 +46,16 @@ class ControlPlane:
         place: where it is.
         bundle: the trust domain's roots.
         channel: to it, as the operator.
+        operator: what the operator shows.
+        rest_port: where its REST API is; 0 if it has none.
     """
 
     child: Child
     place: Place
     bundle: Bundle
     channel: grpc.aio.Channel
+    operator: X509Svid
+    rest_port: int
 
     async def apply(self, *resources: resources_pb2.Resource) -> int:
         """Stores resources, batch by batch; returns the last revision."""
@@ -101,8 +105,11 @@ async def _unhurried(call: Callable[[], Awaitable[Answer]]) -> Answer:
 
 
 @asynccontextmanager
-async def control_plane(directory: Path) -> AsyncIterator[ControlPlane]:
-    """Runs a control plane with the embedded store and authority below `directory`, that of an earlier run if it is."""
+async def control_plane(directory: Path, rest: bool = False) -> AsyncIterator[ControlPlane]:
+    """Runs a control plane with the embedded store and authority below `directory`, that of an earlier run if it is.
+
+    `rest` has it serve the REST API, too.
+    """
     passphrase = directory / "passphrase"
     if not directory.exists():
         directory.mkdir(mode=0o700)
@@ -117,17 +124,20 @@ async def control_plane(directory: Path) -> AsyncIterator[ControlPlane]:
         "metrics_listen": "127.0.0.1:0",
         "operator_directory": str(operator),
     }
+    if rest:
+        settings["rest.listen"] = "127.0.0.1:0"
     authority: dict[str, str | bool] = {"kind": "disk", "passphrase": f"file:{passphrase}", "create": True}
     config = directory / "server.toml"
     # A whole fleet joins from one address here, and a node asks for as much as it can.
     limits = dict.fromkeys(("attests_per_address_per_s", "signs_per_node_per_s", "signs_per_tenant_per_s"), 10_000.0)
-    rest = "".join(f"{name} = {value}\n" for name, value in limits.items())
-    config.write_text(toml(settings) + "\n[authority]\n" + toml(authority) + "\n[limits]\n" + rest)
+    more = "".join(f"{name} = {value}\n" for name, value in limits.items())
+    config.write_text(toml(settings) + "\n[authority]\n" + toml(authority) + "\n[limits]\n" + more)
     (state / "server.json").unlink(missing_ok=True)  # of an earlier run
     arguments = ["-m", "meshwarden.controlplane", "server", "--config", str(config)]
     async with python("control plane", arguments, directory) as child:
-        place = Place(json.loads(await child.until_written(state / "server.json"))["address"], TRUST_DOMAIN)
+        said = json.loads(await child.until_written(state / "server.json"))
+        place, rest_port = Place(said["address"], TRUST_DOMAIN), int(said.get("rest_url", ":0").rpartition(":")[2])
         bundle = Bundle.parse_pem(TRUST_DOMAIN, (state / "ca.pem").read_bytes())
         svid = X509Svid.load((operator / "tls.crt").read_bytes(), (operator / "tls.key").read_bytes())
         async with open_channel(place, bundle, svid) as channel:
-            yield ControlPlane(child, place, bundle, channel)
+            yield ControlPlane(child, place, bundle, channel, svid, rest_port)

@@ -58,7 +58,15 @@ class Child:
         Raises:
             Broken: the program ended, or does not listen in time.
         """
-        await self._until(lambda: _connects(path), timeout_s)
+        await self._until(lambda: _connects(str(path)), timeout_s)
+
+    async def until_port(self, port: int, timeout_s: float = 60.0) -> None:
+        """Waits until the program listens on a port of loopback.
+
+        Raises:
+            Broken: the program ended, or does not listen in time.
+        """
+        await self._until(lambda: _connects(("127.0.0.1", port)), timeout_s)
 
     async def _until(self, is_ready: Callable[[], bool], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
@@ -189,9 +197,9 @@ def _rollup_mib(pid: int, field: str) -> float:
     raise ValueError(f"/proc/{pid}/smaps_rollup has no {field}")
 
 
-def _connects(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+def _connects(place: str | tuple[str, int]) -> bool:
+    with socket.socket(socket.AF_UNIX if isinstance(place, str) else socket.AF_INET) as probe:
+        return probe.connect_ex(place) == 0
 
 
 def say(text: str) -> None:

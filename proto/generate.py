@@ -1,11 +1,13 @@
 """Generates everything that is derived from the schema: `make proto`, and `make check` holds the tree against it.
 
 * `meshwarden/v1/*_pb2.py`, `*_pb2.pyi`, `*_pb2_grpc.py`: the stubs. They are made from a copy of the schema without its
-  validation rules, so that an application needs grpcio and protobuf and nothing else.
-* `meshwarden/v1/schema.binpb`: the schema with rules and comments, which the control plane loads to validate.
+  validation rules and REST routes, so that an application needs grpcio and protobuf and nothing else.
+* `meshwarden/v1/schema.binpb`: the schema with rules, routes and comments, which the control plane loads to validate,
+  to serve REST and to document it.
 * the stubs of the examples' own services.
 
-Source: protobuf's descriptor.proto; buf's `validate.proto` comes out of the protovalidate package.
+Source: protobuf's descriptor.proto; buf's `validate.proto` comes out of the protovalidate package, Google's
+`annotations.proto` out of googleapis-common-protos.
 """
 
 import os
@@ -17,11 +19,13 @@ from pathlib import Path
 
 import grpc_tools
 import protovalidate
+from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
-RULES = "buf/validate/validate.proto"
+OPTIONS = ("buf/validate/validate.proto", "google/api/annotations.proto")
+"""What our files import for options alone."""
 
 
 def protoc(*arguments: str) -> None:
@@ -36,14 +40,14 @@ def protoc(*arguments: str) -> None:
 def dependencies() -> descriptor_pb2.FileDescriptorSet:
     """The descriptors that our files import."""
     files = descriptor_pb2.FileDescriptorSet()
-    for module in (descriptor_pb2, duration_pb2, timestamp_pb2, field_mask_pb2):
+    for module in (descriptor_pb2, duration_pb2, timestamp_pb2, field_mask_pb2, http_pb2, annotations_pb2):
         module.DESCRIPTOR.CopyToProto(files.file.add())
     files.file.add().ParseFromString(protovalidate.ViolationPb.desc().file.proto.to_binary())
     return files
 
 
 def without_rules(message: object) -> None:
-    """Drops the options of every descriptor below `message`, rules included, but for redaction and deprecation."""
+    """Drops the options of every descriptor below `message`, rules and routes, but for redaction and deprecation."""
     for field, value in message.ListFields():  # type: ignore[attr-defined]
         if field.name == "options":
             for unknown_or_extension in [option for option, _ in value.ListFields() if option.is_extension]:
@@ -101,8 +105,9 @@ def main(out: Path = HERE, examples_out: Path = EXAMPLES) -> None:
         for file in files.file:
             file.ClearField("source_code_info")
             without_rules(file)
-            if RULES in file.dependency:
-                file.dependency.remove(RULES)
+            for option in OPTIONS:
+                if option in file.dependency:
+                    file.dependency.remove(option)
         plain.write_bytes(files.SerializeToString(deterministic=True))
         stubs(names, f"--descriptor_set_in={plain}", out=out)
     own = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("meshwarden/**/*.proto"))

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from meshwarden.controlplane.local import kernel, record
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # tests/e2e/conftest.py: Up
 Start = Callable[..., Any]
+EXAMPLES = Path(__file__).parents[2] / "examples" / "api"
 
 
 def test_up_ends_by_itself(start: Start) -> None:
@@ -29,7 +32,7 @@ def test_up_with_samples_and_down_after_it_was_killed(start: Start) -> None:
     up = start("a")
     said = up.wait_until_up()
     assert set(said) == {
-        *("trust_domain", "region", "control_plane", "admin", "metrics_url", "agents", "workloads", "envoys"),
+        *("trust_domain", "region", "control_plane", "admin", "metrics_url", "rest", "agents", "workloads", "envoys"),
     }
     assert said["trust_domain"] == "mesh.test"
     assert [agent["node"] for agent in said["agents"]] == ["node-a", "node-b"]
@@ -54,6 +57,7 @@ def test_up_with_samples_and_down_after_it_was_killed(start: Start) -> None:
     assert verified.returncode == 0, verified.stderr
     assert verified.stdout.startswith("whole\t")
     _operators_have_what_their_role_is(up)
+    _examples_of_the_api_run(up)
     up.process.kill()
     up.process.wait()
     # Control plane, two agents, seven samples, four Envoys.
@@ -63,6 +67,31 @@ def test_up_with_samples_and_down_after_it_was_killed(start: Start) -> None:
     assert "stopped server" in down.stderr
     assert up.left() == []
     assert "no context" in up.run("status").stderr
+
+
+def _examples_of_the_api_run(up: Any) -> None:
+    """What docs/api.md shows, run as it says."""
+    scripts = {
+        "read.sh": ('"trustDomain":"mesh.test"', '"dataPlanes"', '"decision":"ALLOWED"'),
+        "resources.sh": ('"action":"CREATED"', '"action":"UPDATED"', '"status":412'),
+        "grpc.sh": ('"trustDomain": "mesh.test"', '"name": "orders"', '"revisions"'),
+        "watch.py": ("node-a connected", "platform/orders", "acme is there", "is news"),
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for name, wanted in scripts.items():
+        script, up_json = EXAMPLES / name, str(up.state_dir / "up.json")
+        command = [sys.executable, str(script), up_json] if script.suffix == ".py" else ["bash", str(script)]
+        found = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=up.state_dir,
+            env={**os.environ, "UP_JSON": up_json, "PATH": path},
+        )
+        assert found.returncode == 0, f"{name}: {found.stdout[-1000:]}{found.stderr[-2000:]}"
+        for text in wanted:
+            assert text in found.stdout, f"{name}: {text}: {found.stdout[:2000]}"
 
 
 def _operators_have_what_their_role_is(up: Any) -> None:

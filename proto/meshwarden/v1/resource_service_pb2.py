@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from meshwarden.v1 import resources_pb2 as meshwarden_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshwarden/v1/resource_service.proto\x12\rmeshwarden.v1\x1a\x1dmeshwarden/v1/resources.proto\"z\n\x0c\x41pplyRequest\x12\x37\n\tresources\x18\x01 \x03(\x0b\x32\x17.meshwarden.v1.ResourceB\x00R\tresources\x12\x17\n\x07\x64ry_run\x18\x02 \x01(\x08R\x06\x64ryRun\x12\x18\n\x06reason\x18\x03 \x01(\tB\x00R\x06reason\"\xa5\x01\n\rApplyResponse\x12\x1a\n\x08revision\x18\x01 \x01(\x04R\x08revision\x12/\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x15.meshwarden.v1.ChangeR\x07\x63hanges\x12,\n\x06\x66\x61ults\x18\x03 \x03(\x0b\x32\x14.meshwarden.v1.FaultR\x06\x66\x61ults\x12\x19\n\x08trace_id\x18\x04 \x01(\tR\x07traceId\"7\n\x05\x46\x61ult\x12\x14\n\x05\x66ield\x18\x01 \x01(\tR\x05\x66ield\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\"\xc4\x01\n\x06\x43hange\x12,\n\x03ref\x18\x01 \x01(\x0b\x32\x1a.meshwarden.v1.ResourceRefR\x03ref\x12\x34\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x1c.meshwarden.v1.Change.ActionR\x06\x61\x63tion\"V\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\r\n\tUNCHANGED\x10\x03\x12\x0b\n\x07\x44\x45LETED\x10\x04\"S\n\x0bResourceRef\x12\x14\n\x04kind\x18\x01 \x01(\tB\x00R\x04kind\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x14\n\x04name\x18\x03 \x01(\tB\x00R\x04name\"<\n\nGetRequest\x12.\n\x03ref\x18\x01 \x01(\x0b\x32\x1a.meshwarden.v1.ResourceRefB\x00R\x03ref\"}\n\x0bListRequest\x12\x14\n\x04kind\x18\x01 \x01(\tB\x00R\x04kind\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x1d\n\tpage_size\x18\x03 \x01(\rB\x00R\x08pageSize\x12\x1f\n\npage_token\x18\x04 \x01(\tB\x00R\tpageToken\"\x89\x01\n\x0cListResponse\x12\x35\n\tresources\x18\x01 \x03(\x0b\x32\x17.meshwarden.v1.ResourceR\tresources\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n\x08revision\x18\x03 \x01(\x04R\x08revision\"[\n\rDeleteRequest\x12\x30\n\x04refs\x18\x01 \x03(\x0b\x32\x1a.meshwarden.v1.ResourceRefB\x00R\x04refs\x12\x18\n\x06reason\x18\x02 \x01(\tB\x00R\x06reason\"G\n\x0e\x44\x65leteResponse\x12\x1a\n\x08revision\x18\x01 \x01(\x04R\x08revision\x12\x19\n\x08trace_id\x18\x02 \x01(\tR\x07traceId\"H\n\x06\x43ursor\x12\"\n\x0bincarnation\x18\x01 \x01(\tB\x00R\x0bincarnation\x12\x1a\n\x08revision\x18\x02 \x01(\x04R\x08revision\"m\n\x0cWatchRequest\x12\x16\n\x05kinds\x18\x01 \x03(\tB\x00R\x05kinds\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12+\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x15.meshwarden.v1.CursorR\x05\x61\x66ter\"l\n\rWatchResponse\x12-\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x15.meshwarden.v1.CursorR\x06\x63ursor\x12,\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x14.meshwarden.v1.EventR\x06\x65vents\"j\n\x05\x45vent\x12,\n\x03ref\x18\x01 \x01(\x0b\x32\x1a.meshwarden.v1.ResourceRefR\x03ref\x12\x33\n\x08resource\x18\x02 \x01(\x0b\x32\x17.meshwarden.v1.ResourceR\x08resource2\xde\x02\n\x0fResourceService\x12\x42\n\x05\x41pply\x12\x1b.meshwarden.v1.ApplyRequest\x1a\x1c.meshwarden.v1.ApplyResponse\x12\x39\n\x03Get\x12\x19.meshwarden.v1.GetRequest\x1a\x17.meshwarden.v1.Resource\x12?\n\x04List\x12\x1a.meshwarden.v1.ListRequest\x1a\x1b.meshwarden.v1.ListResponse\x12\x45\n\x06\x44\x65lete\x12\x1c.meshwarden.v1.DeleteRequest\x1a\x1d.meshwarden.v1.DeleteResponse\x12\x44\n\x05Watch\x12\x1b.meshwarden.v1.WatchRequest\x1a\x1c.meshwarden.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$meshwarden/v1/resource_service.proto\x12\rmeshwarden.v1\x1a\x1dmeshwarden/v1/resources.proto\"z\n\x0c\x41pplyRequest\x12\x37\n\tresources\x18\x01 \x03(\x0b\x32\x17.meshwarden.v1.ResourceB\x00R\tresources\x12\x17\n\x07\x64ry_run\x18\x02 \x01(\x08R\x06\x64ryRun\x12\x18\n\x06reason\x18\x03 \x01(\tB\x00R\x06reason\"\xde\x01\n\nPutRequest\x12.\n\x03ref\x18\x01 \x01(\x0b\x32\x1a.meshwarden.v1.ResourceRefB\x00R\x03ref\x12\x35\n\x08resource\x18\x02 \x01(\x0b\x32\x17.meshwarden.v1.ResourceB\x00R\x08resource\x12&\n\x0bif_revision\x18\x03 \x01(\x04\x42\x00H\x00R\nifRevision\x88\x01\x01\x12\x17\n\x07\x64ry_run\x18\x04 \x01(\x08R\x06\x64ryRun\x12\x18\n\x06reason\x18\x05 \x01(\tB\x00R\x06reasonB\x0e\n\x0c_if_revision\"\xa5\x01\n\rApplyResponse\x12\x1a\n\x08revision\x18\x01 \x01(\x04R\x08revision\x12/\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x15.meshwarden.v1.ChangeR\x07\x63hanges\x12,\n\x06\x66\x61ults\x18\x03 \x03(\x0b\x32\x14.meshwarden.v1.FaultR\x06\x66\x61ults\x12\x19\n\x08trace_id\x18\x04 \x01(\tR\x07traceId\"7\n\x05\x46\x61ult\x12\x14\n\x05\x66ield\x18\x01 \x01(\tR\x05\x66ield\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\"\xc4\x01\n\x06\x43hange\x12,\n\x03ref\x18\x01 \x01(\x0b\x32\x1a.meshwarden.v1.ResourceRefR\x03ref\x12\x34\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x1c.meshwarden.v1.Change.ActionR\x06\x61\x63tion\"V\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\r\n\tUNCHANGED\x10\x03\x12\x0b\n\x07\x44\x45LETED\x10\x04\"S\n\x0bResourceRef\x12\x14\n\x04kind\x18\x01 \x01(\tB\x00R\x04kind\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x14\n\x04name\x18\x03 \x01(\tB\x00R\x04name\"<\n\nGetRequest\x12.\n\x03ref\x18\x01 \x01(\x0b\x32\x1a.meshwarden.v1.ResourceRefB\x00R\x03ref\"}\n\x0bListRequest\x12\x14\n\x04kind\x18\x01 \x01(\tB\x00R\x04kind\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12\x1d\n\tpage_size\x18\x03 \x01(\rB\x00R\x08pageSize\x12\x1f\n\npage_token\x18\x04 \x01(\tB\x00R\tpageToken\"\x89\x01\n\x0cListResponse\x12\x35\n\tresources\x18\x01 \x03(\x0b\x32\x17.meshwarden.v1.ResourceR\tresources\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n\x08revision\x18\x03 \x01(\x04R\x08revision\"[\n\rDeleteRequest\x12\x30\n\x04refs\x18\x01 \x03(\x0b\x32\x1a.meshwarden.v1.ResourceRefB\x00R\x04refs\x12\x18\n\x06reason\x18\x02 \x01(\tB\x00R\x06reason\"\x91\x01\n\rRemoveRequest\x12.\n\x03ref\x18\x01 \x01(\x0b\x32\x1a.meshwarden.v1.ResourceRefB\x00R\x03ref\x12&\n\x0bif_revision\x18\x02 \x01(\x04\x42\x00H\x00R\nifRevision\x88\x01\x01\x12\x18\n\x06reason\x18\x03 \x01(\tB\x00R\x06reasonB\x0e\n\x0c_if_revision\"G\n\x0e\x44\x65leteResponse\x12\x1a\n\x08revision\x18\x01 \x01(\x04R\x08revision\x12\x19\n\x08trace_id\x18\x02 \x01(\tR\x07traceId\"H\n\x06\x43ursor\x12\"\n\x0bincarnation\x18\x01 \x01(\tB\x00R\x0bincarnation\x12\x1a\n\x08revision\x18\x02 \x01(\x04R\x08revision\"m\n\x0cWatchRequest\x12\x16\n\x05kinds\x18\x01 \x03(\tB\x00R\x05kinds\x12\x18\n\x06tenant\x18\x02 \x01(\tB\x00R\x06tenant\x12+\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x15.meshwarden.v1.CursorR\x05\x61\x66ter\"l\n\rWatchResponse\x12-\n\x06\x63ursor\x18\x01 \x01(\x0b\x32\x15.meshwarden.v1.CursorR\x06\x63ursor\x12,\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x14.meshwarden.v1.EventR\x06\x65vents\"j\n\x05\x45vent\x12,\n\x03ref\x18\x01 \x01(\x0b\x32\x1a.meshwarden.v1.ResourceRefR\x03ref\x12\x33\n\x08resource\x18\x02 \x01(\x0b\x32\x17.meshwarden.v1.ResourceR\x08resource2\xf3\x03\n\x0fResourceService\x12\x44\n\x05\x41pply\x12\x1b.meshwarden.v1.ApplyRequest\x1a\x1c.meshwarden.v1.ApplyResponse\"\x00\x12@\n\x03Put\x12\x19.meshwarden.v1.PutRequest\x1a\x1c.meshwarden.v1.ApplyResponse\"\x00\x12;\n\x03Get\x12\x19.meshwarden.v1.GetRequest\x1a\x17.meshwarden.v1.Resource\"\x00\x12\x41\n\x04List\x12\x1a.meshwarden.v1.ListRequest\x1a\x1b.meshwarden.v1.ListResponse\"\x00\x12G\n\x06\x44\x65lete\x12\x1c.meshwarden.v1.DeleteRequest\x1a\x1d.meshwarden.v1.DeleteResponse\"\x00\x12G\n\x06Remove\x12\x1c.meshwarden.v1.RemoveRequest\x1a\x1d.meshwarden.v1.DeleteResponse\"\x00\x12\x46\n\x05Watch\x12\x1b.meshwarden.v1.WatchRequest\x1a\x1c.meshwarden.v1.WatchResponse\"\x00\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,34 +34,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_APPLYREQUEST']._serialized_start=86
   _globals['_APPLYREQUEST']._serialized_end=208
-  _globals['_APPLYRESPONSE']._serialized_start=211
-  _globals['_APPLYRESPONSE']._serialized_end=376
-  _globals['_FAULT']._serialized_start=378
-  _globals['_FAULT']._serialized_end=433
-  _globals['_CHANGE']._serialized_start=436
-  _globals['_CHANGE']._serialized_end=632
-  _globals['_CHANGE_ACTION']._serialized_start=546
-  _globals['_CHANGE_ACTION']._serialized_end=632
-  _globals['_RESOURCEREF']._serialized_start=634
-  _globals['_RESOURCEREF']._serialized_end=717
-  _globals['_GETREQUEST']._serialized_start=719
-  _globals['_GETREQUEST']._serialized_end=779
-  _globals['_LISTREQUEST']._serialized_start=781
-  _globals['_LISTREQUEST']._serialized_end=906
-  _globals['_LISTRESPONSE']._serialized_start=909
-  _globals['_LISTRESPONSE']._serialized_end=1046
-  _globals['_DELETEREQUEST']._serialized_start=1048
-  _globals['_DELETEREQUEST']._serialized_end=1139
-  _globals['_DELETERESPONSE']._serialized_start=1141
-  _globals['_DELETERESPONSE']._serialized_end=1212
-  _globals['_CURSOR']._serialized_start=1214
-  _globals['_CURSOR']._serialized_end=1286
-  _globals['_WATCHREQUEST']._serialized_start=1288
-  _globals['_WATCHREQUEST']._serialized_end=1397
-  _globals['_WATCHRESPONSE']._serialized_start=1399
-  _globals['_WATCHRESPONSE']._serialized_end=1507
-  _globals['_EVENT']._serialized_start=1509
-  _globals['_EVENT']._serialized_end=1615
-  _globals['_RESOURCESERVICE']._serialized_start=1618
-  _globals['_RESOURCESERVICE']._serialized_end=1968
+  _globals['_PUTREQUEST']._serialized_start=211
+  _globals['_PUTREQUEST']._serialized_end=433
+  _globals['_APPLYRESPONSE']._serialized_start=436
+  _globals['_APPLYRESPONSE']._serialized_end=601
+  _globals['_FAULT']._serialized_start=603
+  _globals['_FAULT']._serialized_end=658
+  _globals['_CHANGE']._serialized_start=661
+  _globals['_CHANGE']._serialized_end=857
+  _globals['_CHANGE_ACTION']._serialized_start=771
+  _globals['_CHANGE_ACTION']._serialized_end=857
+  _globals['_RESOURCEREF']._serialized_start=859
+  _globals['_RESOURCEREF']._serialized_end=942
+  _globals['_GETREQUEST']._serialized_start=944
+  _globals['_GETREQUEST']._serialized_end=1004
+  _globals['_LISTREQUEST']._serialized_start=1006
+  _globals['_LISTREQUEST']._serialized_end=1131
+  _globals['_LISTRESPONSE']._serialized_start=1134
+  _globals['_LISTRESPONSE']._serialized_end=1271
+  _globals['_DELETEREQUEST']._serialized_start=1273
+  _globals['_DELETEREQUEST']._serialized_end=1364
+  _globals['_REMOVEREQUEST']._serialized_start=1367
+  _globals['_REMOVEREQUEST']._serialized_end=1512
+  _globals['_DELETERESPONSE']._serialized_start=1514
+  _globals['_DELETERESPONSE']._serialized_end=1585
+  _globals['_CURSOR']._serialized_start=1587
+  _globals['_CURSOR']._serialized_end=1659
+  _globals['_WATCHREQUEST']._serialized_start=1661
+  _globals['_WATCHREQUEST']._serialized_end=1770
+  _globals['_WATCHRESPONSE']._serialized_start=1772
+  _globals['_WATCHRESPONSE']._serialized_end=1880
+  _globals['_EVENT']._serialized_start=1882
+  _globals['_EVENT']._serialized_end=1988
+  _globals['_RESOURCESERVICE']._serialized_start=1991
+  _globals['_RESOURCESERVICE']._serialized_end=2490
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,11 @@ class ResourceServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.FromString,
                 _registered_method=True)
+        self.Put = channel.unary_unary(
+                '/meshwarden.v1.ResourceService/Put',
+                request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.PutRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.FromString,
+                _registered_method=True)
         self.Get = channel.unary_unary(
                 '/meshwarden.v1.ResourceService/Get',
                 request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.GetRequest.SerializeToString,
@@ -55,6 +60,11 @@ class ResourceServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/meshwarden.v1.ResourceService/Remove',
+                request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.DeleteResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/meshwarden.v1.ResourceService/Watch',
                 request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.WatchRequest.SerializeToString,
@@ -66,6 +76,12 @@ class ResourceServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Apply(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Put(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,6 +105,12 @@ class ResourceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Remove(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -101,6 +123,11 @@ def add_ResourceServiceServicer_to_server(servicer, server):
             'Apply': grpc.unary_unary_rpc_method_handler(
                     servicer.Apply,
                     request_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.SerializeToString,
+            ),
+            'Put': grpc.unary_unary_rpc_method_handler(
+                    servicer.Put,
+                    request_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.PutRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.SerializeToString,
             ),
             'Get': grpc.unary_unary_rpc_method_handler(
@@ -116,6 +143,11 @@ def add_ResourceServiceServicer_to_server(servicer, server):
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
                     request_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.DeleteRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_resource__service__pb2.DeleteResponse.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.RemoveRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_resource__service__pb2.DeleteResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
@@ -150,6 +182,33 @@ class ResourceService:
             target,
             '/meshwarden.v1.ResourceService/Apply',
             meshwarden_dot_v1_dot_resource__service__pb2.ApplyRequest.SerializeToString,
+            meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Put(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.ResourceService/Put',
+            meshwarden_dot_v1_dot_resource__service__pb2.PutRequest.SerializeToString,
             meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.FromString,
             options,
             channel_credentials,
@@ -231,6 +290,33 @@ class ResourceService:
             target,
             '/meshwarden.v1.ResourceService/Delete',
             meshwarden_dot_v1_dot_resource__service__pb2.DeleteRequest.SerializeToString,
+            meshwarden_dot_v1_dot_resource__service__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.ResourceService/Remove',
+            meshwarden_dot_v1_dot_resource__service__pb2.RemoveRequest.SerializeToString,
             meshwarden_dot_v1_dot_resource__service__pb2.DeleteResponse.FromString,
             options,
             channel_credentials,

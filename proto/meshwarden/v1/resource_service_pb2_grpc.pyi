@@ -33,18 +33,22 @@ class ResourceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ResourceServiceAsyncStub: ...
     Apply: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.ApplyRequest, _resource_service_pb2.ApplyResponse]
+    Put: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.PutRequest, _resource_service_pb2.ApplyResponse]
     Get: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.GetRequest, _resources_pb2.Resource]
     List: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.ListRequest, _resource_service_pb2.ListResponse]
     Delete: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.DeleteRequest, _resource_service_pb2.DeleteResponse]
+    Remove: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.RemoveRequest, _resource_service_pb2.DeleteResponse]
     Watch: _grpc.UnaryStreamMultiCallable[_resource_service_pb2.WatchRequest, _resource_service_pb2.WatchResponse]
 
 @_typing.type_check_only
 class ResourceServiceAsyncStub(ResourceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Apply: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.ApplyRequest, _resource_service_pb2.ApplyResponse]  # type: ignore[assignment]
+    Put: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.PutRequest, _resource_service_pb2.ApplyResponse]  # type: ignore[assignment]
     Get: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.GetRequest, _resources_pb2.Resource]  # type: ignore[assignment]
     List: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.ListRequest, _resource_service_pb2.ListResponse]  # type: ignore[assignment]
     Delete: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.DeleteRequest, _resource_service_pb2.DeleteResponse]  # type: ignore[assignment]
+    Remove: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.RemoveRequest, _resource_service_pb2.DeleteResponse]  # type: ignore[assignment]
     Watch: _aio.UnaryStreamMultiCallable[_resource_service_pb2.WatchRequest, _resource_service_pb2.WatchResponse]  # type: ignore[assignment]
 
 class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -52,6 +56,13 @@ class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
     def Apply(
         self,
         request: _resource_service_pb2.ApplyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resource_service_pb2.ApplyResponse, _abc.Awaitable[_resource_service_pb2.ApplyResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Put(
+        self,
+        request: _resource_service_pb2.PutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resource_service_pb2.ApplyResponse, _abc.Awaitable[_resource_service_pb2.ApplyResponse]]: ...
 
@@ -73,6 +84,13 @@ class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
     def Delete(
         self,
         request: _resource_service_pb2.DeleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resource_service_pb2.DeleteResponse, _abc.Awaitable[_resource_service_pb2.DeleteResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Remove(
+        self,
+        request: _resource_service_pb2.RemoveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resource_service_pb2.DeleteResponse, _abc.Awaitable[_resource_service_pb2.DeleteResponse]]: ...
 

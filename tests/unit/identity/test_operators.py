@@ -223,7 +223,7 @@ def test_what_changes_something_takes_an_editor_or_an_admin() -> None:
         name = method.rpartition("/")[2]
         if name in VIEWING:
             assert needed(method) is OperatorRole.VIEWER
-        elif name in ("Apply", "Delete", "Rollback"):
+        elif name in ("Apply", "Put", "Delete", "Remove", "Rollback"):
             assert needed(method) is OperatorRole.EDITOR
     unknown = {method for method in TABLE if needed(method) is OperatorRole.VIEWER}
     assert {method.rpartition("/")[2] for method in unknown} <= VIEWING

@@ -9,7 +9,7 @@
       Forgotten        OUT_OF_RANGE
 
 A status travels in the trailers, of which a client takes 8 KiB unless it is told otherwise: details are cut to fit, and
-say how many are left out.
+say how many are left out. What comes by REST has no such bound: its context says so itself, in `detail_bytes`.
 """
 
 import math
@@ -135,14 +135,16 @@ REFUSALS = (
 """What is an event of the audit log."""
 
 
-def status_of(error: BaseException) -> tuple[grpc.StatusCode, str, Message | None] | None:
+def status_of(
+    error: BaseException, detail_bytes: int = DETAIL_BYTES
+) -> tuple[grpc.StatusCode, str, Message | None] | None:
     """Returns code, message and details for an exception, or for one inside a group; None for one we do not know."""
     for leaf in _leaves(error):
         if isinstance(leaf, Refused):
             return leaf.status, _clipped(leaf.message), None
         for parent in type(leaf).__mro__:
             if parent in STATUS:
-                return STATUS[parent], _clipped(str(leaf)), _details(leaf)
+                return STATUS[parent], _clipped(str(leaf)), _details(leaf, detail_bytes)
     return None
 
 
@@ -151,7 +153,7 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: BaseExcept
 
     One that we do not know is a defect: it is logged under an id, and the caller is told the id alone.
     """
-    found = status_of(error)
+    found = status_of(error, getattr(context, "detail_bytes", DETAIL_BYTES))
     if found is None:
         number = secrets.token_hex(6)
         log.error("rpc.failed", method=method, id=number, exc_info=error)
@@ -200,10 +202,10 @@ def _clipped(text: str) -> str:
     return text if len(text) <= MESSAGE_CHARS else text[: MESSAGE_CHARS - 1] + "…"
 
 
-def _details(error: BaseException) -> Any:
+def _details(error: BaseException, detail_bytes: int) -> Any:
     if isinstance(error, InvalidRequest):
         request = error_details_pb2.BadRequest()
-        for fault in fitting(error.faults, DETAIL_BYTES):
+        for fault in fitting(error.faults, detail_bytes):
             request.field_violations.add(field=fault.field, description=fault.message)
         return request
     if isinstance(error, Limited | AuthorityUnavailable | port.Unavailable):
@@ -213,7 +215,7 @@ def _details(error: BaseException) -> Any:
     if isinstance(error, StillUsed):
         failure = error_details_pb2.PreconditionFailure()
         for number, user in enumerate(error.users):
-            if failure.ByteSize() + len(user.encode()) > DETAIL_BYTES:
+            if failure.ByteSize() + len(user.encode()) > detail_bytes:
                 left_out = len(error.users) - number
                 failure.violations.add(type="IN_USE", description=f"and {left_out} more")
                 break

@@ -30,7 +30,7 @@ from meshwarden.controlplane.resources.model import (
 )
 from meshwarden.controlplane.resources.reference import reference_faults, users
 from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES
-from meshwarden.controlplane.store.port import ABSENT, Batch, Record, Store
+from meshwarden.controlplane.store.port import ABSENT, ANY, Batch, Record, Store
 from meshwarden.sdk.mtls import peer
 from meshwarden.sdk.tracing import own_span
 from meshwarden.v1 import resource_service_pb2 as v1
@@ -59,11 +59,26 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         except InvalidRequest as refused:
             if not request.dry_run:
                 raise
-            faults = fitting(refused.faults, FAULT_BYTES)
-            return v1.ApplyResponse(
-                revision=self._desk.mirror.revision,
-                faults=[v1.Fault(field=fault.field, message=fault.message) for fault in faults],
-            )
+            return self._would_refuse(refused.faults)
+
+    async def Put(self, request: v1.PutRequest, context: Context) -> v1.ApplyResponse:
+        named = ref_of(request.resource)
+        batch = v1.ApplyRequest(resources=[request.resource], dry_run=request.dry_run, reason=request.reason)
+        seen = [request.if_revision] if request.HasField("if_revision") else None
+        try:
+            if named != request.ref:
+                raise InvalidRequest([FieldFault("resource.metadata.name", f"is of {title(named)}; put it there")])
+            return await self._checked_apply(batch, _caller(), seen)
+        except InvalidRequest as refused:
+            faults = [FieldFault(f.field.replace("resources[0]", "resource", 1), f.message) for f in refused.faults]
+            if not request.dry_run:
+                raise InvalidRequest(faults) from None
+            return self._would_refuse(faults)
+
+    def _would_refuse(self, faults: Sequence[FieldFault]) -> v1.ApplyResponse:
+        """What a dry run answers to what has faults."""
+        told = [v1.Fault(field=fault.field, message=fault.message) for fault in fitting(faults, FAULT_BYTES)]
+        return v1.ApplyResponse(revision=self._desk.mirror.revision, faults=told)
 
     async def check(self, request: v1.ApplyRequest, caller: SpiffeId | None) -> v1.ApplyResponse:
         """Says what would become of each resource of a batch, and stores nothing.
@@ -74,7 +89,9 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         """
         return await self._checked_apply(v1.ApplyRequest(resources=request.resources, dry_run=True), caller)
 
-    async def _checked_apply(self, request: v1.ApplyRequest, caller: SpiffeId | None) -> v1.ApplyResponse:
+    async def _checked_apply(
+        self, request: v1.ApplyRequest, caller: SpiffeId | None, seen: Sequence[int] | None = None
+    ) -> v1.ApplyResponse:
         faults = [
             FieldFault(f"resources[{index}].{fault.field}", fault.message)
             for index, resource in enumerate(request.resources)
@@ -86,7 +103,10 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         for tenant in sorted({ref_of(resource).tenant for resource in batch}):
             authorize(caller, SERVICE + "Apply", tenant)
         reach_allowed(caller, SERVICE + "Apply", map(unwrap, batch))
-        answer = await self._desk.guarded(lambda guard: self._apply(batch, request, guard, caller))
+        if seen is None:
+            said = [unwrap(resource).metadata.record.revision for resource in request.resources]
+            seen = [revision or ANY for revision in said]
+        answer = await self._desk.guarded(lambda guard: self._apply(batch, request, guard, caller, seen))
         if not request.dry_run:
             log.info("resources applied", revision=answer.revision, changes=len(answer.changes), by=str(caller))
         return answer
@@ -127,6 +147,15 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
             authorize(caller, SERVICE + "Delete", tenant)
         refs = {key_of(ref): ref for ref in request.refs}
         revision = await self._desk.guarded(lambda guard: self._delete(refs, guard, caller, request.reason))
+        return v1.DeleteResponse(revision=revision, trace_id=own_span.present_trace_id())
+
+    async def Remove(self, request: v1.RemoveRequest, context: Context) -> v1.DeleteResponse:
+        caller, ref = _caller(), request.ref
+        authorize(caller, SERVICE + "Remove", ref.tenant)
+        seen = request.if_revision or ANY
+        revision = await self._desk.guarded(
+            lambda guard: self._delete({key_of(ref): ref}, guard, caller, request.reason, seen)
+        )
         return v1.DeleteResponse(revision=revision, trace_id=own_span.present_trace_id())
 
     async def Watch(self, request: v1.WatchRequest, context: Context) -> None:  # type: ignore[override]
@@ -180,7 +209,12 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         return v1.Cursor(incarnation=self._store.incarnation, revision=revision)
 
     async def _apply(
-        self, batch: Sequence[Resource], request: v1.ApplyRequest, guard: int, caller: SpiffeId | None
+        self,
+        batch: Sequence[Resource],
+        request: v1.ApplyRequest,
+        guard: int,
+        caller: SpiffeId | None,
+        seen: Sequence[int],
     ) -> v1.ApplyResponse:
         view = view_of(self._desk.mirror.view, caller)
         if faults := reference_faults(batch, view):
@@ -188,13 +222,12 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         answer = v1.ApplyResponse(revision=self._desk.mirror.revision)
         changes: list[Changed] = []
         moved: list[str] = []
-        for resource, said in zip(batch, request.resources, strict=True):
-            ref, revision_seen = ref_of(resource), unwrap(said).metadata.record.revision
+        for resource, revision_seen in zip(batch, seen, strict=True):
+            ref = ref_of(resource)
             old = view.find(ref.kind, ref.tenant, ref.name)
             revision = old.metadata.record.revision if old is not None else ABSENT
-            if revision_seen not in (0, revision):
-                where = f"is at revision {revision}" if revision else "was deleted"
-                moved.append(f"{title(ref)} {where}, not {revision_seen}: get it anew")
+            if revision_seen not in (ANY, revision):
+                moved.append(_moved(ref, revision, revision_seen))
             if old is not None:
                 reach_allowed(caller, SERVICE + "Apply", [old])
             before = wrap(old) if old is not None else None
@@ -210,13 +243,22 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
             answer.trace_id = own_span.present_trace_id()
         return answer
 
-    async def _delete(self, refs: dict[str, v1.ResourceRef], guard: int, caller: SpiffeId | None, reason: str) -> int:
+    async def _delete(
+        self, refs: dict[str, v1.ResourceRef], guard: int, caller: SpiffeId | None, reason: str, seen: int = ANY
+    ) -> int:
         view = view_of(self._desk.mirror.view, caller)
         found = {key: view.find(ref.kind, ref.tenant, ref.name) for key, ref in refs.items()}
         if missing := [title(refs[key]) for key, resource in found.items() if resource is None]:
             raise NotFound(f"there is no {', no '.join(missing)}")
         there = {key: resource for key, resource in found.items() if resource is not None}
         reach_allowed(caller, SERVICE + "Delete", there.values())
+        moved = [
+            _moved(refs[key], at, seen)
+            for key, resource in there.items()
+            if seen not in (ANY, at := resource.metadata.record.revision)
+        ]
+        if moved:
+            raise Moved("; ".join(moved))
         if using := users(refs.values(), view):
             raise StillUsed(using)
         changes = [Changed(refs[key], wrap(resource), None) for key, resource in there.items()]
@@ -226,6 +268,14 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
 def _caller() -> SpiffeId | None:
     current = peer.current()
     return current.spiffe_id if current is not None else None
+
+
+def _moved(ref: v1.ResourceRef, revision: int, seen: int) -> str:
+    """Says that a resource isn't at the revision that its caller has seen."""
+    if seen == ABSENT:
+        return f"{title(ref)} is there already, at revision {revision}"
+    where = f"is at revision {revision}" if revision else "was deleted"
+    return f"{title(ref)} {where}, not {seen}: get it anew"
 
 
 def _scope(method: str, tenant: str) -> str:

@@ -9,6 +9,7 @@ with (sdk.backpressure.overload), parted among nodes, tenants and operators.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -129,6 +130,22 @@ def _caller(_: object) -> str:
     return f"tenant {known.tenant}" if known.tenant else str(known)
 
 
+def add(servicers: Servicers, server: Any) -> None:
+    """Adds all services to a gRPC server, or to what takes handlers in its place."""
+    admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, server)
+    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, server)
+    cost_service_pb2_grpc.add_CostServiceServicer_to_server(servicers.cost, server)
+    data_plane_service_pb2_grpc.add_DataPlaneServiceServicer_to_server(servicers.data_plane, server)
+    node.add_to(server, servicers.node)
+    operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(servicers.operator, server)
+    preview_service_pb2_grpc.add_PreviewServiceServicer_to_server(servicers.preview, server)
+    quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(servicers.quota, server)
+    region_service_pb2_grpc.add_RegionServiceServicer_to_server(servicers.region, server)
+    report_pb2_grpc.add_ReportServiceServicer_to_server(servicers.report, server)
+    resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(servicers.resource, server)
+    revision_service_pb2_grpc.add_RevisionServiceServicer_to_server(servicers.revision, server)
+
+
 class Api:
     """The gRPC server on its private socket."""
 
@@ -148,18 +165,7 @@ class Api:
                 ("grpc.http2.bdp_probe", 0),
             ],
         )
-        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, self._server)
-        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, self._server)
-        cost_service_pb2_grpc.add_CostServiceServicer_to_server(servicers.cost, self._server)
-        data_plane_service_pb2_grpc.add_DataPlaneServiceServicer_to_server(servicers.data_plane, self._server)
-        node.add_to(self._server, servicers.node)
-        operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(servicers.operator, self._server)
-        preview_service_pb2_grpc.add_PreviewServiceServicer_to_server(servicers.preview, self._server)
-        quota_service_pb2_grpc.add_QuotaServiceServicer_to_server(servicers.quota, self._server)
-        region_service_pb2_grpc.add_RegionServiceServicer_to_server(servicers.region, self._server)
-        report_pb2_grpc.add_ReportServiceServicer_to_server(servicers.report, self._server)
-        resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(servicers.resource, self._server)
-        revision_service_pb2_grpc.add_RevisionServiceServicer_to_server(servicers.revision, self._server)
+        add(servicers, self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*names(), health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

@@ -4,6 +4,7 @@ The bounds on a message's size are the server's options (`api/server.py`: 4 MiB)
 than 100 levels.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,14 @@ from meshwarden.sdk.edge import EdgeInterceptor, Malformed
 from meshwarden.sdk.mtls import peer
 
 OURS = "/meshwarden.v1."
+
+
+class Misshapen(Malformed):
+    """What stands for a message whose fields can't be read; `faults` has every one."""
+
+    def __init__(self, faults: Sequence[FieldFault]) -> None:
+        super().__init__("; ".join(fault.message for fault in faults[:3]))
+        self.faults = list(faults)
 
 
 class ValidationInterceptor(EdgeInterceptor):
@@ -46,6 +55,8 @@ def check(message: Message | Malformed, size_bytes: int | None = None) -> Any:
     Raises:
         InvalidRequest: it breaks a rule of the schema.
     """
+    if isinstance(message, Misshapen):
+        raise InvalidRequest(message.faults)
     if isinstance(message, Malformed):
         raise InvalidRequest([FieldFault("", str(message))])
     if faults := rule_faults(message, size_bytes):

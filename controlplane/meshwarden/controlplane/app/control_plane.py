@@ -26,6 +26,7 @@ from meshwarden.controlplane.app.engines import Engines
 from meshwarden.controlplane.app.gathering import gathering
 from meshwarden.controlplane.app.identity import identity
 from meshwarden.controlplane.app.publishing import publishing
+from meshwarden.controlplane.app.rest import Doors, Rest
 from meshwarden.controlplane.app.servicers import servicers
 from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
@@ -108,18 +109,19 @@ class ControlPlane:
             self._listen_for_roots()
             await self._publishing.rotation.follow()
             front = await closing.enter_async_context(Front(inner / "api.sock", on_refused=self._no_handshake))
+            rest = Rest(self._config, self._identity.serving, self._no_handshake)
             urls = {"metrics_url": await self._show_metrics(closing), **await self._show_identity(closing)}
-            api = Api(
-                str(inner / "api.sock"),
-                servicers(self._config, self._engines, self._identity, self._publishing, self._gathering),
-                self._interceptors(front),
-            )
+            served = servicers(self._config, self._engines, self._identity, self._publishing, self._gathering)
+            peers = self._peers(Doors(front, rest.front))
+            interceptors = self._interceptors(peers)
+            api = Api(str(inner / "api.sock"), served, interceptors)
             await api.start()
             # It is stopped by then, unless something went wrong.
             closing.push_async_callback(api.stop, 0.0)
-            await self._serve(front, api, urls)
+            await closing.enter_async_context(rest.behind(served, peers, interceptors))
+            await self._serve(front, rest, api, urls)
 
-    async def _serve(self, front: Front, api: Api, urls: Mapping[str, str]) -> None:
+    async def _serve(self, front: Front, rest: Rest, api: Api, urls: Mapping[str, str]) -> None:
         """Runs all that goes on by itself, opens the door, and closes it when told to."""
         async with anyio.create_task_group() as group:
             group.start_soon(compact_old, self._engines.store)
@@ -152,6 +154,7 @@ class ControlPlane:
             host, port = parse_address(self._config.listen)
             with listening("listen", self._config.listen):
                 port = await front.serve_tls(host, port, self._identity.serving.context)
+            urls = {**urls, **await rest.open()}
             roots_pem = (await self._engines.authority.bundle()).pem()
             announce(self._config.state_dir, f"{host}:{port}", urls, roots_pem)
             with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -183,12 +186,15 @@ class ControlPlane:
     async def _announce_roots(self, _: object) -> None:
         announce_roots(self._config.state_dir, (await self._engines.authority.bundle()).pem())
 
-    def _interceptors(self, front: Front) -> list[grpc.aio.ServerInterceptor]:
+    def _peers(self, doors: Doors) -> PeerInterceptor:
         verifier = PeerVerifier(self._identity.serving.bundles, utc_now, self._denied)
-        peers = PeerInterceptor(front, verifier, self._identity.operators.admit, self._no_call)
+        peers = PeerInterceptor(doors, verifier, self._identity.operators.admit, self._no_call)
         self._identity.deny_watch.listen(lambda deny_list: self._refuse(peers, deny_list))
         self._publishing.sessions.on_removed(lambda node: peers.end(lambda peer: self._removed(peer, node)))
         self._identity.operators.listen(peers.sweep)
+        return peers
+
+    def _interceptors(self, peers: PeerInterceptor) -> list[grpc.aio.ServerInterceptor]:
         tracing, validation = server_interceptor(self._tracing, traced()), ValidationInterceptor(self._engines.audit)
         return [peers, self._overload, tracing, validation]
 

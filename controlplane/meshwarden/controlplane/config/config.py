@@ -44,6 +44,12 @@ class PeerConfig(Frozen):
     address: Address
 
 
+class RestConfig(Frozen):
+    """Where the REST API is: with TLS by the control plane's own certificate, for who shows one or logs in."""
+
+    listen: Address = "127.0.0.1:7445"
+
+
 class SpiffeEndpointConfig(Frozen):
     """Where others find what proves our identities: other trust domains our bundle, and OpenID Connect our JWT keys."""
 
@@ -118,6 +124,8 @@ class Config(BaseSettings):
     jwt_passphrase: str | None = Field(default=None, pattern=REFERENCE)
     # Where others find what proves our identities; left out, nowhere.
     spiffe_endpoint: SpiffeEndpointConfig | None = None
+    # The REST API; left out, nowhere.
+    rest: RestConfig | None = None
     # Proves other trust domains' endpoints with https_web, in place of the authorities that the system trusts; PEM.
     federation_ca_file: Path | None = None
     # Keeps a short-lived operator certificate in this directory, for whoever may read it.

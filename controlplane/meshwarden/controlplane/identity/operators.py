@@ -38,7 +38,7 @@ _DROPPED: Final = 16
 MAX_OPERATORS: Final = 1000
 """How many the mesh has at most, and each tenant."""
 
-_EDITING: Final = frozenset({"Apply", "Delete", "Rollback"})
+_EDITING: Final = frozenset({"Apply", "Put", "Delete", "Remove", "Rollback"})
 # What an operator does for itself, or what everybody may ask.
 _ANY: Final = READING | {"RenewOperator", "LoginOperator", "Watch", "Check", "ServerReflectionInfo"}
 

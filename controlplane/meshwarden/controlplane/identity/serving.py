@@ -62,6 +62,7 @@ class ServingIdentity:
         names = (control_plane_dns_name(trust_domain), region_dns_name(trust_domain, region))
         self._template = LeafTemplate(SpiffeId.control_plane(trust_domain, region), LIFE, dns_names=names)
         self._context: ssl.SSLContext | None = None
+        self._web_context: ssl.SSLContext | None = None
         self._svid: X509Svid | None = None
         self._due = clock()
         self._bundle: Bundle | None = None
@@ -71,6 +72,12 @@ class ServingIdentity:
         if self._context is None:
             raise RuntimeError("the serving identity is asked for before it is issued")
         return self._context
+
+    def web_context(self) -> ssl.SSLContext:
+        """Returns the same for HTTP/1.1."""
+        if self._web_context is None:
+            raise RuntimeError("the serving identity is asked for before it is issued")
+        return self._web_context
 
     def svid(self) -> X509Svid | None:
         """Returns the present certificate; None before the first."""
@@ -184,7 +191,8 @@ class ServingIdentity:
         await asyncio.to_thread(self._keep, svid)
 
     def _take(self, svid: X509Svid, bundle: Bundle) -> None:
-        self._context = server_context(svid.chain_pem(), svid.key_pem(), bundle.pem())
+        said = svid.chain_pem(), svid.key_pem(), bundle.pem()
+        self._context, self._web_context = server_context(*said), server_context(*said, protocol="http/1.1")
         self._svid, self._bundle = svid, bundle
 
     async def run(self) -> None:

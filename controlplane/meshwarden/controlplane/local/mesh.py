@@ -117,6 +117,7 @@ class LocalMesh:
         names = [self._name, self.plan.named("metrics"), *(agent.name for agent in self.plan.agents)]
         names += [self.plan.named(sample.name) for sample in self.samples if sample.serves]
         names += ["vault", "vault-cluster"] if self.options.vault else []
+        names.append(self.plan.named("rest"))
         self._ports = choose(self.plan.state_dir / "ports.json", names, self._rng)
         if not self.plan.passphrase.exists():
             write_private(self.plan.passphrase, secrets.token_urlsafe(32))
@@ -178,6 +179,7 @@ class LocalMesh:
         listen = {
             "listen": self.address,
             "metrics_listen": _with_port(self.options.metrics_listen, self._ports[self.plan.named("metrics")]),
+            "rest.listen": f"{HOST}:{self._ports[self.plan.named('rest')]}",
         }
         endpoint = otlp.endpoint if otlp else self.options.otlp_endpoint
         text = server_toml(

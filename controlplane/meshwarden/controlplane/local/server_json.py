@@ -11,6 +11,7 @@ class ServerAddress:
 
     address: str
     metrics_url: str
+    rest_url: str
     ca_file: Path
 
 
@@ -18,7 +19,8 @@ def read(path: Path) -> tuple[ServerAddress, int] | None:
     """Returns the address and the process that listens there; None if none does."""
     try:
         said = json.loads(path.read_text())
-        address = ServerAddress(str(said["address"]), str(said["metrics_url"]), Path(said["ca_file"]))
+        urls = str(said["metrics_url"]), str(said["rest_url"])
+        address = ServerAddress(str(said["address"]), *urls, Path(said["ca_file"]))
         return address, int(said["pid"])
     except FileNotFoundError:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import grpc.aio
 
+from meshwarden.certs.issue import control_plane_dns_name
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.controlplane.local.mesh import LocalMesh, instance_of
@@ -112,6 +113,7 @@ def up_json(mesh: LocalMesh, state: State) -> dict[str, Any]:
         "control_plane": {"address": context.address, "ca_file": context.ca_file},
         "admin": {"cert_file": context.cert_file, "key_file": context.key_file},
         "metrics_url": mesh.server.metrics_url,
+        "rest": {"url": mesh.server.rest_url, "server_name": control_plane_dns_name(mesh.options.trust_domain)},
         "agents": [
             {
                 "node": agent.node,

@@ -97,6 +97,7 @@ def summary(state: State, logs: str, context: str) -> Iterator[str]:
     if state.status is not None:
         yield f"authority      {state.status.authority}"
     yield f"metrics        {said['metrics_url']}"
+    yield f"REST           {said['rest']['url']}/v1  (named {said['rest']['server_name']})"
     for agent in said["agents"]:
         yield f"agent          {agent['node']}  {agent['agent_socket']}"
     for workload in said["workloads"]:

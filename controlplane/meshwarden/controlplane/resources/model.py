@@ -54,6 +54,15 @@ _FIELDS: Final = {
 ROOT: Final = "/resource/"
 
 
+def field_of(kind: str) -> str:
+    """Returns the union's field for a kind.
+
+    Raises:
+        KeyError: there is no such kind.
+    """
+    return str(_FIELDS[kind])
+
+
 def wrap(message: Message) -> Resource:
     """Puts a message of any kind into the union. The message is copied."""
     resource = Resource()

@@ -132,10 +132,20 @@ class Front:
         """The address to hand to `grpc.aio.Server.add_insecure_port`."""
         return f"unix:{self._inner}"
 
-    async def serve_tls(self, host: str, port: int, context: Callable[[], ssl.SSLContext]) -> int:
+    async def serve_tls(
+        self,
+        host: str,
+        port: int,
+        context: Callable[[], ssl.SSLContext],
+        protocols: Collection[str | None] = ("h2",),
+    ) -> int:
         """Listens for TLS; returns the port, which is chosen if 0 is given.
 
-        `context` is asked at every connection, so a new certificate is in use from the next handshake on.
+        Args:
+            host: where.
+            port: likewise.
+            context: asked at every connection, so a new certificate is in use from the next handshake on.
+            protocols: what a connection may have settled on (ALPN); None is none.
         """
         loop = asyncio.get_running_loop()
         flags = socket.AI_PASSIVE
@@ -143,7 +153,7 @@ class Front:
         listener = socket.create_server(address[:2], family=socket.AddressFamily(family), backlog=1024)
         name = listener.getsockname()
         local = f"[{name[0]}]:{name[1]}" if family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
-        self._acceptors.append(Acceptor(listener, lambda sock: self._tls_accepted(sock, local, context)))
+        self._acceptors.append(Acceptor(listener, lambda sock: self._tls_accepted(sock, local, context, protocols)))
         return int(name[1])
 
     async def serve_unix(self, path: str | os.PathLike[str], mode: int = 0o666) -> None:
@@ -211,16 +221,28 @@ class Front:
 
     # -- accepting
 
-    def _tls_accepted(self, sock: socket.socket, local: str, context: Callable[[], ssl.SSLContext]) -> None:
+    def _tls_accepted(
+        self,
+        sock: socket.socket,
+        local: str,
+        context: Callable[[], ssl.SSLContext],
+        protocols: Collection[str | None],
+    ) -> None:
         if len(self._handshakes) >= self._limits.handshakes:
             oldest = next(iter(self._handshakes))
             del self._handshakes[oldest]
             oldest.cancel()
-        task = self._start(self._handshake(sock, local, context), sock)
+        task = self._start(self._handshake(sock, local, context, protocols), sock)
         self._handshakes[task] = None
         task.add_done_callback(lambda done: self._handshakes.pop(done, None))
 
-    async def _handshake(self, sock: socket.socket, local: str, context: Callable[[], ssl.SSLContext]) -> None:
+    async def _handshake(
+        self,
+        sock: socket.socket,
+        local: str,
+        context: Callable[[], ssl.SSLContext],
+        protocols: Collection[str | None],
+    ) -> None:
         try:
             remote = _text(sock.getpeername())
             tls_context = context()
@@ -240,7 +262,7 @@ class Front:
             raise
         try:
             tls = transport.get_extra_info("ssl_object")
-            if tls.selected_alpn_protocol() != "h2":
+            if tls.selected_alpn_protocol() not in protocols:
                 transport.abort()
                 return
             live.connection = Connection(live.connection.id, local, remote, presented_chain(tls))

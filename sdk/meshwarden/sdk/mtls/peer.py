@@ -15,14 +15,13 @@ import contextvars
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer
 from meshwarden.sdk.mtls.connection import Connection
-from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.refusal import REFUSAL_KEY
 
 # Its class takes no parameters when the program runs.
@@ -33,8 +32,17 @@ OnRefused = Callable[[str, str, str], None]
 
 _SWEEP_S = 0.25
 _MAX_METHODS = 1024
+_PAST = "calls are taken through the front only"
 _peer: contextvars.ContextVar[VerifiedPeer | None] = contextvars.ContextVar("meshwarden_peer", default=None)
 _connection: contextvars.ContextVar[Connection | None] = contextvars.ContextVar("meshwarden_connection", default=None)
+
+
+class Doors(Protocol):
+    """What knows the connections of calls: a `Front`, or several as one."""
+
+    def find(self, peer: str) -> Connection | None:
+        """The connection of a call, by its `context.peer()`; None if it came otherwise."""
+        ...
 
 
 class Refused(Exception):
@@ -155,7 +163,7 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, front: Front, verifier: PeerVerifier, admit: Admit = admit_all, on_refused: OnRefused | None = None
+        self, front: Doors, verifier: PeerVerifier, admit: Admit = admit_all, on_refused: OnRefused | None = None
     ) -> None:
         """Puts the check of `PeerCheck` before a server; the connection of a call is looked up in `front`."""
         self._front = front
@@ -181,6 +189,21 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
             if len(self._wrapped) < _MAX_METHODS:  # a generic handler may serve whatever callers make up
                 self._wrapped[method] = known
         return known[1]
+
+    def admit(self, peer: str, method: str) -> VerifiedPeer | None:
+        """Checks who makes a call before it is made: whose request has yet to be read.
+
+        Args:
+            peer: what `context.peer()` will be.
+            method: the full method.
+
+        Raises:
+            Refused: the caller may not; `on_refused` was told.
+        """
+        connection = self._front.find(peer)
+        if connection is None:
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, _PAST)
+        return self._check.check(connection.chain_der, method, connection.remote)
 
     def sweep(self) -> None:
         """Checks the peers of all open streams and ends those that are refused; runs by itself every 250 ms.
@@ -256,9 +279,8 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
         """Checks the caller and sets the context variables, or aborts the call."""
         connection = self._front.find(context.peer())
         if connection is None:
-            message = "calls are taken through the front only"
-            self._check.report(context.peer(), method, message)
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, message)
+            self._check.report(context.peer(), method, _PAST)
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, _PAST)
             raise AssertionError("abort raises")
         _connection.set(connection)  # each call has a task, and so a context, of its own
         try:

@@ -24,9 +24,9 @@ class _Tls(SSLProtocol):
 
 
 def server_context(
-    svid_chain_pem: bytes, key_pem: bytes, roots_pem: bytes, require_client: bool = False
+    svid_chain_pem: bytes, key_pem: bytes, roots_pem: bytes, require_client: bool = False, protocol: str = "h2"
 ) -> ssl.SSLContext:
-    """One generation of a TLS server: TLS 1.3 and HTTP/2 only, no session tickets.
+    """One generation of a TLS server: TLS 1.3 and one protocol only, no session tickets.
 
     A client certificate is asked for, and one that does not chain to `roots_pem` fails the handshake; one must be shown
     only if `require_client`. Which trust domain's root it was is for `meshwarden.sdk.mtls.peer` to check.
@@ -37,7 +37,7 @@ def server_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # a resumed session would not show its certificate anew
-    context.set_alpn_protocols(["h2"])
+    context.set_alpn_protocols([protocol])
     # OpenSSL reads a key from files only. These live in memory, and are gone with their descriptors.
     with _in_memory(svid_chain_pem) as chain, _in_memory(key_pem) as key:
         context.load_cert_chain(chain, key)

@@ -1,0 +1,280 @@
+"""Requests of HTTP as calls of RPCs, and their ends as answers.
+
+Who calls is checked before a body is read; after that a call passes all that a call of gRPC passes. What is asked of a
+browser beside: that a page of ours has it change something, and no other's.
+"""
+
+import asyncio
+import re
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import anyio
+from google.protobuf.message import Message
+
+from meshwarden.certs.verify import VerifiedPeer
+from meshwarden.controlplane.api.rest import bind, encode, problem
+from meshwarden.controlplane.api.rest.direct import Calls, DirectContext
+from meshwarden.controlplane.api.rest.events import EventStream, until_left
+from meshwarden.controlplane.api.rest.http import CLOSED, GONE, Exchange
+from meshwarden.controlplane.api.rest.json_tree import MAX_BYTES
+from meshwarden.controlplane.api.rest.problem import Aborted, HttpRefused
+from meshwarden.controlplane.api.rest.route import Route, Router
+from meshwarden.controlplane.api.validation import Misshapen
+from meshwarden.controlplane.resources.fault import FieldFault
+from meshwarden.controlplane.resources.model import record_of
+from meshwarden.sdk.mtls.peer import Refused
+from meshwarden.v1.resources_pb2 import Resource
+
+Admit = Callable[[str, str], VerifiedPeer | None]
+"""Takes a connection's name and a method; returns who calls, or raises `Refused`."""
+STREAMS_PER_CALLER: Final = 16
+MAX_STREAMS: Final = 512
+SCHEMA: Final = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+"""Who may read the schema by gRPC may read what is made of it here."""
+_SAFE_VERBS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_PASSED_ON: Final = ("traceparent", "tracestate", "user-agent")
+_TAG: Final = re.compile(r'"([0-9]{1,19})"')
+_CURSOR: Final = re.compile(r"([A-Za-z0-9-]{1,64}):([0-9]{1,19})")
+_JSON: Final = ("content-type", "application/json")
+# No scheme of the registry fits: one shows a certificate when the connection is made.
+_CHALLENGE: Final = ("www-authenticate", 'ClientCertificate realm="meshwarden"')
+
+
+@dataclass(frozen=True)
+class Page:
+    """Something that is the same for everybody who may read the schema."""
+
+    content_type: str
+    # It may take its time, on a thread.
+    body: Callable[[], bytes]
+    policy: tuple[str, str] = CLOSED
+
+
+class Transcoder:
+    """Answers requests: `handle` is for `Http`."""
+
+    def __init__(self, routes: Sequence[Route], calls: Calls, admit: Admit, pages: Mapping[str, Page]) -> None:
+        """Puts it together.
+
+        Args:
+            routes: which RPC a verb and a path mean.
+            calls: makes calls.
+            admit: checks who calls before anything is read; `calls` check it again.
+            pages: {path: page}, beside the routes.
+        """
+        self._router, self._calls, self._admit, self._pages = Router(routes), calls, admit, pages
+        self._streams: Counter[str] = Counter()
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answers a request.
+
+        Raises:
+            HttpRefused: it means nothing here.
+        """
+        path, _, query = exchange.target.partition("?")
+        page = self._pages.get(path)
+        if page is not None:
+            await self._show(exchange, page)
+            return
+        if not path.startswith("/"):
+            raise HttpRefused(HTTPStatus.BAD_REQUEST, "ask for a path, which begins with a slash")
+        verbs, values = self._router.find(path[1:].split("/"))
+        if not verbs:
+            raise HttpRefused(HTTPStatus.NOT_FOUND, "there is no such path; GET /v1/openapi.json has all there are")
+        route = verbs.get("GET" if exchange.verb == "HEAD" else exchange.verb)
+        allowed = ", ".join(sorted({*verbs, "OPTIONS", *(["HEAD"] if "GET" in verbs else [])}))
+        if exchange.verb == "OPTIONS":
+            await exchange.answer(HTTPStatus.NO_CONTENT, b"", [("allow", allowed), CLOSED])
+            return
+        if route is None or (route.streams and exchange.verb == "HEAD"):
+            text = f"{exchange.verb} is not for this path: it takes {allowed}"
+            raise HttpRefused(HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("allow", allowed)])
+        check_origin(exchange)
+        caller = self._admitted(exchange, route.method)
+        request = await _read(exchange, route, values, query)
+        if route.streams:
+            await self._stream(exchange, route, request, caller)
+        else:
+            await self._call(exchange, route, request)
+
+    async def _show(self, exchange: Exchange, page: Page) -> None:
+        if exchange.verb not in ("GET", "HEAD"):
+            text = f"{exchange.verb} is not for this path: it takes GET, HEAD"
+            raise HttpRefused(HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("allow", "GET, HEAD")])
+        self._admitted(exchange, SCHEMA)
+        body = await asyncio.to_thread(page.body)
+        await exchange.answer(HTTPStatus.OK, body, [("content-type", page.content_type), page.policy])
+
+    def _admitted(self, exchange: Exchange, method: str) -> VerifiedPeer | None:
+        try:
+            return self._admit(exchange.peer, method)
+        except Refused as refused:
+            status = problem.STATUS.get(refused.status, HTTPStatus.FORBIDDEN)
+            headers = [_CHALLENGE] if status is HTTPStatus.UNAUTHORIZED else []
+            raise HttpRefused(status, refused.message, headers=headers) from None
+
+    async def _call(self, exchange: Exchange, route: Route, request: Message | Misshapen) -> None:
+        try:
+            answer = await self._calls.unary(route.method, request, _context(exchange))
+        except Aborted as aborted:
+            await _tell(exchange, route, request, aborted)
+            return
+        headers = [_JSON, CLOSED]
+        if isinstance(answer, Resource):
+            tag = f'"{record_of(answer).revision}"'
+            headers.append(("etag", tag))
+            if tag in exchange.headers.get("if-none-match", ""):
+                await exchange.answer(HTTPStatus.NOT_MODIFIED, b"", headers)
+                return
+        await exchange.answer(HTTPStatus.OK, encode.to_json(answer), headers)
+
+    async def _stream(
+        self, exchange: Exchange, route: Route, request: Message | Misshapen, caller: VerifiedPeer | None
+    ) -> None:
+        name = str(caller.spiffe_id) if caller is not None else ""
+        if self._streams[name] >= STREAMS_PER_CALLER or self._streams.total() >= MAX_STREAMS:
+            text = f"as many streams are open as may be: {STREAMS_PER_CALLER} of one caller, {MAX_STREAMS} of all"
+            raise HttpRefused(HTTPStatus.TOO_MANY_REQUESTS, text, headers=[("retry-after", "10")])
+        self._streams[name] += 1
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(until_left, exchange, group.cancel_scope)
+                group.start_soon(self._events, exchange, route, request, group.cancel_scope)
+        finally:
+            self._streams[name] -= 1
+            if not self._streams[name]:
+                del self._streams[name]
+
+    async def _events(
+        self, exchange: Exchange, route: Route, request: Message | Misshapen, scope: anyio.CancelScope
+    ) -> None:
+        """Sends a stream until it ends, and ends the scope."""
+        stream = EventStream(exchange)
+        ended: Aborted | None = None
+        try:
+            async with anyio.create_task_group() as beating:
+                beating.start_soon(_beat, stream, scope)
+                try:
+                    await self._calls.stream(route.method, request, _context(exchange, stream.write))
+                except Aborted as aborted:
+                    ended = aborted
+                beating.cancel_scope.cancel()
+            if ended is not None and not exchange.has_begun:
+                await _tell(exchange, route, request, ended)
+            else:
+                await stream.end(_problem(exchange, route, request, ended) if ended is not None else None)
+        except GONE:
+            pass
+        scope.cancel()
+
+
+async def _beat(stream: EventStream, scope: anyio.CancelScope) -> None:
+    try:
+        await stream.beat()
+    except GONE:
+        scope.cancel()
+
+
+def check_origin(exchange: Exchange) -> None:
+    """Has a browser change something only where a page of ours asks for it.
+
+    A browser shows its certificate whoever's page it is that asks.
+
+    Raises:
+        HttpRefused: another's page asks.
+    """
+    if exchange.verb in _SAFE_VERBS:
+        return
+    site, origin = exchange.headers.get("sec-fetch-site", "same-origin"), exchange.headers.get("origin")
+    own = f"https://{exchange.headers.get('host', '')}"
+    if site not in ("same-origin", "none") or (origin is not None and origin != own):
+        raise HttpRefused(HTTPStatus.FORBIDDEN, "pages of another origin change nothing here")
+
+
+async def _read(exchange: Exchange, route: Route, values: Sequence[str], query: str) -> Message | Misshapen:
+    """Reads what is asked for.
+
+    Raises:
+        HttpRefused: it can't be read.
+    """
+    body = await exchange.body(MAX_BYTES)
+    kind = exchange.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if route.body and kind != "application/json":
+        raise HttpRefused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
+    try:
+        decoded = [urllib.parse.unquote(value, errors="strict") for value in values]
+        parameters = urllib.parse.parse_qsl(
+            query, keep_blank_values=True, errors="strict", max_num_fields=bind.MAX_PARAMETERS
+        )
+    except UnicodeDecodeError:
+        raise HttpRefused(HTTPStatus.BAD_REQUEST, "the path or the query is not UTF-8") from None
+    except ValueError:
+        raise HttpRefused(HTTPStatus.BAD_REQUEST, f"the query has more than {bind.MAX_PARAMETERS} parameters") from None
+    conditions = _conditions(exchange, route)
+    if any(name.startswith("after.") for name in conditions):
+        # A browser that connects anew asks for the same path, and says in a header how far it has come.
+        parameters = [(name, text) for name, text in parameters if not name.startswith("after.")]
+    return bind.bind(route, decoded, parameters, conditions, body or None)
+
+
+def _conditions(exchange: Exchange, route: Route) -> dict[str, str]:
+    """What headers say for fields of the request.
+
+    Raises:
+        HttpRefused: they can't be read.
+    """
+    fields: Any = route.request.DESCRIPTOR.fields_by_name
+    found: dict[str, str] = {}
+    if "if_revision" in fields:
+        match, none = exchange.headers.get("if-match"), exchange.headers.get("if-none-match")
+        if match is not None:
+            tag = _TAG.fullmatch(match)
+            if tag is None:
+                raise _wrong_header("If-Match", 'must be one ETag as it was given, "7" with its quotes')
+            found[bind.IF_REVISION] = tag[1]
+        elif none is not None:
+            if none != "*":
+                raise _wrong_header("If-None-Match", 'must be "*" here: store it only if there is none yet')
+            found[bind.IF_REVISION] = "0"
+    last = exchange.headers.get("last-event-id")
+    if last and "after" in fields:
+        cursor = _CURSOR.fullmatch(last)
+        if cursor is None:
+            raise _wrong_header("Last-Event-ID", "must be the id of an event as it was given")
+        found |= {"after.incarnation": cursor[1], "after.revision": cursor[2]}
+    return found
+
+
+def _wrong_header(name: str, text: str) -> HttpRefused:
+    fault = FieldFault(f"header.{name}", text)
+    return HttpRefused(HTTPStatus.BAD_REQUEST, f"{name}: {text}", [fault])
+
+
+def _context(exchange: Exchange, write: Any = None) -> DirectContext:
+    metadata = [(name, exchange.headers[name]) for name in _PASSED_ON if name in exchange.headers]
+    return DirectContext(exchange.peer, metadata, write)
+
+
+async def _tell(exchange: Exchange, route: Route, request: Message | Misshapen, aborted: Aborted) -> None:
+    status, told, headers = _told(exchange, route, request, aborted)
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers.append(_CHALLENGE)
+    await exchange.refuse(told, headers)
+
+
+def _problem(exchange: Exchange, route: Route, request: Message | Misshapen, aborted: Aborted) -> bytes:
+    return encode.dump(problem.to_json(_told(exchange, route, request, aborted)[1]))
+
+
+def _told(exchange: Exchange, route: Route, request: Message | Misshapen, aborted: Aborted) -> Any:
+    def place(field: str) -> str:
+        # What was no message is told by its place in the request already.
+        return field if isinstance(request, Misshapen) else bind.place(route, field)
+
+    is_conditional = "if-match" in exchange.headers or "if-none-match" in exchange.headers
+    return problem.of_call(aborted, place, is_conditional=is_conditional)
