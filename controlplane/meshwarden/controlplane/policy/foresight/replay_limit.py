@@ -55,6 +55,8 @@ class _Both:
     after: Bucket = field(default_factory=Bucket)
     limited: int = 0
     services: set[str] = field(default_factory=set)
+    calls: set[tuple[str, str, str]] = field(default_factory=set)
+    """Their kinds: who calls what by which method."""
 
 
 def policies_of(judges: Iterable[Judge], impact: Impact) -> frozenset[Name]:
@@ -104,7 +106,7 @@ class LimitReplay:
         calls = row.by_source if seen.side == CallStat.SOURCE else row.by_destination
         service, path = name_of(row.destination), row.method.rpartition(" ")[2]
         tenant = name_of(row.source).tenant  # another trust domain's callers are one account, by its name
-        passes = (decided.passes_before, decided.passes_after)
+        passes, counts = (decided.passes_before, decided.passes_after), dict[Place, _Both]()
         for number, judge in enumerate(self._judges):
             if passes[number] is False:
                 continue
@@ -112,22 +114,41 @@ class LimitReplay:
                 if said.policy not in self._policies:
                     continue
                 for place in _places(said, row.region, tenant, service, path):
-                    both = self._buckets.setdefault(place, _Both())
+                    both = counts[place] = self._buckets.setdefault(place, _Both())
                     bucket = both.after if number else both.before
                     bucket.add(row.minute_s, calls, is_sure=passes[number] is True)
-                    both.limited += 0 if number else row.limited
-                    both.services.add(row.destination)
                     self._counts += 1
+        for both in counts.values():
+            both.limited += row.limited  # whichever limit of now it was
+            both.services.add(row.destination)
+            both.calls.add((row.source, row.destination, row.method))
         self.is_full = self._counts > MAX_COUNTS
 
     def found(self) -> Iterator[ReplayedCalls]:
-        """What limits would refuse that they don't refuse now, and what they may."""
+        """What limits would refuse that they don't refuse now, and what they may.
+
+        A call may count against several limits: what one refuses comes to no other. So each is among those of one
+        limit, which is that of the most.
+        """
+        told = list(self._each())
+        refused = set[tuple[str, str, str]]()
+        for both, one in sorted(told, key=lambda item: -item[1].calls):
+            if one.outcome != ReplayedCalls.LIMITED:
+                continue
+            if refused & both.calls:
+                one.outcome, one.needs = ReplayedCalls.UNDECIDABLE, "which of their limits refuses them"
+            else:
+                refused |= both.calls
+        for _, one in told:
+            yield one
+
+    def _each(self) -> Iterator[tuple[_Both, ReplayedCalls]]:
         for place, both in sorted(self._buckets.items()):
             old, new = (self._limit(judge, place) for judge in self._judges)
             if new is None or new[0].shadow or self._is_no_tighter(old, new, both):
                 continue
             if (told := _told(place, both, old, new)) is not None:
-                yield told
+                yield both, told
 
     def _limit(self, judge: Judge, place: Place) -> tuple[Limits, Rate] | None:
         service = name_of(place.service) if place.service else None
