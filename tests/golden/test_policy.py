@@ -46,6 +46,7 @@ SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     ("choice", "client/acme/envoy"): None,
     ("choice", "client/acme/c-core"): None,
     ("choice", "client/acme/node"): None,
+    ("choice", "client/acme/go"): None,
     ("choice", "near/acme/eu/a"): None,
     ("choice", "near/acme/us/c"): None,
     ("choice", "listener/n1/acme/web#1/envoy"): CALLER,

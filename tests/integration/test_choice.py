@@ -129,9 +129,9 @@ class World(Rig):
         self.apply(made("RoutePolicy", *ORDERS, {"service": "orders", **spec}))
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made_world = World(tmp_path)
+@contextlib.asynccontextmanager
+async def opened(made_world: World) -> AsyncIterator[World]:
+    """A world in which acme/web may call orders; in the end no data plane may have refused anything."""
     add_ads(made_world.server, made_world)
     made_world.server.add_insecure_port(f"unix:{made_world.socket}")
     await made_world.server.start()
@@ -147,6 +147,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await made_world.stop()
         await made_world.server.stop(0)
     assert not made_world.nacks
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with opened(World(tmp_path)) as made_world:
+        yield made_world
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ Refs = Callable[[Workload], Iterable[node_pb.DataPlaneRef]]
 
 _MOST: Final = 4096
 _SWITCH: Final = b"GRPC_EXPERIMENTAL_XDS_MTLS_SPIFFE="
-_ON: Final = (b"1", b"t", b"true", b"y", b"yes")
+_ON: Final = {"c-core": (b"1", b"t", b"true", b"y", b"yes"), "go": (b"true",)}
 _MOST_CLIENTS: Final = 8
 # Source: each client's own code, which writes `Node.user_agent_name`.
 _KINDS: Final = {"gRPC C-core": "c-core", "gRPC Node": "node", "gRPC Go": "go", "gRPC Java": "java", "envoy": "envoy"}
@@ -37,22 +37,22 @@ def client_of(node: Any) -> str:
 def is_home_only(client: str, pid: int | None) -> bool:
     """Whether a client knows our own trust domain alone, as far as we can see.
 
-    Node's reads no bundle map, and C-core does where its environment says so (gRFC A87); that of another user's
-    program may be hidden from us.
+    Node's reads no bundle map, and those of C-core and Go do where their environment says so (gRFC A87); that of
+    another user's program may be hidden from us.
 
     Args:
         client: what it is, as `client_of` says.
         pid: its process, if that is known.
     """
     kind = client.partition("/")[0]
-    if kind != "c-core" or pid is None:
+    if kind not in _ON or pid is None:
         return kind == "node"
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
     said = next((item.removeprefix(_SWITCH) for item in environment if item.startswith(_SWITCH)), b"")
-    return said.lower() not in _ON
+    return said.lower() not in _ON[kind]
 
 
 class Interest:

@@ -31,13 +31,15 @@ def program(**environment: str) -> Iterator[int]:
 def test_who_is_seen_to_know_our_own_trust_domain_alone() -> None:
     assert is_home_only(NODE, os.getpid())
     assert is_home_only(NODE, None)
-    for other in ("envoy/1.40.0", "unknown", "go/1.85.0", ""):
+    for other in ("envoy/1.40.0", "unknown", "java/1.85.0", ""):
         assert not is_home_only(other, os.getpid())
     for value, alone in (("true", False), ("1", False), ("false", True), ("", True)):
         with program(**{SWITCH: value}) as pid:
             assert is_home_only(CORE, pid) is alone, value
+            assert is_home_only("go/1.85.0", pid) is (value != "true"), value
     with program(**{f"NO_{SWITCH}": "true"}) as pid:
         assert is_home_only(CORE, pid)
+        assert is_home_only("go/1.85.0", pid)
     for hidden in (pid, None):
         assert not is_home_only(CORE, hidden), "what can't be seen isn't claimed"
 

@@ -1,5 +1,6 @@
 """Clients by what they call themselves, and what is said of those that can't do what a policy says."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshwarden.controlplane.policy.choice import Balancing, Choice, Cookie
 from meshwarden.controlplane.policy.gap import gaps, untested
+from meshwarden.controlplane.policy.grpc import balance
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.variant import Client, Kind, Variant, clients
@@ -103,3 +106,22 @@ def test_a_header_that_grpc_keeps_to_itself_is_a_gap_of_its_clients_alone() -> N
     assert gaps(mesh, ORDERS, Variant(Kind.ENVOY)) == ()
     assert gaps(mesh_of(rules, "HTTP"), ORDERS, Variant(Kind.NODE)) == (), "nobody calls that by gRPC"
     assert gaps(Mesh("mesh.test"), ORDERS, Variant(Kind.NODE)) == ()
+
+
+def test_go_takes_an_empty_header_for_none() -> None:
+    headers = [{"name": "x-beta", "present": True}, {"name": "x-old", "present": False}, {"name": "x-c", "exact": ""}]
+    mesh = mesh_of([{"match": {"headers": headers}, "split": [{"version": "v2", "weight": 1}]}])
+    found = [(gap.field, gap.what) for gap in gaps(mesh, ORDERS, Variant(Kind.GO))]
+    assert found == [(f"spec.rules[0].match.headers[{number}]", "equivalent") for number in range(2)]
+    assert gaps(mesh, ORDERS, Variant(Kind.NODE)) == ()
+
+
+@pytest.mark.parametrize("kind", [Kind.GO, Kind.JAVA])
+@pytest.mark.parametrize("cookies", ["who=1", "a=b; who=1; c=d", "a=b; who=1", "who=1; c=d; e=f", "xwho=2; who=1;c=d"])
+def test_what_is_hashed_of_a_cookie_is_its_value(cookies: str, kind: Kind) -> None:
+    """Where all that fits is replaced, and a reference to a group is taken for text."""
+    chosen = Choice(None, balancing=Balancing("ring_hash", hash_on="cookie", name="who", cookie=Cookie("who")))
+    (policy,) = balance.route_fields(chosen, Variant(kind))["hash_policy"]
+    rewrite = policy["header"]["regex_rewrite"]
+    assert rewrite["substitution"] == ""
+    assert re.sub(rewrite["pattern"]["regex"], "", cookies) == "1"

@@ -8,7 +8,7 @@ from meshwarden.controlplane.policy import route
 from meshwarden.controlplane.policy.choice import choice
 from meshwarden.controlplane.policy.choice_gap import choice_gaps
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.policy.neutral import Header, Name
 from meshwarden.controlplane.policy.traffic import Retry, Rule
 from meshwarden.controlplane.policy.variant import TESTED, Client, Feature, Variant, clients
 from meshwarden.v1 import resources_pb2
@@ -79,8 +79,7 @@ def _unknown(client: Client) -> str | None:
 
 
 def _of_rule(rule: Rule, variant: Variant) -> Iterator[tuple[str, What, str]]:
-    if not variant.can(Feature.EVERY_HEADER):
-        yield from _of_headers("match.headers", (header.name for header in rule.headers))
+    yield from _of_headers("match.headers", rule.headers, variant)
     if rule.timeout is not None and not variant.can(Feature.EXACT_TIMEOUT):
         why = "C-core ends calls up to two seconds early: it is told two more, and ends them within two seconds after"
         yield "timeout", "equivalent", why
@@ -88,8 +87,8 @@ def _of_rule(rule: Rule, variant: Variant) -> Iterator[tuple[str, What, str]]:
         yield from _of_retry(rule.retry, variant)
     if rule.mirror is not None and not variant.can(Feature.MIRROR):
         yield "mirror", "ignored", "gRPC makes no copies: give the callers an Envoy"
-    if rule.fault is not None and not variant.can(Feature.EVERY_HEADER):
-        yield from _of_headers("fault.headers", (header.name for header in rule.fault.headers))
+    if rule.fault is not None:
+        yield from _of_headers("fault.headers", rule.fault.headers, variant)
     for place, said in (("requestHeaders", rule.request), ("responseHeaders", rule.response)):
         if said and not variant.can(Feature.HEADERS):
             yield place, "ignored", "gRPC changes no headers by its routes: give the callers an Envoy"
@@ -104,7 +103,11 @@ def _of_retry(said: Retry, variant: Variant) -> Iterator[tuple[str, What, str]]:
         yield "retry.budget", "ignored", "gRPC has none over xDS: attempts alone bounds what is made again"
 
 
-def _of_headers(place: str, names: Iterable[str]) -> Iterator[tuple[str, What, str]]:
-    for number, name in enumerate(names):
-        if name.endswith("-bin") or name in _OF_TRANSPORT:
-            yield f"{place}[{number}]", "ignored", f"gRPC shows its router no {name}: the call is as one without it"
+def _of_headers(place: str, headers: Iterable[Header], variant: Variant) -> Iterator[tuple[str, What, str]]:
+    for number, header in enumerate(headers):
+        is_hidden = header.name.endswith("-bin") or header.name in _OF_TRANSPORT
+        if is_hidden and not variant.can(Feature.EVERY_HEADER):
+            why = f"gRPC shows its router no {header.name}: the call is as one without it"
+            yield f"{place}[{number}]", "ignored", why
+        elif header.kind in ("present", "absent") and not variant.can(Feature.EMPTY_HEADER):
+            yield f"{place}[{number}]", "equivalent", f"where {header.name} is empty the call is as one without it"

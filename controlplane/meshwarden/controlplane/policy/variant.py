@@ -40,6 +40,8 @@ class Feature(StrEnum):
 
     EVERY_HEADER = "every header"
     """Matches any header of a call; gRPC shows its router neither binary ones nor those that its transport adds."""
+    EMPTY_HEADER = "empty header"
+    """Sees that a header is there whose value is empty."""
     EXACT_TIMEOUT = "exact timeout"
     """Ends a call when its route's timeout is over, and not up to two seconds before."""
     PER_TRY_TIMEOUT = "per-try timeout"
@@ -57,10 +59,10 @@ class Feature(StrEnum):
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
 ABLE: Final[dict[Kind, frozenset[Feature]]] = {
-    Kind.C_CORE: frozenset({Feature.SESSION}),
-    Kind.NODE: frozenset({Feature.EXACT_TIMEOUT}),
+    Kind.C_CORE: frozenset({Feature.EMPTY_HEADER, Feature.SESSION}),
+    Kind.NODE: frozenset({Feature.EMPTY_HEADER, Feature.EXACT_TIMEOUT}),
     Kind.GO: frozenset({Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST}),
-    Kind.JAVA: frozenset({Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST}),
+    Kind.JAVA: frozenset({Feature.EMPTY_HEADER, Feature.EXACT_TIMEOUT, Feature.LEAST_REQUEST}),
     Kind.ENVOY: frozenset(Feature),
 }
 """What each kind does, of the features that not all have."""
@@ -68,11 +70,11 @@ ABLE: Final[dict[Kind, frozenset[Feature]]] = {
 TESTED: Final[dict[Kind, tuple[int, ...] | None]] = {
     Kind.C_CORE: (58,),  # grpcio 1.85
     Kind.NODE: (1, 14),
-    Kind.GO: None,
+    Kind.GO: (1, 85),
     Kind.JAVA: None,
     Kind.ENVOY: (1, 40),
 }
-"""The oldest version of each kind that the tests run; None of one that they don't."""
+"""The oldest version of each kind that the tests run, of Go `make interop`; None of one that none does."""
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,13 @@ def route_fields(said: Choice, variant: Variant) -> dict[str, Any]:
     if one.hash_on == "header":
         return {"hash_policy": [{"header": {"header_name": one.name}}]}
     if one.hash_on == "cookie":
-        value = {"pattern": {"regex": f"^(.*; *)?{one.name}=([^;]*).*$"}, "substitution": "\\2"}
-        return {"hash_policy": [{"header": {"header_name": "cookie", "regex_rewrite": value}}]}
+        pattern, value = f"^(.*; *)?{one.name}=([^;]*).*$", "\\2"
+        if variant.kind in (Kind.GO, Kind.JAVA):
+            # They take a reference to a group for text, which all calls would have in common (seen with Go's 1.85.0).
+            # So what is not the value goes.
+            pattern, value = f"^(.*; *)?{one.name}=|;.*$", ""
+        rewrite = {"pattern": {"regex": pattern}, "substitution": value}
+        return {"hash_policy": [{"header": {"header_name": "cookie", "regex_rewrite": rewrite}}]}
     return {"hash_policy": [{"filter_state": {"key": "io.grpc.channel_id"}}]}
 
 
