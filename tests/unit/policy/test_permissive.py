@@ -197,7 +197,7 @@ def test_an_agent_is_strict_again_by_its_clock_whatever_becomes_of_its_control_p
     scopes, scope = Scopes(found, lambda: now[0], lambda _: None), "listener/n1/platform/orders#1/envoy"
     update = node_service_pb2.ConfigUpdate(revision=1)
     for made_of in (scopes.listener(scope, REF, entry, None), scopes.get("server/platform/orders/envoy")):
-        update.MergeFromString(made_of.whole())
+        update.MergeFromString(b"".join(made_of.whole()))
     update.data_planes.add(id=REF.id, scopes=[scope, "server/platform/orders/envoy"])
     store = ScopeStore(Cache(tmp_path), lambda: datetime.fromtimestamp(now[0], UTC))
     store.apply(update)
