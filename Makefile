@@ -13,6 +13,8 @@ TRACE ?= accuracy.json
 DEBIAN := prometheus prometheus-alertmanager curl redis-server
 pin = uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
   --prerelease=if-necessary-or-explicit pyproject.toml requirements/build.in --extra mesh
+# Not --quiet, which would let warnings pass.
+site = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(1) 2>&1 | sed '/^INFO/d'
 step = @printf '\033[1m==>\033[0m %s\n' "$(1)" >&2
 
 .PHONY: help
@@ -75,6 +77,9 @@ check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 	@$(BIN)/python proto/generate.py --check
 	$(call step,reference pages as generated)
 	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python docs/settings.py --check
+	$(call step,documentation: every page and link)
+	@scratch=$$(mktemp -d) && trap "rm -rf $$scratch" EXIT && $(call site,--site-dir $$scratch/site)
 	$(call step,dashboards as generated)
 	@$(BIN)/python deploy/grafana/generate.py --check
 
@@ -98,6 +103,11 @@ proto: $(VENV)/.dev ## Generate what is derived from the schema
 .PHONY: dashboards
 dashboards: $(VENV)/.dev ## Draw docs/dashboards from a mesh that is made for it and watched for some minutes (ARGS="--minutes 4")
 	@$(BIN)/python deploy/grafana/show.py $(ARGS)
+
+.PHONY: docs
+docs: $(VENV)/.dev ## Make the documentation's site in site/ (ARGS="--site-dir DIRECTORY")
+	@$(call site,$(ARGS))
+	@echo 'site/index.html'
 
 .PHONY: lock
 lock: ## Pin the newest dependencies that pyproject.toml allows (needs uv)

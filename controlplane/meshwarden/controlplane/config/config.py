@@ -81,8 +81,11 @@ class Config(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    # The name that all identities of the mesh begin with: "spiffe://<trust domain>/…".
     trust_domain: str = Field(pattern=f"^{TRUST_DOMAIN}$")
+    # Where this control plane and its nodes are.
     region: str = Field(default="default", pattern=f"^{LABEL}$")
+    # Its own directory: what it knows lies there.
     state_dir: Path
     # Left out, <state_dir>/store.sqlite. Several control planes of a machine share it, each with its own state_dir.
     store_file: Path | None = None
@@ -97,16 +100,19 @@ class Config(BaseSettings):
     traces_keep_s: float = Field(default=86_400.0, ge=60.0, le=30 * 86_400.0)
     traces_max_bytes: int = Field(default=512 << 20, ge=0)
     traces_of: dict[Annotated[str, Field(pattern=f"^{LABEL}$")], TenantTracesConfig] = {}
+    # Who signs.
     authority: AuthorityConfig
     # How nodes may prove who they are, beside join tokens; one of a kind.
     attestor: tuple[AnyAttestorConfig, ...] = ()
     # Whom a token of Vault lets operate; left out, nobody.
     operator_login: OperatorLoginConfig | None = None
+    # How much of what costs work is done for one caller.
     limits: LimitsConfig = LimitsConfig()
     # How much is kept of what was changed, by whom and why.
     history: HistoryConfig = HistoryConfig()
     # Where telemetry goes on to.
     otlp: tuple[OtlpConfig, ...] = ()
+    # Which traces go on; left out, all.
     tail_sampling: TailSamplingConfig | None = None
     # How often the control plane's own metrics go there.
     otlp_metrics_interval_s: float = Field(default=60.0, ge=1.0, le=3600.0)

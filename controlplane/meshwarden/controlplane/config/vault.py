@@ -20,10 +20,15 @@ class AppRoleConfig(Frozen):
 class VaultConfig(Frozen):
     """A Vault or OpenBao server and how we log in there: by a token that somebody has made, or as an AppRole."""
 
+    # "https://vault.example:8200".
     address: str = Field(pattern=r"^https?://.+$")
+    # A reference to a token that somebody else keeps fresh.
     token: str | None = Field(default=None, pattern=VAULT_REFERENCE)
+    # A role that we log in as.
     approle: AppRoleConfig | None = None
+    # The authorities of its certificate, PEM; left out, the system's.
     ca_file: Path | None = None
+    # Where in it all of this is.
     namespace: str | None = None
 
     @model_validator(mode="after")
