@@ -90,7 +90,7 @@ async def test_one_that_is_refused_says_so_and_one_that_nobody_traces_says_nothi
 ) -> None:
     await agent.ready()
     agent.exec("web", "cat")
-    await until(lambda: control_plane.signed == 1, "it has a certificate")
+    await until(lambda: _all(agent, 1), "it has a certificate", 60)
     control_plane.sign_refusal = "not now"
     control_plane.push(renew_now=ORDER)
     await until(lambda: any(span.name == "renew" for span in below(control_plane)), "it is over", 60)
