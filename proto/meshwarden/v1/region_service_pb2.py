@@ -28,7 +28,7 @@ from meshwarden.v1 import node_service_pb2 as meshwarden_dot_v1_dot_node__servic
 from meshwarden.v1 import report_pb2 as meshwarden_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"meshwarden/v1/region_service.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!meshwarden/v1/admin_service.proto\x1a meshwarden/v1/node_service.proto\x1a\x1ameshwarden/v1/report.proto\"v\n\x0bPullRequest\x12\"\n\x0bincarnation\x18\x01 \x01(\tB\x00R\x0bincarnation\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\x12-\n\x04kept\x18\x03 \x01(\x0b\x32\x19.meshwarden.v1.KeptCursorR\x04kept\":\n\nKeptCursor\x12\x16\n\x05\x65poch\x18\x01 \x01(\tB\x00R\x05\x65poch\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\"[\n\nKeptTraces\x12\x14\n\x05\x65poch\x18\x01 \x01(\tR\x05\x65poch\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12\x1b\n\ttrace_ids\x18\x03 \x01(\x0cR\x08traceIds\"\xa8\x01\n\x0cPullResponse\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12+\n\x04rows\x18\x03 \x03(\x0b\x32\x17.meshwarden.v1.CallStatR\x04rows\x12-\n\x04kept\x18\x04 \x01(\x0b\x32\x19.meshwarden.v1.KeptTracesR\x04kept\"\x11\n\x0fGetTrustRequest\"\x8f\x01\n\x10GetTrustResponse\x12/\n\x05roots\x18\x01 \x03(\x0b\x32\x19.meshwarden.v1.RegionRootR\x05roots\x12\x18\n\x07trusted\x18\x02 \x03(\tR\x07trusted\x12\x30\n\x08jwt_keys\x18\x03 \x03(\x0b\x32\x15.meshwarden.v1.JwtKeyR\x07jwtKeys\"\x96\x01\n\nRegionRoot\x12 \n\x0b\x63\x65rtificate\x18\x01 \x01(\x0cR\x0b\x63\x65rtificate\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32\x1e.meshwarden.v1.RootState.StateR\x05state\x12\x30\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05since\"(\n\x10GetDeniesRequest\x12\x14\n\x04\x65tag\x18\x01 \x01(\tB\x00R\x04\x65tag\"Z\n\x11GetDeniesResponse\x12\x12\n\x04\x65tag\x18\x01 \x01(\tR\x04\x65tag\x12\x31\n\x06\x64\x65nies\x18\x02 \x03(\x0b\x32\x19.meshwarden.v1.RegionDenyR\x06\x64\x65nies\"M\n\nRegionDeny\x12\'\n\x04\x64\x65ny\x18\x01 \x01(\x0b\x32\x13.meshwarden.v1.DenyR\x04\x64\x65ny\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason2\xef\x01\n\rRegionService\x12\x41\n\x04Pull\x12\x1a.meshwarden.v1.PullRequest\x1a\x1b.meshwarden.v1.PullResponse0\x01\x12K\n\x08GetTrust\x12\x1e.meshwarden.v1.GetTrustRequest\x1a\x1f.meshwarden.v1.GetTrustResponse\x12N\n\tGetDenies\x12\x1f.meshwarden.v1.GetDeniesRequest\x1a .meshwarden.v1.GetDeniesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"meshwarden/v1/region_service.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!meshwarden/v1/admin_service.proto\x1a meshwarden/v1/node_service.proto\x1a\x1ameshwarden/v1/report.proto\"v\n\x0bPullRequest\x12\"\n\x0bincarnation\x18\x01 \x01(\tB\x00R\x0bincarnation\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\x12-\n\x04kept\x18\x03 \x01(\x0b\x32\x19.meshwarden.v1.KeptCursorR\x04kept\":\n\nKeptCursor\x12\x16\n\x05\x65poch\x18\x01 \x01(\tB\x00R\x05\x65poch\x12\x14\n\x05\x61\x66ter\x18\x02 \x01(\x04R\x05\x61\x66ter\"[\n\nKeptTraces\x12\x14\n\x05\x65poch\x18\x01 \x01(\tR\x05\x65poch\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12\x1b\n\ttrace_ids\x18\x03 \x01(\x0cR\x08traceIds\"\xa8\x01\n\x0cPullResponse\x12 \n\x0bincarnation\x18\x01 \x01(\tR\x0bincarnation\x12\x1a\n\x08sequence\x18\x02 \x01(\x04R\x08sequence\x12+\n\x04rows\x18\x03 \x03(\x0b\x32\x17.meshwarden.v1.CallStatR\x04rows\x12-\n\x04kept\x18\x04 \x01(\x0b\x32\x19.meshwarden.v1.KeptTracesR\x04kept\"\x11\n\x0fGetTrustRequest\"\xb0\x01\n\x10GetTrustResponse\x12/\n\x05roots\x18\x01 \x03(\x0b\x32\x19.meshwarden.v1.RegionRootR\x05roots\x12\x18\n\x07trusted\x18\x02 \x03(\tR\x07trusted\x12\x30\n\x08jwt_keys\x18\x03 \x03(\x0b\x32\x15.meshwarden.v1.JwtKeyR\x07jwtKeys\x12\x1f\n\x0bjwt_trusted\x18\x04 \x03(\tR\njwtTrusted\"\x96\x01\n\nRegionRoot\x12 \n\x0b\x63\x65rtificate\x18\x01 \x01(\x0cR\x0b\x63\x65rtificate\x12\x34\n\x05state\x18\x02 \x01(\x0e\x32\x1e.meshwarden.v1.RootState.StateR\x05state\x12\x30\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x05since\"(\n\x10GetDeniesRequest\x12\x14\n\x04\x65tag\x18\x01 \x01(\tB\x00R\x04\x65tag\"Z\n\x11GetDeniesResponse\x12\x12\n\x04\x65tag\x18\x01 \x01(\tR\x04\x65tag\x12\x31\n\x06\x64\x65nies\x18\x02 \x03(\x0b\x32\x19.meshwarden.v1.RegionDenyR\x06\x64\x65nies\"M\n\nRegionDeny\x12\'\n\x04\x64\x65ny\x18\x01 \x01(\x0b\x32\x13.meshwarden.v1.DenyR\x04\x64\x65ny\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason2\xef\x01\n\rRegionService\x12\x41\n\x04Pull\x12\x1a.meshwarden.v1.PullRequest\x1a\x1b.meshwarden.v1.PullResponse0\x01\x12K\n\x08GetTrust\x12\x1e.meshwarden.v1.GetTrustRequest\x1a\x1f.meshwarden.v1.GetTrustResponse\x12N\n\tGetDenies\x12\x1f.meshwarden.v1.GetDeniesRequest\x1a .meshwarden.v1.GetDeniesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,15 +46,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTRUSTREQUEST']._serialized_start=627
   _globals['_GETTRUSTREQUEST']._serialized_end=644
   _globals['_GETTRUSTRESPONSE']._serialized_start=647
-  _globals['_GETTRUSTRESPONSE']._serialized_end=790
-  _globals['_REGIONROOT']._serialized_start=793
-  _globals['_REGIONROOT']._serialized_end=943
-  _globals['_GETDENIESREQUEST']._serialized_start=945
-  _globals['_GETDENIESREQUEST']._serialized_end=985
-  _globals['_GETDENIESRESPONSE']._serialized_start=987
-  _globals['_GETDENIESRESPONSE']._serialized_end=1077
-  _globals['_REGIONDENY']._serialized_start=1079
-  _globals['_REGIONDENY']._serialized_end=1156
-  _globals['_REGIONSERVICE']._serialized_start=1159
-  _globals['_REGIONSERVICE']._serialized_end=1398
+  _globals['_GETTRUSTRESPONSE']._serialized_end=823
+  _globals['_REGIONROOT']._serialized_start=826
+  _globals['_REGIONROOT']._serialized_end=976
+  _globals['_GETDENIESREQUEST']._serialized_start=978
+  _globals['_GETDENIESREQUEST']._serialized_end=1018
+  _globals['_GETDENIESRESPONSE']._serialized_start=1020
+  _globals['_GETDENIESRESPONSE']._serialized_end=1110
+  _globals['_REGIONDENY']._serialized_start=1112
+  _globals['_REGIONDENY']._serialized_end=1189
+  _globals['_REGIONSERVICE']._serialized_start=1192
+  _globals['_REGIONSERVICE']._serialized_end=1431
 # @@protoc_insertion_point(module_scope)

@@ -147,22 +147,26 @@ class GetTrustResponse(_message.Message):
     ROOTS_FIELD_NUMBER: _builtins.int
     TRUSTED_FIELD_NUMBER: _builtins.int
     JWT_KEYS_FIELD_NUMBER: _builtins.int
+    JWT_TRUSTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegionRoot]: ...
     @_builtins.property
     def trusted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def jwt_keys(self) -> _containers.RepeatedCompositeFieldContainer[_node_service_pb2.JwtKey]: ...
+    @_builtins.property
+    def jwt_trusted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         roots: _abc.Iterable[Global___RegionRoot] | None = ...,
         trusted: _abc.Iterable[_builtins.str] | None = ...,
         jwt_keys: _abc.Iterable[_node_service_pb2.JwtKey] | None = ...,
+        jwt_trusted: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_keys", b"jwt_keys", "roots", b"roots", "trusted", b"trusted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jwt_keys", b"jwt_keys", "jwt_trusted", b"jwt_trusted", "roots", b"roots", "trusted", b"trusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -184,6 +184,21 @@ async def test_a_region_is_missing_until_it_says_so_and_when_it_falls_silent(wor
     assert "does not say" in world.roots.missing(new)["region us"]
 
 
+async def test_a_region_is_missing_until_its_nodes_know_a_jwt_key(world: World) -> None:
+    assert "does not say" in world.roots.missing_jwt("k")["region us"]
+    answer = await world.said("k")  # a root of that name says nothing of keys
+    await world.roots.hear("us", answer)
+    assert "not all acknowledged" in world.roots.missing_jwt("k")["region us"]
+    answer.jwt_trusted.extend(["j", "k"])
+    await world.roots.hear("us", answer)
+    assert world.roots.missing_jwt("k") == {}
+    assert "not all acknowledged" in world.roots.missing("j")["region us"]
+    world.now += SILENT + timedelta(seconds=1)
+    assert "does not say" in world.roots.missing_jwt("k")["region us"]
+    await world.open()
+    assert world.roots.missing_jwt("k") == {}
+
+
 async def hostile(world: World) -> list[GetTrustResponse]:
     (root,) = (await world.theirs.bundle()).roots
     leaf, issuing = await world.leaf(world.theirs)
@@ -195,6 +210,7 @@ async def hostile(world: World) -> list[GetTrustResponse]:
         GetTrustResponse(),
         GetTrustResponse(roots=[told((await one.bundle()).roots[0]) for one in many]),
         GetTrustResponse(roots=[sound], trusted=["x"] * (MAX_TRUSTED + 1)),
+        GetTrustResponse(roots=[sound], jwt_trusted=["x"] * (MAX_TRUSTED + 1)),
         GetTrustResponse(roots=[RegionRoot(certificate=b"", state=RootState.ACTIVE)]),
         GetTrustResponse(roots=[RegionRoot(certificate=b"\x30\x82" + b"\xff" * 64, state=RootState.ACTIVE)]),
         GetTrustResponse(roots=[RegionRoot(certificate=sound.certificate + bytes(20_000), state=RootState.ACTIVE)]),

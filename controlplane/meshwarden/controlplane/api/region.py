@@ -105,6 +105,7 @@ class RegionServicer(RegionServiceServicer):
         certificates = {fingerprint_of(root): root for root in (await self._authority.bundle()).roots}
         answer = GetTrustResponse(
             trusted=[root.fingerprint for root in known if not self._rotation.missing_here(root.fingerprint)],
+            jwt_trusted=[kid for kid in self._jwt.bundle().keys if not self._rotation.missing_jwt(kid)],
             jwt_keys=[
                 JwtKey(kid=key.kid, public_key=spki(key.public_key), tainted=key.state is SlotState.TAINTED)
                 for key in self._jwt.records()

@@ -62,7 +62,8 @@ def publishing(
         owner=owner,
         regions=engines.region_trust.missing,
     )
-    identity.jwt.missing = rotation.missing_jwt
+    elsewhere = engines.region_trust.missing_jwt
+    identity.jwt.missing = lambda kid: rotation.missing_jwt(kid) | elsewhere(kid)
     publisher.listen(division.touch)
     mesh, want = publisher.mesh, identity.federation.want
     publisher.listen(lambda impact: want(mesh.trust_domains.values()) if impact.trust else None)

@@ -1,9 +1,10 @@
-"""What the certificates and tokens of other regions lead to, and which roots their nodes trust.
+"""What the certificates and tokens of other regions lead to, and which roots and keys their nodes know.
 
 /identity/region-trust/<region>   the roots and JWT keys that a region has told us last
 
-A region moves its own roots on. The others trust them before it signs by them: it tells them, they tell their nodes,
-and it asks whether these have acknowledged that. What it has told last holds while it is away, and over our restarts.
+A region moves its own roots and keys on. The others trust them before it signs by them: it tells them, they tell their
+nodes, and it asks whether these have acknowledged that. What it has told last holds while it is away, and over our
+restarts.
 """
 
 import base64
@@ -53,6 +54,7 @@ class _Word:
 
     heard: datetime
     trusted: frozenset[str]
+    jwt_trusted: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,19 @@ class RegionTrust:
 
     def missing(self, fingerprint: str) -> dict[str, str]:
         """The regions where nodes would be cut off if certificates led to a root by now: {"region us": why}."""
+        return self._lagging(lambda word: fingerprint in word.trusted)
+
+    def missing_jwt(self, kid: str) -> dict[str, str]:
+        """The regions where nodes would refuse the tokens that a JWT key signs by now: {"region us": why}."""
+        return self._lagging(lambda word: kid in word.jwt_trusted)
+
+    def _lagging(self, knows: Callable[[_Word], bool]) -> dict[str, str]:
         found, now = {}, self._clock()
         for region in self._told:
             word = self._words.get(region)
             if word is None or now - word.heard > SILENT:
                 found[f"region {region}"] = "does not say whether its nodes trust it"
-            elif fingerprint not in word.trusted:
+            elif not knows(word):
                 found[f"region {region}"] = "its nodes have not all acknowledged it yet"
         return found
 
@@ -124,8 +133,9 @@ class RegionTrust:
             Untrue: no control plane of ours would say so; what it said before holds.
             StoreError: it can't be kept.
         """
-        if not 0 < len(answer.roots) <= MAX_ROOTS or len(answer.trusted) > MAX_TRUSTED:
-            raise Untrue(f"{len(answer.roots)} roots, {len(answer.trusted)} trusted")
+        trusted = max(len(answer.trusted), len(answer.jwt_trusted))
+        if not 0 < len(answer.roots) <= MAX_ROOTS or trusted > MAX_TRUSTED:
+            raise Untrue(f"{len(answer.roots)} roots, {trusted} trusted")
         told = _Told(tuple(_read(region, root) for root in answer.roots), _keys(answer.jwt_keys))
         rest = [one for name, one in self._told.items() if name != region]
         roots = len(told.roots) + sum(len(one.roots) for one in rest)
@@ -139,7 +149,7 @@ class RegionTrust:
             log.info("region.trust", region=region, roots=[root.state.fingerprint[:16] for root in told.roots])
             for callback in self._listeners:
                 callback()
-        self._words[region] = _Word(self._clock(), frozenset(answer.trusted))
+        self._words[region] = _Word(self._clock(), frozenset(answer.trusted), frozenset(answer.jwt_trusted))
 
     async def ask(self, link: Link) -> None:
         """Asks a region once.
