@@ -21,6 +21,7 @@ from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.denied import DenyKeeper
 from meshwarden.agents.dial import names
 from meshwarden.agents.entry import Refusal, RegistrationRefused
+from meshwarden.agents.leaving import LeaveStream
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.registry import Registry
@@ -82,6 +83,7 @@ class Parts:
     status: Callable[[], pb.AgentStatusResponse]
     wanting: Callable[[str], contextlib.AbstractContextManager[None]]
     secrets: SecretStream
+    leaving: LeaveStream
     region: str
 
 
@@ -199,6 +201,11 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
     async def Secrets(self, request: pb.SecretsRequest, context: _Context) -> AsyncIterator[pb.SecretsResponse]:
         """Streams the secrets of the caller's entry, all of them at each change."""
         async for response in self._parts.secrets.stream(context):
+            yield response
+
+    async def Leave(self, request: pb.LeaveRequest, context: _Context) -> AsyncIterator[pb.LeaveResponse]:
+        """Takes the caller's server out of the mesh for as long as the stream lasts."""
+        async for response in self._parts.leaving.stream(context):
             yield response
 
     async def AgentStatus(self, request: pb.AgentStatusRequest, context: _Context) -> pb.AgentStatusResponse:

@@ -23,6 +23,7 @@ from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.endpoint import Health, check_http, endpoints, is_listening
 from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.agents.envoy.supervisor import EnvoyMissing, EnvoyPlan, Supervisor, find_envoy
+from meshwarden.agents.leaving import Leaving
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.workload import Workload, make_directory
@@ -67,6 +68,7 @@ class Attendants:
         place: NodePlace,
         credentials: Credentials,
         report: Callable[[list[node_pb.NodeEndpoint]], None],
+        leaving: Leaving,
         clock: Callable[[], datetime],
         rng: random.Random,
         *,
@@ -81,13 +83,14 @@ class Attendants:
             place: where that is.
             credentials: for health checks over mutual TLS.
             report: takes the whole set of endpoints at each change.
+            leaving: whose endpoints are none any more.
             clock: the present, aware, UTC.
             rng: for backoff.
             address: where the mesh reaches this node.
             concurrency: worker threads of each Envoy.
         """
         self._registry, self._planes, self._place, self._credentials = registry, planes, place, credentials
-        self._report, self._clock, self._rng = report, clock, rng
+        self._report, self._leaving, self._clock, self._rng = report, leaving, clock, rng
         self._address, self._concurrency = address, concurrency
         self._by_id: dict[str, _Attendance] = {}
         self._work = asyncio.Event()
@@ -95,6 +98,7 @@ class Attendants:
         self._told = False
         self._draining = False
         registry.listen(self._work.set)
+        leaving.listen(self._work.set)
 
     def environment(self, workload: Workload) -> dict[str, str]:
         """The variables for a workload's program."""
@@ -316,6 +320,7 @@ class Attendants:
             if item.health is not None
             and present.get(name) is item.workload
             and not (self._draining and item.envoy is not None)
+            and item.workload not in self._leaving
         }
         ports = {name: self._planes.mesh_port(present[name]) for name in health}
         self._report(endpoints(present, health, self._address, ports))

@@ -35,6 +35,7 @@ from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
 from meshwarden.agents.interest import Interest
 from meshwarden.agents.jwt_svids import JwtSvids
+from meshwarden.agents.leaving import LeaveStream, Leaving
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
 from meshwarden.agents.planes import Planes
@@ -122,7 +123,7 @@ class Agent:
         self.registry = Registry(config.trust_domain, place.workloads, Evidence(), self._refusals)
         self.scopes = ScopeStore(cache, clock)
         self.denied = DenyKeeper(cache)
-        self.secrets = Secrets()
+        self.secrets, self._leaving = Secrets(), Leaving()
         downstream = Downstream(
             self._take_entries,
             self._take_bundle,
@@ -177,6 +178,7 @@ class Agent:
             self._node_place,
             self.credentials,
             Reports(self._provider, self._rotation.present, self.upstream.set_endpoints),
+            self._leaving,
             clock,
             rng,
             address=config.advertise_address,
@@ -326,6 +328,20 @@ class Agent:
             yield
 
     def _add_services(self, server: grpc.aio.Server, attestor: Attestor) -> None:
+        in_force = InForce(self._clock)
+        self._answers = planes = DataPlanes(
+            attestor,
+            self.registry,
+            self.scopes,
+            self.credentials,
+            self.attendants.envoy_pid,
+            self._acknowledge,
+            self.interest,
+            in_force,
+            self.secrets,
+            self._leaving,
+        )
+        leave = LeaveStream(attestor, self._leaving, lambda data_plane: data_plane not in planes.waiting())
         parts = Parts(
             attestor,
             self.registry,
@@ -340,26 +356,16 @@ class Agent:
             self.status.read,
             self._rotation.wanting,
             SecretStream(attestor, self.registry, self.secrets),
+            leave,
             self._node_place.region,
         )
         workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)
         jwt = JwtProfile(self.jwt_svids, self.trust, lambda: self.denied.present, self._clock)
         WorkloadApi(attestor, self.registry, self.credentials, self.trust, jwt).add_to(server)
-        in_force = InForce(self._clock)
-        self._answers = planes = DataPlanes(
-            attestor,
-            self.registry,
-            self.scopes,
-            self.credentials,
-            self.attendants.envoy_pid,
-            self._acknowledge,
-            self.interest,
-            in_force,
-            self.secrets,
-        )
         self.health.watch(planes, self.intake.clear)
         self._rotation.watch(planes)
         planes.watch(self._rotation.look)
+        planes.watch(leave.look)
         add_ads(server, planes)
         EnvoyQuotas(attestor, self.points, self.scopes.limits).add_to(server)
 

@@ -21,6 +21,7 @@ from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.interest import Interest, client_of, is_home_only
+from meshwarden.agents.leaving import Leaving, without_callers
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret import Secrets
@@ -62,6 +63,7 @@ class DataPlanes:
         interest: Interest,
         in_force: InForce,
         secrets: Secrets,
+        leaving: Leaving,
     ) -> None:
         """Serves what `scopes` and `credentials` hold.
 
@@ -75,8 +77,9 @@ class DataPlanes:
             interest: knows the data planes of a workload, and is told which clients they have.
             in_force: is told what each data plane has taken.
             secrets: for Envoys too.
+            leaving: whose servers are about to stop.
         """
-        self._secrets = secrets
+        self._secrets, self._leaving = secrets, leaving
         self._in_force = in_force
         self._attestor = attestor
         self._registry = registry
@@ -100,6 +103,7 @@ class DataPlanes:
         scopes.listen(self._notify)
         credentials.listen(self._notify)
         secrets.listen(self._notify)
+        leaving.listen(self._notify)
 
     async def open(self, context: grpc.aio.ServicerContext[Any, Any], node_message: Any) -> "DataPlaneClient":
         """The client behind an RPC.
@@ -137,7 +141,7 @@ class DataPlanes:
             return None
         scoped = self._scopes.snapshot(data_plane)
         if scoped is None or not data_plane.endswith("/envoy"):
-            return scoped
+            return scoped if scoped is None or workload not in self._leaving else self._left(scoped, data_plane)
         if not self._fits(scoped, workload, data_plane):
             return None
         # An Envoy lends its certificate to whoever may open its socket: it waits until the program was seen to be the
@@ -157,6 +161,12 @@ class DataPlanes:
             resources = [item for named in scoped.resources.values() for item in named.values()]
             before = known[1] if known is not None else None
             known = self._merged[data_plane] = (key, Snapshot.of((*resources, *own), before=before))
+        return known[1]
+
+    def _left(self, scoped: Snapshot, data_plane: str) -> Snapshot:
+        known = self._merged.get(data_plane)
+        if known is None or known[0] is not scoped:
+            known = self._merged[data_plane] = (scoped, without_callers(scoped))
         return known[1]
 
     def _fits(self, scoped: Snapshot, workload: Workload, data_plane: str) -> bool:

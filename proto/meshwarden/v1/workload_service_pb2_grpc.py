@@ -60,6 +60,11 @@ class WorkloadServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_workload__service__pb2.SecretsRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_workload__service__pb2.SecretsResponse.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_stream(
+                '/meshwarden.v1.WorkloadService/Leave',
+                request_serializer=meshwarden_dot_v1_dot_workload__service__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_workload__service__pb2.LeaveResponse.FromString,
+                _registered_method=True)
         self.AgentStatus = channel.unary_unary(
                 '/meshwarden.v1.WorkloadService/AgentStatus',
                 request_serializer=meshwarden_dot_v1_dot_workload__service__pb2.AgentStatusRequest.SerializeToString,
@@ -100,6 +105,12 @@ class WorkloadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AgentStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -133,6 +144,11 @@ def add_WorkloadServiceServicer_to_server(servicer, server):
                     servicer.Secrets,
                     request_deserializer=meshwarden_dot_v1_dot_workload__service__pb2.SecretsRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_workload__service__pb2.SecretsResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_stream_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=meshwarden_dot_v1_dot_workload__service__pb2.LeaveRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_workload__service__pb2.LeaveResponse.SerializeToString,
             ),
             'AgentStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.AgentStatus,
@@ -275,6 +291,33 @@ class WorkloadService:
             '/meshwarden.v1.WorkloadService/Secrets',
             meshwarden_dot_v1_dot_workload__service__pb2.SecretsRequest.SerializeToString,
             meshwarden_dot_v1_dot_workload__service__pb2.SecretsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/meshwarden.v1.WorkloadService/Leave',
+            meshwarden_dot_v1_dot_workload__service__pb2.LeaveRequest.SerializeToString,
+            meshwarden_dot_v1_dot_workload__service__pb2.LeaveResponse.FromString,
             options,
             channel_credentials,
             insecure,

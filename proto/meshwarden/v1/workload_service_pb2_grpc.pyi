@@ -37,6 +37,7 @@ class WorkloadServiceStub:
     Report: _grpc.UnaryUnaryMultiCallable[_workload_service_pb2.ReportCallsRequest, _workload_service_pb2.ReportCallsResponse]
     Share: _grpc.StreamStreamMultiCallable[_quota_service_pb2.ShareRequest, _quota_service_pb2.ShareResponse]
     Secrets: _grpc.UnaryStreamMultiCallable[_workload_service_pb2.SecretsRequest, _workload_service_pb2.SecretsResponse]
+    Leave: _grpc.UnaryStreamMultiCallable[_workload_service_pb2.LeaveRequest, _workload_service_pb2.LeaveResponse]
     AgentStatus: _grpc.UnaryUnaryMultiCallable[_workload_service_pb2.AgentStatusRequest, _workload_service_pb2.AgentStatusResponse]
 
 @_typing.type_check_only
@@ -47,6 +48,7 @@ class WorkloadServiceAsyncStub(WorkloadServiceStub):
     Report: _aio.UnaryUnaryMultiCallable[_workload_service_pb2.ReportCallsRequest, _workload_service_pb2.ReportCallsResponse]  # type: ignore[assignment]
     Share: _aio.StreamStreamMultiCallable[_quota_service_pb2.ShareRequest, _quota_service_pb2.ShareResponse]  # type: ignore[assignment]
     Secrets: _aio.UnaryStreamMultiCallable[_workload_service_pb2.SecretsRequest, _workload_service_pb2.SecretsResponse]  # type: ignore[assignment]
+    Leave: _aio.UnaryStreamMultiCallable[_workload_service_pb2.LeaveRequest, _workload_service_pb2.LeaveResponse]  # type: ignore[assignment]
     AgentStatus: _aio.UnaryUnaryMultiCallable[_workload_service_pb2.AgentStatusRequest, _workload_service_pb2.AgentStatusResponse]  # type: ignore[assignment]
 
 class WorkloadServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -84,6 +86,13 @@ class WorkloadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workload_service_pb2.SecretsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_workload_service_pb2.SecretsResponse], _abc.AsyncIterator[_workload_service_pb2.SecretsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Leave(
+        self,
+        request: _workload_service_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_workload_service_pb2.LeaveResponse], _abc.AsyncIterator[_workload_service_pb2.LeaveResponse]]: ...
 
     @_abc_1.abstractmethod
     def AgentStatus(

@@ -10,6 +10,7 @@ A child made by fork has none of these threads; it gets a link of its own, and l
 """
 
 import atexit
+import contextlib
 import logging
 import os
 import random
@@ -197,6 +198,34 @@ class AgentLink:
         """
         answers: Iterator[quota_service_pb2.ShareResponse] = self._stub.Share(reports)
         return answers
+
+    @contextlib.contextmanager
+    def leaving(self, timeout_s: float) -> Iterator[bool]:
+        """Has the agent take this program's server out of the mesh, for the length of the block.
+
+        Gives whether the server was told by then to have its callers leave: an agent that is away, doesn't know how, or
+        says nothing for `timeout_s` has not.
+        """
+        answered, heard = threading.Event(), threading.Event()
+
+        def listen(stream: Iterator[workload_service_pb2.LeaveResponse]) -> None:
+            with contextlib.suppress(grpc.RpcError):
+                for _ in stream:
+                    heard.set()
+                    answered.set()
+            answered.set()
+
+        try:
+            stream = self._stub.Leave(workload_service_pb2.LeaveRequest())
+        except ValueError:  # the link is closed
+            yield False
+            return
+        threading.Thread(target=listen, args=(stream,), name="meshwarden-leave", daemon=True).start()
+        try:
+            answered.wait(timeout_s)
+            yield heard.is_set()
+        finally:
+            stream.cancel()
 
     def observe(self, states: Callable[[], list[workload_service_pb2.ConcurrencyState]]) -> None:
         """Tells the agent with each report how it is with calls at once, as `states` says then."""

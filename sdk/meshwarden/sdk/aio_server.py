@@ -16,6 +16,7 @@ import signal
 import ssl
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -33,7 +34,7 @@ from meshwarden.sdk.error import AgentAway
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.mtls.tls import server_context
-from meshwarden.sdk.server import CONNECTION_GRACE, MAX_CONNECTION_AGE
+from meshwarden.sdk.server import CONNECTION_GRACE, GOING_S, LEAVE_S, MAX_CONNECTION_AGE
 
 # Its class takes no parameters when the program runs.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -67,7 +68,7 @@ class AioServer(grpc.aio.Server):
             maximum_concurrent_rpcs=maximum_concurrent_rpcs,
         )
         self._inner.add_insecure_port(self._front.inner_target)
-        self._is_over = False
+        self._is_open, self._is_over = False, False
 
     def add_port(self, address: str) -> None:
         """Listens, once started, on `address`, "127.0.0.1:7021": the one that the workload was started with.
@@ -121,10 +122,21 @@ class AioServer(grpc.aio.Server):
         await self._inner.start()
         for host, port in self._ports.values():
             await self._front.serve_tls(host, port, self._context)
+        self._is_open = True
 
     async def stop(self, grace: float | None) -> None:
-        """Takes no more calls; those under way have `grace` seconds."""
-        await self._inner.stop(grace)
+        """Has callers leave, then takes no more calls; both have `grace` seconds.
+
+        Without `grace`, or told once more, it takes no more calls at once.
+        """
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + (grace or 0.0)
+        with ExitStack() as leaving:
+            if grace and self._is_open:
+                self._is_open = False
+                if await asyncio.to_thread(leaving.enter_context, self._link.leaving(min(grace, LEAVE_S))):
+                    await asyncio.sleep(min(GOING_S, grace))
+            await self._inner.stop(grace and max(0.0, end_s - loop.time()))
         if not self._is_over:
             self._is_over = True
             await self._front.aclose()

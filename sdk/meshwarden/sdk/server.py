@@ -10,6 +10,7 @@ The port opens when the agent has sent its Listener.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -35,6 +36,9 @@ MAX_CONNECTION_AGE: Final = timedelta(minutes=10)
 CONNECTION_GRACE: Final = timedelta(minutes=5)
 DRAIN_GRACE: Final = timedelta(seconds=10)
 _SWEEP_S: Final = 0.5
+LEAVE_S: Final = 2.0
+GOING_S: Final = 0.3
+"""How long the agent may take to have callers leave, and they to hear of it and go."""
 
 
 class Server(grpc.Server):
@@ -43,11 +47,14 @@ class Server(grpc.Server):
     A port is closed until the agent has sent its configuration, and with it who may call.
     """
 
-    def __init__(self, inner: grpc.Server, incoming: Incoming, credentials: grpc.ServerCredentials) -> None:
+    def __init__(
+        self, inner: grpc.Server, link: AgentLink, incoming: Incoming, credentials: grpc.ServerCredentials
+    ) -> None:
         self._inner = inner
+        self._link = link
         self._incoming = incoming
         self._credentials = credentials
-        self._ended = threading.Event()
+        self._leaving, self._ended = threading.Event(), threading.Event()
 
     def add_port(self, address: str) -> None:
         """Listens on `address`, "127.0.0.1:7021", which must be the one that the workload was started with.
@@ -82,11 +89,32 @@ class Server(grpc.Server):
         threading.Thread(target=self._sweep_steadily, name="meshwarden-sweep", daemon=True).start()
 
     def stop(self, grace: float | None) -> threading.Event:
-        """Takes no more calls; those under way have `grace` seconds. The event is set when all have ended."""
+        """Has callers leave, then takes no more calls; both have `grace` seconds. The event is set when all have ended.
+
+        Without `grace`, or told once more, it takes no more calls at once: what comes in meanwhile fails.
+        """
+        if not grace or self._leaving.is_set():
+            self._end()
+            return self._inner.stop(grace)
+        self._leaving.set()
+        all_ended = threading.Event()
+        threading.Thread(target=self._leave, args=(grace, all_ended), name="meshwarden-stop").start()
+        return all_ended
+
+    def _leave(self, grace_s: float, all_ended: threading.Event) -> None:
+        # C-core ends what comes in from here to its clients' hearing of it as CANCELLED, so they hear of it before.
+        end_s = time.monotonic() + grace_s
+        with self._link.leaving(min(grace_s, LEAVE_S)) as is_heard:
+            if is_heard:
+                self._ended.wait(min(GOING_S, end_s - time.monotonic()))
+            self._end()
+            self._inner.stop(max(0.0, end_s - time.monotonic())).wait()
+        all_ended.set()
+
+    def _end(self) -> None:
         if not self._ended.is_set():
             self._ended.set()
             self._incoming.close()
-        return self._inner.stop(grace)
 
     def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Waits until the server has stopped; True if it hasn't within `timeout` seconds."""
@@ -140,7 +168,7 @@ def server(
         options=[*options, *(pair for pair in ours if pair[0] not in given)],
         xds=True,
     )
-    return Server(inner, incoming, _credentials())
+    return Server(inner, link, incoming, _credentials())
 
 
 def peer_identity(context: grpc.ServicerContext | grpc.aio.ServicerContext[Any, Any]) -> SpiffeId:

@@ -29,6 +29,7 @@ from tests.counted import stats_of
 
 from meshwarden.agents import credential_files
 from meshwarden.agents.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
+from meshwarden.agents.leaving import without_callers
 from meshwarden.certs import issue, svid
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now
@@ -95,12 +96,12 @@ class AdsClient:
         self._agent = agent
 
     def snapshot(self) -> Snapshot | None:
-        return self._agent.snapshot
+        return self._agent.present
 
     async def changed(self, after: Snapshot | None) -> Snapshot:
-        while self._agent.snapshot is None or self._agent.snapshot is after:
+        while (now := self._agent.present) is None or now is after:
             await self._agent.change.wait()
-        return self._agent.snapshot
+        return now
 
     def acked(self, type_url: str, version: str) -> None:
         pass
@@ -115,7 +116,7 @@ class AdsClient:
         self._agent.nacks += [f"{refusal.type_url}: {refusal.message}" for refusal in refusals]
 
     def settled(self, snapshot: Snapshot) -> None:
-        pass
+        self._agent.answered(snapshot)
 
     def close(self) -> None:
         pass
@@ -137,6 +138,9 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2
         self.used: Counter[tuple[str, str, str]] = Counter()
         self.held: list[list[quota_service_pb2.Share]] = []
         self.left = 0
+        self.leaves = 0
+        self._closed: Snapshot | None = None
+        self._answered: Snapshot | None = None
         self._server: grpc.aio.Server | None = None
 
     async def open(self, context: Any, node: Any) -> AdsClient:
@@ -173,6 +177,29 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2
             response.ttl.FromSeconds(30)
             response.points.add(shares=self.shares)
             yield response
+
+    @property
+    def present(self) -> Snapshot | None:
+        """What the workload is to have; while it leaves, without callers."""
+        return self._closed or self.snapshot
+
+    def answered(self, snapshot: Snapshot) -> None:
+        self._answered = snapshot
+        self._notify()
+
+    async def Leave(self, request: Any, context: Any) -> AsyncIterator[workload_service_pb2.LeaveResponse]:  # noqa: N802
+        assert self.snapshot is not None
+        self.leaves += 1
+        closed = self._closed = without_callers(self.snapshot)
+        self._notify()
+        try:
+            while self._answered is not closed:
+                await self.change.wait()
+            yield workload_service_pb2.LeaveResponse()
+            await anyio.sleep_forever()
+        finally:
+            self._closed = None
+            self._notify()
 
     async def Export(self, request: Any, context: Any) -> trace_service_pb2.ExportTraceServiceResponse:  # noqa: N802
         for resource_spans in request.resource_spans:
@@ -220,6 +247,9 @@ class Agent(workload_service_pb2_grpc.WorkloadServiceServicer, trace_service_pb2
         self.config = config or self.config
         if resources is not None:
             self.snapshot = Snapshot.of(resources)
+        self._notify()
+
+    def _notify(self) -> None:
         change, self.change = self.change, anyio.Event()
         change.set()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import grpc
@@ -13,7 +14,19 @@ import pytest
 from xds_node import DOMAIN, Node
 
 from meshwarden.certs.authority.memory import MemoryAuthority
+from meshwarden.v1 import workload_service_pb2_grpc
 from meshwarden.xds.server import add_ads
+
+
+class Service(workload_service_pb2_grpc.WorkloadServiceServicer):
+    """What the agent's service does of itself for data planes."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def Leave(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        async for response in self._node.leave.stream(context):
+            yield response
 
 
 @pytest.fixture
@@ -22,6 +35,7 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
     node = Node(tmp_path_factory.mktemp("n"), authority, await authority.bundle())
     server = grpc.aio.server()
     add_ads(server, node.data_planes, listener_gap_s=0.0)
+    workload_service_pb2_grpc.add_WorkloadServiceServicer_to_server(Service(node), server)
     server.add_insecure_port(node.front.inner_target)
     await server.start()
     await node.front.serve_unix(node.path)

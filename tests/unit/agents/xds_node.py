@@ -15,6 +15,7 @@ from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.interest import Interest
+from meshwarden.agents.leaving import LeaveStream, Leaving
 from meshwarden.agents.planes import Planes
 from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
@@ -76,9 +77,10 @@ class Node:
         self.interests: list[list[node_pb.DataPlaneRef]] = []
         self.planes = Planes(cache, "127.0.0.1", random.Random(1))
         self.in_force = InForce(utc_now)
-        self.secrets = Secrets()
-        self.data_planes = DataPlanes(
-            Attestor(self.front, self.registry),
+        self.secrets, self.leaving = Secrets(), Leaving()
+        attestor = Attestor(self.front, self.registry)
+        self.data_planes = planes = DataPlanes(
+            attestor,
             self.registry,
             self.scopes,
             self.credentials,
@@ -87,7 +89,10 @@ class Node:
             Interest(self.planes.refs, self.registry, self.interests.append),
             self.in_force,
             self.secrets,
+            self.leaving,
         )
+        self.leave = LeaveStream(attestor, self.leaving, lambda data_plane: data_plane not in planes.waiting())
+        planes.watch(self.leave.look)
         self.revision = 0
 
     async def _sign(self, requests: list[node_pb.WorkloadCsr]) -> list[node_pb.SignedWorkload]:

@@ -44,6 +44,8 @@ class Agent(pb_grpc.WorkloadServiceServicer):
     def __init__(self, socket: Path) -> None:
         self.answers: list[grpc.StatusCode] = []
         self.heard: list[tuple[Number | None, int, dict[tuple[str, str], int]]] = []
+        self.leaves: threading.Event | None = None
+        self.left = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(2))
         pb_grpc.add_WorkloadServiceServicer_to_server(self, self._server)
         self._server.add_insecure_port(f"unix:{socket}")
@@ -56,6 +58,15 @@ class Agent(pb_grpc.WorkloadServiceServicer):
         if self.answers:
             context.abort(self.answers.pop(0), "as told")
         return pb.ReportCallsResponse()
+
+    def Leave(self, request: pb.LeaveRequest, context: Any) -> Iterator[pb.LeaveResponse]:  # noqa: N802
+        context.add_callback(self.left.set)
+        if self.leaves is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "of before there was any")
+        assert self.leaves is not None
+        self.leaves.wait(60)
+        yield pb.LeaveResponse()
+        self.left.wait(60)
 
     def stop(self) -> None:
         self._server.stop(0).wait()
@@ -176,3 +187,30 @@ def test_a_report_under_way_at_the_end_is_waited_for(tmp_path: Path, monkeypatch
     ending.join(30)
     server.stop(0).wait()
     assert (slow.counted, link.losses.total) == (1, 0)
+
+
+def test_a_server_leaves_for_as_long_as_it_says_so(link: AgentLink, told: Agent) -> None:
+    told.leaves = threading.Event()
+    told.leaves.set()
+    with link.leaving(60) as is_heard:
+        assert is_heard
+        assert not told.left.is_set()
+    assert told.left.wait(60)
+
+
+def test_an_agent_that_is_silent_is_not_waited_for(link: AgentLink, told: Agent) -> None:
+    told.leaves = threading.Event()
+    with link.leaving(0.05) as is_heard:
+        assert not is_heard
+    told.leaves.set()
+
+
+def test_an_agent_that_is_away_or_knows_no_leaving_is_not_waited_for(link: AgentLink, told: Agent) -> None:
+    with link.leaving(60) as is_heard:
+        assert not is_heard
+    told.stop()
+    with link.leaving(60) as is_heard:
+        assert not is_heard
+    link.close()
+    with link.leaving(60) as is_heard:
+        assert not is_heard
