@@ -21,6 +21,7 @@ from openbao_server import OpenBao, serve
 from meshwarden.controlplane.gather.backend import HttpTransport
 from meshwarden.controlplane.gather.header import Headers
 from meshwarden.controlplane.secrets.live import LiveSettings, Setting
+from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.secrets.vault import VaultSecrets
 from meshwarden.controlplane.secrets.watch import SecretWatch
 
@@ -43,7 +44,7 @@ async def follow(bao: OpenBao) -> AsyncIterator[Any]:
 
         def begin(setting: Setting) -> tuple[SecretWatch, LiveSettings]:
             watch = SecretWatch(lambda: VaultSecrets(client), random.Random(1), time.monotonic, poll_s=0.2)
-            settings = LiveSettings(watch, [setting])
+            settings = LiveSettings(watch, [setting], Secrets().resolve)
             group.start_soon(watch.run)
             return watch, settings
 

@@ -61,7 +61,10 @@ class Server:
         self.file.write_text(
             f'trust_domain = "mesh.test"\nregion = "eu"\nstate_dir = "{self.state}"\nlisten = "127.0.0.1:0"\n'
             f'metrics_listen = "127.0.0.1:0"\noperator_directory = "{directory / "operator-cp"}"\n'
-            f'jwt_passphrase = "vault:kv/meshwarden#otlp"\n{authority}'
+            f'jwt_passphrase = "vault:kv/meshwarden#otlp"\n{authority}\n'
+            # Nobody is there; what it needs is what this is about.
+            f'[[otlp]]\nname = "tempo"\nendpoint = "http://127.0.0.1:9"\n'
+            f'headers = {{ x-key = "transit:transit/meshwarden#{directory / "wrapped"}" }}\n'
         )
 
     async def start(self) -> Any:
@@ -136,7 +139,9 @@ async def health(mesh: Any) -> Any:
 async def test_killed_while_vault_is_sealed_it_starts_and_serves(
     short_dir: Path, bao: OpenBao, connect: Any, form: str, passphrase: str
 ) -> None:
-    for name, secret in (("token", bao.token(policies=(form, "secrets")).get_secret_value()), ("pass", passphrase)):
+    bao.wrap(short_dir / "wrapped", "hunter2 in transit")
+    token = bao.token(policies=(form, "secrets", "transit")).get_secret_value()
+    for name, secret in (("token", token), ("pass", passphrase)):
         (short_dir / name).touch(0o600)
         (short_dir / name).write_text(secret)
     authority = f'[authority]\nkind = "vault"\nform = "{form}"\naddress = "{bao.address}"\n'
@@ -164,7 +169,9 @@ async def test_killed_while_vault_is_sealed_it_starts_and_serves(
         said = await health(mesh)
         assert said.authority_error.startswith("started without Vault, which is asked every few seconds; ")
         assert "sealed" in said.authority_error
-        assert said.settings_error.startswith("jwt_passphrase: ")
+        # Of several faults the first is told, and how many there are beside it.
+        assert said.settings_error.startswith("[[otlp]] tempo: transit:transit/meshwarden#")
+        assert said.settings_error.endswith(" more)")
         async with session(mesh, node) as (told, sign):
             while not (await told("entries")).entries:
                 pass

@@ -8,9 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from meshwarden.controlplane.gather.backend import Away, GrpcTransport, Withheld
+from meshwarden.controlplane.secrets import live
 from meshwarden.controlplane.secrets import resolver as module
 from meshwarden.controlplane.secrets.live import LiveSettings, Setting
-from meshwarden.controlplane.secrets.port import SecretAway, Version, VersionedSecrets
+from meshwarden.controlplane.secrets.port import SecretAway, SecretError, Version, VersionedSecrets
 from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.secrets.watch import SecretWatch
 
@@ -30,13 +31,17 @@ class Vault(VersionedSecrets):
         return (await self.read_version(mount, path)).number
 
 
+async def nothing(reference: str) -> SecretStr:
+    raise AssertionError(f"{reference} is watched, or was read")
+
+
 async def test_it_is_applied_once_all_of_it_is_there() -> None:
     vault, now_s, applied = Vault(), 0.0, list[Mapping[str, SecretStr]]()
     watch = SecretWatch(lambda: vault, random.Random(1), lambda: now_s)
     references = {"authorization": "vault:kv/a#key", "x-key": "vault:kv/b#key", "x-file": "file:/etc/key"}
     backend = Setting("[[otlp]] tempo", references, {"x-file": SecretStr("f")}, applied.append, "Vault was away")
     fixed = Setting("jwt_passphrase", {"": "vault:kv/a#key"}, {}, None, "Vault was away")
-    settings = LiveSettings(watch, [backend, fixed])
+    settings = LiveSettings(watch, [backend, fixed], nothing)
     assert settings.faults() == ["[[otlp]] tempo: Vault was away", "jwt_passphrase: Vault was away"]
     task = asyncio.ensure_future(watch.run())
 
@@ -65,6 +70,59 @@ async def test_it_is_applied_once_all_of_it_is_there() -> None:
     assert said.startswith("jwt_passphrase: vault:kv/a#key is another in Vault by now")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_transit_opens_is_asked_for_until_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live, "ASK_AGAIN_S", 0.0)
+    vault, applied, said = Vault(), list[Mapping[str, SecretStr]](), SecretStr("hunter2\nevil: yes")
+    watch = SecretWatch(lambda: vault, random.Random(1), lambda: 0.0)
+    answers: list[Exception | SecretStr] = [
+        SecretAway("transit:transit/key#/a: Vault is sealed"),
+        SecretError("transit:transit/key#/a: refused: it has no such version"),
+        said,
+        SecretStr("hunter2"),
+    ]
+
+    def apply(values: Mapping[str, SecretStr]) -> None:
+        if "\n" in values["x-key"].get_secret_value():
+            raise ValueError("header 'x-key': no header has this value")
+        applied.append(values)
+
+    references = {"x-key": "transit:transit/key#/a", "x-file": "file:/etc/key"}
+    backend = Setting("[[otlp]] tempo", references, {"x-file": SecretStr("f")}, apply, "Vault was away")
+    both = {"x-key": "transit:transit/key#/a", "authorization": "vault:kv/a#key"}
+    other = Setting("[[otlp]] loki", both, {}, apply, "Vault was away")
+    faults: list[str] = []
+
+    async def resolve(reference: str) -> SecretStr:
+        assert reference == "transit:transit/key#/a"
+        if settings.faults()[0] not in faults:
+            faults.append(settings.faults()[0])
+        answer = answers[0] if len(answers) == 1 else answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    settings = LiveSettings(watch, [backend, other], resolve)
+    async with asyncio.timeout(10):
+        await settings.run()  # it ends when nothing is late
+    assert [{name: value.get_secret_value() for name, value in one.items()} for one in applied] == [
+        {"x-file": "f", "x-key": "hunter2"}
+    ]
+    # The rest of the other lies in Vault itself, which is watched.
+    assert settings.faults() == ["[[otlp]] loki: waits for vault:kv/a#key"]
+    assert other.present.keys() == {"x-key"}
+    assert "hunter2" not in caplog.text + "".join(faults) + repr(backend)
+    assert faults[0] == "[[otlp]] tempo: Vault was away"
+
+
+async def test_where_nothing_is_late_nobody_asks() -> None:
+    watch = SecretWatch(Vault, random.Random(1), lambda: 0.0)
+    setting = Setting("[[otlp]] tempo", {"x-file": "file:/etc/key"}, {"x-file": SecretStr("f")}, None)
+    async with asyncio.timeout(10):
+        await LiveSettings(watch, [setting], nothing).run()
 
 
 async def test_a_backend_that_waits_for_its_secret_is_sent_nothing() -> None:

@@ -131,6 +131,7 @@ class ControlPlane:
                 self._engines.authority,
                 self._engines.secrets,
                 self._publishing.secrets.watch,
+                self._publishing.settings,
                 self._identity.serving,
                 self._identity.jwt,
                 self._identity.federation,

@@ -248,14 +248,12 @@ async def _backend(config: OtlpConfig, secrets: Secrets) -> tuple[Backend, Setti
 
 
 async def _present(references: Mapping[str, str], secrets: Secrets) -> tuple[dict[str, SecretStr], str]:
-    """Returns {name: value} of what can be read now, and why the rest, which is followed in Vault, can't be."""
+    """Returns {name: value} of what can be read now, and why the rest, for which Vault is needed, can't be."""
     values, away = {}, ""
     for name, said in references.items():
         try:
             values[name] = await secrets.resolve(said)
         except SecretAway as error:
-            if not said.startswith(SCHEME):
-                raise  # read at start alone
             away = str(error)
     return values, away
 

@@ -68,4 +68,5 @@ def publishing(
     mesh, want = publisher.mesh, identity.federation.want
     publisher.listen(lambda impact: want(mesh.trust_domains.values()) if impact.trust else None)
     identity.deny_watch.listen(publisher.deny)
-    return Publishing(trails, LiveSettings(watch, engines.settings), secrets, publisher, sessions, division, rotation)
+    settings = LiveSettings(watch, engines.settings, engines.secrets.resolve)
+    return Publishing(trails, settings, secrets, publisher, sessions, division, rotation)
