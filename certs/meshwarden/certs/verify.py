@@ -152,7 +152,10 @@ def _path(
     # A verifier freezes its time when it is built, so each check builds its own.
     window = f"valid {leaf.not_valid_before_utc.isoformat()} to {leaf.not_valid_after_utc.isoformat()}"
     if now < leaf.not_valid_before_utc:
-        raise PeerRefused(f"{spiffe_id}: the certificate isn't valid yet ({window})")
+        raise PeerRefused(
+            f"{spiffe_id}: the certificate isn't valid yet ({window}), and here it is {now.isoformat()}: a clock is "
+            "off by more than what issuing allows for; see to the clocks of both"
+        )
     if now > leaf.not_valid_after_utc:
         raise PeerRefused(f"{spiffe_id}: the certificate has expired ({window})")
     try:

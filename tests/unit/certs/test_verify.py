@@ -3,17 +3,20 @@ from dataclasses import FrozenInstanceError
 from datetime import timedelta
 
 import pytest
-from certs_build import HOUR, NOW, authority, numbered
+from certs_build import HOUR, NOW, WEB, authority, numbered
 from certs_fault import ACCEPTED, BUNDLES, FAULTS, GOOD, OTHER, ROOT, UNNEEDED, chain_of, deep, leaf
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.certs import verify
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.error import UNREADABLE
+from meshwarden.certs.issue import IssuerKey, LeafTemplate, issue_leaf, self_signed_root
 from meshwarden.certs.spiffe_id import SpiffeId
+from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import PeerRefused, PeerVerifier, VerifiedPeer, verify_chain
 
 # What a peer shows is read whatever it is; the library only warns.
@@ -35,6 +38,22 @@ def test_refused(fault: str) -> None:
     with pytest.raises(PeerRefused) as caught:
         check(chain)
     assert str(caught.value)
+
+
+def test_a_minute_of_skew_is_absorbed_and_more_is_refused_and_said_so() -> None:
+    key = new_key()
+    issuer = IssuerKey(key, (self_signed_root("a.test", key, NOW - timedelta(days=1)),))
+    template = LeafTemplate(SpiffeId.parse(WEB), timedelta(hours=1))
+    (issued, *_) = issue_leaf(template, new_key().public_key(), issuer, NOW)
+    chain, bundles = [issued.public_bytes(Encoding.DER)], {"a.test": Bundle.of("a.test", [issuer.root])}
+    behind = timedelta(minutes=1)
+    assert verify_chain(chain, bundles, NOW - behind)
+    with pytest.raises(PeerRefused, match=r"isn't valid yet .*a clock is off by more than what issuing allows for"):
+        verify_chain(chain, bundles, NOW - behind - timedelta(seconds=1))
+    # Nothing is taken past its end: there is no leeway there.
+    assert verify_chain(chain, bundles, issued.not_valid_after_utc)
+    with pytest.raises(PeerRefused, match="has expired"):
+        verify_chain(chain, bundles, issued.not_valid_after_utc + timedelta(seconds=1))
 
 
 def padded(size: int) -> list[bytes]:

@@ -16,6 +16,7 @@ from meshwarden.controlplane.identity.attestor import Attestor
 from meshwarden.controlplane.identity.attestor_token import TokenAttestor
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.node import NodeIdentity
+from meshwarden.controlplane.identity.rate import Limits
 from meshwarden.controlplane.resources.model import encode, key_of, wrap
 from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
@@ -40,7 +41,12 @@ class World:
     def clock(self) -> datetime:
         return self.now
 
-    def identity(self, store: Store | None = None, denied: Callable[[SpiffeId], str] = lambda _: "") -> NodeIdentity:
+    def identity(
+        self,
+        store: Store | None = None,
+        denied: Callable[[SpiffeId], str] = lambda _: "",
+        limits: Limits | None = None,
+    ) -> NodeIdentity:
         return NodeIdentity(
             self.authority,
             store or self.store,
@@ -50,6 +56,7 @@ class World:
             trust_domain="a.test",
             region="eu",
             denied=denied,
+            limits=limits,
         )
 
     def pass_time(self, seconds: float) -> None:

@@ -19,6 +19,7 @@ from meshwarden.certs.verify import verify_chain
 from meshwarden.controlplane.api.errors import status_of
 from meshwarden.controlplane.identity.authorize import Denied
 from meshwarden.controlplane.identity.join_token import InvalidToken, digest
+from meshwarden.controlplane.identity.rate import Limited, Limits, Pace
 from meshwarden.controlplane.identity.record import NODES, TOKENS, RecordError
 from meshwarden.controlplane.store.port import Ambiguous, Delete, Lease, Op, Put, Store
 from meshwarden.v1 import node_service_pb2 as v1
@@ -272,6 +273,40 @@ async def test_a_node_is_rate_limited_alone(world: Any) -> None:
     assert free.code == 7
     world.pass_time(1)
     assert (await world.nodes.sign_workloads(N1, [noise])).results[0].code == 7
+
+
+async def test_a_tenant_is_limited_alone_on_all_nodes_together(world: Any) -> None:
+    world.nodes = world.identity(limits=Limits(signs_of_tenant=Pace(1.0, 2)))
+    for node in ("n1", "n2"):
+        await join(world, node)
+        await world.entry("web", "n1", "n2")
+    await world.entry("web", "n1", tenant="globex")
+    n2 = SpiffeId.for_node("a.test", "eu", "n2")
+    codes = [(await world.nodes.sign_workloads(node, [workload()])).results[0].code for node in (N1, n2, N1)]
+    assert codes == [0, 0, 8]
+    (other,) = (await world.nodes.sign_workloads(N1, [workload(tenant="globex")])).results
+    assert other.code == 0
+    # What is asked for in vain is not the tenant's.
+    world.pass_time(1)
+    noise = (await world.nodes.sign_workloads(N1, [workload("none")] * 50)).results
+    assert {result.code for result in noise} == {7}
+    (free,) = (await world.nodes.sign_workloads(n2, [workload()])).results
+    assert free.code == 0
+
+
+async def test_an_address_is_limited_alone_whatever_it_shows(world: Any) -> None:
+    world.nodes = world.identity(limits=Limits(attests_of_address=Pace(1.0, 3)))
+    for number in range(3):
+        with pytest.raises(Denied):
+            await attest(world.nodes, "a" * 43, csr(), f"[2001:db8::{number}]:4711")
+    good = await world.tokens.create("n1")
+    with pytest.raises(Limited, match="address 2001:db8::/64 asks for more than 1 attestations a second") as limited:
+        await attest(world.nodes, good, csr(), "[2001:db8::ff]:4711")
+    assert limited.value.wait_s == 1.0
+    # It has cost the token nothing, and nobody else.
+    assert (await attest(world.nodes, good, csr(), "[2001:db8:0:1::1]:4711")).node == "n1"
+    world.pass_time(1)
+    assert (await attest(world.nodes, await world.tokens.create("n2"), csr(), "[2001:db8::ff]:4711")).node == "n2"
 
 
 async def test_who_is_over_a_limit_is_told_when_there_is_more_for_it(world: Any) -> None:
