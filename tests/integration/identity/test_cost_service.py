@@ -126,23 +126,23 @@ async def test_a_node_is_believed_for_its_own_workloads_alone(told_of: Any) -> N
     assert found == {"acme": pytest.approx(6.0), "globex": pytest.approx(3.5)}
 
 
-@pytest.mark.parametrize(
-    ("asked", "field"),
-    [
-        ({"by": [0]}, "by"),
-        ({"by": [99]}, "by"),
-        ({"by": [1, 1]}, "by"),
-        ({"by": [5, 6]}, "by"),
-        ({"limit": 10_001}, "limit"),
-        ({"tenant": "../x"}, "tenant"),
-        ({"tenant": "acme", "service": "globex/web"}, "service"),
-        ({"model": "x" * 129}, "model"),
-        ({"start": {"seconds": 2**62}}, "start"),
-        ({"start": {"seconds": 20}, "end": {"seconds": 10}}, "start"),
-    ],
+# What is asked, and the field that the refusal names.
+UNASKABLE: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"by": [0]}, "by"),
+    ({"by": [99]}, "by"),
+    ({"by": [1, 1]}, "by"),
+    ({"by": [5, 6]}, "by"),
+    ({"limit": 10_001}, "limit"),
+    ({"tenant": "../x"}, "tenant"),
+    ({"tenant": "acme", "service": "globex/web"}, "service"),
+    ({"model": "x" * 129}, "model"),
+    ({"start": {"seconds": 2**62}}, "start"),
+    ({"start": {"seconds": 20}, "end": {"seconds": 10}}, "start"),
 )
-async def test_what_cannot_be_asked_is_refused_by_its_name(told_of: Any, asked: dict[str, Any], field: str) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ask(told_of.cost, **asked)
-    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert field in str(caught.value.details())
+
+
+async def test_what_cannot_be_asked_is_refused_by_its_name(told_of: Any) -> None:
+    for asked, field in UNASKABLE:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(told_of.cost, **asked)
+        assert (caught.value.code(), field in str(caught.value.details())) == (grpc.StatusCode.INVALID_ARGUMENT, True)
