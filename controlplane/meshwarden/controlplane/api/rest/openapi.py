@@ -187,10 +187,13 @@ def _body(route: Route, schemas: JsonSchemas) -> dict[str, Any]:
         schema = schemas.object(request, [path.partition(".")[0] for path in route.variables.values()])
     else:
         schema = schemas.reference(request)
+    # Where nothing must be said there need be no body.
+    bound = {path.partition(".")[0] for path in route.variables.values()}
+    is_needed = route.body != "*" or bool(schemas.required(request) - bound)
     media: dict[str, Any] = {"schema": schema}
     if examples := {name: {"value": value} for name, value in examples_of(route).items()}:
         media["examples"] = examples
-    return {"required": True, "content": {"application/json": media}}
+    return {"required": is_needed, "content": {"application/json": media}}
 
 
 def examples_of(route: Route) -> dict[str, Any]:
