@@ -57,6 +57,10 @@ fuzz-properties: $(VENV)/.dev
 	@MESHWARDEN_FUZZ=1 timeout $(FUZZ_S) $(BIN)/python -m pytest -q -n 2 -m hypothesis tests/unit/certs tests/unit/api tests/unit/agents tests/unit/xds \
 	  tests/integration/identity tests/golden || [ $$? -eq 124 ]
 
+.PHONY: upgrade-test
+upgrade-test: $(VENV)/.dev tests/e2e/node/node_modules ## Move a running mesh from the last release to this tree and back, under load
+	@$(BIN)/python -m pytest -s -m by_hand tests/upgrade $(ARGS)
+
 .PHONY: interop
 interop: $(VENV)/.dev tests/e2e/node/node_modules ## Hold policies against grpc-go's own clients and servers (needs Go and its modules)
 	@if command -v go >/dev/null; then $(BIN)/python -m pytest -n 2 -m by_hand tests/interop $(ARGS); \
@@ -75,6 +79,9 @@ check: $(VENV)/.dev ## Run the linters, types, import rule and proto checks
 	@$(BIN)/buf lint proto/meshwarden/v1/schema.binpb --config buf.yaml --path meshwarden
 	@$(BIN)/buf format --diff --exit-code proto
 	@$(BIN)/python proto/generate.py --check
+	$(call step,schema beside that of the last release)
+	@$(BIN)/buf breaking proto/meshwarden/v1/schema.binpb --against proto/meshwarden/v1/released.binpb --config buf.yaml
+	@$(BIN)/python proto/contract.py
 	$(call step,reference pages as generated)
 	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/python docs/settings.py --check
@@ -129,7 +136,7 @@ deps: platform ## Install the Debian packages that some suites need (lists them 
 
 .PHONY: clean
 clean: ## Remove the environment and all caches
-	rm -rf $(VENV) tests/e2e/node/node_modules dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
+	rm -rf $(VENV) tests/e2e/node/node_modules dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .upgrade
 
 .PHONY: platform
 platform:

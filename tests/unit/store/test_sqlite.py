@@ -47,8 +47,8 @@ async def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     async with open_store(path) as store:
         await store.commit([Put("a", b"1")])
-    execute(path, "PRAGMA user_version = 2")
-    with pytest.raises(Unusable, match="format 2, and this Meshwarden knows up to 1"):
+    execute(path, "PRAGMA user_version = 3")
+    with pytest.raises(Unusable, match="format 3, and this Meshwarden knows up to 2"):
         async with open_store(path):
             pass
     execute(path, "PRAGMA user_version = 1")

@@ -34,6 +34,7 @@ from meshwarden.controlplane.history.prune import prune_old
 from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.node import banned, removed
 from meshwarden.controlplane.place import announce, announce_roots, listening, parse_address
+from meshwarden.controlplane.publish.way_back import WayBack
 from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import StoreError
 from meshwarden.sdk.mtls.front import Front
@@ -125,6 +126,7 @@ class ControlPlane:
         """Runs all that goes on by itself, opens the door, and closes it when told to."""
         async with anyio.create_task_group() as group:
             group.start_soon(compact_old, self._engines.store)
+            group.start_soon(WayBack(self._engines.store).run)
             group.start_soon(prune_old, self._engines.store, self._config.history.bounds(), utc_now)
             parts = (
                 self._engines.anchor,

@@ -22,7 +22,7 @@ Exit codes:
   3  the control plane can't be reached
   4  what was named is not there
   5  diff found differences
-  6  diff --fail-on found what is not wanted
+  6  diff --fail-on found what is not wanted, way-back what is in the way
   7  what was waited for did not come in time"""
 
 

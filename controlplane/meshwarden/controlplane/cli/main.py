@@ -48,6 +48,7 @@ COMMANDS = {
     "ca": ("ca", "ca", "Show the roots that the mesh trusts, and rotate them."),
     "backup": ("backup", "backup", "Copy what a control plane knows to a file."),
     "restore": ("backup", "restore", "Make a control plane's state directory of such a file."),
+    "way-back": ("way_back", "way_back", "List what the last release would misread."),
     "context": ("context_command", "context", "Choose the mesh to talk to."),
     "completion": ("completion", "completion", "Print shell completion."),
 }

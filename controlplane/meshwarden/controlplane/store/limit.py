@@ -109,6 +109,10 @@ class Limited:
         """See `Store.compact`."""
         await self._engine.compact(revision)
 
+    async def mark(self, has_newer: bool) -> None:
+        """See `Store.mark`."""
+        await self._engine.mark(has_newer)
+
     async def acquire(self, name: str, owner: str, ttl_s: float) -> Lease:
         """See `Store.acquire`."""
         check_key(name)

@@ -224,6 +224,9 @@ class Store(Protocol):
             Future: `revision` has not been.
         """
 
+    async def mark(self, has_newer: bool) -> None:
+        """Says whether the last release would misread what is in the store: as long as so, it refuses to open it."""
+
     async def acquire(self, name: str, owner: str, ttl_s: float) -> Lease:
         """Takes a lease that is free, has ended, or is the owner's own (whose older token is fenced from then on).
 

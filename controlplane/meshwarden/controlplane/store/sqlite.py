@@ -33,7 +33,9 @@ from meshwarden.controlplane.store.port import (
 from meshwarden.controlplane.store.sqlite_writer import BUSY_MS, Result, Writer, failure, rows
 from meshwarden.controlplane.store.wake import Wake
 
-FORMAT = 1
+FORMAT = 2
+# What the last release opens. The tables are the same: see `Store.mark`.
+RELEASED = 1
 APPLICATION_ID = 0x6D657368  # "mesh"
 POLL_S = 1.0
 WATCH_ROWS = 1000
@@ -160,6 +162,10 @@ class SqliteStore:
         """See `Store.compact`."""
         await self._writer.do(lambda transaction: transaction.compact(revision))
 
+    async def mark(self, has_newer: bool) -> None:
+        """See `Store.mark`."""
+        await self._writer.do(lambda transaction: transaction.number(FORMAT if has_newer else RELEASED))
+
     async def acquire(self, name: str, owner: str, ttl_s: float) -> Lease:
         """See `Store.acquire`."""
         return await self._writer.do(lambda transaction: transaction.acquire(name, owner, ttl_s))
@@ -255,13 +261,13 @@ def _initialise(connection: apsw.Connection, path: Path) -> str:
             raise Unusable(f"{path}: not a store of Meshwarden")
         if version > FORMAT:
             raise Unusable(
-                f"{path}: format {version}, and this Meshwarden knows up to {FORMAT}: run the newer one, or restore a"
-                " copy from before the upgrade"
+                f"{path}: format {version}, and this Meshwarden knows up to {FORMAT}: run the newer one (there,"
+                " `meshwarden way-back` lists what this one would misread), or restore a copy from before the upgrade"
             )
         if not version:
             for statement in SCHEMA:
                 rows(connection, statement)
-            rows(connection, f"PRAGMA user_version = {FORMAT}")
+            rows(connection, f"PRAGMA user_version = {RELEASED}")
             rows(connection, f"PRAGMA application_id = {APPLICATION_ID}")
         incarnation = _incarnation(connection, path)
         rows(connection, "COMMIT")

@@ -124,6 +124,10 @@ class Transaction:
             revision,
         )
 
+    def number(self, version: int) -> None:
+        """Sets the format's number."""
+        self._execute(f"PRAGMA user_version = {version}")
+
     def acquire(self, name: str, owner: str, ttl_s: float) -> Lease:
         """See `Store.acquire`."""
         held = self._held(name)
