@@ -44,7 +44,8 @@ def commands(path: Path) -> list[list[str]]:
 
 def fault(command: click.Command, words: list[str], parent: click.Context | None = None) -> str:
     """Why a command line can't be; empty if it can."""
-    context = click.Context(command, parent=parent, info_name=words[0])
+    # Commands remember what asks for help, and others ask them after us.
+    context = click.Context(command, parent=parent, info_name=words[0], **command.context_settings)
     if {"--help", "-h"} & set(words[1:2]):
         return ""
     try:
