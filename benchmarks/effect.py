@@ -136,11 +136,16 @@ async def channel(stack: AsyncExitStack, up: Up) -> grpc.aio.Channel:
 
 async def client(stack: AsyncExitStack, directory: Path, up: Up, kind: str, *arguments: str) -> Child:
     """Starts benchmarks/poll.py as a workload of the mesh."""
-    agent_socket = next(agent["agent_socket"] for agent in up["agents"] if agent["node"] == NODE)
-    command = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", agent_socket]
-    command += ["--entry", f"{TENANT}/{CALLER}", "--instance", f"bench-{kind}", "--", sys.executable, "-m"]
-    command += ["benchmarks.poll", kind, *arguments]
+    command = under_agent(up, NODE, f"{TENANT}/{CALLER}", f"bench-{kind}")
+    command += ["-m", "benchmarks.poll", kind, *arguments]
     return await stack.enter_async_context(child(f"our {kind} client", command, directory, is_asked=True))
+
+
+def under_agent(up: Up, node: str, entry: str, instance: str, *flags: str) -> list[str]:
+    """The command that runs this Python as an instance of an entry; what it is to run follows."""
+    agent_socket = next(agent["agent_socket"] for agent in up["agents"] if agent["node"] == node)
+    command = [sys.executable, "-m", "meshwarden.agents", "exec", "--socket", agent_socket, *flags]
+    return [*command, "--entry", entry, "--instance", instance, "--", sys.executable]
 
 
 async def bare_grpc(stack: AsyncExitStack, directory: Path) -> Side:

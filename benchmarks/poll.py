@@ -5,6 +5,7 @@
     python -m benchmarks.poll http /run/…/outbound        billing.platform through the Envoy on that socket
     python -m benchmarks.poll http                        …on the one that the environment names
     python -m benchmarks.poll stream xds:///orders        holds a stream instead, a line each
+    python -m benchmarks.poll held                        likewise, of held.platform through the Envoy beside it
 
 Each line of standard input is what to wait for, `allowed` or `denied`. Two lines come back: what the first call saw,
 after which the change may be made; and, when a call has seen what is waited for,
@@ -14,18 +15,22 @@ after which the change may be made; and, when a call has seen what is waited for
 with the time of CLOCK_MONOTONIC, which is the same in all processes of a machine.
 """
 
+import http.client
 import json
+import os
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 
 from meshwarden import sdk
 from meshwarden.examples.orders import orders_pb2, orders_pb2_grpc
-from meshwarden.examples.outbound import Outbound
+from meshwarden.examples.outbound import OUTBOUND_VARIABLE, Outbound
 
 HOST, PATH = "billing.platform", "/invoices/1"
+HELD = "held.platform"
 PAUSE_S = 0.001
 GIVE_UP_S = 30.0
 TIMEOUT_S = 5.0
@@ -50,19 +55,59 @@ def over_grpc(target: str) -> Callable[[], str]:
     return call
 
 
-def hold(target: str) -> None:
+def hold(open_stream: Callable[[], Iterator[object]]) -> None:
     """For each line opens a stream, and says when it has ended."""
-    stub = orders_pb2_grpc.OrdersStub(sdk.channel(target))
     for _ in sys.stdin:
         saw = "open"
         try:
-            stream = stub.Watch(orders_pb2.WatchRequest(), wait_for_ready=True)
-            for number, _ in enumerate(stream):
+            for number, _ in enumerate(open_stream()):
                 if number == 0:
                     print(json.dumps({"saw": "open"}), flush=True)
         except grpc.RpcError as error:
             saw = str(error.code() if isinstance(error, grpc.Call) else None)
+        except (OSError, http.client.HTTPException) as error:
+            saw = type(error).__name__
         print(json.dumps({"saw": saw, "at_ns": time.monotonic_ns()}), flush=True)
+
+
+def grpc_stream(target: str) -> Callable[[], Iterator[object]]:
+    """What opens a stream of orders."""
+    stub = orders_pb2_grpc.OrdersStub(sdk.channel(target))
+
+    def open_stream() -> Iterator[object]:
+        stream: Iterator[object] = stub.Watch(orders_pb2.WatchRequest(), wait_for_ready=True)
+        return stream
+
+    return open_stream
+
+
+def http_stream() -> Iterator[object]:
+    """Opens an answer that doesn't end, trying until there is one: a line each."""
+    give_up_s = time.monotonic() + GIVE_UP_S
+    while (answer := _held()) is None:
+        if time.monotonic() > give_up_s:
+            raise http.client.HTTPException("no answer is held open")
+        time.sleep(0.1)
+    while line := answer.readline():
+        yield line
+
+
+def _held() -> http.client.HTTPResponse | None:
+    """The answer of `HELD`; None if that is no good one now."""
+    connection = http.client.HTTPConnection("mesh")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.settimeout(TIMEOUT_S)
+        connection.sock.connect(os.environ[OUTBOUND_VARIABLE])
+        connection.request("GET", "/", headers={"Host": HELD})
+        answer = connection.getresponse()
+    except (OSError, http.client.HTTPException):
+        connection.close()
+        return None
+    if answer.status != http.client.OK:
+        connection.close()
+        return None
+    return answer
 
 
 def over_http(path: str | None) -> Callable[[], str]:
@@ -94,8 +139,8 @@ def watch(call: Callable[[], str], wanted: str) -> None:
 
 def main() -> None:
     kind, *rest = sys.argv[1:]
-    if kind == "stream":
-        hold(rest[0])
+    if kind in ("stream", "held"):
+        hold(grpc_stream(rest[0]) if kind == "stream" else http_stream)
         return
     call = over_grpc(rest[0]) if kind == "grpc" else over_http(rest[0] if rest else None)
     for line in sys.stdin:
