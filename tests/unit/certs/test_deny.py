@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshwarden.certs.deny import MAX_DENIES, Denied, Deny, DenyList, InvalidDeny, last_end, parse_serial
+from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerRefused, PeerVerifier
 from meshwarden.v1 import node_service_pb2
 
@@ -117,3 +118,66 @@ def test_any_list_is_read_or_refused(spiffe_id: str, serial: str, seconds: int, 
 
 def test_the_last_certificate_has_ended_by_then() -> None:
     assert last_end(timedelta(hours=1), NOW + timedelta(microseconds=5)) > LATER
+
+
+def test_the_bounds_are_in_it() -> None:
+    full = [node_service_pb2.Deny(serial="1")] * 10_000
+    assert len(DenyList.from_proto(node_service_pb2.DenyList(denies=full))) == 10_000
+    with pytest.raises(InvalidDeny, match="10001 denies: at most 10000 are taken"):
+        DenyList.from_proto(node_service_pb2.DenyList(denies=[*full, node_service_pb2.Deny(serial="1")]))
+    assert parse_serial("0" * 127 + "1") == "1"
+    with pytest.raises(InvalidDeny) as caught:
+        parse_serial("0" * 128 + "1")
+    assert str(caught.value) == f"serial number {'0' * 100!r}: give 1 to 40 hexadecimal digits, not all zero"
+    assert parse_serial("f" * 40) == "f" * 40
+
+
+def test_a_deny_says_what_it_denies() -> None:
+    said = [str(Deny(WEB, "", LATER)), str(Deny("", "1f", LATER)), str(Deny(WEB, "1f", LATER))]
+    assert said == [WEB, "serial 1f", f"serial 1f of {WEB}"]
+    assert Deny.of(WEB, "1F", LATER) == Deny(WEB, "1f", LATER)
+    assert Deny.of("", "1F", LATER) == Deny("", "1f", LATER)
+    assert Deny.of(WEB, "", LATER) == Deny(WEB, "", LATER)
+    with pytest.raises(InvalidDeny, match="a deny names a SPIFFE ID, a serial number, or both"):
+        Deny.of("", "", LATER)
+
+
+def test_a_list_is_its_denies_and_its_revision() -> None:
+    one, other = Deny(WEB, "", LATER), Deny("", "1f", LATER)
+    made = DenyList([one, other], 7)
+    assert (made.revision, len(made), list(made), bool(made)) == (7, 2, [one, other], True)
+    assert (DenyList().revision, len(DenyList()), bool(DenyList())) == (0, 0, False)
+    assert made == DenyList([one, other], 7)
+    assert hash(made) == hash(DenyList([one, other], 7))
+    assert made not in (DenyList([one, other], 8), DenyList([one], 7), (7, (one, other)))
+    assert len({made, DenyList([one, other], 8), DenyList([one], 7)}) == 3
+
+
+def test_who_is_refused_is_told_which_it_is() -> None:
+    now_s = NOW.timestamp()
+    assert DenyList([Deny(WEB, "", LATER)]).names(WEB, 1, now_s) == "this identity was revoked"
+    assert DenyList([Deny(WEB, "1", LATER)]).names(WEB, 1, now_s) == "this certificate was revoked; renew it"
+    listed = DenyList([Deny(WEB, "1f", LATER)])
+    assert listed.of_serial(WEB, 0x1F, now_s)
+    assert not listed.of_serial(WEB, 0x1F, LATER.timestamp() + 1)
+    assert not DenyList([Deny(WEB, "", LATER)]).of_serial(WEB, 0, now_s)
+    assert DenyList([Deny(WEB, "1", LATER)]).of_serial(WEB, 1, now_s)
+
+
+def test_what_has_ended_when_time_began_has_ended() -> None:
+    early = datetime.fromtimestamp(0.25, UTC)
+    assert DenyList([Deny(WEB, "", early)]).names(WEB, 1, 0.5) == ""
+    assert DenyList([Deny("", "1", early)]).names(WEB, 1, 0.5) == ""
+    assert DenyList([Deny("", "2", LATER)]).names(WEB, 1, 0.5) == ""
+
+
+def test_an_identity_that_is_denied_is_given_nothing() -> None:
+    web = SpiffeId.parse(WEB)
+    denied = Denied(lambda: NOW, DenyList([Deny(WEB, "", LATER)]))
+    assert denied.identity(web) == "this identity was revoked"
+    assert Denied(lambda: NOW).identity(web) == ""
+    assert Denied(lambda: NOW, DenyList([Deny(WEB, "1", LATER)])).identity(web) == ""
+
+
+def test_the_last_end_is_a_whole_second_later() -> None:
+    assert last_end(timedelta(hours=1), NOW + timedelta(microseconds=5)) == LATER + timedelta(seconds=1)
