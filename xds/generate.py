@@ -53,6 +53,7 @@ NEEDED = [
     "envoy/extensions/filters/http/health_check/v3/health_check",
     "envoy/extensions/filters/http/header_mutation/v3/header_mutation",
     "envoy/extensions/filters/http/header_to_metadata/v3/header_to_metadata",
+    "envoy/extensions/filters/http/jwt_authn/v3/config",
     "envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit",
     "envoy/extensions/filters/http/rate_limit_quota/v3/rate_limit_quota",
     "envoy/extensions/filters/http/rbac/v3/rbac",

@@ -18,8 +18,11 @@ from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.controlplane.policy.access import access
 from meshwarden.controlplane.policy.compile import compile_scope
 from meshwarden.controlplane.policy.envoy import egress, inbound, outbound, relay
-from meshwarden.controlplane.policy.mesh import Mesh
+from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.neutral import Name
+from meshwarden.controlplane.resources.model import wrap
+from meshwarden.controlplane.resources.validate import resource_faults, rule_faults
+from meshwarden.v1 import resources_pb2
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource
 
@@ -86,7 +89,38 @@ def test_a_golden_scope_is_taken(directory: str, scope: str, tmp_path: Path) -> 
         mesh, service = mesh_of_golden(directory), Name(*scope.split("/")[2:])
         who = access(mesh, service)
         more = egress.instance(mesh, service, str(tmp_path / "outbound.sock"), Name("acme", "web"), who)
+    elif directory == "ingress":  # what is public goes by its tenant's own clusters
+        client = compile_scope(mesh_of_golden(directory), "client/platform/envoy").resources
+        more = tuple(item for item in client if item.type_url == api.CLUSTER)
     take((*more, *compiled(directory, scope).resources), tmp_path)
+
+
+def test_an_ingress_with_whatever_apply_takes_is_taken(tmp_path: Path) -> None:
+    odd = "".join(map(chr, range(33, 127)))
+    said = resources_pb2.Ingress()
+    said.CopyFrom(mesh_of_golden("ingress").find("Ingress", "platform", "edge"))
+    del said.spec.routes[0].hosts[:]
+    said.spec.routes[0].hosts.extend(f"{'a' * 63}.b{number}.test" for number in range(8))
+    said.spec.routes[0].path_prefix = "/" + "a.~!$&'()*+,;=:@-_"
+    for value in (odd[:2] + odd[3:65], odd[64:], "x" * 64):
+        said.spec.client_certificate.callers.add(tenant="acme", organization=value)
+    said.spec.client_certificate.callers.add(tenant="acme", dns="*.a_b.test")
+    said.spec.client_certificate.callers.add(tenant="acme", organizational_unit='+,;<>\\" ,\\')
+    said.spec.jwt[0].issuer = odd
+    said.spec.jwt[0].claim = odd
+    said.spec.jwt[0].audiences.append("x" * 512)
+    said.spec.jwt[0].callers.add(tenant="acme", value='\n"\\é' * 64)
+    said.spec.jwt[1].jwks_uri.uri = "https://[2001:db8::1]:8443/a?b=%2f"
+    said.spec.jwt[1].jwks_uri.ca = said.spec.client_certificate.ca
+    resource = wrap(said)
+    assert [*rule_faults(resource), *resource_faults(resource)] == []
+    mesh = mesh_of_golden("ingress").fork()
+    mesh.apply([Change(Key("Ingress", "platform", "edge"), said)])
+    client = compile_scope(mesh, "client/platform/envoy").resources
+    scope = "listener/n1/platform/edge#1/envoy"
+    entry = mesh.find("WorkloadEntry", "platform", "edge")
+    made = compile_scope(mesh, scope, SCOPES["ingress", scope], entry).resources
+    take((*(item for item in client if item.type_url == api.CLUSTER), *made), tmp_path)
 
 
 @settings(max_examples=4)

@@ -35,6 +35,7 @@ GRPC = node_service_pb2.DataPlaneRef(
 CALLER = node_service_pb2.DataPlaneRef(
     id="acme/web#1/envoy", tenant="acme", entry="web", dialect="ENVOY", outbound_path="/run/web/outbound.sock"
 )
+INGRESS = node_service_pb2.DataPlaneRef(id="platform/edge#1/envoy", tenant="platform", entry="edge", dialect="ENVOY")
 SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     # A mesh that lets another trust domain call and calls it.
     ("federated", "client/acme/envoy"): None,
@@ -70,6 +71,8 @@ SCOPES: dict[tuple[str, str], node_service_pb2.DataPlaneRef | None] = {
     ("policy", "server/acme/web/grpc"): None,
     ("policy", "listener/n1/platform/billing#1/envoy"): ENVOY,
     ("policy", "listener/n1/platform/orders#1/grpc"): GRPC,
+    # Where calls come in from outside.
+    ("ingress", "listener/n1/platform/edge#1/envoy"): INGRESS,
     # What becomes of calls, for each kind of client, and for a caller that policies name.
     **{("route", f"client/acme/{kind}"): None for kind in Kind},
     ("route", "client/acme/c-core/web"): None,

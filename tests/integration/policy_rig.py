@@ -223,6 +223,24 @@ class Rig:
         bundle = await self.authority.bundle()
         secrets = (sds.own_secret(svid), *sds.roots_secrets(bundle, {}), *sds.system_secrets())
         self.planes[name] = (ref, (*secrets, runtime.sampling(1.0)))
+        await self._run_envoy(name, service, directory)
+        await until(lambda: connects(sidecar.outbound), f"{name} takes calls")
+        return sidecar
+
+    async def ingress(self, tenant: str, service: str, *speakers: str) -> None:
+        """Starts the Envoy of an ingress, whose entry is there; `speakers` lend it an identity, "acme/edge"."""
+        name = f"{tenant}/{service}#1/envoy"
+        directory = self.root / "ingress"
+        directory.mkdir()
+        names = {who.partition("/")[0]: SpiffeId.workload("mesh.test", *who.split("/")) for who in speakers}
+        spoken = sds.speaker_secrets({one: await self.svid(who) for one, who in names.items()})
+        own = sds.own_secret(await self.svid(SpiffeId.workload("mesh.test", tenant, service)))
+        roots = sds.roots_secrets(await self.authority.bundle(), {})
+        ref = node_service_pb2.DataPlaneRef(id=name, tenant=tenant, entry=service, dialect="ENVOY")
+        self.planes[name] = (ref, (own, *spoken, *roots, *sds.system_secrets(), runtime.sampling(1.0)))
+        await self._run_envoy(name, service, directory)
+
+    async def _run_envoy(self, name: str, service: str, directory: Path) -> None:
         self.publish()
         bootstrap = directory / "envoy.json"
         bootstrap.write_text(
@@ -235,8 +253,6 @@ class Rig:
             stdout=subprocess.DEVNULL,
         )
         self.processes.append(process)
-        await until(lambda: connects(sidecar.outbound), f"{name} takes calls")
-        return sidecar
 
     def _ref(self, name: str, tenant: str, service: str, dialect: str, **more: str) -> node_service_pb2.DataPlaneRef:
         if self.mesh.find("WorkloadEntry", tenant, service) is None:

@@ -67,6 +67,7 @@ class Policy:
                 "dataPlane": plane,
                 "port": entry.get("port", 0),
                 "insecureSameUser": True,
+                **entry.get("more", {}),
             }
             workload = made("WorkloadEntry", tenant, name, spec)
             self.mesh.apply([made("Tenant", "", tenant, {}), service, workload])

@@ -122,7 +122,7 @@ class Attendants:
             workload_pb.EnvoyState(
                 name=name,
                 admin_socket=str(item.envoy.plan.admin_socket),
-                outbound=str(self._planes.outbound(item.workload)),
+                outbound=str(self._planes.outbound(item.workload) or ""),
                 inbound=self._planes.inbound(item.workload),
                 pid=item.envoy.pid,
                 restarts=item.envoy.restarts,
@@ -244,6 +244,8 @@ class Attendants:
 
     def _write_bootstrap(self, workload: Workload) -> None:
         make_directory(workload)
+        if workload.is_ingress:
+            return
         bootstrap = grpc_bootstrap(self._place, f"{workload.id}/grpc", _service(workload), workload.credentials)
         write_grpc_bootstrap(workload.directory / "bootstrap.json", bootstrap)
 
@@ -255,6 +257,8 @@ class Attendants:
             f"{workload.id}/envoy", _service(workload), place.region, place.zone, place.agent_socket, admin
         )
         is_root = os.geteuid() == 0
+        if workload.is_ingress and not is_root and workload.uid != os.geteuid():
+            raise PermissionError(f"only an agent that is root runs an ingress as uid {workload.uid}")
         plan = EnvoyPlan(
             name=workload.id,
             bootstrap=bootstrap,

@@ -144,12 +144,16 @@ def _table(answer: pb.AgentStatusResponse, now: datetime) -> Iterator[str]:
         if item.HasField("not_after"):
             seconds = int((item.not_after.ToDatetime(now.tzinfo) - now).total_seconds())
             left = f"{seconds // 60}m{seconds % 60:02d}s"
-        rows.append((item.id, str(item.pid), item.spiffe_id, left, "shares its user" if item.shares_user else ""))
+        rows.append(
+            (item.id, str(item.pid or "-"), item.spiffe_id, left, "shares its user" if item.shares_user else "")
+        )
     yield from _columns(rows)
     if answer.envoys:
         yield ""
         rows = [("ENVOY", "PID", "OUTBOUND", "INBOUND", "RESTARTS")]
-        rows += [(e.name, str(e.pid or "down"), e.outbound, e.inbound or "-", str(e.restarts)) for e in answer.envoys]
+        rows += [
+            (e.name, str(e.pid or "down"), e.outbound or "-", e.inbound or "-", str(e.restarts)) for e in answer.envoys
+        ]
         yield from _columns(rows)
     for nack in answer.nacks:
         what = f"{nack.type_url.rpartition('.')[2]} {nack.resource}".rstrip()

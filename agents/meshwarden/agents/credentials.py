@@ -112,7 +112,7 @@ class Credentials:
 
     def is_delivered(self, workload: Workload) -> bool:
         """Whether its certificate and what to trust lie in a workload's directory, or are held back from it."""
-        if not self._registry.is_admitted(workload.id):
+        if workload.is_ingress or not self._registry.is_admitted(workload.id):
             return True
         known = self._published.get(workload.id)
         return known is not None and _are_same(known, (workload, self.svid(workload.id), self._bundle, self.foreign()))
@@ -300,7 +300,7 @@ class Credentials:
     # -- publishing
 
     def _is_published(self, workload: Workload) -> bool:
-        if not self._registry.is_admitted(workload.id):
+        if workload.is_ingress or not self._registry.is_admitted(workload.id):
             return True  # held back until the program is the one that the entry wants
         return (known := self._published.get(workload.id)) is not None and known[0] is workload
 
@@ -310,6 +310,8 @@ class Credentials:
             svid = self._good(workload.entry_name)
             if svid is None:
                 expired |= await self._withdraw(workload.id)
+            elif workload.is_ingress:
+                continue  # its Envoy has it of us alone
             elif self._registry.is_admitted(workload.id):
                 await self._publish_one(workload, svid)
             else:

@@ -220,7 +220,9 @@ class Agent:
         names, localities = Names(self.registry, self.scopes), Localities(self.registry, self.scopes)
         aggregator = Aggregator(self._clock, names.find, localities.region)
         rate = Rate(config.telemetry_bytes_per_s, config.telemetry_items_per_s)
-        self.intake = Intake(self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate)
+        self.intake = Intake(
+            self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate, self.registry.speakers
+        )
         tokens = Tokens.load(self._cache, self.registry, rng.randbytes(32))
         self.door = Door(config, self._place.inner / "h", self.registry, self.intake, tokens)
 

@@ -38,6 +38,8 @@ class Planes:
             entry=metadata.name,
             dialect=node_pb.DataPlaneRef.GRPC,
         )
+        if workload.is_ingress and not workload.has_envoy:
+            return [grpc_plane]
         if not workload.has_envoy:
             if workload.port and workload.service.spec.protocol == resources.ServiceSpec.GRPC:
                 grpc_plane.listen_address = self._listen(workload.port)
@@ -47,7 +49,7 @@ class Planes:
             tenant=metadata.tenant,
             entry=metadata.name,
             dialect=node_pb.DataPlaneRef.ENVOY,
-            outbound_path=str(self.outbound(workload)),
+            outbound_path=str(self.outbound(workload) or ""),
         )
         if workload.port:
             envoy_plane.listen_address = self._listen(self.mesh_port(workload))
@@ -66,8 +68,9 @@ class Planes:
         return self._ports[workload.id]
 
     def outbound(self, workload: Workload) -> Path | None:
-        """The socket where a workload's Envoy takes its calls; None without an Envoy."""
-        return workload.directory / "envoy" / "outbound.sock" if workload.has_envoy else None
+        """The socket where a workload's Envoy takes its calls; None without an Envoy, or a program."""
+        has_one = workload.has_envoy and not workload.is_ingress
+        return workload.directory / "envoy" / "outbound.sock" if has_one else None
 
     def inbound(self, workload: Workload) -> str:
         """The address where a workload's Envoy takes the mesh's calls; empty if it takes none."""

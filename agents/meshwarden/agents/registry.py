@@ -21,9 +21,10 @@ import structlog
 from meshwarden.agents.caller import Program, ancestors, is_alive, is_own_user, program_of, read_stat
 from meshwarden.agents.entry import Entry, Refusal, RegistrationRefused, check_names, choose
 from meshwarden.agents.evidence import Evidence
+from meshwarden.agents.hosted import hosted, is_same, speakers
 from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.selector import Misfit, learn, misfits, misfits_before_exec, told, user_misfits
-from meshwarden.agents.workload import Stored, Workload
+from meshwarden.agents.workload import Stored, Workload, is_ingress
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.mtls.connection import Connection, ended
 from meshwarden.v1 import node_service_pb2 as node_pb
@@ -78,14 +79,17 @@ class Registry:
         before, self._entries = self._entries, found
         for workload in list(self._workloads.values()):
             now = found.get(workload.entry_name)
-            if now is None or now.entry.spec.service != workload.entry.spec.service:
+            if now is None or not is_same(now.entry, workload.entry):
                 self._remove(workload, "its entry is gone")
             elif user_misfits(now.entry.spec.selectors, _program(workload)):
                 self._remove(workload, "its entry is another user's now")
             elif workload.entry_name in before:
                 old = before[workload.entry_name].entry.spec.selectors
-                if old != now.entry.spec.selectors:
+                if old != now.entry.spec.selectors and not workload.is_ingress:
                     self._admitted.discard(workload.id)  # until the new selectors are seen to hold
+        for workload in hosted(self._make, found, self._workloads):
+            self._admitted.add(workload.id)
+            self._insert(workload)
         self._refusals.forget(set(found))
         self.review()
         self._changed()
@@ -95,6 +99,11 @@ class Registry:
         entry = self._entries.get(workload.entry_name)
         spec = (entry.service if entry is not None else workload.service).spec
         return spec.trace_sampling.ratio if spec.HasField("trace_sampling") else 1.0
+
+    def speakers(self, workload: Workload) -> dict[str, Workload]:
+        """Whose identities an ingress has, beside its own: `{tenant: workload}`, the first by its entry's name."""
+        now = {one.id: self._present(one).entry for one in self._workloads.values()}
+        return speakers(workload, self._workloads.values(), now)
 
     def find(self, connection: Connection) -> Workload | None:
         """The workload that a caller belongs to; None for a dead one and one that is no workload's."""
@@ -139,6 +148,10 @@ class Registry:
         check_names(name, port, instance)
         self.sweep()
         entry = choose(self._entries, name)
+        if is_ingress(entry.entry):
+            raise RegistrationRefused(
+                Refusal.UNFIT, f"{entry.name} is an ingress's: its agent runs that, no program does"
+            )
         if bad := misfits_before_exec(entry.entry.spec.selectors, program, self._evidence):
             self._refusals.add(entry.name, program, bad)
             text = told(bad, in_full=is_own_user(connection))
@@ -211,7 +224,7 @@ class Registry:
 
     def sweep(self) -> None:
         """Ends the registrations of processes that have ended, ahead of the event loop's word."""
-        gone = [workload for workload in self._workloads.values() if ended(workload.pidfd)]
+        gone = [one for one in self._workloads.values() if not one.is_ingress and ended(one.pidfd)]
         for workload in gone:
             self._remove(workload, "its process ended")
         if gone:
@@ -219,13 +232,14 @@ class Registry:
 
     def stored(self) -> list[Stored]:
         """All registrations, to be kept on disk."""
-        return [item.stored(is_admitted=item.id in self._admitted) for item in self._workloads.values()]
+        known = (item for item in self._workloads.values() if not item.is_ingress)
+        return [item.stored(is_admitted=item.id in self._admitted) for item in known]
 
     def restore(self, items: Iterable[Stored]) -> None:
         """Takes back the registrations of an earlier run whose processes still live."""
         for item in items:
             entry = self._entries.get(item.entry)
-            if entry is None or item.id in self._workloads:
+            if entry is None or item.id in self._workloads or is_ingress(entry.entry):
                 continue
             try:
                 pidfd = os.pidfd_open(item.pid)
@@ -242,8 +256,9 @@ class Registry:
     def close(self) -> None:
         """Lets go of the processes, which stay what they are: the next run takes them back."""
         for workload in self._workloads.values():
-            asyncio.get_running_loop().remove_reader(workload.pidfd)
-            os.close(workload.pidfd)
+            if not workload.is_ingress:
+                asyncio.get_running_loop().remove_reader(workload.pidfd)
+                os.close(workload.pidfd)
         self._workloads.clear()
         self._by_process.clear()
 
@@ -268,7 +283,9 @@ class Registry:
     def _fitting(self, program: Program) -> list[Entry]:
         """The entries that a program fits, sorted by name."""
         found = {
-            name: misfits(entry.entry.spec.selectors, program, self._evidence) for name, entry in self._entries.items()
+            name: misfits(entry.entry.spec.selectors, program, self._evidence)
+            for name, entry in self._entries.items()
+            if not is_ingress(entry.entry)
         }
         fitting = sorted(name for name, bad in found.items() if not bad)
         if not fitting:
@@ -387,17 +404,20 @@ class Registry:
 
     def _insert(self, workload: Workload) -> None:
         self._workloads[workload.id] = workload
+        if workload.is_ingress:
+            return
         self._by_process[workload.pid, workload.start_time] = workload.id
         asyncio.get_running_loop().add_reader(workload.pidfd, self.end, workload.id, "its process ended")
 
     def _remove(self, workload: Workload, reason: str) -> None:
         del self._workloads[workload.id]
-        del self._by_process[workload.pid, workload.start_time]
+        self._by_process.pop((workload.pid, workload.start_time), None)
         self._admitted.discard(workload.id)
         self._adopted = {pid: owner for pid, owner in self._adopted.items() if owner != workload.id}
-        asyncio.get_running_loop().remove_reader(workload.pidfd)
-        with contextlib.suppress(OSError):
-            os.close(workload.pidfd)
+        if not workload.is_ingress:
+            asyncio.get_running_loop().remove_reader(workload.pidfd)
+            with contextlib.suppress(OSError):
+                os.close(workload.pidfd)
         _log.info("workload ended", workload=workload.id, pid=workload.pid, reason=reason)
 
     def _changed(self) -> None:

@@ -1,5 +1,6 @@
 """An Envoy's own certificate, what it trusts and its workload's secrets, as xDS secrets on its one ADS stream."""
 
+import re
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,19 +22,41 @@ _BUNDLES: Final = (
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
+SPEAKER: Final = "speaker/"
+"""What the names begin with of the certificates by which an ingress calls for tenants."""
+CERTIFICATE: Final = "certificate/"
+"""What the names begin with of a workload's secrets that are certificates with their keys."""
 GIVEN: Final = "secret/"
 """What the names of a workload's secrets begin with: none is mistaken for one of the above."""
+_PEM: Final = re.compile(r"(-----BEGIN ([A-Z0-9 ]+)-----[^-]+-----END \2-----)")
 _SECRET: Final = "envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a message's name
 _SPIFFE: Final = "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
 
 
-def own_secret(svid: X509Svid) -> Resource:
-    """The secret `default`: the workload's chain and key, inline, so that the two never mismatch."""
+def own_secret(svid: X509Svid, name: str = OWN) -> Resource:
+    """The secret `default`, or another: a workload's chain and key, inline, so that the two never mismatch."""
     certificate = {
         "certificate_chain": {"inline_string": svid.chain_pem().decode()},
         "private_key": {"inline_string": svid.key_pem().decode()},
     }
-    return resource(api.build(_SECRET, {"name": OWN, "tls_certificate": certificate}), OWN)
+    return resource(api.build(_SECRET, {"name": name, "tls_certificate": certificate}), name)
+
+
+def speaker_secrets(svids: Mapping[str, X509Svid]) -> Iterator[Resource]:
+    """The secrets `speaker/<tenant>`: by whose certificates an ingress calls, `{tenant: certificate}`."""
+    return (own_secret(svid, f"{SPEAKER}{tenant}") for tenant, svid in sorted(svids.items()))
+
+
+def certificate_secret(name: str, value: str) -> Resource | None:
+    """The secret `certificate/<name>`: certificates and their key out of one text; None if it holds not both."""
+    blocks = _PEM.findall(value)
+    chain = "".join(f"{text}\n" for text, kind in blocks if kind == "CERTIFICATE")
+    keys = [f"{text}\n" for text, kind in blocks if kind.endswith("PRIVATE KEY")]
+    if not chain or len(keys) != 1:
+        return None
+    certificate = {"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": keys[0]}}
+    full = CERTIFICATE + name
+    return resource(api.build(_SECRET, {"name": full, "tls_certificate": certificate}), full)
 
 
 def roots_secrets(bundle: Bundle, foreign: Mapping[str, Bundle]) -> Iterator[Resource]:

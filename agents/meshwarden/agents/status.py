@@ -69,7 +69,7 @@ class Status:
             id=name,
             tenant=workload.entry.metadata.tenant,
             entry=workload.entry.metadata.name,
-            pid=workload.pid,
+            pid=workload.pid or self._attendants.envoy_pid(name),
             spiffe_id=str(workload.spiffe_id),
             shares_user=is_shared,
             error=error,

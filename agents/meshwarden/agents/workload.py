@@ -8,6 +8,11 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.v1 import resources_pb2 as resources
 
 
+def is_ingress(entry: resources.WorkloadEntry) -> bool:
+    """Whether no program is ever an instance of an entry: it is of an ingress."""
+    return entry.spec.data_plane == resources.WorkloadEntrySpec.INGRESS
+
+
 @dataclass(frozen=True, eq=False)
 class Workload:
     """One running instance of an entry.
@@ -19,7 +24,7 @@ class Workload:
         spiffe_id: who it is.
         pid: the registered process.
         start_time: when that started, in clock ticks since boot.
-        pidfd: becomes readable when it ends; the registry's to close.
+        pidfd: becomes readable when it ends; the registry's to close. Of an ingress there is no program: 0, 0 and -1.
         uid: its effective user.
         gid: its effective group.
         port: where the program listens; 0 if it only calls.
@@ -55,7 +60,14 @@ class Workload:
     @property
     def has_envoy(self) -> bool:
         """Whether an Envoy belongs beside it."""
+        if self.is_ingress:
+            return not self.entry.spec.ingress
         return not self.is_implicit and self.entry.spec.data_plane == resources.WorkloadEntrySpec.ENVOY
+
+    @property
+    def is_ingress(self) -> bool:
+        """Whether it has no program: the agent runs an ingress's Envoy for it, or has its identity for such a one."""
+        return is_ingress(self.entry)
 
     @property
     def credentials(self) -> Path:
@@ -106,7 +118,7 @@ def make_directory(workload: Workload) -> None:
 
 def sharers(workloads: Iterable[Workload]) -> Iterator[str]:
     """The ids of those that run as the same user as a workload of another entry."""
-    known = list(workloads)
+    known = [one for one in workloads if one.has_envoy or not one.is_ingress]  # the others have no process
     entries_of_uid: dict[int, set[str]] = {}
     for item in known:
         entries_of_uid.setdefault(item.uid, set()).add(item.entry_name)

@@ -26,6 +26,7 @@ from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret import Secrets
 from meshwarden.agents.workload import Workload
+from meshwarden.certs.svid import X509Svid
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds.refusal import Refusal
@@ -152,10 +153,14 @@ class DataPlanes:
         bundle, foreign = self._credentials.bundle(), self._credentials.foreign()
         ratio = self._registry.trace_ratio(workload)
         secrets = self._secrets.of(workload.entry_name)
-        key = (scoped, svid, bundle, foreign, ratio, secrets)
+        speakers = self._speakers(workload) if workload.is_ingress else {}
+        key = (scoped, svid, bundle, foreign, ratio, secrets, speakers)
         known = self._merged.get(data_plane)
         if known is None or known[0] != key:
-            given = (sds.generic_secret(one.name, one.value) for one in secrets if one.value)
+            given = [sds.generic_secret(one.name, one.value) for one in secrets if one.value]
+            if workload.is_ingress:
+                made = (sds.certificate_secret(one.name, one.value) for one in secrets)
+                given += [*sds.speaker_secrets(speakers), *(one for one in made if one is not None)]
             roots = sds.roots_secrets(bundle, foreign)
             own = (sds.own_secret(svid), *roots, *sds.system_secrets(), runtime.sampling(ratio), *given)
             resources = [item for named in scoped.resources.values() for item in named.values()]
@@ -168,6 +173,11 @@ class DataPlanes:
         if known is None or known[0] is not scoped:
             known = self._merged[data_plane] = (scoped, without_callers(scoped))
         return known[1]
+
+    def _speakers(self, workload: Workload) -> dict[str, X509Svid]:
+        """As whom else an ingress calls: `{tenant: certificate}`."""
+        found = {tenant: self._credentials.svid(one.id) for tenant, one in self._registry.speakers(workload).items()}
+        return {tenant: svid for tenant, svid in found.items() if svid is not None}
 
     def _fits(self, scoped: Snapshot, workload: Workload, data_plane: str) -> bool:
         known = self._fitting.get(workload.id)

@@ -113,6 +113,7 @@ class Resource(_message.Message):
     RATE_POLICY_FIELD_NUMBER: _builtins.int
     SLO_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    INGRESS_FIELD_NUMBER: _builtins.int
     EXTERNAL_SERVICE_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -134,6 +135,8 @@ class Resource(_message.Message):
     @_builtins.property
     def trust_domain(self) -> Global___TrustDomain: ...
     @_builtins.property
+    def ingress(self) -> Global___Ingress: ...
+    @_builtins.property
     def external_service(self) -> Global___ExternalService: ...
     @_builtins.property
     def drain(self) -> Global___Drain: ...
@@ -149,14 +152,15 @@ class Resource(_message.Message):
         rate_policy: Global___RatePolicy | None = ...,
         slo: Global___SLO | None = ...,
         trust_domain: Global___TrustDomain | None = ...,
+        ingress: Global___Ingress | None = ...,
         external_service: Global___ExternalService | None = ...,
         drain: Global___Drain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "ingress", b"ingress", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "ingress", b"ingress", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain", "external_service", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain", "ingress", "external_service", "drain"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -493,11 +497,13 @@ class WorkloadEntrySpec(_message.Message):
         DATA_PLANE_UNSPECIFIED: WorkloadEntrySpec._DataPlane.ValueType  # 0
         PROXYLESS: WorkloadEntrySpec._DataPlane.ValueType  # 1
         ENVOY: WorkloadEntrySpec._DataPlane.ValueType  # 2
+        INGRESS: WorkloadEntrySpec._DataPlane.ValueType  # 3
 
     class DataPlane(_DataPlane, metaclass=_DataPlaneEnumTypeWrapper): ...
     DATA_PLANE_UNSPECIFIED: WorkloadEntrySpec.DataPlane.ValueType  # 0
     PROXYLESS: WorkloadEntrySpec.DataPlane.ValueType  # 1
     ENVOY: WorkloadEntrySpec.DataPlane.ValueType  # 2
+    INGRESS: WorkloadEntrySpec.DataPlane.ValueType  # 3
 
     SERVICE_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
@@ -510,12 +516,14 @@ class WorkloadEntrySpec(_message.Message):
     DNS_NAMES_FIELD_NUMBER: _builtins.int
     INSECURE_SAME_USER_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    INGRESS_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     version: _builtins.str
     data_plane: Global___WorkloadEntrySpec.DataPlane.ValueType
     port: _builtins.int
     inbound_port: _builtins.int
     insecure_same_user: _builtins.bool
+    ingress: _builtins.str
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -540,10 +548,11 @@ class WorkloadEntrySpec(_message.Message):
         dns_names: _abc.Iterable[_builtins.str] | None = ...,
         insecure_same_user: _builtins.bool = ...,
         secrets: _abc.Iterable[Global___SecretReference] | None = ...,
+        ingress: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["selectors", b"selectors", "svid_ttl", b"svid_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "dns_names", b"dns_names", "inbound_port", b"inbound_port", "insecure_same_user", b"insecure_same_user", "nodes", b"nodes", "port", b"port", "secrets", b"secrets", "selectors", b"selectors", "service", b"service", "svid_ttl", b"svid_ttl", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_plane", b"data_plane", "dns_names", b"dns_names", "inbound_port", b"inbound_port", "ingress", b"ingress", "insecure_same_user", b"insecure_same_user", "nodes", b"nodes", "port", b"port", "secrets", b"secrets", "selectors", b"selectors", "service", b"service", "svid_ttl", b"svid_ttl", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2228,6 +2237,310 @@ class MethodLimit(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_amount) -> _WhichOneofReturnType_amount | None: ...
 
 Global___MethodLimit: _TypeAlias = MethodLimit  # noqa: Y015
+
+@_typing.final
+class Ingress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___Metadata: ...
+    @_builtins.property
+    def spec(self) -> Global___IngressSpec: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        metadata: Global___Metadata | None = ...,
+        spec: Global___IngressSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metadata", b"metadata", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ingress: _TypeAlias = Ingress  # noqa: Y015
+
+@_typing.final
+class IngressSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    LISTEN_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
+    CLIENT_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    JWT_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    listen: _builtins.str
+    @_builtins.property
+    def tls(self) -> Global___IngressTls: ...
+    @_builtins.property
+    def client_certificate(self) -> Global___IngressClientCertificate: ...
+    @_builtins.property
+    def jwt(self) -> _containers.RepeatedCompositeFieldContainer[Global___IngressJwt]: ...
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___IngressRoute]: ...
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        listen: _builtins.str = ...,
+        tls: Global___IngressTls | None = ...,
+        client_certificate: Global___IngressClientCertificate | None = ...,
+        jwt: _abc.Iterable[Global___IngressJwt] | None = ...,
+        routes: _abc.Iterable[Global___IngressRoute] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_certificate", b"client_certificate", "tls", b"tls"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_certificate", b"client_certificate", "jwt", b"jwt", "listen", b"listen", "routes", b"routes", "service", b"service", "tls", b"tls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngressSpec: _TypeAlias = IngressSpec  # noqa: Y015
+
+@_typing.final
+class IngressTls(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECRET_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    SVID_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    @_builtins.property
+    def files(self) -> Global___IngressFiles: ...
+    @_builtins.property
+    def svid(self) -> Global___IngressSvid: ...
+    def __init__(
+        self,
+        *,
+        secret: _builtins.str = ...,
+        files: Global___IngressFiles | None = ...,
+        svid: Global___IngressSvid | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "files", b"files", "secret", b"secret", "svid", b"svid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "files", b"files", "secret", b"secret", "svid", b"svid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_certificate: _TypeAlias = _typing.Literal["secret", "files", "svid"]  # noqa: Y015
+    _WhichOneofArgType_certificate: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_certificate) -> _WhichOneofReturnType_certificate | None: ...
+
+Global___IngressTls: _TypeAlias = IngressTls  # noqa: Y015
+
+@_typing.final
+class IngressSvid(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngressSvid: _TypeAlias = IngressSvid  # noqa: Y015
+
+@_typing.final
+class IngressFiles(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.str
+    key: _builtins.str
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.str = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngressFiles: _TypeAlias = IngressFiles  # noqa: Y015
+
+@_typing.final
+class IngressClientCertificate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CA_FIELD_NUMBER: _builtins.int
+    CALLERS_FIELD_NUMBER: _builtins.int
+    ca: _builtins.str
+    @_builtins.property
+    def callers(self) -> _containers.RepeatedCompositeFieldContainer[Global___IngressCertificateCaller]: ...
+    def __init__(
+        self,
+        *,
+        ca: _builtins.str = ...,
+        callers: _abc.Iterable[Global___IngressCertificateCaller] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "callers", b"callers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngressClientCertificate: _TypeAlias = IngressClientCertificate  # noqa: Y015
+
+@_typing.final
+class IngressCertificateCaller(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    DNS_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    ORGANIZATIONAL_UNIT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    dns: _builtins.str
+    organization: _builtins.str
+    organizational_unit: _builtins.str
+    tenant: _builtins.str
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        dns: _builtins.str = ...,
+        organization: _builtins.str = ...,
+        organizational_unit: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "organization", b"organization", "organizational_unit", b"organizational_unit", "says", b"says", "uri", b"uri"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "organization", b"organization", "organizational_unit", b"organizational_unit", "says", b"says", "tenant", b"tenant", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_says: _TypeAlias = _typing.Literal["uri", "dns", "organization", "organizational_unit"]  # noqa: Y015
+    _WhichOneofArgType_says: _TypeAlias = _typing.Literal["says", b"says"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_says) -> _WhichOneofReturnType_says | None: ...
+
+Global___IngressCertificateCaller: _TypeAlias = IngressCertificateCaller  # noqa: Y015
+
+@_typing.final
+class IngressJwt(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
+    JWKS_FIELD_NUMBER: _builtins.int
+    JWKS_URI_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    CALLERS_FIELD_NUMBER: _builtins.int
+    issuer: _builtins.str
+    jwks: _builtins.str
+    claim: _builtins.str
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def jwks_uri(self) -> Global___IngressJwksUri: ...
+    @_builtins.property
+    def callers(self) -> _containers.RepeatedCompositeFieldContainer[Global___IngressClaimCaller]: ...
+    def __init__(
+        self,
+        *,
+        issuer: _builtins.str = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
+        jwks: _builtins.str = ...,
+        jwks_uri: Global___IngressJwksUri | None = ...,
+        claim: _builtins.str = ...,
+        callers: _abc.Iterable[Global___IngressClaimCaller] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["jwks", b"jwks", "jwks_uri", b"jwks_uri", "keys", b"keys"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "callers", b"callers", "claim", b"claim", "issuer", b"issuer", "jwks", b"jwks", "jwks_uri", b"jwks_uri", "keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_keys: _TypeAlias = _typing.Literal["jwks", "jwks_uri"]  # noqa: Y015
+    _WhichOneofArgType_keys: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_keys) -> _WhichOneofReturnType_keys | None: ...
+
+Global___IngressJwt: _TypeAlias = IngressJwt  # noqa: Y015
+
+@_typing.final
+class IngressJwksUri(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    CA_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    ca: _builtins.str
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        ca: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca", b"ca", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngressJwksUri: _TypeAlias = IngressJwksUri  # noqa: Y015
+
+@_typing.final
+class IngressClaimCaller(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    tenant: _builtins.str
+    def __init__(
+        self,
+        *,
+        value: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngressClaimCaller: _TypeAlias = IngressClaimCaller  # noqa: Y015
+
+@_typing.final
+class IngressRoute(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PATH_PREFIX_FIELD_NUMBER: _builtins.int
+    SERVICE_FIELD_NUMBER: _builtins.int
+    PUBLIC_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    path_prefix: _builtins.str
+    service: _builtins.str
+    public: _builtins.bool
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        path: _builtins.str = ...,
+        path_prefix: _builtins.str = ...,
+        service: _builtins.str = ...,
+        public: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "path_prefix", b"path_prefix", "where", b"where"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "path", b"path", "path_prefix", b"path_prefix", "public", b"public", "service", b"service", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_where: _TypeAlias = _typing.Literal["path", "path_prefix"]  # noqa: Y015
+    _WhichOneofArgType_where: _TypeAlias = _typing.Literal["where", b"where"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_where) -> _WhichOneofReturnType_where | None: ...
+
+Global___IngressRoute: _TypeAlias = IngressRoute  # noqa: Y015
 
 @_typing.final
 class SLO(_message.Message):

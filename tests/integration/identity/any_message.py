@@ -69,6 +69,7 @@ USUAL: Final[dict[str, tuple[Any, ...]]] = {
         "Slo",
         "TrustDomain",
         "Drain",
+        "Ingress",
     ),
     "spiffe_id": ("spiffe://mesh.test/tenant/globex/service/web",),
     "audience": ("orders",),

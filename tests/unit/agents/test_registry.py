@@ -416,3 +416,41 @@ async def test_restored_registrations_are_those_whose_processes_live(
         assert again.is_admitted("acme/web#1")
     finally:
         again.close()
+
+
+def of_ingress(tenant: str, lent_to: str = "", uid: int = ME) -> resources.WorkloadEntry:
+    made = entry(tenant, "edge", uid=uid)
+    made.spec.data_plane = resources.WorkloadEntrySpec.INGRESS
+    made.spec.ingress = lent_to
+    return made
+
+
+async def test_an_ingress_is_there_without_a_program_as_long_as_its_entry_is(registry: Registry) -> None:
+    registry.set_entries(entries(of_ingress("platform"), of_ingress("acme", "platform/edge")))
+    own, lent = registry.workloads["platform/edge#1"], registry.workloads["acme/edge#1"]
+    assert (own.has_envoy, lent.has_envoy, own.is_ingress, own.uid, own.gid) == (True, False, True, ME, ME)
+    assert registry.is_admitted(own.id)
+    assert registry.speakers(own) == {"acme": lent}
+    assert registry.speakers(lent) == {}
+    assert registry.stored() == [], "it needs no memory"
+    registry.sweep()
+    registry.set_entries(entries(of_ingress("platform"), of_ingress("acme", "globex/edge")))
+    assert registry.workloads["platform/edge#1"] is own
+    assert registry.speakers(own) == {}
+    registry.set_entries(entries(of_ingress("platform", uid=ME + 1)))
+    assert registry.workloads["platform/edge#1"] is not own
+    assert registry.workloads["platform/edge#1"].uid == ME + 1
+    registry.set_entries(entries(entry("platform", "edge")))
+    assert not registry.workloads
+
+
+async def test_no_program_is_an_ingress(
+    registry: Registry, start: Callable[..., subprocess.Popen[bytes]], connect: Callable[[int], Connection]
+) -> None:
+    registry.set_entries(entries(of_ingress("platform", uid=ME)))
+    connection = connect(start().pid)
+    with pytest.raises(RegistrationRefused, match="platform/edge is an ingress's") as refused:
+        registry.register(connection, "platform/edge")
+    assert refused.value.kind is Refusal.UNFIT
+    with pytest.raises(RegistrationRefused, match="fits no entry"):
+        registry.register_implicit(connection)

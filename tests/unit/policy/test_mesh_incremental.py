@@ -40,6 +40,7 @@ REF = node_service_pb2.DataPlaneRef(
     id="x", dialect="ENVOY", listen_address="127.0.0.1:1", app_address="127.0.0.1:2", outbound_path="/o"
 )
 
+TOKENS = {"issuer": "i", "audiences": ["a"], "claim": "c", "callers": [{"value": t, "tenant": t} for t in TENANTS]}
 service = st.sampled_from(SERVICES)
 callee = st.sampled_from([*SERVICES, "outside"])
 version = st.sampled_from(["", "v1", "v2"])
@@ -60,8 +61,28 @@ specs: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "exportTo": st.lists(st.sampled_from(["*", *TENANTS]), unique=True, max_size=2),
         }
     ),
-    "WorkloadEntry": st.fixed_dictionaries(
-        {"service": service, "version": version, "nodes": st.lists(st.sampled_from(NODES), unique=True, min_size=1)}
+    "WorkloadEntry": st.builds(
+        lambda service, version, nodes, plane: {"service": service, "version": version, "nodes": nodes, **plane},
+        service,
+        version,
+        st.lists(st.sampled_from(NODES), unique=True, min_size=1),
+        st.sampled_from([{}, {}, {"dataPlane": "INGRESS"}, {"dataPlane": "INGRESS", "ingress": "acme/web"}]),
+    ),
+    "Ingress": st.builds(
+        lambda service, routes: {"service": service, "listen": "127.0.0.1:80", "jwt": [TOKENS], "routes": routes},
+        service,
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "hosts": st.sampled_from([["a.test"], ["*"]]),
+                    "pathPrefix": st.sampled_from(["/", "/a"]),
+                    "service": st.sampled_from(["web", "globex/orders", "platform/web"]),
+                    "public": st.booleans(),
+                }
+            ),
+            min_size=1,
+            max_size=2,
+        ),
     ),
     "Endpoint": st.fixed_dictionaries(
         {

@@ -148,7 +148,7 @@ spec:
         (("svidTtl: 3600s", "svidTtl: 1e30s"), 8, "spec.svidTtl: must be"),
         (("svidTtl: 3600s", "insecureSameUser: yes"), 8, "spec.insecureSameUser: must be true or false, not 'yes'"),
         (("tenant: acme, ", ""), 2, "metadata.tenant: is required"),
-        (("svidTtl: 3600s", "dataPlane: 2"), 8, "spec.dataPlane: must be one of PROXYLESS, ENVOY, not 2"),
+        (("svidTtl: 3600s", "dataPlane: 2"), 8, "spec.dataPlane: must be one of PROXYLESS, ENVOY, INGRESS, not 2"),
         (("svidTtl: 3600s", "inboundPort: 5"), 8, "spec.inboundPort: only an entry with dataPlane ENVOY has one"),
         (("spec:", "name: x\nspec:"), 3, "name: unknown field"),
     ],

@@ -93,6 +93,13 @@ def service_of_cluster(cluster: str) -> str:
     return f"{tenant}/{service}" if dot and service and tenant else ""
 
 
+def speaks_for(attributes: dict[str, str]) -> str:
+    """The tenant for whose caller an ingress has called, by its cluster, `orders.platform|v1|acme`; empty for none."""
+    if attributes.get(names.REPORTER) != names.SOURCE_SIDE:
+        return ""
+    return attributes.get(names.UPSTREAM_CLUSTER, "").partition("|")[2].partition("|")[2]
+
+
 def decision_of(attributes: dict[str, str]) -> int:
     """What the policies said, by Envoy's response flags and details.
 

@@ -7,7 +7,7 @@ Errors: `IntakeRefused`, with the status to answer.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -17,7 +17,7 @@ from opentelemetry.proto.logs.v1 import logs_pb2
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry import account
-from meshwarden.agents.telemetry.access_log import attributes_of, call_of, is_relayed
+from meshwarden.agents.telemetry.access_log import attributes_of, call_of, is_relayed, speaks_for
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.attribute import Bounded
@@ -81,6 +81,7 @@ class Intake:
         spool: Spool,
         revision: Callable[[], int],
         rate: Rate,
+        speakers: Callable[[Workload], Mapping[str, Workload]] = lambda _: {},
     ) -> None:
         """Puts it together.
 
@@ -90,7 +91,9 @@ class Intake:
             spool: keeps what is taken.
             revision: the newest that the node has; of calls of whom nobody knows better.
             rate: what each tenant may send.
+            speakers: as whom else a workload's Envoy calls, by tenant.
         """
+        self._speakers = speakers
         self._stamp, self._aggregator, self._spool, self._revision = Stamp(place), aggregator, spool, revision
         self._allowances = {signal: Allowance(share) for signal, share in _SHARES.items()}
         self._budget = Budget(rate)
@@ -277,6 +280,8 @@ class Intake:
         """Counts a record that is of an Envoy's access log; whether it is."""
         identity = sender.workload.spiffe_id
         said = attributes_of(record.attributes)
+        if (tenant := speaks_for(said)) and (speaker := self._speakers(sender.workload).get(tenant)) is not None:
+            identity = speaker.spiffe_id
         call = call_of(said, str(identity), f"{identity.tenant}/{identity.service}")
         if call is not None and not is_relayed(said):
             # The time of a record is that of the call's beginning, as it is of its span.

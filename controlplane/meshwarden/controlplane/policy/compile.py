@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from meshwarden.controlplane.policy import access, endpoint, external, near, permissive, rate, route
 from meshwarden.controlplane.policy.choice import Choice, choice
 from meshwarden.controlplane.policy.endpoint import Place
+from meshwarden.controlplane.policy.envoy import ingress
 from meshwarden.controlplane.policy.envoy.dialect import Envoy
 from meshwarden.controlplane.policy.grant import Access
 from meshwarden.controlplane.policy.grpc.dialect import Grpc
@@ -318,10 +319,11 @@ def _listener(
         raise ValueError(f"{scope} can't be compiled without its instance")
     service = Name(entry.metadata.tenant, entry.spec.service)
     dialect = "envoy" if ref.dialect == node_service_pb2.DataPlaneRef.ENVOY else "grpc"
-    strict = DIALECTS[dialect].listener(mesh, ref, service, permissive=False)
+    edge = ingress.resources(mesh, scope.split("/", 2)[1], entry) if dialect == "envoy" else ()
+    strict = (*DIALECTS[dialect].listener(mesh, ref, service, permissive=False), *edge)
     clear = permissive.find(mesh, service)
     if clear is None or not clear.holds(at_s):
         return ScopeContent(strict)
-    now = DIALECTS[dialect].listener(mesh, ref, service, permissive=True)
+    now = (*DIALECTS[dialect].listener(mesh, ref, service, permissive=True), *edge)
     changed = tuple(one for one in strict if one not in now)
     return ScopeContent(now, later=(Later(clear.until_s, changed, None),) if changed else ())

@@ -36,6 +36,11 @@ def cluster_name(service: Name, version: str = "") -> str:
     return f"{canonical}|{version}" if version else canonical
 
 
+def speaker_cluster(service: Name, version: str, tenant: str) -> str:
+    """The name of an ingress's cluster of a service, for callers of a tenant; its endpoints have the service's name."""
+    return f"{cluster_name(service)}|{version}|{tenant}"
+
+
 def assignment(mesh: Mesh, service: Name, version: str = "") -> Resource:
     """The endpoints of a service, by locality; an assignment without any if there are none.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from meshwarden.controlplane.policy.neutral import Foreign, Key, Name, caller_of
+from meshwarden.controlplane.resources.reach import full
 from meshwarden.v1.resources_pb2 import ExternalServiceSpec
 
 
@@ -29,6 +30,12 @@ def names_domain(policy: Any, trust_domain: str) -> bool:
         for rule in (*policy.spec.allow, *policy.spec.deny)
         for who in getattr(rule, "from")
     )
+
+
+def led_to(ingress: Any) -> set[str]:
+    """The tenants to whose services a `v1.Ingress` leads; none of another kind of resource."""
+    routes = ingress.spec.routes if ingress.DESCRIPTOR.name == "Ingress" else ()
+    return {full(ingress.metadata.tenant, route.service)[0] for route in routes}
 
 
 def nodes_named(key: Key, message: Any) -> list[str]:

@@ -16,7 +16,14 @@ from meshwarden.controlplane.policy.denied import Denied, Epochs
 from meshwarden.controlplane.policy.drain import Drains, is_about
 from meshwarden.controlplane.policy.impact import Change as Change
 from meshwarden.controlplane.policy.impact import Impact as Impact
-from meshwarden.controlplane.policy.mention import is_stream, lets_in, names_domain, nodes_named, prefers_near
+from meshwarden.controlplane.policy.mention import (
+    is_stream,
+    led_to,
+    lets_in,
+    names_domain,
+    nodes_named,
+    prefers_near,
+)
 from meshwarden.controlplane.policy.named import NamedCallers, named
 from meshwarden.controlplane.policy.neutral import Foreign, Name
 from meshwarden.controlplane.policy.neutral import Key as Key
@@ -49,6 +56,8 @@ class Mesh:
         self._has_externals = False  # or ever had
         # {service: its route policies that prefer what is near}
         self._near: dict[Name, set[Key]] = {}
+        # {tenant: {ingress that leads to a service of it: its own service}}
+        self._ingresses: dict[str, dict[Key, Name]] = {}
         # Rate policies of several services, by width and name.
         self._wide: dict[tuple[Width, Key], Any] = {}
 
@@ -306,9 +315,14 @@ class Mesh:
         if key.kind == "AccessPolicy":
             impact.servers.add(service)
             return
+        if key.kind == "Ingress":
+            impact.nodes.update(self._nodes_of(service))
+            return
         impact.services.add(service)
         if key.kind != "Endpoint":
             impact.ways.add(service)
+            for ingress in self._ingresses.get(key.tenant, {}).values():
+                impact.nodes.update(self._nodes_of(ingress))
         seen_by = self._seen_by(service, message if key.kind in _CALLED else None)
         impact.seen_by |= seen_by
         if key.kind in (*_CALLED, "RoutePolicy"):
@@ -396,6 +410,8 @@ class Mesh:
             self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
             if key.kind == "RoutePolicy" and prefers_near(message):
                 self._near.setdefault(service, set()).add(key)
+            for tenant in led_to(message):
+                self._ingresses.setdefault(tenant, {})[key] = service
         for node in nodes_named(key, message):
             self._on_node[key.kind].setdefault(node, set()).add(key)
 
@@ -421,6 +437,8 @@ class Mesh:
             del self._of_service[key.kind][service][key]
             if key.kind == "RoutePolicy":
                 self._near.get(service, set()).discard(key)
+            for tenant in led_to(message):
+                del self._ingresses[tenant][key]
         for node in nodes_named(key, message):
             self._on_node[key.kind][node].discard(key)
 

@@ -17,7 +17,8 @@ from urllib.parse import quote
 from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.mesh import Impact
 from meshwarden.controlplane.policy.neutral import Name
-from meshwarden.controlplane.policy.variant import Variant
+from meshwarden.controlplane.policy.variant import Kind, Variant
+from meshwarden.controlplane.resources.ingress import runs
 from meshwarden.v1 import node_service_pb2
 
 
@@ -72,7 +73,7 @@ def scopes_of(
         scopes.append(server_scope(service, variant.dialect))
     if ref.outbound_path:
         scopes += (egress_scope(service.tenant, name) for name in externals)
-    if ref.listen_address or ref.outbound_path:
+    if ref.listen_address or ref.outbound_path or (variant.kind is Kind.ENVOY and runs(entry)):
         scopes.append(listener_scope(node, ref.id))
     return tuple(scopes)
 

@@ -106,6 +106,38 @@ metadata:
 spec:
   node: n1
 """,
+    "Ingress": """\
+# What it is and what runs it. Who calls by it is of tenant platform: another tenant would lend it an identity.
+kind: Service
+metadata: {tenant: platform, name: edge}
+spec: {protocol: HTTP}
+---
+kind: WorkloadEntry
+metadata: {tenant: platform, name: edge}
+spec:
+  service: edge
+  nodes: [node-1]
+  selectors: {uid: 1002}
+  dataPlane: INGRESS
+---
+kind: Ingress
+metadata:
+  tenant: platform
+  name: edge
+spec:
+  service: edge
+  listen: 0.0.0.0:8443
+  tls:
+    files: {certificate: /etc/edge/tls.crt, key: /etc/edge/tls.key}
+  jwt:
+    - issuer: https://id.example.com
+      audiences: [shop]
+      jwksUri: {uri: https://id.example.com/.well-known/jwks.json}
+      claim: org
+      callers: [{value: staff, tenant: platform}]
+  routes:
+    - {hosts: [shop.example.com], pathPrefix: /shop.v1.Orders, service: orders}
+""",
     "TrustDomain": """\
 kind: TrustDomain
 metadata:
@@ -128,4 +160,4 @@ spec:
   objective: 99.9
 """,
 }
-"""{kind: manifest}."""
+"""{kind: manifest}; a resource of the kind comes last, after what it needs that no other example has."""

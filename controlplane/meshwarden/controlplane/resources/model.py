@@ -16,6 +16,7 @@ from meshwarden.v1.resources_pb2 import (
     Drain,
     Endpoint,
     ExternalService,
+    Ingress,
     RatePolicy,
     Record,
     Resource,
@@ -26,7 +27,7 @@ from meshwarden.v1.resources_pb2 import (
     WorkloadEntry,
 )
 
-OfService = WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy | SLO
+OfService = WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy | SLO | Ingress
 """What speaks of a service."""
 AnyResource = Tenant | Service | ExternalService | OfService | TrustDomain | Drain
 
@@ -44,6 +45,7 @@ KINDS: Final[Mapping[str, type[Message]]] = {
         SLO,
         TrustDomain,
         Drain,
+        Ingress,
     )
 }
 """{kind: message class}, in the order in which they need each other."""

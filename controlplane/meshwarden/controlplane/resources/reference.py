@@ -7,6 +7,7 @@ from meshwarden.controlplane.resources.data_plane import Unheld, about, is_envoy
 from meshwarden.controlplane.resources.drain import drain_faults
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import caller_faults, held_faults, service_faults
+from meshwarden.controlplane.resources.ingress import envoy_of, lending_faults, named_faults
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
 from meshwarden.controlplane.resources.outside import name_faults, outside_faults
 from meshwarden.controlplane.resources.reach import ALL, covers, full
@@ -19,6 +20,7 @@ from meshwarden.v1.resources_pb2 import (
     Drain,
     Endpoint,
     ExternalService,
+    Ingress,
     RatePolicy,
     Resource,
     RoutePolicy,
@@ -43,7 +45,7 @@ def reference_faults(batch: Sequence[Resource], before: View) -> list[FieldFault
     after = before.with_changes(puts=batch)
     for index, resource in enumerate(batch):
         message = unwrap(resource)
-        found += [_at(index, fault) for fault in (*_names(message, after), *_sharers(message, after))]
+        found += [_at(index, fault) for fault in _all_faults(message, after)]
     return found + list(_broken(batch, before, after)) + list(_displaced(batch, before, after))
 
 
@@ -65,6 +67,12 @@ def users(refs: Iterable[ResourceRef], before: View) -> list[str]:
         else:
             found += [f"{title(ref_of(resource))} needs it: {fault.field}: {fault.message}" for fault in missed]
     return sorted(set(found))
+
+
+def _all_faults(resource: AnyResource, view: View) -> Iterator[FieldFault]:
+    yield from _names(resource, view)
+    yield from _sharers(resource, view)
+    yield from lending_faults(resource, view)
 
 
 def _at(index: int, fault: FieldFault) -> FieldFault:
@@ -190,6 +198,8 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
             field = f"{what.field}: " if view.sees(what.policy.metadata.tenant) else ""
             text = f"{_name(what.policy, view)} can't be held: {field}{what.reason}"
             yield FieldFault("spec.dataPlane", text)
+    elif isinstance(resource, Ingress):
+        yield from named_faults(resource, view)
     elif isinstance(resource, SLO):
         if resource.spec.calling_tenant:
             yield from _caller_of(resource, service, view)
@@ -359,6 +369,8 @@ def _sharers(resource: AnyResource, view: View) -> Iterator[FieldFault]:
     for other in view.entries_of_uid(uid):
         if title(ref_of(other)) == own:
             continue
+        if (envoy := envoy_of(resource)) is not None and envoy == envoy_of(other):
+            continue  # one Envoy has both
         shared = sorted(nodes & set(other.spec.nodes))
         if shared and not (resource.spec.insecure_same_user and other.spec.insecure_same_user):
             text = (

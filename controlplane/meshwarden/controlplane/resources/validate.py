@@ -22,6 +22,7 @@ from meshwarden.controlplane.resources.choice import choice_faults
 from meshwarden.controlplane.resources.external import external_faults
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.foreign import foreign_faults
+from meshwarden.controlplane.resources.ingress import entry_faults, ingress_faults
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
 from meshwarden.controlplane.resources.rate import rate_faults
 from meshwarden.controlplane.resources.traffic import route_faults
@@ -30,6 +31,7 @@ from meshwarden.v1.resources_pb2 import (
     AccessPolicy,
     Endpoint,
     ExternalService,
+    Ingress,
     RatePolicy,
     Resource,
     RoutePolicy,
@@ -66,6 +68,21 @@ PATTERNS = {
         'must be "https://host:port/path", without user and fragment'
     ),
     "^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)?$": 'must be a SPIFFE ID with a path, "spiffe://partner.example/spire/server"',
+    "^([a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9-]*[a-z0-9])?)?$": 'must be "tenant/service"',
+    "^([a-z0-9]([a-z0-9-]*[a-z0-9])?/)?[a-z0-9]([a-z0-9-]*[a-z0-9])?$": 'must be "service" or "tenant/service"',
+    "^([0-9.]+|\\[[0-9a-fA-F:.]+\\]):[0-9]{1,5}$": 'must be an IP address and a port, "0.0.0.0:8443" or "[::]:8443"',
+    "^(/[A-Za-z0-9_@.:+-]+)+$": "must be an absolute path of letters, digits and _@.:+-",
+    "^[A-Za-z][A-Za-z0-9+.-]*:[!-+.-~-]+$": "must be a URI without commas",
+    "^(\\*\\.)?[A-Za-z0-9_][A-Za-z0-9_-]*(\\.[A-Za-z0-9_][A-Za-z0-9_-]*)*$": "must be a DNS name",
+    '^[!"$-~]([ -~]*[!-~])?$': 'must be printable ASCII, without a space at either end and "#" at its beginning',
+    "^[!-~]+$": "must be printable ASCII without spaces",
+    "^(\\*|(\\*\\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)$": (
+        'must be a host in lower case, "shop.example.com", "*.example.com" or "*", without a port'
+    ),
+    "^(/[A-Za-z0-9_.~!$&'()*+,;=:@-]*)+$": 'must be a path that starts with "/", without escapes and query',
+    "^(/|(/[A-Za-z0-9_.~!$&'()*+,;=:@-]+)+)$": (
+        'must be "/", or whole segments of a path, "/orders", without escapes, query and "/" at the end'
+    ),
     "^([a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9-]*[a-z0-9])?|spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+)$": (
         'must be "tenant/service", or a SPIFFE ID with a path'
     ),
@@ -220,6 +237,9 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
             yield FieldFault("spec.inboundPort", "only an entry with dataPlane ENVOY has one")
         elif resource.spec.inbound_port and resource.spec.inbound_port == resource.spec.port:
             yield FieldFault("spec.inboundPort", "is the program's own port; the Envoy needs another")
+        yield from entry_faults(resource)
+    elif isinstance(resource, Ingress):
+        yield from ingress_faults(resource)
     elif isinstance(resource, TrustDomain):
         yield from _trust_faults(resource)
     elif isinstance(resource, AccessPolicy):

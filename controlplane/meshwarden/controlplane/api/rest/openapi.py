@@ -208,7 +208,7 @@ def examples_of(route: Route) -> dict[str, Any]:
 
 @functools.cache
 def _resources() -> dict[str, Any]:
-    return {kind: yaml.safe_load(text) for kind, text in EXAMPLES.items()}
+    return {kind: [*yaml.safe_load_all(text)][-1] for kind, text in EXAMPLES.items()}
 
 
 def _answer(route: Route, schemas: JsonSchemas) -> dict[str, Any]:

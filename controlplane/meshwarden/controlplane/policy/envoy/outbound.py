@@ -3,13 +3,25 @@
 The program speaks plain HTTP on the socket and names the service as host; Envoy speaks mTLS to exactly that service.
 """
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
 
 from meshwarden.controlplane.policy import endpoint, route, routing
 from meshwarden.controlplane.policy.choice import Choice, choice
 from meshwarden.controlplane.policy.envoy import balance, relay, telemetry
-from meshwarden.controlplane.policy.envoy.part import ADS, CONNECTION_LIFE, ROOTS, ROUTER, manager, protocol, tls, uri
+from meshwarden.controlplane.policy.envoy.part import (
+    ADS,
+    CONNECTION_LIFE,
+    OWN,
+    ROOTS,
+    ROUTER,
+    SPEAKER,
+    manager,
+    protocol,
+    tls,
+    uri,
+)
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.traffic import Budget, Change, Mirror, Retry
@@ -72,21 +84,27 @@ def routes(mesh: Mesh, caller: Name) -> Resource:
     return resource(api.build("envoy.config.route.v3.RouteConfiguration", fields), name)
 
 
-def cluster(mesh: Mesh, service: Name, version: str, budget: Budget, said: Choice) -> Resource:
-    """The cluster of a service, or of one version of it; its servers are proved by their own trust domain alone."""
-    name, identity = endpoint.cluster_name(service, version), mesh.identity(service)
+def cluster(mesh: Mesh, service: Name, version: str, budget: Budget, said: Choice, speaks_for: str = "") -> Resource:
+    """The cluster of a service, or of one version of it; its servers are proved by their own trust domain alone.
+
+    With a tenant that an ingress `speaks_for` it is called by the certificate for that.
+    """
+    endpoints, identity = endpoint.cluster_name(service, version), mesh.identity(service)
+    name = endpoint.speaker_cluster(service, version, speaks_for) if speaks_for else endpoints
     callee = uri("exact", str(identity))
     roots = ROOTS if identity.trust_domain == mesh.trust_domain else f"{ROOTS}/{identity.trust_domain}"
     fields = {
         "name": name,
         "type": "EDS",
-        "eds_cluster_config": {"eds_config": ADS, "service_name": name},
+        "eds_cluster_config": {"eds_config": ADS, "service_name": endpoints},
         "connect_timeout": "1s",
         **balance.cluster_fields(said, budget_fields(budget)),
         "typed_extension_protocol_options": protocol(
             "http2_protocol_options", common_http_protocol_options={"max_connection_duration": CONNECTION_LIFE}
         ),
-        "transport_socket": tls("UpstreamTlsContext", callee, {}, roots),
+        "transport_socket": tls(
+            "UpstreamTlsContext", callee, {}, roots, f"{SPEAKER}{speaks_for}" if speaks_for else OWN
+        ),
     }
     return resource(api.build("envoy.config.cluster.v3.Cluster", fields), name)
 
@@ -98,16 +116,27 @@ def service_resources(mesh: Mesh, service: Name) -> tuple[Resource, ...]:
 
 
 def _host(mesh: Mesh, service: Name, short: str | None, caller: Name) -> dict[str, Any]:
-    name, said, chosen = endpoint.cluster_name(service), route.route(mesh, service), choice(mesh, service)
-    message = mesh.find("Service", *service)
-    grpc = message is not None and message.spec.protocol == resources_pb2.ServiceSpec.GRPC
-    found = [
-        # Of a service that the caller doesn't see it has no cluster; and no copy leaves the mesh.
-        route_of(service, way, chosen, grpc=grpc, mirrored=_is_seen(mesh, caller.tenant, way.rule.mirror))
-        for way in routing.ways(said.rules_of(caller), said.idempotent)
-    ]
+    name, chosen = endpoint.cluster_name(service), choice(mesh, service)
+    found = [made for _, made in ways(mesh, service, caller, caller.tenant)]
     domains = [name] + ([short] if short else [])
     return {"name": name, "domains": domains, "routes": found, **balance.host_fields(chosen)}
+
+
+def ways(mesh: Mesh, service: Name, caller: Name, seer: str) -> Iterator[tuple[routing.Way, dict[str, Any]]]:
+    """The routes to a service: what each is for, and an `envoy.config.route.v3.Route` in JSON form.
+
+    Args:
+        mesh: the resources.
+        service: that is called.
+        caller: who calls.
+        seer: the tenant whose services the Envoy has clusters of.
+    """
+    said, chosen = route.route(mesh, service), choice(mesh, service)
+    message = mesh.find("Service", *service)
+    grpc = message is not None and message.spec.protocol == resources_pb2.ServiceSpec.GRPC
+    for way in routing.ways(said.rules_of(caller), said.idempotent):
+        # Of a service that isn't seen there is no cluster; and no copy leaves the mesh.
+        yield way, route_of(service, way, chosen, grpc=grpc, mirrored=_is_seen(mesh, seer, way.rule.mirror))
 
 
 def _is_seen(mesh: Mesh, tenant: str, mirror: Mirror | None) -> bool:

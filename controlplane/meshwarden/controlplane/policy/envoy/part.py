@@ -20,6 +20,10 @@ SYSTEM: Final = "system"
 """The SDS secrets that the agent serves: the workload's certificate, our own roots (`ROOTCA/<trust domain>` has another
 trust domain's), those of all whose identities may call, each for its own, and the authorities that the node's system
 trusts."""
+SPEAKER: Final = "speaker/"
+"""What the name of a secret begins with that has the certificate by which an ingress calls for a tenant."""
+GIVEN_CERTIFICATE: Final = "certificate/"
+"""What the name of one begins with that is a certificate among the secrets of the workload's entry."""
 CONNECTION_LIFE: Final = "600s"
 """Connections keep the identity of their handshake; this bounds for how long, below the default SVID's half-life."""
 _HCM: Final = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -54,7 +58,9 @@ def manager(stat_prefix: str, routes: str, more: dict[str, Any]) -> dict[str, An
     return {"name": "http", "typed_config": typed}
 
 
-def tls(kind: str, validation: dict[str, Any], more: dict[str, Any], roots: str = ROOTS) -> dict[str, Any]:
+def tls(
+    kind: str, validation: dict[str, Any], more: dict[str, Any], roots: str = ROOTS, own: str = OWN
+) -> dict[str, Any]:
     """A transport socket for mTLS by the secrets of the agent.
 
     Args:
@@ -62,11 +68,12 @@ def tls(kind: str, validation: dict[str, Any], more: dict[str, Any], roots: str 
         validation: what the peer's certificate must say beside leading to the roots.
         more: fields of the context.
         roots: the secret with the roots.
+        own: the secret with the certificate that is shown.
     """
     common = {
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
         "alpn_protocols": ["h2"],
-        "tls_certificate_sds_secret_configs": [{"name": OWN, "sds_config": ADS}],
+        "tls_certificate_sds_secret_configs": [{"name": own, "sds_config": ADS}],
         "combined_validation_context": {
             "default_validation_context": validation,
             "validation_context_sds_secret_config": {"name": roots, "sds_config": ADS},
