@@ -12,3 +12,9 @@ def allow_descriptors() -> None:
     wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connections(each: int) -> int:
+    """How many connections the descriptors are enough for that cost so many each, an eighth being left for all else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (_MOST if soft == resource.RLIM_INFINITY else min(soft, _MOST)) * 7 // 8 // each

@@ -37,12 +37,15 @@ from meshwarden.controlplane.place import announce, announce_roots, listening, p
 from meshwarden.controlplane.publish.way_back import WayBack
 from meshwarden.controlplane.store.compaction import compact_old
 from meshwarden.controlplane.store.port import StoreError
-from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.descriptor import connections
+from meshwarden.sdk.mtls.front import Front, FrontLimits
 from meshwarden.sdk.mtls.peer import PeerInterceptor, Refused
 from meshwarden.sdk.scrape import serve_pages, serve_public_pages, url_of
 from meshwarden.sdk.tracing.own_span import Provider, server_interceptor
 
 STOP_GRACE_S = 2.0
+_EACH = 3
+"""Descriptors of a connection: the caller's socket, and both ends of the way on. Each agent has one connection."""
 
 _log = structlog.get_logger()
 
@@ -109,7 +112,8 @@ class ControlPlane:
                 await self._identity.operator.start()
             self._listen_for_roots()
             await self._publishing.rotation.follow()
-            front = await closing.enter_async_context(Front(inner / "api.sock", on_refused=self._no_handshake))
+            limits = FrontLimits(connections=max(FrontLimits.connections, connections(_EACH)))
+            front = await closing.enter_async_context(Front(inner / "api.sock", limits, self._no_handshake))
             rest = Rest(self._config, self._identity.serving, self._no_handshake)
             urls = {"metrics_url": await self._show_metrics(closing), **await self._show_identity(closing)}
             served = servicers(self._config, self._engines, self._identity, self._publishing, self._gathering)

@@ -7,7 +7,8 @@ import socket
 from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
-_AT_ONCE = 64  # accepted before others get their turn
+# Accepted before others get their turn, so that a crowd waits in the kernel's queue and not in handshakes half done.
+_AT_ONCE = 8
 _PAUSE_S = 0.2
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 

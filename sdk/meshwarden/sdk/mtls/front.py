@@ -46,6 +46,7 @@ OnRefused = Callable[[str, str], None]
 _log = logging.getLogger(__name__)
 _MAX_UNIX_PATH = 107  # sizeof(sun_path) - 1; unix(7)
 _NAME_LENGTH = 24
+_BACKLOG = 4096  # who comes with a crowd waits there; the kernel bounds it, too
 # What the path of the directory of `inner_path` has at most: a socket of its own for each connection lies there.
 MAX_INNER_BYTES = _MAX_UNIX_PATH - 1 - _NAME_LENGTH
 
@@ -150,7 +151,7 @@ class Front:
         loop = asyncio.get_running_loop()
         flags = socket.AI_PASSIVE
         family, _, _, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))[0]
-        listener = socket.create_server(address[:2], family=socket.AddressFamily(family), backlog=1024)
+        listener = socket.create_server(address[:2], family=socket.AddressFamily(family), backlog=_BACKLOG)
         name = listener.getsockname()
         local = f"[{name[0]}]:{name[1]}" if family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
         self._acceptors.append(Acceptor(listener, lambda sock: self._tls_accepted(sock, local, context, protocols)))
