@@ -49,7 +49,7 @@ Change = admin_service_pb2.ChangeRootRequest
 
 
 async def run(_: int, rounds: int) -> AsyncIterator[Case]:
-    """Yields the cases; a round is one deny, and one allow. A root is revoked once: that client is refused then."""
+    """Yields the cases; a round is one deny, and one allow. A root is revoked once: that takes half a minute."""
     over_grpc = Case("revoke", "deny to refusal (A), SDK server", effect.GRPC_REFERENCE, "ms")
     over_envoy = Case("revoke", "deny to refusal (A), Envoy", effect.ENVOY_REFERENCE, "ms")
     ended = Case("revoke", "deny to the end of a stream (B), SDK server", SWEEP, "ms")

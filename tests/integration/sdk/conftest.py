@@ -354,6 +354,7 @@ class Mesh:
         self.callers: set[Caller] = {Caller("acme", "web")}
         self.others: dict[Name, set[Caller]] = {}
         self.expected: SpiffeId | None = None
+        self.epoch = ""
         self.workloads: list[Workload] = []
         self.processes: list[Process] = []
         kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV")
@@ -398,7 +399,8 @@ class Mesh:
         """Sends everybody what holds now."""
         shared = self._shared()
         for workload in self.workloads:
-            own = [server_dialect.listener(f"127.0.0.1:{workload.port}", workload.name)] if workload.port else []
+            address = f"127.0.0.1:{workload.port}"
+            own = [server_dialect.listener(address, workload.name, self.epoch)] if workload.port else []
             workload.agent.say(resources=[*shared, *own])
 
     def access(self, callee: Name) -> node_service_pb2.ServerAccess:

@@ -49,3 +49,37 @@ def test_no_call_fails_of_a_server_that_stops(mesh: Any, until: Callable[..., An
         until(lambda before=before: hammer.send("how")["OK"] > before + 100, "calls go on")
     codes = hammer.send("stop")
     assert set(codes) == {"OK"}, codes
+
+
+# Says from which port it is called: of each connection another.
+ECHO = """
+import grpc, os, sys
+from meshwarden import sdk
+class Echo(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(lambda _, context: context.peer().encode())
+server = sdk.server(max_workers=2)
+server.add_generic_rpc_handlers((Echo(),))
+server.add_port("127.0.0.1:" + os.environ["MESHWARDEN_PORT"])
+server.start()
+sys.stdin.read()
+server.stop(0).wait()
+"""
+CALLER = """
+import grpc, grpc.experimental, json, sys
+credentials = grpc.xds_channel_credentials(grpc.experimental.insecure_channel_credentials())
+say = grpc.secure_channel("xds:///orders.platform", credentials).unary_unary("/echo.Echo/Say")
+for line in sys.stdin:
+    print(json.dumps({"peer": say(b"", timeout=50).decode()}), flush=True)
+"""
+
+
+def test_callers_connect_anew_when_a_root_was_revoked_by_force(mesh: Any, until: Callable[..., Any]) -> None:
+    serving = mesh.workload("platform", "orders", mesh.port())
+    mesh.until_open(serving, serving.start("-c", ECHO))
+    caller = mesh.workload("acme", "web").start("-c", CALLER)
+    first = caller.send("who")["peer"]
+    assert caller.send("who")["peer"] == first
+    mesh.epoch = "9bc447b1"
+    mesh.push()
+    until(lambda: caller.send("who")["peer"] != first, "it has connected anew, and no call has failed")

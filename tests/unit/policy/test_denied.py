@@ -10,6 +10,7 @@ from meshwarden.certs.deny import Deny, DenyList
 from meshwarden.controlplane.policy import access, endpoint
 from meshwarden.controlplane.policy.compile import compile_scope
 from meshwarden.controlplane.policy.explain import explain
+from meshwarden.controlplane.policy.grpc.dialect import Grpc
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.v1 import admin_service_pb2, node_service_pb2, resources_pb2
@@ -65,6 +66,14 @@ def chain_name(mesh: Mesh) -> str:
     found = compile_scope(mesh, "listener/n1/x", REF, entry).resources
     (listener,) = [item for item in found if item.type_url == api.LISTENER]
     return str(api.to_dict(api.parse(LISTENER, listener.body))["filter_chains"][0].get("name", ""))
+
+
+def router_name(mesh: Mesh) -> str:
+    """What the last filter of a gRPC server's listener is called."""
+    ref = node_service_pb2.DataPlaneRef(listen_address="127.0.0.1:7021")
+    (listener,) = Grpc().listener(mesh, ref, ORDERS, permissive=False)
+    (chain,) = api.to_dict(api.parse(LISTENER, listener.body))["filter_chains"]
+    return str(chain["filters"][0]["typed_config"]["http_filters"][-1]["name"])
 
 
 def test_a_deny_touches_those_whose_policies_let_the_caller_in(mesh: Mesh) -> None:
@@ -131,8 +140,15 @@ def test_a_revoked_caller_is_told_so_by_explain(mesh: Mesh) -> None:
 def test_when_a_root_is_gone_all_listeners_end_what_is_open(mesh: Mesh) -> None:
     impact = mesh.cut("a1")
     assert (impact.servers, impact.nodes) == ({ORDERS, BILLING}, {"n1", "n2"})
-    first = chain_name(mesh)
+    first, grpc = chain_name(mesh), router_name(mesh)
+    assert grpc != "router"
     mesh.deny(denying((spiffe(WEB), "")))
     second = chain_name(mesh)
     mesh.cut("b2")
     assert len({first, second, chain_name(mesh), ""}) == 4
+    assert router_name(mesh) != grpc
+
+
+def test_a_deny_alone_leaves_connections_to_grpc_servers_open(mesh: Mesh) -> None:
+    mesh.deny(denying((spiffe(WEB), "")))
+    assert router_name(mesh) == "router"

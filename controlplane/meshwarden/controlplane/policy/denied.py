@@ -58,18 +58,19 @@ class Epochs:
 
     def __init__(self) -> None:
         self._of: dict[Name, str] = {}
-        self._of_all = ""
+        self.of_all = ""
+        """Of what all had to; empty if there was none."""
 
     def get(self, service: Name, present: Callable[[], Iterable[Denied]]) -> str:
         """The name; empty if there was none. Before anything was added it is that of what is `present`."""
         known = self._of.get(service)
         if known is None:
             known = self._of[service] = _name(present())
-        return self._of_all + known
+        return self.of_all + known
 
     def cut(self, mark: str) -> None:
         """All that is open to any service is to end; `mark` is another one each time."""
-        self._of_all = mark
+        self.of_all = mark
 
     def add(self, service: Name, present: Iterable[Denied]) -> None:
         """A deny has come to a service, of which these are `present` now."""

@@ -118,7 +118,7 @@ class Mesh:
         return impact
 
     def cut(self, mark: str) -> Impact:
-        """Has Envoys end all that is open, and says what that touches; `mark` is another one each time."""
+        """Has servers end all that is open, and says what that touches; `mark` is another one each time."""
         self.epochs.cut(mark)
         impact = Impact()
         for service, entries in self._of_service.get("WorkloadEntry", {}).items():

@@ -54,4 +54,4 @@ class Grpc:
         self, mesh: Mesh, ref: node_service_pb2.DataPlaneRef, service: Name, *, permissive: bool
     ) -> tuple[Resource, ...]:
         """The listener, if the instance has one."""
-        return (server.listener(ref.listen_address, service),) if ref.listen_address else ()
+        return (server.listener(ref.listen_address, service, mesh.epochs.of_all),) if ref.listen_address else ()

@@ -25,21 +25,24 @@ def route_name(service: Name) -> str:
     return f"server/{service}"
 
 
-def listener(address: str, service: Name) -> Resource:
+def listener(address: str, service: Name, epoch: str = "") -> Resource:
     """The listener of one instance.
 
     Args:
         address: where the program listens, "127.0.0.1:7021", exactly as it says so itself.
         service: what it is an instance of.
+        epoch: another one makes C-core ask every connection to be left, and end it after the server's drain time.
 
     Raises:
         ValueError: the address is none.
     """
+    # C-core sees no change in the name of a chain.
+    router = {**ROUTER, "name": f"{ROUTER['name']}/{epoch}"} if epoch else ROUTER
     host, _, port = address.rpartition(":")
     manager = {
         "@type": HCM,
         "rds": {"config_source": ADS, "route_config_name": route_name(service)},
-        "http_filters": [*rbac.filters(), ROUTER],
+        "http_filters": [*rbac.filters(), router],
     }
     tls = {
         "@type": TLS + "DownstreamTlsContext",
