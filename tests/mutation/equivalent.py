@@ -21,7 +21,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc  [certificate.not_valid_before_utc <= now <= certificate.no... -> certificate.not_valid_before_utc < now <= certificate.not...]": _SLOWER,  # noqa: E501
         "return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc  [certificate.not_valid_before_utc <= now <= certificate.no... -> certificate.not_valid_before_utc <= now < certificate.not...]": _SLOWER,  # noqa: E501
     },
-    "deny": {},
+    "deny": {
+        "if not present:  [if not present: return None -> if False: return None]": "an empty list names nobody anyway",
+    },
     "spiffe_id": {},
     "csr": {},
     "crl": {},
