@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from benchmarks import access, api, effect, gather, identity, idle, push, quota, revoke
+from benchmarks import access, api, effect, gather, identity, idle, push, quota, revoke, stack
 from benchmarks.process import Broken, say
 from benchmarks.result import Case, Unmeasurable
 from meshwarden.agents.envoy.supervisor import EnvoyMissing
@@ -17,6 +17,10 @@ AGENTS, ROUNDS = 1000, 9
 BENCHES: dict[str, tuple[str, Callable[[int, int], AsyncIterator[Case]]]] = {
     "push": ("a change to every agent: CPU, last acknowledgement; memory, reconnecting, a cold start", push.run),
     "effect": ("a policy change until the first call that shows it, on a running mesh", effect.run),
+    "stack": (
+        "writing to every agent, by who ends TLS: CPU, last acknowledgement, memory",
+        stack.run,
+    ),
     "revoke": ("a denied identity until it is refused, and until its stream has ended, on a running mesh", revoke.run),
     "identity": ("what a certificate costs, and how long one waits for it, beside OpenBao", identity.run),
     "gather": ("what telemetry costs: on a call, on its way up, in the graph, in memory, on disk", gather.run),

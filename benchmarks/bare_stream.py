@@ -1,9 +1,10 @@
 """The reference of `push`: a bidirectional stream and nothing else, behind the same front and TLS as the control plane.
 
-    python -m benchmarks.bare_stream DIRECTORY
+    python -m benchmarks.bare_stream DIRECTORY [WAY]
 
 The directory holds tls.crt, tls.key and ca.crt; `bare.json`, `{"port": …}`, is written there once it listens. `Stream`
-sends every stream the bytes that `Push` was given and reads, without a look, whatever comes back.
+sends every stream the bytes that `Push` was given and reads, without a look, whatever comes back. WAY is another way to
+it, for `stack`: "grpc" is TLS of grpcio's own, "socket" a Unix socket, before which somebody else ends TLS.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ class Bare:
                 await context.write(self._payload)
 
 
-async def serve(directory: Path) -> None:
+async def serve(directory: Path, way: str) -> None:
     """Serves until SIGTERM."""
     bare = Bare()
     made: Any = grpc  # the constructors' types know sync handlers only
@@ -81,14 +83,8 @@ async def serve(directory: Path) -> None:
         "Push": made.unary_unary_rpc_method_handler(bare.push),
     }
     server.add_generic_rpc_handlers((made.method_handlers_generic_handler(SERVICE, handlers),))
-    inner = directory / "inner"
-    inner.mkdir(mode=0o700)
-    async with Front(inner / "bare.sock") as front:
-        server.add_insecure_port(front.inner_target)
-        await server.start()
-        chain, key, roots = ((directory / name).read_bytes() for name in ("tls.crt", "tls.key", "ca.crt"))
-        context = server_context(chain, key, roots)
-        port = await front.serve_tls("127.0.0.1", 0, lambda: context)
+    async with AsyncExitStack() as stack:
+        port = await _listen(directory, way, server, stack)
         draft = directory / "bare.json.draft"
         draft.write_text(json.dumps({"port": port}))
         draft.rename(directory / "bare.json")
@@ -98,5 +94,26 @@ async def serve(directory: Path) -> None:
         await server.stop(0)
 
 
+async def _listen(directory: Path, way: str, server: grpc.aio.Server, stack: AsyncExitStack) -> int:
+    """Starts a server that is reached in this way; returns its port, 0 if it has none."""
+    chain, key, roots = ((directory / name).read_bytes() for name in ("tls.crt", "tls.key", "ca.crt"))
+    inner = directory / "inner"
+    inner.mkdir(mode=0o700)
+    if way == "grpc":
+        trusted = grpc.ssl_server_credentials([(key, chain)], roots, require_client_auth=True)
+        port = server.add_secure_port("127.0.0.1:0", trusted)
+        await server.start()
+        return port
+    if way == "socket":
+        server.add_insecure_port(f"unix:{inner / 'bare.sock'}")
+        await server.start()
+        return 0
+    front = await stack.enter_async_context(Front(inner / "bare.sock"))
+    server.add_insecure_port(front.inner_target)
+    await server.start()
+    context = server_context(chain, key, roots)
+    return await front.serve_tls("127.0.0.1", 0, lambda: context)
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "front"))

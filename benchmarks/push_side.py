@@ -3,9 +3,10 @@
 import asyncio
 import itertools
 import json
+import random
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import grpc.aio
 
 from benchmarks import bare_stream, push_mesh
 from benchmarks.control_plane import TRUST_DOMAIN, ControlPlane
+from benchmarks.envoy_front import before
 from benchmarks.fleet import CONNECTING_AT_ONCE, Fleet, fleet
 from benchmarks.process import Broken, Child, cpu_s, python
 from meshwarden.agents.channel import ControlPlane as Place
@@ -25,6 +27,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import LeafTemplate, control_plane_dns_name
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
+from meshwarden.controlplane.local.port import free_port
 from meshwarden.v1 import node_service_pb2 as v1
 
 SYNC = "/meshwarden.v1.NodeService/Sync"
@@ -34,6 +37,8 @@ IDLE_S = 0.5
 # How little more than that it uses once all is read, and after how many looks that is taken for granted.
 QUIET_S, MAX_WINDOWS = 0.005, 8
 ADAPT_S = 2.0
+ENVOY = "envoy"
+"""The way to the bare stream that is no way of its own: an Envoy ends TLS before it."""
 
 
 class NodeDialect:
@@ -146,12 +151,14 @@ class Bare:
         place: where it is.
         bundle: who signed its certificate.
         channel: to it.
+        beside: what else it takes.
     """
 
     child: Child
     place: Place
     bundle: Bundle
     channel: grpc.aio.Channel
+    beside: Sequence[Child] = ()
 
     async def push(self, payload: bytes) -> None:
         """Has it write these bytes to all that are connected."""
@@ -160,14 +167,21 @@ class Bare:
 
 
 @asynccontextmanager
-async def bare(directory: Path, clients: Bundle) -> AsyncIterator[Bare]:
-    """Runs the bare server, which takes whom `clients` has signed."""
+async def bare(
+    directory: Path, clients: Bundle, way: str = "front", caller: X509Svid | None = None
+) -> AsyncIterator[Bare]:
+    """Runs the bare server, which takes whom `clients` has signed, such as `caller`; `way` as `bare_stream` says."""
     bundle = await _certify(directory, clients)
-    async with python("bare stream", ["-m", "benchmarks.bare_stream", str(directory)], directory) as child:
-        port = json.loads(await child.until_written(directory / "bare.json"))["port"]
+    async with AsyncExitStack() as stack:
+        arguments = ["-m", "benchmarks.bare_stream", str(directory), "socket" if way == ENVOY else way]
+        child = await stack.enter_async_context(python("bare stream", arguments, directory))
+        port, beside = json.loads(await child.until_written(directory / "bare.json"))["port"], []
+        if way == ENVOY:
+            port = free_port(random.SystemRandom())
+            beside = [await stack.enter_async_context(before(directory, port))]
         place = Place(f"127.0.0.1:{port}", TRUST_DOMAIN)
-        async with open_channel(place, bundle, None) as channel:
-            yield Bare(child, place, bundle, channel)
+        channel = await stack.enter_async_context(open_channel(place, bundle, caller))
+        yield Bare(child, place, bundle, channel, beside)
 
 
 async def _certify(directory: Path, clients: Bundle) -> Bundle:
@@ -181,6 +195,18 @@ async def _certify(directory: Path, clients: Bundle) -> Bundle:
     for name, content in {"tls.crt": svid.chain_pem(), "tls.key": svid.key_pem(), "ca.crt": clients.pem()}.items():
         (directory / name).write_bytes(content)
     return await authority.bundle()
+
+
+async def certificates(agents: int) -> tuple[Bundle, list[X509Svid]]:
+    """A trust domain, and so many nodes' certificates of it."""
+    authority, svids = MemoryAuthority(TRUST_DOMAIN, utc_now), []
+    for number in range(agents):
+        template, key = (
+            LeafTemplate(SpiffeId.for_node(TRUST_DOMAIN, "bare", f"node-{number}"), timedelta(hours=1)),
+            new_key(),
+        )
+        svids.append(X509Svid.of(await authority.sign(template, key.public_key(), utc_now()), key))
+    return await authority.bundle(), svids
 
 
 @asynccontextmanager
