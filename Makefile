@@ -37,10 +37,11 @@ test: $(VENV)/.dev tests/e2e/node/node_modules ## Run the tests (ARGS="-k store"
 	@$(BIN)/python -m pytest -m 'e2e and alone' $(ARGS) || [ $$? -eq 5 ]
 
 .PHONY: soak
-soak: $(VENV)/.dev ## Run what takes its time: a region cut off for ten minutes, no control plane for ten, two hundred foreseen changes, limits while things break for ten
+soak: $(VENV)/.dev ## Run what takes its time: a region cut off for ten minutes, no control plane for ten, two hundred foreseen changes, a rollout whose control plane is killed, limits while things break for ten
 	@MESHWARDEN_AWAY_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/identity/test_control_plane_away.py $(ARGS)
 	@MESHWARDEN_CUT_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_regions.py $(ARGS)
 	@MESHWARDEN_FORESIGHT=200 MESHWARDEN_SEED=0 $(BIN)/python -m pytest tests/integration/test_foresight.py tests/unit/policy/test_foresight_limit.py $(ARGS)
+	@MESHWARDEN_KILLS=1 $(BIN)/python -m pytest -m e2e tests/e2e/test_rollout.py $(ARGS)
 	@MESHWARDEN_CHAOS_S=600 $(BIN)/python -m pytest -m e2e tests/e2e/test_quota.py -k breaks_at_random $(ARGS)
 
 FUZZ_S ?= 600

@@ -27,25 +27,30 @@ from meshwarden.controlplane.api.change import GUARD, ChangeDesk
 from meshwarden.controlplane.api.data_plane import DataPlaneServicer
 from meshwarden.controlplane.api.history import RevisionServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
+from meshwarden.controlplane.api.rollout import RolloutServicer
 from meshwarden.controlplane.api.server import traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
 from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.identity.authorize import admit
+from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.controlplane.resources.model import unwrap
+from meshwarden.controlplane.rollout.count import Counts
+from meshwarden.controlplane.rollout.driver import Driver
 from meshwarden.controlplane.store.port import Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor
 from meshwarden.sdk.mtls.tls import server_context
-from meshwarden.sdk.tracing.own_span import own_provider, server_interceptor
+from meshwarden.sdk.tracing.own_span import Provider, own_provider, server_interceptor
 from meshwarden.v1 import resource_service_pb2 as v1
 from meshwarden.v1.data_plane_service_pb2_grpc import add_DataPlaneServiceServicer_to_server
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub, add_ResourceServiceServicer_to_server
 from meshwarden.v1.resources_pb2 import AccessPolicy, Metadata, Resource, Tenant, TrustDomain
 from meshwarden.v1.revision_service_pb2_grpc import add_RevisionServiceServicer_to_server
+from meshwarden.v1.rollout_service_pb2_grpc import add_RolloutServiceServicer_to_server
 
 DOMAIN = "mesh.test"
 SERVER_NAME = "controlplane.mesh.test"
@@ -83,9 +88,9 @@ spec: {service: orders, rules: [{split: [{version: v1, weight: 1}]}]}
 """
 
 
-def tracing() -> grpc.aio.ServerInterceptor:
+def tracing(provider: Provider | None = None) -> grpc.aio.ServerInterceptor:
     """What stands around handlers where a backend takes traces."""
-    return server_interceptor(own_provider("test", lambda body, count: None), traced())
+    return server_interceptor(provider or own_provider("test", lambda body, count: None), traced())
 
 
 def svid(identity: SpiffeId, dns: tuple[str, ...] = ()) -> X509Svid:
@@ -108,27 +113,49 @@ class World:
     acme: ResourceServiceStub
     channel: Callable[[X509Svid | None], grpc.aio.Channel]
     sessions: Sessions
+    publisher: Publisher
+    counts: Counts
+    spans: list[bytes]
 
     def events(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.audit.read_text().splitlines()]
 
 
+def rollouts(
+    store: Store, publisher: Publisher, sessions: Sessions, desk: ChangeDesk, owner: str, provider: Provider
+) -> tuple[Counts, Driver]:
+    """What drives rollouts."""
+
+    def nodes() -> dict[str, Place]:
+        return {state.node: Place("eu", state.zone) for state in sessions.everywhere()}
+
+    counts = Counts(store, publisher.mesh, nodes, owner)
+    driver = Driver(store, publisher.mesh, counts, nodes, desk, SERVER.spiffe_id, owner, utc_now, provider)
+    publisher.listen(lambda _: (counts.touch(), driver.touch()))
+    return counts, driver
+
+
 @asynccontextmanager
-async def serve(directory: Path) -> AsyncIterator[World]:
+async def serve(directory: Path, owner: str = "") -> AsyncIterator[World]:
     """One control plane process's worth of the service on the store in `directory`."""
+    spans: list[bytes] = []
+    provider = own_provider("test", lambda body, count: spans.append(body))
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(directory / "s" / "store.db"))
         audit_path = directory / "audit.log"
         audit = await stack.enter_async_context(FileAuditLog.open(audit_path, lambda: NOW))
         front = Front(directory / "in.sock")
         peers = PeerInterceptor(front, PeerVerifier(lambda: {DOMAIN: BUNDLE}, utc_now), admit)
-        server = grpc.aio.server(interceptors=[peers, tracing(), ValidationInterceptor(audit)])
+        server = grpc.aio.server(interceptors=[peers, tracing(provider), ValidationInterceptor(audit)])
         desk = ChangeDesk(store, lambda: NOW, "eu", audit, trust_domain=DOMAIN)
         add_ResourceServiceServicer_to_server(ResourceServicer(store, desk), server)
         publisher = Publisher(store, trust_domain=DOMAIN, audit=audit)
         sessions = Sessions(publisher, store, region="eu", clock=utc_now, owner=str(directory))
         add_RevisionServiceServicer_to_server(RevisionServicer(store, desk, publisher, sessions), server)
         add_DataPlaneServiceServicer_to_server(DataPlaneServicer(publisher, sessions), server)
+        counts, driver = rollouts(store, publisher, sessions, desk, owner or str(directory), provider)
+        rollout = RolloutServicer(publisher.mesh, driver, desk, sessions, utc_now)
+        add_RolloutServiceServicer_to_server(rollout, server)
         server.add_insecure_port(front.inner_target)
         await server.start()
         stack.push_async_callback(server.stop, None)
@@ -148,7 +175,10 @@ async def serve(directory: Path) -> AsyncIterator[World]:
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
             await group.start(sessions.run)
-            yield World(store, audit_path, await stub(OPERATOR), await stub(ACME), channel, sessions)
+            await group.start(counts.run)
+            group.start_soon(driver.run)
+            stubs = await stub(OPERATOR), await stub(ACME)
+            yield World(store, audit_path, *stubs, channel, sessions, publisher, counts, spans)
             group.cancel_scope.cancel()
 
 

@@ -115,6 +115,7 @@ class Resource(_message.Message):
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     INGRESS_FIELD_NUMBER: _builtins.int
     EXTERNAL_SERVICE_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___Tenant: ...
@@ -139,6 +140,8 @@ class Resource(_message.Message):
     @_builtins.property
     def external_service(self) -> Global___ExternalService: ...
     @_builtins.property
+    def rollout(self) -> Global___Rollout: ...
+    @_builtins.property
     def drain(self) -> Global___Drain: ...
     def __init__(
         self,
@@ -154,13 +157,14 @@ class Resource(_message.Message):
         trust_domain: Global___TrustDomain | None = ...,
         ingress: Global___Ingress | None = ...,
         external_service: Global___ExternalService | None = ...,
+        rollout: Global___Rollout | None = ...,
         drain: Global___Drain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "ingress", b"ingress", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "ingress", b"ingress", "rate_policy", b"rate_policy", "resource", b"resource", "rollout", b"rollout", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "ingress", b"ingress", "rate_policy", b"rate_policy", "resource", b"resource", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policy", b"access_policy", "drain", b"drain", "endpoint", b"endpoint", "external_service", b"external_service", "ingress", b"ingress", "rate_policy", b"rate_policy", "resource", b"resource", "rollout", b"rollout", "route_policy", b"route_policy", "service", b"service", "slo", b"slo", "tenant", b"tenant", "trust_domain", b"trust_domain", "workload_entry", b"workload_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain", "ingress", "external_service", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_resource: _TypeAlias = _typing.Literal["tenant", "service", "workload_entry", "endpoint", "access_policy", "route_policy", "rate_policy", "slo", "trust_domain", "ingress", "external_service", "rollout", "drain"]  # noqa: Y015
     _WhichOneofArgType_resource: _TypeAlias = _typing.Literal["resource", b"resource"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -2663,3 +2667,354 @@ class Latency(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Latency: _TypeAlias = Latency  # noqa: Y015
+
+@_typing.final
+class Rollout(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    @_builtins.property
+    def metadata(self) -> Global___Metadata: ...
+    @_builtins.property
+    def spec(self) -> Global___RolloutSpec: ...
+    @_builtins.property
+    def status(self) -> Global___RolloutStatus: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        metadata: Global___Metadata | None = ...,
+        spec: Global___RolloutSpec | None = ...,
+        status: Global___RolloutStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metadata", b"metadata", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class RolloutSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_POLICIES_FIELD_NUMBER: _builtins.int
+    ROUTE_POLICIES_FIELD_NUMBER: _builtins.int
+    DELETIONS_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    JUDGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def access_policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccessPolicy]: ...
+    @_builtins.property
+    def route_policies(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutePolicy]: ...
+    @_builtins.property
+    def deletions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutDeletion]: ...
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutStage]: ...
+    @_builtins.property
+    def judge(self) -> Global___RolloutJudge: ...
+    def __init__(
+        self,
+        *,
+        access_policies: _abc.Iterable[Global___AccessPolicy] | None = ...,
+        route_policies: _abc.Iterable[Global___RoutePolicy] | None = ...,
+        deletions: _abc.Iterable[Global___RolloutDeletion] | None = ...,
+        stages: _abc.Iterable[Global___RolloutStage] | None = ...,
+        judge: Global___RolloutJudge | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["judge", b"judge"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_policies", b"access_policies", "deletions", b"deletions", "judge", b"judge", "route_policies", b"route_policies", "stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutSpec: _TypeAlias = RolloutSpec  # noqa: Y015
+
+@_typing.final
+class RolloutDeletion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutDeletion: _TypeAlias = RolloutDeletion  # noqa: Y015
+
+@_typing.final
+class RolloutStage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERCENT_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    percent: _builtins.float
+    zone: _builtins.str
+    region: _builtins.str
+    all: _builtins.bool
+    @_builtins.property
+    def hold(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        percent: _builtins.float = ...,
+        zone: _builtins.str = ...,
+        region: _builtins.str = ...,
+        all: _builtins.bool = ...,
+        hold: _duration_pb2.Duration | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "hold", b"hold", "part", b"part", "percent", b"percent", "region", b"region", "wait", b"wait", "zone", b"zone"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "hold", b"hold", "part", b"part", "percent", b"percent", "region", b"region", "wait", b"wait", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["percent", "zone", "region", "all"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___RolloutStage: _TypeAlias = RolloutStage  # noqa: Y015
+
+@_typing.final
+class RolloutJudge(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _OnNoTraffic:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OnNoTrafficEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RolloutJudge._OnNoTraffic.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ON_NO_TRAFFIC_UNSPECIFIED: RolloutJudge._OnNoTraffic.ValueType  # 0
+        HOLD: RolloutJudge._OnNoTraffic.ValueType  # 1
+        PROMOTE: RolloutJudge._OnNoTraffic.ValueType  # 2
+
+    class OnNoTraffic(_OnNoTraffic, metaclass=_OnNoTrafficEnumTypeWrapper): ...
+    ON_NO_TRAFFIC_UNSPECIFIED: RolloutJudge.OnNoTraffic.ValueType  # 0
+    HOLD: RolloutJudge.OnNoTraffic.ValueType  # 1
+    PROMOTE: RolloutJudge.OnNoTraffic.ValueType  # 2
+
+    MIN_CALLS_FIELD_NUMBER: _builtins.int
+    MAX_BURN_FIELD_NUMBER: _builtins.int
+    ON_NO_TRAFFIC_FIELD_NUMBER: _builtins.int
+    IGNORE_DENIED_FIELD_NUMBER: _builtins.int
+    min_calls: _builtins.int
+    max_burn: _builtins.float
+    on_no_traffic: Global___RolloutJudge.OnNoTraffic.ValueType
+    ignore_denied: _builtins.bool
+    def __init__(
+        self,
+        *,
+        min_calls: _builtins.int = ...,
+        max_burn: _builtins.float = ...,
+        on_no_traffic: Global___RolloutJudge.OnNoTraffic.ValueType = ...,
+        ignore_denied: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_denied", b"ignore_denied", "max_burn", b"max_burn", "min_calls", b"min_calls", "on_no_traffic", b"on_no_traffic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutJudge: _TypeAlias = RolloutJudge  # noqa: Y015
+
+@_typing.final
+class RolloutStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Phase:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RolloutStatus._Phase.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PHASE_UNSPECIFIED: RolloutStatus._Phase.ValueType  # 0
+        PENDING: RolloutStatus._Phase.ValueType  # 1
+        RUNNING: RolloutStatus._Phase.ValueType  # 2
+        PAUSED: RolloutStatus._Phase.ValueType  # 3
+        COMMITTED: RolloutStatus._Phase.ValueType  # 4
+        ROLLED_BACK: RolloutStatus._Phase.ValueType  # 5
+        ABORTED: RolloutStatus._Phase.ValueType  # 6
+
+    class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper): ...
+    PHASE_UNSPECIFIED: RolloutStatus.Phase.ValueType  # 0
+    PENDING: RolloutStatus.Phase.ValueType  # 1
+    RUNNING: RolloutStatus.Phase.ValueType  # 2
+    PAUSED: RolloutStatus.Phase.ValueType  # 3
+    COMMITTED: RolloutStatus.Phase.ValueType  # 4
+    ROLLED_BACK: RolloutStatus.Phase.ValueType  # 5
+    ABORTED: RolloutStatus.Phase.ValueType  # 6
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    STAGE_TIME_FIELD_NUMBER: _builtins.int
+    STAGE_REVISION_FIELD_NUMBER: _builtins.int
+    HASH_BELOW_FIELD_NUMBER: _builtins.int
+    PAUSE_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    TRACE_PARENT_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    phase: Global___RolloutStatus.Phase.ValueType
+    stage: _builtins.int
+    stage_revision: _builtins.int
+    hash_below: _builtins.int
+    reason: _builtins.str
+    trace_parent: _builtins.str
+    @_builtins.property
+    def stage_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def pause_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutVerdict]: ...
+    def __init__(
+        self,
+        *,
+        phase: Global___RolloutStatus.Phase.ValueType = ...,
+        stage: _builtins.int = ...,
+        stage_time: _timestamp_pb2.Timestamp | None = ...,
+        stage_revision: _builtins.int = ...,
+        hash_below: _builtins.int = ...,
+        pause_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        trace_parent: _builtins.str = ...,
+        verdicts: _abc.Iterable[Global___RolloutVerdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "pause_time", b"pause_time", "stage_time", b"stage_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "hash_below", b"hash_below", "pause_time", b"pause_time", "phase", b"phase", "reason", b"reason", "stage", b"stage", "stage_revision", b"stage_revision", "stage_time", b"stage_time", "start_time", b"start_time", "trace_parent", b"trace_parent", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutStatus: _TypeAlias = RolloutStatus  # noqa: Y015
+
+@_typing.final
+class RolloutVerdict(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RolloutVerdict._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: RolloutVerdict._Outcome.ValueType  # 0
+        GOOD: RolloutVerdict._Outcome.ValueType  # 1
+        BAD: RolloutVerdict._Outcome.ValueType  # 2
+        TOO_FEW: RolloutVerdict._Outcome.ValueType  # 3
+        UNSURE: RolloutVerdict._Outcome.ValueType  # 4
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
+    OUTCOME_UNSPECIFIED: RolloutVerdict.Outcome.ValueType  # 0
+    GOOD: RolloutVerdict.Outcome.ValueType  # 1
+    BAD: RolloutVerdict.Outcome.ValueType  # 2
+    TOO_FEW: RolloutVerdict.Outcome.ValueType  # 3
+    UNSURE: RolloutVerdict.Outcome.ValueType  # 4
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    NODES_CONCERNED_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    stage: _builtins.int
+    outcome: Global___RolloutVerdict.Outcome.ValueType
+    nodes: _builtins.int
+    nodes_concerned: _builtins.int
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutComparison]: ...
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        stage: _builtins.int = ...,
+        outcome: Global___RolloutVerdict.Outcome.ValueType = ...,
+        comparisons: _abc.Iterable[Global___RolloutComparison] | None = ...,
+        nodes: _builtins.int = ...,
+        nodes_concerned: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparisons", b"comparisons", "nodes", b"nodes", "nodes_concerned", b"nodes_concerned", "outcome", b"outcome", "stage", b"stage", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutVerdict: _TypeAlias = RolloutVerdict  # noqa: Y015
+
+@_typing.final
+class RolloutComparison(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    SIDE_FIELD_NUMBER: _builtins.int
+    SLO_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    CHANGED_CALLS_FIELD_NUMBER: _builtins.int
+    CHANGED_BAD_FIELD_NUMBER: _builtins.int
+    UNCHANGED_CALLS_FIELD_NUMBER: _builtins.int
+    UNCHANGED_BAD_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    CHANGED_AT_LEAST_FIELD_NUMBER: _builtins.int
+    UNCHANGED_AT_MOST_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    side: Global___SLOSpec.Side.ValueType
+    slo: _builtins.str
+    outcome: Global___RolloutVerdict.Outcome.ValueType
+    changed_calls: _builtins.int
+    changed_bad: _builtins.int
+    unchanged_calls: _builtins.int
+    unchanged_bad: _builtins.int
+    allowed: _builtins.float
+    changed_at_least: _builtins.float
+    unchanged_at_most: _builtins.float
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        side: Global___SLOSpec.Side.ValueType = ...,
+        slo: _builtins.str = ...,
+        outcome: Global___RolloutVerdict.Outcome.ValueType = ...,
+        changed_calls: _builtins.int = ...,
+        changed_bad: _builtins.int = ...,
+        unchanged_calls: _builtins.int = ...,
+        unchanged_bad: _builtins.int = ...,
+        allowed: _builtins.float = ...,
+        changed_at_least: _builtins.float = ...,
+        unchanged_at_most: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "changed_at_least", b"changed_at_least", "changed_bad", b"changed_bad", "changed_calls", b"changed_calls", "outcome", b"outcome", "service", b"service", "side", b"side", "slo", b"slo", "unchanged_at_most", b"unchanged_at_most", "unchanged_bad", b"unchanged_bad", "unchanged_calls", b"unchanged_calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutComparison: _TypeAlias = RolloutComparison  # noqa: Y015

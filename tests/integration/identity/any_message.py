@@ -70,6 +70,7 @@ USUAL: Final[dict[str, tuple[Any, ...]]] = {
         "TrustDomain",
         "Drain",
         "Ingress",
+        "Rollout",
     ),
     "spiffe_id": ("spiffe://mesh.test/tenant/globex/service/web",),
     "audience": ("orders",),

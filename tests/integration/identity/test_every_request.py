@@ -41,6 +41,7 @@ from meshwarden.v1 import (
     report_pb2,
     resource_service_pb2,
     revision_service_pb2,
+    rollout_service_pb2,
     workload_service_pb2,
 )
 
@@ -59,6 +60,7 @@ FILES = (
     report_pb2,
     resource_service_pb2,
     revision_service_pb2,
+    rollout_service_pb2,
 )
 
 

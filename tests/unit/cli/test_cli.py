@@ -25,6 +25,7 @@ from meshwarden.controlplane.local import context
 from meshwarden.controlplane.resources import model
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1.revision_service_pb2 import Progress, ProgressShare
+from meshwarden.v1.rollout_service_pb2 import ListRolloutsResponse
 
 
 @pytest.fixture(autouse=True)
@@ -258,6 +259,7 @@ def test_status_shows_tail_sampling_where_it_is_on_and_what_is_wrong(monkeypatch
     mesh = SimpleNamespace(
         admin=SimpleNamespace(GetStatus=lambda request, timeout: answer),
         revision=SimpleNamespace(GetProgress=lambda request, timeout: come),
+        rollout=SimpleNamespace(ListRollouts=lambda request, timeout: ListRolloutsResponse()),
     )
     monkeypatch.setattr(client, "connect_current", lambda: contextlib.nullcontext(mesh))
     shown = CliRunner().invoke(main, ["status"]).output

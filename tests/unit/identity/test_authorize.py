@@ -16,6 +16,7 @@ from meshwarden.v1 import (
     report_pb2,
     resource_service_pb2,
     revision_service_pb2,
+    rollout_service_pb2,
 )
 
 WHO = {
@@ -43,6 +44,7 @@ def methods() -> set[str]:
         report_pb2,
         resource_service_pb2,
         revision_service_pb2,
+        rollout_service_pb2,
     )
     return {
         f"/{service.full_name}/{method.name}"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.controlplane.resources.model import KINDS, kind_of
 from meshwarden.controlplane.resources.reference import reference_faults
@@ -27,8 +29,9 @@ def test_the_examples_are_one_batch_of_every_kind() -> None:
     assert reference_faults(batch, View()) == []
 
 
-def test_the_examples_of_the_policy_page_hold() -> None:
-    texts = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "policy.md").read_text(), re.DOTALL | re.MULTILINE)
+@pytest.mark.parametrize("page", ["policy.md", "rollout.md"])
+def test_the_examples_of_a_page_hold(page: str) -> None:
+    texts = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
     assert texts
     for text in texts:
-        assert parse(text, "policy.md")
+        assert parse(text, page)

@@ -19,7 +19,7 @@ from meshwarden.controlplane.resources.validate import resource_faults, unknown_
 from meshwarden.controlplane.resources.view import View
 from meshwarden.controlplane.secrets.reference import Grants
 from meshwarden.controlplane.store.mirror import Mirror
-from meshwarden.controlplane.store.port import ABSENT, Conflict, Delete, Op, Put, Store, StoreError
+from meshwarden.controlplane.store.port import ABSENT, Conflict, Delete, Lease, Op, Put, Store, StoreError
 from meshwarden.sdk.tracing import own_span
 from meshwarden.v1.resources_pb2 import (
     ExternalService,
@@ -62,6 +62,15 @@ class ChangeDesk:
         # One change at a time in this process; other processes are met by the guard.
         self._changing = asyncio.Lock()
 
+    @property
+    def view(self) -> View:
+        """The resources; within `guarded` as they are."""
+        return self.mirror.view
+
+    def now(self) -> datetime:
+        """The present, aware."""
+        return self._clock()
+
     def faults(self, resource: Resource) -> list[FieldFault]:
         """What a resource must hold by itself, and in this region as its operator has configured it."""
         return [*unknown_faults(resource), *resource_faults(resource), *self._faults_here(resource)]
@@ -83,7 +92,13 @@ class ChangeDesk:
         raise AssertionError("the loop ends by return or raise")
 
     async def commit(
-        self, event: str, changes: Sequence[Changed], guard: int, caller: SpiffeId | None, reason: str
+        self,
+        event: str,
+        changes: Sequence[Changed],
+        guard: int,
+        caller: SpiffeId | None,
+        reason: str,
+        fence: Lease | None = None,
     ) -> int:
         """Commits what the audit log has taken, with its history; a failure follows there as an event of its own.
 
@@ -93,6 +108,7 @@ class ChangeDesk:
             guard: what `guarded` gave.
             caller: who makes it.
             reason: why.
+            fence: the lease by which it is made, if it is made by one.
 
         Raises:
             Conflict: another process came between.
@@ -106,7 +122,8 @@ class ChangeDesk:
         made = Made(str(caller), self._clock(), reason, trace_id)
         history = Put(key_after(guard), encode(changes, made), ABSENT)
         try:
-            revision = await self._store.commit([*map(self._op, changes), Put(GUARD, b"", guard), history])
+            ops = [*map(self._op, changes), Put(GUARD, b"", guard), history]
+            revision = await self._store.commit(ops, fence=fence)
         except StoreError as error:
             self._audit.note(f"{event}.failed", by=str(caller), after=self.mirror.revision, reason=str(error))
             raise

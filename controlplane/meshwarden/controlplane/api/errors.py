@@ -4,6 +4,7 @@
       InvalidRequest   INVALID_ARGUMENT, with google.rpc.BadRequest
       NotFound         NOT_FOUND
       StillUsed        FAILED_PRECONDITION, with google.rpc.PreconditionFailure
+      WrongPhase       FAILED_PRECONDITION
       Moved            ABORTED
       Busy             RESOURCE_EXHAUSTED
       Forgotten        OUT_OF_RANGE
@@ -75,6 +76,10 @@ class StillUsed(RequestError):
         super().__init__("still used: " + "; ".join(users[:3]) + more)
 
 
+class WrongPhase(RequestError):
+    """What is asked of a rollout can't be done in the phase that it is in."""
+
+
 class Moved(RequestError):
     """A record has moved past the revision that the caller has seen."""
 
@@ -91,6 +96,7 @@ STATUS: dict[type[BaseException], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
     StillUsed: grpc.StatusCode.FAILED_PRECONDITION,
+    WrongPhase: grpc.StatusCode.FAILED_PRECONDITION,
     Moved: grpc.StatusCode.ABORTED,
     Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Forgotten: grpc.StatusCode.OUT_OF_RANGE,

@@ -24,6 +24,7 @@ from meshwarden.controlplane.policy.foresight.replay_limit import LimitReplay, M
 from meshwarden.controlplane.policy.foresight.suggest import PREFIX_FROM, Use, suggest
 from meshwarden.controlplane.policy.foresight.verdict import Judge
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
+from meshwarden.controlplane.policy.stage import changes_of
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.reach import Node, reach
 from meshwarden.controlplane.publish.sessions import Sessions
@@ -127,8 +128,10 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
         changes = []
         for resource in map(normalise, resources):
             ref = ref_of(resource)
-            key = Key(ref.kind, ref.tenant, ref.name)
-            changes.append(Change(key, unwrap(resource)))
+            if resource.HasField("rollout"):  # what becomes of the mesh once it is committed
+                changes += changes_of(resource.rollout)
+            else:
+                changes.append(Change(Key(ref.kind, ref.tenant, ref.name), unwrap(resource)))
         return changes
 
     @contextlib.asynccontextmanager

@@ -29,6 +29,8 @@ from meshwarden.controlplane.resources.model import (
     wrap,
 )
 from meshwarden.controlplane.resources.reference import reference_faults, users
+from meshwarden.controlplane.resources.rollout import proposed
+from meshwarden.controlplane.resources.view import View
 from meshwarden.controlplane.store.limit import MAX_PAGE_BYTES
 from meshwarden.controlplane.store.port import ABSENT, ANY, Batch, Record, Store
 from meshwarden.sdk.mtls import peer
@@ -217,6 +219,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         seen: Sequence[int],
     ) -> v1.ApplyResponse:
         view = view_of(self._desk.mirror.view, caller)
+        batch = [self._proposed(resource, view) for resource in batch]
         if faults := reference_faults(batch, view):
             raise InvalidRequest(faults)
         answer = v1.ApplyResponse(revision=self._desk.mirror.revision)
@@ -242,6 +245,14 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
             answer.revision = await self._desk.commit("resource.apply", changes, guard, caller, request.reason)
             answer.trace_id = own_span.present_trace_id()
         return answer
+
+    def _proposed(self, resource: Resource, view: View) -> Resource:
+        """A resource as it is to be stored: a rollout with its status."""
+        if not resource.HasField("rollout"):
+            return resource
+        ref = ref_of(resource)
+        old = view.find(ref.kind, ref.tenant, ref.name)
+        return normalise(wrap(proposed(resource.rollout, old, self._desk.now(), own_span.present_parent())))
 
     async def _delete(
         self, refs: dict[str, v1.ResourceRef], guard: int, caller: SpiffeId | None, reason: str, seen: int = ANY

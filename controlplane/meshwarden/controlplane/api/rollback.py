@@ -88,7 +88,8 @@ class RollbackDesk:
                 self._store,
                 request.revision,
                 newest,
-                lambda ref: tenant in ("", ref.tenant) and (not only or key_of(ref) in only),
+                # What a rollout has done to policies is taken back; the rollout itself has been as it was.
+                lambda ref: tenant in ("", ref.tenant) and (not only or key_of(ref) in only) and ref.kind != "Rollout",
             )
         except Unknown as error:
             raise Forgotten(str(error)) from None

@@ -46,6 +46,8 @@ from meshwarden.v1 import (
     resource_service_pb2_grpc,
     revision_service_pb2,
     revision_service_pb2_grpc,
+    rollout_service_pb2,
+    rollout_service_pb2_grpc,
 )
 
 MESSAGE_BYTES = 4 << 20
@@ -80,6 +82,7 @@ class Servicers:
     report: report_pb2_grpc.ReportServiceServicer
     resource: resource_service_pb2_grpc.ResourceServiceServicer
     revision: revision_service_pb2_grpc.RevisionServiceServicer
+    rollout: rollout_service_pb2_grpc.RolloutServiceServicer
 
 
 def names() -> tuple[str, ...]:
@@ -97,6 +100,7 @@ def names() -> tuple[str, ...]:
         report_pb2,
         resource_service_pb2,
         revision_service_pb2,
+        rollout_service_pb2,
     )
     return tuple(service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values())
 
@@ -106,7 +110,14 @@ def traced() -> frozenset[str]:
 
     Export does not count: each agent exports once a second, and spans among the rest.
     """
-    files = (admin_service_pb2, node_service_pb2, operator_service_pb2, resource_service_pb2, revision_service_pb2)
+    files = (
+        admin_service_pb2,
+        node_service_pb2,
+        operator_service_pb2,
+        resource_service_pb2,
+        revision_service_pb2,
+        rollout_service_pb2,
+    )
     return frozenset(
         f"/{service.full_name}/{method.name}"
         for file in files
@@ -144,6 +155,7 @@ def add(servicers: Servicers, server: Any) -> None:
     report_pb2_grpc.add_ReportServiceServicer_to_server(servicers.report, server)
     resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(servicers.resource, server)
     revision_service_pb2_grpc.add_RevisionServiceServicer_to_server(servicers.revision, server)
+    rollout_service_pb2_grpc.add_RolloutServiceServicer_to_server(servicers.rollout, server)
 
 
 class Api:

@@ -27,6 +27,7 @@ from meshwarden.controlplane.app.gathering import gathering
 from meshwarden.controlplane.app.identity import identity
 from meshwarden.controlplane.app.publishing import publishing
 from meshwarden.controlplane.app.rest import Doors, Rest
+from meshwarden.controlplane.app.rollout import rollouts
 from meshwarden.controlplane.app.servicers import servicers
 from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.own_metrics import OwnMetrics
@@ -60,6 +61,7 @@ class ControlPlane:
         self._identity = identity(config, engines, rng, tracing)
         self._publishing = publishing(config, engines, self._identity, rng, tracing)
         self._gathering = gathering(config, engines, self._publishing.publisher.mesh, self._identity, rng)
+        self._rollouts = rollouts(config, engines, self._publishing, self._gathering, tracing)
         self.take_own_spans = self._gathering.gather.take_own
         """Takes what is traced of this process."""
         self._overload = overload(rng.random)
@@ -116,7 +118,9 @@ class ControlPlane:
             front = await closing.enter_async_context(Front(inner / "api.sock", limits, self._no_handshake))
             rest = Rest(self._config, self._identity.serving, self._no_handshake)
             urls = {"metrics_url": await self._show_metrics(closing), **await self._show_identity(closing)}
-            served = servicers(self._config, self._engines, self._identity, self._publishing, self._gathering)
+            served = servicers(
+                self._config, self._engines, self._identity, self._publishing, self._gathering, self._rollouts
+            )
             peers = self._peers(Doors(front, rest.front))
             interceptors = self._interceptors(peers)
             api = Api(str(inner / "api.sock"), served, interceptors)
@@ -157,7 +161,9 @@ class ControlPlane:
             await group.start(self._identity.operators.run)
             await group.start(self._publishing.publisher.run)
             await group.start(self._publishing.sessions.run)
+            await group.start(self._rollouts.counts.run)
             group.start_soon(self._publishing.division.run)
+            group.start_soon(self._rollouts.driver.run)
             host, port = parse_address(self._config.listen)
             with listening("listen", self._config.listen):
                 port = await front.serve_tls(host, port, self._identity.serving.context)

@@ -6,7 +6,6 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.audit import AuditServicer
 from meshwarden.controlplane.api.bundles import BundleDesk
-from meshwarden.controlplane.api.change import ChangeDesk
 from meshwarden.controlplane.api.cost import CostServicer
 from meshwarden.controlplane.api.data_plane import DataPlaneServicer
 from meshwarden.controlplane.api.health import Health
@@ -18,11 +17,13 @@ from meshwarden.controlplane.api.quota import QuotaServicer
 from meshwarden.controlplane.api.region import RegionServicer
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
+from meshwarden.controlplane.api.rollout import RolloutServicer
 from meshwarden.controlplane.api.server import Servicers
 from meshwarden.controlplane.app.engines import AUDIT, Engines
 from meshwarden.controlplane.app.gathering import Gathering
 from meshwarden.controlplane.app.identity import Identity
 from meshwarden.controlplane.app.publishing import Publishing
+from meshwarden.controlplane.app.rollout import Rollouts
 from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.identity.attestor_token import TokenAttestor
 from meshwarden.controlplane.identity.issued import Issued
@@ -34,7 +35,12 @@ from meshwarden.controlplane.publish.trust import Trust
 
 
 def servicers(
-    config: Config, engines: Engines, identity: Identity, publishing: Publishing, gathering: Gathering
+    config: Config,
+    engines: Engines,
+    identity: Identity,
+    publishing: Publishing,
+    gathering: Gathering,
+    rollouts: Rollouts,
 ) -> Servicers:
     """Makes them, and has those told of changed roots that have to be."""
     domain, rotation = config.trust_domain, publishing.rotation
@@ -61,9 +67,7 @@ def servicers(
     )
     rotation.listen(node.tell_bundle)
     rotation.listen(Revoked(rotation.known, publishing.publisher.cut, utc_now).follow)
-    desk = ChangeDesk(
-        engines.store, utc_now, config.region, engines.audit, publishing.trails, domain, publishing.secrets.grants
-    )
+    desk, mesh = rollouts.desk, publishing.publisher.mesh
     resource = ResourceServicer(engines.store, desk)
     return Servicers(
         admin=_admin(config, engines, identity, publishing, gathering, tokens),
@@ -88,6 +92,7 @@ def servicers(
         report=ReportServicer(gathering.gather, nodes),
         resource=resource,
         revision=RevisionServicer(engines.store, desk, publishing.publisher, publishing.sessions),
+        rollout=RolloutServicer(mesh, rollouts.driver, desk, publishing.sessions, utc_now),
     )
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "delete": ("resource", "delete", "Delete resources."),
     "history": ("history", "history", "Show what was changed, by whom and why."),
     "rollback": ("rollback", "rollback", "Take changes back."),
+    "rollout": ("rollout", "rollout", "Show, pause, resume and abort rollouts."),
     "wait": ("progress", "wait", "Wait until the mesh has a revision."),
     "explain": ("explain", "explain", "Say what would become of a call, and why."),
     "suggest": ("suggest", "suggest", "Propose policies by the calls that were seen."),

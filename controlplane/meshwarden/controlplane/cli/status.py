@@ -5,7 +5,7 @@ from typing import cast
 import click
 import grpc
 
-from meshwarden.controlplane.cli import bundle, ca, client, progress, render
+from meshwarden.controlplane.cli import bundle, ca, client, progress, render, rollout
 from meshwarden.v1.admin_service_pb2 import (
     DryRun,
     GetStatusRequest,
@@ -31,6 +31,7 @@ def status(tenant: str, revision: int | None, output: str) -> None:
             return
         answer = mesh.admin.GetStatus(GetStatusRequest(tenant=tenant), timeout=client.TIMEOUT_S)
         come = _progress(mesh, tenant) if output == "table" else ""
+        rollouts = rollout.running_rows(mesh, tenant) if output == "table" else []
     if output != "table":
         render.data(render.as_dict(answer), output)
         return
@@ -44,6 +45,8 @@ def status(tenant: str, revision: int | None, output: str) -> None:
         for tenant in answer.tenants
     ]
     render.table(("TENANT", "ALLOWED/S", "LIMITED/S", "DENIED/S"), rates)
+    if rollouts:
+        render.table(("ROLLOUT", "IS", "STAGE", "SHARE"), rollouts)
     if answer.roots:
         render.table(("ROOT", "STATE", "LEFT"), ca.rows(answer.roots, answer.now.seconds, whole=False))
     if answer.dry_runs:

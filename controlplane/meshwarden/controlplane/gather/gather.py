@@ -128,6 +128,7 @@ class Gather:
         for collector in (self.tally, self.dry_runs, self._workload_metrics, self.tail):
             metrics.registry.register(collector)
         self.changes = Changes(durable)
+        self.heard: list[Callable[[str, Sequence[Call]], None]] = []  # are told of each node's calls that are believed
         self._durable, self._metrics, self._meter = durable, metrics, meter
         self._clock, self._owns, self._trust_domain, self._region = clock, owns, trust_domain, region
         self._rates = Rates(clock)
@@ -158,6 +159,8 @@ class Gather:
         if not self.marks.first(node, request.run_id, request.first_sequence, request.sequence):
             return False
         calls = self._believed(node, found)
+        for hear in self.heard:
+            hear(node, calls)
         for counts in (self._metrics, self._rates, self.dry_runs):
             counts.add(calls)
         self._keep_traces(calls, self.graph.add(calls))

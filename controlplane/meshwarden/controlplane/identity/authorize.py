@@ -76,6 +76,8 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.RevisionService/Rollback": _OPERATORS,
     "/meshwarden.v1.RevisionService/GetProgress": _OPERATORS,
     "/meshwarden.v1.RevisionService/WatchProgress": _OPERATORS,
+    "/meshwarden.v1.RolloutService/ListRollouts": _OPERATORS,
+    "/meshwarden.v1.RolloutService/ChangeRollout": _OPERATORS,
     "/meshwarden.v1.DataPlaneService/ListDataPlanes": _OPERATORS,
     "/meshwarden.v1.DataPlaneService/GetDataPlane": _OPERATORS,
     "/meshwarden.v1.NodeService/Attest": _JOIN,
@@ -119,6 +121,7 @@ READING: Final = frozenset(
         "GetRevision",
         "GetProgress",
         "WatchProgress",
+        "ListRollouts",
         "ListDataPlanes",
         "GetDataPlane",
         "Get",
@@ -134,6 +137,7 @@ FILTERED = frozenset(
         "CostService": ("GetCosts",),
         "DataPlaneService": ("ListDataPlanes", "GetDataPlane"),
         "RevisionService": ("ListRevisions", "GetRevision", "GetProgress", "WatchProgress"),
+        "RolloutService": ("ListRollouts",),
     }.items()
     for method in methods
 )

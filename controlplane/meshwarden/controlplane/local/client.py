@@ -21,6 +21,7 @@ from meshwarden.v1.operator_service_pb2_grpc import OperatorServiceStub
 from meshwarden.v1.preview_service_pb2_grpc import PreviewServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 from meshwarden.v1.revision_service_pb2_grpc import RevisionServiceStub
+from meshwarden.v1.rollout_service_pb2_grpc import RolloutServiceStub
 
 TIMEOUT_S = 15.0
 READS = 3
@@ -39,6 +40,7 @@ class Client:
         self.preview: Any = PreviewServiceStub(channel)
         self.resource: Any = ResourceServiceStub(channel)
         self.revision: Any = RevisionServiceStub(channel)
+        self.rollout: Any = RolloutServiceStub(channel)
 
 
 def read_certificate(context: Context) -> tuple[x509.Certificate, SpiffeId]:

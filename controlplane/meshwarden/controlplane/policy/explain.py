@@ -13,6 +13,7 @@ from meshwarden.controlplane.policy.external import External
 from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name, Rate
+from meshwarden.controlplane.policy.stage import is_live, services_of
 from meshwarden.controlplane.policy.told import told
 from meshwarden.controlplane.policy.window import moment
 from meshwarden.controlplane.resources.reach import Width
@@ -77,7 +78,11 @@ def explain(
         at_s: the present, in seconds since 1970; without it nothing holds that lets in for a time.
     """
     call = _Call(mesh, request, shown, at_s)
-    stages = (_visibility, _access, _route, _limit, _choice, _endpoints) if shown(call.callee.tenant) else (_outside,)
+    stages = (
+        (_visibility, _rollout, _access, _route, _limit, _choice, _endpoints)
+        if shown(call.callee.tenant)
+        else (_outside,)
+    )
     for stage in stages:
         stage(call)
     return call.answer
@@ -104,6 +109,16 @@ def _outside(call: _Call) -> None:
         return
     call.answer.decision = CallStat.ALLOWED
     call.step("access", True, f"allowed: an AccessPolicy of tenant {callee.tenant} lets {call.caller} call this")
+
+
+def _rollout(call: _Call) -> None:
+    """Whether some nodes have other policies than are told here."""
+    for key, rollout in sorted(call.mesh.rollouts.items()):
+        about = frozenset().union(*services_of(rollout, call.mesh).values()) if is_live(rollout) else ()
+        if call.callee in about:
+            number, stages = rollout.status.stage + 1, len(rollout.spec.stages)
+            text = f"under way, in stage {number} of {stages}: its nodes have other policies than these, of all others"
+            call.step("rollout", True, text, f"Rollout {key.tenant}/{key.name}")
 
 
 def _visibility(call: _Call) -> None:

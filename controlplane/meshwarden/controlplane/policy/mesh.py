@@ -5,7 +5,7 @@ whatever it does not touch compiles to the same bytes as before.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -46,6 +46,8 @@ class Mesh:
         self._all: dict[Key, Any] = {}
         self.trust_domains: dict[Key, Any] = {}
         """The other trust domains: `{key: message}`."""
+        self.rollouts: dict[Key, Any] = {}
+        """The rollouts, those that are over as well: `{key: message}`."""
         self.foreign: tuple[str, ...] = ()
         """Their names, in order."""
         # {kind: {service: {key: message}}} for what speaks of a service.
@@ -243,6 +245,15 @@ class Mesh:
             }
         )
 
+    def seers(self, service: Name) -> set[str]:
+        """The tenants whose workloads see a service, "*" for all."""
+        return self._seen_by(service)
+
+    def nodes_of(self, tenants: Set[str]) -> set[str]:
+        """The nodes that some workload entry of one of these tenants names, "*" for all."""
+        found = self._on_node["WorkloadEntry"].items()
+        return {node for node, keys in found if any({key.tenant, "*"} & tenants for key in keys)}
+
     def near(self, tenant: str) -> list[Name]:
         """The services that a tenant sees and of which endpoints near the caller are preferred, in order."""
         return sorted(service for service, policies in self._near.items() if policies and self.sees(tenant, service))
@@ -295,7 +306,7 @@ class Mesh:
         return sorted(found - {""})
 
     def _touch(self, impact: Impact, key: Key, message: Any) -> None:
-        if key.kind == "Tenant":
+        if key.kind in ("Tenant", "Rollout"):  # what a rollout changes it changes for some nodes alone
             return
         if key.kind == "TrustDomain":
             self._touch_trust(impact, message.spec.trust_domain)
@@ -405,6 +416,8 @@ class Mesh:
             self._name_domains()
         elif key.kind == "Drain":
             self.drains.put(key, message)
+        elif key.kind == "Rollout":
+            self.rollouts[key] = message
         elif key.kind != "Tenant":
             service = Name(key.tenant, message.spec.service)
             self._of_service.setdefault(key.kind, {}).setdefault(service, {})[key] = message
@@ -432,6 +445,8 @@ class Mesh:
             self._name_domains()
         elif key.kind == "Drain":
             self.drains.drop(key)
+        elif key.kind == "Rollout":
+            del self.rollouts[key]
         elif key.kind != "Tenant":
             service = Name(key.tenant, message.spec.service)
             del self._of_service[key.kind][service][key]

@@ -121,13 +121,16 @@ class Compiled:
         return self._whole
 
     def update(self, before: "Compiled") -> Wire:
-        """What a session needs that has `before`, likewise; made once for all that have the same."""
+        """What a session needs that has `before`, likewise; made once for all that have the same. Empty for nothing."""
         known = self._since.get(before)
         if known is None:
             replaced = self._replaced(before)
-            made = self.whole() if replaced is None else message.scope(self._change(before, replaced))
-            known = self._since[before] = made
+            known = self._since[before] = self.whole() if replaced is None else self._changed(before, replaced)
         return known
+
+    def _changed(self, before: "Compiled", replaced: Mapping[Name | None, Piece]) -> Wire:
+        change = self._change(before, replaced)
+        return message.scope(change) if len(change.ListFields()) > 1 else ()  # else it is but a name
 
     def _replaced(self, before: "Compiled") -> dict[Name | None, Piece] | None:
         """What has been replaced since `before`, as it was then; None if that is not known."""
@@ -184,16 +187,24 @@ def _form(later: Later) -> v1.ScopeForm:
 class Scopes:
     """The compiled scopes that some session holds. A scope is compiled when it is asked for, once for each change."""
 
-    def __init__(self, mesh: Mesh, now_s: Callable[[], float], turns: Callable[[float], object]) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        now_s: Callable[[], float],
+        turns: Callable[[float], object],
+        parts: Parts | None = None,
+    ) -> None:
         """Holds none.
 
         Args:
             mesh: the resources.
             now_s: the present, in seconds since 1970.
             turns: told when a scope becomes something else by itself; `due` has it then.
+            parts: what of the mesh is compiled already.
         """
         self._mesh, self._now_s, self._turns = mesh, now_s, turns
-        self._parts = Parts()
+        self.parts = parts if parts is not None else Parts()
+        """What scopes are made of."""
         self._known: WeakValueDictionary[str, Compiled] = WeakValueDictionary()
         # {tenant: the scopes of its clients, of which some may be known no more}
         self._of_tenant: dict[str, set[str]] = {}
@@ -204,7 +215,7 @@ class Scopes:
 
     def touch(self, impact: Impact) -> set[str]:
         """Takes note of a change; returns what is to be compiled anew for it."""
-        self._parts.forget(impact)
+        self.parts.forget(impact)
         found: set[str] = set()
         for tenant in list(self._of_tenant) if "*" in impact.seen_by else impact.seen_by:
             own: set[Name | None] = set() if {"*", tenant}.isdisjoint(impact.routed) else {None}
@@ -233,7 +244,7 @@ class Scopes:
         if scope.startswith(("server/", "egress/")):
             made = self._of_servers(scope, known)
         else:
-            pieces = Pieces.of(self._mesh, scope, self._parts)
+            pieces = Pieces.of(self._mesh, scope, self.parts)
             made = self._of_clients(scope, pieces) if known is None else self._moved(known, pieces)
         self._due.pop(scope, None)
         self._known[scope] = made
@@ -265,7 +276,7 @@ class Scopes:
     def _of_servers(self, scope: str, known: Compiled | None) -> Compiled:
         if known is None and scope.startswith("egress/"):
             self._egress.setdefault(service_of(scope), set()).add(scope)
-        made = _alone(scope, compile_scope(self._mesh, scope, parts=self._parts, at_s=self._now_s()))
+        made = _alone(scope, compile_scope(self._mesh, scope, parts=self.parts, at_s=self._now_s()))
         return known if known is not None and known.same(made) else made
 
     def _of_clients(self, scope: str, pieces: Pieces) -> Compiled:

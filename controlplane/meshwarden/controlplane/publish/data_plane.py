@@ -9,7 +9,6 @@ from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.v1.admin_service_pb2 import NodeState
 from meshwarden.v1.data_plane_service_pb2 import DataPlaneState, DataPlaneType
 from meshwarden.v1.node_service_pb2 import DataPlaneRef, XdsResource
-from meshwarden.v1.resources_pb2 import WorkloadEntry
 from meshwarden.xds import api
 
 _ORDER = {type_url: number for number, type_url in enumerate(api.TYPE_URLS)}
@@ -28,13 +27,13 @@ class DataPlanes:
             nodes: the nodes, in order.
             shown: whether a tenant's are.
         """
-        counted: dict[str, Counter[str]] = {}
+        counted: dict[Compiled, Counter[str]] = {}
         for node in nodes:
             for ref in sorted(node.data_planes, key=lambda ref: ref.id):
                 if shown(ref.tenant):
                     yield self.state(node, ref, counted)
 
-    def state(self, node: NodeState, ref: DataPlaneRef, counted: dict[str, Counter[str]]) -> DataPlaneState:
+    def state(self, node: NodeState, ref: DataPlaneRef, counted: dict[Compiled, Counter[str]]) -> DataPlaneState:
         """How far one has come; `counted` keeps how many resources of each type the scopes have."""
         answered = node.acked_revision
         if node.pending_revision and ref.id not in node.pending:
@@ -55,9 +54,9 @@ class DataPlanes:
             return state
         total = Counter[str]()
         for compiled in scopes:
-            if compiled.scope not in counted:
-                counted[compiled.scope] = Counter(type_url for type_url, _ in compiled.versions)
-            total += counted[compiled.scope]
+            if compiled not in counted:
+                counted[compiled] = Counter(type_url for type_url, _ in compiled.versions)
+            total += counted[compiled]
         nacks = {nack.type_url: nack for nack in node.nacks if nack.data_plane == ref.id}
         word = DataPlaneType.SYNCED if answered >= self._publisher.revision else DataPlaneType.STALE
         for type_url in sorted(total.keys() | nacks.keys(), key=lambda url: (_ORDER.get(url, len(_ORDER)), url)):
@@ -77,15 +76,14 @@ class DataPlanes:
         return dict(sorted(found.items(), key=lambda item: (_ORDER.get(item[0][0], len(_ORDER)), item[0])))
 
     def _compiled(self, node: str, ref: DataPlaneRef) -> list[Compiled]:
-        mesh = self._publisher.mesh
-        entry = mesh.find("WorkloadEntry", ref.tenant, ref.entry)
+        layer = self._publisher.layer(node)
+        entry = layer.mesh.find("WorkloadEntry", ref.tenant, ref.entry)
         if entry is None:
             raise ValueError(f"there is no workload entry {ref.tenant}/{ref.entry}")
         if node not in entry.spec.nodes:
             raise ValueError(f"workload entry {ref.tenant}/{ref.entry} does not name node {node}")
-        return [self._publisher.compiled(scope, ref, entry) for scope in self._scopes(node, ref, entry)]
-
-    def _scopes(self, node: str, ref: DataPlaneRef, entry: WorkloadEntry) -> tuple[str, ...]:
-        mesh = self._publisher.mesh
-        place = self._publisher.place(node) if mesh.near(ref.tenant) else None
-        return scopes_of(ref, node, entry, mesh.named, place, mesh.externals(ref.tenant))
+        place = self._publisher.place(node) if layer.mesh.near(ref.tenant) else None
+        return [
+            layer.scopes.listener(scope, ref, entry, None) if scope.startswith("listener/") else layer.scopes.get(scope)
+            for scope in scopes_of(ref, node, entry, layer.mesh.named, place, layer.mesh.externals(ref.tenant))
+        ]

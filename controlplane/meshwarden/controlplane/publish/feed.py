@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from meshwarden.controlplane.policy.endpoint import Place
-from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.scope import scopes_of
-from meshwarden.controlplane.publish.compiled import Compiled, Scopes
+from meshwarden.controlplane.publish.compiled import Compiled
 from meshwarden.controlplane.publish.fair import Turns
+from meshwarden.controlplane.publish.layer import Layer
 from meshwarden.controlplane.publish.message import Message, Pieces
 from meshwarden.controlplane.publish.secrets import EntrySecrets, Mark
 from meshwarden.controlplane.publish.trail import Trails
@@ -57,8 +57,7 @@ class Feed:
     def __init__(
         self,
         node: str,
-        mesh: Mesh,
-        scopes: Scopes,
+        layer: Layer,
         shared: Shared,
         revision: Callable[[], int],
         refuse: Refuse,
@@ -73,7 +72,7 @@ class Feed:
         self._due: set[str] = {OWN}
         self.node, self._trails, self._serves, self._secrets = node, trails, serves, secrets
         self.place = place
-        self._mesh, self._scopes, self._shared, self._revision, self._refuse = mesh, scopes, shared, revision, refuse
+        self.layer, self._shared, self._revision, self._refuse = layer, shared, revision, refuse
         self._refs: dict[str, v1.DataPlaneRef] | None = None
         self._remap = self._look = True
         self._planes: list[v1.DataPlaneScopes] = []
@@ -123,6 +122,13 @@ class Feed:
     def map_anew(self) -> None:
         """Takes note that its entries, or their services, have changed."""
         self._remap = self._look = True
+
+    def move(self, layer: Layer, tenants: Collection[str]) -> None:
+        """Takes its news from another layer from now on, for changes of these tenants'."""
+        if layer is not self.layer:
+            self.layer = layer
+            self.map_anew()
+            self._have_news(tenants)
 
     def look(self) -> None:
         """Takes note that secrets have changed."""
@@ -206,9 +212,9 @@ class Feed:
         return messages
 
     def _entries(self) -> list[Message]:
-        entries = [entry for entry in self._mesh.entries_on(self.node) if self._serves(entry.metadata.tenant)]
+        entries = [entry for entry in self.layer.mesh.entries_on(self.node) if self._serves(entry.metadata.tenant)]
         names = sorted({Name(entry.metadata.tenant, entry.spec.service) for entry in entries})
-        services = [found for name in names if (found := self._mesh.find("Service", *name)) is not None]
+        services = [found for name in names if (found := self.layer.mesh.find("Service", *name)) is not None]
         made = v1.EntrySet(entries=entries, services=services)
         if made == self._sent_entries:
             return []
@@ -222,14 +228,14 @@ class Feed:
             self._remap = False
             self._map()
         for scope in self._common:
-            self._now[scope] = self._scopes.get(scope)
+            self._now[scope] = self.layer.scopes.get(scope)
         updates, is_whole = [], False
         for scope, now in self._now.items():
             if (before := self._sent.get(scope)) is None:
                 updates.append(now.whole())
                 is_whole = True
-            elif before is not now:
-                updates.append(now.update(before))
+            elif before is not now and (update := now.update(before)):
+                updates.append(update)
         revision, planes = self._revision(), self._planes
         if not updates and planes == self._sent_planes and revision == self._sent_revision:
             return []
@@ -257,19 +263,20 @@ class Feed:
             self._planes.append(plane)
         common = {scope for plane in self._planes for scope in plane.scopes if not scope.startswith("listener/")}
         self._common = sorted(common)
-        self._now |= {scope: self._scopes.get(scope) for scope in self._common}
+        self._now |= {scope: self.layer.scopes.get(scope) for scope in self._common}
 
     def _scopes_of(self, ref: v1.DataPlaneRef) -> tuple[str, ...]:
-        entry = self._mesh.find("WorkloadEntry", ref.tenant, ref.entry)
+        entry = self.layer.mesh.find("WorkloadEntry", ref.tenant, ref.entry)
         if entry is None:
             raise ValueError(f"there is no workload entry {ref.tenant}/{ref.entry}")
         if self.node not in entry.spec.nodes:
             raise ValueError(f"workload entry {ref.tenant}/{ref.entry} does not name node {self.node}")
         if not self._serves(ref.tenant):
             raise ValueError(f"node {self.node} has joined for other tenants than {ref.tenant}")
-        place = self.place if self._mesh.near(ref.tenant) else None
-        scopes = scopes_of(ref, self.node, entry, self._mesh.named, place, self._mesh.externals(ref.tenant))
+        mesh = self.layer.mesh
+        place = self.place if mesh.near(ref.tenant) else None
+        scopes = scopes_of(ref, self.node, entry, mesh.named, place, mesh.externals(ref.tenant))
         for scope in scopes:
             if scope.startswith("listener/"):
-                self._now[scope] = self._scopes.listener(scope, ref, entry, self._sent.get(scope))
+                self._now[scope] = self.layer.scopes.listener(scope, ref, entry, self._sent.get(scope))
         return scopes

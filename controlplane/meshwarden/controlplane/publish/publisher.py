@@ -21,9 +21,10 @@ from meshwarden.certs.deny import DenyList
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.policy.endpoint import NOWHERE, Place
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
-from meshwarden.controlplane.publish.compiled import Compiled, Scopes
+from meshwarden.controlplane.publish.compiled import Scopes
 from meshwarden.controlplane.publish.fair import Turns
 from meshwarden.controlplane.publish.feed import OWN, Feed, Serves, Shared
+from meshwarden.controlplane.publish.layer import Layer, Layers, is_staged
 from meshwarden.controlplane.publish.message import Message
 from meshwarden.controlplane.publish.roots import Roots
 from meshwarden.controlplane.publish.secrets import EntrySecrets
@@ -31,7 +32,6 @@ from meshwarden.controlplane.publish.trail import Trails
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.store.port import Batch, Compacted, Future, Store, StoreError
 from meshwarden.v1 import node_service_pb2 as v1
-from meshwarden.v1.resources_pb2 import WorkloadEntry
 
 _PAGE: Final = 1000
 _RECENT: Final = 256
@@ -79,7 +79,8 @@ class Publisher:
         """The newest revisions of the mesh, in order."""
         # Up to where the store is read. Other records than the mesh's move it, which is no news to anybody.
         self._at = 0
-        self._scopes = Scopes(self.mesh, self._now_s, self._changes_at)
+        base = Layer(self.mesh, Scopes(self.mesh, self._now_s, self._changes_at))
+        self._layers = Layers(base, self._now_s, self._changes_at)
         self._turn: asyncio.TimerHandle | None = None
         self._turn_s = math.inf
         self._shared = Shared()
@@ -127,8 +128,7 @@ class Publisher:
         """
         feed = Feed(
             node,
-            self.mesh,
-            self._scopes,
+            self._layers.of(node, place),
             self._shared,
             lambda: self.revision,
             self._refused,
@@ -144,15 +144,9 @@ class Publisher:
             feed.deny(self._denies)
         return feed
 
-    def compiled(self, scope: str, ref: v1.DataPlaneRef, entry: WorkloadEntry) -> Compiled:
-        """A scope of a data plane, as it is told at present.
-
-        Raises:
-            ValueError: an address of the data plane is none.
-        """
-        if scope.startswith("listener/"):
-            return self._scopes.listener(scope, ref, entry, None)
-        return self._scopes.get(scope)
+    def layer(self, node: str) -> Layer:
+        """What a node is told at present: the mesh as it is, or with the changes of rollouts that it has."""
+        return self._layers.of(node, self.place(node))
 
     def place(self, node: str) -> Place:
         """Where a node says that it is, if it has a session here."""
@@ -164,15 +158,16 @@ class Publisher:
         self._denies = Message.of(v1.SyncResponse(deny_list=deny_list.to_proto()))
         for feed in self._feeds:
             feed.deny(self._denies)
-        self._touch(self.mesh.deny(deny_list))
+        self._touch(lambda mesh: mesh.deny(deny_list))
 
     def cut(self, mark: str) -> None:
         """Has Envoys end all that is open; `mark` is another one each time."""
-        self._touch(self.mesh.cut(mark))
+        self._touch(lambda mesh: mesh.cut(mark))
 
-    def _touch(self, impact: Impact) -> None:
-        """Tells sessions what has changed beside the store."""
-        self._take(impact, (OWN,))
+    def _touch(self, change: Callable[[Mesh], Impact]) -> None:
+        """Changes something beside the store, and tells sessions of it."""
+        for layer in self._layers:
+            self._take(change(layer.mesh), (OWN,), layer)
         self._look()
 
     def _changes_at(self, at_s: float) -> None:
@@ -186,9 +181,12 @@ class Publisher:
 
     def _has_turned(self) -> None:
         self._turn = None
-        if impact := self._scopes.due():
-            self._touch(impact)
-        if (next_s := self._scopes.next_s()) < math.inf:
+        found = [(layer, impact) for layer in self._layers if (impact := layer.scopes.due())]
+        for layer, impact in found:
+            self._take(impact, (OWN,), layer)
+        if found:
+            self._look()
+        if (next_s := min(layer.scopes.next_s() for layer in self._layers)) < math.inf:
             self._changes_at(next_s)
 
     def close(self, feed: Feed) -> None:
@@ -242,17 +240,24 @@ class Publisher:
         impact = self.mesh.apply(changes)
         self.revision = revision
         self.recent.append(revision)
-        self._take(impact, {change.key.tenant for change in changes} or {OWN})
+        tenants = {change.key.tenant for change in changes} or {OWN}
+        self._take(impact, tenants, self._layers.base)
+        for overlay in self._layers.overlays():
+            self._take(overlay.apply(changes), tenants, overlay)
+        if is_staged(changes):
+            for feed in self._feeds:
+                feed.move(self._layers.of(feed.node, feed.place), tenants)
+            self._layers.keep({feed.layer for feed in self._feeds})
         self.trails.published(revision, self._on_node.keys())
         for callback in self._listeners:
             callback(impact)
 
-    def _take(self, impact: Impact, tenants: Iterable[str]) -> None:
+    def _take(self, impact: Impact, tenants: Iterable[str], layer: Layer) -> None:
         """Takes a change of these tenants' in, and has the feeds told of it soon."""
         if not self._tenants:
             asyncio.get_running_loop().call_soon(self._tell)
         self._tenants.update(tenants)
-        self._stale |= self._scopes.touch(impact)
+        self._stale |= layer.scopes.touch(impact)
         # Where it begins to matter where a node is, or ends to, each node's data planes are made up of other scopes.
         nodes = self._on_node.keys() if impact.near else impact.nodes
         self._nodes |= nodes

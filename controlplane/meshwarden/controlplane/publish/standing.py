@@ -148,6 +148,7 @@ class Standings:
         """The part of a state that others want to know."""
         part = NodeState(
             node=state.node,
+            zone=state.zone,
             connected=state.connected,
             acked_revision=state.acked_revision,
             nacks=state.nacks,

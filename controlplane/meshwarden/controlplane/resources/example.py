@@ -138,6 +138,22 @@ spec:
   routes:
     - {hosts: [shop.example.com], pathPrefix: /shop.v1.Orders, service: orders}
 """,
+    "Rollout": """\
+kind: Rollout
+metadata:
+  tenant: platform
+  name: orders-create
+spec:
+  accessPolicies:
+    - kind: AccessPolicy
+      metadata: {tenant: platform, name: orders-create}
+      spec: {service: orders, allow: [{from: [{service: orders}], methods: [/shop.v1.Orders/Create]}]}
+  stages:
+    - {percent: 10, hold: 300s}
+    - {zone: a, hold: 300s}
+    - {all: true, hold: 600s}
+  judge: {minCalls: 500, onNoTraffic: HOLD}
+""",
     "TrustDomain": """\
 kind: TrustDomain
 metadata:

@@ -20,6 +20,7 @@ from meshwarden.v1.resources_pb2 import (
     RatePolicy,
     Record,
     Resource,
+    Rollout,
     RoutePolicy,
     Service,
     Tenant,
@@ -29,7 +30,7 @@ from meshwarden.v1.resources_pb2 import (
 
 OfService = WorkloadEntry | Endpoint | AccessPolicy | RoutePolicy | RatePolicy | SLO | Ingress
 """What speaks of a service."""
-AnyResource = Tenant | Service | ExternalService | OfService | TrustDomain | Drain
+AnyResource = Tenant | Service | ExternalService | OfService | TrustDomain | Drain | Rollout
 
 KINDS: Final[Mapping[str, type[Message]]] = {
     kind.DESCRIPTOR.name: kind
@@ -46,6 +47,7 @@ KINDS: Final[Mapping[str, type[Message]]] = {
         TrustDomain,
         Drain,
         Ingress,
+        Rollout,
     )
 }
 """{kind: message class}, in the order in which they need each other."""

@@ -11,6 +11,7 @@ from meshwarden.controlplane.resources.ingress import envoy_of, lending_faults, 
 from meshwarden.controlplane.resources.model import AnyResource, ref_of, title, unwrap
 from meshwarden.controlplane.resources.outside import name_faults, outside_faults
 from meshwarden.controlplane.resources.reach import ALL, covers, full
+from meshwarden.controlplane.resources.rollout import conflict_faults, holder, reference_faults_of, running
 from meshwarden.controlplane.resources.view import View
 from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import (
@@ -23,6 +24,7 @@ from meshwarden.v1.resources_pb2 import (
     Ingress,
     RatePolicy,
     Resource,
+    Rollout,
     RoutePolicy,
     Service,
     Tenant,
@@ -46,6 +48,7 @@ def reference_faults(batch: Sequence[Resource], before: View) -> list[FieldFault
     for index, resource in enumerate(batch):
         message = unwrap(resource)
         found += [_at(index, fault) for fault in _all_faults(message, after)]
+    found += conflict_faults(batch, before, after)
     return found + list(_broken(batch, before, after)) + list(_displaced(batch, before, after))
 
 
@@ -57,7 +60,10 @@ def users(refs: Iterable[ResourceRef], before: View) -> list[str]:
     if all(ref.kind == "TrustDomain" for ref in refs):
         return []
     titles = ", ".join(map(title, refs))
-    found = []
+    found: list[str] = []
+    for ref in refs:
+        if (rollout := holder(ref, before)) is not None:
+            found.append(f"{title(ref_of(rollout))} changes {title(ref)} at present: abort it, or wait")
     for resource in after:
         if isinstance(resource, Endpoint) and resource.spec.node:
             continue  # it goes with its workload
@@ -106,6 +112,15 @@ def _broken(batch: Sequence[Resource], before: View, after: View) -> Iterator[Fi
                 for fault in _new(policy, before, after):
                     needs = f"{title(ref_of(policy))} needs what was here: {fault.field}: {fault.message}"
                     yield FieldFault(f"resources[{index}].{fields[ref.kind]}", needs)
+    for rollout in running(after):
+        if title(ref_of(rollout)) in batched:
+            continue
+        for fault in _new(rollout, before, after):
+            text = "with it another tenant's rollout, which is under way, could not be committed"
+            if before.sees(ref_of(rollout).tenant):
+                why = f"{fault.field}: {fault.message}"
+                text = f"with it {title(ref_of(rollout))}, which is under way, could not be committed: {why}"
+            yield FieldFault("resources[0].metadata.name", text)
 
 
 def _mirrors(kind: str, ref: ResourceRef, view: View) -> Iterator[AnyResource]:
@@ -146,7 +161,7 @@ def _new(resource: AnyResource, before: View, after: View) -> list[FieldFault]:
 
 
 def _service_of(resource: AnyResource) -> str:
-    if isinstance(resource, Tenant | Service | ExternalService | TrustDomain):
+    if isinstance(resource, Tenant | Service | ExternalService | TrustDomain | Rollout):
         return ""
     return resource.spec.service
 
@@ -170,6 +185,9 @@ def _names(resource: AnyResource, view: View) -> Iterator[FieldFault]:
         return
     if isinstance(resource, Drain):
         yield from drain_faults(resource, view)
+        return
+    if isinstance(resource, Rollout):
+        yield from reference_faults_of(resource, view, _names)
         return
     service = view.service(tenant, resource.spec.service)
     if service is None and (external := view.external(tenant, resource.spec.service)) is not None:

@@ -25,6 +25,7 @@ from meshwarden.controlplane.resources.foreign import foreign_faults
 from meshwarden.controlplane.resources.ingress import entry_faults, ingress_faults
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
 from meshwarden.controlplane.resources.rate import rate_faults
+from meshwarden.controlplane.resources.rollout import rollout_faults
 from meshwarden.controlplane.resources.traffic import route_faults
 from meshwarden.v1.report_pb2 import ExportRequest
 from meshwarden.v1.resources_pb2 import (
@@ -34,6 +35,7 @@ from meshwarden.v1.resources_pb2 import (
     Ingress,
     RatePolicy,
     Resource,
+    Rollout,
     RoutePolicy,
     Service,
     Tenant,
@@ -251,6 +253,8 @@ def _own_faults(resource: AnyResource) -> Iterator[FieldFault]:
             yield FieldFault("spec.permissive", "another trust domain serves it: how it is called is for that to say")
     elif isinstance(resource, ExternalService):
         yield from external_faults(resource.spec)
+    elif isinstance(resource, Rollout):
+        yield from rollout_faults(resource, _own_faults)
     elif isinstance(resource, Endpoint) and resource.spec.node:
         yield FieldFault("spec.node", "endpoints of a node are its agent's to keep: leave it out")
 

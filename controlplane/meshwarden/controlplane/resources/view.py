@@ -11,6 +11,7 @@ from meshwarden.v1.resources_pb2 import (
     ExternalService,
     RatePolicy,
     Resource,
+    Rollout,
     Service,
     Tenant,
     TrustDomain,
@@ -89,7 +90,7 @@ class View:
         if index is None:
             index = self._by_service[kind, tenant] = {}
             for resource in self.of(kind, tenant):
-                if not isinstance(resource, Tenant | Service | ExternalService | TrustDomain | Drain):
+                if not isinstance(resource, Tenant | Service | ExternalService | TrustDomain | Drain | Rollout):
                     index.setdefault(resource.spec.service, []).append(resource)
         return index.get(service, ())
 

@@ -49,6 +49,13 @@ _BODIES: Final[dict[str, dict[str, Any]]] = {
     "AdminService.ChangeRoot": {"A new one": {"change": "PREPARE", "reason": "the yearly rotation"}},
     "AdminService.ChangeJwtKey": {"A new one": {"change": "PREPARE"}},
     "RevisionService.Rollback": {"A look": {"dryRun": True}},
+    "RolloutService.ChangeRollout": {
+        "An end": {
+            "ref": {"kind": "Rollout", "tenant": "platform", "name": "orders-create"},
+            "action": "ABORT",
+            "reason": "not today",
+        },
+    },
     "ResourceService.Delete": {
         "A policy": {"refs": [{"kind": "AccessPolicy", "tenant": "platform", "name": "orders"}]},
     },

@@ -1,0 +1,1 @@
+"""Staged changes of policies: watched, judged, and promoted or rolled back."""

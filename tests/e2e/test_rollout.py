@@ -1,0 +1,152 @@
+"""Rollouts on real data planes: a faulty route is stopped where it began, a good one reaches all.
+
+With two nodes a stage of half of them is one node. What is counted is what the callers themselves have seen.
+"""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import Programs, ask
+
+from meshwarden.controlplane.local import kernel, record
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+KILLS = bool(os.environ.get("MESHWARDEN_KILLS"))
+NODES = ("node-a", "node-b")
+CALLS = {
+    "orders": {"op": "grpc", "target": "xds:///orders", "method": "Get", "rate": 60},
+    "billing": {"op": "http", "host": "billing.platform", "path": "/invoices/1", "rate": 60},
+}
+FINE = frozenset({"OK", "200"})
+ROLLOUT = """\
+kind: Rollout
+metadata: {tenant: platform, name: NAME}
+spec:
+  routePolicies:
+    - kind: RoutePolicy
+      metadata: {tenant: platform, name: orders}
+      spec: {service: orders, rules: [{timeout: 4s, split: [{version: v1, weight: 1}]GRPC}]}
+    - kind: RoutePolicy
+      metadata: {tenant: platform, name: billing}
+      spec: {service: billing, rules: [{timeout: 4s, split: [{version: v1, weight: 1}]HTTP}]}
+  stages: [{percent: 50, hold: 3s, wait: 120s}, {all: true, hold: 3s, wait: 120s}]
+  judge: {minCalls: 100}
+"""
+FAULTS = {
+    "GRPC": ", fault: {abort: {percent: 10, grpcStatus: UNAVAILABLE}}",
+    "HTTP": ", fault: {abort: {percent: 10, httpStatus: 503}}",
+}
+
+
+class World(Programs):
+    """The samples' mesh, and a caller of both services on each node."""
+
+    def start_calls(self) -> None:
+        self.probes = {node: self.start(node, "acme/web", "-m", "meshwarden.examples.probe") for node in NODES}
+        for probe in self.probes.values():
+            for name, call in CALLS.items():
+                ask(probe, **{**call, "count": 5, "timeout_s": 20})
+                ask(probe, op="steady_start", id=name, call={**call, "concurrency": 4, "timeout_s": 20})
+
+    def stop_calls(self) -> dict[str, dict[str, Counter[str]]]:
+        """Returns `{node: {service: {what came of a call: how often}}}`."""
+        return {
+            node: {name: Counter(ask(probe, op="steady_stop", id=name)["codes"]) for name in CALLS}
+            for node, probe in self.probes.items()
+        }
+
+    def roll_out(self, name: str, faults: dict[str, str]) -> None:
+        text = ROLLOUT.replace("NAME", name)
+        for word in FAULTS:
+            text = text.replace(word, faults.get(word, ""))
+        path = self.directory / f"{name}.yaml"
+        path.write_text(text)
+        said = self.up.run("apply", "-f", str(path))
+        assert said.returncode == 0, said.stderr
+
+    def state(self, name: str) -> dict[str, Any]:
+        said = self.up.run("rollout", "status", f"platform/{name}", "-o", "json")
+        found: list[dict[str, Any]] = json.loads(said.stdout) if said.returncode == 0 else [{}]
+        status: dict[str, Any] = found[0].get("rollout", {}).get("status", {})
+        return status
+
+    def kill_control_plane(self) -> None:
+        (process,) = [one for one in record.load(self.up.state_dir) if one.name == "server"]
+        os.kill(process.pid, signal.SIGKILL)
+        assert kernel.wait_gone(process.pid, process.start_time, 60)
+
+
+@pytest.fixture(scope="module")
+def world(start_shared: Callable[..., Any], shared_directory: Path) -> Iterator[World]:
+    up = start_shared("r")
+    up.wait_until_up()
+    made = World(up, shared_directory)
+    try:
+        made.start_calls()
+        yield made
+    finally:
+        made.end()
+
+
+def bad(codes: dict[str, Counter[str]]) -> dict[str, int]:
+    return {name: sum(count for code, count in found.items() if code not in FINE) for name, found in codes.items()}
+
+
+def test_a_faulty_route_is_rolled_back_in_its_first_stage(world: World) -> None:
+    world.roll_out("faulty", FAULTS)
+    watched = world.up.run("rollout", "watch", "platform/faulty")
+    assert watched.returncode == 1, watched.stdout
+    assert "error: ROLLED_BACK: stage 1 of 2 (50 %) is bad" in watched.stderr
+    status = world.state("faulty")
+    (verdict,) = status["verdicts"]
+    assert (verdict["nodes"], verdict["nodesConcerned"]) == (1, 2)
+    world.up.until(lambda: world.up.run("wait", "--revision", newest(world)).returncode == 0)
+    codes = world.stop_calls()
+    failed = {node: bad(of_node) for node, of_node in codes.items()}
+    # The blast radius: the nodes of the stage, and no call anywhere else.
+    hit = [node for node in NODES if sum(failed[node].values())]
+    assert len(hit) == 1, codes
+    assert all(failed[hit[0]][name] <= 0.2 * codes[hit[0]][name].total() for name in CALLS), (
+        "and there a tenth of the calls, give or take"
+    )
+    policies = json.loads(world.up.run("get", "RoutePolicy", "-o", "json").stdout)
+    assert "fault" not in json.dumps(policies), "the policies were never changed"
+    for probe in world.probes.values():
+        for call in CALLS.values():
+            assert set(ask(probe, **{**call, "rate": 0, "count": 100, "timeout_s": 20})["codes"]) <= FINE
+
+
+def newest(world: World) -> str:
+    return str(json.loads(world.up.run("status", "-o", "json").stdout)["revision"])
+
+
+def test_a_good_one_reaches_all(world: World) -> None:
+    """With MESHWARDEN_KILLS=1 the control plane is killed in each stage, as `make soak` has it."""
+    for probe in world.probes.values():
+        for name, call in CALLS.items():
+            ask(probe, op="steady_start", id=name, call={**call, "concurrency": 4, "timeout_s": 20})
+    world.roll_out("good", {})
+    for stage in range(2) if KILLS else ():
+        world.up.until(lambda stage=stage: stage <= int(world.state("good").get("stage", 0)) and is_live(world))
+        world.kill_control_plane()
+        world.up.until(lambda: world.state("good"))
+    watched = world.up.run("rollout", "watch", "platform/good")
+    assert watched.returncode == 0, watched.stdout + watched.stderr
+    assert [one.get("stage", 0) for one in world.state("good")["verdicts"]] == [0, 1], "each was judged once"
+    codes = world.stop_calls()
+    assert [sum(bad(of_node).values()) for of_node in codes.values()] == [0, 0], codes
+    said = json.loads(world.up.run("get", "RoutePolicy", "platform/billing", "-o", "json").stdout)
+    assert "4s" in json.dumps(said)
+    history = world.up.run("history", "Rollout", "platform/good").stdout
+    assert [history.count(word) for word in ("(50 %) begins", "(all) begins", "committed")] == [1, 1, 1], history
+
+
+def is_live(world: World) -> bool:
+    return world.state("good").get("phase") in ("RUNNING", "COMMITTED")
