@@ -16,10 +16,10 @@ class ServerAddress:
 
 
 def read(path: Path) -> tuple[ServerAddress, int] | None:
-    """Returns the address and the process that listens there; None if none does."""
+    """Returns the address and the process that listens there; None if none does. The last release has no `rest_url`."""
     try:
         said = json.loads(path.read_text())
-        urls = str(said["metrics_url"]), str(said["rest_url"])
+        urls = str(said["metrics_url"]), str(said.get("rest_url", ""))
         address = ServerAddress(str(said["address"]), *urls, Path(said["ca_file"]))
         return address, int(said["pid"])
     except FileNotFoundError:
