@@ -149,6 +149,7 @@ def test_a_list_is_its_denies_and_its_revision() -> None:
     assert (DenyList().revision, len(DenyList()), bool(DenyList())) == (0, 0, False)
     assert made == DenyList([one, other], 7)
     assert hash(made) == hash(DenyList([one, other], 7))
+    assert hash(made) not in (hash(DenyList([one, other], 8)), hash(DenyList([one], 7)))
     assert made not in (DenyList([one, other], 8), DenyList([one], 7), (7, (one, other)))
     assert len({made, DenyList([one, other], 8), DenyList([one], 7)}) == 3
 
@@ -159,6 +160,7 @@ def test_who_is_refused_is_told_which_it_is() -> None:
     assert DenyList([Deny(WEB, "1", LATER)]).names(WEB, 1, now_s) == "this certificate was revoked; renew it"
     listed = DenyList([Deny(WEB, "1f", LATER)])
     assert listed.of_serial(WEB, 0x1F, now_s)
+    assert listed.of_serial(WEB, 0x1F, LATER.timestamp())  # to the last moment
     assert not listed.of_serial(WEB, 0x1F, LATER.timestamp() + 1)
     assert not DenyList([Deny(WEB, "", LATER)]).of_serial(WEB, 0, now_s)
     assert DenyList([Deny(WEB, "1", LATER)]).of_serial(WEB, 1, now_s)
