@@ -281,11 +281,12 @@ async def test_what_was_counted_before_a_kill_counts_after_it(tmp_path: Path, fl
         await apply(world.root, MESH)
         await apply(world.root, rollout(GOOD, held))
         key = next(iter(world.publisher.mesh.rollouts))
+        told = v1.RolloutCount().comparisons.add()
         async with asyncio.timeout(60):
-            while not (await world.store.range("/rollout/")).records:  # noqa: ASYNC110
+            while not told.unchanged_calls:
                 await asyncio.sleep(0.05)
-        record = (await world.store.range("/rollout/")).records[0]
-        told = v1.RolloutCount.FromString(record.value).comparisons[0]
+                for record in (await world.store.range("/rollout/")).records:
+                    told = v1.RolloutCount.FromString(record.value).comparisons[0]
     fleet.calls = False
     async with running(tmp_path, fleet) as world:
         _, (pair,) = world.counts.sums(key)
