@@ -6,6 +6,7 @@ In the order of docs/upgrade.md. `make upgrade-test` runs it and prints what was
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ from meshwarden.v1.resource_service_pb2 import DeleteRequest, ListRequest, Resou
 
 pytestmark = [pytest.mark.by_hand, pytest.mark.needs("node", "npm"), pytest.mark.timeout(3000)]
 CALLERS = (*NODES, "node")
+UNDER_WAY_S = 2.0
 # Each stage makes a change, which calls with this header show.
 STAGE = """\
 kind: RoutePolicy
@@ -87,6 +89,7 @@ async def mesh() -> AsyncIterator[Mesh]:
                 yield made
         finally:
             sweep(str((directory / "u").resolve()))
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
@@ -166,6 +169,8 @@ async def move_programs(mesh: Mesh, load: Load, version: Release) -> None:
         drain = DRAIN.replace("NODE", one.node).replace("SERVICE", one.service.partition("/")[2])
         await mesh.apply(drain)
         await until(mesh.is_current, f"{one.name} is out of rotation")
+        # A client acknowledges what it has read; calls that had chosen before get their time.
+        await asyncio.sleep(UNDER_WAY_S)
         await mesh.move(one.name, version)
         delete(mesh, "Drain", "upgrade")
         await until(mesh.is_current, f"{one.name} is in rotation again")
