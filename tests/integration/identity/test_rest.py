@@ -12,6 +12,7 @@ from rest_client import DEADLINE_S, Rest
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.api.rest import encode, openapi, route
+from meshwarden.controlplane.resources.example import EXAMPLES
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import operator_service_pb2 as operator
@@ -324,6 +325,8 @@ async def test_examples_of_the_document_are_taken(world: World) -> None:
             if one.name == "ResourceService.Put":
                 named = body["metadata"]
                 values = {"kind": body["kind"], "tenant": named.get("tenant", named["name"]), "name": named["name"]}
+                if before := [item.resource for item in parse(EXAMPLES[name], "example.yaml")][:-1]:
+                    await world.mesh.resources.Apply(v1.ApplyRequest(resources=before), timeout=60)
             if one.streams:
                 continue
             answer = await world.root.ask(one.verb, one.path.format_map(values), json=body)
