@@ -35,7 +35,7 @@ MUTATED = {
     "verify": ("test_verify.py",),
     "issued": ("test_issued.py",),
     "deny": ("test_deny.py",),
-    "spiffe_id": ("test_spiffe_id.py",),
+    "spiffe_id": ("test_spiffe_id.py", "test_foreign_id.py"),
     "csr": ("test_csr.py",),
     "crl": ("test_crl.py",),
     "possession": ("test_possession.py",),
