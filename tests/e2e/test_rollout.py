@@ -16,7 +16,7 @@ from programs import Programs, ask
 
 from meshwarden.controlplane.local import kernel, record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("rollout")]
 
 KILLS = bool(os.environ.get("MESHWARDEN_KILLS"))
 NODES = ("node-a", "node-b")
@@ -48,11 +48,15 @@ FAULTS = {
 class World(Programs):
     """The samples' mesh, and a caller of both services on each node."""
 
-    def start_calls(self) -> None:
+    def start_callers(self) -> None:
         self.probes = {node: self.start(node, "acme/web", "-m", "meshwarden.examples.probe") for node in NODES}
         for probe in self.probes.values():
-            for name, call in CALLS.items():
+            for call in CALLS.values():
                 ask(probe, **{**call, "count": 5, "timeout_s": 20})
+
+    def start_calls(self) -> None:
+        for probe in self.probes.values():
+            for name, call in CALLS.items():
                 ask(probe, op="steady_start", id=name, call={**call, "concurrency": 4, "timeout_s": 20})
 
     def stop_calls(self) -> dict[str, dict[str, Counter[str]]]:
@@ -89,7 +93,7 @@ def world(start_shared: Callable[..., Any], shared_directory: Path) -> Iterator[
     up.wait_until_up()
     made = World(up, shared_directory)
     try:
-        made.start_calls()
+        made.start_callers()
         yield made
     finally:
         made.end()
@@ -100,6 +104,7 @@ def bad(codes: dict[str, Counter[str]]) -> dict[str, int]:
 
 
 def test_a_faulty_route_is_rolled_back_in_its_first_stage(world: World) -> None:
+    world.start_calls()
     world.roll_out("faulty", FAULTS)
     watched = world.up.run("rollout", "watch", "platform/faulty")
     assert watched.returncode == 1, watched.stdout
@@ -129,9 +134,7 @@ def newest(world: World) -> str:
 
 def test_a_good_one_reaches_all(world: World) -> None:
     """With MESHWARDEN_KILLS=1 the control plane is killed in each stage, as `make soak` has it."""
-    for probe in world.probes.values():
-        for name, call in CALLS.items():
-            ask(probe, op="steady_start", id=name, call={**call, "concurrency": 4, "timeout_s": 20})
+    world.start_calls()
     world.roll_out("good", {})
     for stage in range(2) if KILLS else ():
         world.up.until(lambda stage=stage: stage <= int(world.state("good").get("stage", 0)) and is_live(world))

@@ -32,7 +32,7 @@ from mutant import Mutant, mutants  # noqa: E402
 CERTS = ROOT / "certs" / "meshwarden" / "certs"
 # {module: the tests that hold it}
 MUTATED = {
-    "verify": ("test_verify.py",),
+    "verify": ("test_verify.py", "test_foreign_id.py"),
     "issued": ("test_issued.py",),
     "deny": ("test_deny.py",),
     "spiffe_id": ("test_spiffe_id.py", "test_foreign_id.py"),
