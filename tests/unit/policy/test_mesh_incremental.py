@@ -187,6 +187,8 @@ class Node:
             if now is before:
                 continue
             wire = now.whole() if before is None else now.update(before)
+            if not wire:  # it has become something else and what it was again
+                continue
             (update,) = v1.ConfigUpdate.FromString(b"".join(wire)).scopes
             known, limits = ({}, None) if update.full else self.found[scope]
             for gone in update.removed:
