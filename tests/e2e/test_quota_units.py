@@ -101,7 +101,12 @@ def worked(quota: Quota, since_s: float) -> list[Call]:
 
 
 def spent_within(calls: list[Call], amounts: list[float], rate: float, extra: float) -> None:
-    """Holds every window against what the rate gives in it, and what comes to that."""
+    """Holds every window against what the rate gives in it, and what comes to that.
+
+    A call is seen when its handler begins, and was let in before that, on a busy machine a good while: of each caller
+    one may be paid for out of the time before the window.
+    """
+    extra += 2 * CALLERS * max(amounts)
     for start, first in enumerate(calls):
         together = 0.0
         for call, amount in zip(calls[start:], amounts[start:], strict=True):
