@@ -54,3 +54,10 @@ def test_a_verifier_that_knows_its_home_gives_no_tenant_to_others() -> None:
     del bundles["b.test"]
     with pytest.raises(PeerRefused):
         verifier.check(chain)
+
+
+def test_a_verifier_without_a_home_takes_identities_for_what_they_say() -> None:
+    root = authority("a.test")()
+    bundles = {"a.test": Bundle.of("a.test", [root.certificate])}
+    verifier = PeerVerifier(lambda: bundles, lambda: NOW + timedelta(minutes=1))
+    assert verifier.check(Plan(names=(uri(OURS),))(root).chain).spiffe_id.tenant == "acme"
