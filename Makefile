@@ -11,7 +11,7 @@ NAME ?=
 TRACE ?= accuracy.json
 # Debian packages that suites need beside Python and Node; `make deps` installs them.
 DEBIAN := prometheus prometheus-alertmanager curl redis-server
-pin = uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
+pin = $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
   --prerelease=if-necessary-or-explicit pyproject.toml requirements/build.in --extra mesh
 # Not --quiet, which would let warnings pass.
 site = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(1) 2>&1 | sed '/^INFO/d'
@@ -118,12 +118,12 @@ docs: $(VENV)/.dev ## Make the documentation's site in site/ (ARGS="--site-dir D
 	@echo 'site/index.html'
 
 .PHONY: lock
-lock: ## Pin the newest dependencies that pyproject.toml allows (needs uv)
+lock: $(VENV)/.dev ## Pin the newest dependencies that pyproject.toml allows
 	$(call pin) -o requirements/mesh.txt
 	$(call pin) --group dev -o requirements/dev.txt
-	uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
+	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
 	  --group fuzz -o requirements/fuzz.txt
-	uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
+	$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
 	  --group sovereign -o requirements/sovereign.txt
 
 .PHONY: deps
