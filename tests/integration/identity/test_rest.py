@@ -270,7 +270,7 @@ async def test_another_origins_page_changes_nothing(world: World) -> None:
 
 
 RAW = {
-    b"GET / HTTP/1.1\r\nhost: x\r\n\r\n": 404,
+    b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n": 404,
     b"GET /v1/status HTTP/1.1\r\n\r\n": 400,
     b"BREW /v1/status HTTP/1.1\r\nhost: x\r\n\r\n": 405,
     b"PATCH /v1/resources HTTP/1.1\r\nhost: x\r\n\r\n": 405,

@@ -15,7 +15,9 @@ import grpc
 from meshwarden.controlplane.api.rest import openapi, route
 from meshwarden.controlplane.api.rest.direct import Calls, Handler
 from meshwarden.controlplane.api.rest.http import Http
+from meshwarden.controlplane.api.rest.site import Site
 from meshwarden.controlplane.api.rest.transcode import Admit, Page, Transcoder
+from meshwarden.controlplane.console import assets
 from meshwarden.sdk.mtls.front import Front
 
 SOCKET = "rest.sock"
@@ -43,7 +45,7 @@ async def serving(
     calls = await Calls.behind({name: handlers[name] for name in served}, interceptors)
     document = functools.cache(lambda: openapi.text(routes, version))
     pages = {"/v1/openapi.json": Page("application/json", document)}
-    http = Http(Transcoder(routes, calls, admit, pages).handle)
+    http = Http(Transcoder(routes, calls, admit, pages, Site(assets.load)).handle)
     server = await asyncio.start_unix_server(http.serve, path)
     try:
         yield

@@ -28,7 +28,8 @@ BODY_S: Final = 30.0
 SEND_S: Final = 30.0
 HEAD_BYTES: Final = 16 << 10
 _CHUNK_BYTES: Final = 64 << 10
-# One who may show nothing in a frame, guess no type and keep nothing: it is for one caller, and for now.
+# One who may show nothing in a frame, guess no type and keep nothing: it is for one caller, and for now. An answer that
+# says otherwise of itself is a page's file.
 SAFE: Final = (
     ("cache-control", "no-store"),
     ("x-content-type-options", "nosniff"),
@@ -150,7 +151,9 @@ class Exchange:
 
     def _head(self, status: HTTPStatus, headers: Iterable[tuple[str, str]]) -> None:
         self.has_begun = True
-        said = [*SAFE, *headers]
+        own = [*headers]
+        names = {name for name, _ in own}
+        said = [*(one for one in SAFE if one[0] not in names), *own]
         if self._connection.their_state is not h11.DONE:
             said.append(("connection", "close"))  # what is left of the request would be read as the next one
         self._send(h11.Response(status_code=status.value, reason=status.phrase, headers=said))

@@ -24,6 +24,7 @@ from meshwarden.controlplane.api.rest.http import CLOSED, GONE, Exchange
 from meshwarden.controlplane.api.rest.json_tree import MAX_BYTES
 from meshwarden.controlplane.api.rest.problem import Aborted, HttpRefused
 from meshwarden.controlplane.api.rest.route import Route, Router
+from meshwarden.controlplane.api.rest.site import Site
 from meshwarden.controlplane.api.validation import Misshapen
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import record_of
@@ -58,7 +59,9 @@ class Page:
 class Transcoder:
     """Answers requests: `handle` is for `Http`."""
 
-    def __init__(self, routes: Sequence[Route], calls: Calls, admit: Admit, pages: Mapping[str, Page]) -> None:
+    def __init__(
+        self, routes: Sequence[Route], calls: Calls, admit: Admit, pages: Mapping[str, Page], site: Site
+    ) -> None:
         """Puts it together.
 
         Args:
@@ -66,8 +69,10 @@ class Transcoder:
             calls: makes calls.
             admit: checks who calls before anything is read; `calls` check it again.
             pages: {path: page}, beside the routes.
+            site: the files of pages for browsers, which everybody may have.
         """
         self._router, self._calls, self._admit, self._pages = Router(routes), calls, admit, pages
+        self._site = site
         self._streams: Counter[str] = Counter()
 
     async def handle(self, exchange: Exchange) -> None:
@@ -80,6 +85,9 @@ class Transcoder:
         page = self._pages.get(path)
         if page is not None:
             await self._show(exchange, page)
+            return
+        if self._site.has(path):
+            await self._site.answer(exchange, path)
             return
         if not path.startswith("/"):
             raise HttpRefused(HTTPStatus.BAD_REQUEST, "ask for a path, which begins with a slash")
