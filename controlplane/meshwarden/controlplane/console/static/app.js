@@ -1,5 +1,157 @@
-// The console's start: who is looking?
-const main = document.getElementById("main");
+// The console: who is here, which page is shown, and the mesh that it is told of.
 
-const answer = await fetch("/v1/session", { headers: { accept: "application/json" } });
-main.textContent = answer.ok ? "You are logged in." : "Open the address that `meshwarden console` prints.";
+import { Problem, get, send, watch } from "./parts/api.js";
+import { h, put } from "./parts/dom.js";
+import { key, list } from "./parts/keys.js";
+import { Mesh, follow } from "./parts/mesh.js";
+import { badge, empty, problem } from "./parts/problem.js";
+import { apply, choose, tone } from "./parts/tone.js";
+import { login } from "./pages/login.js";
+import { pages } from "./pages/index.js";
+
+const root = document.getElementById("app");
+const TONES = { auto: "◐ Auto", light: "○ Light", dark: "● Dark" };
+let mesh = new Mesh();
+let shown = null; // { page, view } of the page that is open
+let stopMesh = () => {};
+
+apply();
+start();
+
+/** Finds out who is here; whoever is nobody signs in. */
+async function start() {
+  const code = new URLSearchParams(location.hash.slice(1)).get("code");
+  if (code) {
+    history.replaceState(null, "", location.pathname); // a code is for once, and not for the history
+    try {
+      await enter(code);
+    } catch (error) {
+      put(root, login(enter, error));
+    }
+    return;
+  }
+  try {
+    open(await get("/v1/session"));
+  } catch (error) {
+    put(root, error.status === 401 ? login(enter) : h("main", { id: "main", class: "login" }, problem(error)));
+  }
+}
+
+async function enter(code) {
+  await send("POST", "/v1/session", { code });
+  open(await get("/v1/session"));
+}
+
+async function leave() {
+  leavePage();
+  stopMesh();
+  await send("DELETE", "/v1/session").catch(() => {});
+  put(root, login(enter));
+}
+
+/** Shows the frame around all pages, and the page that the address says. */
+function open(me) {
+  const main = h("main", { id: "main", tabindex: "-1" });
+  const menu = h("nav", { "aria-label": "Pages" });
+  const state = h("span", { class: "state", role: "status" });
+  const where = h("span", { class: "where" });
+  const toneButton = h("button", { type: "button", class: "plain", "aria-label": "Light or dark", onclick: toTone }, TONES[tone()]);
+  const links = pages.filter((page) => page.title).map((page) => h("a", { href: `#${page.path}`, "data-path": page.path }, page.title));
+  put(menu, links);
+  const who = h(
+    "div",
+    { class: "who" },
+    h("span", { class: "name", title: me.spiffeId ?? me.name }, me.name),
+    h("span", { class: "quiet" }, me.tenant ? `tenant ${me.tenant}` : "whole mesh"),
+  );
+  const feet = h("div", { class: "feet" }, who, toneButton, h("button", { type: "button", class: "plain", onclick: list }, "Keys ?"));
+  if (me.session) feet.append(h("button", { type: "button", class: "plain", onclick: leave }, "Sign out"));
+  const brand = h("a", { class: "brand", href: "#graph" }, h("img", { src: "/console/icon.svg", alt: "", width: "22", height: "22" }), "Meshwarden");
+  put(root, h("header", null, brand, menu, h("div", { class: "pulse" }, state, where), feet), main);
+
+  for (const page of pages.filter((one) => one.key)) {
+    key(`g ${page.key}`, page.title, () => go(page.path));
+  }
+  key("t", "Light or dark", toTone);
+
+  function toTone() {
+    toneButton.textContent = TONES[choose()];
+  }
+
+  function show() {
+    leavePage();
+    const { path, rest, query } = parse(location.hash);
+    const page = pages.find((one) => one.path === path);
+    for (const link of links) {
+      if (link.dataset.path === (page?.menu ?? path)) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    document.title = `${page?.title ?? rest.join("/") ?? "Console"} · Meshwarden`;
+    if (!page) {
+      put(main, empty("There is no such page", h("a", { href: "#graph" }, "The graph"), " is a good place to begin."));
+      return;
+    }
+    const context = { me, get, send, watch, go, parameters: { rest, query } };
+    try {
+      const view = page.show(context);
+      shown = { page, view };
+      put(main, view.element);
+      if (mesh.heard) view.update?.(mesh);
+    } catch (error) {
+      put(main, problem(error));
+      throw error;
+    }
+    main.focus({ preventScroll: true });
+    main.scrollTop = 0;
+  }
+
+  window.onhashchange = () => (location.hash.includes("code=") ? start() : show());
+  stopMesh();
+  mesh = new Mesh();
+  stopMesh = follow({}, (changed) => {
+    mesh = changed;
+    put(state, changed.state === "live" ? badge("good", "live") : changed.state === "lost" ? badge("warn", "connection lost") : badge("busy", "connecting"));
+    where.textContent = changed.heard ? `${changed.trustDomain} · ${changed.region} · revision ${changed.revision}` : "";
+    if (changed.state === "lost") check();
+    if (changed.heard) shown?.view.update?.(changed);
+  });
+  show();
+}
+
+/** Has whoever's session is over sign in anew. */
+async function check() {
+  try {
+    await get("/v1/session");
+  } catch (error) {
+    if (error instanceof Problem && error.status === 401) {
+      leavePage();
+      stopMesh();
+      put(root, login(enter, new Problem({ title: "Signed out", detail: "the session is over" })));
+    }
+  }
+}
+
+function leavePage() {
+  shown?.view.stop?.();
+  shown = null;
+}
+
+/** Goes to a page: `go("service/acme/web")`. */
+function go(hash) {
+  location.hash = hash;
+}
+
+/** What an address says: "#service/acme/web?window=60" is page "service", the rest ["acme", "web"], and a query. */
+function parse(hash) {
+  const [path, query] = hash.replace(/^#/, "").split("?", 2);
+  const [first, ...rest] = path.split("/").map(decode);
+  return { path: first || "graph", rest, query: Object.fromEntries(new URLSearchParams(query ?? "")) };
+}
+
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
