@@ -281,14 +281,14 @@ def test_a_batch_costs_what_its_own_services_have(monkeypatch: pytest.MonkeyPatc
     for resource in batch("\n---\n".join(documents)):
         view.put(resource)
     asked = 0
-    names = reference._names
+    names = reference.mention_faults
 
     def counted(resource: AnyResource, at: View) -> Iterator[FieldFault]:
         nonlocal asked
         asked += 1
         return names(resource, at)
 
-    monkeypatch.setattr(reference, "_names", counted)
+    monkeypatch.setattr(reference, "mention_faults", counted)
     changed = [text.replace("version: v1", "version: v2") for text in documents if "kind: WorkloadEntry" in text]
     found = reference_faults(batch("\n---\n".join(changed[:50])), view)
     assert len(found) == 50
