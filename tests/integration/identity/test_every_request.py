@@ -31,6 +31,7 @@ from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1 import (
     admin_service_pb2,
     audit_service_pb2,
+    console_service_pb2,
     cost_service_pb2,
     data_plane_service_pb2,
     node_service_pb2,
@@ -50,6 +51,7 @@ pytestmark = [pytest.mark.hypothesis, pytest.mark.xdist_group("identity")]
 FILES = (
     admin_service_pb2,
     audit_service_pb2,
+    console_service_pb2,
     cost_service_pb2,
     data_plane_service_pb2,
     node_service_pb2,

@@ -6,6 +6,7 @@ from meshwarden.controlplane.identity.authorize import TABLE, Denied, authorize,
 from meshwarden.v1 import (
     admin_service_pb2,
     audit_service_pb2,
+    console_service_pb2,
     cost_service_pb2,
     data_plane_service_pb2,
     node_service_pb2,
@@ -34,6 +35,7 @@ def methods() -> set[str]:
     files = (
         admin_service_pb2,
         audit_service_pb2,
+        console_service_pb2,
         cost_service_pb2,
         data_plane_service_pb2,
         node_service_pb2,

@@ -36,7 +36,7 @@ TOKEN, RENEW = "/meshwarden.v1.AdminService/CreateJoinToken", "/meshwarden.v1.Op
 # {method: who may at least}: written by hand, so that a method that is new is thought about.
 VIEWING = {
     *("GetStatus", "Explain", "ListCalls", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied"),
-    *("GetCosts", "ListRollouts"),
+    *("GetCosts", "ListRollouts", "WatchMesh"),
     *(
         "ListEvents",
         "VerifyEvents",

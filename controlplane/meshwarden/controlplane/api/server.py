@@ -26,6 +26,8 @@ from meshwarden.v1 import (
     admin_service_pb2_grpc,
     audit_service_pb2,
     audit_service_pb2_grpc,
+    console_service_pb2,
+    console_service_pb2_grpc,
     cost_service_pb2,
     cost_service_pb2_grpc,
     data_plane_service_pb2,
@@ -72,6 +74,7 @@ class Servicers:
 
     admin: admin_service_pb2_grpc.AdminServiceServicer
     audit: audit_service_pb2_grpc.AuditServiceServicer
+    console: console_service_pb2_grpc.ConsoleServiceServicer
     cost: cost_service_pb2_grpc.CostServiceServicer
     data_plane: data_plane_service_pb2_grpc.DataPlaneServiceServicer
     node: node_service_pb2_grpc.NodeServiceServicer
@@ -90,6 +93,7 @@ def names() -> tuple[str, ...]:
     files = (
         admin_service_pb2,
         audit_service_pb2,
+        console_service_pb2,
         cost_service_pb2,
         data_plane_service_pb2,
         node_service_pb2,
@@ -145,6 +149,7 @@ def add(servicers: Servicers, server: Any) -> None:
     """Adds all services to a gRPC server, or to what takes handlers in its place."""
     admin_service_pb2_grpc.add_AdminServiceServicer_to_server(servicers.admin, server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(servicers.audit, server)
+    console_service_pb2_grpc.add_ConsoleServiceServicer_to_server(servicers.console, server)
     cost_service_pb2_grpc.add_CostServiceServicer_to_server(servicers.cost, server)
     data_plane_service_pb2_grpc.add_DataPlaneServiceServicer_to_server(servicers.data_plane, server)
     node.add_to(server, servicers.node)

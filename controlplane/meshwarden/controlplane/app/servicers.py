@@ -6,10 +6,13 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.audit import AuditServicer
 from meshwarden.controlplane.api.bundles import BundleDesk
+from meshwarden.controlplane.api.console import ConsoleServicer
 from meshwarden.controlplane.api.cost import CostServicer
 from meshwarden.controlplane.api.data_plane import DataPlaneServicer
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.history import RevisionServicer
+from meshwarden.controlplane.api.mesh_feed import Feed
+from meshwarden.controlplane.api.mesh_look import Looker
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.operator import OperatorServicer
 from meshwarden.controlplane.api.preview import PreviewServicer
@@ -32,6 +35,7 @@ from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.publish.roots import Revoked
 from meshwarden.controlplane.publish.trust import Trust
+from meshwarden.v1.console_service_pb2 import WatchMeshResponse
 
 
 def servicers(
@@ -72,6 +76,7 @@ def servicers(
     return Servicers(
         admin=_admin(config, engines, identity, publishing, gathering, tokens),
         audit=AuditServicer(config.state_dir / AUDIT, engines.anchor),
+        console=_console(config, publishing, gathering),
         cost=CostServicer(gathering.costs, gathering.durable, config.region, utc_now),
         data_plane=DataPlaneServicer(publishing.publisher, publishing.sessions),
         node=node,
@@ -94,6 +99,17 @@ def servicers(
         revision=RevisionServicer(engines.store, desk, publishing.publisher, publishing.sessions),
         rollout=RolloutServicer(mesh, rollouts.driver, desk, publishing.sessions, utc_now),
     )
+
+
+def _console(config: Config, publishing: Publishing, gathering: Gathering) -> ConsoleServicer:
+    """Makes what tells of the mesh as it changes."""
+    looker = Looker(
+        lambda: (gathering.gather.graph, *gathering.remote.graphs().values()),
+        publishing.publisher,
+        publishing.sessions,
+        utc_now,
+    )
+    return ConsoleServicer(Feed(looker.look, WatchMeshResponse(trust_domain=config.trust_domain, region=config.region)))
 
 
 def _admin(

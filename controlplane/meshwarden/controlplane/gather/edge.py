@@ -235,6 +235,14 @@ class Edge:
             told.limited_per_s = limited / span_s
         return told
 
+    def counts(self, start_s: int, reporter: int) -> tuple[Mapping[str, int], Mapping[int, int]]:
+        """What a side has seen since a window began: {what calls came to: how many}, {bucket of duration: how many}."""
+        side = self._sides.get(reporter)
+        if side is None:
+            return {}, {}
+        parts = side.recent(start_s)
+        return _summed([part.outcomes for part in parts]), _summed([part.durations for part in parts])
+
     def _work_out(self, start_s: int) -> None:
         sides = list(self._sides.values())
         parts = [side.recent(start_s) for side in sides]

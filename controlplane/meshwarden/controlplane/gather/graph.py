@@ -6,16 +6,17 @@ beyond them is one edge under `overflow`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from meshwarden.controlplane.gather.call import UNKNOWN, Call
 from meshwarden.controlplane.gather.edge import HORIZON, SLOT_S, Edge
 from meshwarden.controlplane.gather.ledger import Total
 from meshwarden.controlplane.gather.metrics import lost, overflown
 from meshwarden.v1.admin_service_pb2 import GraphEdge
+from meshwarden.v1.report_pb2 import CallStat
 
 RETENTION: Final = timedelta(days=7)
 """How long an edge is kept that nobody uses."""
@@ -25,6 +26,26 @@ _SWEEP_S: Final = 60
 
 Shown = Callable[[str], bool]
 _Key = tuple[str, str]
+
+
+class Counted(NamedTuple):
+    """Calls from one service to another, as one side of them tells.
+
+    Attributes:
+        source: the caller, "<tenant>/<service>".
+        destination: the service called.
+        side: `CallStat.SOURCE` or `CallStat.DESTINATION`.
+        span_s: over how many seconds.
+        outcomes: {what they came to: how many}.
+        durations: {bucket: how many}, of `meshwarden.sdk.red.histogram`.
+    """
+
+    source: str
+    destination: str
+    side: int
+    span_s: int
+    outcomes: Mapping[str, int]
+    durations: Mapping[int, int]
 
 
 class Graph:
@@ -96,15 +117,34 @@ class Graph:
         self._forget(now_s - int(RETENTION.total_seconds()))
         if self._ordered is None:
             self._ordered = [edge for _, edge in sorted(self._edges.items())]
-        start_s = now_s - now_s % SLOT_S - int(min(window, HORIZON).total_seconds()) + SLOT_S
-        start_s = max(start_s, self._started_s - self._started_s % SLOT_S)
-        span_s = max(1, now_s - start_s)
+        start_s, span_s = self._window(window, now_s)
         shows = cache(lambda end: shown(end.partition("/")[0]))
         means = cache(lambda end: service in ("", end, end.partition("/")[2]))
         for edge in self._ordered:
             source, destination = edge.source, edge.destination
             if (shows(source) or shows(destination)) and (means(source) or means(destination)):
                 yield edge.tell(start_s, span_s)
+
+    def counts(self, window: timedelta, destinations: Set[str]) -> Iterator[Counted]:
+        """Yields what each side has seen of the calls to some services.
+
+        Args:
+            window: the time that is counted, HORIZON at most.
+            destinations: the services, each "<tenant>/<service>".
+        """
+        start_s, span_s = self._window(window, self._now_s())
+        for edge in list(self._edges.values()):
+            if edge.destination in destinations:
+                for side in (CallStat.SOURCE, CallStat.DESTINATION):
+                    outcomes, durations = edge.counts(start_s, side)
+                    if outcomes:
+                        yield Counted(edge.source, edge.destination, side, span_s, outcomes, durations)
+
+    def _window(self, window: timedelta, now_s: int) -> tuple[int, int]:
+        """When a window begins, with a slot, and how many seconds of it there are."""
+        start_s = now_s - now_s % SLOT_S - int(min(window, HORIZON).total_seconds()) + SLOT_S
+        start_s = max(start_s, self._started_s - self._started_s % SLOT_S)
+        return start_s, max(1, now_s - start_s)
 
     def _edge(self, call: Call, now_s: int) -> Edge:
         edge = self._edges.get((call.source, call.destination))

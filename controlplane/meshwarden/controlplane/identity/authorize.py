@@ -55,6 +55,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/ListJwtKeys": _ADMIN,
     "/meshwarden.v1.AdminService/ListBundles": _ADMIN,
     "/meshwarden.v1.AdminService/ChangeJwtKey": _ADMIN,
+    "/meshwarden.v1.ConsoleService/WatchMesh": _OPERATORS,
     "/meshwarden.v1.CostService/GetCosts": _OPERATORS,
     "/meshwarden.v1.OperatorService/CreateOperator": _OPERATORS,
     "/meshwarden.v1.OperatorService/RenewOperator": _OPERATORS,
@@ -106,6 +107,7 @@ READING: Final = frozenset(
         "GetTrace",
         "GetQuotas",
         "GetCosts",
+        "WatchMesh",
         "ListDenied",
         "ListEvents",
         "ListOperators",
@@ -134,6 +136,7 @@ FILTERED = frozenset(
     f"/meshwarden.v1.{service}/{method}"
     for service, methods in {
         "AdminService": ("GetStatus", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied"),
+        "ConsoleService": ("WatchMesh",),
         "CostService": ("GetCosts",),
         "DataPlaneService": ("ListDataPlanes", "GetDataPlane"),
         "RevisionService": ("ListRevisions", "GetRevision", "GetProgress", "WatchProgress"),

@@ -15,6 +15,7 @@ from meshwarden.controlplane.local.context import Context
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.audit_service_pb2_grpc import AuditServiceStub
+from meshwarden.v1.console_service_pb2_grpc import ConsoleServiceStub
 from meshwarden.v1.cost_service_pb2_grpc import CostServiceStub
 from meshwarden.v1.data_plane_service_pb2_grpc import DataPlaneServiceStub
 from meshwarden.v1.operator_service_pb2_grpc import OperatorServiceStub
@@ -34,6 +35,7 @@ class Client:
     def __init__(self, channel: Any) -> None:
         self.admin: Any = AdminServiceStub(channel)
         self.audit: Any = AuditServiceStub(channel)
+        self.console: Any = ConsoleServiceStub(channel)
         self.cost: Any = CostServiceStub(channel)
         self.data_plane: Any = DataPlaneServiceStub(channel)
         self.operator: Any = OperatorServiceStub(channel)

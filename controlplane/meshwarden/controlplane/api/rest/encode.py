@@ -24,6 +24,24 @@ def dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+class Shared:
+    """The JSON of messages that go to many, each made once: of the newest, which nobody changes any more."""
+
+    def __init__(self, most: int = 16) -> None:
+        self._most = most
+        # By identity, which is that message's as long as it is kept here.
+        self._made: dict[int, tuple[Message, bytes]] = {}
+
+    def to_json(self, message: Message) -> bytes:
+        """Returns the JSON of a message, in one line."""
+        found = self._made.get(id(message))
+        if found is None:
+            while len(self._made) >= self._most:
+                del self._made[next(iter(self._made))]
+            found = self._made[id(message)] = message, to_json(message)
+        return found[1]
+
+
 def to_dict(message: Message) -> Any:
     """Returns the values of JSON that a message is."""
     found: Any = MessageToDict(message)

@@ -17,19 +17,23 @@ from google.protobuf.message import Message
 from meshwarden.controlplane.api.rest import encode
 from meshwarden.controlplane.api.rest.http import CLOSED, GONE, Exchange
 from meshwarden.controlplane.api.rest.problem import Aborted
+from meshwarden.v1.console_service_pb2 import WatchMeshResponse
 
 BEAT_S: Final = 15.0
 # By then a call that is refused has been, and is told so by its HTTP status.
 BEGIN_S: Final = 0.25
 RETRY_MS: Final = 2000
+_SHARED: Final = frozenset({WatchMeshResponse.DESCRIPTOR.full_name})
+"""What is sent to many, and changed by nobody once it is."""
 _HEADERS: Final = (("content-type", "text/event-stream"), CLOSED)
 
 
 class EventStream:
     """Writes a stream to an exchange."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, exchange: Exchange, shared: encode.Shared) -> None:
+        """Writes to `exchange`; `shared` has the JSON of what goes to others, too."""
+        self._exchange, self._shared = exchange, shared
         self._is_quiet = True
 
     async def write(self, message: Message) -> None:
@@ -43,9 +47,13 @@ class EventStream:
         if cursor is not None and cursor.incarnation:
             lines.append(f"id: {cursor.incarnation}:{cursor.revision}\n".encode())
         try:
-            await self._send(b"".join([*lines, b"data: ", encode.to_json(message), b"\n\n"]))
+            await self._send(b"".join([*lines, b"data: ", self._to_json(message), b"\n\n"]))
         except GONE:
             raise Aborted(grpc.StatusCode.UNAVAILABLE, "the caller has gone, or reads too slowly") from None
+
+    def _to_json(self, message: Message) -> bytes:
+        is_shared = message.DESCRIPTOR.full_name in _SHARED
+        return self._shared.to_json(message) if is_shared else encode.to_json(message)
 
     async def end(self, problem: bytes | None = None) -> None:
         """Ends the stream, well or by a problem."""

@@ -74,6 +74,7 @@ class Transcoder:
         self._router, self._calls, self._admit, self._pages = Router(routes), calls, admit, pages
         self._site = site
         self._streams: Counter[str] = Counter()
+        self._shared = encode.Shared()
 
     async def handle(self, exchange: Exchange) -> None:
         """Answers a request.
@@ -162,7 +163,7 @@ class Transcoder:
         self, exchange: Exchange, route: Route, request: Message | Misshapen, scope: anyio.CancelScope
     ) -> None:
         """Sends a stream until it ends, and ends the scope."""
-        stream = EventStream(exchange)
+        stream = EventStream(exchange, self._shared)
         ended: Aborted | None = None
         try:
             async with anyio.create_task_group() as beating:

@@ -3,13 +3,13 @@
 import { watch, withQuery } from "./api.js";
 
 const PARTS = [
-  ["services", "service", "goneServices"],
-  ["edges", "id", "goneEdges"],
-  ["nodes", "node", "goneNodes"],
-  ["slos", "slo", "goneSlos"],
+  ["services", (one) => one.service, "goneServices"],
+  ["edges", (one) => `${one.source} ${one.destination}`, "goneEdges"],
+  ["nodes", (one) => one.node, "goneNodes"],
+  ["objectives", (one) => one.slo, "goneObjectives"],
 ];
 
-/** What is known: `services`, `edges`, `nodes` and `slos` are maps by their names; `state` is "wait", "live" or "lost". */
+/** What is known: `services`, `edges` ("<source> <destination>"), `nodes` and `objectives` are maps by their names; `state` is "wait", "live" or "lost". */
 export class Mesh {
   constructor() {
     Object.assign(this, { state: "wait", heard: false, now: "", region: "", trustDomain: "", revision: 0 });
@@ -20,22 +20,22 @@ export class Mesh {
 
   /** Takes a message in. */
   take(message) {
-    const before = this.services.size + this.edges.size;
-    let isReshaped = Boolean(message.whole);
+    let isReshaped = Boolean(message.whole || message.goneServices || message.goneEdges);
     for (const [part, key, gone] of PARTS) {
       if (message.whole) this[part].clear();
       for (const name of message[gone] ?? []) this[part].delete(name);
       for (const one of message[part] ?? []) {
-        const known = this[part].get(one[key]);
-        isReshaped ||= part === "services" && (!known || known.tenant !== one.tenant || String(known.regions) !== String(one.regions));
-        this[part].set(one[key], one);
+        const known = this[part].get(key(one));
+        isReshaped ||= (part === "services" || part === "edges") && !known;
+        isReshaped ||= part === "services" && String(known.regions) !== String(one.regions);
+        this[part].set(key(one), one);
       }
     }
     for (const field of ["now", "region", "trustDomain", "allServices", "allEdges"]) {
       if (message[field] !== undefined) this[field] = message[field];
     }
     if (message.revision !== undefined) this.revision = Number(message.revision);
-    if (isReshaped || before !== this.services.size + this.edges.size) this.shape += 1;
+    if (isReshaped) this.shape += 1;
     this.heard = true;
   }
 }
