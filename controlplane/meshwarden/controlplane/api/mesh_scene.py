@@ -67,7 +67,8 @@ class Scene:
         message = v1.WatchMeshResponse()
         message.CopyFrom(self.frame)
         message.whole = before is None
-        parts = (
+        # What is told, what is gone, what there is, what there was.
+        parts: tuple[tuple[Any, Any, _Part[Any], _Part[Any] | None], ...] = (
             (message.services, message.gone_services, self.services, before and before.services),
             (message.edges, message.gone_edges, self.edges, before and before.edges),
             (message.nodes, message.gone_nodes, self.nodes, before and before.nodes),
@@ -78,8 +79,8 @@ class Scene:
             for name in ("revision", "all_services", "all_edges")
         )
         for told, gone, part, known in parts:
-            things, names = part.changed(known or None)  # type: ignore[arg-type]
-            told.extend(things)  # type: ignore[attr-defined]
+            things, names = part.changed(known)
+            told.extend(things)
             gone.extend(" ".join(name) if isinstance(name, tuple) else name for name in names)
             is_changed = is_changed or bool(things or names)
         return message if is_changed else None
