@@ -69,10 +69,10 @@ class Scene:
         message.whole = before is None
         # What is told, what is gone, what there is, what there was.
         parts: tuple[tuple[Any, Any, _Part[Any], _Part[Any] | None], ...] = (
-            (message.services, message.gone_services, self.services, before and before.services),
-            (message.edges, message.gone_edges, self.edges, before and before.edges),
-            (message.nodes, message.gone_nodes, self.nodes, before and before.nodes),
-            (message.objectives, message.gone_objectives, self.objectives, before and before.objectives),
+            (message.services, message.gone_services, self.services, before.services if before else None),
+            (message.edges, message.gone_edges, self.edges, before.edges if before else None),
+            (message.nodes, message.gone_nodes, self.nodes, before.nodes if before else None),
+            (message.objectives, message.gone_objectives, self.objectives, before.objectives if before else None),
         )
         is_changed = before is None or any(
             getattr(self.frame, name) != getattr(before.frame, name)

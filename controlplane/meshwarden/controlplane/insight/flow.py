@@ -57,8 +57,11 @@ def together(flows: Iterable[Flow]) -> Flow:
     calls, errors, denied, limited = (sum(flow.rates[at] for flow in found) for at in range(4))
     half, most, nearly_all = (max(flow.durations_s[at] for flow in found) for at in range(3))
     weakest = max((flow.mutual_tls for flow in found), key=lambda one: _WEAKNESS.get(one, 0))
-    regions = tuple(sorted({region for flow in found for region in flow.regions}))
-    return Flow((calls, errors, denied, limited), (half, most, nearly_all), weakest, regions)
+    return Flow((calls, errors, denied, limited), (half, most, nearly_all), weakest, _regions(found))
+
+
+def _regions(found: Iterable[Flow]) -> tuple[str, ...]:
+    return tuple(sorted({region for flow in found for region in flow.regions}))
 
 
 class Sides:
@@ -84,11 +87,11 @@ class Sides:
         halves = [together(side) for side in (self._callers, self._called) if side]
         if len(halves) == 2:
             more, less = sorted(halves, key=lambda flow: flow.rates[0], reverse=True)
-            rates = tuple(map(max, more.rates, less.rates))
+            calls, errors, denied, limited = map(max, more.rates, less.rates)
             # Whoever is called has seen the certificate.
             proven = halves[1].mutual_tls
             halves = [
-                replace(more, rates=rates, mutual_tls=proven, regions=tuple(sorted({*more.regions, *less.regions})))
+                replace(more, rates=(calls, errors, denied, limited), mutual_tls=proven, regions=_regions(halves))
             ]
         return together([*self._both, *halves])
 
