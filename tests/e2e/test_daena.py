@@ -323,7 +323,7 @@ def costs(up: Any) -> dict[str, dict[str, int]]:
 
 def shown(up: Any) -> Counter[tuple[str, str]]:
     """What the control plane shows of the services' own counters: {(service, name): sum}."""
-    with urllib.request.urlopen(up.up_json["metrics_url"], timeout=5) as response:  # noqa: S310 - our own, on loopback
+    with urllib.request.urlopen(up.up_json["metrics_url"], timeout=60) as response:  # noqa: S310 - our own, on loopback
         families = list(text_string_to_metric_families(response.read().decode()))
     found = Counter[tuple[str, str]]()
     for one in [sample for family in families for sample in family.samples]:
@@ -347,7 +347,7 @@ def told(stats: dict[str, list[dict[str, Any]]]) -> Counter[tuple[str, str]]:
 
 def calls_of_page(up: Any) -> Counter[tuple[str, str]]:
     """The calls that the control plane's page counts: {(service called, method): calls}."""
-    with urllib.request.urlopen(up.up_json["metrics_url"], timeout=5) as response:  # noqa: S310 - our own, on loopback
+    with urllib.request.urlopen(up.up_json["metrics_url"], timeout=60) as response:  # noqa: S310 - our own, on loopback
         families = list(text_string_to_metric_families(response.read().decode()))
     found = Counter[tuple[str, str]]()
     for one in [sample for family in families for sample in family.samples]:

@@ -185,7 +185,7 @@ async def test_an_unhealthy_program_is_reported_and_one_that_ends_is_gone(
 def _get(url: str) -> bool:
     """Whether anybody answers, whatever the answer."""
     try:
-        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - loopback
+        urllib.request.urlopen(url, timeout=60).close()  # noqa: S310 - loopback
     except urllib.error.HTTPError as error:
         error.close()
     except OSError:

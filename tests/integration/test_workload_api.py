@@ -124,7 +124,7 @@ async def test_who_fits_several_entries_is_told_which(agent: Any, control_plane:
     await agent.ready()
     with pytest.raises(WorkloadApiError, match=r"acme/api, acme/web.*meshwarden-agent exec --entry"):
         await asyncio.to_thread(
-            lambda: WorkloadApiClient(f"unix://{agent.workload_api}", default_timeout=5).fetch_x509_context()
+            lambda: WorkloadApiClient(f"unix://{agent.workload_api}", default_timeout=60).fetch_x509_context()
         )
 
 

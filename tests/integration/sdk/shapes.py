@@ -140,7 +140,7 @@ def call_steadily(for_s: float) -> dict[str, Any]:
         ask = channel.unary_unary(f"/{SERVICE}/Unary")
         while time.monotonic() < ends_s:
             try:
-                ask(b"fine", timeout=5)
+                ask(b"fine", timeout=60)
                 codes["OK"] += 1
             except grpc.RpcError as error:
                 codes[code_of(error)] += 1
