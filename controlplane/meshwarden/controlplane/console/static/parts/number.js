@@ -5,7 +5,7 @@ export function rate(perSecond) {
   if (!perSecond) return "0";
   if (perSecond < 0.01) return "<0.01";
   if (perSecond < 1) return perSecond.toFixed(2);
-  if (perSecond < 10) return perSecond.toFixed(1);
+  if (perSecond < 9.95) return perSecond.toFixed(1);
   if (perSecond < 10_000) return Math.round(perSecond).toLocaleString("en");
   return `${(perSecond / 1000).toFixed(1)} k`;
 }
