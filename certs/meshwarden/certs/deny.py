@@ -160,7 +160,7 @@ class Denied:
 
     def identity(self, spiffe_id: SpiffeId) -> str:
         """Why an identity as such is refused, so that nothing is issued to it; empty if it isn't."""
-        return self.present.names(str(spiffe_id), 0, self._now_s()) if self.present else ""
+        return self.present.names(str(spiffe_id), 0, self._now_s())
 
 
 def last_end(ttl: timedelta, now: datetime) -> datetime:

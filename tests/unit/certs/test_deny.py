@@ -177,6 +177,7 @@ def test_an_identity_that_is_denied_is_given_nothing() -> None:
     web = SpiffeId.parse(WEB)
     denied = Denied(lambda: NOW, DenyList([Deny(WEB, "", LATER)]))
     assert denied.identity(web) == "this identity was revoked"
+    assert Denied(lambda: NOW).present == DenyList()
     assert Denied(lambda: NOW).identity(web) == ""
     assert Denied(lambda: NOW, DenyList([Deny(WEB, "1", LATER)])).identity(web) == ""
 
