@@ -312,6 +312,10 @@ async def test_heartbeats_tell_of_a_clock_that_goes_wrong(world: World) -> None:
             },
             "workloads.workloads[0].notAfter",
         ),
+        (
+            {"health": {"clear_callers": [{"tenant": "acme", "service": "web", "last": {"seconds": 1 << 60}}]}},
+            "health.clearCallers[0].last",
+        ),
         ({"health": {"waiting": ["x"] * 65}}, "health.waiting"),
         ({"health": {"disk_error": "x" * 1025}}, "health.diskError"),
     ],

@@ -18,7 +18,6 @@ from opentelemetry import trace
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.bundle import Bundle
 from meshwarden.controlplane.api.errors import InvalidRequest
-from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.publish.message import Message
 from meshwarden.controlplane.publish.publisher import Publisher
@@ -151,8 +150,6 @@ class _Stream:
     async def _take(self, request: v1.SyncRequest) -> None:
         if request.HasField("hello"):
             raise InvalidRequest([FieldFault("hello", "the session is open already")])
-        if request.WhichOneof("message") in _TIMED:
-            _check_times(request)
         self._heard_s = asyncio.get_running_loop().time()
         self._session.take(request)
         await self.tell_bundle()
@@ -200,26 +197,9 @@ class _Stream:
         group.cancel_scope.cancel()
 
 
-_TIMED: Final = frozenset({"heartbeat", "health", "workloads"})
-
-
-def _check_times(request: v1.SyncRequest) -> None:
-    """Sees that each time is one, for whoever reads it later.
-
-    Raises:
-        InvalidRequest: one is none.
-    """
-    moment(request.heartbeat.now, "heartbeat.now")
-    moment(request.health.not_after, "health.notAfter")
-    for number, state in enumerate(request.workloads.workloads):
-        moment(state.not_before, f"workloads.workloads[{number}].notBefore")
-        moment(state.not_after, f"workloads.workloads[{number}].notAfter")
-
-
 async def _hello(requests: AsyncIterator[v1.SyncRequest]) -> v1.NodeHello:
     async for first in requests:
         if first.HasField("hello"):
-            moment(first.hello.now, "hello.now")
             return first.hello
         break
     raise InvalidRequest([FieldFault("hello", "the first message of a session must be hello")])

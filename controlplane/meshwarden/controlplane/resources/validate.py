@@ -26,6 +26,7 @@ from meshwarden.controlplane.resources.ingress import entry_faults, ingress_faul
 from meshwarden.controlplane.resources.model import AnyResource, unwrap
 from meshwarden.controlplane.resources.rate import rate_faults
 from meshwarden.controlplane.resources.rollout import rollout_faults
+from meshwarden.controlplane.resources.times import time_faults
 from meshwarden.controlplane.resources.traffic import route_faults
 from meshwarden.v1.report_pb2 import ExportRequest
 from meshwarden.v1.resources_pb2 import (
@@ -129,7 +130,7 @@ def schema() -> Schema:
 
 
 def rule_faults(message: Message, size_bytes: int | None = None) -> list[FieldFault]:
-    """Holds any message against the schema's rules; the first fault of each field, in the schema's order.
+    """Holds any message against the schema's rules; the first fault of each field, times first, else in its order.
 
     Args:
         message: the message.
@@ -137,9 +138,11 @@ def rule_faults(message: Message, size_bytes: int | None = None) -> list[FieldFa
     """
     if not schema().knows(message.DESCRIPTOR.full_name):
         return []
-    if isinstance(message, ExportRequest) and keeps_rules(message, _holds, size_bytes):
-        return []
-    return list(_faults_of(message))
+    if isinstance(message, ExportRequest):  # counts whose minute can't be are refused, and nothing else of a batch
+        return [] if keeps_rules(message, _holds, size_bytes) else list(_faults_of(message))
+    found = {fault.field: fault for fault in time_faults(message, RESOURCE)}
+    found |= {fault.field: fault for fault in _faults_of(message)}
+    return list(found.values())
 
 
 def unknown_faults(resource: Resource) -> list[FieldFault]:
