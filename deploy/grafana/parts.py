@@ -46,6 +46,34 @@ NODE: Final = Board(
             ),
         ),
         Row(
+            "Rollouts",
+            (
+                Panel(
+                    "Rollouts by phase",
+                    (
+                        Query(
+                            "count by (phase) (meshwarden_rollout_phase_seconds) or on () vector(0)",
+                            "{{phase}}",
+                        ),
+                    ),
+                    about="Each is there until it is deleted, one that is over too.",
+                    width=12,
+                ),
+                Panel(
+                    "How long under way",
+                    (
+                        Query(
+                            'meshwarden_rollout_phase_seconds{phase=~"PENDING|RUNNING|PAUSED"} or on () vector(0)',
+                            "{{tenant}}/{{rollout}} {{phase}}",
+                        ),
+                    ),
+                    "s",
+                    about="In its stage, or paused. A quarter of an hour paused is an alert.",
+                    width=12,
+                ),
+            ),
+        ),
+        Row(
             "Envoys",
             (
                 Panel("Running", (Query("meshwarden_agent_envoy_up", "{{workload}}"),)),
@@ -189,6 +217,34 @@ IDENTITY: Final = Board(
                         ),
                     ),
                     "reqps",
+                ),
+            ),
+        ),
+        Row(
+            "Calls in the clear",
+            (
+                Panel(
+                    "Services take them for",
+                    (
+                        Query(
+                            "meshwarden_permissive_expiry_seconds or on () vector(0)",
+                            "{{tenant}}/{{service}}",
+                        ),
+                    ),
+                    "s",
+                    about="Below 0 where the day is over and the service still says that it does.",
+                    width=12,
+                ),
+                Panel(
+                    "Addresses that called so within seven days",
+                    (
+                        Query(
+                            "sum by (tenant, service) (meshwarden_permissive_callers) or on () vector(0)",
+                            "{{tenant}}/{{service}}",
+                        ),
+                    ),
+                    about="As agents saw since they started.",
+                    width=12,
                 ),
             ),
         ),

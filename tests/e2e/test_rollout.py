@@ -6,6 +6,7 @@ With two nodes a stage of half of them is one node. What is counted is what the 
 import json
 import os
 import signal
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,8 @@ def test_a_faulty_route_is_rolled_back_in_its_first_stage(world: World) -> None:
     (verdict,) = status["verdicts"]
     assert (verdict["nodes"], verdict["nodesConcerned"]) == (1, 2)
     world.up.until(lambda: world.up.run("wait", "--revision", newest(world)).returncode == 0)
+    with urllib.request.urlopen(world.up.up_json["metrics_url"], timeout=60) as answer:  # noqa: S310 - on loopback
+        assert b'{phase="ROLLED_BACK",rollout="faulty",tenant="platform"}' in answer.read(), "an alert comes of it"
     codes = world.stop_calls()
     failed = {node: bad(of_node) for node, of_node in codes.items()}
     # The blast radius: the nodes of the stage, and no call anywhere else.

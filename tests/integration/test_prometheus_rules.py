@@ -353,6 +353,46 @@ def test_a_node_that_is_gone_has_one_alert_whatever_its_certificates_do(tmp_path
     run(tmp_path, STATIC, gone, {12: {"NodeDisconnected"}})
 
 
+@pytest.mark.parametrize(
+    ("left_s", "callers", "alerts"),
+    [
+        (8 * 86_400, 3, set()),
+        (6 * 86_400, 3, {"PermissiveEnding"}),
+        (6 * 86_400, 0, set()),
+        (60, 3, {"PermissiveEnding"}),
+        (-60, 0, {"PermissiveEnded"}),
+    ],
+)
+def test_calls_in_the_clear_that_end_are_told_while_somebody_makes_them(
+    tmp_path: Path, left_s: int, callers: int, alerts: set[str]
+) -> None:
+    service = f'{CP},tenant="platform",service="billing"'
+    series = {
+        f"meshwarden_permissive_expiry_seconds{{{service}}}": f"{left_s}x15",
+        f"meshwarden_permissive_callers{{{service}}}": f"{callers}x15",
+    }
+    run(tmp_path, STATIC, {**HEALTHY, **series}, {3: set(), 12: alerts})
+
+
+def test_a_rollout_that_is_held_or_rolled_back_is_told_and_one_that_runs_is_not(tmp_path: Path) -> None:
+    def seconds(phase: str) -> str:
+        return f'meshwarden_rollout_phase_seconds{{{CP},tenant="platform",rollout="orders",phase="{phase}"}}'
+
+    for phase in ("RUNNING", "COMMITTED", "ABORTED"):
+        run(tmp_path, STATIC, {**HEALTHY, seconds(phase): "0+60x15"}, {1: set(), 12: set()})
+    held = {f"up{{{CP}}}": "1x90", seconds("PAUSED"): grows(60, 30)}
+    run(tmp_path, STATIC, held, {14: set(), 17: {"RolloutHeld"}, 29: {"RolloutHeld"}, 60: set()})
+    # Two control planes of one store tell of it as one; after an hour it is known.
+    back = {**held, seconds("PAUSED"): "_", seconds("ROLLED_BACK"): grows(60, 90)}
+    other = seconds("ROLLED_BACK").replace("instance=", 'place="b",instance=')
+    run(
+        tmp_path,
+        STATIC,
+        {**back, other: grows(60, 90)},
+        {1: {"RolloutRolledBack"}, 59: {"RolloutRolledBack"}, 62: set()},
+    )
+
+
 @pytest.mark.needs("amtool")
 def test_the_sample_configurations_hold(tmp_path: Path) -> None:
     for name in ("alerts.yml", "prometheus.yml", "alertmanager.yml"):

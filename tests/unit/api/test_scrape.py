@@ -16,10 +16,11 @@ from meshwarden.certs.authority.slot import RootState, SlotState
 from meshwarden.controlplane.api.scrape import Scraped, targets
 from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
-from meshwarden.controlplane.policy.mesh import Key, Mesh
+from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.quota.division import Division
 from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.v1.admin_service_pb2 import NodeState
+from meshwarden.v1.resources_pb2 import Rollout, RolloutStatus, Service
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
 
@@ -54,14 +55,21 @@ def audit() -> CountedAuditLog:
     return CountedAuditLog(Audit())
 
 
-def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState) -> Vitals:
+def mesh(*more: Any) -> Mesh:
+    """Two services of acme, and what else there is of it."""
+    services = [Service(metadata={"tenant": "acme", "name": name}) for name in ("web", "api")]
+    found = Mesh("mesh.test")
+    found.apply([Change(Key(one.DESCRIPTOR.name, "acme", one.metadata.name), one) for one in (*services, *more)])
+    return found
+
+
+def vitals(audit: CountedAuditLog, state_dir: Path, *nodes: NodeState, more: tuple[Any, ...] = ()) -> Vitals:
     (state_dir / "store.sqlite").write_bytes(b"x" * 10)
     (state_dir / "store.sqlite-wal").write_bytes(b"x" * 5)
-    mesh = SimpleNamespace(all=lambda: {Key("Service", "acme", "web"): None, Key("Service", "acme", "api"): None})
     root = RootState("ab", SlotState.ACTIVE, NOW, NOW + timedelta(days=9), NOW)
     old = RootState("cd", SlotState.OLD, NOW, NOW + timedelta(days=1), NOW)
     fakes: Any = {
-        "publisher": SimpleNamespace(revision=7, mesh=mesh, recent=[3, 5, 6, 7]),
+        "publisher": SimpleNamespace(revision=7, mesh=mesh(*more), recent=[3, 5, 6, 7]),
         "sessions": SimpleNamespace(states=lambda: list(nodes)),
         "svid": lambda: SimpleNamespace(not_before=NOW, not_after=NOW + timedelta(hours=1)),
         "roots": lambda: (old, root),
@@ -195,3 +203,50 @@ def test_targets_are_agents_that_serve_and_their_envoys() -> None:
 
 def test_a_foreign_bundle_that_is_overdue_is_told(audit: CountedAuditLog, tmp_path: Path) -> None:
     assert shown(vitals(audit, tmp_path))["meshwarden_foreign_bundle_overdue_seconds", "b.test"] == 420
+
+
+def called(node_name: str, **last: timedelta) -> NodeState:
+    """A node whose agent saw calls to acme's web in the clear, `{address: how long ago the last was}`."""
+    state = NodeState(node=node_name)
+    for address, ago in last.items():
+        state.health.clear_callers.add(tenant="acme", service="web", address=address).last.FromDatetime(NOW - ago)
+    state.health.clear_callers.add(tenant="acme", service="api", address="x").last.FromDatetime(NOW)
+    return state
+
+
+@pytest.mark.parametrize("left", [timedelta(days=3), timedelta(seconds=-5)])
+def test_until_when_calls_come_in_the_clear_and_from_how_many(
+    audit: CountedAuditLog, tmp_path: Path, left: timedelta
+) -> None:
+    web = Service(metadata={"tenant": "acme", "name": "web"})
+    web.spec.permissive.until.FromDatetime(NOW + left)
+    elsewhere = called("c", d=timedelta(0))
+    elsewhere.control_plane = "another"
+    nodes = (called("a", a=timedelta(days=1), b=timedelta(days=8)), called("b", a=timedelta(0)), elsewhere)
+    found = shown(vitals(audit, tmp_path, *nodes, more=(web,)))
+    told = {key[1:]: value for key, value in found.items() if key[0] == "meshwarden_permissive_expiry_seconds"}
+    assert told == {("acme", "web"): left.total_seconds()}
+    callers = {key[1:]: value for key, value in found.items() if key[0] == "meshwarden_permissive_callers"}
+    assert callers == {("acme", "web"): 1}
+
+
+@pytest.mark.parametrize(
+    ("phase", "since"),
+    [
+        ("PENDING", "start_time"),
+        ("RUNNING", "stage_time"),
+        ("PAUSED", "pause_time"),
+        ("COMMITTED", "end_time"),
+        ("ROLLED_BACK", "end_time"),
+        ("ABORTED", "end_time"),
+    ],
+)
+def test_how_long_a_rollout_is_in_its_phase(audit: CountedAuditLog, tmp_path: Path, phase: str, since: str) -> None:
+    rollout = Rollout(metadata={"tenant": "acme", "name": "timeout"}, status={"phase": phase})
+    for field in RolloutStatus.DESCRIPTOR.fields_by_name:
+        if field.endswith("_time"):
+            getattr(rollout.status, field).FromDatetime(NOW - timedelta(days=1))
+    getattr(rollout.status, since).FromDatetime(NOW - timedelta(seconds=7))
+    found = shown(vitals(audit, tmp_path, more=(rollout,)))
+    told = {key[1:]: value for key, value in found.items() if key[0] == "meshwarden_rollout_phase_seconds"}
+    assert told == {("acme", "timeout", phase): 7}

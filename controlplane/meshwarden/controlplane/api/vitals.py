@@ -14,8 +14,10 @@ from prometheus_client.registry import Collector
 from meshwarden.certs.authority import slot
 from meshwarden.certs.authority.slot import Roots, SlotState
 from meshwarden.certs.svid import X509Svid
+from meshwarden.controlplane.api.edge_metrics import of_edges
 from meshwarden.controlplane.api.progress_metrics import of_progress
 from meshwarden.controlplane.api.quota_metrics import of_quotas
+from meshwarden.controlplane.api.rollout_metrics import of_rollouts
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.identity.federation import Federation
 from meshwarden.controlplane.publish.publisher import Publisher
@@ -94,6 +96,8 @@ class Vitals(Collector):
         yield from self._of_store()
         yield from _of_nodes(nodes, now)
         yield from of_progress(nodes, self._publisher.recent)
+        yield from of_edges(self._publisher.mesh, nodes, now)
+        yield from of_rollouts(self._publisher.mesh.rollouts, now)
         yield from self._of_certificates(nodes, now)
         overdue = [((one.trust_domain,), one.overdue.total_seconds()) for one in self._federation.states()]
         text = "How long ago the bundle of another trust domain should have been fetched anew; 0 where all is well."
