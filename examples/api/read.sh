@@ -11,6 +11,7 @@ mesh "$REST/v1/quotas"                                              # limits, an
 mesh "$REST/v1/nodes"                                               # nodes and their bans
 mesh "$REST/v1/dataPlanes"                                          # which revision each data plane has
 mesh "$REST/v1/roots"                                               # the roots, and what becomes of them
+mesh "$REST/v1/certificates?pageSize=5"                             # certificates: whose, where, until when
 mesh "$REST/v1/denied"                                              # revoked identities
 mesh "$REST/v1/revisions?pageSize=5"                                # what was changed, by whom and why
 mesh "$REST/v1/progress"                                            # how far the newest change has come

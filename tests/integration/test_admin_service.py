@@ -30,6 +30,7 @@ from meshwarden.certs.jwt_bundle import JwtBundle
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.certs.verify import PeerVerifier
+from meshwarden.controlplane.api import certificate
 from meshwarden.controlplane.api.admin import AdminServicer
 from meshwarden.controlplane.api.bundles import BundleDesk
 from meshwarden.controlplane.api.health import Health
@@ -47,9 +48,10 @@ from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.federation import Federation
-from meshwarden.controlplane.identity.issued import Issued
+from meshwarden.controlplane.identity.issued import ISSUED, Certificate, Issued
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
+from meshwarden.controlplane.identity.record import NodeRecord
 from meshwarden.controlplane.identity.roster import Roster
 from meshwarden.controlplane.identity.rotation import RootRotation
 from meshwarden.controlplane.local.check.identity import make_room
@@ -703,6 +705,103 @@ async def test_a_list_tells_which_nodes_do_not_know_of_it_yet(world: World) -> N
     session.take(node_pb.SyncRequest(deny_ack=node_pb.DenyAck(revision=revision)))
     listed = await root.ListDenied(v1.ListDeniedRequest())
     assert (list(listed.behind), listed.nodes) == ([], 1)
+
+
+async def give(world: World, node: str, *certificates: tuple[str, str, float]) -> None:
+    """Records certificates (SPIFFE ID, serial, how many seconds from now it ends) as given to a node at once."""
+    found, _ = await world.store.get(f"/identity/node/{node}")
+    record = NodeRecord(node, utc_now(), "127.0.0.1", "1")
+    if found is None:
+        await world.store.commit([Put(record.key, record.encode(), 0)])
+        found, _ = await world.store.get(record.key)
+    assert found is not None
+    made = [Certificate(name, serial, utc_now() + timedelta(seconds=left_s)) for name, serial, left_s in certificates]
+    await Issued(world.store, utc_now).add(replace(record, revision=found.revision), made)
+
+
+async def serials(stub: AdminServiceStub, **asked: Any) -> list[str]:
+    """The serial numbers of all pages."""
+    request, found = v1.ListCertificatesRequest(**asked), []
+    while True:
+        answer = await stub.ListCertificates(request)
+        found += [one.serial for one in answer.certificates]
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
+
+
+async def test_certificates_are_shown_with_who_holds_them(world: World) -> None:
+    root = world.stub(ROOT)
+    await give(world, "n1", (WEB, "a1", 600), (WEB, "a2", 900))
+    await give(world, "n2", (ORDERS, "b1", 700))
+    session = world.sessions.open("n1", node_pb.NodeHello())
+    held = node_pb.WorkloadState(id="acme/web#1", tenant="acme", entry="web", spiffe_id=WEB, serial="a2")
+    held.not_before.FromDatetime(utc_now() - timedelta(seconds=60))
+    session.take(node_pb.SyncRequest(workloads=node_pb.WorkloadReport(workloads=[held])))
+    await root.Deny(denying((WEB, "a1"), (ORDERS, "")))
+    answer = await root.ListCertificates(v1.ListCertificatesRequest())
+    shown = [(c.node, c.serial, v1.CertificateState.Use.Name(c.use), c.denied) for c in answer.certificates]
+    assert shown == [("n1", "a1", "NOT_HELD", True), ("n1", "a2", "HELD", False), ("n2", "b1", "UNKNOWN", True)]
+    second = answer.certificates[1]
+    assert (list(second.workloads), second.not_before) == (["acme/web#1"], held.not_before)
+    assert second.not_after.seconds > answer.now.seconds
+    await root.Deny(denying(("", "a2")))
+    assert all(c.denied for c in (await root.ListCertificates(v1.ListCertificatesRequest())).certificates)
+
+
+async def test_an_operator_of_a_tenant_sees_its_own_certificates_alone(world: World) -> None:
+    anna, root = world.stub(ANNA), world.stub(ROOT)
+    for number in range(4):
+        await give(world, "n1", (WEB, f"a{number}", 600 + number), (ORDERS, f"b{number}", 600 + number))
+    await give(world, "n1", (WEB, "e1", -5))
+    assert await serials(anna) == ["a0", "a1", "a2", "a3"]
+    assert await serials(anna, page_size=1) == ["a0", "a1", "a2", "a3"]
+    assert await serials(anna, spiffe_id=ORDERS) == []
+    assert await serials(root, tenant="platform", page_size=3) == ["b0", "b1", "b2", "b3"]
+    assert sorted(await serials(root, node="n1", page_size=1)) == [f"{c}{n}" for c in "ab" for n in range(4)]
+    assert await serials(root, node="n") == []
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await anna.ListCertificates(v1.ListCertificatesRequest(tenant="platform"))
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_page_token_says_nothing_of_another_tenants_certificates(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "MAX_READ", 2)
+    anna = world.stub(ANNA)
+    for node in ("n1", "n2", "n3"):
+        for number in range(3):
+            await give(world, node, (ORDERS, f"{node[1]}b{number}", 600 + number))
+    await give(world, "n3", (WEB, "a1", 900))
+    answer = await anna.ListCertificates(v1.ListCertificatesRequest())
+    assert (len(answer.certificates), answer.next_page_token) == (0, "n1/999999999999")
+    assert await serials(anna) == ["a1"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        v1.ListCertificatesRequest(page_size=1001),
+        v1.ListCertificatesRequest(node="../n1"),
+        v1.ListCertificatesRequest(spiffe_id="x" * 2049),
+        v1.ListCertificatesRequest(page_token="n1"),
+        v1.ListCertificatesRequest(page_token="../node/n1/999999999999"),
+        v1.ListCertificatesRequest(page_token="n1/999999999999\n"),
+        v1.ListCertificatesRequest(node="n2", page_token="n1/999999999999"),
+    ],
+    ids=str,
+)
+async def test_a_page_of_certificates_that_makes_no_sense_is_refused(
+    world: World, wrong: v1.ListCertificatesRequest
+) -> None:
+    assert await refusal(world.stub(ROOT).ListCertificates(wrong)) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_batch_that_cant_be_read_hides_no_other(world: World) -> None:
+    await give(world, "n1", (WEB, "a1", 600))
+    await world.store.commit([Put(f"{ISSUED}n1/000000000000-0", b"[]", 0), Put(f"{ISSUED}n1", b"{}", 0)])
+    assert await serials(world.stub(ANNA)) == ["a1"]
 
 
 async def test_an_operator_of_the_mesh_moves_roots_on(world: World) -> None:

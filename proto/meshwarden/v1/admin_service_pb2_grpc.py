@@ -94,6 +94,11 @@ class AdminServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.FromString,
                 _registered_method=True)
+        self.ListCertificates = channel.unary_unary(
+                '/meshwarden.v1.AdminService/ListCertificates',
+                request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListCertificatesRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListCertificatesResponse.FromString,
+                _registered_method=True)
         self.ListRoots = channel.unary_unary(
                 '/meshwarden.v1.AdminService/ListRoots',
                 request_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListRootsRequest.SerializeToString,
@@ -221,6 +226,12 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCertificates(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRoots(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -343,6 +354,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListDenied,
                     request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.SerializeToString,
+            ),
+            'ListCertificates': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCertificates,
+                    request_deserializer=meshwarden_dot_v1_dot_admin__service__pb2.ListCertificatesRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_admin__service__pb2.ListCertificatesResponse.SerializeToString,
             ),
             'ListRoots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRoots,
@@ -719,6 +735,33 @@ class AdminService:
             '/meshwarden.v1.AdminService/ListDenied',
             meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedRequest.SerializeToString,
             meshwarden_dot_v1_dot_admin__service__pb2.ListDeniedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCertificates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.AdminService/ListCertificates',
+            meshwarden_dot_v1_dot_admin__service__pb2.ListCertificatesRequest.SerializeToString,
+            meshwarden_dot_v1_dot_admin__service__pb2.ListCertificatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

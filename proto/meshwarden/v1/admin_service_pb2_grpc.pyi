@@ -43,6 +43,7 @@ class AdminServiceStub:
     Deny: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DenyRequest, _admin_service_pb2.DenyResponse]
     Allow: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AllowRequest, _admin_service_pb2.AllowResponse]
     ListDenied: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]
+    ListCertificates: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListCertificatesRequest, _admin_service_pb2.ListCertificatesResponse]
     ListRoots: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRootsRequest, _admin_service_pb2.ListRootsResponse]
     ChangeRoot: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]
     ListJwtKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListJwtKeysRequest, _admin_service_pb2.ListJwtKeysResponse]
@@ -69,6 +70,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Deny: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DenyRequest, _admin_service_pb2.DenyResponse]  # type: ignore[assignment]
     Allow: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AllowRequest, _admin_service_pb2.AllowResponse]  # type: ignore[assignment]
     ListDenied: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListDeniedRequest, _admin_service_pb2.ListDeniedResponse]  # type: ignore[assignment]
+    ListCertificates: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListCertificatesRequest, _admin_service_pb2.ListCertificatesResponse]  # type: ignore[assignment]
     ListRoots: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRootsRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
     ChangeRoot: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeRootRequest, _admin_service_pb2.ListRootsResponse]  # type: ignore[assignment]
     ListJwtKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListJwtKeysRequest, _admin_service_pb2.ListJwtKeysResponse]  # type: ignore[assignment]
@@ -164,6 +166,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListDeniedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListDeniedResponse, _abc.Awaitable[_admin_service_pb2.ListDeniedResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListCertificates(
+        self,
+        request: _admin_service_pb2.ListCertificatesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListCertificatesResponse, _abc.Awaitable[_admin_service_pb2.ListCertificatesResponse]]: ...
 
     @_abc_1.abstractmethod
     def ListRoots(

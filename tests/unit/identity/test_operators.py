@@ -37,6 +37,7 @@ TOKEN, RENEW = "/meshwarden.v1.AdminService/CreateJoinToken", "/meshwarden.v1.Op
 VIEWING = {
     *("GetStatus", "Explain", "ListCalls", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied"),
     *("GetCosts", "ListRollouts", "WatchMesh"),
+    "ListCertificates",
     *(
         "ListEvents",
         "VerifyEvents",

@@ -9,6 +9,7 @@ import grpc
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.spiffe_id import Role, SpiffeId
 from meshwarden.controlplane.api.bundles import BundleDesk
+from meshwarden.controlplane.api.certificate import CertificateDesk
 from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.dry_run import dry_runs
 from meshwarden.controlplane.api.edges import edge_warnings, permissive_states
@@ -28,6 +29,7 @@ from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseco
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
+from meshwarden.controlplane.identity.issued import Issued
 from meshwarden.controlplane.identity.join_token import JoinTokens
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.roster import Roster
@@ -93,6 +95,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         self._remote, self._regions, self._division = remote, regions, division
         self._audit, self._health, self._clock = audit, health, clock
         self._desk = DenyDesk(denies, deny_watch, sessions, trust_domain, clock)
+        self._certificates = CertificateDesk(Issued(store, clock), deny_watch, sessions, clock)
         self._roots, self._bundles = RootDesk(rotation, clock), bundles
         self._jwt_keys = JwtKeyDesk(jwt, clock)
         self._nodes_desk = NodeDesk(roster, sessions, publisher)
@@ -242,6 +245,11 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def ListDenied(self, request: v1.ListDeniedRequest, context: Context) -> v1.ListDeniedResponse:
         return self._desk.listed(_caller(), request)
+
+    async def ListCertificates(
+        self, request: v1.ListCertificatesRequest, context: Context
+    ) -> v1.ListCertificatesResponse:
+        return await self._certificates.listed(_caller(), request)
 
     async def ListRoots(self, request: v1.ListRootsRequest, context: Context) -> v1.ListRootsResponse:
         return self._roots.listed(_caller())

@@ -1,4 +1,4 @@
-"""`meshwarden identity`: revoke identities and certificates."""
+"""`meshwarden identity`: look at certificates, revoke identities and certificates."""
 
 import time
 from typing import Final
@@ -8,9 +8,11 @@ import click
 from meshwarden.controlplane.cli import client, render
 from meshwarden.v1.admin_service_pb2 import (
     AllowRequest,
+    CertificateState,
     DeniedState,
     DenyRequest,
     DenyTarget,
+    ListCertificatesRequest,
     ListDeniedRequest,
 )
 
@@ -26,7 +28,31 @@ serials = click.option(
 
 @click.group()
 def identity() -> None:
-    """Revoke identities and single certificates."""
+    """Show certificates; revoke identities and single certificates."""
+
+
+@identity.command("list")
+@click.option("--tenant", default="", help="Only this tenant's.")
+@click.option("--node", default="", help="Only those that this node was given.")
+@click.option("--spiffe-id", default="", help="Only those of this identity.")
+@render.output_option
+def list_certificates(tenant: str, node: str, spiffe_id: str, output: str) -> None:
+    """Show the certificates that workloads were given and that have not ended: whose, where, how long, held or not."""
+    request = ListCertificatesRequest(tenant=tenant, node=node, spiffe_id=spiffe_id)
+    with client.connect_current() as mesh:
+        answer = mesh.admin.ListCertificates(request, timeout=client.TIMEOUT_S)
+        while answer.next_page_token:
+            request.page_token, answer.next_page_token = answer.next_page_token, ""
+            answer.MergeFrom(mesh.admin.ListCertificates(request, timeout=client.TIMEOUT_S))
+    if output != "table":
+        render.data(render.as_dict(answer), output)
+        return
+    now_s = answer.now.seconds
+    rows = [
+        (one.spiffe_id, one.node, one.serial, render.life(one.not_after.seconds - now_s), _use(one))
+        for one in answer.certificates
+    ]
+    render.table(("SPIFFE ID", "NODE", "SERIAL", "LEFT", "IS"), rows)
 
 
 @identity.command()
@@ -109,6 +135,12 @@ def _spread(mesh: client.Client, began_s: float) -> str:
         if took_s > _WAIT_S:
             return f"in force on {known} of {listed.nodes} nodes; not on {', '.join(listed.behind)}"
         time.sleep(_POLL_S)
+
+
+def _use(one: CertificateState) -> str:
+    held = f"held by {', '.join(one.workloads)}" if one.workloads else ""
+    word = "not heard of" if one.use == CertificateState.UNKNOWN else held or "not held"
+    return f"{word}, denied" if one.denied else word
 
 
 def _name(target: DenyTarget) -> str:

@@ -48,6 +48,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.AdminService/Deny": _OPERATORS,
     "/meshwarden.v1.AdminService/Allow": _OPERATORS,
     "/meshwarden.v1.AdminService/ListDenied": _OPERATORS,
+    "/meshwarden.v1.AdminService/ListCertificates": _OPERATORS,
     "/meshwarden.v1.AuditService/ListEvents": _OPERATORS,
     "/meshwarden.v1.AuditService/VerifyEvents": _ADMIN,
     "/meshwarden.v1.AdminService/ListRoots": _ADMIN,
@@ -109,6 +110,7 @@ READING: Final = frozenset(
         "GetCosts",
         "WatchMesh",
         "ListDenied",
+        "ListCertificates",
         "ListEvents",
         "ListOperators",
         "VerifyEvents",
@@ -135,7 +137,15 @@ READING: Final = frozenset(
 FILTERED = frozenset(
     f"/meshwarden.v1.{service}/{method}"
     for service, methods in {
-        "AdminService": ("GetStatus", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied"),
+        "AdminService": (
+            "GetStatus",
+            "GetGraph",
+            "SearchTraces",
+            "GetTrace",
+            "GetQuotas",
+            "ListDenied",
+            "ListCertificates",
+        ),
         "ConsoleService": ("WatchMesh",),
         "CostService": ("GetCosts",),
         "DataPlaneService": ("ListDataPlanes", "GetDataPlane"),

@@ -9,7 +9,7 @@ that follow.
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -38,6 +38,15 @@ class Certificate:
     spiffe_id: str
     serial: str
     not_after: datetime
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Certificates that a node was given at once; `place` is "<node>/<when the last of them ends, in seconds>"."""
+
+    node: str
+    place: str
+    certificates: tuple[Certificate, ...]
 
 
 class Issued:
@@ -74,19 +83,32 @@ class Issued:
         while len(self._lasting) > CAPACITY:
             self._lasting.popitem(last=False)
 
-    async def live(self, node: str) -> list[Certificate]:
-        """Returns the certificates of a node that have not ended."""
-        found, at, start = [], 0, ""
+    async def batches(self, node: str = "", after: str = "") -> AsyncIterator[Batch]:
+        """Yields what was given to a node, or to every node, by node and by when it ends.
+
+        Args:
+            node: the node; empty for all.
+            after: the `place` of a batch: go on behind all that have that.
+        """
+        prefix = f"{ISSUED}{node}/" if node else ISSUED
+        # In keys a dash follows what is a place; nothing that begins with it is greater than it with a dot.
+        at, start = 0, f"{ISSUED}{after}." if after else ""
         while True:
-            page = await self._store.range(f"{ISSUED}{node}/", start=start, at=at)
+            page = await self._store.range(prefix, start=start, at=at)
             at, start = page.revision, page.next_key
             for record in page.records:
+                place = record.key.removeprefix(ISSUED).rpartition("-")[0]
                 try:
-                    found += _decode(record.key, record.value)
+                    yield Batch(place.rpartition("/")[0], place, tuple(_decode(record.key, record.value)))
                 except RecordError as error:  # one that can't be read must not hide the others
                     log.error("record.unreadable", key=record.key, reason=str(error))
             if not start:
-                return [one for one in found if one.not_after >= self._clock()]
+                return
+
+    async def live(self, node: str) -> list[Certificate]:
+        """Returns the certificates of a node that have not ended."""
+        found = [one async for batch in self.batches(node) for one in batch.certificates]
+        return [one for one in found if one.not_after >= self._clock()]
 
     async def _ended(self, node: str) -> tuple[list[str], str]:
         """Returns the keys of some of the batches that have ended, and when the first of the others ends, or empty.
