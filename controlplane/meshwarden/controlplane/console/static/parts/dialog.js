@@ -9,12 +9,20 @@ import { problem } from "./problem.js";
  * Opens a dialog; returns what closes it.
  *
  * An action has `label`, `kind` ("primary" or "danger") and `run`, which may be async: what it throws is shown, and the
- * dialog stays; it closes once `run` is through, unless that returns false.
+ * dialog stays; it closes once `run` is through, unless that returns false. Where it has `gate`, its button is not live until
+ * the function that `gate` is given is called with true.
  */
 export function dialog({ title, body, actions = [], onClose = () => {} }) {
   const fault = h("div", { class: "fault" });
-  const buttons = actions.map(({ label, kind = "primary", run }) => {
+  const live = new Map(); // {button: whether it may be pressed}
+  let isActing = false;
+  const buttons = actions.map(({ label, kind = "primary", run, gate }) => {
     const button = h("button", { type: "button", class: kind, onclick: () => act(run) }, label);
+    live.set(button, !gate);
+    gate?.((isLive) => {
+      live.set(button, isLive);
+      draw();
+    });
     return button;
   });
   const cancel = h("button", { type: "button", class: "plain", onclick: () => element.close() }, actions.length ? "Cancel" : "Close");
@@ -27,15 +35,21 @@ export function dialog({ title, body, actions = [], onClose = () => {} }) {
     h("div", { class: "dialog-actions" }, cancel, buttons),
   );
 
+  function draw() {
+    for (const [button, isLive] of live) button.disabled = isActing || !isLive;
+  }
+
   async function act(run) {
     put(fault);
-    for (const button of buttons) button.disabled = true;
+    isActing = true;
+    draw();
     try {
       if ((await run()) !== false) element.close();
     } catch (error) {
       put(fault, problem(error));
     } finally {
-      for (const button of buttons) button.disabled = false;
+      isActing = false;
+      draw();
     }
   }
 
@@ -43,6 +57,7 @@ export function dialog({ title, body, actions = [], onClose = () => {} }) {
     element.remove();
     onClose();
   });
+  draw();
   document.body.append(element);
   element.showModal();
   return () => element.close();

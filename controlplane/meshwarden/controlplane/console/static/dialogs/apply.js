@@ -1,0 +1,88 @@
+// Applies resources: first what would change of them, and what that does to whoever calls.
+
+import { h } from "../parts/dom.js";
+import { Problem } from "../parts/api.js";
+import { problem } from "../parts/problem.js";
+import { ask, refused } from "./ask.js";
+import { diff } from "./diff.js";
+import { foresight } from "./foresight.js";
+
+const PAUSE_MS = 600;
+
+/** Opens it; `resource` is what is there, or nothing for a new one. */
+export function applyResource({ resource, get, send, done }) {
+  const text = h("textarea", { "aria-label": "Resources, as JSON", spellcheck: "false", oninput: changed }, JSON.stringify(resource ?? TEMPLATE, null, 2));
+  let timer = 0;
+
+  function read() {
+    let found;
+    try {
+      found = JSON.parse(text.value);
+    } catch (error) {
+      throw new Problem({ title: "This is no JSON", detail: error.message });
+    }
+    return Array.isArray(found) ? found : [found];
+  }
+
+  async function look() {
+    const resources = read();
+    const plan = await send("POST", "/v1/resources:apply", { resources, dryRun: true });
+    if (plan.faults?.length) return refused(problem({ title: "It would be refused", faults: plan.faults }));
+    const changes = (plan.changes ?? []).filter((change) => change.action !== "UNCHANGED");
+    if (!changes.length) return refused(h("p", { class: "quiet" }, "Nothing would change."));
+    const [seen, before] = await Promise.all([send("POST", "/v1/resources:preview", { resources }), Promise.all(changes.map((change) => there(get, change.ref)))]);
+    const after = new Map(resources.map((one) => [nameOf(refOf(one)), one]));
+    return [changes.map((change, at) => diff(`${change.action.toLowerCase()} ${nameOf(change.ref)}`, before[at], after.get(nameOf(change.ref)))), foresight(seen)];
+  }
+
+  function changed() {
+    clearTimeout(timer);
+    opened.unseen(h("p", { class: "quiet" }, "…"));
+    timer = setTimeout(opened.again, PAUSE_MS);
+  }
+
+  const opened = ask({
+    title: resource ? `Change ${nameOf(refOf(resource))}` : "Apply resources",
+    label: "Apply",
+    above: [h("p", { class: "quiet" }, "One resource as JSON, or a list of them."), text],
+    look,
+    run: (reason) => send("POST", "/v1/resources:apply", { resources: read(), reason }),
+    done,
+  });
+  opened.again();
+}
+
+/** Deletes a resource; nothing is deleted that something uses. */
+export function deleteResource({ resource, send, done }) {
+  const ref = refOf(resource);
+  const opened = ask({
+    title: `Delete ${nameOf(ref)}`,
+    label: "Delete",
+    kind: "danger",
+    look: async () => [diff(nameOf(ref), resource, null), h("p", { class: "quiet" }, "What still uses it has this refused, and is named then.")],
+    run: (reason) => send("POST", "/v1/resources:delete", { refs: [ref], reason }),
+    done,
+  });
+  opened.again();
+}
+
+const TEMPLATE = { kind: "Service", metadata: { tenant: "", name: "" }, spec: {} };
+
+export function refOf(resource) {
+  const { tenant, name } = resource?.metadata ?? {};
+  const kind = resource?.kind;
+  return { kind, tenant: tenant || (kind === "Tenant" ? name : undefined), name };
+}
+
+export function nameOf(ref) {
+  return ref.kind === "Tenant" ? `Tenant ${ref.name}` : `${ref.kind} ${ref.tenant}/${ref.name}`;
+}
+
+async function there(get, ref) {
+  try {
+    return await get(`/v1/resources/${[ref.kind, ref.tenant, ref.name].map(encodeURIComponent).join("/")}`);
+  } catch (error) {
+    if (error.status === 404) return null;
+    throw error;
+  }
+}
