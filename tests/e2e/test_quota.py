@@ -9,10 +9,11 @@ import random
 import threading
 import time
 from bisect import bisect_right
+from typing import Any
 
 import pytest
 from programs import ask
-from quota_mesh import BURST, CALLERS, ENVOY, FEW, GIVEN_ON, LEAST_BURST, LIMITS, RATE, SDK, STARTER, Quota
+from quota_mesh import BURST, CALLERS, ENVOY, FEW, GIVEN_ON, LEAST_BURST, LIMITS, RATE, SDK, STARTER, Plan, Quota
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 CHAOS_S = float(os.environ.get("MESHWARDEN_CHAOS_S", "16"))
@@ -56,6 +57,25 @@ def test_a_limit_holds_over_points_on_two_nodes_whoever_is_killed(quota: Quota) 
     assert len(served) >= sum(codes.get(passed, 0) for codes, (passed, _) in answers)
     within_bound(served, len(quota.points), quota.minted)
     quota.up.until(lambda: all(quota.held_back(plan) for plan in quota.plans if plan.throttled))
+    none_is_refused_far_below_a_limit(quota, probes)
+
+
+def none_is_refused_far_below_a_limit(quota: Quota, probes: list[tuple[Any, Plan]]) -> None:
+    """An agent is away until the leases of its servers have run out, and another starts again."""
+    (plan,) = quota.plans
+    passed, _ = plan.codes
+    quota.limit(f"{{service: {plan.name}, limits: [{{tenant: acme, requests: 100000}}]}}")
+    for probe, _ in probes:
+        # What callers have held back was of the limit before.
+        quota.up.until(lambda probe=probe: ask(probe, **plan.op, count=20)["codes"] == {passed: 20})
+        ask(probe, op="steady_start", id="load", call={**plan.op, "rate": 20, "concurrency": CALLERS, "timeout_s": 20})
+    quota.until_each_served(5)
+    quota.hold_still("agent-node-a", 5.0)
+    quota.kill("agent-node-b")
+    quota.until_each_served(20)
+    for probe, _ in probes:
+        codes = ask(probe, op="steady_stop", id="load")["codes"]
+        assert plan.codes[1] not in codes, codes
 
 
 @pytest.mark.timeout(CHAOS_S + 300)

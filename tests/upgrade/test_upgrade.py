@@ -47,12 +47,14 @@ spec:
   - {match: {headers: [{name: x-stage, exact: "STAGE"}]}, split: [{version: nowhere, weight: 1}]}
   - split: [{version: v1, weight: 1}]
 """
-# A limit, which refuses nobody (a share is found anew once an agent was away), and versions that nobody serves.
-BESIDE = """\
+# A limit that nobody comes near.
+LIMIT = """\
 kind: RatePolicy
 metadata: {tenant: platform, name: orders}
-spec: {service: orders, shadow: true, limits: [{tenant: "*", requests: 10000}]}
----
+spec: {service: orders, shadow: SHADOW, limits: [{tenant: "*", requests: 10000}]}
+"""
+# And versions that nobody serves.
+BESIDE = """\
 kind: WorkloadEntry
 metadata: {tenant: platform, name: orders-nowhere}
 spec: {service: orders, version: nowhere, nodes: [node-a], selectors: {uid: 65532}}
@@ -210,6 +212,7 @@ async def test_a_running_mesh_is_moved_to_this_tree_and_back(mesh: Mesh, load: L
     shop = [item.resource for item in sample.manifests(("shop",), os.geteuid(), *NODES)]
     await mesh.operator.apply([item for item in shop if not item.HasField("route_policy")])
     await mesh.apply(BESIDE)
+    await mesh.apply(LIMIT.replace("SHADOW", "false"))
     await mesh.apply(examples(old.tree))
     await mesh.serve(old)
     for caller in CALLERS:
@@ -228,7 +231,11 @@ async def test_a_running_mesh_is_moved_to_this_tree_and_back(mesh: Mesh, load: L
     await look(mesh, load, "all-new", both)
     await newer_things_hold_the_last_release_back(mesh, old)
 
+    # A program of 0.0.9 begins with two calls and refuses the next, until it has its share half a second later.
+    await mesh.apply(LIMIT.replace("SHADOW", "true"))
+    await until(mesh.is_current, "the limit is in shadow")
     await move_programs(mesh, load, old)
+    await mesh.apply(LIMIT.replace("SHADOW", "false"))
     await look(mesh, load, "old-programs", both)
     for node in reversed(NODES):
         await move_agent(mesh, load, node, old)

@@ -99,7 +99,7 @@ def test_in_shadow_all_go_on_and_are_counted(mesh: Any, until: Callable[..., Any
     serving, _ = mesh.orders()
     serving.tell(limits(shadow=True))
     _, probe = mesh.probe()
-    assert probe.ask("grpc", count=30)["codes"] == {"OK": 30}
+    assert probe.ask("grpc", count=50)["codes"] == {"OK": 50}
     until(lambda: serving.agent.used["acme", "", "shadowed"] >= 20, "counted")
 
 

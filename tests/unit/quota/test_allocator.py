@@ -22,7 +22,9 @@ def trees(draw: st.DrawFn, depth: int = 3) -> Part:
     weight, spare = draw(WEIGHTS), draw(st.one_of(st.just(math.inf), AMOUNTS))
     if depth == 0 or draw(st.booleans()):
         floor = draw(AMOUNTS)
-        return Part(weight=weight, floor=floor, ceiling=floor + spare, demand=draw(AMOUNTS))
+        leaf = Part(weight=weight, floor=floor, ceiling=floor + spare, demand=draw(AMOUNTS))
+        leaf.away = draw(st.one_of(st.just(0.0), AMOUNTS))
+        return leaf
     parts = draw(st.lists(trees(depth - 1), min_size=1, max_size=3))
     floor = sum(part.floor for part in parts) + draw(AMOUNTS)
     return Part(parts, weight=weight, floor=floor, ceiling=floor + spare)
@@ -149,6 +151,30 @@ def test_the_order_of_siblings_does_not_matter(root: Part, rng: random.Random) -
         part.parts = shuffled
     divide(root)
     assert {id(part): part.rate for part in walk(root)} == pytest.approx(before, rel=1e-9, abs=1e-9)
+
+
+@given(trees())
+def test_who_is_away_is_kept_nothing_that_anybody_wants(root: Part) -> None:
+    divide(root)
+    with_them = [leaf.rate for leaf in root.leaves()]
+    for leaf in root.leaves():
+        leaf.away = 0.0
+    divide(root)
+    for leaf, rate in zip(root.leaves(), with_them, strict=True):
+        assert rate >= min(leaf.rate, leaf.demand) - 1e-6
+
+
+def test_who_is_away_is_kept_what_they_want_before_the_rest_is_handed_out() -> None:
+    idle, gone, busy = Part(), Part(), Part(demand=10)
+    gone.away = 4
+    divide(Part([idle, gone, busy], ceiling=35))
+    there = Part(demand=4)
+    divide(Part([Part(), there, Part(demand=10)], ceiling=35))
+    assert gone.rate == pytest.approx(there.rate)
+    assert busy.rate > 10
+    short = Part(demand=33)
+    divide(Part([gone, short], ceiling=35))
+    assert gone.rate == 2
 
 
 def test_a_scarce_rate_goes_by_weight() -> None:

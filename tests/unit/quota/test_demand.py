@@ -68,3 +68,23 @@ def test_whatever_others_claim_half_of_an_equal_part_is_there(
     parts = [1 / (len(claims) + 1)] * (len(claims) + 1)
     mine, *_ = portions(amount, [wanted, *claims], parts)
     assert mine >= min(wanted, amount * parts[0] / 2) * (1 - 1e-6) - 1e-6
+
+
+@given(
+    st.floats(0, 1e6),
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=9),
+    st.lists(st.floats(0, 1e15), max_size=9),
+)
+def test_who_is_away_is_kept_nothing_that_anybody_wants(amount: float, demands: list[float], away: list[float]) -> None:
+    parts = [1 / len(demands)] * len(demands)
+    alone, found = portions(amount, demands, parts), portions(amount, demands, parts, away)
+    assert sum(found) <= sum(alone) * (1 + 1e-9)
+    for got, was, wanted in zip(found, alone, demands, strict=True):
+        assert got >= min(was, wanted) * (1 - 1e-9) - 1e-9
+
+
+def test_who_is_away_is_kept_what_they_would_have_of_what_nobody_wants() -> None:
+    there = portions(1000.0, [50.0, 5.0, 20.0], [1 / 3] * 3)
+    assert portions(1000.0, [50.0, 20.0], [1 / 2] * 2, [5.0]) == pytest.approx([there[0], there[2]])
+    # What is set aside for chance is wanted, too.
+    assert portions(100.0, [97.0], [1.0], [5.0]) == pytest.approx([100.0])

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from meshwarden.controlplane.quota import view
+from meshwarden.controlplane.quota.absent import MAX_REMEMBERED, REMEMBERED_S
 from meshwarden.controlplane.quota.lease import MAX_PENDING, Lease, Share, Usage
 from meshwarden.controlplane.quota.leases import (
     MAX_LEASES,
-    MAX_REMEMBERED,
-    REMEMBERED_S,
     SILENT_S,
     TERM_S,
     TTL_S,
@@ -112,6 +111,65 @@ def test_who_comes_to_another_workload_or_long_after_begins_with_nothing(other: 
     assert has < had / 10
 
 
+def back_after(away_s: float, wants: float, others: float) -> tuple[float, float, Leases]:
+    """What a point was given that wants so much, and what it is told when it is back after some seconds.
+
+    Another wants so much meanwhile.
+    """
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    now_s = settled(leases, 0.0, {ONE: {GLOBEX: Usage(wants, 0)}, TWO: {GLOBEX: Usage(others, 0)}})
+    had = given(leases)[ONE, GLOBEX]
+    now_s = settled(leases, now_s, {TWO: {GLOBEX: Usage(others, 0)}}, rounds=int(away_s))
+    # It has gone on with what it had, and tells so.
+    leases.learn(ONE, {GLOBEX: had}, now_s)
+    leases.report(ONE, {GLOBEX: Usage(wants * away_s, 0)}, now_s)
+    _, shares = leases.tick(now_s)
+    return had, next((share.rate for share in shares.get(ONE, [])), had), leases
+
+
+@pytest.mark.parametrize("away_s", [2, 6, 20])
+@pytest.mark.parametrize("others", [5, 300])
+def test_what_nobody_wants_is_kept_for_a_point_that_is_away(away_s: float, others: float) -> None:
+    had, has, _ = back_after(away_s, 5, others)
+    assert has == pytest.approx(had, rel=0.1)
+    assert has > 30
+
+
+def test_what_others_want_is_not_kept_for_a_point_that_is_away() -> None:
+    _, has, leases = back_after(6, 100, 700)
+    assert has == 0
+    assert leases.ignored.overdrawn == 1
+
+
+def test_who_is_away_is_missed_no_longer_than_it_is_remembered() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, TREE)
+    now_s = settled(leases, 0.0, {ONE: {GLOBEX: Usage(5, 0)}, TWO: {GLOBEX: Usage(5, 0)}})
+    now_s = settled(leases, now_s, {TWO: {GLOBEX: Usage(5, 0)}}, rounds=5)
+    assert given(leases)[TWO, GLOBEX] < 400
+    (state,) = view.states(POLICY, TREE, leases, Usages(), lambda _: True, now_s, whole=True)
+    assert state.reason.endswith("/s are wanted, and it has them; a part is kept for 1 point that is away")
+    settled(leases, now_s, {TWO: {GLOBEX: Usage(5, 0)}}, rounds=int(REMEMBERED_S))
+    assert given(leases) == {(TWO, GLOBEX): 600}
+    assert leases.away(GLOBEX) == 0
+
+
+def test_a_tenant_whose_only_point_is_away_finds_what_no_other_wants_of_the_total() -> None:
+    leases = Leases(0.0, learn=False)
+    leases.put(POLICY, replace(TREE, ceiling=600))
+    now_s = settled(leases, 0.0, {ONE: {GLOBEX: Usage(50, 0)}, TWO: {READ: Usage(200, 0)}})
+    had = given(leases)[ONE, GLOBEX]
+    now_s = settled(leases, now_s, {TWO: {READ: Usage(200, 0)}}, rounds=6)
+    assert (ONE, GLOBEX) not in given(leases)
+    leases.learn(ONE, {GLOBEX: had}, now_s)
+    leases.report(ONE, {GLOBEX: Usage(300, 0)}, now_s)
+    _, shares = leases.tick(now_s)
+    (share,) = shares[ONE]
+    assert share.rate == pytest.approx(had, rel=0.1)
+    assert share.rate > 50
+
+
 def test_points_that_come_and_go_fill_no_memory() -> None:
     leases = Leases(0.0, learn=False)
     leases.put(POLICY, TREE)
@@ -119,9 +177,10 @@ def test_points_that_come_and_go_fill_no_memory() -> None:
         point = Point("node-a", f"orders-{number}/1")
         leases.report(point, {OTHER: Usage(1, 0)}, 0.0)
         leases.leave(point)
-        assert len(leases._wanted_before["node-a"]) <= MAX_REMEMBERED
+        assert len(leases._absent) <= MAX_REMEMBERED
     leases.tick(REMEMBERED_S + SILENT_S)
-    assert leases._wanted_before == {}
+    assert len(leases._absent) == 0
+    assert leases._absent._wanted == leases._absent._gone == leases._absent._of_node == {}
 
 
 def test_a_level_never_exceeds_its_ceiling_nor_the_policy_its_total() -> None:
@@ -210,7 +269,7 @@ def test_a_point_that_leaves_gives_back_at_once_and_one_that_is_silent_after_its
             leases.leave(ONE)
         _, shares = leases.tick(0.1)
         assert (TWO in shares) is leaves
-        leases.report(TWO, {GLOBEX: Usage(0, 600)}, TERM_S)
+        leases.report(TWO, {GLOBEX: Usage(0, 2000)}, TERM_S)
         _, shares = leases.tick(TERM_S)
         assert (TWO in shares) is not leaves
         assert given(leases) == {(TWO, GLOBEX): 600}

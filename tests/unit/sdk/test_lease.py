@@ -22,7 +22,7 @@ FOR_EVER = 1e9
 def spec(**fields: Any) -> RatePolicySpec:
     methods = [MethodLimit(method=CREATE, requests=100, burst=100)]
     limits = [
-        RateLimit(tenant="acme", requests=1000, burst=1000, methods=methods),
+        RateLimit(tenant="acme", requests=1000, burst=100, methods=methods),
         RateLimit(tenant="*", requests=50, burst=50),
     ]
     return RatePolicySpec(**{"service": "orders", "limits": limits, **fields})
@@ -61,6 +61,15 @@ def test_a_tenants_first_calls_pass_and_ask_for_a_share_at_once() -> None:
     assert spend(leases, "globex", 50.0, 5) == 0, "a share mints nothing"
     assert spend(leases, "globex", 50.25, 5) == 2
     assert spend(leases, "globex", 60.0, 50) == 5
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_of_a_large_limit_a_bucket_is_opened_with_a_fiftieth(is_answered: bool) -> None:
+    leases = made(spec(limits=[RateLimit(tenant="*", requests=10_000, burst=5000)]))
+    if is_answered:
+        leases.prolong(FOR_EVER, 0.0)
+    assert spend(leases, "globex", 0.0, 1000) == 100
+    assert spend(leases, "globex", 1.0, 1000) == (0 if is_answered else STARTER)
 
 
 def test_a_tenant_that_no_limit_names_is_not_limited() -> None:
@@ -225,6 +234,17 @@ def test_a_full_report_has_what_may_be_used() -> None:
     leases.grant([share("acme", 10, 20)], 0.0)
     assert list(leases.report(0.0, full=True).held) == [share("acme", 10, 20)]
     assert not leases.report(0.0).held
+
+
+@pytest.mark.parametrize("away", [RatePolicySpec.KEEP_LAST, RatePolicySpec.DENY, RatePolicySpec.FALLBACK])
+def test_a_full_report_has_what_is_used_again_once_it_is_answered(away: RatePolicySpec.WhenAway) -> None:
+    leases = made(spec(when_away=away, fallback=Rate(requests=3, burst=3)))
+    leases.prolong(100.0, 0.0)
+    spend(leases, "acme", 0.0, 2)
+    leases.grant([share("acme", 10, 5)], 0.0)
+    spend(leases, "acme", 110.0, 1)
+    spend(leases, "globex", 110.0, 1)  # which never had one
+    assert [(item.bucket.tenant, item.rate) for item in leases.report(110.0, full=True).held] == [("acme", 10)]
 
 
 def test_a_bucket_that_falls_silent_is_told_with_nothing_for_a_while() -> None:

@@ -23,11 +23,13 @@ class Part:
         ceiling: what it never exceeds.
         demand: what it wants; `divide` sets it for what has parts.
         parts: what it is divided into.
+        away: what those want besides who are away: it takes nothing from who is there, and what nobody wants is kept
+            for them as if it were wanted. `divide` sets it for what has parts.
         rate: what it gets, set by `divide`.
         had: what it had before; where whole numbers are divided, it tips the scales.
     """
 
-    __slots__ = ("_floor", "ceiling", "demand", "floor", "had", "parts", "rate", "weight")
+    __slots__ = ("_floor", "away", "ceiling", "demand", "floor", "had", "parts", "rate", "weight")
 
     def __init__(
         self,
@@ -39,7 +41,7 @@ class Part:
         demand: float = 0.0,
     ) -> None:
         self.parts, self.weight, self.floor, self.ceiling, self.demand = parts, weight, floor, ceiling, demand
-        self.rate = self.had = 0.0
+        self.rate = self.had = self.away = 0.0
         # What it must get: its own floor and its parts', as far as they are wanted.
         self._floor = 0.0
 
@@ -62,12 +64,13 @@ def divide(root: Part) -> None:
 def _ask(part: Part) -> None:
     """Sets what a part wants, and what of it is guaranteed, from its leaves up."""
     if part.parts:
-        wanted = floor = 0.0
+        wanted = away = floor = 0.0
         for below in part.parts:
             _ask(below)
             wanted += below.demand
+            away += below.away
             floor += below._floor
-        part.demand = min(wanted, part.ceiling)
+        part.demand, part.away = min(wanted, part.ceiling), away
         part._floor = min(part.ceiling, max(floor, min(part.floor, part.demand)))
     else:
         part.demand = min(part.demand, part.ceiling)
@@ -90,19 +93,22 @@ def _give(part: Part) -> None:
     if part.rate <= wanted:
         rates = fill(part.rate, [below.weight for below in parts], [below._floor for below in parts], demands)
     else:
-        rates = _with_spare(part.rate - wanted, wanted, parts)
+        rates = _with_spare(part.rate - wanted, parts)
     for below, rate in zip(parts, rates, strict=True):
         below.rate = rate
         _give(below)
 
 
-def _with_spare(spare: float, wanted: float, parts: Sequence[Part]) -> list[float]:
-    """What each gets where all get what they want and something is left."""
-    weights = sum(below.weight for below in parts)
-    claims = [below.weight / weights + (below.demand / wanted if wanted else 0.0) for below in parts]
-    room = [below.ceiling - below.demand for below in parts]
-    more = fill(spare, claims, [0.0] * len(parts), room)
-    return [below.demand + extra for below, extra in zip(parts, more, strict=True)]
+def _with_spare(spare: float, parts: Sequence[Part]) -> list[float]:
+    """What each gets where all get what they want and something is left: what is wanted by the away first."""
+    away, weights = sum(below.away for below in parts), sum(below.weight for below in parts)
+    part = min(1.0, spare / away) if away > 0 else 0.0
+    kept = [min(below.ceiling - below.demand, part * below.away) for below in parts]
+    wanted = sum(below.demand for below in parts) + away
+    claims = [below.weight / weights + ((below.demand + below.away) / wanted if wanted > 0 else 0.0) for below in parts]
+    room = [below.ceiling - below.demand - keeps for below, keeps in zip(parts, kept, strict=True)]
+    more = fill(spare - sum(kept), claims, [0.0] * len(parts), room)
+    return [below.demand + keeps + extra for below, keeps, extra in zip(parts, kept, more, strict=True)]
 
 
 def fill(amount: float, weights: Sequence[float], floors: Sequence[float], ceilings: Sequence[float]) -> list[float]:

@@ -76,7 +76,9 @@ def planned_at_once(wanted: float, points: int) -> float:
     return 1.1 * wanted + points
 
 
-def portions(amount: float, demands: Sequence[float], parts: Sequence[float]) -> list[float]:
+def portions(
+    amount: float, demands: Sequence[float], parts: Sequence[float], away: Sequence[float] = ()
+) -> list[float]:
     """What each point of a bucket gets of an amount.
 
     If that is too little for all, each gets what it wants up to half of its part, whatever the others say that they
@@ -88,11 +90,12 @@ def portions(amount: float, demands: Sequence[float], parts: Sequence[float]) ->
         amount: what there is.
         demands: what each wants.
         parts: the part of one that each would have if all had the same, which comes to no more than one together.
+        away: what those want that are away. They are left what they would get, of what nobody else wants.
 
     Source: the rule of the square root in staffing (Halfin and Whitt, "Heavy-Traffic Limits for Queues with Many
     Exponential Servers", 1981).
     """
-    if len(demands) == 1:
+    if len(demands) == 1 and not away:
         return [amount]
     claims = [demand + _SELDOM for demand in demands]
     wanted = sum(claims)
@@ -102,5 +105,15 @@ def portions(amount: float, demands: Sequence[float], parts: Sequence[float]) ->
         more = (amount - kept) / (wanted - kept) if wanted > kept else 0.0
         return [floor + more * (claim - floor) for floor, claim in zip(least, claims, strict=True)]
     roots = [math.sqrt(claim) for claim in claims]
-    more = (amount - wanted) / sum(roots) if roots else 0.0
+    amount, others = _beside(amount, wanted, away)
+    more = (amount - wanted) / (sum(roots) + others) if roots else 0.0
     return [claim + more * root for claim, root in zip(claims, roots, strict=True)]
+
+
+def _beside(amount: float, wanted: float, away: Sequence[float]) -> tuple[float, float]:
+    """What is left of an amount beside what those want that are away, as far as nobody else does, and their roots."""
+    claims = [demand + _SELDOM for demand in away]
+    free = amount - planned(wanted)
+    if not claims or free <= 0:
+        return amount, 0.0
+    return amount - min(sum(claims), free), sum(math.sqrt(claim) for claim in claims)

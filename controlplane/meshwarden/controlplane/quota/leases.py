@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from meshwarden.controlplane.quota.absent import REMEMBERED_S, Absent
 from meshwarden.controlplane.quota.excess import Excess, Path
 from meshwarden.controlplane.quota.lease import Lease, Share, Usage
 from meshwarden.controlplane.quota.pool import Pool
@@ -29,11 +30,6 @@ TERM_S: Final = TTL_S * 1.01
 """The same by our clock: a point's may be a hundredth slower."""
 SILENT_S: Final = 1.5
 """Of a point that has said nothing for so long another may take the place: points report each second."""
-REMEMBERED_S: Final = 30.0
-"""So long it is known what a point wanted that has left: who comes in its place begins with that. As long it is known
-what a point held of a bucket that is gone."""
-MAX_REMEMBERED: Final = 4096
-"""Buckets of points that have left, of one node."""
 MAX_LEASES: Final = 65_536
 """Of one node. What a node wants beyond it is counted, and gets nothing."""
 
@@ -55,7 +51,7 @@ class _Told:
     Attributes:
         until_s: when its leases run out.
         leases: what it has, by bucket.
-        learned: the buckets of which we learned what it holds, and haven't heard since what it uses.
+        learned: the buckets of which is known what it wants, and not since when it counts what it says next.
     """
 
     until_s: float
@@ -82,8 +78,7 @@ class Leases:
         self._pools: dict[str, Pool] = {}
         self._points: dict[Point, _Told] = {}
         self._of_node: dict[str, int] = {}
-        # {node: {(workload, bucket): (what its point wanted that left, until when that is remembered)}}
-        self._wanted_before: dict[str, dict[tuple[str, Bucket], tuple[float, float]]] = {}
+        self._absent = Absent()
         # {policy: {(point, bucket): (a lease that went with its bucket, until when that is remembered)}}
         self._parked: dict[str, dict[tuple[Point, Bucket], tuple[Lease, float]]] = {}
         self._number = 0
@@ -155,11 +150,12 @@ class Leases:
                 known = max(known, tree.least_ceiling(bucket.path))
             if rate > known:
                 self.ignored.overdrawn += 1
-            lease = lease or self._open(point, bucket, now_s)
+            is_new, lease = lease is None, lease or self._open(point, bucket, now_s)
             if lease is not None:
                 lease.say(min(rate, known), believed=rate)
                 if learns:
                     lease.demand.rate = max(lease.demand.rate, lease.held)
+                if learns or (is_new and lease.demand.rate > 0):  # it was away
                     told.learned.add(bucket)
         for bucket, lease in told.leases.items():
             if bucket not in held:
@@ -223,7 +219,7 @@ class Leases:
     def leave(self, point: Point) -> None:
         """Notes that a point has ended: what it held is free."""
         if (told := self._points.pop(point, None)) is not None:
-            self._remember(point, told)
+            self._remember(point, told, is_gone=True)
             for lease in list(told.leases.values()):
                 self._drop(lease)
             for parked in self._parked.values():
@@ -242,7 +238,7 @@ class Leases:
         self._look_for_silent(now_s)
         shares: dict[Point, list[Share]] = {}
         for policy, pool in self._pools.items():
-            rates = dict(pool.divide(now_s, learning=self.learns(now_s)))
+            rates = dict(pool.divide(now_s, self._absent.gone(policy), learning=self.learns(now_s)))
             for lease, rate in rates.items():
                 held = lease.held
                 lease.tell(self._number, rate)
@@ -265,6 +261,10 @@ class Leases:
         """What was let in beyond each level of a policy since this began, as far as can be told."""
         pool = self._pools.get(policy)
         return self._excess.of_policy(policy, pool.tree, now_s) if pool is not None else {}
+
+    def away(self, bucket: Bucket) -> int:
+        """How many points that wanted a bucket a while ago are away."""
+        return len(self._absent.gone(bucket.policy).get(bucket.path, ()))
 
     def find(self, policy: str) -> list[Lease]:
         """The leases of a policy, to be looked at."""
@@ -289,9 +289,7 @@ class Leases:
             return None
         lease = Lease(point, bucket, 0.0, now_s)
         # An Envoy that was started again, for one, tells what is wanted of it after five seconds.
-        rate, until_s = self._wanted_before.get(point.node, {}).pop((_workload(point), bucket), (0.0, 0.0))
-        if now_s < until_s:
-            lease.demand.rate = rate
+        lease.demand.rate = self._absent.take(point, bucket, now_s)
         self._take_in(self._points[point], lease)
         return lease
 
@@ -307,16 +305,12 @@ class Leases:
             if told.until_s <= now_s:
                 self.leave(point)
             else:
-                self._remember(point, told)
+                self._remember(point, told, is_gone=False)
         for policy, parked in list(self._parked.items()):
             self._parked[policy] = {key: kept for key, kept in parked.items() if now_s < kept[1]}
             if not self._parked[policy]:
                 del self._parked[policy]
-        for node, before in list(self._wanted_before.items()):
-            for key in [key for key, (_, until_s) in before.items() if until_s <= now_s]:
-                del before[key]
-            if not before:
-                del self._wanted_before[node]
+        self._absent.look(now_s)
 
     def _park(self, policy: str, lease: Lease) -> None:
         """Lets a lease go whose bucket is gone, and remembers it until its point has surely heard of that."""
@@ -332,12 +326,9 @@ class Leases:
                 lease.given = 0.0  # whoever has heard that the bucket was gone has nothing, and is told anew
                 self._take_in(told, lease)
 
-    def _remember(self, point: Point, told: _Told) -> None:
-        before = self._wanted_before.setdefault(point.node, {})
+    def _remember(self, point: Point, told: _Told, *, is_gone: bool) -> None:
         for bucket, lease in told.leases.items():
-            key = (_workload(point), bucket)
-            if key in before or len(before) < MAX_REMEMBERED:
-                before[key] = (lease.demand.rate, told.heard_s + REMEMBERED_S)
+            self._absent.remember(point, bucket, lease.demand.rate, told.heard_s, is_gone=is_gone)
 
     def _drop(self, lease: Lease) -> None:
         told = self._points.get(lease.point)
@@ -381,11 +372,6 @@ def _wanted(usage: Usage) -> float:
     Source: Little's law; those refused would have stayed for as long as the others.
     """
     return usage.in_use + max(usage.in_use, 1) * usage.denied / max(usage.allowed, 1)
-
-
-def _workload(point: Point) -> str:
-    """Whose point it is: an agent names points by workload and process."""
-    return point.name.rpartition("/")[0] or point.name
 
 
 def _sane(count: float) -> bool:

@@ -1,6 +1,6 @@
 """The leases of one policy, divided as its tree says."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from meshwarden.controlplane.quota.allocator import Part, divide
@@ -8,7 +8,7 @@ from meshwarden.controlplane.quota.claim import equal_parts
 from meshwarden.controlplane.quota.demand import planned, planned_at_once, portions
 from meshwarden.controlplane.quota.lease import Lease, Share
 from meshwarden.controlplane.quota.spare import Spares
-from meshwarden.controlplane.quota.tree import REST, Level, Path
+from meshwarden.controlplane.quota.tree import REST, Level, Path, Point
 from meshwarden.controlplane.quota.whole import apportion, round_down, rounded
 from meshwarden.sdk.quota.unit import CONCURRENT
 
@@ -21,6 +21,7 @@ LEAST_BURST: Final = 3.0
 bucket's whole burst is no less: calls that come at random would else find nothing half of the time."""
 
 _ROUNDING: Final = 1e-9
+_NOBODY: Final[Mapping[Path, Mapping[Point, float]]] = {}
 
 _Sharing: TypeAlias = "Callable[[float, Sequence[float]], list[float]]"
 """What each gets of so much room who wants so much more."""
@@ -34,6 +35,8 @@ class Pool:
         self._whole = tree.unit == CONCURRENT
         self._root = _Branch(tree)
         self._arranged = False
+        self._missed: dict[_Branch, tuple[float, ...]] = {}
+        self._missed_at: set[Path] = set()
         self.spares = Spares()
         """What of its rates went unused just now."""
 
@@ -53,25 +56,19 @@ class Pool:
     def remove(self, lease: Lease) -> None:
         """Lets a lease go, and the levels that it was the last of."""
         self.spares.forget(lease)
-        above, branch = [], self._root
+        branch = self._root
         for name in lease.bucket.path:
             if name not in branch.branches:
                 return
-            above.append((branch, name))
             branch = branch.branches[name]
         branch.leases = tuple(one for one in branch.leases if one is not lease)
-        for parent, name in reversed(above):
-            if branch.leases or branch.branches:
-                break
-            del parent.branches[name]
-            branch = parent
-        self._arranged = False
+        self._prune(lease.bucket.path)
 
     def change(self, tree: Level) -> list[Lease]:
         """Puts another tree in place; returns the leases whose buckets it doesn't have."""
         leases = self.leases
         self.tree, self._root, self._whole = tree, _Branch(tree), tree.unit == CONCURRENT
-        self.spares = Spares()
+        self._missed, self._missed_at, self.spares = {}, set(), Spares()
         gone = []
         for lease in leases:
             if tree.find(lease.bucket.path) is None:
@@ -80,22 +77,28 @@ class Pool:
                 self.add(lease)
         return gone
 
-    def divide(self, now_s: float, *, learning: bool) -> Iterator[tuple[Lease, float]]:
+    def divide(
+        self, now_s: float, gone: Mapping[Path, Mapping[Point, float]] = _NOBODY, *, learning: bool
+    ) -> Iterator[tuple[Lease, float]]:
         """What each lease is to be, where that is worth saying; nothing else may be done before all is heard.
+
+        What nobody wants is kept for points that are `gone`, as they wanted it of each bucket: by the time they are
+        back nobody has to give it back to them first.
 
         While what is held is being learned nobody gets more, and as long as it fits nobody less, but who believes that
         it has more than it holds.
         """
+        self._miss(gone)
         if not self._arranged:
             self._root.arrange()
             self._arranged = True
         for lease in self._root.all():
             lease.is_idle = now_s - lease.used_s > IDLE_S
-        self._root.ask(whole=self._whole)
+        self._root.ask(self._missed, whole=self._whole)
         divide(self._root)
         if self._whole:
             round_down(self._root)
-        self._root.aim(whole=self._whole)
+        self._root.aim(self._missed, whole=self._whole)
         self._root.count()
         if learning and self._root.fits:
             yield from ((lease, lease.held) for lease in self._root.all() if lease.given > lease.held)
@@ -134,6 +137,36 @@ class Pool:
             burst = max(burst, least)
         return Share(lease.bucket, rate, burst, more)
 
+    def _miss(self, gone: Mapping[Path, Mapping[Point, float]]) -> None:
+        """Takes note of who is gone."""
+        if not gone and not self._missed:
+            return
+        before, self._missed_at = self._missed_at, {path for path in gone if self.tree.find(path) is not None}
+        self._missed = {}
+        for path in self._missed_at:
+            branch = self._root
+            for name in path:
+                self._arranged &= name in branch.branches
+                branch = branch.branch(name)
+            self._missed[branch] = tuple(gone[path].values())
+        for path in before - self._missed_at:
+            self._prune(path)
+
+    def _prune(self, path: Path) -> None:
+        """Lets the levels of a path go of which there is nothing any more."""
+        above, branch = [], self._root
+        for name in path:
+            if name not in branch.branches:
+                return
+            above.append((branch, name))
+            branch = branch.branches[name]
+        for parent, name in reversed(above):
+            if branch.leases or branch.branches or branch in self._missed:
+                break
+            del parent.branches[name]
+            branch = parent
+        self._arranged = False
+
     def _held(self, path: Path) -> float:
         branch = self._root
         for name in path:
@@ -142,6 +175,8 @@ class Pool:
 
 
 _NONE: Final[dict[str, "_Branch"]] = {}
+_Missed: TypeAlias = "Mapping[_Branch, Sequence[float]]"
+"""What those want of each bucket that are gone."""
 
 
 class _Branch(Part):
@@ -179,29 +214,32 @@ class _Branch(Part):
         for branch in self.branches.values():
             branch.arrange()
 
-    def ask(self, *, whole: bool) -> float:
+    def ask(self, missed: "_Missed", *, whole: bool) -> float:
         """Says what its points want; returns what they have."""
-        had = sum(branch.ask(whole=whole) for branch in self.branches.values())
+        had = sum(branch.ask(missed, whole=whole) for branch in self.branches.values())
         had += sum(lease.given for lease in self.leases)
         if whole:
             self.had = had
         rates = [lease.demand.rate for lease in self.leases if not lease.is_idle]
+        self.away = sum(missed.get(self, ())) if missed else 0.0
+        self.demand = 0.0
         if rates:
             wanted = sum(rates)
             self.demand = planned_at_once(wanted, len(rates)) if whole else planned(wanted)
-        if self.leases:
-            self.ceiling = self.level.ceiling if rates else 0.0
+        self.ceiling = 0.0 if self.leases and not rates and not self.away else self.level.ceiling
         return had
 
-    def aim(self, *, whole: bool) -> None:
+    def aim(self, missed: "_Missed", *, whole: bool) -> None:
         """Says what each lease is meant to have of what its bucket gets."""
         for branch in self.branches.values():
-            branch.aim(whole=whole)
+            branch.aim(missed, whole=whole)
         used = [lease for lease in self.leases if not lease.is_idle]
         demands = [lease.demand.rate for lease in used]
-        rates = portions(self.rate, demands, self._parts_of(used, sum(demands)))
+        away = missed.get(self, ()) if missed else ()
+        rates = portions(self.rate, demands, self._parts_of(used, sum(demands)), away)
         if whole:
-            rates = rounded(int(self.rate), rates, [lease.given for lease in used])
+            amount = sum(rates) + _ROUNDING if away else self.rate
+            rates = rounded(int(amount), rates, [lease.given for lease in used])
         for lease in self.leases:
             lease.target = 0.0
         for lease, rate in zip(used, rates, strict=True):

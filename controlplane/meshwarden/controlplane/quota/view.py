@@ -12,6 +12,7 @@ from meshwarden.sdk.quota.unit import CONCURRENT, REQUESTS
 from meshwarden.v1.admin_service_pb2 import QuotaState
 
 _NEAR: Final = 0.97
+_ENOUGH: Final = ", and it has them"
 
 
 def measured(amount: float, unit: str) -> str:
@@ -51,6 +52,8 @@ def states(
         for at in state.points:
             at.age.FromNanoseconds(round(max(0.0, now_s - leases.heard_s(Point(at.node, at.point))) * 1e9))
         state.reason = _reason(state, bucket, tree, demands, whole=whole)
+        if (away := leases.away(bucket)) and state.reason.endswith(_ENOUGH):
+            state.reason += f"; a part is kept for {away} point{'s that are' if away > 1 else ' that is'} away"
         if (counts := used.get(bucket)) is not None:
             state.allowed, state.denied, state.shadowed = counts.allowed, counts.denied, counts.shadowed
         if not whole:
@@ -87,7 +90,7 @@ def _reason(state: QuotaState, bucket: Bucket, tree: Level, demands: dict[Bucket
 
     wants = f"{measured(state.demand, tree.unit)} are wanted"
     if state.share >= state.demand * _NEAR and state.demand < state.limit * _NEAR:
-        return f"{wants}, and it has them"
+        return f"{wants}{_ENOUGH}"
     tenant_level = tree.part(bucket.path[0])
     if state.share >= state.limit * _NEAR:
         return f"{wants}; it has its limit of {limited(state.limit)}"
@@ -104,7 +107,7 @@ def _reason(state: QuotaState, bucket: Bucket, tree: Level, demands: dict[Bucket
         return f"{wants}; the total of {limited(total)} is short{others}, and divided {weighed}"
     if state.held > state.share or state.share < state.demand:
         return f"{wants}; what others had comes to it when they have given it back"
-    return f"{wants}, and it has them"
+    return f"{wants}{_ENOUGH}"
 
 
 def _sum(rates: Iterable[float]) -> float:

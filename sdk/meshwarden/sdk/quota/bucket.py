@@ -5,7 +5,7 @@ limit that moves between points mints no calls.
 """
 
 from collections.abc import Iterable
-from typing import ClassVar, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from meshwarden.sdk.backpressure.criticality import FREE_OF_BUCKET, Criticality
 from meshwarden.sdk.quota.limit import DEBT_S, ONE
@@ -15,6 +15,8 @@ from meshwarden.v1.resources_pb2 import MethodLimit, Rate, RateLimit
 
 STARTER: Final = 2.0
 """What is in a bucket that was just opened: calls, or enough of anything else to let one in."""
+STARTING_PART: Final = 1 / 50
+"""In that of a limit of which more may come at once there is so much of that: its share is half a second away."""
 IDLE_S: Final = 60.0
 LATELY_S: Final = 10.0
 UNSHARED_WAIT_S: Final = 1.0
@@ -23,9 +25,6 @@ _Limit: TypeAlias = "RateLimit | MethodLimit | Rate"
 
 class Bucket:
     """One bucket: what is in it and as of when, how it fills, its share, and what was used since the last report."""
-
-    starter: ClassVar[float] = STARTER
-    """What it has until its share comes."""
 
     __slots__ = (
         "allowed",
@@ -50,9 +49,14 @@ class Bucket:
         self.allowed = self.denied = self.shadowed = self.spilled = 0.0
 
     @property
+    def starter(self) -> float:
+        """What it has until its share comes."""
+        return max(STARTER, self.most[1] * STARTING_PART)
+
+    @property
     def alone(self) -> float:
-        """What a second brings, and may come at once, of one that never had a share, while none can come."""
-        return self.starter
+        """What a second brings of one that never had a share, while none can come."""
+        return STARTER
 
     @property
     def least(self) -> float:
@@ -136,7 +140,7 @@ class Large(Bucket):
     @property
     def alone(self) -> float:
         """A fiftieth of the limit: what one point of many would have."""
-        return max(self.starter, self.most[0] / 50)
+        return max(STARTER, self.most[0] / 50)
 
 
 class Tenant:

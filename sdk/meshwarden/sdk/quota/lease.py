@@ -130,7 +130,8 @@ class Leases:
             now_s: the present.
             usage: whether to say what was used since that was last said. Buckets that were used lately are told with
                 nothing, since what isn't told changes nothing.
-            full: whether to say what may be used now.
+            full: whether to say what may be used once that is answered: what was given last, whether its lease still
+                runs or not.
         """
         used, held = [], []
         with self._lock:  # for as short as can be: calls wait meanwhile
@@ -143,8 +144,9 @@ class Leases:
                     if usage and bucket.is_lately_used(now_s):
                         spilled = bucket.take_spilled(now_s)
                         used.append((name, method, *bucket.take_usage(), 0.0 if stale else spilled))
-                    if full and bucket.rate > 0:
-                        held.append((name, method, bucket.rate, bucket.burst))
+                    if full and bucket.lease is not None and bucket.lease[0] > 0:
+                        rate, burst = bucket.lease
+                        held.append((name, method, min(rate, bucket.most[0]), burst))
                 self._forget_idle(name, tenant, now_s)
         report = quota_service_pb2.PointReport()
         for name, method, allowed, denied, shadowed, in_use, spilled in used:
@@ -272,7 +274,7 @@ class Leases:
         elif spec.when_away == RatePolicySpec.FALLBACK:
             bucket.tune(*most_of(spec.fallback), now_s)
         else:
-            bucket.tune(*(lease or (bucket.alone, bucket.alone)), now_s)
+            bucket.tune(*(lease or (bucket.alone, max(bucket.alone, bucket.starter))), now_s)
 
     def _forget_idle(self, name: str, tenant: Tenant, now_s: float) -> None:
         for method, part in list(tenant.parts.items()):

@@ -24,12 +24,21 @@ STARTER: Final = 1.0
 class Slot(Bucket):
     """A bucket of slots: how many there are, and are in use."""
 
-    starter: ClassVar[float] = STARTER
     __slots__ = ("in_use", "peak")
 
     def __init__(self, most: tuple[float, float], now_s: float) -> None:
         super().__init__(most, now_s)
         self.in_use = self.peak = 0
+
+    @property
+    def starter(self) -> float:
+        """How many it has until its share comes."""
+        return STARTER
+
+    @property
+    def alone(self) -> float:
+        """How many it has that never had a share, while none can come."""
+        return STARTER
 
     def take_spilled(self, now_s: float) -> float:
         """Nothing: slots don't come by themselves."""
