@@ -4,7 +4,8 @@
 
 The directory holds tls.crt, tls.key and ca.crt; `bare.json`, `{"port": …}`, is written there once it listens. `Stream`
 sends every stream the bytes that `Push` was given and reads, without a look, whatever comes back. WAY is another way to
-it, for `stack`: "grpc" is TLS of grpcio's own, "socket" a Unix socket, before which somebody else ends TLS.
+it, for `stack`: "grpc" is TLS of grpcio's own, "socket" a Unix socket, before which somebody else may end TLS, and
+"splice" the front on a Unix socket, which is in the clear.
 """
 
 import asyncio
@@ -111,6 +112,9 @@ async def _listen(directory: Path, way: str, server: grpc.aio.Server, stack: Asy
     front = await stack.enter_async_context(Front(inner / "bare.sock"))
     server.add_insecure_port(front.inner_target)
     await server.start()
+    if way == "splice":
+        await front.serve_unix(directory / "splice.sock", 0o600)
+        return 0
     context = server_context(chain, key, roots)
     return await front.serve_tls("127.0.0.1", 0, lambda: context)
 

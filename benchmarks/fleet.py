@@ -5,20 +5,23 @@ reads is a `Dialect`, so the control plane and the bare server are held by the s
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 import anyio
 import grpc.aio
+from anyio.abc import TaskGroup
 
 from benchmarks.process import Broken
-from meshwarden.agents.channel import ControlPlane, open_channel
-from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
 
 CONNECTING_AT_ONCE = 32
 WAIT_S = 600.0
+Way = Callable[[X509Svid], grpc.aio.Channel]
+"""Opens a channel to the server for who has this SVID."""
+SLOTS = 100
+"""Parts of an interval in which heartbeats are said together."""
 
 
 class Dialect(Protocol):
@@ -50,8 +53,8 @@ class _Agent:
 class Fleet:
     """The agents of one server, connected."""
 
-    def __init__(self, agents: list[_Agent]) -> None:
-        self._agents = agents
+    def __init__(self) -> None:
+        self._agents: list[_Agent] = []
         self._goal = 0
         self._behind: set[_Agent] = set()
         self._reached = asyncio.Event()
@@ -73,6 +76,7 @@ class Fleet:
     async def listen(self, agent: _Agent) -> None:
         """Takes what an agent is told and acknowledges it, until it is cancelled."""
         loop = asyncio.get_running_loop()
+        self._agents.append(agent)
         while (message := await agent.call.read()) is not grpc.aio.EOF:
             mark, answers = agent.dialect.take(message)
             for answer in answers:
@@ -83,16 +87,25 @@ class Fleet:
                     self._behind.discard(agent)
                     if not self._behind:
                         self._reached.set()
+            del message  # it may be megabytes, and the next one may not come for long
         raise Broken(f"a stream has ended: {await agent.call.code()}: {await agent.call.details()}")
 
     async def live(self, interval_s: float) -> None:
-        """Says that the agents live, each once an interval, one after the other."""
+        """Says that the agents live, each once an interval, spread over it; also where this process is late."""
+        loop, slot_s = asyncio.get_running_loop(), interval_s / SLOTS
+        said = int(loop.time() / slot_s)
         while True:
-            for agent in self._agents:
-                await anyio.sleep(interval_s / len(self._agents))
+            await anyio.sleep(slot_s)
+            if not self._beating.is_set():
                 await self._beating.wait()
-                if (beat := agent.dialect.heartbeat()) is not None:
-                    await agent.say(beat)
+                said = int(loop.time() / slot_s)
+            now = int(loop.time() / slot_s)
+            due = [
+                agent for slot in range(max(said, now - SLOTS), now) for agent in self._agents[slot % SLOTS :: SLOTS]
+            ]
+            said = now
+            beats = [(agent, beat) for agent in due if (beat := agent.dialect.heartbeat()) is not None]
+            await asyncio.gather(*(agent.say(beat) for agent, beat in beats))
 
     @contextmanager
     def silent(self) -> Iterator[None]:
@@ -106,8 +119,7 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(
-    place: ControlPlane,
-    bundle: Bundle,
+    way: Way,
     svids: Sequence[X509Svid],
     method: str,
     dialects: Sequence[Dialect],
@@ -116,34 +128,32 @@ async def fleet(
 ) -> AsyncIterator[Fleet]:
     """Connects an agent for each SVID, so many at once, and keeps them connected for the length of the block.
 
+    Each takes what it is told from when it is connected, whether the others are or not.
+
     Raises:
         Broken: a stream has ended.
     """
-    turn = asyncio.Semaphore(at_once)
+    turn, connected, channels = asyncio.Semaphore(at_once), Fleet(), list[grpc.aio.Channel]()
 
-    async def connect(svid: X509Svid, dialect: Dialect) -> _Agent:
-        agent = _Agent(open_channel(place, bundle, svid), dialect)
+    async def connect(group: TaskGroup, svid: X509Svid, dialect: Dialect) -> None:
+        agent = _Agent(way(svid), dialect)
+        channels.append(agent.channel)
         async with turn:
             await agent.channel.channel_ready()
             agent.call = agent.channel.stream_stream(method)()
             await agent.say(dialect.first())
-        return agent
+        group.start_soon(connected.listen, agent)
 
-    agents = list(await asyncio.gather(*map(connect, svids, dialects)))
-    connected = Fleet(agents)
     try:
         async with anyio.create_task_group() as group:
-            for agent in agents:
-                group.start_soon(connected.listen, agent)
             group.start_soon(connected.live, heartbeat_s)
+            await asyncio.gather(*(connect(group, *one) for one in zip(svids, dialects, strict=True)))
             yield connected
             group.cancel_scope.cancel()
     except BaseExceptionGroup as failed:
         raise _first(failed) from None
     finally:
-        for agent in agents:
-            agent.call.cancel()
-        await asyncio.gather(*(agent.channel.close() for agent in agents))
+        await asyncio.gather(*(channel.close() for channel in channels))
 
 
 def _first(error: BaseException) -> BaseException:

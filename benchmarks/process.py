@@ -189,6 +189,20 @@ def pss_mib(pid: int) -> float:
     return _rollup_mib(pid, "Pss")
 
 
+def forget_peak(pid: int) -> None:
+    """Has `peak_mib` begin anew.
+
+    Source: proc_pid_clear_refs(5).
+    """
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak_mib(pid: int) -> float:
+    """The most resident memory that a process has had since `forget_peak`."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def _rollup_mib(pid: int, field: str) -> float:
     """Source: proc_pid_smaps(5), smaps_rollup."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

@@ -16,6 +16,7 @@ over the same front and TLS, and reads what comes back. Both have the same agent
 - `memory per service`: what a thousand services add to it, against their configuration as bytes.
 - `reconnect, N agents`: from when all have lost it and come at once until the last has acknowledged its configuration;
   none may be refused. The bare stream writes the same bytes to each.
+- `reconnect memory, N agents`: by how much the server's resident memory grows meanwhile at most, an agent.
 - `cold start`: from the start of the process, on a store with all services, until an agent has acknowledged everything.
 - `compile one change, S services`: see `compiling`.
 """
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from benchmarks import compiling, push_mesh, push_node
 from benchmarks.control_plane import ControlPlane, control_plane
-from benchmarks.process import Broken, raise_descriptor_limit, rss_mib, say
+from benchmarks.process import Broken, forget_peak, peak_mib, raise_descriptor_limit, rss_mib, say
 from benchmarks.push_side import ADAPT_S, Bare, Changes, Side, bare, our_agents, their_agents
 from benchmarks.push_sovereign import NAME as SOVEREIGN
 from benchmarks.push_sovereign import Sovereign, sovereign
@@ -76,7 +77,8 @@ async def run(agents: int, rounds: int) -> AsyncIterator[Case]:
             for size in [size for size in SIZES if size < agents] + [agents]:
                 async for case in _changes(bench, size, directory):
                     yield case
-            yield await _reconnect(bench)
+            for case in await _reconnect(bench):
+                yield case
         yield await _cold_start(directory, svids[:1], min(rounds, FEW))
 
 
@@ -163,24 +165,31 @@ async def _turns(
         yield beside_sovereign
 
 
-async def _reconnect(bench: _Bench) -> Case:
+async def _reconnect(bench: _Bench) -> list[Case]:
     """All at once, as after a loss of the control plane."""
     size = len(bench.svids)
     case = Case("push", f"reconnect, {size} agents", f"{FLOOR} to each", "s")
+    memory = Case("push", f"reconnect memory, {size} agents", f"{FLOOR} to each", "KiB an agent")
+    pids = bench.plane.child.pid, bench.server.child.pid
+    idle = [rss_mib(pid) for pid in pids]
     loop = asyncio.get_running_loop()
     async with our_agents(bench.plane, bench.svids[:1]) as one:
         await one.wait(1)
         await bench.server.push(one.payload)
     for number in range(min(bench.rounds, FEW)):
+        for pid in pids:
+            forget_peak(pid)
         begun_s = loop.time()
         async with our_agents(bench.plane, bench.svids, size) as agents:
             ours_s = await agents.wait(1) - begun_s
         begun_s = loop.time()
         async with their_agents(bench.server, bench.svids, size, want_last=True) as agents:
             theirs_s = await agents.wait(2) - begun_s
-        say(f"push: reconnect {number + 1}: {ours_s:.1f} / {theirs_s:.1f} s")
+        grown = [peak_mib(pid) - idle_mib for pid, idle_mib in zip(pids, idle, strict=True)]
+        say(f"push: reconnect {number + 1}: {ours_s:.1f} / {theirs_s:.1f} s, {grown[0]:.0f} / {grown[1]:.0f} MiB more")
         case.add(ours_s, theirs_s)
-    return case
+        memory.add(*(mib * KIB / size for mib in grown))
+    return [case, memory]
 
 
 async def _cold_start(directory: Path, svid: Sequence[X509Svid], rounds: int) -> Case:

@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from benchmarks import bare_stream, push_mesh
 from benchmarks.control_plane import TRUST_DOMAIN, ControlPlane
 from benchmarks.envoy_front import before
-from benchmarks.fleet import CONNECTING_AT_ONCE, Fleet, fleet
+from benchmarks.fleet import CONNECTING_AT_ONCE, Fleet, Way, fleet
 from benchmarks.process import Broken, Child, cpu_s, python
 from meshwarden.agents.channel import ControlPlane as Place
 from meshwarden.agents.channel import open_channel
@@ -39,6 +41,8 @@ QUIET_S, MAX_WINDOWS = 0.005, 8
 ADAPT_S = 2.0
 ENVOY = "envoy"
 """The way to the bare stream that is no way of its own: an Envoy ends TLS before it."""
+CLEAR = {"socket": "inner/bare.sock", "splice": "splice.sock"}
+"""The ways without TLS, and the Unix sockets that they lead to."""
 
 
 class NodeDialect:
@@ -63,7 +67,7 @@ class NodeDialect:
 
     def take(self, message: bytes) -> tuple[int, list[bytes]]:
         """Asks for its configuration when welcomed, and acknowledges each revision of it."""
-        said = v1.SyncResponse.FromString(message)
+        said = _HEADS.FromString(message)
         kind = said.WhichOneof("message")
         if kind == "welcome":
             interest = v1.SyncRequest(interest=v1.Interest(data_planes=[self._plane]))
@@ -78,6 +82,29 @@ class NodeDialect:
     def heartbeat(self) -> bytes:
         """A sign of life."""
         return v1.SyncRequest(heartbeat=v1.Heartbeat()).SerializeToString()
+
+
+def _heads() -> Any:
+    """SyncResponse without the scopes of a configuration, of which there are megabytes: they are not looked at."""
+    file = descriptor_pb2.FileDescriptorProto()
+    v1.DESCRIPTOR.CopyToProto(file)
+    update = next(message for message in file.message_type if message.name == "ConfigUpdate")
+    kept = [field for field in update.field if field.name != "scopes"]
+    del update.field[:]
+    update.field.extend(kept)
+    pool = descriptor_pool.DescriptorPool()
+    _add(pool, v1.DESCRIPTOR.dependencies)
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(v1.SyncResponse.DESCRIPTOR.full_name))
+
+
+def _add(pool: descriptor_pool.DescriptorPool, files: Sequence[Any]) -> None:
+    for file in files:
+        _add(pool, file.dependencies)
+        pool.AddSerializedFile(file.serialized_pb)
+
+
+_HEADS = _heads()
 
 
 class BareDialect:
@@ -148,15 +175,13 @@ class Bare:
 
     Attributes:
         child: its process.
-        place: where it is.
-        bundle: who signed its certificate.
+        way: to it, for each agent.
         channel: to it.
         beside: what else it takes.
     """
 
     child: Child
-    place: Place
-    bundle: Bundle
+    way: Way
     channel: grpc.aio.Channel
     beside: Sequence[Child] = ()
 
@@ -179,9 +204,16 @@ async def bare(
         if way == ENVOY:
             port = free_port(random.SystemRandom())
             beside = [await stack.enter_async_context(before(directory, port))]
-        place = Place(f"127.0.0.1:{port}", TRUST_DOMAIN)
-        channel = await stack.enter_async_context(open_channel(place, bundle, caller))
-        yield Bare(child, place, bundle, channel, beside)
+        to = partial(open_channel, Place(f"127.0.0.1:{port}", TRUST_DOMAIN), bundle)
+        if way in CLEAR:
+            to = partial(_open_unix, directory / CLEAR[way])
+        channel = await stack.enter_async_context(to(caller))
+        yield Bare(child, to, channel, beside)
+
+
+def _open_unix(path: Path, _: X509Svid | None) -> grpc.aio.Channel:
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    return grpc.aio.insecure_channel(f"unix:{path}", options)
 
 
 async def _certify(directory: Path, clients: Bundle) -> Bundle:
@@ -215,7 +247,8 @@ async def our_agents(
 ) -> AsyncIterator[Fleet]:
     """Agents of our control plane; they are told of their configuration within the block."""
     dialects = [NodeDialect(number) for number in range(len(svids))]
-    async with fleet(plane.place, plane.bundle, svids, SYNC, dialects, HEARTBEAT_S, at_once) as agents:
+    way = partial(open_channel, plane.place, plane.bundle)
+    async with fleet(way, svids, SYNC, dialects, HEARTBEAT_S, at_once) as agents:
         yield agents
 
 
@@ -225,7 +258,7 @@ async def their_agents(
 ) -> AsyncIterator[Fleet]:
     """As many of the bare server; what it has pushed last is written to each if they want that."""
     dialects = [BareDialect(wants_last=want_last) for _ in svids]
-    async with fleet(server.place, server.bundle, svids, bare_stream.STREAM, dialects, HEARTBEAT_S, at_once) as agents:
+    async with fleet(server.way, svids, bare_stream.STREAM, dialects, HEARTBEAT_S, at_once) as agents:
         yield agents
 
 

@@ -4,7 +4,9 @@ A bare stream (`bare_stream`) writes four KiB to agents over mTLS, one connectio
 acknowledge: behind our front on asyncio, which is the reference, and
 
 - with TLS ended by grpcio itself, which can't swap its certificate safely and doesn't check what we check (ADR 2);
-- behind an Envoy that ends TLS, makes a few connections of the many, and says in a header who is calling.
+- behind an Envoy that ends TLS, makes a few connections of the many, and says in a header who is calling;
+- over a Unix socket in the clear, and over one that the front splices: what grpc.aio takes by itself, what the splice
+  takes besides, and by what is left to the reference what TLS takes.
 
 CPU is that of the server and of what stands before it.
 """
@@ -19,7 +21,12 @@ from benchmarks.push_side import ENVOY, Bare, Side, bare, certificates, their_ag
 from benchmarks.result import Case
 
 FLOOR = "the same behind our front on asyncio"
-WAYS = {"grpc": "TLS of grpcio's own", ENVOY: "an Envoy that ends TLS"}
+WAYS = {
+    "grpc": "TLS of grpcio's own",
+    ENVOY: "an Envoy that ends TLS",
+    "socket": "grpc.aio alone, in the clear",
+    "splice": "the front in the clear",
+}
 PAYLOAD = b"x" * 4096
 FILES_AN_AGENT = 4
 KIB = 1024
