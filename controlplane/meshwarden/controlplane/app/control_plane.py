@@ -48,6 +48,9 @@ STOP_GRACE_S = 2.0
 _EACH = 3
 """Descriptors of a connection: the caller's socket, and both ends of the way on. Each agent has one connection."""
 
+_LEAVES = 2
+"""What is remembered for each connection that there may be: its leaf, and the one before that."""
+
 _log = structlog.get_logger()
 
 
@@ -121,7 +124,7 @@ class ControlPlane:
             served = servicers(
                 self._config, self._engines, self._identity, self._publishing, self._gathering, self._rollouts
             )
-            peers = self._peers(Doors(front, rest.front))
+            peers = self._peers(Doors(front, rest.front), limits.connections)
             interceptors = self._interceptors(peers)
             api = Api(str(inner / "api.sock"), served, interceptors)
             await api.start()
@@ -199,8 +202,10 @@ class ControlPlane:
     async def _announce_roots(self, _: object) -> None:
         announce_roots(self._config.state_dir, (await self._engines.authority.bundle()).pem())
 
-    def _peers(self, doors: Doors) -> PeerInterceptor:
-        verifier = PeerVerifier(self._identity.serving.bundles, utc_now, self._denied)
+    def _peers(self, doors: Doors, connections: int) -> PeerInterceptor:
+        # Each open connection is looked at four times a second: a leaf forgotten meanwhile is verified anew each time.
+        capacity = _LEAVES * connections
+        verifier = PeerVerifier(self._identity.serving.bundles, utc_now, self._denied, capacity=capacity)
         peers = PeerInterceptor(doors, verifier, self._identity.operators.admit, self._no_call)
         self._identity.deny_watch.listen(lambda deny_list: self._refuse(peers, deny_list))
         self._publishing.sessions.on_removed(lambda node: peers.end(lambda peer: self._removed(peer, node)))
@@ -213,12 +218,9 @@ class ControlPlane:
 
     def _denied(self, peer: VerifiedPeer) -> str | None:
         """Why a peer is refused; a banned node, whose own certificate is denied as well, is told so where it asks."""
-        node = peer.spiffe_id.node
-        if (
-            node is not None
-            and node in self._publishing.sessions.bans
-            and self._removed(peer.spiffe_id, node) is not None
-        ):
+        bans = self._publishing.sessions.bans
+        node = peer.spiffe_id.node if bans else None
+        if node is not None and node in bans and self._removed(peer.spiffe_id, node) is not None:
             return None
         return self._identity.denied(peer)
 

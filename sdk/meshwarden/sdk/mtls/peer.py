@@ -210,19 +210,19 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
 
         Call it after a ban for an effect at once, or when `admit` refuses what it has let in.
         """
-        verdicts: dict[tuple[int, str], Refused | None] = {}
+        # Who is refused is not remembered by the verifier, so it is here: for all streams of a connection.
+        refused: dict[tuple[int, str], Refused] = {}
+        again = self._check.admit_again
         for stream in self._streams.values():
-            place = stream.connection.id, stream.method
-            if place not in verdicts:
-                verdicts[place] = None
+            refusal = refused.get((stream.connection.id, stream.method)) if refused else None
+            if refusal is None:
                 try:
-                    self._check.admit_again(stream.connection.chain_der, stream.method)
-                except Refused as refusal:
-                    verdicts[place] = refusal
-            refusal_now = verdicts[place]
-            if refusal_now is not None:
-                stream.refusal = refusal_now
-                stream.task.cancel()
+                    again(stream.connection.chain_der, stream.method)
+                    continue
+                except Refused as error:
+                    refusal = refused[stream.connection.id, stream.method] = error
+            stream.refusal = refusal
+            stream.task.cancel()
 
     def end(self, refuse: Callable[[SpiffeId], Refused | None]) -> None:
         """Ends the open streams of those whom `refuse` refuses: they are told why."""
