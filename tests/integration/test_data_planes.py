@@ -18,7 +18,7 @@ from test_history import ack, joined, plane
 from test_resource_service import ACME, MESH, OPERATOR, WORKLOAD, World, apply, refused, serve
 
 from meshwarden.controlplane.publish import question as question_module
-from meshwarden.controlplane.publish.sessions import Session
+from meshwarden.controlplane.publish.session import Session
 from meshwarden.v1 import data_plane_service_pb2 as v1
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1.data_plane_service_pb2_grpc import DataPlaneServiceStub

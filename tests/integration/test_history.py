@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_resource_service import ACME, MESH, NOW, OPERATOR, WORKLOAD, World, apply, batch, ref, refused, serve
 
 from meshwarden.controlplane.identity.record import NodeRecord, node_key
-from meshwarden.controlplane.publish.sessions import Session
+from meshwarden.controlplane.publish.session import Session
 from meshwarden.controlplane.resources.model import normalise, title
 from meshwarden.controlplane.store.port import Put
 from meshwarden.v1 import node_service_pb2 as node_pb

@@ -19,7 +19,7 @@ from test_history import joined
 from test_resource_service import ACME, OPERATOR, World, apply, ref, refused, serve, violations
 
 from meshwarden.controlplane.gather.call import Call
-from meshwarden.controlplane.publish.sessions import Session
+from meshwarden.controlplane.publish.session import Session
 from meshwarden.controlplane.store.port import Put
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resource_service_pb2 as resource_pb

@@ -7,7 +7,7 @@ a control plane all nodes that have endpoints.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -15,18 +15,16 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
-from meshwarden.controlplane.audit.port import AuditUnavailable
 from meshwarden.controlplane.identity.known import Known
 from meshwarden.controlplane.identity.record import BanRecord, NodeRecord
 from meshwarden.controlplane.identity.rotation import NodeTrust
-from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.publish.endpoints import Endpoints
 from meshwarden.controlplane.publish.feed import Serves
 from meshwarden.controlplane.publish.members import Members
-from meshwarden.controlplane.publish.message import Message
 from meshwarden.controlplane.publish.presence import Presence
 from meshwarden.controlplane.publish.publisher import Publisher
-from meshwarden.controlplane.publish.question import Questions, Unanswered
+from meshwarden.controlplane.publish.question import Unanswered
+from meshwarden.controlplane.publish.session import Session
 from meshwarden.controlplane.publish.standing import Standings
 from meshwarden.controlplane.publish.trail import followed
 from meshwarden.controlplane.store.port import Store
@@ -38,117 +36,8 @@ GRACE_S: Final = 10.0
 START_GRACE_S: Final = 30.0
 # Of agents that come back: what a control plane takes beside all else that it does, about 3 ms of a processor each.
 RETURNS_PER_S: Final = 333.0
-HEARTBEAT_PRECISION: Final = timedelta(seconds=2)
 
 log = structlog.get_logger()
-
-
-class Session:
-    """One session of a node."""
-
-    def __init__(
-        self,
-        sessions: "Sessions",
-        node: str,
-        publisher: Publisher,
-        hello: v1.NodeHello,
-        clock: Callable[[], datetime],
-        serves: Serves,
-    ) -> None:
-        self.node = node
-        self.feed = publisher.open(node, serves, Place(sessions.region, hello.zone))
-        self.questions = Questions(self.feed.say)
-        """What its agent is asked."""
-        self.replaced = asyncio.Event()
-        """Set when the node has opened a newer one."""
-        self._sessions, self._publisher, self._zone, self._serves = sessions, publisher, hello.zone, serves
-        self._endpoints: int | None = None
-        self._clock, self._heard = clock, clock()
-        self.state = admin_service_pb2.NodeState(
-            node=node,
-            connected=True,
-            agent_version=hello.agent_version,
-            zone=hello.zone,
-            metrics_address=hello.metrics_address,
-        )
-
-    def take(self, message: v1.SyncRequest) -> None:
-        """Takes a message of the agent, which is a sign of life as well."""
-        self._heard = self._clock()
-        kind = message.WhichOneof("message")
-        if kind == "interest":
-            self._replace(self.state.data_planes, message.interest.data_planes)
-            self.feed.set_interest(message.interest.data_planes)
-            self._sessions.tell()
-        elif kind == "ack":
-            self.state.acked_revision = message.ack.revision
-            self._replace(self.state.nacks, message.ack.nacks)
-            self.state.pending_revision = message.ack.pending_revision
-            self._replace(self.state.pending, message.ack.pending)
-            self._sessions.tell()
-            self._publisher.trails.acknowledged(self.node, message.ack.revision, message.ack.nacks)
-        elif kind == "workloads":
-            self._replace(self.state.workloads, message.workloads.workloads)
-        elif kind == "health":
-            self.state.health.CopyFrom(message.health)
-        elif kind == "heartbeat" and message.heartbeat.HasField("now"):
-            self._compare_clocks(message.heartbeat.now.ToDatetime(tzinfo=UTC))
-        elif kind == "bundle_ack":
-            self._sessions.take_trust(self.node, message.bundle_ack)
-        elif kind == "deny_ack":
-            self.state.denied_revision = message.deny_ack.revision
-        elif kind == "data_plane_answer":
-            self.questions.take(message.data_plane_answer)
-        elif kind == "endpoints":
-            self._endpoints = len(message.endpoints.endpoints)
-            own = v1.EndpointReport(trace_parent=message.endpoints.trace_parent)
-            own.endpoints.extend(item for item in message.endpoints.endpoints if self._serves(item.tenant))
-            self._sessions.report(self.node, self._zone, own)
-
-    async def may_tell(self, message: Message) -> bool:
-        """Whether a message may go to the agent now: secrets not before that is on record."""
-        if message.said is None or message.kind != "secrets" or self._publisher.secrets is None:
-            return True
-        try:
-            await self._publisher.secrets.record(self.node, message.said.secrets)
-        except AuditUnavailable as error:
-            self.feed.untold(message.said.secrets)
-            log.error("secrets.withheld", node=self.node, entry=message.said.secrets.entry, reason=str(error))
-            return False
-        return True
-
-    def told(self, message: Message) -> None:
-        """Takes note of a message that went to the agent."""
-        if message.said is None:
-            self._publisher.trails.pushed(self.node, message.revision)
-        elif message.kind == "bundle":
-            self._publisher.roots.told(self.node, message.said.bundle)
-
-    def write_down(self) -> None:
-        """Puts into `state` what changes too often to be kept there all the time."""
-        self.state.last_seen.FromDatetime(self._heard)
-
-    @property
-    def goodbye(self) -> bool:
-        """Whether the node has said that it has no endpoints."""
-        return self._endpoints == 0
-
-    def close(self) -> None:
-        """The session has ended."""
-        self.questions.close()
-        self._publisher.close(self.feed)
-        self._sessions.ended(self)
-
-    def _compare_clocks(self, theirs: datetime) -> None:
-        """Takes the node's clock; heartbeats tell it to the second, and what `hello` said is finer if it holds."""
-        skew = theirs - self._heard
-        if abs(skew - self.state.clock_skew.ToTimedelta()) > HEARTBEAT_PRECISION:
-            self.state.clock_skew.FromTimedelta(skew)
-
-    @staticmethod
-    def _replace(field: object, items: object) -> None:
-        del field[:]  # type: ignore[attr-defined]
-        field.extend(items)  # type: ignore[attr-defined]
 
 
 class Sessions:
@@ -176,9 +65,10 @@ class Sessions:
         self._members.on_removed(self._left)
         self._presence = Presence(store, owner)
         self._presence.listen(self._moved)
-        self._standings = Standings(store, owner, self.states)
+        self._standings = Standings(store, owner, self._heard_of)
         self._standings.listen(self._wake)
-        self._news = asyncio.Event()
+        # There is one while somebody waits.
+        self._news: asyncio.Event | None = None
         # Their records have ended while they had a session.
         self._removed: set[str] = set()
         self._waiting: dict[str, asyncio.TimerHandle] = {}
@@ -292,6 +182,13 @@ class Sessions:
             states[node].control_plane = place.holder if place is not None else ""
         return [states[node] for node in sorted(states)]
 
+    def _heard_of(self) -> list[admin_service_pb2.NodeState]:
+        """The nodes that have joined, with no more than each has said of itself."""
+        for session in self._open.values():
+            session.write_down()
+        states = {node: admin_service_pb2.NodeState(node=node) for node in self.joined.keys() - self._states.keys()}
+        return [*states.values(), *self._states.values()]
+
     def everywhere(self) -> list[admin_service_pb2.NodeState]:
         """How far each node has come that has joined, also of one that is at another control plane, or was last."""
         found = []
@@ -321,6 +218,8 @@ class Sessions:
     @property
     def news(self) -> asyncio.Event:
         """Set once any node may have come further than at present."""
+        if self._news is None:
+            self._news = asyncio.Event()
         return self._news
 
     def tell(self) -> None:
@@ -329,8 +228,9 @@ class Sessions:
         self._wake()
 
     def _wake(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        if self._news is not None:
+            news, self._news = self._news, None
+            news.set()
 
     def renew_all(self, reason: str) -> list[str]:
         """Asks all connected nodes for new certificates now; returns their names."""

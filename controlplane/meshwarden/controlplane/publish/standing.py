@@ -22,6 +22,7 @@ from meshwarden.controlplane.store.limit import MAX_COMMIT_BYTES
 from meshwarden.controlplane.store.port import Batch, Put, Record, Store, StoreError
 from meshwarden.v1.admin_service_pb2 import NodeState
 from meshwarden.v1.revision_service_pb2 import ProgressRecord
+from meshwarden.xds.wire import delimited
 
 PREFIX: Final = "/progress/"
 PARTS: Final = 16
@@ -42,7 +43,7 @@ class Standings:
         Args:
             store: where.
             owner: this control plane's name among those of the store.
-            states: the nodes that have joined; those that were heard of here have `last_seen`.
+            states: the nodes that have joined, in any order; those that were heard of here have `last_seen`.
         """
         self._store, self._states = store, states
         self._own = f"{PREFIX}{hashlib.sha256(owner.encode()).hexdigest()[:16]}/"
@@ -108,7 +109,7 @@ class Standings:
             await self._dirty.wait()
             await anyio.sleep(pause_s)
             self._dirty.clear()
-            states = [self._standing(state) for state in self._states()]
+            states = list(self._states())
             pause_s = max(FIRST_S, len(states) / NODES_PER_S)
             try:
                 await self._save(states)
@@ -118,21 +119,19 @@ class Standings:
                 await anyio.sleep(pause_s)
 
     async def _save(self, states: Iterable[NodeState]) -> None:
-        parts: dict[str, list[NodeState]] = {}
-        for state in states:
-            known = self.find(state.node)
+        parts: dict[str, list[tuple[bytes, bytes]]] = {}
+        for state in sorted(states, key=lambda state: state.node):
             # Of one that is at another, or was there last, that one tells.
             if not state.HasField("last_seen"):
+                known = self.find(state.node)
                 if known is None or known is not self._ours(state.node):
                     continue
                 state = known
             key = f"{self._own}{zlib.crc32(state.node.encode()) % PARTS:02}"
-            parts.setdefault(key, []).append(state)
-        marks = {key: b"".join(map(_lasting, nodes)) for key, nodes in sorted(parts.items())}
+            parts.setdefault(key, []).append(_standing(state))
+        marks = {key: b"".join(lasting for lasting, _ in nodes) for key, nodes in sorted(parts.items())}
         news = [key for key, mark in marks.items() if self._written.get(key) != mark]
-        for some in _commits(
-            {key: zlib.compress(ProgressRecord(nodes=parts[key]).SerializeToString()) for key in news}
-        ):
+        for some in _commits({key: _record(parts[key]) for key in news}):
             await self._store.commit(some)
             self._written.update((put.key, marks[put.key]) for put in some)
 
@@ -143,22 +142,31 @@ class Standings:
                 return states[node]
         return None
 
-    @staticmethod
-    def _standing(state: NodeState) -> NodeState:
-        """The part of a state that others want to know."""
-        part = NodeState(
-            node=state.node,
-            zone=state.zone,
-            connected=state.connected,
-            acked_revision=state.acked_revision,
-            nacks=state.nacks,
-            data_planes=state.data_planes,
-            pending_revision=state.pending_revision,
-            pending=state.pending,
-        )
-        if state.HasField("last_seen"):
-            part.last_seen.CopyFrom(state.last_seen)
-        return part
+
+def _standing(state: NodeState) -> tuple[bytes, bytes]:
+    """The part of a state that others want to know: all but when it was heard of, which changes all the time; and that.
+
+    Both are serialised; one behind the other they are the state.
+    """
+    part = NodeState(
+        node=state.node,
+        zone=state.zone,
+        connected=state.connected,
+        acked_revision=state.acked_revision,
+        nacks=state.nacks,
+        data_planes=state.data_planes,
+        pending_revision=state.pending_revision,
+        pending=state.pending,
+    )
+    if not state.HasField("last_seen"):
+        return part.SerializeToString(deterministic=True), b""
+    seen = delimited(NodeState.LAST_SEEN_FIELD_NUMBER, state.last_seen.SerializeToString())
+    return part.SerializeToString(deterministic=True), seen
+
+
+def _record(nodes: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """What is stored of some nodes."""
+    return zlib.compress(b"".join(delimited(ProgressRecord.NODES_FIELD_NUMBER, b"".join(both)) for both in nodes))
 
 
 def _commits(values: Mapping[str, bytes]) -> Iterator[list[Put]]:
@@ -171,11 +179,3 @@ def _commits(values: Mapping[str, bytes]) -> Iterator[list[Put]]:
         some.append(Put(key, value))
     if some:
         yield some
-
-
-def _lasting(state: NodeState) -> bytes:
-    """All of a state but when the node was heard of, which changes all the time."""
-    copy = NodeState()
-    copy.CopyFrom(state)
-    copy.ClearField("last_seen")
-    return copy.SerializeToString(deterministic=True)
