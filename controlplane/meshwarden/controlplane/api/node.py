@@ -21,9 +21,10 @@ from meshwarden.controlplane.api.errors import InvalidRequest
 from meshwarden.controlplane.identity.node import NodeIdentity
 from meshwarden.controlplane.publish.message import Message
 from meshwarden.controlplane.publish.publisher import Publisher
-from meshwarden.controlplane.publish.room import Room
+from meshwarden.controlplane.publish.room import COPIES, Room
 from meshwarden.controlplane.publish.roots import Roots
-from meshwarden.controlplane.publish.sessions import Session, Sessions
+from meshwarden.controlplane.publish.session import Session
+from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.publish.trust import Trust
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.sdk.mtls import peer
@@ -170,7 +171,7 @@ class _Stream:
                         if self._room.is_small(message.size_bytes):
                             await self._put(message)
                         else:  # put together when there is room for it, and not before
-                            async with self._room.hold(message.size_bytes):
+                            async with self._room.hold(COPIES * message.size_bytes):
                                 await self._put(message)
                         self._session.told(message)
                 del message  # it names what others may have no more: that is not held until there is news

@@ -1,7 +1,8 @@
 """How many bytes may be on their way to sessions at once.
 
-Whatever is written to a stream is in memory until its client has read it. When a fleet comes back at once each node is
-told its whole configuration; so what is large waits for room, first come first served. Small messages need none.
+Whatever is written to a stream is in memory until its client has read it, twice, since gRPC copies it. When a fleet
+comes back at once each node is told its whole configuration; so what is large waits for room, first come first served.
+Small messages need none.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ from typing import Final
 
 SIZE_BYTES: Final = 128 << 20
 SMALL_BYTES: Final = 64 << 10
+COPIES: Final = 2
+"""Of a message that is being written: the bytes that were handed over, and gRPC's own."""
 
 
 class Room:
