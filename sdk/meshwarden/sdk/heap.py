@@ -1,9 +1,14 @@
-"""What Python's collector of cycles is to look at in a process that runs for long."""
+"""The memory of a process that runs for long: what Python's collector looks at, what the system gets back."""
 
+import ctypes
 import gc
 from typing import Final
 
 _YOUNG: Final = 10_000
+_M_TRIM_THRESHOLD: Final = -1  # malloc.h of glibc
+_M_MMAP_THRESHOLD: Final = -3
+_LARGE_BYTES: Final = 128 << 10
+_TOP_BYTES: Final = 2 << 20
 
 
 def settle() -> None:
@@ -19,3 +24,17 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG)
+
+
+def return_large_blocks() -> None:
+    """Has the system get back each block of 128 KiB or more when it is freed.
+
+    glibc begins so, and raises the bound up to 32 MiB to the largest block that it has seen freed. Then messages of
+    megabytes lie among what stays, and what a fleet was told once is resident for good.
+
+    Source: mallopt(3), M_MMAP_THRESHOLD. Does nothing where the C library has no such thing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _TOP_BYTES)

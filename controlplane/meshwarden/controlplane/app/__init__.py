@@ -15,7 +15,7 @@ from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.controlplane.place import alone
 from meshwarden.sdk.descriptor import allow_descriptors
-from meshwarden.sdk.heap import settle
+from meshwarden.sdk.heap import return_large_blocks, settle
 from meshwarden.sdk.tracing.own_span import Kept, own_provider
 
 
@@ -28,6 +28,7 @@ def run_server(config: Config) -> None:
     """
     log.configure()
     allow_descriptors()
+    return_large_blocks()
     anyio.run(serve, config)
 
 
