@@ -21,7 +21,8 @@ MAX_TTL = timedelta(minutes=10)
 REPEAT = timedelta(seconds=60)
 # Used or ended tokens are kept a while: "used by another" tells an operator more than "unknown".
 KEEP = timedelta(hours=1)
-SWEEP = 50
+# Looked at whenever one is made, from where the last look ended: more than one, so that ended ones don't pile up.
+SWEEP = 16
 TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 
 log = structlog.get_logger()
@@ -37,6 +38,7 @@ class JoinTokens:
     def __init__(self, store: Store, clock: Callable[[], datetime]) -> None:
         self._store = store
         self._clock = clock
+        self._swept_to = ""
 
     async def create(self, node: str, ttl: timedelta = MAX_TTL, tenants: Sequence[str] = ()) -> str:
         """Makes a token of 256 bits for a node and returns it; it can't be had again.
@@ -73,8 +75,9 @@ class JoinTokens:
         return TokenRecord.decode(found.key, found.value), found.revision
 
     async def _sweep(self) -> None:
-        """Deletes some of the tokens that ended long ago."""
-        page = await self._store.range(TOKENS, limit=500)
+        """Deletes those of the next few tokens that ended long ago."""
+        page = await self._store.range(TOKENS, start=self._swept_to, limit=SWEEP)
+        self._swept_to = page.next_key
         old: list[Op] = []
         for record in page.records:
             try:
@@ -82,7 +85,7 @@ class JoinTokens:
             except RecordError as error:
                 log.warning("token.unreadable", error=str(error))
                 ended = True
-            if ended and len(old) < SWEEP:
+            if ended:
                 old.append(Delete(record.key, record.revision))
         if old:
             try:

@@ -333,7 +333,8 @@ class RootRotation:
     def _leave_tainted(self, reason: str = "") -> list[str]:
         """Has nodes renew whose certificates lead to a tainted root; returns those that were told now."""
         tainted = {root.fingerprint for root in self.known if root.state is SlotState.TAINTED}
-        now, using = self._clock(), [node.node for node in self._nodes() if node.connected and node.used & tainted]
+        nodes = self._nodes() if tainted else ()
+        now, using = self._clock(), [node.node for node in nodes if node.connected and node.used & tainted]
         self._told = {node: time for node, time in self._told.items() if node in using}
         new = [node for node in using if node not in self._told or now - self._told[node] >= TOLD_AGAIN]
         if new:
