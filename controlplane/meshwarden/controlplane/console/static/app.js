@@ -51,11 +51,12 @@ async function leave() {
 
 /** Shows the frame around all pages, and the page that the address says. */
 function open(me) {
+  let followed = null;
   const main = h("main", { id: "main", tabindex: "-1" });
   const menu = h("nav", { "aria-label": "Pages" });
   const state = h("span", { class: "state", role: "status" });
   const where = h("span", { class: "where" });
-  const toneButton = h("button", { type: "button", class: "plain", "aria-label": "Light or dark", onclick: toTone }, TONES[tone()]);
+  const toneButton = h("button", { type: "button", class: "plain", title: "Light or dark", onclick: toTone }, TONES[tone()]);
   const links = pages.filter((page) => page.title).map((page) => h("a", { href: `#${page.path}`, "data-path": page.path }, page.title));
   put(menu, links);
   const who = h(
@@ -65,7 +66,7 @@ function open(me) {
     h("span", { class: "quiet" }, me.tenant ? `tenant ${me.tenant}` : "whole mesh"),
   );
   const feet = h("div", { class: "feet" }, who, toneButton, h("button", { type: "button", class: "plain", onclick: list }, "Keys ?"));
-  if (me.session) feet.append(h("button", { type: "button", class: "plain", onclick: leave }, "Sign out"));
+  if (me.byCookie) feet.append(h("button", { type: "button", class: "plain", onclick: leave }, "Sign out"));
   const brand = h("a", { class: "brand", href: "#graph" }, h("img", { src: "/console/icon.svg", alt: "", width: "22", height: "22" }), "Meshwarden");
   put(root, h("header", null, brand, menu, h("div", { class: "pulse" }, state, where), feet), main);
 
@@ -91,7 +92,7 @@ function open(me) {
       put(main, empty("There is no such page", h("a", { href: "#graph" }, "The graph"), " is a good place to begin."));
       return;
     }
-    const context = { me, get, send, watch, go, parameters: { rest, query } };
+    const context = { me, get, send, watch, go, followMesh, parameters: { rest, query } };
     try {
       const view = page.show(context);
       shown = { page, view };
@@ -105,16 +106,23 @@ function open(me) {
     main.scrollTop = 0;
   }
 
+  /** Follows the mesh, with so many services at most shown by themselves; the server's own number for 0. */
+  function followMesh(most = 0) {
+    if (most === followed) return;
+    followed = most;
+    stopMesh();
+    mesh = new Mesh();
+    stopMesh = follow({ maxServices: most || "" }, (changed) => {
+      mesh = changed;
+      put(state, changed.state === "live" ? badge("good", "live") : changed.state === "lost" ? badge("warn", "connection lost") : badge("busy", "connecting"));
+      where.textContent = changed.heard ? `${changed.trustDomain} · ${changed.region} · revision ${changed.revision}` : "";
+      if (changed.state === "lost") check();
+      if (changed.heard) shown?.view.update?.(changed);
+    });
+  }
+
   window.onhashchange = () => (location.hash.includes("code=") ? start() : show());
-  stopMesh();
-  mesh = new Mesh();
-  stopMesh = follow({}, (changed) => {
-    mesh = changed;
-    put(state, changed.state === "live" ? badge("good", "live") : changed.state === "lost" ? badge("warn", "connection lost") : badge("busy", "connecting"));
-    where.textContent = changed.heard ? `${changed.trustDomain} · ${changed.region} · revision ${changed.revision}` : "";
-    if (changed.state === "lost") check();
-    if (changed.heard) shown?.view.update?.(changed);
-  });
+  followMesh();
   show();
 }
 

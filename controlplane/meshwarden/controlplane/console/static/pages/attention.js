@@ -1,6 +1,6 @@
 // What needs somebody's attention now, the worst first: what fails, burns, is denied, has no endpoints, or lags.
 
-import { kindOf } from "../parts/canvas.js";
+import { kindOf } from "../parts/kind.js";
 import { h } from "../parts/dom.js";
 import { percent, rate } from "../parts/number.js";
 import { badge } from "../parts/problem.js";

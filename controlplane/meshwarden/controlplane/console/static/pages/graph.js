@@ -1,8 +1,9 @@
 // The service graph, live: who calls whom, and what does not go well.
 
-import { Drawing, kindOf } from "../parts/canvas.js";
+import { Drawing } from "../parts/canvas.js";
 import { h, put } from "../parts/dom.js";
 import { key } from "../parts/keys.js";
+import { kindOf } from "../parts/kind.js";
 import { rate, whole } from "../parts/number.js";
 import { badge, empty } from "../parts/problem.js";
 import { parse } from "../parts/query.js";
@@ -16,23 +17,28 @@ const BY = {
   tenant: ["Tenants", (service) => [tenantOf(service)]],
   region: ["Regions", (service) => [regionOf(service)]],
 };
+// Beyond the first of these the server folds services together, unless one asks for more.
+const MOST = [300, 600, 1000];
 const HELP = "Words of a name, tenant=acme, region=eu, rate<1, errors>0, p95>100, burn>1, idle, failing, denied, limited, clear; ! negates, or parts";
 const TLS = { PROVEN: "proven", SAID: "said by the caller", NONE: "none" };
 
 export const page = { path: "graph", title: "Graph", key: "m", show };
 
-function show({ go, get, send, parameters }) {
+function show({ go, get, send, followMesh, parameters }) {
   let mesh = null;
   let laid = "";
-  let asked = 0;
   let isTable = parameters.query.view === "table";
-  const worker = new Worker(scriptURL("/console/parts/layout_worker.js"), { type: "module" });
   const canvas = h("canvas", { tabindex: "0", role: "img", "aria-describedby": "graph-said", "aria-label": "Service graph: arrow keys go from service to service, Enter opens one, plus, minus and 0 zoom" });
   const drawing = new Drawing(canvas, picked);
   const said = h("p", { id: "graph-said", class: "hidden", role: "status" });
   const find = h("input", { type: "search", placeholder: "Find", "aria-label": "Find", title: HELP, oninput: () => draw() });
   const hide = h("input", { type: "search", placeholder: "Hide", "aria-label": "Hide", title: HELP, oninput: () => draw() });
   const by = h("select", { "aria-label": "Boxes", onchange: () => draw() }, Object.entries(BY).map(([name, [title]]) => h("option", { value: name }, title)));
+  const most = h("select", { "aria-label": "Services at most", hidden: true, onchange: () => followMesh(Number(most.value)) }, MOST.map((number) => h("option", { value: number }, `${number} at most`)));
+  if (MOST.includes(Number(parameters.query.most))) {
+    most.value = parameters.query.most;
+    followMesh(Number(most.value));
+  }
   const counts = h("span", { class: "quiet", role: "status" });
   const asTable = h("button", { type: "button", "aria-pressed": String(isTable), onclick: () => toggle() }, "Table");
   const zooms = [["−", "Zoom out", () => drawing.zoom(0.8)], ["+", "Zoom in", () => drawing.zoom(1.25)], ["Fit", "Fit all", () => drawing.fit()]];
@@ -41,9 +47,8 @@ function show({ go, get, send, parameters }) {
   const edges = edgeTable();
   const side = h("div", { class: "side" });
   const body = h("div", { class: "graph" }, stage, edges.element, side);
-  const bar = h("div", { class: "bar" }, h("h1", null, "Graph"), find, hide, by, asTable, h("span", { class: "push" }, counts));
+  const bar = h("div", { class: "bar" }, h("h1", null, "Graph"), find, hide, by, most, asTable, h("span", { class: "push" }, counts));
   const forget = [key("/", "Find", () => find.focus()), key("v", "Table or picture", () => toggle())];
-  worker.onmessage = ({ data }) => data.number === asked && drawing.place(data.made);
   toggle(isTable);
 
   function toggle(wanted = !isTable) {
@@ -62,10 +67,11 @@ function show({ go, get, send, parameters }) {
     const shown = [...mesh.edges.values()].filter((one) => names.has(one.source) && names.has(one.destination) && !hidden?.(one));
     const meant = parse(find.value);
     arrange(services, shown);
-    drawing.picked &&= again(drawing.picked);
+    if (drawing.picked) drawing.pick(again(drawing.picked));
     drawing.show(services, shown, meant);
     if (isTable) edges.update(meant ? shown.filter(meant) : shown);
     const folded = mesh.allServices > mesh.services.size ? ` of ${whole(mesh.allServices)}` : "";
+    most.hidden = mesh.allServices <= MOST[0];
     counts.textContent = `${whole(services.length)}${folded} services · ${whole(shown.length)} edges`;
     tell();
   }
@@ -81,8 +87,7 @@ function show({ go, get, send, parameters }) {
       services: services.map((one) => ({ name: one.service, boxes: boxes(one, regions) })),
       edges: shown.map((one) => [one.source, one.destination]),
     };
-    asked += 1;
-    worker.postMessage({ number: asked, graph });
+    drawing.arrange(graph);
   }
 
   /** The same thing as it is now; null if it is gone. */
@@ -121,9 +126,9 @@ function show({ go, get, send, parameters }) {
       draw();
     },
     stop() {
-      worker.terminate();
       drawing.stop();
       for (const one of forget) one();
+      if (most.value !== String(MOST[0])) followMesh();
     },
   };
 }
@@ -167,11 +172,3 @@ function tenantOf(service) {
 function regionOf(service) {
   return (service.regions ?? []).join(" + ") || "no region";
 }
-
-/** Lets a script of ours start: the page's policy takes no text for a script's address. */
-function scriptURL(path) {
-  policy ??= globalThis.trustedTypes?.createPolicy("meshwarden", { createScriptURL: (given) => (given.startsWith("/console/") ? given : "") });
-  return policy ? policy.createScriptURL(path) : path;
-}
-
-let policy;

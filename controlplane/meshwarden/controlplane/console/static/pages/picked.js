@@ -1,8 +1,8 @@
 // What is picked in the graph: a service with its edges, or an edge with the reason why it is allowed or denied.
 
-import { kindOf } from "../parts/canvas.js";
+import { kindOf } from "../parts/kind.js";
 import { h, put } from "../parts/dom.js";
-import { explained } from "../parts/explained.js";
+import { explain, explained } from "../parts/explained.js";
 import { percent, rate } from "../parts/number.js";
 import { badge, problem } from "../parts/problem.js";
 import { span } from "../parts/time.js";
@@ -49,13 +49,13 @@ function neighbours(title, edges, end, pick) {
 
 const reasons = new Map(); // {edge: element}, so that what was asked once stays while numbers change
 
-export function edgePanel(edge, { send }) {
+export function edgePanel(edge, api) {
   const name = `${edge.source} → ${edge.destination}`;
   const isFolded = name.includes("/*") || name.includes("unknown/");
   const why = reasons.get(name) ?? h("div", { class: "reasons" });
   reasons.set(name, why);
   if (reasons.size > 50) reasons.delete(reasons.keys().next().value);
-  const ask = h("button", { type: "button", "data-focus": "why", onclick: () => explain(edge, send, why) }, "Why? (explain)");
+  const button = h("button", { type: "button", "data-focus": "why", onclick: () => ask(edge, api, why) }, "Why? (explain)");
   const [kind, text] = TLS[edge.mutualTls] ?? ["idle", "not known"];
   return h(
     "section",
@@ -70,15 +70,15 @@ export function edgePanel(edge, { send }) {
       ["Identity", badge(kind, text)],
       ["Counted in", (edge.regions ?? []).join(", ") || "–"],
     ]),
-    !isFolded && ask,
+    !isFolded && button,
     why,
   );
 }
 
-async function explain(edge, send, why) {
+async function ask(edge, api, why) {
   put(why, h("p", { class: "quiet" }, "asks …"));
   try {
-    put(why, explained(await send("POST", "/v1/calls:explain", { from: edge.source, to: edge.destination })));
+    put(why, explained(await explain(api, edge.source, edge.destination)));
   } catch (error) {
     put(why, problem(error));
   }

@@ -1,9 +1,9 @@
 // One service: its traffic, what policies say of who calls it, its limits, its objectives and its recent traces.
 
-import { kindOf } from "../parts/canvas.js";
+import { kindOf } from "../parts/kind.js";
 import { chart } from "../parts/chart.js";
 import { h, put } from "../parts/dom.js";
-import { explained } from "../parts/explained.js";
+import { explain, explained } from "../parts/explained.js";
 import { percent, rate, whole } from "../parts/number.js";
 import { badge, empty, problem } from "../parts/problem.js";
 import { table } from "../parts/table.js";
@@ -15,12 +15,16 @@ import { WORDS } from "./picked.js";
 
 const AGAIN_MS = 5000;
 const SETTLED_MS = 4000;
+const NAME = /^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/;
 const KINDS = ["AccessPolicy", "RoutePolicy", "RatePolicy"];
 
 export const page = { path: "service", menu: "graph", show };
 
 function show({ get, send, watch, go, parameters }) {
   const [tenant, name] = parameters.rest;
+  if (![tenant, name].every((part) => NAME.test(part))) {
+    return { element: empty("There is no such service", h("a", { href: "#graph" }, "The graph"), ` has them all, and no ${parameters.rest.join("/")}.`) };
+  }
   const service = `${tenant}/${name}`;
   const mesh = new Mesh();
   const state = h("span", null);
@@ -32,8 +36,8 @@ function show({ get, send, watch, go, parameters }) {
   const policies = h("div", null, h("p", { class: "quiet" }, "…"));
   const limits = limitTable();
   const fault = h("div", null);
-  const traces = tracePanel({ get, service });
-  const ask = explainForm({ send, service });
+  const traces = tracePanel({ get, service, now: () => Date.parse(mesh.now) || Date.now() });
+  const ask = explainForm({ get, send }, service);
   const path = withQuery("/v1/mesh:watch", { service });
   const stop = watch(path, (message) => {
     mesh.take(message);
@@ -83,9 +87,6 @@ function show({ get, send, watch, go, parameters }) {
     }
   }
 
-  if (!tenant || !name) {
-    return { element: empty("Which service?", h("a", { href: "#graph" }, "The graph"), " has them all."), stop() { stop(); clearInterval(timer); } };
-  }
   const element = h(
     "div",
     { class: "page" },
@@ -158,7 +159,7 @@ function policyList(found) {
       h("pre", { tabindex: "0" }, JSON.stringify(one.spec, null, 2)))));
 }
 
-function explainForm({ send, service }) {
+function explainForm(api, service) {
   const known = h("datalist", { id: "callers" });
   const from = h("input", { name: "from", list: "callers", placeholder: "tenant/service", "aria-label": "Caller to explain", required: true, spellcheck: "false" });
   const said = h("div", null);
@@ -167,7 +168,7 @@ function explainForm({ send, service }) {
   async function submit(event) {
     event.preventDefault();
     try {
-      put(said, explained(await send("POST", "/v1/calls:explain", { from: from.value.trim(), to: service })));
+      put(said, explained(await explain(api, from.value.trim(), service)));
     } catch (error) {
       put(said, problem(error));
     }
@@ -202,7 +203,7 @@ function limitTable() {
   });
 }
 
-function tracePanel({ get, service }) {
+function tracePanel({ get, service, now }) {
   const open = h("div", { class: "trace" });
   let shown = "";
   const list = table({
@@ -237,10 +238,11 @@ function tracePanel({ get, service }) {
     element: h("div", { class: "traces" }, list.element, open),
     async refresh() {
       try {
-        const found = (await get("/v1/traces", { service, pageSize: 6 })).traces ?? [];
-        list.update(found);
         // Of one that is new spans may be on their way.
-        const whole = found.find((trace) => !trace.incomplete && Date.now() - Date.parse(trace.start) > SETTLED_MS);
+        const end = new Date(now() - SETTLED_MS).toISOString();
+        const found = (await get("/v1/traces", { service, end, pageSize: 6 })).traces ?? [];
+        list.update(found);
+        const whole = found.find((trace) => !trace.incomplete) ?? found[0];
         if (!shown && whole) load(whole.traceId);
       } catch (error) {
         put(open, problem(error));

@@ -16,6 +16,20 @@ export function explained(answer) {
   );
 }
 
+/** Asks why a call is let through or not, of a method that was called of late, or of any. */
+export async function explain({ get, send }, from, to) {
+  const [method] = await methods(get, from, to);
+  return send("POST", "/v1/calls:explain", { from, to, method: method ?? "/" });
+}
+
+/** The methods that one service was seen to call of another of late, those first that were refused. */
+async function methods(get, from, to) {
+  const [tenant, service] = from.split("/");
+  const rows = (await get("/v1/calls", { limit: 1000 })).calls ?? [];
+  const own = rows.filter((row) => row.destination === to && row.source?.endsWith(`/tenant/${tenant}/service/${service}`));
+  return own.sort((one, other) => (other.decision === "DENIED") - (one.decision === "DENIED")).map((row) => row.method);
+}
+
 function step({ stage, resource, field, text, ok }) {
   const where = resource ? `${resource}${field ? ` ${field}` : ""}` : "";
   return h(

@@ -1,5 +1,6 @@
 // What one does with a drawing: drag, wheel, click and keys; and what is where.
 
+import { endsOf, point } from "./curve.js";
 import { NODE } from "./layout.js";
 
 const MOVES = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
@@ -30,10 +31,7 @@ export class Hand {
     const { drawing } = this;
     const found = this.find(event.offsetX, event.offsetY);
     drawing.canvas.classList.toggle("over", Boolean(found));
-    if (found !== drawing.hovered) {
-      drawing.hovered = found;
-      drawing.draw();
-    }
+    drawing.hover(found);
   }
 
   drag(event) {
@@ -43,7 +41,7 @@ export class Hand {
     const moved = held.moved + Math.abs(event.movementX) + Math.abs(event.movementY);
     this.held = { x: event.offsetX, y: event.offsetY, moved };
     if (moved >= 4) drawing.isFitted = false;
-    drawing.draw();
+    drawing.look();
   }
 
   release(event) {
@@ -78,7 +76,7 @@ export class Hand {
     if (service) return service;
     const reach = 5 / drawing.view.scale;
     return drawing.edges.find((edge) => {
-      const ends = drawing.ends(edge);
+      const ends = endsOf(drawing.places, edge);
       return ends && Math.min(ends.x1, ends.x2) - 90 <= x && x <= Math.max(ends.x1, ends.x2) + 90 && near(ends, x, y, reach);
     }) ?? null;
   }
@@ -99,18 +97,6 @@ export class Hand {
     }
     return best?.service ?? drawing.picked;
   }
-}
-
-/** How far a curve goes on straight at its ends. */
-export function bendOf(x1, x2) {
-  return x2 > x1 ? Math.max(24, (x2 - x1) / 2) : 70 + Math.min(60, (x1 - x2) / 8);
-}
-
-/** A point of a curve, 0 at its beginning and 1 at its end. */
-export function point({ x1, y1, x2, y2 }, at) {
-  const bend = bendOf(x1, x2);
-  const [a, b, c, d] = [(1 - at) ** 3, 3 * (1 - at) ** 2 * at, 3 * (1 - at) * at ** 2, at ** 3];
-  return [a * x1 + b * (x1 + bend) + c * (x2 - bend) + d * x2, (a + b) * y1 + (c + d) * y2];
 }
 
 function near(ends, x, y, reach) {

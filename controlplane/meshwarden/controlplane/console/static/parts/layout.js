@@ -11,6 +11,8 @@ const WIDE = 150;
 const PAD = { x: 16, top: 30, bottom: 16 };
 const SWEEPS = 4;
 const ASPECT = 1.7;
+// So many services make one column in any case.
+const LEAST = 6;
 
 /**
  * Lays out a graph.
@@ -72,7 +74,7 @@ function arrange(items, links, gap) {
   const linked = new Set(links.flat());
   const columns = ordered(layered(items.filter((item) => linked.has(item.key)), links), links);
   const area = items.reduce((sum, item) => sum + (item.width + gap) * (item.height + GAP.y), 0);
-  const most = Math.max(Math.sqrt(area / ASPECT), ...items.map((item) => item.height));
+  const most = Math.max(Math.sqrt(area / ASPECT), LEAST * (NODE.height + GAP.y), ...items.map((item) => item.height));
   const folded = columns.flatMap((column) => wrapped(column, most));
   folded.push(...wrapped(items.filter((item) => !linked.has(item.key)), most));
   const height = Math.max(0, ...folded.map(tall));
