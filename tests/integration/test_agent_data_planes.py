@@ -39,6 +39,10 @@ server.start()
 sys.stdin.read()
 server.stop(0).wait()
 """
+PROGRAMS = {
+    "plain": ECHO,
+    "whole": f"from meshwarden.sdk.agent import AgentLink\nAgentLink.of_process().wait()\n{ECHO}",
+}
 # Reads lines "TARGET METHOD", answers each with a status.
 CALLER = """
 import grpc, grpc.experimental, sys
@@ -97,6 +101,24 @@ async def test_proxyless_from_push_to_effect(agent: Any, policy: Policy, until: 
     await settled(policy, until)
     assert list(policy.control_plane.last("ack").nacks) == []
     assert {ref.client.partition("/")[0] for ref in policy.control_plane.last("interest").data_planes} == {"c-core"}
+
+
+async def test_servers_without_the_sdk_are_told_as_such(agent: Any, policy: Policy, until: Any) -> None:
+    ports = [free_port(random.SystemRandom()) for _ in range(2)]
+    policy.declare(
+        *({"tenant": "platform", "name": name, "port": port} for name, port in zip(PROGRAMS, ports, strict=True))
+    )
+    await agent.ready()
+    for name, program in PROGRAMS.items():
+        agent.exec(name, sys.executable, "-c", program)
+    for name in PROGRAMS:
+        await until(healthy(policy, name), f"{name} takes calls")
+
+    def told() -> dict[str, bool]:
+        refs = policy.control_plane.last("interest").data_planes
+        return {ref.entry: ref.without_sdk for ref in refs if ref.client}
+
+    await until(lambda: told() == {"plain": True, "whole": False}, "it is told which of them has the SDK")
 
 
 async def test_a_refused_resource_is_reported_and_the_old_one_serves_on(agent: Any, policy: Policy, until: Any) -> None:

@@ -29,6 +29,10 @@ spec: {service: served, nodes: [node-b], port: PORT, selectors: {uid: UID}, inse
 kind: AccessPolicy
 metadata: {tenant: platform, name: served}
 spec: {service: served, allow: [{from: [{tenant: acme, service: web}]}]}
+---
+kind: RatePolicy
+metadata: {tenant: platform, name: served}
+spec: {service: served, limits: [{tenant: acme, requests: 1, per: 3600s, burst: 1}]}
 """
 
 
@@ -89,6 +93,8 @@ def test_programs_of_go_are_citizens(up: Any, peer: str, tmp_path: Path) -> None
         status = json.loads(up.run("status", "--output", "json").stdout)
         kinds = {plane.get("client", "").partition("/")[0] for node in status["nodes"] for plane in node["dataPlanes"]}
         assert {"go", "c-core", "envoy"} <= kinds, "each client is known by what it says of itself"
+        gaps = [(gap["policy"], gap["client"], gap["effect"]) for gap in status["gaps"]]
+        assert ("RatePolicy platform/served", "platform/served", "IGNORED") in gaps, "a limit that nobody holds is told"
 
         renewed = up.run("svid", "renew", "--reason", "a test")
         assert renewed.returncode == 0, renewed.stderr

@@ -84,6 +84,7 @@ class Parts:
     wanting: Callable[[str], contextlib.AbstractContextManager[None]]
     secrets: SecretStream
     leaving: LeaveStream
+    attend: Callable[[Workload], None]
     region: str
 
 
@@ -129,6 +130,7 @@ class WorkloadService(pb_grpc.WorkloadServiceServicer):
     async def Watch(self, request: pb.WatchConfigRequest, context: _Context) -> AsyncIterator[pb.WorkloadConfig]:
         """Streams what the caller's SDK needs, all of it at each change."""
         workload = await self._registered(context)
+        self._parts.attend(workload)
         sent: bytes | None = None
         while True:
             changed = self._changed

@@ -359,6 +359,7 @@ class Agent:
             self._rotation.wanting,
             SecretStream(attestor, self.registry, self.secrets),
             leave,
+            self.interest.attend,
             self._node_place.region,
         )
         workload_grpc.add_WorkloadServiceServicer_to_server(WorkloadService(parts), server)

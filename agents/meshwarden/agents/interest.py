@@ -69,12 +69,16 @@ class Interest:
         self._refs, self._registry, self._say = refs, registry, say
         # {data plane: (its clients, whether one of them knows our own trust domain alone)}
         self._clients: dict[str, tuple[str, bool]] = {}
+        # {workload id: the workload, of which a program has the SDK}
+        self._attended: dict[str, Workload] = {}
 
     def refs(self, workload: Workload) -> list[node_pb.DataPlaneRef]:
         """The data planes of a workload."""
         found = list(self._refs(workload))
         for ref in found:
             ref.client, ref.home_only = self._clients.get(ref.id, ("", False))
+            is_grpcs_server = ref.dialect == node_pb.DataPlaneRef.GRPC and bool(ref.client and ref.listen_address)
+            ref.without_sdk = is_grpcs_server and self._attended.get(workload.id) is not workload
         return found
 
     def tell(self) -> None:
@@ -91,3 +95,14 @@ class Interest:
             del self._clients[next(iter(self._clients))]
         self._clients[data_plane] = told
         self.tell()
+
+    def attend(self, workload: Workload) -> None:
+        """Takes it that a program of a workload asks for what the SDK holds."""
+        if self._attended.get(workload.id) is workload:
+            return
+        running = self._registry.workloads
+        self._attended = {known: one for known, one in self._attended.items() if running.get(known) is one}
+        was_missed = any(ref.without_sdk for ref in self.refs(workload))
+        self._attended[workload.id] = workload
+        if was_missed:
+            self.tell()

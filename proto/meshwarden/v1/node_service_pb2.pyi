@@ -774,6 +774,7 @@ class DataPlaneRef(_message.Message):
     OUTBOUND_PATH_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     HOME_ONLY_FIELD_NUMBER: _builtins.int
+    WITHOUT_SDK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     tenant: _builtins.str
     entry: _builtins.str
@@ -783,6 +784,7 @@ class DataPlaneRef(_message.Message):
     outbound_path: _builtins.str
     client: _builtins.str
     home_only: _builtins.bool
+    without_sdk: _builtins.bool
     def __init__(
         self,
         *,
@@ -795,10 +797,11 @@ class DataPlaneRef(_message.Message):
         outbound_path: _builtins.str = ...,
         client: _builtins.str = ...,
         home_only: _builtins.bool = ...,
+        without_sdk: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_address", b"app_address", "client", b"client", "dialect", b"dialect", "entry", b"entry", "home_only", b"home_only", "id", b"id", "listen_address", b"listen_address", "outbound_path", b"outbound_path", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_address", b"app_address", "client", b"client", "dialect", b"dialect", "entry", b"entry", "home_only", b"home_only", "id", b"id", "listen_address", b"listen_address", "outbound_path", b"outbound_path", "tenant", b"tenant", "without_sdk", b"without_sdk"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,3 +51,32 @@ def test_the_control_plane_is_told_when_that_changes() -> None:
     for clients in ([(CORE, False)], [(CORE, False)], [(CORE, False), (CORE, True)], []):
         interest.heard("acme/web#1/grpc", clients)
     assert [(ref.client, ref.home_only) for (ref,) in said] == [(CORE, False), (CORE, True)]
+
+
+def test_a_server_without_the_sdk_is_told_as_such_until_it_has_asked_the_agent() -> None:
+    said: list[Any] = []
+    first, second = SimpleNamespace(id="p/orders#1"), SimpleNamespace(id="p/orders#1")
+    registry: Any = SimpleNamespace(workloads={"p/orders#1": first})
+    ref = node_pb.DataPlaneRef(id="p/orders#1/grpc", dialect=node_pb.DataPlaneRef.GRPC, listen_address="127.0.0.1:7001")
+
+    def refs(_: Any) -> list[node_pb.DataPlaneRef]:
+        made = node_pb.DataPlaneRef()
+        made.CopyFrom(ref)
+        return [made]
+
+    interest = Interest(refs, registry, said.append)
+    assert not interest.refs(first)[0].without_sdk, "nobody is there"  # type: ignore[arg-type]
+    interest.heard("p/orders#1/grpc", [(CORE, False)])
+    assert said.pop()[0].without_sdk
+    for _ in range(2):
+        interest.attend(first)  # type: ignore[arg-type]
+    assert [one.without_sdk for (one,) in said] == [False]
+    # Another program takes its place.
+    registry.workloads["p/orders#1"] = second
+    assert interest.refs(second)[0].without_sdk  # type: ignore[arg-type]
+    interest.attend(second)  # type: ignore[arg-type]
+    assert not said[-1][0].without_sdk
+    ref.ClearField("listen_address")
+    registry.workloads["p/orders#1"] = SimpleNamespace(id="p/orders#1")
+    (client,) = interest.refs(registry.workloads["p/orders#1"])
+    assert not client.without_sdk, "who only calls holds no limits"

@@ -5,6 +5,7 @@ from typing import Final
 
 from meshwarden.controlplane.policy import access, permissive
 from meshwarden.controlplane.policy.gap import Gap, gaps, untested
+from meshwarden.controlplane.policy.mention import lets_in
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.controlplane.policy.variant import Variant
@@ -35,7 +36,8 @@ def policy_gaps(mesh: Mesh, nodes: Iterable[v1.NodeState], shown: Callable[[str]
                 if any(mesh.sees(caller, service) for caller in callers):
                     found.update(gaps(mesh, service, variant))
     told = [_message(gap) for gap in sorted(found, key=_order)]
-    return [*told, *_without_envoy(mesh, refs, shown), *_by_tls_alone(mesh, refs, shown)][:_MOST]
+    of_servers = (*_by_tls_alone(mesh, refs, shown), *_without_sdk(mesh, refs, shown))
+    return [*told, *_without_envoy(mesh, refs, shown), *of_servers][:_MOST]
 
 
 def _without_envoy(
@@ -76,6 +78,42 @@ def _by_tls_alone(
                 client=f"{tenant}/{name}",
                 effect=v1.PolicyGap.IGNORED,
                 why=f"gRPC's own servers take no calls in the clear: set dataPlane: ENVOY on {name}",
+            )
+
+
+def _without_sdk(
+    mesh: Mesh, refs: Iterable[node_service_pb2.DataPlaneRef], shown: Callable[[str], bool]
+) -> Iterator[v1.PolicyGap]:
+    """What is said of services that gRPC's own servers serve, none of whose programs has the SDK."""
+    entries = {(ref.tenant, ref.entry) for ref in refs if ref.without_sdk and shown(ref.tenant)}
+    for tenant, name in sorted(entries):
+        entry = mesh.find("WorkloadEntry", tenant, name)
+        if entry is None:
+            continue
+        service = Name(tenant, entry.spec.service)
+        instead = f"serve with the SDK, or set dataPlane: ENVOY on {name}"
+        found = [
+            (f"RatePolicy {key.tenant}/{key.name}", "", f"gRPC's own servers hold no limits: {instead}")
+            for key in mesh.rate_policies(service)
+            if shown(key.tenant)
+        ]
+        policies = mesh.of_service("AccessPolicy", service)
+        found += [
+            (
+                f"AccessPolicy {key.tenant}/{key.name}",
+                "spec.dryRun",
+                f"gRPC's own servers tell of no dry run: {instead}",
+            )
+            for key, policy in policies.items()
+            if policy.spec.dry_run
+        ]
+        numbers = {one.serial for one in mesh.denied if one.serial and lets_in(policies.values(), one.caller)}
+        if numbers:
+            why = "gRPC's own servers know no numbers of certificates, and let in those that are revoked by them"
+            found.append((f"Service {service}", "", f"{why}: {instead}"))
+        for policy, field, why in found:
+            yield v1.PolicyGap(
+                policy=policy, field=field, client=f"{tenant}/{name}", effect=v1.PolicyGap.IGNORED, why=why
             )
 
 
