@@ -1,4 +1,4 @@
-"""A certificate as the web's PKI would give one, for what serves on loopback."""
+"""Certificates as the web's PKI would give them, for what serves on loopback."""
 
 import ipaddress
 from datetime import timedelta
@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from meshwarden.certs.clock import utc_now
+from meshwarden.certs.csr import PrivateKey
 from meshwarden.certs.svid import new_key
 
 
@@ -23,3 +24,22 @@ def web_pair(directory: Path) -> tuple[Path, Path]:
     (directory / "web.pem").write_bytes(made.public_bytes(Encoding.PEM))
     (directory / "web.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return directory / "web.pem", directory / "web.key"
+
+
+def signed(directory: Path, name: str) -> tuple[str, Path]:
+    """An authority's certificate, in PEM, and the file of a certificate that it has signed for a name, with its key."""
+    now, keys = utc_now(), [new_key() for _ in range(2)]
+
+    def build(subject: str, key: PrivateKey) -> x509.CertificateBuilder:
+        names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in ("ca", subject)]
+        number = x509.random_serial_number()
+        return x509.CertificateBuilder(*names, key.public_key(), number, now - timedelta(hours=1), now + timedelta(1))
+
+    ca = build("ca", keys[0]).add_extension(x509.BasicConstraints(True, None), True).sign(keys[0], hashes.SHA256())
+    names_of = x509.SubjectAlternativeName([x509.DNSName(name)])
+    leaf = build(name, keys[1]).add_extension(names_of, False).sign(keys[0], hashes.SHA256())
+    path = directory / f"{name}.pem"
+    path.write_bytes(
+        leaf.public_bytes(Encoding.PEM) + keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    return ca.public_bytes(Encoding.PEM).decode(), path

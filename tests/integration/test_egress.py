@@ -5,20 +5,15 @@ import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from tests.integration.policy_rig import DEADLINE_S, WEB, Rig, Sidecar, made, open_rig, until
+from tests.web_certificate import signed
 
 from meshwarden.agents.telemetry.access_log import Call, call_of, is_relayed
-from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.policy.envoy.egress import socket_path
 from meshwarden.controlplane.policy.external import find
 from meshwarden.controlplane.policy.mesh import Change
@@ -38,27 +33,6 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 def authority(tmp_path: Path) -> tuple[str, Path]:
     """An authority's certificate, and a server's with its key."""
     return signed(tmp_path, NAME)
-
-
-def signed(directory: Path, name: str) -> tuple[str, Path]:
-    now, keys = utc_now(), [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
-
-    def build(subject: str, issuer: str, key: Any) -> x509.CertificateBuilder:
-        made_of = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (issuer, subject)]
-        number = x509.random_serial_number()
-        return x509.CertificateBuilder(*made_of, key.public_key(), number, now - timedelta(hours=1), now + timedelta(1))
-
-    ca = (
-        build("ca", "ca", keys[0]).add_extension(x509.BasicConstraints(True, None), True).sign(keys[0], hashes.SHA256())
-    )
-    names_of = x509.SubjectAlternativeName([x509.DNSName(name)])
-    leaf = build(name, "ca", keys[1]).add_extension(names_of, False).sign(keys[0], hashes.SHA256())
-    path = directory / f"{name}.pem"
-    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(
-        leaf.public_bytes(serialization.Encoding.PEM) + keys[1].private_bytes(serialization.Encoding.PEM, *form)
-    )
-    return ca.public_bytes(serialization.Encoding.PEM).decode(), path
 
 
 class Outside:

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from meshwarden.v1 import report_pb2 as _report_pb2
+from meshwarden.v1 import resource_service_pb2 as _resource_service_pb2
 from meshwarden.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
 import sys
@@ -28,16 +29,20 @@ class PreviewRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESOURCES_FIELD_NUMBER: _builtins.int
+    DELETIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Resource]: ...
+    @_builtins.property
+    def deletions(self) -> _containers.RepeatedCompositeFieldContainer[_resource_service_pb2.ResourceRef]: ...
     def __init__(
         self,
         *,
         resources: _abc.Iterable[_resources_pb2.Resource] | None = ...,
+        deletions: _abc.Iterable[_resource_service_pb2.ResourceRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletions", b"deletions", "resources", b"resources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -56,6 +61,7 @@ class PreviewResponse(_message.Message):
     OMITTED_SERVICES_FIELD_NUMBER: _builtins.int
     OMITTED_CHANGES_FIELD_NUMBER: _builtins.int
     REACH_FIELD_NUMBER: _builtins.int
+    OVERRULED_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     services: _builtins.int
     other_services: _builtins.int
@@ -69,6 +75,8 @@ class PreviewResponse(_message.Message):
     def untouched(self) -> _containers.RepeatedCompositeFieldContainer[Global___Untouched]: ...
     @_builtins.property
     def reach(self) -> Global___PushReach: ...
+    @_builtins.property
+    def overruled(self) -> _containers.RepeatedCompositeFieldContainer[Global___OverruledRule]: ...
     def __init__(
         self,
         *,
@@ -81,10 +89,11 @@ class PreviewResponse(_message.Message):
         omitted_services: _builtins.int = ...,
         omitted_changes: _builtins.int = ...,
         reach: Global___PushReach | None = ...,
+        overruled: _abc.Iterable[Global___OverruledRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reach", b"reach"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "names", b"names", "omitted_changes", b"omitted_changes", "omitted_services", b"omitted_services", "other_services", b"other_services", "reach", b"reach", "revision", b"revision", "services", b"services", "untouched", b"untouched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "names", b"names", "omitted_changes", b"omitted_changes", "omitted_services", b"omitted_services", "other_services", b"other_services", "overruled", b"overruled", "reach", b"reach", "revision", b"revision", "services", b"services", "untouched", b"untouched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -181,6 +190,38 @@ class Decider(_message.Message):
 Global___Decider: _TypeAlias = Decider  # noqa: Y015
 
 @_typing.final
+class OverruledRule(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    BY_RESOURCE_FIELD_NUMBER: _builtins.int
+    BY_FIELD_FIELD_NUMBER: _builtins.int
+    WHOLLY_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    resource: _builtins.str
+    field: _builtins.str
+    by_resource: _builtins.str
+    by_field: _builtins.str
+    wholly: _builtins.bool
+    def __init__(
+        self,
+        *,
+        resource: _builtins.str = ...,
+        field: _builtins.str = ...,
+        by_resource: _builtins.str = ...,
+        by_field: _builtins.str = ...,
+        wholly: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_field", b"by_field", "by_resource", b"by_resource", "field", b"field", "from", b"from", "resource", b"resource", "wholly", b"wholly"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverruledRule: _TypeAlias = OverruledRule  # noqa: Y015
+
+@_typing.final
 class NameChange(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -269,20 +310,24 @@ class ReplayRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESOURCES_FIELD_NUMBER: _builtins.int
+    DELETIONS_FIELD_NUMBER: _builtins.int
     SPAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Resource]: ...
+    @_builtins.property
+    def deletions(self) -> _containers.RepeatedCompositeFieldContainer[_resource_service_pb2.ResourceRef]: ...
     @_builtins.property
     def span(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
         resources: _abc.Iterable[_resources_pb2.Resource] | None = ...,
+        deletions: _abc.Iterable[_resource_service_pb2.ResourceRef] | None = ...,
         span: _duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletions", b"deletions", "resources", b"resources", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

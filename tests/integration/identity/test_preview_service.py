@@ -18,7 +18,7 @@ from meshwarden.v1.preview_service_pb2 import ClientChange, ReplayedCalls
 from meshwarden.v1.preview_service_pb2_grpc import PreviewServiceStub
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 from meshwarden.v1.report_pb2_grpc import ReportServiceStub
-from meshwarden.v1.resource_service_pb2 import ApplyRequest
+from meshwarden.v1.resource_service_pb2 import ApplyRequest, GetRequest, ResourceRef
 from meshwarden.v1.resources_pb2 import Resource
 
 pytestmark = pytest.mark.xdist_group("identity")
@@ -131,6 +131,21 @@ async def test_a_preview_says_for_whom_calls_change_and_changes_nothing(declared
     assert again == answer
 
 
+async def test_a_preview_says_which_rules_another_policy_overrules(declared: Any) -> None:
+    deny = """\
+kind: AccessPolicy
+metadata: {tenant: platform, name: no}
+spec: {service: orders, deny: [{from: [{tenant: acme, service: web}]}]}
+"""
+    both = v1.PreviewRequest(resources=[*batch(deny), *batch(NARROW)])
+    (rule,) = (await declared.preview.Preview(both, timeout=DEADLINE_S)).overruled
+    assert (rule.resource, rule.field, rule.wholly) == ("AccessPolicy platform/orders", "spec.allow[0]", True)
+    assert (rule.by_resource, rule.by_field) == ("AccessPolicy platform/no", "spec.deny[0]")
+    assert list(getattr(rule, "from")) == ["acme/web"]
+    alone = await declared.preview.Preview(v1.PreviewRequest(resources=batch(NARROW)), timeout=DEADLINE_S)
+    assert not alone.overruled
+
+
 async def test_a_replay_counts_calls_once_and_says_which_would_be_denied(declared: Any) -> None:
     sides = (CallStat.SOURCE, CallStat.DESTINATION)
     await called(declared, *(stat(method, 5, side) for method in ("/s.O/Get", "/s.O/Put") for side in sides))
@@ -208,6 +223,69 @@ async def test_a_batch_that_would_be_refused_is_refused_with_its_fields(declared
         assert (await refusal(call))[0] is grpc.StatusCode.INVALID_ARGUMENT
     absent = declared.preview.SuggestAccess(v1.SuggestAccessRequest(service="platform/none"), timeout=DEADLINE_S)
     assert (await refusal(absent))[0] is grpc.StatusCode.NOT_FOUND
+
+
+def ref(title: str) -> ResourceRef:
+    kind, tenant, name = title.split("/")
+    return ResourceRef(kind=kind, tenant=tenant, name=name)
+
+
+async def test_what_a_deletion_would_do_is_told_as_of_any_change(declared: Any, refusal: Any) -> None:
+    await called(declared, *(stat("/s.O/Get", 5, side) for side in (CallStat.SOURCE, CallStat.DESTINATION)))
+    gone = [ref("AccessPolicy/platform/orders")]
+    answer = await declared.preview.Preview(v1.PreviewRequest(deletions=gone), timeout=DEADLINE_S)
+    assert [(list(getattr(one, "from")), one.kind) for one in answer.changes] == [(["acme/*"], ClientChange.DENIED)]
+    request = v1.ReplayRequest(deletions=gone)
+    told = [message async for message in declared.preview.Replay(request, timeout=DEADLINE_S)][-1].answer
+    assert (told.calls, told.denied) == (5, 5)
+    assert await declared.resources.Get(GetRequest(ref=gone[0]), timeout=DEADLINE_S), "it is still there"
+    # What takes the place of it lets the same callers in, and is stored first.
+    instead = batch(MESH.rpartition("---")[2].replace("name: orders}\nspec", "name: instead}\nspec"))
+    both = v1.PreviewRequest(resources=instead, deletions=gone)
+    assert not (await declared.preview.Preview(both, timeout=DEADLINE_S)).changes
+    # A service with all that names it.
+    whole = [*gone, ref("WorkloadEntry/platform/orders"), ref("Service/platform/orders")]
+    hidden = await declared.preview.Preview(v1.PreviewRequest(deletions=whole), timeout=DEADLINE_S)
+    assert {one.kind for one in hidden.changes} == {ClientChange.HIDDEN, ClientChange.DENIED}
+    assert [(name.tenant, list(name.before), list(name.after)) for name in hidden.names if name.tenant == "acme"] == [
+        ("acme", ["hidden/orders", ORDERS], ["hidden/orders"])
+    ]
+
+
+async def test_a_deletion_that_would_be_refused_is_refused(declared: Any, refusal: Any) -> None:
+    policy, service = ref("AccessPolicy/platform/orders"), ref("Service/platform/orders")
+    version = batch(
+        "kind: RoutePolicy\nmetadata: {tenant: platform, name: orders}\n"
+        "spec: {service: orders, rules: [{split: [{version: v1, weight: 1}]}]}\n"
+    )
+    of_version = ref("WorkloadEntry/platform/orders")
+    for resources, deletions, code, word in (
+        ([], [ref("AccessPolicy/platform/none")], grpc.StatusCode.NOT_FOUND, "AccessPolicy platform/none"),
+        ([], [service], grpc.StatusCode.FAILED_PRECONDITION, "AccessPolicy platform/orders needs it"),
+        # Needed by what is to be stored with it.
+        (version, [of_version], grpc.StatusCode.FAILED_PRECONDITION, "RoutePolicy platform/orders needs it"),
+        (batch(NARROW), [policy], grpc.StatusCode.INVALID_ARGUMENT, "deletions[0]"),
+        ([], [policy] * 101, grpc.StatusCode.INVALID_ARGUMENT, "deletions"),
+        (
+            [],
+            [ResourceRef(kind="Nothing", tenant="a", name="a")],
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "deletions[0].kind",
+        ),
+    ):
+        for call in (
+            declared.preview.Preview(v1.PreviewRequest(resources=resources, deletions=deletions), timeout=DEADLINE_S),
+            _first(declared.preview.Replay(v1.ReplayRequest(resources=resources, deletions=deletions))),
+        ):
+            found, text, _ = await refusal(call)
+            assert (found, word in text) == (code, True), text
+    acme = await of_tenant(declared, "acme")
+    found, text, _ = await refusal(acme.Preview(v1.PreviewRequest(deletions=[policy]), timeout=DEADLINE_S))
+    assert (found, "platform" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
+
+
+async def _first(stream: Any) -> Any:
+    return await anext(aiter(stream))
 
 
 async def test_who_asks_too_much_at_once_is_told_to_ask_later(declared: Any) -> None:

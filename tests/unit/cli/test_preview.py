@@ -85,13 +85,43 @@ def test_what_is_left_out_and_what_is_not_touched_are_told() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        (
+            {
+                "resource": "AccessPolicy p/o",
+                "field": "spec.allow[0]",
+                "byResource": "AccessPolicy p/no",
+                "wholly": True,
+            },
+            "AccessPolicy p/o spec.allow[0] lets nobody in: AccessPolicy p/no spec.deny[0] denies it to a/w",
+        ),
+        (
+            {"resource": "AccessPolicy p/o", "field": "spec.allow[0]", "byResource": "AccessPolicy p/no"},
+            "AccessPolicy p/o spec.allow[0] does not let in all that it says: "
+            "AccessPolicy p/no spec.deny[0] denies it to a/w",
+        ),
+        (
+            {"resource": "RoutePolicy p/o", "field": "spec.rules[1]", "byResource": "RoutePolicy p/o", "wholly": True},
+            "RoutePolicy p/o spec.rules[1] decides of no call: spec.deny[0] comes before it (a/w)",
+        ),
+    ],
+)
+def test_a_rule_that_others_overrule_is_a_line(rule: dict[str, Any], line: str) -> None:
+    answer = told(overruled=[{"byField": "spec.deny[0]", "from": ["a/w"], **rule}])
+    assert [*preview.lines(answer)][1:3] == ["overruled", f"  {line}"]
+
+
 HOSTILE = "/a\x1b[2J\nkind: Tenant"
 
 
 def test_no_name_that_somebody_made_up_drives_the_terminal_or_ends_a_comment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    preview.show(told(changes=[{"from": [HOSTILE], "to": HOSTILE, "kind": "DENIED", "methods": [HOSTILE]}]))
+    rule = {"resource": HOSTILE, "field": HOSTILE, "byResource": HOSTILE, "byField": HOSTILE, "from": [HOSTILE]}
+    change = {"from": [HOSTILE], "to": HOSTILE, "kind": "DENIED", "methods": [HOSTILE]}
+    preview.show(told(changes=[change], overruled=[rule]))
     one = {"from": HOSTILE, "to": "p/o", "method": HOSTILE, "outcome": "UNDECIDABLE", "needs": HOSTILE, "calls": "1"}
     replay.show(json_format.ParseDict({"changed": [one]}, ReplayAnswer()))
     rule = {"from": [HOSTILE], "methods": [HOSTILE], "calls": "1"}
@@ -140,9 +170,9 @@ def test_exit_codes_are_for_pipelines(args: list[str], code: int, output: str, m
     answer = ReplayAnswer(calls=9, limited=3, undecidable=2)
     monkeypatch.setattr(diff_module, "read", lambda files: located)
     monkeypatch.setattr(diff_module.client, "connect_current", FakeMesh)
-    monkeypatch.setattr(diff_module, "_resources", lambda mesh, found: [("created", "Tenant acme", [])])
-    monkeypatch.setattr(diff_module.preview, "ask", lambda mesh, resources: seen)
-    monkeypatch.setattr(diff_module.replay, "ask", lambda mesh, resources, span_s: answer)
+    monkeypatch.setattr(diff_module, "_resources", lambda mesh, found, refs: [("created", "Tenant acme", [])])
+    monkeypatch.setattr(diff_module.preview, "ask", lambda mesh, resources, refs: seen)
+    monkeypatch.setattr(diff_module.replay, "ask", lambda mesh, resources, span_s, refs: answer)
     result = CliRunner().invoke(main, ["diff", "-f", "a.yaml", "-o", output, *args])
     assert result.exit_code == code, result.output
     if code == Unwanted.exit_code:
@@ -155,3 +185,18 @@ def test_exit_codes_are_for_pipelines(args: list[str], code: int, output: str, m
 )
 def test_suggest_says_how_it_is_written(args: list[str]) -> None:
     assert CliRunner().invoke(main, ["suggest", "access", *args]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "give manifests by -f, or resources by --delete"),
+        (["--delete", "AccessPolicy/orders"], "TENANT/NAME"),
+        (["--delete", "Nothing/a/b"], "no kind"),
+        (["--delete", ""], "no kind"),
+    ],
+)
+def test_what_is_to_be_compared_must_be_named(args: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diff_module.client, "connect_current", FakeMesh)
+    result = CliRunner().invoke(main, ["diff", *args])
+    assert (result.exit_code, said in result.output) == (2, True), result.output

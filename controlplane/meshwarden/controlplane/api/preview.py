@@ -6,7 +6,7 @@ refused where the line is long.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final, Protocol, TypeAlias
@@ -19,6 +19,7 @@ from meshwarden.controlplane.gather.seen import MAX_ROWS, SeenCalls
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.foresight.effect import Effects
+from meshwarden.controlplane.policy.foresight.overruled import MAX_RULES, overruled
 from meshwarden.controlplane.policy.foresight.replay import Replay, Seen, name_of
 from meshwarden.controlplane.policy.foresight.replay_limit import LimitReplay, Minute, counted, policies_of
 from meshwarden.controlplane.policy.foresight.suggest import PREFIX_FROM, Use, suggest
@@ -33,7 +34,7 @@ from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import preview_service_pb2 as v1
 from meshwarden.v1 import preview_service_pb2_grpc
 from meshwarden.v1.preview_service_pb2 import ReplayedCalls
-from meshwarden.v1.resource_service_pb2 import ApplyRequest, ApplyResponse
+from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import Resource
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -49,14 +50,17 @@ MAX_WAITING: Final = 8
 
 
 class Checker(Protocol):
-    """Who checks a batch as if it were applied."""
+    """Who checks a change as if it were made."""
 
-    async def check(self, request: ApplyRequest, caller: SpiffeId | None) -> ApplyResponse:
-        """Says what would become of each resource, and stores nothing.
+    async def check(
+        self, resources: Sequence[Resource], deletions: Sequence[ResourceRef], caller: SpiffeId | None
+    ) -> int:
+        """Says against which revision a batch, and what is deleted once it is stored, was held, and changes nothing.
 
         Raises:
             InvalidRequest: the batch would be refused.
-            Denied: the caller may not apply it.
+            NotFound, StillUsed: a deletion would be.
+            Denied: the caller may not do it.
         """
 
 
@@ -77,7 +81,7 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
 
     async def Preview(self, request: v1.PreviewRequest, context: Context) -> v1.PreviewResponse:
         caller = _caller()
-        changes = await self._changes(request.resources, caller, "Preview")
+        changes = await self._changes(request, caller, "Preview")
         async with self._in_line():
             before, revision = self._publisher.mesh.fork(), self._publisher.revision
             about = self._nodes(), _shown(caller), self._clock().timestamp()
@@ -88,7 +92,7 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
 
     async def Replay(self, request: v1.ReplayRequest, context: Context) -> AsyncIterator[v1.ReplayResponse]:
         caller = _caller()
-        changes = await self._changes(request.resources, caller, "Replay")
+        changes = await self._changes(request, caller, "Replay")
         end_s, start_s = await self._span(request.span.ToTimedelta() if request.HasField("span") else REPLAY_SPAN)
         async with self._in_line():
             before = self._publisher.mesh.fork()
@@ -120,19 +124,21 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
                 answer.services.append(found)
         return answer
 
-    async def _changes(self, resources: Iterable[Resource], caller: SpiffeId | None, method: str) -> list[Change]:
-        """A batch as the mesh takes it: checked against the store, of which the mesh then knows as much."""
+    async def _changes(
+        self, request: v1.PreviewRequest | v1.ReplayRequest, caller: SpiffeId | None, method: str
+    ) -> list[Change]:
+        """A change as the mesh takes it: checked against the store, of which the mesh then knows as much."""
         authorize(caller, SERVICE + method, _tenant(caller) or None)
-        checked = await self._checker.check(ApplyRequest(resources=resources, dry_run=True), caller)
-        await self._publisher.wait_revision(checked.revision)
+        revision = await self._checker.check(request.resources, request.deletions, caller)
+        await self._publisher.wait_revision(revision)
         changes = []
-        for resource in map(normalise, resources):
+        for resource in map(normalise, request.resources):
             ref = ref_of(resource)
             if resource.HasField("rollout"):  # what becomes of the mesh once it is committed
                 changes += changes_of(resource.rollout)
             else:
                 changes.append(Change(Key(ref.kind, ref.tenant, ref.name), unwrap(resource)))
-        return changes
+        return changes + [Change(Key(ref.kind, ref.tenant, ref.name), None) for ref in request.deletions]
 
     @contextlib.asynccontextmanager
     async def _in_line(self) -> AsyncIterator[None]:
@@ -210,7 +216,10 @@ def _preview(
 ) -> v1.PreviewResponse:
     after = before.fork()
     impact: Impact = after.apply(changes)
-    answer = Effects(before, after, shown, at_s=at_s).of(impact)
+    effects = Effects(before, after, shown, at_s=at_s)
+    answer = effects.of(impact)
+    stored = (change.key for change in changes if change.message is not None)
+    answer.overruled.extend(islice(overruled(effects.after, stored, effects.budget.spend), MAX_RULES))
     answer.reach.CopyFrom(reach(before, after, impact, nodes))
     return answer
 

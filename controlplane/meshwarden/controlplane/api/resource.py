@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeAlias, cast
 
@@ -82,29 +82,48 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         told = [v1.Fault(field=fault.field, message=fault.message) for fault in fitting(faults, FAULT_BYTES)]
         return v1.ApplyResponse(revision=self._desk.mirror.revision, faults=told)
 
-    async def check(self, request: v1.ApplyRequest, caller: SpiffeId | None) -> v1.ApplyResponse:
-        """Says what would become of each resource of a batch, and stores nothing.
+    async def check(
+        self, resources: Sequence[Resource], deletions: Sequence[v1.ResourceRef], caller: SpiffeId | None
+    ) -> int:
+        """Checks a batch, and what is deleted once it is stored, as if that were done, and changes nothing.
+
+        Args:
+            resources: the batch.
+            deletions: the names of what is to go.
+            caller: who asks.
+
+        Returns:
+            The revision that it was held against.
 
         Raises:
-            InvalidRequest: it would be refused.
-            Denied: the caller may not apply it.
+            InvalidRequest: the batch would be refused.
+            NotFound: some of what is to be deleted isn't there.
+            StillUsed: some of it is needed by what stays.
+            Denied: the caller may not do it.
         """
-        return await self._checked_apply(v1.ApplyRequest(resources=request.resources, dry_run=True), caller)
+        batch = self._allowed(resources, caller)
+        refs = _deletable(deletions, caller)
+        stored = {key_of(ref_of(resource)) for resource in batch}
+        twice = [
+            FieldFault(f"deletions[{number}]", f"{title(ref)} is to be stored, too")
+            for number, ref in enumerate(deletions)
+            if key_of(ref) in stored
+        ]
+        if twice:
+            raise InvalidRequest(twice)
+
+        async def checked(guard: int) -> int:
+            if batch:
+                await self._apply(batch, v1.ApplyRequest(dry_run=True), guard, caller, [ANY] * len(batch))
+            self._removed(refs, view_of(self._desk.mirror.view, caller).with_changes(puts=batch), caller)
+            return self._desk.mirror.revision
+
+        return await self._desk.guarded(checked)
 
     async def _checked_apply(
         self, request: v1.ApplyRequest, caller: SpiffeId | None, seen: Sequence[int] | None = None
     ) -> v1.ApplyResponse:
-        faults = [
-            FieldFault(f"resources[{index}].{fault.field}", fault.message)
-            for index, resource in enumerate(request.resources)
-            for fault in self._desk.faults(resource)
-        ]
-        if faults:
-            raise InvalidRequest(faults)
-        batch = [normalise(resource) for resource in request.resources]
-        for tenant in sorted({ref_of(resource).tenant for resource in batch}):
-            authorize(caller, SERVICE + "Apply", tenant)
-        reach_allowed(caller, SERVICE + "Apply", map(unwrap, batch))
+        batch = self._allowed(request.resources, caller)
         if seen is None:
             said = [unwrap(resource).metadata.record.revision for resource in request.resources]
             seen = [revision or ANY for revision in said]
@@ -112,6 +131,21 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         if not request.dry_run:
             log.info("resources applied", revision=answer.revision, changes=len(answer.changes), by=str(caller))
         return answer
+
+    def _allowed(self, resources: Sequence[Resource], caller: SpiffeId | None) -> list[Resource]:
+        """A batch as it is stored: what it must hold by itself, and may be stored by the caller."""
+        faults = [
+            FieldFault(f"resources[{index}].{fault.field}", fault.message)
+            for index, resource in enumerate(resources)
+            for fault in self._desk.faults(resource)
+        ]
+        if faults:
+            raise InvalidRequest(faults)
+        batch = [normalise(resource) for resource in resources]
+        for tenant in sorted({ref_of(resource).tenant for resource in batch}):
+            authorize(caller, SERVICE + "Apply", tenant)
+        reach_allowed(caller, SERVICE + "Apply", map(unwrap, batch))
+        return batch
 
     async def Get(self, request: v1.GetRequest, context: Context) -> Resource:
         authorize(_caller(), SERVICE + "Get", request.ref.tenant)
@@ -145,9 +179,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
 
     async def Delete(self, request: v1.DeleteRequest, context: Context) -> v1.DeleteResponse:
         caller = _caller()
-        for tenant in sorted({ref.tenant for ref in request.refs}):
-            authorize(caller, SERVICE + "Delete", tenant)
-        refs = {key_of(ref): ref for ref in request.refs}
+        refs = _deletable(request.refs, caller)
         revision = await self._desk.guarded(lambda guard: self._delete(refs, guard, caller, request.reason))
         return v1.DeleteResponse(revision=revision, trace_id=own_span.present_trace_id())
 
@@ -255,9 +287,15 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         return normalise(wrap(proposed(resource.rollout, old, self._desk.now(), own_span.present_parent())))
 
     async def _delete(
-        self, refs: dict[str, v1.ResourceRef], guard: int, caller: SpiffeId | None, reason: str, seen: int = ANY
+        self, refs: Mapping[str, v1.ResourceRef], guard: int, caller: SpiffeId | None, reason: str, seen: int = ANY
     ) -> int:
-        view = view_of(self._desk.mirror.view, caller)
+        changes = self._removed(refs, view_of(self._desk.mirror.view, caller), caller, seen)
+        return await self._desk.commit("resource.delete", changes, guard, caller, reason)
+
+    def _removed(
+        self, refs: Mapping[str, v1.ResourceRef], view: View, caller: SpiffeId | None, seen: int = ANY
+    ) -> list[Changed]:
+        """What becomes of resources that are deleted from a view: {key: ref}."""
         found = {key: view.find(ref.kind, ref.tenant, ref.name) for key, ref in refs.items()}
         if missing := [title(refs[key]) for key, resource in found.items() if resource is None]:
             raise NotFound(f"there is no {', no '.join(missing)}")
@@ -270,10 +308,17 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
         ]
         if moved:
             raise Moved("; ".join(moved))
-        if using := users(refs.values(), view):
+        if refs and (using := users(refs.values(), view)):
             raise StillUsed(using)
-        changes = [Changed(refs[key], wrap(resource), None) for key, resource in there.items()]
-        return await self._desk.commit("resource.delete", changes, guard, caller, reason)
+        return [Changed(refs[key], wrap(resource), None) for key, resource in there.items()]
+
+
+def _deletable(refs: Iterable[v1.ResourceRef], caller: SpiffeId | None) -> dict[str, v1.ResourceRef]:
+    """What the caller may delete: {key: ref}."""
+    refs = list(refs)
+    for tenant in sorted({ref.tenant for ref in refs}):
+        authorize(caller, SERVICE + "Delete", tenant)
+    return {key_of(ref): ref for ref in refs}
 
 
 def _caller() -> SpiffeId | None:

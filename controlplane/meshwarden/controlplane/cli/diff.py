@@ -1,6 +1,7 @@
 """`meshwarden diff`."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final
 
 import click
@@ -8,13 +9,15 @@ import click
 from meshwarden.controlplane.cli import client, preview, render, replay
 from meshwarden.controlplane.cli.apply import read, send
 from meshwarden.controlplane.cli.failure import Differs, Unwanted
+from meshwarden.controlplane.cli.resource import parse_title
 from meshwarden.controlplane.cli.span_of_time import SpanOfTime
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.diff import FieldChange
 from meshwarden.controlplane.resources.diff import diff as changes_of
 from meshwarden.controlplane.resources.manifest import Located
 from meshwarden.v1.preview_service_pb2 import ClientChange, PreviewResponse, ReplayAnswer
-from meshwarden.v1.resource_service_pb2 import Change, GetRequest
+from meshwarden.v1.resource_service_pb2 import Change, GetRequest, ResourceRef
+from meshwarden.v1.resources_pb2 import Resource
 
 OUTCOMES: Final = ("denied", "allowed", "rerouted", "limited", "undecidable")
 _KINDS: Final = {
@@ -27,7 +30,14 @@ _KINDS: Final = {
 
 
 @click.command()
-@click.option("-f", "--file", "files", multiple=True, required=True, metavar="PATH", help='A file, directory or "-".')
+@click.option("-f", "--file", "files", multiple=True, metavar="PATH", help='A file, directory or "-".')
+@click.option(
+    "--delete",
+    "deleted",
+    multiple=True,
+    metavar="KIND/TENANT/NAME",
+    help="What deleting this would change, once the manifests are applied; may be given again.",
+)
 @click.option(
     "--replay",
     "span_s",
@@ -42,19 +52,24 @@ _KINDS: Final = {
     help="Exit 6 if this would come of calls that were seen, or without --replay of some that may be made; else 0.",
 )
 @render.output_option
-def diff(files: tuple[str, ...], span_s: float | None, fail_on: tuple[str, ...], output: str) -> None:
-    """Say what applying manifests would change, field by field and for whoever calls, and change nothing.
+def diff(
+    files: tuple[str, ...], deleted: tuple[str, ...], span_s: float | None, fail_on: tuple[str, ...], output: str
+) -> None:
+    """Say what applying manifests, or deleting resources, would change, field by field and for whoever calls.
 
-    Exits 5 if anything would.
+    Changes nothing. Exits 5 if anything would change.
     """
+    if not files and not deleted:
+        raise click.UsageError("give manifests by -f, or resources by --delete")
     if span_s is not None and not 60 <= span_s <= 7 * 86_400:
         raise click.BadParameter("give from 60s to 7d", param_hint="--replay")
-    located = read(files)
+    located = read(files) if files else []
+    refs = [parse_title(name) for name in deleted]
     with client.connect_current() as mesh:
-        found = _resources(mesh, located)
+        found = _resources(mesh, located, refs)
         resources = [item.resource for item in located]
-        seen = preview.ask(mesh, resources)
-        answer = replay.ask(mesh, resources, span_s) if span_s is not None else None
+        seen = preview.ask(mesh, resources, refs)
+        answer = replay.ask(mesh, resources, span_s, refs) if span_s is not None else None
     if output == "table":
         _show(found, seen, answer)
     else:
@@ -66,23 +81,34 @@ def diff(files: tuple[str, ...], span_s: float | None, fail_on: tuple[str, ...],
     if fail_on:
         _fail_on(fail_on, replay.counts(answer) if answer is not None else _counts(seen))
     elif found:
-        raise Differs(f"{len(found)} of {len(located)} resources differ")
+        raise Differs(f"{len(found)} of {len(located) + len(refs)} resources differ")
     if not found:
         click.echo(f"no difference in {len(located)} resources", err=True)
 
 
-def _resources(mesh: client.Client, located: list[Located]) -> list[tuple[str, str, list[FieldChange]]]:
+def _resources(
+    mesh: client.Client, located: list[Located], refs: list[ResourceRef]
+) -> list[tuple[str, str, list[FieldChange]]]:
     """What becomes of each resource that changes: (action, title, fields)."""
     found = []
     with render.progress("comparing"):
-        for item, change in zip(located, send(mesh, located, dry_run=True).changes, strict=True):
+        for item, change in zip(located, _stored(mesh, located), strict=True):
             if change.action == Change.UNCHANGED:
                 continue
-            old = None
-            if change.action == Change.UPDATED:
-                old = mesh.resource.Get(GetRequest(ref=change.ref), timeout=client.TIMEOUT_S)
+            old = _get(mesh, change.ref) if change.action == Change.UPDATED else None
             action = Change.Action.Name(change.action).lower()
             found.append((action, model.title(change.ref), changes_of(old, model.normalise(item.resource))))
+        for ref in refs:
+            found.append(("deleted", model.title(ref), changes_of(_get(mesh, ref), None)))
+    return found
+
+
+def _stored(mesh: client.Client, located: list[Located]) -> Iterable[Change]:
+    return send(mesh, located, dry_run=True).changes if located else ()
+
+
+def _get(mesh: client.Client, ref: ResourceRef) -> Resource:
+    found: Resource = mesh.resource.Get(GetRequest(ref=ref), timeout=client.TIMEOUT_S)
     return found
 
 

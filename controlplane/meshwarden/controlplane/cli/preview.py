@@ -10,10 +10,12 @@ from meshwarden.v1.preview_service_pb2 import (
     ClientChange,
     Decider,
     NameChange,
+    OverruledRule,
     PreviewRequest,
     PreviewResponse,
     PushReach,
 )
+from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import Resource
 
 TIMEOUT_S: Final = 60.0
@@ -27,13 +29,14 @@ _WORDS: Final = {
 }
 
 
-def ask(mesh: client.Client, resources: Iterable[Resource]) -> PreviewResponse:
-    """Asks what a batch would do.
+def ask(mesh: client.Client, resources: Iterable[Resource], deletions: Iterable[ResourceRef] = ()) -> PreviewResponse:
+    """Asks what a change would do.
 
     Raises:
         grpc.RpcError: the call failed.
     """
-    answer: PreviewResponse = mesh.preview.Preview(PreviewRequest(resources=resources), timeout=TIMEOUT_S)
+    request = PreviewRequest(resources=resources, deletions=deletions)
+    answer: PreviewResponse = mesh.preview.Preview(request, timeout=TIMEOUT_S)
     return answer
 
 
@@ -51,6 +54,10 @@ def lines(answer: PreviewResponse) -> Iterator[str]:
         yield f"  {answer.omitted_services} services were not looked at: it would have taken too long"
     if not answer.changes and not answer.names and not answer.omitted_services:
         yield "for callers nothing changes"
+    if answer.overruled:
+        yield "overruled"
+    for rule in answer.overruled:
+        yield f"  {_overruled(rule)}"
     for some in answer.untouched:
         callers = list(getattr(some, "from"))
         yield f"not touched: {listed(callers, some.callers)} of {some.to}"
@@ -104,6 +111,15 @@ def _name(name: NameChange) -> str:
     old, new = (" or ".join(side) or "nothing" for side in (name.before, name.after))
     text = f"tenant {name.tenant}: the name {name.name} means {old} -> {new}"
     return f"{text}, which is ambiguous: it resolves no more" if len(name.after) > 1 else text
+
+
+def _overruled(rule: OverruledRule) -> str:
+    by = f"{rule.by_resource} {rule.by_field}" if rule.by_resource != rule.resource else rule.by_field
+    who = listed(list(getattr(rule, "from")))
+    if rule.resource.startswith("RoutePolicy"):
+        return f"{rule.resource} {rule.field} decides of no call: {by} comes before it ({who})"
+    what = "lets nobody in" if rule.wholly else "does not let in all that it says"
+    return f"{rule.resource} {rule.field} {what}: {by} denies it to {who}"
 
 
 def _reach(reach: PushReach) -> str:

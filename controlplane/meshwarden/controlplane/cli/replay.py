@@ -10,6 +10,7 @@ from meshwarden.controlplane.cli import client, preview, render
 from meshwarden.controlplane.cli.failure import Failure
 from meshwarden.v1.preview_service_pb2 import ReplayAnswer, ReplayedCalls, ReplayRequest
 from meshwarden.v1.report_pb2 import CallStat
+from meshwarden.v1.resource_service_pb2 import ResourceRef
 from meshwarden.v1.resources_pb2 import Resource
 
 TIMEOUT_S: Final = 600.0
@@ -17,14 +18,16 @@ _ROWS: Final = 100
 _SIDES: Final = {CallStat.SOURCE: "caller", CallStat.DESTINATION: "service"}
 
 
-def ask(mesh: client.Client, resources: Iterable[Resource], span_s: float) -> ReplayAnswer:
-    """Has the calls of a span of time held against a batch.
+def ask(
+    mesh: client.Client, resources: Iterable[Resource], span_s: float, deletions: Iterable[ResourceRef] = ()
+) -> ReplayAnswer:
+    """Has the calls of a span of time held against a change.
 
     Raises:
         Failure: the control plane ends without an answer.
         grpc.RpcError: the call failed.
     """
-    request = ReplayRequest(resources=resources)
+    request = ReplayRequest(resources=resources, deletions=deletions)
     request.span.FromTimedelta(timedelta(seconds=span_s))
     with render.progress("replaying the ledger of calls"):
         for told in mesh.preview.Replay(request, timeout=TIMEOUT_S):

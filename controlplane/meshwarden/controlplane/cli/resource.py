@@ -39,6 +39,16 @@ def parse_ref(kind: str, name: str) -> ResourceRef:
     return ResourceRef(kind=kind, tenant=tenant, name=rest)
 
 
+def parse_title(text: str) -> ResourceRef:
+    """Reads KIND/TENANT/NAME.
+
+    Raises:
+        click.BadParameter: it is not written so.
+    """
+    kind, _, name = text.partition("/")
+    return parse_ref(kind, name)
+
+
 @click.command()
 @click.argument("kind", required=False)
 @click.argument("name", required=False)

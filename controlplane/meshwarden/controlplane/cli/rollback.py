@@ -6,7 +6,7 @@ from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.cli.failure import Failure
 from meshwarden.controlplane.cli.history import print_changes
 from meshwarden.controlplane.cli.progress import ALL, summary, timeout_option, until_reached
-from meshwarden.controlplane.cli.resource import parse_ref
+from meshwarden.controlplane.cli.resource import parse_title
 from meshwarden.v1.revision_service_pb2 import GetProgressRequest, RollbackRequest, RollbackResponse
 
 
@@ -38,10 +38,7 @@ def rollback(
     output: str,
 ) -> None:
     """Bring resources back to what they were as of REVISION, as a change of its own, all or none."""
-    refs = []
-    for name in names:
-        kind, _, rest = name.partition("/")
-        refs.append(parse_ref(kind, rest))
+    refs = [parse_title(name) for name in names]
     request = RollbackRequest(
         revision=revision, resources=refs, tenant=tenant, dry_run=dry_run, reason=reason, as_of=as_of or 0
     )

@@ -84,7 +84,7 @@ class Effects:
     ) -> None:
         """Takes the mesh as it is, and as it would be; neither may change meanwhile. For the others see `explain`."""
         self.before, self.after, self._shown = Judge(before, at_s), Judge(after, at_s), shown
-        self._budget = budget or Budget()
+        self.budget = budget or Budget()
 
     def of(self, impact: Impact) -> PreviewResponse:
         """What a change does that has this impact. What there is no room or no time for is counted."""
@@ -109,7 +109,7 @@ class Effects:
         for caller in atom.callers(judges, service):
             methods = atom.methods(judges, service, caller)
             # About how many rules are held against calls.
-            is_whole = self._budget.spend(len(methods) * len(examples) * (rules + 4) + rules)
+            is_whole = self.budget.spend(len(methods) * len(examples) * (rules + 4) + rules)
             if not is_whole:
                 break
             for told in self._of_caller(caller, service, methods, examples, untouched):
