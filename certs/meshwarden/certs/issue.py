@@ -104,10 +104,10 @@ def region_dns_name(trust_domain: str, region: str) -> str:
 
 
 def is_reserved_dns_name(name: str, trust_domain: str) -> bool:
-    """Says whether a DNS name is the control plane's, below it, or the trust domain itself."""
+    """Says whether a DNS name is the control plane's, below it, the trust domain itself, or every machine's own."""
     name = name.lower().rstrip(".")
     reserved = control_plane_dns_name(trust_domain)
-    return name in (trust_domain, reserved) or name.endswith("." + reserved)
+    return name in (trust_domain, reserved, "localhost") or name.endswith((f".{reserved}", ".localhost"))
 
 
 @functools.lru_cache(maxsize=64)  # those of a batch are of one moment

@@ -43,6 +43,7 @@ from meshwarden.v1 import (
     resource_service_pb2,
     revision_service_pb2,
     rollout_service_pb2,
+    session_service_pb2,
     workload_service_pb2,
 )
 
@@ -63,6 +64,7 @@ FILES = (
     resource_service_pb2,
     revision_service_pb2,
     rollout_service_pb2,
+    session_service_pb2,
 )
 
 

@@ -230,6 +230,26 @@ async def test_a_stream_ends_with_its_callers_right_to_it(world: World) -> None:
     assert (await acme.ask("GET", "/v1/resources")).status_code == 403
 
 
+async def test_a_stream_is_judged_by_its_own_connection(start: Any) -> None:
+    """Each door counts its connections from 1, and a stream of the other door's first one is somebody else's."""
+    world = World(await start(rest={"listen": "127.0.0.1:0"}))
+    await world.mesh.resources.Apply(
+        v1.ApplyRequest(resources=[item.resource for item in parse(MESH, "mesh.yaml")]), timeout=60
+    )
+    acme = await world.operator("acme", "editor", operator.EDITOR)
+    by_grpc = world.mesh.resources.Watch(v1.WatchRequest())
+    await by_grpc.read()
+    async with acme.events("/v1/resources:watch") as events:
+        await events.next()
+        removal = operator.RemoveOperatorRequest(tenant="acme", name="editor")
+        await world.mesh.operators.RemoveOperator(removal, timeout=60)
+        while (await events.next())[0] != "problem":
+            pass
+    by_grpc.cancel()
+    for one in world.open:
+        await one.client.aclose()
+
+
 async def test_one_caller_has_so_many_streams(world: World) -> None:
     acme = await world.operator("acme", "viewer", operator.VIEWER)
     opened = [acme.events("/v1/progress:watch") for _ in range(16)]

@@ -153,7 +153,14 @@ def test_dns_names_are_checked(name: str) -> None:
 
 
 def test_the_control_planes_names_are_reserved() -> None:
-    for name in ("a.test", control_plane_dns_name("a.test"), "Controlplane.a.test.", "x.controlplane.a.test"):
+    for name in (
+        "a.test",
+        control_plane_dns_name("a.test"),
+        "Controlplane.a.test.",
+        "x.controlplane.a.test",
+        "localhost",
+        "a.LocalHost.",
+    ):
         assert is_reserved_dns_name(name, "a.test")
     for name in ("web.a.test", "controlplane.b.test", "xcontrolplane.a.test"):
         assert not is_reserved_dns_name(name, "a.test")

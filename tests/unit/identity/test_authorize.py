@@ -18,6 +18,7 @@ from meshwarden.v1 import (
     resource_service_pb2,
     revision_service_pb2,
     rollout_service_pb2,
+    session_service_pb2,
 )
 
 WHO = {
@@ -47,6 +48,7 @@ def methods() -> set[str]:
         resource_service_pb2,
         revision_service_pb2,
         rollout_service_pb2,
+        session_service_pb2,
     )
     return {
         f"/{service.full_name}/{method.name}"
@@ -76,7 +78,8 @@ def test_every_method_of_the_control_plane_is_in_the_table() -> None:
 
 def test_who_may_what() -> None:
     login = "/meshwarden.v1.OperatorService/LoginOperator"
-    assert may(None) == HEALTH | {"/meshwarden.v1.NodeService/Attest", login}
+    session = {f"/meshwarden.v1.SessionService/{method}" for method in ("CreateSession", "DeleteSession")}
+    assert may(None) == HEALTH | {"/meshwarden.v1.NodeService/Attest", login} | session
     assert may(WHO[Role.WORKLOAD]) == may(WHO[Role.OTHER]) == set()
     region = {f"/meshwarden.v1.RegionService/{method}" for method in ("GetDenies", "GetTrust", "Pull")}
     assert may(WHO[Role.CONTROL_PLANE]) == HEALTH | region

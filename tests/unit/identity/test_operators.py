@@ -55,6 +55,7 @@ VIEWING = {
     ),
     *("ListRevisions", "GetRevision", "GetProgress", "WatchProgress", "ListDataPlanes", "GetDataPlane"),
     *("Preview", "Replay", "SuggestAccess"),
+    *("CreateSessionCode", "CreateSession", "GetSession", "DeleteSession"),
     "ServerReflectionInfo",
 }
 

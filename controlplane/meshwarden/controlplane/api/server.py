@@ -50,6 +50,8 @@ from meshwarden.v1 import (
     revision_service_pb2_grpc,
     rollout_service_pb2,
     rollout_service_pb2_grpc,
+    session_service_pb2,
+    session_service_pb2_grpc,
 )
 
 MESSAGE_BYTES = 4 << 20
@@ -86,6 +88,7 @@ class Servicers:
     resource: resource_service_pb2_grpc.ResourceServiceServicer
     revision: revision_service_pb2_grpc.RevisionServiceServicer
     rollout: rollout_service_pb2_grpc.RolloutServiceServicer
+    session: session_service_pb2_grpc.SessionServiceServicer
 
 
 def names() -> tuple[str, ...]:
@@ -105,6 +108,7 @@ def names() -> tuple[str, ...]:
         resource_service_pb2,
         revision_service_pb2,
         rollout_service_pb2,
+        session_service_pb2,
     )
     return tuple(service.full_name for file in files for service in file.DESCRIPTOR.services_by_name.values())
 
@@ -161,6 +165,7 @@ def add(servicers: Servicers, server: Any) -> None:
     resource_service_pb2_grpc.add_ResourceServiceServicer_to_server(servicers.resource, server)
     revision_service_pb2_grpc.add_RevisionServiceServicer_to_server(servicers.revision, server)
     rollout_service_pb2_grpc.add_RolloutServiceServicer_to_server(servicers.rollout, server)
+    session_service_pb2_grpc.add_SessionServiceServicer_to_server(servicers.session, server)
 
 
 class Api:

@@ -119,12 +119,20 @@ class ControlPlane:
             await self._publishing.rotation.follow()
             limits = FrontLimits(connections=max(FrontLimits.connections, connections(_EACH)))
             front = await closing.enter_async_context(Front(inner / "api.sock", limits, self._no_handshake))
-            rest = Rest(self._config, self._identity.serving, self._no_handshake)
+            if self._identity.web is not None:
+                await self._identity.web.start()
+            rest = Rest(self._config, self._identity, self._no_handshake)
             urls = {"metrics_url": await self._show_metrics(closing), **await self._show_identity(closing)}
             served = servicers(
-                self._config, self._engines, self._identity, self._publishing, self._gathering, self._rollouts
+                self._config,
+                self._engines,
+                self._identity,
+                self._publishing,
+                self._gathering,
+                self._rollouts,
+                rest.place,
             )
-            peers = self._peers(Doors(front, rest.front), limits.connections)
+            peers = self._peers(Doors(front, rest.front, rest.browsers), limits.connections)
             interceptors = self._interceptors(peers)
             api = Api(str(inner / "api.sock"), served, interceptors)
             await api.start()
@@ -146,6 +154,7 @@ class ControlPlane:
                 self._publishing.secrets.watch,
                 self._publishing.settings,
                 self._identity.serving,
+                self._identity.web,
                 self._identity.jwt,
                 self._identity.federation,
                 self._identity.endpoint,

@@ -10,6 +10,7 @@ from meshwarden.certs.deny import Denied
 from meshwarden.controlplane.api.spiffe_endpoint import SpiffeEndpoint
 from meshwarden.controlplane.app.engines import Engines
 from meshwarden.controlplane.config.config import Config
+from meshwarden.controlplane.identity.browser_session import BrowserSessions
 from meshwarden.controlplane.identity.bundle_document import BundleDocument
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
@@ -18,6 +19,7 @@ from meshwarden.controlplane.identity.jwt_authority import JwtAuthority
 from meshwarden.controlplane.identity.operator import OperatorCredential
 from meshwarden.controlplane.identity.operators import LOCAL, OperatorRole, Operators
 from meshwarden.controlplane.identity.serving import ServingIdentity
+from meshwarden.controlplane.identity.web_serving import WebServing
 from meshwarden.sdk.tracing.own_span import Provider
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class Identity:
     """The parts; those that the configuration leaves out are None."""
 
     serving: ServingIdentity
+    web: WebServing | None
+    sessions: BrowserSessions
     operator: OperatorCredential | None
     jwt: JwtAuthority
     federation: Federation
@@ -62,6 +66,8 @@ def identity(config: Config, engines: Engines, rng: random.Random, tracing: Prov
     operators = Operators(authority, store, audit, utc_now, trust_domain=domain, denied=denied.identity)
     return Identity(
         serving=serving,
+        web=_web(config, engines, serving),
+        sessions=BrowserSessions(audit, utc_now),
         operator=_operator(config, engines, rng, tracing),
         jwt=jwt,
         federation=Federation(
@@ -84,6 +90,23 @@ def _endpoint(config: Config, document: BundleDocument, serving: ServingIdentity
         return None
     files = (chosen.certificate, chosen.key) if chosen.certificate is not None and chosen.key is not None else None
     return SpiffeEndpoint(document, serving.svid, issuer=chosen.issuer, files=files)
+
+
+def _web(config: Config, engines: Engines, serving: ServingIdentity) -> WebServing | None:
+    """What the REST listener shows, if there is one."""
+    chosen = config.rest
+    if chosen is None:
+        return None
+    return WebServing(
+        serving,
+        engines.authority,
+        config.trust_domain,
+        config.region,
+        audit=engines.audit,
+        clock=utc_now,
+        names=chosen.web_names(),
+        files=chosen.files,
+    )
 
 
 def _login(config: Config, engines: Engines, operators: Operators) -> "OperatorLogin | None":

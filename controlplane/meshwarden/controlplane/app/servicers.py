@@ -1,5 +1,6 @@
 """What answers at the door: one servicer a service, of the parts of a control plane."""
 
+from collections.abc import Callable
 from importlib.metadata import version as version_of
 
 from meshwarden.certs.clock import utc_now
@@ -22,6 +23,7 @@ from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.api.resource import ResourceServicer
 from meshwarden.controlplane.api.rollout import RolloutServicer
 from meshwarden.controlplane.api.server import Servicers
+from meshwarden.controlplane.api.session import Place, SessionServicer
 from meshwarden.controlplane.app.engines import AUDIT, Engines
 from meshwarden.controlplane.app.gathering import Gathering
 from meshwarden.controlplane.app.identity import Identity
@@ -45,8 +47,9 @@ def servicers(
     publishing: Publishing,
     gathering: Gathering,
     rollouts: Rollouts,
+    place: Callable[[], Place | None],
 ) -> Servicers:
-    """Makes them, and has those told of changed roots that have to be."""
+    """Makes them, and has those told of changed roots that have to be; `place` says where browsers find us."""
     domain, rotation = config.trust_domain, publishing.rotation
     tokens = JoinTokens(engines.store, utc_now)
     nodes = NodeIdentity(
@@ -61,6 +64,7 @@ def servicers(
         jwt=identity.jwt,
         limits=config.limits.paces(),
         known=publishing.sessions.known,
+        reserved=config.rest.web_names() if config.rest is not None else (),
     )
     node = NodeServicer(
         nodes,
@@ -98,6 +102,7 @@ def servicers(
         resource=resource,
         revision=RevisionServicer(engines.store, desk, publishing.publisher, publishing.sessions),
         rollout=RolloutServicer(mesh, rollouts.driver, desk, publishing.sessions, utc_now),
+        session=SessionServicer(identity.sessions, identity.operators, domain, config.region, place),
     )
 
 

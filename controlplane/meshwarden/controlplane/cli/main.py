@@ -35,6 +35,7 @@ COMMANDS = {
     "traces": ("trace", "traces", "Show recent traces."),
     "trace": ("trace", "trace", "Show what became of one call."),
     "status": ("status", "status", "Show nodes, workloads, tenants and warnings."),
+    "console": ("console", "console", "Log a browser in, to look at the mesh."),
     "proxy": ("proxy", "proxy", "Show what data planes are to have, and have."),
     "doctor": ("doctor", "doctor", "Find what is wrong, and the fix."),
     "logs": ("log", "logs", "Show the logs of what `up` runs."),

@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from meshwarden.controlplane.config.authority import AuthorityConfig, VaultAuthorityConfig
 from meshwarden.controlplane.config.history import HistoryConfig
 from meshwarden.controlplane.config.identity import AnyAttestorConfig, LimitsConfig, OperatorLoginConfig
+from meshwarden.controlplane.config.rest import RestConfig
 from meshwarden.controlplane.config.telemetry import OtlpConfig, TailSamplingConfig, TenantTracesConfig
 from meshwarden.controlplane.config.value import LABEL, REFERENCE, TRUST_DOMAIN, Address, Frozen, SecretPlace
 from meshwarden.controlplane.config.vault import VaultConfig
@@ -42,12 +43,6 @@ class PeerConfig(Frozen):
     region: str = Field(pattern=f"^{LABEL}$")
     # Where its control plane listens, "HOST:PORT".
     address: Address
-
-
-class RestConfig(Frozen):
-    """Where the REST API is: with TLS by the control plane's own certificate, for who shows one or logs in."""
-
-    listen: Address = "127.0.0.1:7445"
 
 
 class SpiffeEndpointConfig(Frozen):

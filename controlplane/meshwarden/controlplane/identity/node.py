@@ -4,7 +4,7 @@ What is issued is recorded here; a call that is refused as a whole is recorded a
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -53,6 +53,7 @@ class NodeIdentity:
         jwt: JwtAuthority | None = None,
         limits: Limits | None = None,
         known: Known | None = None,
+        reserved: Collection[str] = (),
     ) -> None:
         """Puts together what is asked.
 
@@ -68,6 +69,7 @@ class NodeIdentity:
             jwt: signs JWT-SVIDs; None if nobody does.
             limits: how much each may ask for; None for the defaults.
             known: what is in memory already; None for nothing.
+            reserved: DNS names that no workload gets.
         """
         limits = limits or Limits()
         self._authority, self._store, self._attestors, self._audit = authority, store, attestors, audit
@@ -85,6 +87,7 @@ class NodeIdentity:
             limits=limits,
             jwt=jwt,
             known=self._known,
+            reserved=reserved,
         )
 
     async def attest(self, request: v1.AttestRequest, address: str, connection: str) -> v1.AttestResponse:

@@ -40,7 +40,10 @@ MAX_OPERATORS: Final = 1000
 
 _EDITING: Final = frozenset({"Apply", "Put", "Delete", "Remove", "Rollback"})
 # What an operator does for itself, or what everybody may ask.
-_ANY: Final = READING | {"RenewOperator", "LoginOperator", "Watch", "Check", "ServerReflectionInfo"}
+_ANY: Final = READING | {
+    *("RenewOperator", "LoginOperator", "CreateSessionCode", "CreateSession", "DeleteSession"),
+    *("Watch", "Check", "ServerReflectionInfo"),
+}
 
 
 class OperatorRole(IntEnum):
@@ -179,6 +182,11 @@ class Operators:
         wanted = needed(method)
         if record.role < wanted:
             raise Denied(f"{identity} may not call {method}: it is {_a(record.role)}, and that takes {_a(wanted)}")
+
+    def role(self, identity: SpiffeId) -> OperatorRole:
+        """Returns how far an operator goes who was admitted."""
+        record = self._find(identity)
+        return record.role if record is not None else OperatorRole.ADMIN
 
     def listed(self) -> list[OperatorRecord]:
         """The operators, the mesh's first, then each tenant's, by name."""

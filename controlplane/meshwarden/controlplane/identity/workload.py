@@ -5,7 +5,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -98,10 +98,11 @@ class WorkloadSigner:
         limits: Limits,
         jwt: JwtAuthority | None = None,
         known: Known,
+        reserved: Collection[str] = (),
     ) -> None:
         self._authority, self._store, self._audit, self._clock = authority, store, audit, clock
         self._denied, self._jwt, self._known = denied, jwt, known
-        self._trust_domain = trust_domain
+        self._trust_domain, self._reserved = trust_domain, frozenset(reserved)
         self._of_node, self._of_tenant = Rate(limits.signs_of_node), Rate(limits.signs_of_tenant)
         self._issued = Issued(store, clock)
         self._of_entry = Rate(JWT_PACE)
@@ -282,7 +283,11 @@ class WorkloadSigner:
 
     def _template(self, entry: WorkloadEntry) -> LeafTemplate:
         name = f"WorkloadEntry {entry.metadata.tenant}/{entry.metadata.name}"
-        reserved = [dns for dns in entry.spec.dns_names if is_reserved_dns_name(dns, self._trust_domain)]
+        reserved = [
+            dns
+            for dns in entry.spec.dns_names
+            if is_reserved_dns_name(dns, self._trust_domain) or dns.lower().rstrip(".") in self._reserved
+        ]
         if reserved:
             message = f"{name}: spec.dns_names: {reserved[0]!r} is the control plane's"
             raise _Refusal(grpc.StatusCode.FAILED_PRECONDITION, message)

@@ -23,6 +23,7 @@ from meshwarden.v1.preview_service_pb2_grpc import PreviewServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 from meshwarden.v1.revision_service_pb2_grpc import RevisionServiceStub
 from meshwarden.v1.rollout_service_pb2_grpc import RolloutServiceStub
+from meshwarden.v1.session_service_pb2_grpc import SessionServiceStub
 
 TIMEOUT_S = 15.0
 READS = 3
@@ -43,6 +44,7 @@ class Client:
         self.resource: Any = ResourceServiceStub(channel)
         self.revision: Any = RevisionServiceStub(channel)
         self.rollout: Any = RolloutServiceStub(channel)
+        self.session: Any = SessionServiceStub(channel)
 
 
 def read_certificate(context: Context) -> tuple[x509.Certificate, SpiffeId]:

@@ -12,7 +12,7 @@ import ssl
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cryptography import x509
 
@@ -27,6 +27,14 @@ _ENCODING_DER: Final = 2  # _ssl.ENCODING_DER
 
 class PeerUnknown(Exception):
     """The process at the other end of a Unix socket cannot be told."""
+
+
+class Session(Protocol):
+    """What a caller shows in place of a certificate, of which it has the chain."""
+
+    def over(self) -> str:
+        """Why its calls are taken no more; empty if they are."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,7 @@ class Connection:
         gid: its effective group.
         start_time: when the process started, in clock ticks since boot; with the pid it names a process for good.
         pidfd: becomes readable when the process ends. Closed with the connection: `os.dup` it to keep it.
+        session: stands for `chain_der`, where that was not presented on this connection; None where it was.
     """
 
     id: int
@@ -55,6 +64,7 @@ class Connection:
     gid: int | None = None
     start_time: int | None = None
     pidfd: int | None = None
+    session: Session | None = None
 
     @classmethod
     def of_process(cls, process: "Process", number: int, local: str) -> "Connection":

@@ -186,6 +186,19 @@ class Front:
         live = self._by_name.get(path.rpartition("/")[2]) if scheme == "unix" else None
         return live.connection if live is not None else None
 
+    def own(self, peer: str, owner: str) -> None:
+        """Counts a connection among an owner's from now on: who it is was proved otherwise than by a certificate.
+
+        Args:
+            peer: the call's `context.peer()`.
+            owner: whose, as `Connection.owner` would have it.
+        """
+        live = self._by_name.get(peer.rpartition("/")[2])
+        if live is not None and live.owner is not None:
+            self._crowd.remove(live.owner, live)
+            self._crowd.add(owner, live)
+            live.owner = owner
+
     def connections(self) -> Collection[Connection]:
         """All connections of the moment."""
         return [live.connection for live in self._live.values()]

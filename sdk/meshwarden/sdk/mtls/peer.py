@@ -116,33 +116,46 @@ class PeerCheck:
         except PeerRefused as refusal:
             raise Refused(grpc.StatusCode.UNAUTHENTICATED, f"your certificate was refused: {refusal}") from refusal
 
-    def check(self, chain_der: Sequence[bytes], method: str, remote: str) -> VerifiedPeer | None:
+    def check(self, connection: Connection, method: str) -> VerifiedPeer | None:
         """The peer of a call that may be served.
 
         Raises:
             Refused: if it may not; `on_refused` was told.
         """
-        peer = None
+        peer, remote = None, connection.remote
         try:
-            peer = self.verify(chain_der)
+            peer = self.verify(connection.chain_der)
+            _check_session(connection)
             self._admit(peer, method)
         except Refused as refusal:
             self.report(f"{peer.spiffe_id} ({remote})" if peer else remote, method, refusal.message)
             raise
         return peer
 
-    def admit_again(self, chain_der: Sequence[bytes], method: str) -> None:
+    def admit_again(self, connection: Connection, method: str) -> None:
         """Checks the peer of a call that goes on.
 
         Raises:
             Refused: it may not any more; nobody is told.
         """
-        self._admit(self.verify(chain_der), method)
+        peer = self.verify(connection.chain_der)
+        _check_session(connection)
+        self._admit(peer, method)
 
     def report(self, peer_text: str, method: str, reason: str) -> None:
         """Tells `on_refused`."""
         if self._on_refused is not None:
             self._on_refused(peer_text, method, reason)
+
+
+def _check_session(connection: Connection) -> None:
+    """Refuses what shows a session that has ended.
+
+    Raises:
+        Refused: UNAUTHENTICATED, if it has.
+    """
+    if connection.session is not None and (reason := connection.session.over()):
+        raise Refused(grpc.StatusCode.UNAUTHENTICATED, reason)
 
 
 @dataclass(eq=False)
@@ -203,24 +216,25 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
         connection = self._front.find(peer)
         if connection is None:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, _PAST)
-        return self._check.check(connection.chain_der, method, connection.remote)
+        return self._check.check(connection, method)
 
     def sweep(self) -> None:
         """Checks the peers of all open streams and ends those that are refused; runs by itself every 250 ms.
 
         Call it after a ban for an effect at once, or when `admit` refuses what it has let in.
         """
-        # Who is refused is not remembered by the verifier, so it is here: for all streams of a connection.
-        refused: dict[tuple[int, str], Refused] = {}
+        # Who is refused is not remembered by the verifier, so it is here, for all streams of a connection. Not by its
+        # number: each front counts its own from 1.
+        refused: dict[tuple[Connection, str], Refused] = {}
         again = self._check.admit_again
         for stream in self._streams.values():
-            refusal = refused.get((stream.connection.id, stream.method)) if refused else None
+            refusal = refused.get((stream.connection, stream.method)) if refused else None
             if refusal is None:
                 try:
-                    again(stream.connection.chain_der, stream.method)
+                    again(stream.connection, stream.method)
                     continue
                 except Refused as error:
-                    refusal = refused[stream.connection.id, stream.method] = error
+                    refusal = refused[stream.connection, stream.method] = error
             stream.refusal = refusal
             stream.task.cancel()
 
@@ -284,7 +298,7 @@ class PeerInterceptor(grpc.aio.ServerInterceptor):
             raise AssertionError("abort raises")
         _connection.set(connection)  # each call has a task, and so a context, of its own
         try:
-            _peer.set(self._check.check(connection.chain_der, method, connection.remote))
+            _peer.set(self._check.check(connection, method))
         except Refused as refusal:
             await context.abort(refusal.status, refusal.message, refusal.trailing)
         return connection

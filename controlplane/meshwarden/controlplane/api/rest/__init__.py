@@ -9,6 +9,7 @@ What is reached by REST is reached through the same servicers, behind the same i
     encode      an RPC's answer as JSON
     problem     an RPC's refusal as application/problem+json
     json_schema, openapi    the same routes as a document
+    browser, cookie    calls of browsers, by a session that stands for a certificate
     site        files for browsers, which hold no data
     door        all of it behind one TLS listener
 """

@@ -49,6 +49,8 @@ class DirectContext:
 
     Attributes:
         detail_bytes: how much room there is for the details of a status.
+        headers: what else an answer by HTTP says, which is for handlers to add.
+        cookie: what the caller shows for a session; empty for nothing.
     """
 
     detail_bytes = DETAIL_BYTES
@@ -58,6 +60,8 @@ class DirectContext:
         self._peer, self._write = peer, write
         self._metadata = tuple(Metadatum(key, value) for key, value in metadata)
         self._code: grpc.StatusCode | None = None
+        self.headers: list[tuple[str, str]] = []
+        self.cookie = ""
 
     def peer(self) -> str:
         """Where the call comes from, as the front knows it."""

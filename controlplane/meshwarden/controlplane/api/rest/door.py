@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from meshwarden.controlplane.api.rest import openapi, route
+from meshwarden.controlplane.api.rest.browser import Browsers
 from meshwarden.controlplane.api.rest.direct import Calls, Handler
 from meshwarden.controlplane.api.rest.http import Http
 from meshwarden.controlplane.api.rest.site import Site
@@ -29,6 +30,7 @@ async def serving(
     handlers: Mapping[str, Handler],
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     admit: Admit,
+    browsers: Browsers,
     version: str,
 ) -> AsyncIterator[None]:
     """Serves what comes to a private socket, by a front, while the context lasts.
@@ -38,6 +40,7 @@ async def serving(
         handlers: {method: handler} of all services.
         interceptors: what stands before them, the outermost first.
         admit: checks a caller before anything is read.
+        browsers: makes sessions known to them.
         version: ours, for the document.
     """
     routes = route.load()
@@ -45,7 +48,7 @@ async def serving(
     calls = await Calls.behind({name: handlers[name] for name in served}, interceptors)
     document = functools.cache(lambda: openapi.text(routes, version))
     pages = {"/v1/openapi.json": Page("application/json", document)}
-    http = Http(Transcoder(routes, calls, admit, pages, Site(assets.load)).handle)
+    http = Http(Transcoder(routes, calls, admit, pages, Site(assets.load), browsers).handle)
     server = await asyncio.start_unix_server(http.serve, path)
     try:
         yield

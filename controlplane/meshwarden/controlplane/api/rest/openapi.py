@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import yaml
 
+from meshwarden.controlplane.api.rest.cookie import NAME
 from meshwarden.controlplane.api.rest.json_schema import COMPONENTS, JsonSchemas
 from meshwarden.controlplane.api.rest.route import Route
 from meshwarden.controlplane.resources.example import EXAMPLES
@@ -17,7 +18,8 @@ from meshwarden.controlplane.resources.example import EXAMPLES
 _PROBLEM: Final = "meshwarden.v1.Problem"
 _DESCRIPTION: Final = """\
 The RPCs of the control plane as HTTP and JSON. A caller shows an operator's certificate when it connects (mutual TLS),
-and may what it may by gRPC: an operator of a tenant sees and touches that tenant alone.
+or the session of a browser that stands for one, and may what it may by gRPC: an operator of a tenant sees and touches
+that tenant alone.
 
 A resource is as in a manifest: what `GET` answers can be `PUT`, or given to `meshwarden apply`. Whole numbers of 64
 bits are text, durations are text such as `1.5s`, and what is left out has its default: `0`, `false`, `""`,
@@ -84,7 +86,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
             "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{"certificate": []}],
+        "security": [{"certificate": []}, {"session": []}],
         "tags": [
             {"name": name, "description": "\n\n".join(schemas.comments.paragraphs(f"meshwarden.v1.{name}"))}
             for name in services
@@ -98,7 +100,15 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
                     "content": {"application/problem+json": {"schema": {"$ref": f"{COMPONENTS}Problem"}}},
                 }
             },
-            "securitySchemes": {"certificate": {"type": "mutualTLS", "description": "The certificate of an operator."}},
+            "securitySchemes": {
+                "certificate": {"type": "mutualTLS", "description": "The certificate of an operator."},
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": NAME,
+                    "description": "A browser's session, which stands for the certificate of an operator.",
+                },
+            },
         },
     }
 

@@ -18,6 +18,8 @@ from google.protobuf.message import Message
 
 from meshwarden.certs.verify import VerifiedPeer
 from meshwarden.controlplane.api.rest import bind, encode, problem
+from meshwarden.controlplane.api.rest.browser import BY_CODE, Browsers, check_origin, check_page
+from meshwarden.controlplane.api.rest.cookie import parse
 from meshwarden.controlplane.api.rest.direct import Calls, DirectContext
 from meshwarden.controlplane.api.rest.events import EventStream, until_left
 from meshwarden.controlplane.api.rest.http import CLOSED, GONE, Exchange
@@ -26,6 +28,7 @@ from meshwarden.controlplane.api.rest.problem import Aborted, HttpRefused
 from meshwarden.controlplane.api.rest.route import Route, Router
 from meshwarden.controlplane.api.rest.site import Site
 from meshwarden.controlplane.api.validation import Misshapen
+from meshwarden.controlplane.identity.browser_session import BrowserSession
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import record_of
 from meshwarden.sdk.mtls.peer import Refused
@@ -34,10 +37,10 @@ from meshwarden.v1.resources_pb2 import Resource
 Admit = Callable[[str, str], VerifiedPeer | None]
 """Takes a connection's name and a method; returns who calls, or raises `Refused`."""
 STREAMS_PER_CALLER: Final = 16
+STREAMS_PER_SESSION: Final = 8
 MAX_STREAMS: Final = 512
 SCHEMA: Final = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 """Who may read the schema by gRPC may read what is made of it here."""
-_SAFE_VERBS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _PASSED_ON: Final = ("traceparent", "tracestate", "user-agent")
 _TAG: Final = re.compile(r'"([0-9]{1,19})"')
 _CURSOR: Final = re.compile(r"([A-Za-z0-9-]{1,64}):([0-9]{1,19})")
@@ -60,7 +63,13 @@ class Transcoder:
     """Answers requests: `handle` is for `Http`."""
 
     def __init__(
-        self, routes: Sequence[Route], calls: Calls, admit: Admit, pages: Mapping[str, Page], site: Site
+        self,
+        routes: Sequence[Route],
+        calls: Calls,
+        admit: Admit,
+        pages: Mapping[str, Page],
+        site: Site,
+        browsers: Browsers,
     ) -> None:
         """Puts it together.
 
@@ -70,10 +79,12 @@ class Transcoder:
             admit: checks who calls before anything is read; `calls` check it again.
             pages: {path: page}, beside the routes.
             site: the files of pages for browsers, which everybody may have.
+            browsers: makes sessions known to `admit` and `calls`.
         """
         self._router, self._calls, self._admit, self._pages = Router(routes), calls, admit, pages
-        self._site = site
+        self._site, self._browsers = site, browsers
         self._streams: Counter[str] = Counter()
+        self._open = 0
         self._shared = encode.Shared()
 
     async def handle(self, exchange: Exchange) -> None:
@@ -83,12 +94,13 @@ class Transcoder:
             HttpRefused: it means nothing here.
         """
         path, _, query = exchange.target.partition("?")
-        page = self._pages.get(path)
-        if page is not None:
-            await self._show(exchange, page)
-            return
         if self._site.has(path):
             await self._site.answer(exchange, path)
+            return
+        page = self._pages.get(path)
+        if page is not None:
+            with self._browsers.entered(exchange):
+                await self._show(exchange, page)
             return
         if not path.startswith("/"):
             raise HttpRefused(HTTPStatus.BAD_REQUEST, "ask for a path, which begins with a slash")
@@ -104,10 +116,30 @@ class Transcoder:
             text = f"{exchange.verb} is not for this path: it takes {allowed}"
             raise HttpRefused(HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("allow", allowed)])
         check_origin(exchange)
+        if route.method in BY_CODE:
+            check_page(exchange)
+            await self._answer(exchange, route, values, query)
+            return
+        with self._browsers.entered(exchange) as session:
+            if session is not None:
+                check_page(exchange)
+            await self._answer(exchange, route, values, query, session)
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        route: Route,
+        values: Sequence[str],
+        query: str,
+        session: BrowserSession | None = None,
+    ) -> None:
         caller = self._admitted(exchange, route.method)
         request = await _read(exchange, route, values, query)
         if route.streams:
-            await self._stream(exchange, route, request, caller)
+            names = [(str(caller.spiffe_id) if caller is not None else "", STREAMS_PER_CALLER)]
+            if session is not None:
+                names.append((f"session {session.number}", STREAMS_PER_SESSION))
+            await self._stream(exchange, route, request, names)
         else:
             await self._call(exchange, route, request)
 
@@ -125,15 +157,21 @@ class Transcoder:
         except Refused as refused:
             status = problem.STATUS.get(refused.status, HTTPStatus.FORBIDDEN)
             headers = [_CHALLENGE] if status is HTTPStatus.UNAUTHORIZED else []
-            raise HttpRefused(status, refused.message, headers=headers) from None
+            text = refused.message
+            if headers and "cookie" in exchange.headers:
+                text = f"{text}, or a session that has ended: `meshwarden console` opens another"
+            raise HttpRefused(status, text, headers=headers) from None
 
     async def _call(self, exchange: Exchange, route: Route, request: Message | Misshapen) -> None:
+        context = _context(exchange)
+        if route.method in BY_CODE:
+            context.cookie = parse(exchange.headers.get("cookie", "")) or ""
         try:
-            answer = await self._calls.unary(route.method, request, _context(exchange))
+            answer = await self._calls.unary(route.method, request, context)
         except Aborted as aborted:
             await _tell(exchange, route, request, aborted)
             return
-        headers = [_JSON, CLOSED]
+        headers = [_JSON, CLOSED, *context.headers]
         if isinstance(answer, Resource):
             tag = f'"{record_of(answer).revision}"'
             headers.append(("etag", tag))
@@ -143,21 +181,24 @@ class Transcoder:
         await exchange.answer(HTTPStatus.OK, encode.to_json(answer), headers)
 
     async def _stream(
-        self, exchange: Exchange, route: Route, request: Message | Misshapen, caller: VerifiedPeer | None
+        self, exchange: Exchange, route: Route, request: Message | Misshapen, owners: Sequence[tuple[str, int]]
     ) -> None:
-        name = str(caller.spiffe_id) if caller is not None else ""
-        if self._streams[name] >= STREAMS_PER_CALLER or self._streams.total() >= MAX_STREAMS:
-            text = f"as many streams are open as may be: {STREAMS_PER_CALLER} of one caller, {MAX_STREAMS} of all"
+        """Answers with a stream; `owners` are those whose it is, and how many each may have."""
+        if self._open >= MAX_STREAMS or any(self._streams[name] >= most for name, most in owners):
+            text = (
+                f"as many streams are open as may be: {STREAMS_PER_SESSION} of one session, {STREAMS_PER_CALLER} of "
+                f"one caller, {MAX_STREAMS} of all"
+            )
             raise HttpRefused(HTTPStatus.TOO_MANY_REQUESTS, text, headers=[("retry-after", "10")])
-        self._streams[name] += 1
+        self._open += 1
+        self._streams.update(name for name, _ in owners)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(until_left, exchange, group.cancel_scope)
                 group.start_soon(self._events, exchange, route, request, group.cancel_scope)
         finally:
-            self._streams[name] -= 1
-            if not self._streams[name]:
-                del self._streams[name]
+            self._open -= 1
+            self._streams -= Counter(name for name, _ in owners)
 
     async def _events(
         self, exchange: Exchange, route: Route, request: Message | Misshapen, scope: anyio.CancelScope
@@ -187,22 +228,6 @@ async def _beat(stream: EventStream, scope: anyio.CancelScope) -> None:
         await stream.beat()
     except GONE:
         scope.cancel()
-
-
-def check_origin(exchange: Exchange) -> None:
-    """Has a browser change something only where a page of ours asks for it.
-
-    A browser shows its certificate whoever's page it is that asks.
-
-    Raises:
-        HttpRefused: another's page asks.
-    """
-    if exchange.verb in _SAFE_VERBS:
-        return
-    site, origin = exchange.headers.get("sec-fetch-site", "same-origin"), exchange.headers.get("origin")
-    own = f"https://{exchange.headers.get('host', '')}"
-    if site not in ("same-origin", "none") or (origin is not None and origin != own):
-        raise HttpRefused(HTTPStatus.FORBIDDEN, "pages of another origin change nothing here")
 
 
 async def _read(exchange: Exchange, route: Route, values: Sequence[str], query: str) -> Message | Misshapen:

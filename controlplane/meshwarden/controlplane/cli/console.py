@@ -1,0 +1,67 @@
+"""`meshwarden console`: the address by which a browser looks at the mesh as the operator that we are."""
+
+import html
+import webbrowser
+from pathlib import Path
+
+import click
+
+from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.failure import Failure
+from meshwarden.controlplane.local import context as contexts
+from meshwarden.controlplane.local.record import write_private
+from meshwarden.v1.session_service_pb2 import CreateSessionCodeRequest, SessionCode
+
+TRUST = "docs/console.md says how a browser comes to trust it"
+
+
+@click.command()
+@click.option("--open", "is_opened", is_flag=True, help="Have the browser of this machine open it.")
+@render.output_option
+def console(is_opened: bool, output: str) -> None:
+    """Print the console's address, with a code that logs one browser in, once, within a minute.
+
+    The session is of the operator that we are, and ends with its certificate, after an hour, or after a quarter of an
+    hour in which no page is open.
+    """
+    _, context = contexts.get(click.get_current_context().find_root().obj)
+    with client.connect_current() as mesh:
+        made = mesh.session.CreateSessionCode(CreateSessionCodeRequest(), timeout=client.TIMEOUT_S)
+    url = _url(made, context.address)
+    if output != "table":
+        said = {"url": url, "expire_time": render.moment(made.expire_time)}
+        render.data({**said, **({"ca_file": context.ca_file} if made.mesh_certificate else {})}, output)
+    elif not is_opened:
+        click.echo(url)
+    if is_opened:
+        _open(url)
+    if output == "table":
+        click.echo(f"good once, until {render.moment(made.expire_time)}", err=True)
+        if made.mesh_certificate:
+            click.echo(f"the browser must trust {context.ca_file}: {TRUST}", err=True)
+
+
+def _url(made: SessionCode, address: str) -> str:
+    """The address; where the control plane doesn't know its name it is the one by which we found it."""
+    host, _, port = made.address.rpartition(":")
+    host = host or address.rpartition(":")[0]
+    # After the "#" it is for the page alone: no server and no log is told.
+    return f"https://{host}:{port}/console/#code={made.code}"
+
+
+def _open(url: str) -> None:
+    """Has the browser open a file of ours that leads there: everybody may see what a program is started with.
+
+    Raises:
+        Failure: there is no browser.
+    """
+    file = contexts.contexts_file().with_name("console.html")
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    there = html.escape(url)
+    write_private(
+        file, f'<!doctype html><meta http-equiv="refresh" content="0; url={there}"><a href="{there}">Go on</a>\n'
+    )
+    if not webbrowser.open(Path(file).as_uri()):
+        raise Failure(
+            "there is no browser here that could be opened", "leave --open out, and open the address yourself"
+        )
