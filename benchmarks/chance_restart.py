@@ -1,6 +1,6 @@
 """How long until tenants have what they had, after a control plane was killed: in the model of `benchmarks.chance`.
 
-It is there again two seconds later and found by the two nodes within two more, as late as that can be; the policy says
+It is there again two seconds later and found by the two nodes within one more, as late as that can be; the policy says
 DENY, so that points whose leases have run out refuse everything meanwhile. The reference is how long it was away for
 the later of the nodes.
 """
@@ -16,13 +16,13 @@ from meshwarden.controlplane.quota.leases import TTL_S, Leases
 from meshwarden.controlplane.quota.tree import Bucket
 from meshwarden.v1.resources_pb2 import RatePolicySpec
 
-UP_S, FOUND_S, WATCHED_S = 2.0, (3.5, 4.0), 21.0
+UP_S, FOUND_S, WATCHED_S = 2.0, (2.75, 3.0), 21.0
 SEEDS: Final = 4
 
 
 def case(*arguments: Any) -> Case:
     """The case; the arguments are those of `World`, without a seed."""
-    found = Case("quota", "convergence restart, model", "until the later of two nodes has found it", "s")
+    found = Case("quota", "convergence restart, model", "until the later of two nodes has found it", "s", may_be_nothing=True)
     for seed in range(SEEDS):
         found.add(Restarted(*arguments, seed).converged_s(), FOUND_S[1])
     return found

@@ -8,14 +8,14 @@ from google.protobuf.duration_pb2 import Duration
 
 _FIRST_S: Final = 0.2
 # Of what is leased for seconds a node has nothing while it waits; who refuses a connection has no work with it.
-_SHORT_S: Final = 2.0
+_SHORT_S: Final = 1.0
 _LONG_S: Final = 30.0
 _PATIENCE_S: Final = 60.0
 _MAX_ASKED_S: Final = 300.0
 
 
 class Backoff:
-    """Full jitter below a bound that doubles to 2 s, and is never below what the fleet's return shall take.
+    """Full jitter below a bound that doubles to 1 s, and is never below what the fleet's return shall take.
 
     An agent that was not told of its fleet yet takes it for a large one after a minute without its control plane.
     """
