@@ -52,14 +52,14 @@ export function applyResource({ resource, get, send, done }) {
   opened.again();
 }
 
-/** Deletes a resource; nothing is deleted that something uses. */
+/** Deletes a resource; nothing is deleted that something uses, which the look is told. */
 export function deleteResource({ resource, send, done }) {
   const ref = refOf(resource);
   const opened = ask({
     title: `Delete ${nameOf(ref)}`,
     label: "Delete",
     kind: "danger",
-    look: async () => [diff(nameOf(ref), resource, null), h("p", { class: "quiet" }, "What still uses it has this refused, and is named then.")],
+    look: async () => [diff(nameOf(ref), resource, null), foresight(await send("POST", "/v1/resources:preview", { deletions: [ref] }))],
     run: (reason) => send("POST", "/v1/resources:delete", { refs: [ref], reason }),
     done,
   });

@@ -27,6 +27,7 @@ export function foresight(answer) {
     changes.length === 0 && h("p", null, badge("good", "Nobody's calls come to something else.")),
     h("ul", null, changes.slice(0, MOST).map(change)),
     left > 0 && h("p", { class: "quiet" }, `${whole(left)} more changes are left out.`),
+    (answer.overruled ?? []).map(overruled),
     names.map((one) => h("p", null, badge("warn", `${one.name} would mean ${meaning(one.after)} to tenant ${one.tenant}, and means ${meaning(one.before)}`))),
     answer.omittedServices > 0 && h("p", null, badge("warn", `${whole(answer.omittedServices)} services were not looked at, for there was no more time`)),
     h("p", { class: "quiet" }, `Goes to ${reach.atMost ? "at most " : ""}${whole(reach.nodes ?? 0)} of ${whole(reach.connectedNodes ?? 0)} nodes and ${whole(reach.dataPlanes ?? 0)} of ${whole(reach.connectedDataPlanes ?? 0)} data planes; held against revision ${answer.revision ?? "?"}.`),
@@ -48,6 +49,14 @@ function change(one) {
     h("div", { class: "why" }, h("span", { class: "quiet" }, "now "), decider(one.before)),
     h("div", { class: "why" }, h("span", { class: "quiet" }, "then "), decider(one.after)),
   );
+}
+
+/** A rule of the batch that others overrule: it says something, and does not decide. */
+function overruled(one) {
+  const whose = (one.from ?? []).join(", ");
+  const how = one.wholly ? "decides of no call" : "does not decide of some calls";
+  const text = `${one.resource} ${one.field} ${how}${whose ? ` of ${whose}` : ""}: ${one.byResource} ${one.byField} comes before it`;
+  return h("p", null, badge("warn", text));
 }
 
 function decider(one) {

@@ -55,7 +55,7 @@ function show({ me, get, send, watch }) {
 /** How far the newest change has come. */
 function summary(come) {
   return [
-    h("div", { class: "panel-head" }, h("h2", null, `Revision ${come.revision}`), h("span", { class: "quiet" }, come.time ? ["made ", ago(come.time)] : "no change of the history")),
+    h("div", { class: "panel-head" }, h("h2", null, `Revision ${come.revision}`), h("span", { class: "quiet" }, come.time && ["made ", ago(come.time)])),
     h("div", { class: "shares" }, share("nodes", come.nodes), share("data planes", come.dataPlanes)),
     (come.lagging ?? []).length > 0 && h("p", { class: "text-warn" }, badge("warn", `${come.lagging.map((one) => one.node).join(", ")} ${come.lagging.length > 1 ? "lag" : "lags"}`)),
   ];

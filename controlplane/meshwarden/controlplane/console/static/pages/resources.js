@@ -81,7 +81,7 @@ function show({ me, get, send, parameters }) {
     ];
     if (may(me, "Rollback")) {
       const back = (row) => rollBack({ revision: row.revision, send, done });
-      const undo = (row) => rollBack({ revision: String(Number(row.revision) - 1), resources: refs(row), title: `Take revision ${row.revision} back`, send, done });
+      const undo = (row) => rollBack({ revision: String(Number(row.revision) - 1), refs: refs(row), title: `Take revision ${row.revision} back`, send, done });
       const buttons = (row) => [
         h("button", { type: "button", "aria-label": `Take back revision ${row.revision}`, onclick: () => undo(row) }, "Take back…"),
         " ",

@@ -53,7 +53,11 @@ export function dialog({ title, body, actions = [], onClose = () => {} }) {
     }
   }
 
+  // What a dialog is about is on the page below it.
+  const leave = () => element.close();
+  addEventListener("hashchange", leave);
   element.addEventListener("close", () => {
+    removeEventListener("hashchange", leave);
     element.remove();
     onClose();
   });
