@@ -22,7 +22,9 @@ SEEDS: Final = 4
 
 def case(*arguments: Any) -> Case:
     """The case; the arguments are those of `World`, without a seed."""
-    found = Case("quota", "convergence restart, model", "until the later of two nodes has found it", "s", may_be_nothing=True)
+    found = Case(
+        "quota", "convergence restart, model", "until the later of two nodes has found it", "s", may_be_nothing=True
+    )
     for seed in range(SEEDS):
         found.add(Restarted(*arguments, seed).converged_s(), FOUND_S[1])
     return found
