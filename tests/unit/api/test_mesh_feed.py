@@ -95,6 +95,28 @@ async def test_whoever_is_slow_is_told_the_newest_and_nothing_that_is_over(mesh:
     await slow.aclose()
 
 
+async def test_many_wait_longer_for_what_is_large(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    watches = [mesh.feed.watch(ALL, f"viewer {number}") for number in range(20)]
+    first = await asyncio.gather(*(anext(watch) for watch in watches))
+    own = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await own(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(mesh_feed, "BYTES_PER_S", first[0].ByteSize() / 60)
+    mesh.now = a_look(2, web=2)
+    await asyncio.gather(*(following(watch, 2) for watch in watches))
+    mesh.now = a_look(3, web=3)
+    await asyncio.gather(*(following(watch, 3) for watch in watches))
+    # Twenty times the change, where all there is may be sent once in a minute.
+    assert max(slept) > 60
+    for watch in watches:
+        await watch.aclose()
+
+
 async def test_where_nothing_changes_nothing_is_told(mesh: Mesh) -> None:
     watch = mesh.feed.watch(ALL, "viewer")
     await anext(watch)

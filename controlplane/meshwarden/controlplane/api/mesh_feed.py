@@ -21,6 +21,8 @@ from meshwarden.v1.console_service_pb2 import WatchMeshResponse
 PAUSE_S: Final = 0.5
 # So much longer than a look took does the next wait: a large mesh is looked at less often, and never all the time.
 SHARE: Final = 4.0
+# What all who watch are sent, serialised, at most: many of them wait longer for what is large.
+BYTES_PER_S: Final = 6 << 20
 VIEWERS_PER_CALLER: Final = 16
 MAX_VIEWERS: Final = 512
 MAX_SCOPES: Final = 64
@@ -111,8 +113,8 @@ class Feed:
         if view.scene is None or change is not None:
             view.version += 1
             view.scene, view.change, view.whole = scene, change, None
-        took_s = loop.time() - begun_s
-        view.due_s = loop.time() + max(PAUSE_S, SHARE * took_s)
+        took_s, sent_bytes = loop.time() - begun_s, change.ByteSize() if change is not None else 0
+        view.due_s = loop.time() + max(PAUSE_S, SHARE * took_s, sent_bytes * self._callers.total() / BYTES_PER_S)
 
     async def _looked(self, since_s: float) -> Look:
         """A look of `since_s` or later, or of a moment ago where the next is not due."""

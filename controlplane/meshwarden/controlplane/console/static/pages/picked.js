@@ -9,7 +9,7 @@ import { span } from "../parts/time.js";
 
 /** How something does, in a word. */
 export const WORDS = { bad: "failing", warn: "some fail", denied: "denied", limited: "limited", good: "goes well", idle: "idle" };
-const TLS = { PROVEN: ["good", "mutual TLS, seen by both sides"], SAID: ["good", "mutual TLS, as the caller says"], NONE: ["warn", "no mutual TLS: the caller is unknown"] };
+const TLS = { PROVEN: ["good", "proven by both sides"], SAID: ["good", "by the caller's word"], NONE: ["warn", "none: caller unknown"] };
 
 export function servicePanel(service, mesh, pick) {
   const into = [...mesh.edges.values()].filter((edge) => edge.destination === service.service);
@@ -66,8 +66,8 @@ export function edgePanel(edge, api) {
       ["Errors", share(edge.errorsPerS, edge.callsPerS)],
       ["Denied", share(edge.deniedPerS, edge.callsPerS)],
       ["Limited", share(edge.limitedPerS, edge.callsPerS)],
-      ["p50, p95, p99", edge.p99S ? [edge.p50S ?? 0, edge.p95S ?? 0, edge.p99S].map(span).join(", ") : "–"],
-      ["Identity", badge(kind, text)],
+      ["p50, 95, 99", edge.p99S ? [edge.p50S ?? 0, edge.p95S ?? 0, edge.p99S].map(span).join(", ") : "–"],
+      ["mTLS", badge(kind, text)],
       ["Counted in", (edge.regions ?? []).join(", ") || "–"],
     ]),
     !isFolded && button,

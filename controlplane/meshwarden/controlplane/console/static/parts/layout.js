@@ -13,6 +13,8 @@ const SWEEPS = 4;
 const ASPECT = 1.7;
 // So many services make one column in any case.
 const LEAST = 6;
+// What is wider can't be read as a whole anyway.
+const BROAD = 4000;
 
 /**
  * Lays out a graph.
@@ -75,7 +77,7 @@ function arrange(items, links, gap) {
   const columns = ordered(layered(items.filter((item) => linked.has(item.key)), links), links);
   const area = items.reduce((sum, item) => sum + (item.width + gap) * (item.height + GAP.y), 0);
   const most = Math.max(Math.sqrt(area / ASPECT), LEAST * (NODE.height + GAP.y), ...items.map((item) => item.height));
-  const folded = columns.flatMap((column) => wrapped(column, most));
+  const folded = merged(columns.flatMap((column) => wrapped(column, most)), most, gap);
   folded.push(...wrapped(items.filter((item) => !linked.has(item.key)), most));
   const height = Math.max(0, ...folded.map(tall));
   const set = [];
@@ -90,6 +92,18 @@ function arrange(items, links, gap) {
     x += width + gap;
   }
   return { items: set, width: Math.max(0, x - gap), height };
+}
+
+/** Puts short columns under each other where all would be far wider than high. */
+function merged(columns, most, gap) {
+  const width = columns.reduce((sum, column) => sum + Math.max(...column.map((item) => item.width)) + gap, 0);
+  if (width < BROAD || width < 2 * ASPECT * Math.max(...columns.map(tall))) return columns;
+  return columns.reduce((found, column) => {
+    const last = found.at(-1);
+    if (last && tall(last) + GAP.y + tall(column) <= most) last.push(...column);
+    else found.push([...column]);
+    return found;
+  }, []);
 }
 
 function tall(column) {
