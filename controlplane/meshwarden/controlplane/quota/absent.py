@@ -10,7 +10,7 @@ from typing import Final
 
 from meshwarden.controlplane.quota.tree import Bucket, Path, Point
 
-REMEMBERED_S: Final = 30.0
+REMEMBERED_S: Final = 60.0
 """So long after it was heard of it is known what a point wanted."""
 MAX_REMEMBERED: Final = 4096
 """Buckets of points, of one node."""

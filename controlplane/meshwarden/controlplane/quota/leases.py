@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from meshwarden.controlplane.quota.absent import REMEMBERED_S, Absent
+from meshwarden.controlplane.quota.absent import Absent
 from meshwarden.controlplane.quota.excess import Excess, Path
 from meshwarden.controlplane.quota.lease import Lease, Share, Usage
 from meshwarden.controlplane.quota.pool import Pool
@@ -30,6 +30,8 @@ TERM_S: Final = TTL_S * 1.01
 """The same by our clock: a point's may be a hundredth slower."""
 SILENT_S: Final = 1.5
 """Of a point that has said nothing for so long another may take the place: points report each second."""
+PARKED_S: Final = 30.0
+"""So long it is known what a point held of a bucket that is gone."""
 MAX_LEASES: Final = 65_536
 """Of one node. What a node wants beyond it is counted, and gets nothing."""
 
@@ -314,7 +316,7 @@ class Leases:
 
     def _park(self, policy: str, lease: Lease) -> None:
         """Lets a lease go whose bucket is gone, and remembers it until its point has surely heard of that."""
-        self._parked.setdefault(policy, {})[lease.point, lease.bucket] = lease, self._ticked_s + REMEMBERED_S
+        self._parked.setdefault(policy, {})[lease.point, lease.bucket] = lease, self._ticked_s + PARKED_S
         self._drop(lease)
 
     def _unpark(self, policy: str, tree: Level) -> None:
