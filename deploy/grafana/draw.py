@@ -122,6 +122,8 @@ def _panel(box: _Box, panel: Mapping[str, Any], series: Sequence[Series], span: 
     box.out.append(f'<rect class="card" {place} rx="5"/>')
     box.text(10, 18, _cut(panel["title"], box.width - 20, 6.6), "name")
     alive = [one for one in series if any(math.isfinite(value) for _, value in one.points)]
+    if panel["type"] == "table":  # it says what is so now
+        alive = [one for one in alive if one.points[-1][0] >= span.end_s - span.step_s]
     if not alive:
         box.text(box.width / 2, box.height / 2 + 6, "no data", "soft", "middle")
     elif panel["type"] == "stat":

@@ -49,13 +49,15 @@ NODE: Final = Board(
             "Rollouts",
             (
                 Panel(
-                    "Rollouts by phase",
+                    "Which, and since when in their phase",
                     (
                         Query(
-                            "count by (phase) (meshwarden_rollout_phase_seconds) or on () vector(0)",
-                            "{{phase}}",
+                            "max by (tenant, rollout, phase) (meshwarden_rollout_phase_seconds) or on () vector(0)",
+                            "{{tenant}}/{{rollout}} {{phase}}",
                         ),
                     ),
+                    "s",
+                    "rows",
                     about="Each is there until it is deleted, one that is over too.",
                     width=12,
                 ),

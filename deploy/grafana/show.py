@@ -4,8 +4,9 @@ python deploy/grafana/show.py --minutes 8 --out docs/dashboards        `make das
 
 An intruder is denied and a tenant limited all the time; a program's certificate lives for five minutes; somebody comes
 to the control plane with one of his own making; for a minute one version of orders hangs; records that have become cold
-are read again; a program tells of calls of a model that has a price. The windows of objectives are sixty times shorter,
-so that there is something to see.
+are read again; a program tells of calls of a model that has a price. A rollout that spoils calls is rolled back, one
+reaches all nodes, a third finds too few calls and is paused. Billing takes calls in the clear for some minutes, and
+somebody makes them. The windows of objectives are sixty times shorter, so that there is something to see.
 """
 
 import argparse
@@ -20,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from string import Template
 from typing import Any, Final
 
 import anyio.from_thread
@@ -54,6 +57,60 @@ spec:
   insecureSameUser: true
   svidTtl: 300s
 """
+_IN_THE_CLEAR: Final = """\
+kind: Service
+metadata: {tenant: platform, name: billing}
+spec:
+  protocol: HTTP
+  exportTo: [acme, globex]
+  healthCheck: {httpPath: /healthz}
+  permissive: {until: "$until", methods: ["GET /invoices*"]}
+"""
+_ROLLOUT: Final = """\
+kind: Rollout
+metadata: {tenant: platform, name: $name}
+spec:
+  routePolicies:
+  - kind: RoutePolicy
+    metadata: {tenant: platform, name: orders}
+    spec:
+      service: orders
+      rules:
+      - split: [{version: v1, weight: 50}, {version: v2, weight: 50}]
+        $rule
+  stages: $stages
+  judge: {minCalls: $calls}
+"""
+# (when of the time that is shown, {what stands for what in it})
+_ROLLOUTS: Final = (
+    (
+        0.08,
+        {
+            "name": "faulty",
+            "rule": "fault: {abort: {percent: 20, grpcStatus: UNAVAILABLE}}",
+            "stages": "[{all: true, hold: 60s}]",
+            "calls": "100",
+        },
+    ),
+    (
+        0.15,
+        {
+            "name": "timeout",
+            "rule": "timeout: 20s",
+            "stages": "[{percent: 50, hold: 40s}, {all: true, hold: 40s}]",
+            "calls": "20",
+        },
+    ),
+    (
+        0.7,
+        {
+            "name": "waits",
+            "rule": "timeout: 25s",
+            "stages": "[{percent: 50, hold: 10s, wait: 10s}, {all: true}]",
+            "calls": "1000000",
+        },
+    ),
+)
 
 
 class Mesh:
@@ -97,10 +154,10 @@ class Mesh:
         command = [sys.executable, "-m", "meshwarden.controlplane", *arguments]
         return subprocess.run(command, env=self._environment, capture_output=True, text=True, check=True).stdout
 
-    def apply(self) -> None:
-        """Applies what the pictures want of policies and objectives."""
+    def apply(self, text: str, **known: str) -> None:
+        """Applies manifests in which `$name` stands for what is known by that name."""
         path = self._directory / "show.yaml"
-        path.write_text(f"{OBJECTIVES}---\n{_MANIFESTS}".replace("$uid", str(os.getuid())))
+        path.write_text(Template(text).substitute(known))
         self.run("apply", "-f", str(path))
 
     def exec(self, node: str, entry: str, *command: str) -> subprocess.Popen[bytes]:
@@ -129,6 +186,14 @@ class Mesh:
             context.wrap_socket(plain) as door,
         ):
             door.recv(1)
+
+    def call_in_the_clear(self) -> None:
+        """Calls billing as one who is not of the mesh."""
+        endpoints = (one["spec"] for one in json.loads(self.run("get", "Endpoint", "-o", "json")))
+        place = next(f"{spec['address']}:{spec['port']}" for spec in endpoints if spec["service"] == "billing")
+        url = f"http://{place}/invoices/1"
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            answer.read()
 
 
 def _self_made(path: Path) -> Path:
@@ -176,6 +241,7 @@ def spoil(mesh: Mesh, minutes: float) -> None:
     begin_s, hangs = time.monotonic(), False
     batch = mesh.exec("node-a", "acme/batch", "sleep", f"{60 * minutes + 300:.0f}")
     tells = ("-m", "meshwarden.examples.model_call", "--calls", "0", "--cached", "400")
+    rollouts = list(_ROLLOUTS)
     telling = mesh.exec("node-a", "daena/convener", sys.executable, *tells)
     try:
         while (gone := (time.monotonic() - begin_s) / 60 / minutes) < 1:
@@ -183,6 +249,9 @@ def spoil(mesh: Mesh, minutes: float) -> None:
             if is_to_hang != hangs:
                 os.kill(pid, signal.SIGSTOP if is_to_hang else signal.SIGCONT)
                 hangs = is_to_hang
+            while rollouts and gone > rollouts[0][0]:
+                mesh.apply(_ROLLOUT, **rollouts.pop(0)[1])
+            mesh.call_in_the_clear()
             if 0.3 < gone < 0.45:
                 mesh.knock()
             if 0.35 < gone < 0.5 or gone > 0.75:
@@ -214,7 +283,8 @@ def main() -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mw-")))
         mesh = stack.enter_context(running(directory, 60 * asked.minutes + 600))
         mesh.wait_until_up()
-        mesh.apply()
+        mesh.apply(f"{OBJECTIVES}---\n{_MANIFESTS}", uid=str(os.getuid()))
+        mesh.apply(_IN_THE_CLEAR, until=f"{utc_now() + timedelta(minutes=0.8 * asked.minutes):%Y-%m-%dT%H:%M:%SZ}")
         rules = mesh.run("slo", "rules", "--scale", str(SCALE))
         prometheus = stack.enter_context(watching(directory, mesh.said["metrics_url"], rules, f"{_EVERY_S}s"))
         until(lambda: prometheus.query("up == 1"))

@@ -97,6 +97,14 @@ def test_a_table_has_the_largest_first() -> None:
     assert [one for one in said if one.startswith("s")] == ["service", "s3", "s2", "s1"]
 
 
+def test_a_table_has_what_is_there_at_the_end_alone() -> None:
+    gone = draw.Series("b", {"node": "b"}, [(at, 9.0) for at in range(0, 301, 5)])
+    said = words(drawn([series("a", node="a"), gone], kind="table"))
+    assert "a" in said
+    assert "b" not in said
+    assert "no data" in words(drawn([gone], kind="table"))
+
+
 def test_the_size_is_bounded_by_what_can_be_seen() -> None:
     flat = draw.Series("a", {}, [(at / 10, 1.0) for at in range(6000)])
     board = {"title": "Board", "description": "", "panels": [panel()]}
