@@ -102,6 +102,34 @@ async def test_a_workload_has_so_many_streams_and_no_more(
     again.end()
 
 
+async def test_who_never_reads_holds_nobody_up_and_is_owed_the_newest_alone(
+    node: Node, channel: grpc.aio.Channel
+) -> None:
+    node.registry.set_entries(entry())
+    node.register()
+    names = [f"{'c' * 400}{number}" for number in range(500)]  # more than is under way unread
+    first, *others = map(cluster, names)
+    node.push(first, *others)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"unix:{node.path}", options=options) as own:
+        silent, reader = stream(own), stream(channel)
+        for one in (silent, reader):
+            await one.ask(api.CLUSTER, *names)
+        answer, pushes = await reader.answer(), 80
+        for number in range(pushes):
+            await reader.ask(api.CLUSTER, *names, nonce=answer.nonce)
+            node.push(cluster(names[0], 2.0 + number), *others)
+            answer = await reader.answer()
+        newest, read = answer.version_info, 1
+        while (late := await silent.answer()).version_info != newest:
+            read += 1
+        assert [item.value for item in late.resources] == [item.value for item in answer.resources]
+        assert read < pushes / 2, "what was in between was never said"
+        assert node.data_planes.waiting() == {"acme/web#1/grpc"}, "it has not answered"
+        for one in (silent, reader):
+            one.end()
+
+
 async def test_a_workload_that_has_cost_too_much_is_read_when_its_share_has_come_back(
     node: Node, channel: grpc.aio.Channel
 ) -> None:
