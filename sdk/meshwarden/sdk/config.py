@@ -23,7 +23,8 @@ class Config:
     Attributes:
         spiffe_id: who the program is.
         bundles: {trust domain: bundle} of the program's own; the same objects as long as nothing in them changes.
-        limits: for the program's own server.
+        limits: for the program's own server; those from before as long as an agent that has started again says nothing
+            of them, for calls would be limited by nothing, and shares lost, until it does.
         revision: of the store, that all this is of.
         credentials: the directory with tls.crt, tls.key and ca.crt.
         names: {name that may be dialled: "<tenant>/<service>"}.
@@ -74,7 +75,7 @@ def read(message: workload_service_pb2.WorkloadConfig, before: Config | None) ->
         bundles = before.bundles
     federated = _federated(bundles, message, before)
     limits = node_service_pb2.ServerLimits()
-    limits.CopyFrom(message.limits)
+    limits.CopyFrom(message.limits if message.HasField("limits") or before is None else before.limits)
     names = MappingProxyType(dict(message.names))
     ratio = min(max(message.trace_ratio, 0.0), 1.0) if message.HasField("trace_ratio") else 1.0
     deny_list = DenyList.from_proto(message.deny_list)
