@@ -42,6 +42,8 @@ FLOOR = "a bare grpc.aio stream behind the same TLS front, same bytes"
 WIRE = "the configuration of one as bytes on the wire"
 SIZES = (100, 1000, 5000)
 FILES_AN_AGENT = 4
+RETURNING_AT_ONCE = 256
+"""Handshakes under way: what a front takes on at once (`FrontLimits.handshakes`)."""
 FEW = 3
 """Rounds of what takes long."""
 KIB = 1024
@@ -180,10 +182,10 @@ async def _reconnect(bench: _Bench) -> list[Case]:
         for pid in pids:
             forget_peak(pid)
         begun_s = loop.time()
-        async with our_agents(bench.plane, bench.svids, size) as agents:
+        async with our_agents(bench.plane, bench.svids, RETURNING_AT_ONCE) as agents:
             ours_s = await agents.wait(1) - begun_s
         begun_s = loop.time()
-        async with their_agents(bench.server, bench.svids, size, want_last=True) as agents:
+        async with their_agents(bench.server, bench.svids, RETURNING_AT_ONCE, want_last=True) as agents:
             theirs_s = await agents.wait(2) - begun_s
         grown = [peak_mib(pid) - idle_mib for pid, idle_mib in zip(pids, idle, strict=True)]
         say(f"push: reconnect {number + 1}: {ours_s:.1f} / {theirs_s:.1f} s, {grown[0]:.0f} / {grown[1]:.0f} MiB more")
