@@ -91,7 +91,14 @@ class Fleet:
         raise Broken(f"a stream has ended: {await agent.call.code()}: {await agent.call.details()}")
 
     async def live(self, interval_s: float) -> None:
-        """Says that the agents live, each once an interval, spread over it; also where this process is late."""
+        """Says that the agents live, each once an interval, spread over it; also where this process is late.
+
+        Who has something to say already says that it lives by this, and holds up no other.
+        """
+        async with anyio.create_task_group() as group:
+            await self._live(interval_s, group)
+
+    async def _live(self, interval_s: float, group: TaskGroup) -> None:
         loop, slot_s = asyncio.get_running_loop(), interval_s / SLOTS
         said = int(loop.time() / slot_s)
         while True:
@@ -104,8 +111,9 @@ class Fleet:
                 agent for slot in range(max(said, now - SLOTS), now) for agent in self._agents[slot % SLOTS :: SLOTS]
             ]
             said = now
-            beats = [(agent, beat) for agent in due if (beat := agent.dialect.heartbeat()) is not None]
-            await asyncio.gather(*(agent.say(beat) for agent, beat in beats))
+            for agent in due:
+                if not agent.turn.locked() and (beat := agent.dialect.heartbeat()) is not None:
+                    group.start_soon(agent.say, beat)
 
     @contextmanager
     def silent(self) -> Iterator[None]:
