@@ -10,7 +10,7 @@ ARGS ?=
 NAME ?=
 TRACE ?= accuracy.json
 # Debian packages that suites need beside Python and Node; `make deps` installs them.
-DEBIAN := prometheus prometheus-alertmanager curl redis-server
+DEBIAN := prometheus prometheus-alertmanager curl redis-server chromium
 pin = $(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
   --prerelease=if-necessary-or-explicit pyproject.toml requirements/build.in --extra mesh
 # Not --quiet, which would let warnings pass.

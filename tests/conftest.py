@@ -35,6 +35,7 @@ PACKAGES = {
     "node": "Node.js 20 or newer",
     "npm": "Node.js 20 or newer",
     "curl": "curl (make deps)",
+    "chromium": "Debian's chromium (make deps)",
 }
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
 

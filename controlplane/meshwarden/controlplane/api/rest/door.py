@@ -19,6 +19,7 @@ from meshwarden.controlplane.api.rest.http import Http
 from meshwarden.controlplane.api.rest.site import Site
 from meshwarden.controlplane.api.rest.transcode import Admit, Page, Transcoder
 from meshwarden.controlplane.console import assets
+from meshwarden.controlplane.console.assets import Asset
 from meshwarden.sdk.mtls.front import Front
 
 SOCKET = "rest.sock"
@@ -48,13 +49,20 @@ async def serving(
     calls = await Calls.behind({name: handlers[name] for name in served}, interceptors)
     document = functools.cache(lambda: openapi.text(routes, version))
     pages = {"/v1/openapi.json": Page("application/json", document)}
-    http = Http(Transcoder(routes, calls, admit, pages, Site(assets.load), browsers).handle)
+    http = Http(Transcoder(routes, calls, admit, pages, Site(_files), browsers).handle)
     server = await asyncio.start_unix_server(http.serve, path)
     try:
         yield
     finally:
         server.close()
         http.close()
+
+
+def _files() -> Mapping[str, Asset]:
+    """The files of all pages; they are read when one is asked for, and so is what brings them."""
+    from meshwarden.controlplane.console import swagger
+
+    return {**assets.load(), **swagger.load()}
 
 
 async def listen(front: Front, host: str, port: int, context: Callable[[], ssl.SSLContext]) -> int:

@@ -11,7 +11,8 @@ from meshwarden.controlplane.api.rest.problem import HttpRefused
 from meshwarden.controlplane.console.assets import Asset
 
 HOME: Final = "/console/"
-_MOVED: Final = {"/": HOME, "/console": HOME}
+EXPLORER: Final = "/explorer/"
+_MOVED: Final = {"/": HOME, "/console": HOME, "/explorer": EXPLORER}
 
 
 class Site:
@@ -20,7 +21,7 @@ class Site:
     def __init__(self, load: Callable[[], Mapping[str, Asset]]) -> None:
         """Serves what `load` finds, {path: asset}; it is called once, on a thread, when something is asked for."""
         self._load = functools.cache(load)
-        self._below = (HOME,)
+        self._below = (HOME, EXPLORER)
 
     def has(self, path: str) -> bool:
         """Whether a path is a page's rather than the API's."""
@@ -40,7 +41,9 @@ class Site:
             return
         asset = (await asyncio.to_thread(self._load)).get(path)
         if asset is None:
-            raise HttpRefused(HTTPStatus.NOT_FOUND, f"there is no such file; the console is at {HOME}")
+            raise HttpRefused(
+                HTTPStatus.NOT_FOUND, f"there is no such file; the console is at {HOME}, the explorer at {EXPLORER}"
+            )
         headers = [*asset.headers, ("etag", asset.tag)]
         if asset.tag in exchange.headers.get("if-none-match", ""):
             await exchange.answer(HTTPStatus.NOT_MODIFIED, b"", headers)
