@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from benchmarks import console
 from benchmarks.control_plane import RPC_S, TRUST_DOMAIN, ControlPlane, control_plane
 from benchmarks.process import child
 from benchmarks.push_sovereign import PYTHON
@@ -54,8 +55,8 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
         directory = Path(scratch)
         async with control_plane(directory / "cp", rest=True) as server, _fastapi(directory) as (port, roots):
             await _fill(server)
-            ours = _Connection(server.rest_port, _tls(directory / "cp" / "state" / "ca.pem", server.operator))
-            theirs = _Connection(port, _tls(roots, None))
+            ours = _Connection(server.rest_port, tls(directory / "cp" / "state" / "ca.pem", server.operator))
+            theirs = _Connection(port, tls(roots, None))
             stub = ResourceServiceStub(server.channel)
             one = v1.GetRequest(ref=v1.ResourceRef(kind="Service", tenant="bench", name="s1"))
             all_of_them = v1.ListRequest(kind="Service", tenant="bench", page_size=SERVICES)
@@ -69,6 +70,8 @@ async def run(_: int, rounds: int) -> AsyncIterator[Case]:
             ours.close()
             theirs.close()
     for case in (get, beside, listed):
+        yield case
+    async for case in console.cases(rounds):
         yield case
 
 
@@ -134,7 +137,7 @@ async def _fill(server: ControlPlane) -> None:
     await server.apply(Resource(tenant=Tenant(kind="Tenant", metadata=Metadata(name="bench"))), *services)
 
 
-def _tls(roots: Path, svid: X509Svid | None) -> ssl.SSLContext:
+def tls(roots: Path, svid: X509Svid | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(roots))
     if svid is not None:
         with tempfile.NamedTemporaryFile() as file:
