@@ -349,6 +349,14 @@ async def test_without_traffic_it_waits_or_goes_on_as_it_says(world: World, flee
     await until(world, RolloutStatus.COMMITTED)
 
 
+async def test_a_stage_of_a_region_is_all_its_nodes_and_no_others(world: World, fleet: Fleet) -> None:
+    here = world.sessions.region
+    stages = f"[{{region: elsewhere, hold: 1s, wait: 1s}}, {{region: {here}, hold: 1s, wait: 60s}}]"
+    await apply(world.root, rollout(GOOD, stages, "{minCalls: 50, onNoTraffic: PROMOTE}"))
+    done = await until(world, RolloutStatus.COMMITTED)
+    assert [one.nodes for one in done.rollout.status.verdicts] == [0, len(NODES)]
+
+
 async def test_what_one_replica_hears_another_judges_by(tmp_path: Path) -> None:
     """Agents report to whichever they are at; whoever holds the lease decides, by what all have heard."""
     fleet = Fleet()
