@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from rest_client import DEADLINE_S, Rest
 
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.svid import X509Svid, new_key
-from meshwarden.controlplane.api.rest import encode, openapi, route
+from meshwarden.controlplane.api.rest import deprecation, encode, openapi, route
 from meshwarden.controlplane.resources.example import EXAMPLES
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1 import admin_service_pb2 as admin
@@ -353,3 +354,23 @@ async def test_examples_of_the_document_are_taken(world: World) -> None:
             if answer.status_code != 200:
                 refused[f"{one.name} {name}"] = answer.json()["code"]
     assert refused == {"AdminService.EvictNode A node": "NOT_FOUND"}, "n1 has not joined"
+
+
+async def test_what_is_deprecated_says_so_in_every_answer(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = deprecation.headers("GetStatus", "Deprecated since 2026-11-01, until 2027-11-01: use another.")
+    routes = tuple(
+        replace(one, deprecation=said) if one.name in ("AdminService.GetStatus", "ResourceService.Watch") else one
+        for one in route.load()
+    )
+    monkeypatch.setattr(route, "load", lambda: routes)
+    world = World(await start(rest={"listen": "127.0.0.1:0"}))
+    for path in ("/v1/status", "/v1/status?bogus=1"):
+        answer = await world.root.ask("GET", path)
+        assert {name: answer.headers[name] for name, _ in said} == dict(said), path
+    assert "deprecation" in (await world.nobody.ask("GET", "/v1/status")).headers
+    async with world.root.events("/v1/resources:watch") as events:
+        assert events.answer.headers["deprecation"] == "@1793491200"
+    assert "deprecation" not in (await world.root.ask("GET", "/v1/nodes")).headers
+    assert (await world.root.get("/v1/openapi.json"))["paths"]["/v1/status"]["get"]["deprecated"] is True
+    for one in world.open:
+        await one.client.aclose()

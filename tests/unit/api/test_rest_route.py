@@ -67,4 +67,4 @@ def test_what_is_served_by_nothing_here_is_refused(template: str) -> None:
 
 
 def test_a_method_without_annotation_has_no_route() -> None:
-    assert list(route._routes("/x/Y", descriptor_pb2.MethodDescriptorProto(name="Y"), "")) == []
+    assert list(route._routes("/x/Y", descriptor_pb2.MethodDescriptorProto(name="Y"), "", "")) == []

@@ -4,6 +4,7 @@ What is reached by REST is reached through the same servicers, behind the same i
 
     http        HTTP/1.1 on a connection: requests in, answers and event streams out
     route       which RPC a verb and a path mean, out of the schema
+    deprecation    what answers of a deprecated RPC say
     bind        a request's path, query, headers and body as an RPC's request; every fault of shape at once
     direct      the context of a call that comes without gRPC, and the handlers with all interceptors before them
     encode      an RPC's answer as JSON

@@ -53,6 +53,7 @@ class Exchange:
         headers: by their names in lower case; of several of one name all values, with commas between them.
         peer: the name of the connection's other end, by which a front knows it.
         has_begun: whether anything was answered.
+        also: headers of whatever is answered.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Exchange:
             self.headers[key] = f"{self.headers[key]}, {text}" if key in self.headers else text
         self.peer = f"unix:{writer.get_extra_info('peername')}"
         self.has_begun = False
+        self.also: tuple[tuple[str, str], ...] = ()
         self._has_body = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
         if not self._has_body:
             connection.next_event()  # its end, which h11 knows already
@@ -151,7 +153,7 @@ class Exchange:
 
     def _head(self, status: HTTPStatus, headers: Iterable[tuple[str, str]]) -> None:
         self.has_begun = True
-        own = [*headers]
+        own = [*headers, *self.also]
         names = {name for name, _ in own}
         said = [*(one for one in SAFE if one[0] not in names), *own]
         if self._connection.their_state is not h11.DONE:

@@ -124,6 +124,8 @@ def _operation(route: Route, schemas: JsonSchemas) -> dict[str, Any]:
     }
     if description := "\n\n".join(filter(None, [rest, *said[1:]])):
         made["description"] = description
+    if route.deprecation:
+        made["deprecated"] = True
     if parameters := list(_parameters(route, schemas)):
         made["parameters"] = parameters
     if route.body:

@@ -12,7 +12,7 @@ Source: google/api/http.proto, "HTTP rules"; of its templates `{field}` and `{fi
 import functools
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +20,8 @@ from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
+from meshwarden.controlplane.api.rest import deprecation
+from meshwarden.controlplane.resources.described import Comments
 from meshwarden.controlplane.resources.validate import schema
 
 _VERBS: Final = ("get", "put", "post", "delete", "patch")
@@ -40,6 +42,7 @@ class Route:
         response: the class of its answer.
         streams: whether it answers by a stream.
         number: which of the RPC's ways this is, from 0.
+        deprecation: the headers of its answers, if it is deprecated.
     """
 
     method: str
@@ -51,6 +54,7 @@ class Route:
     response: type[Message] = field(repr=False)
     streams: bool
     number: int
+    deprecation: tuple[tuple[str, str], ...] = ()
 
     @functools.cached_property
     def variables(self) -> Mapping[str, str]:
@@ -84,16 +88,32 @@ def load() -> tuple[Route, ...]:
     Raises:
         ValueError: an annotation says what is not served here.
     """
+    return routes_of(schema().files.file)
+
+
+def routes_of(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> tuple[Route, ...]:
+    """Reads the routes of these files, in their order.
+
+    Raises:
+        ValueError: an annotation says what is not served here, or what is deprecated doesn't say since when.
+    """
+    files = list(files)
+    comments = Comments(files)
     return tuple(
         route
-        for file in schema().files.file
+        for file in files
         for service in file.service
         for method in service.method
-        for route in _routes(f"/{file.package}.{service.name}/{method.name}", method, file.name)
+        for route in _routes(
+            f"/{file.package}.{service.name}/{method.name}",
+            method,
+            file.name,
+            comments[f"{file.package}.{service.name}.{method.name}"],
+        )
     )
 
 
-def _routes(name: str, method: descriptor_pb2.MethodDescriptorProto, file: str) -> Iterator[Route]:
+def _routes(name: str, method: descriptor_pb2.MethodDescriptorProto, file: str, comment: str) -> Iterator[Route]:
     # Read anew: the schema may have been loaded before the annotations were known here.
     options = descriptor_pb2.MethodOptions.FromString(method.options.SerializeToString())
     if not options.HasExtension(annotations_pb2.http):
@@ -102,6 +122,7 @@ def _routes(name: str, method: descriptor_pb2.MethodDescriptorProto, file: str) 
     importlib.import_module(file.removesuffix(".proto").replace("/", ".") + "_pb2")  # which makes the classes
     if method.client_streaming:
         raise ValueError(f"{name}: what streams requests has no way by HTTP")
+    said = deprecation.headers(name, comment) if options.deprecated else ()
     for number, one in enumerate((rule, *rule.additional_bindings)):
         verb = str(one.WhichOneof("pattern"))
         if verb not in _VERBS or one.response_body:
@@ -117,6 +138,7 @@ def _routes(name: str, method: descriptor_pb2.MethodDescriptorProto, file: str) 
             response=_class(method.output_type),
             streams=method.server_streaming,
             number=number,
+            deprecation=said,
         )
 
 

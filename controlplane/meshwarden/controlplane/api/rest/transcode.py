@@ -115,6 +115,7 @@ class Transcoder:
         if route is None or (route.streams and exchange.verb == "HEAD"):
             text = f"{exchange.verb} is not for this path: it takes {allowed}"
             raise HttpRefused(HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("allow", allowed)])
+        exchange.also = route.deprecation
         check_origin(exchange)
         if route.method in BY_CODE:
             check_page(exchange)
