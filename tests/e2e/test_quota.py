@@ -44,8 +44,9 @@ def within_bound(served: list[float], points: int, minted: int) -> None:
 )
 def test_a_limit_holds_over_points_on_two_nodes_whoever_is_killed(quota: Quota) -> None:
     probes = [(quota.call(node, plan), plan) for node in ("node-a", "node-b") for plan in quota.plans]
-    quota.until_each_served(20)
+    quota.until_each_served(5)
     quota.kill("agent-node-a")
+    # The least busy point has 2.5 a second: longer than a lease that nobody prolongs.
     quota.until_each_served(10)
     quota.kill("server")
     quota.until_each_served(10)
@@ -72,7 +73,7 @@ def none_is_refused_far_below_a_limit(quota: Quota, probes: list[tuple[Any, Plan
     quota.until_each_served(5)
     quota.hold_still("agent-node-a", 5.0)
     quota.kill("agent-node-b")
-    quota.until_each_served(20)
+    quota.until_each_served(10)
     for probe, _ in probes:
         codes = ask(probe, op="steady_stop", id="load")["codes"]
         assert plan.codes[1] not in codes, codes
@@ -86,7 +87,7 @@ def test_the_bound_holds_over_several_services_whatever_breaks_at_random(quota: 
     print(f"seed {seed}")  # shown if it fails
     rng, waiting = random.Random(seed), threading.Event()
     probes = [(quota.call(node, plan), plan) for node in ("node-a", "node-b") for plan in quota.plans]
-    quota.until_each_served(10)
+    quota.until_each_served(5)
     held_still, killed = [quota.hold_still("agent-node-a", LAPSED_S)], 0
     until_s = time.monotonic() + CHAOS_S - LAPSED_S
     while time.monotonic() < until_s:
