@@ -23,7 +23,7 @@ from meshwarden.certs.csr import make_csr
 from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import X509Svid, new_key
-from meshwarden.certs.verify import PeerVerifier
+from meshwarden.certs.verify import PeerVerifier, VerifiedPeer
 from meshwarden.controlplane.api import node as api_node
 from meshwarden.controlplane.api.node import NodeServicer, add_to
 from meshwarden.controlplane.api.report import ReportServicer
@@ -115,6 +115,7 @@ class World:
     gathered: "Gathered"
     port: int
     stack: AsyncExitStack
+    servicer: NodeServicer
 
     async def channel(self, identity: SpiffeId | None) -> grpc.aio.Channel:
         """A channel of whoever bears that identity; None shows no certificate."""
@@ -195,7 +196,9 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
             await group.start(publisher.run)
             group.start_soon(sessions.run)
             async with AsyncExitStack() as callers:
-                yield World(store, sessions, authority, tokens, tmp_path / "audit.jsonl", gathered, port, callers)
+                yield World(
+                    store, sessions, authority, tokens, tmp_path / "audit.jsonl", gathered, port, callers, servicer
+                )
             group.cancel_scope.cancel()
 
 
@@ -208,6 +211,27 @@ async def opened(world: World, name: str = "n1") -> Any:
     await stream.write(HELLO)
     assert (await stream.read()).HasField("welcome")
     return stream
+
+
+async def test_a_node_that_has_left_before_it_is_welcomed_is_no_defect(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svid = await issue(world.authority, node())
+    leaf = svid.leaf
+    peer = VerifiedPeer(node(), leaf, leaf.not_valid_after_utc, leaf.not_valid_before_utc)
+    monkeypatch.setattr(api_node.peer, "current", lambda: peer)
+
+    class Gone:
+        async def write(self, _: bytes) -> None:
+            raise grpc.aio.UsageError("RPC already finished.")
+
+    async def requests() -> AsyncIterator[v1.SyncRequest]:
+        yield HELLO
+
+    async with asyncio.timeout(DEADLINE_S):
+        await world.servicer.Sync(requests(), Gone())  # type: ignore[arg-type]
+    (state,) = world.sessions.states()
+    assert not state.connected
 
 
 async def heard(stream: Any, kind: str) -> Any:

@@ -4,6 +4,7 @@ Who calls is known by its certificate alone; no message names its node.
 """
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator
 from importlib.metadata import version as version_of
@@ -106,7 +107,8 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
             welcome = v1.Welcome(server_version=version_of("meshwarden"))
             welcome.heartbeat_interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
             welcome.reconnect_spread.FromNanoseconds(int(self._sessions.reconnect_spread_s * 1e9))
-            await context.write(v1.SyncResponse(welcome=welcome).SerializeToString())
+            with contextlib.suppress(grpc.aio.UsageError):  # it has left already, which its requests tell as well
+                await context.write(v1.SyncResponse(welcome=welcome).SerializeToString())
             stream = _Stream(session, self._authority, self._publisher.roots, self._room, context, self._heartbeat_s)
             self._streams.add(stream)
             try:
