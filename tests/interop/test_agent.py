@@ -95,6 +95,8 @@ def test_programs_of_go_are_citizens(up: Any, peer: str, tmp_path: Path) -> None
         assert {"go", "c-core", "envoy"} <= kinds, "each client is known by what it says of itself"
         gaps = [(gap["policy"], gap["client"], gap["effect"]) for gap in status["gaps"]]
         assert ("RatePolicy platform/served", "platform/served", "IGNORED") in gaps, "a limit that nobody holds is told"
+        asked = ("explain", "--from", "acme/web", "--to", "platform/served", "--method", "/a.B/C")
+        assert "not held by platform/served" in up.run(*asked).stdout
 
         renewed = up.run("svid", "renew", "--reason", "a test")
         assert renewed.returncode == 0, renewed.stderr

@@ -5,7 +5,8 @@ from typing import Any
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.deny import Deny, DenyList
-from meshwarden.controlplane.api.gaps import policy_gaps
+from meshwarden.controlplane.api.gaps import policy_gaps, say_unheld
+from meshwarden.controlplane.policy.explain import explain
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.controlplane.resources.model import ref_of, unwrap
@@ -70,6 +71,24 @@ def test_limits_dry_runs_and_numbers_of_certificates_are_nothing_to_grpcs_own_se
         assert not told(mesh), "the SDK holds them"
         assert not told(mesh, lambda tenant: tenant == "acme", without_sdk=True)
     assert not told(mesh_of(), without_sdk=True)
+
+
+def test_explain_says_of_a_limit_who_does_not_hold_it() -> None:
+    mesh = mesh_of(LIMIT)
+    request = admin_service_pb2.ExplainRequest(**{"from": "acme/web", "to": "platform/orders", "method": "/o.O/Get"})
+    for without_sdk, connected, shown, said in (
+        (True, True, True, True),
+        (False, True, True, False),
+        (True, False, True, False),
+        (True, True, False, False),  # nothing of what is another tenant's
+    ):
+        node = admin_service_pb2.NodeState(node="n1", connected=connected)
+        ref = {"id": "o/grpc", "tenant": "platform", "entry": "orders-v1", "without_sdk": without_sdk}
+        node.data_planes.add(**ref)
+        answer = explain(mesh, request, lambda tenant, shown=shown: shown or tenant == "acme")
+        say_unheld(answer, mesh, [node], "platform/orders")
+        assert ("; not held by platform/orders-v1, whose servers have no SDK" in str(answer)) is said
+    say_unheld(answer, mesh, [node], "platform/none")
 
 
 def test_a_certificate_that_is_revoked_by_number_is_told_where_it_would_be_let_in() -> None:

@@ -14,7 +14,7 @@ from meshwarden.controlplane.api.deny import DenyDesk
 from meshwarden.controlplane.api.dry_run import dry_runs
 from meshwarden.controlplane.api.edges import edge_warnings, permissive_states
 from meshwarden.controlplane.api.errors import InvalidRequest, NotFound
-from meshwarden.controlplane.api.gaps import policy_gaps
+from meshwarden.controlplane.api.gaps import policy_gaps, say_unheld
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.jwt_keys import JwtKeyDesk
 from meshwarden.controlplane.api.nodes import NodeDesk
@@ -155,6 +155,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         authorize(caller, "/meshwarden.v1.AdminService/Explain", tenant)
         now_s = self._clock().timestamp()
         answer = explain(self._publisher.mesh, request, lambda tenant: sees(caller, tenant), now_s)
+        say_unheld(answer, self._publisher.mesh, self._sessions.states(), request.to)
         answer.revision = self._publisher.revision
         return answer
 

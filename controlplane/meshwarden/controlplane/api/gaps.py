@@ -81,16 +81,40 @@ def _by_tls_alone(
             )
 
 
+def say_unheld(answer: v1.ExplainResponse, mesh: Mesh, nodes: Iterable[v1.NodeState], callee: str) -> None:
+    """Adds to what is explained of limits which servers of a service hold none, for they have no SDK.
+
+    Args:
+        answer: what is explained; where it names no resource nothing is added.
+        mesh: what there is.
+        nodes: with their data planes.
+        callee: the service called, "<tenant>/<service>".
+    """
+    refs = (ref for node in nodes if node.connected for ref in node.data_planes)
+    found = [
+        f"{tenant}/{name}" for (tenant, name), service in _entries_without_sdk(mesh, refs) if str(service) == callee
+    ]
+    for step in answer.steps if found else ():
+        if step.stage == "limit" and step.resource:
+            step.text += f"; not held by {', '.join(found)}, whose servers have no SDK"
+
+
+def _entries_without_sdk(
+    mesh: Mesh, refs: Iterable[node_service_pb2.DataPlaneRef]
+) -> Iterator[tuple[tuple[str, str], Name]]:
+    """The entries, by tenant and name, of which some server is gRPC's own alone; each with its service, in order."""
+    for tenant, name in sorted({(ref.tenant, ref.entry) for ref in refs if ref.without_sdk}):
+        if (entry := mesh.find("WorkloadEntry", tenant, name)) is not None:
+            yield (tenant, name), Name(tenant, entry.spec.service)
+
+
 def _without_sdk(
     mesh: Mesh, refs: Iterable[node_service_pb2.DataPlaneRef], shown: Callable[[str], bool]
 ) -> Iterator[v1.PolicyGap]:
     """What is said of services that gRPC's own servers serve, none of whose programs has the SDK."""
-    entries = {(ref.tenant, ref.entry) for ref in refs if ref.without_sdk and shown(ref.tenant)}
-    for tenant, name in sorted(entries):
-        entry = mesh.find("WorkloadEntry", tenant, name)
-        if entry is None:
+    for (tenant, name), service in _entries_without_sdk(mesh, refs):
+        if not shown(tenant):
             continue
-        service = Name(tenant, entry.spec.service)
         instead = f"serve with the SDK, or set dataPlane: ENVOY on {name}"
         found = [
             (f"RatePolicy {key.tenant}/{key.name}", "", f"gRPC's own servers hold no limits: {instead}")
