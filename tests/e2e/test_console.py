@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 from browser import Person, chromium
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("console")]
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 MORE = f"""\
 kind: SLO
@@ -273,3 +276,249 @@ def test_what_one_writes_to_find_is_understood(root: Person, text: str, meant: l
         text,
     )
     assert found == meant
+
+
+def button(person: Person, name: str) -> Any:
+    """The button of exactly that name."""
+    return person.page.get_by_role("button", name=name, exact=True).first
+
+
+def dialog(person: Person) -> Any:
+    """The dialog that is open."""
+    return person.page.locator("dialog[open]")
+
+
+ORDERS = "/v1/resources/AccessPolicy/platform/orders"
+LIMIT = """\
+kind: RatePolicy
+metadata: {tenant: platform, name: orders}
+spec:
+  service: orders
+  limits: [{tenant: acme, requests: 5}, {tenant: globex, requests: 1000}]
+"""
+STAGED = """\
+kind: Rollout
+metadata: {tenant: acme, name: staged}
+spec:
+  accessPolicies:
+  - kind: AccessPolicy
+    metadata: {tenant: acme, name: staged}
+    spec: {service: web, allow: [{from: [{tenant: acme, service: intruder}]}]}
+  stages: [{percent: 50, hold: 3600s}, {all: true}]
+"""
+
+
+def test_a_change_shows_what_it_does_before_it_can_be_made(root: Person) -> None:
+    root.open("resources")
+    button(root, "Change AccessPolicy platform/orders").click()
+    opened, text = dialog(root), root.page.get_by_label("Resources, as JSON")
+    before = json.loads(text.input_value())
+    live = opened.get_by_role("button", name="Apply")
+    text.fill("{")
+    root.until("dialog .problem", "no JSON")
+    assert live.is_disabled()
+    text.fill(json.dumps({**before, "spec": {**before["spec"], "bogus": EVIL}}))
+    root.until("dialog .problem", "bogus")
+    assert live.is_disabled()
+    # What it would do is held back: as long as that isn't known it can't be done.
+    held: list[Any] = []
+    root.page.route("**/v1/resources:preview", lambda route: held.append(route))
+    spec = {**before["spec"], "allow": [{"from": [{"tenant": "acme", "service": "web"}]}]}
+    text.fill(json.dumps({**before, "spec": spec}, indent=2))
+    while not held:
+        root.page.wait_for_timeout(20)
+    assert live.is_disabled()
+    held[0].continue_()
+    root.page.unroute("**/v1/resources:preview")
+    root.until("dialog .diff del", "globex")
+    root.until("dialog .foresight", "would be denied globex/web → platform/orders")
+    root.until("dialog .foresight", "AccessPolicy platform/orders spec.allow")
+    root.picture("console-apply")
+    assert root.faults() == []
+    opened.get_by_label("Reason").fill(f"no globex {EVIL}")
+    live.click()
+    opened.wait_for(state="detached")
+    root.until("table", f"no globex {EVIL}")
+    assert "globex" not in json.dumps(root.get(ORDERS)[1]["spec"])
+    root.picture("console-resources")
+    # The browser says of a dry run of what can't be applied that it was refused.
+    assert [line for line in root.complaints() if "400 (Bad Request)" not in line] == []
+    root.said.clear()
+
+
+def test_a_change_is_taken_back_by_keys_alone(root: Person) -> None:
+    keys = root.page.keyboard
+    root.open("nodes")
+    keys.press("g")
+    keys.press("e")
+    root.until("h1", "Resources")
+    last = root.get("/v1/revisions?pageSize=1")[1]["revisions"][0]["revision"]
+    back = button(root, f"Take back revision {last}")
+    back.focus()
+    keys.press("Enter")
+    root.until("dialog .diff ins", "globex")
+    root.until("dialog .foresight", "would be allowed globex/web → platform/orders")
+    root.picture("console-rollback")
+    assert root.faults() == []
+    # From the reason over Cancel to the button, which is live by now.
+    for _ in range(9):
+        if root.page.evaluate("document.activeElement.textContent") == "Roll back":
+            break
+        keys.press("Tab")
+    keys.press("Enter")
+    dialog(root).wait_for(state="detached")
+    root.until("table", f"rollback to {int(last) - 1}")
+    assert "globex" in json.dumps(root.get(ORDERS)[1]["spec"])
+    assert root.complaints() == []
+
+
+def trace_named(person: Person, name: str) -> str:
+    """The id of a trace that begins with what is called so, once it can be found."""
+    for _ in range(300):
+        token, left = "", 20
+        while left:
+            page = person.get(f"/v1/traces?service=acme/web&pageSize=500&pageToken={token}")[1]
+            found = [one["traceId"] for one in page.get("traces", []) if one.get("name") == name]
+            if found:
+                return str(found[0])
+            token = page.get("nextPageToken", "")
+            left = left - 1 if token else 0
+        person.page.wait_for_timeout(200)
+    raise AssertionError(f"no trace begins with {name}")
+
+
+def test_limits_rollouts_and_costs_are_shown_as_they_are(console: Console, root: Person) -> None:
+    console.apply(LIMIT + "---\n" + STAGED)
+    (agent,) = [one for one in console.up.up_json["agents"] if one["node"] == "node-a"]
+    for model in ("gpt-4o", EVIL):
+        command = ["exec", "--socket", agent["agent_socket"], "--entry", "acme/web", "--", sys.executable]
+        command += ["-m", "meshwarden.examples.model_call", "--model", model]
+        done = [sys.executable, "-m", "meshwarden.agents", *command]
+        subprocess.run(done, check=True, capture_output=True, timeout=120)
+    root.open("limits")
+    row = root.page.locator("tr", has_text="platform/orders").filter(has_text="acme")
+    row.get_by_text("over").wait_for()
+    root.picture("console-limits")
+    root.open("rollouts")
+    root.until("section[aria-label='Rollout acme/staged'] .stages .now", "50 %")
+    root.until("section[aria-label='Rollout acme/staged']", "Judgement of stage 1, so far")
+    assert root.faults() == []
+    root.picture("console-rollouts")
+    for word, then in (("Pause", "paused"), ("Abort", "aborted")):
+        button(root, f"{word}…").click()
+        assert root.faults() == []
+        dialog(root).get_by_role("button", name=word, exact=True).click()
+        root.until("section[aria-label='Rollout acme/staged'] h2", then)
+    root.open("cost")
+    root.until("tr", "gpt-4o")
+    # The price of a model that nobody knows is unknown, and so the sum is at least something.
+    root.until("tr", "unknown")
+    # What is no name of a model has none.
+    root.until("tr", "other")
+    root.until(".figures", "at least $")
+    root.picture("console-cost")
+    root.open(f"traces/{trace_named(root, f'chat {EVIL}')}")
+    root.page.locator(".waterfall summary").first.click()
+    root.until(".waterfall dd", EVIL)
+    root.picture("console-trace")
+    assert root.faults() == []
+    root.open("audit")
+    root.until("table", EVIL)
+    button(root, "Verify the chain").click()
+    root.until(".bar", "events holds")
+    root.picture("console-audit")
+    assert root.complaints() == []
+
+
+def test_a_deletion_says_who_would_be_denied(root: Person) -> None:
+    root.open("resources")
+    button(root, "Delete AccessPolicy platform/billing").click()
+    root.until("dialog .diff del", "service: billing")
+    root.until("dialog .foresight", "would be denied acme/web")
+    # What is still used can't be deleted, and so the button stays dead.
+    root.page.keyboard.press("Escape")
+    button(root, "Delete Service platform/billing").click()
+    root.until("dialog .problem", "platform/billing")
+    assert dialog(root).get_by_role("button", name="Delete").is_disabled()
+    # Whoever goes back leaves the dialog.
+    root.open("nodes")
+    dialog(root).wait_for(state="detached")
+    root.said.clear()
+
+
+def test_a_ban_names_what_ends_and_is_made_only_with_a_reason(root: Person) -> None:
+    root.open("nodes")
+    ban = button(root, "Ban node-b")
+    ban.click()
+    root.until("dialog li", "platform/billing ■has no endpoint left")
+    root.until("dialog li", "called by acme/web")
+    live = dialog(root).get_by_role("button", name="Ban", exact=True)
+    assert live.is_disabled()
+    dialog(root).get_by_label("Reason").fill("it was stolen")
+    assert live.is_enabled()
+    assert root.faults() == []
+    root.picture("console-ban")
+    root.page.keyboard.press("Escape")
+    dialog(root).wait_for(state="detached")
+    assert root.page.evaluate("document.activeElement.ariaLabel") == "Ban node-b"
+    assert not any("ban" in node for node in root.get("/v1/nodes")[1]["nodes"])
+    root.picture("console-nodes")
+
+
+def test_what_is_denied_is_seen_and_allowed_again(root: Person) -> None:
+    root.open("identities")
+    root.until("tr", "spiffe://mesh.test/tenant/globex/service/web")
+    root.picture("console-identities")
+    button(root, "Deny spiffe://mesh.test/tenant/acme/service/intruder").click()
+    root.page.get_by_label("all of its certificates").check()
+    root.until("dialog", "Calls that end")
+    root.until("dialog", "acme/intruder → platform/orders")
+    dialog(root).get_by_label("Reason").fill(EVIL)
+    assert root.faults() == []
+    dialog(root).get_by_role("button", name="Deny").click()
+    root.until("tr", EVIL)
+    button(root, "Allow spiffe://mesh.test/tenant/acme/service/intruder").click()
+    dialog(root).get_by_role("button", name="Allow").click()
+    root.until(".nothing", "Nobody is denied.")
+    assert root.complaints() == []
+
+
+SHOWN = {
+    "traces": "acme/web",
+    "nodes": "acme/",
+    "identities": "tenant/acme/service/web",
+    "resources": "AccessPolicy",
+    "limits": "acme",
+    "cost": "acme",
+    "audit": "acme",
+}
+CHANGING = r"^(Ban|Unban|Deny|Allow|Apply|Change|Delete|Take back|Back to here|Pause|Resume|Abort)\b"
+
+
+def test_a_viewer_of_a_tenant_has_its_own_rows_and_no_button(console: Console, root: Person) -> None:
+    ann = console.person("--context", "ann")
+    for path, own in SHOWN.items():
+        root.open(path)
+        root.until("tbody tr", "globex" if path != "cost" else "acme")
+        if path == "traces":
+            root.picture(f"console-{path}")
+        ann.open(path)
+        ann.until("tbody tr", own)
+        assert "globex" not in ann.text(), path
+        assert ann.page.get_by_role("button", name=re.compile(CHANGING)).count() == 0, path
+        if path in ("nodes", "identities", "resources"):
+            assert root.page.get_by_role("button", name=re.compile(CHANGING)).count() > 0, path
+    assert ann.get("/v1/certificates?tenant=globex")[0] == 403
+    ann.close()
+
+
+def test_a_page_says_that_nobody_answers_and_goes_on_by_itself(root: Person) -> None:
+    root.open("nodes")
+    root.until("tbody tr", "node-a")
+    root.page.context.set_offline(True)
+    root.until(".fault", "does not answer")
+    # What was known stays.
+    assert "node-a" in root.text()
+    root.page.context.set_offline(False)
+    root.page.locator(".fault .problem").wait_for(state="detached")
+    root.until(".state", "live")

@@ -88,7 +88,7 @@ function nodeRows(status, members, come) {
       zone: state.zone,
       agent: state.agentVersion,
       revision: Number(state.ackedRevision ?? 0),
-      heard: state.lastSeen,
+      heard: Boolean(state.lastSeen),
       lag: lagging.get(node)?.since,
       lags: lagging.has(node),
       refusals: state.nacks ?? [],

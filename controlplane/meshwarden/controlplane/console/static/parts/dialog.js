@@ -56,7 +56,10 @@ export function dialog({ title, body, actions = [], onClose = () => {} }) {
   // What a dialog is about is on the page below it.
   const leave = () => element.close();
   addEventListener("hashchange", leave);
+  const opener = document.activeElement;
   element.addEventListener("close", () => {
+    // A page that was told of something new meanwhile has another button in its place.
+    if (!opener.isConnected) document.querySelector(`main [aria-label="${CSS.escape(opener.ariaLabel ?? "")}"]`)?.focus();
     removeEventListener("hashchange", leave);
     element.remove();
     onClose();
