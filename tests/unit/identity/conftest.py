@@ -57,6 +57,7 @@ class World:
             region="eu",
             denied=denied,
             limits=limits,
+            reserved=("console.example",),
         )
 
     def pass_time(self, seconds: float) -> None:

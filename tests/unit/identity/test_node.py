@@ -252,6 +252,14 @@ async def test_each_request_is_answered_by_itself(world: Any) -> None:
     assert len(await world.events("workload.sign_denied")) == 7
 
 
+@pytest.mark.parametrize("name", ["console.example", "localhost", "x.localhost"])
+async def test_no_workload_gets_a_name_by_which_browsers_find_us(world: Any, name: str) -> None:
+    await join(world)
+    await world.entry("proud", "n1", dns_names=["proud.example", name])
+    (result,) = (await world.nodes.sign_workloads(N1, [workload("proud")])).results
+    assert (result.code, "is the control plane's" in result.message, result.chain) == (9, True, [])
+
+
 async def test_a_batch_is_bounded(world: Any) -> None:
     await join(world)
     await world.entry("web", "n1")
