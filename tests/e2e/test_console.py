@@ -213,7 +213,6 @@ def test_one_who_signs_out_is_nobody(console: Console) -> None:
     person.until("main", "meshwarden console")
     assert person.get("/v1/status")[0] == 401
     assert person.faults() == []
-    person.picture("console-login")
     # A code is for once.
     address = console.address()
     other = Person(console.browser, address)

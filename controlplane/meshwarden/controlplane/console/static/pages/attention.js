@@ -65,6 +65,7 @@ function* lagging(mesh) {
   }
 }
 
+/** What has a value above zero, the greatest first. */
 function sorted(things, value) {
-  return [...things.values()].sort((one, other) => value(other) - value(one));
+  return [...things.values()].filter((one) => value(one) > 0).sort((one, other) => value(other) - value(one));
 }
