@@ -42,6 +42,7 @@ VIEWERS: Final = 200
 _CHROMIUM: Final = "/usr/bin/chromium"
 _WATCH_S: Final = 5.0
 _VIEWERS_PER_OPERATOR: Final = 16
+_AT_ONCE: Final = 8
 # Time between frames, in ms, for so many seconds.
 _FRAMES: Final = """(seconds) => new Promise((done) => {
   const found = [];
@@ -198,7 +199,8 @@ async def _watched(server: ControlPlane, number: int) -> float:
     operators = [server.operator] if number == 1 else await _operators(server, -(-number // _VIEWERS_PER_OPERATOR))
     streams = [_Stream(server, operators[at // _VIEWERS_PER_OPERATOR]) for at in range(number)]
     alone = await _cpu_ms(server)
-    reading = asyncio.gather(*(stream.read() for stream in streams))
+    turn = asyncio.Semaphore(_AT_ONCE)
+    reading = asyncio.gather(*(stream.read(turn) for stream in streams))
     async with asyncio.timeout(60):
         while not all(stream.pieces for stream in streams):
             if reading.done():
@@ -242,17 +244,18 @@ class _Stream:
             file.flush()
             self._tls.load_cert_chain(file.name)
 
-    async def read(self) -> None:
-        """Reads until it is cancelled."""
+    async def read(self, turn: asyncio.Semaphore) -> None:
+        """Reads until it is cancelled; connects in its turn, since few may be who have shown no certificate yet."""
         name = control_plane_dns_name(TRUST_DOMAIN)
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", self._port, ssl=self._tls, server_hostname=name, limit=1 << 22
-        )
-        writer.write(f"GET /v1/mesh:watch HTTP/1.1\r\nhost: {name}\r\n\r\n".encode())
-        try:
+        async with turn:
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", self._port, ssl=self._tls, server_hostname=name, limit=1 << 22
+            )
+            writer.write(f"GET /v1/mesh:watch HTTP/1.1\r\nhost: {name}\r\n\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200 "):
-                raise Broken(f"no stream: {head.decode()}")
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise Broken(f"no stream: {head.decode()}")
+        try:
             while piece := await reader.read(1 << 20):
                 self.pieces += len(piece) > 0
         finally:
