@@ -67,7 +67,11 @@ async def test_everybody_gets_the_page_and_what_guards_it(nobody: Rest) -> None:
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["content-security-policy"] == policy
     head = await nobody.ask("HEAD", "/console/")
-    assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(page.content)))
+    assert (head.status_code, head.content, head.headers["content-length"]) == (
+        200,
+        b"",
+        page.headers["content-length"],
+    )
     assert (await nobody.ask("POST", "/console/")).status_code == 405
 
 
@@ -87,3 +91,15 @@ async def test_the_files_have_no_script_in_the_page(nobody: Rest) -> None:
             assert "<style" not in text
             assert not re.search(r"\son[a-z]+=", text)
             assert text.count("<script") == text.count('<script type="module" src="/console/')
+
+
+def test_all_modules_of_the_page_are_asked_for_at_once() -> None:
+    """And not one after the other, as each says what it imports."""
+    found = {path.relative_to(assets.STATIC).as_posix() for path in assets.STATIC.rglob("*.js")}
+    text = (assets.STATIC / "index.html").read_text()
+    named = set(re.findall(r'<link rel="modulepreload" href="/console/([^"]+)">', text))
+    assert named == found - {
+        "app.js",
+        "parts/drawing_worker.js",
+        "parts/paint.js",
+    }  # the one that begins; a worker's own
