@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -491,6 +492,17 @@ async def test_a_silent_node_is_let_go(world: World) -> None:
     assert await code(stream) is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "nothing was heard for 1.5 s" in await stream.details()
     await let_go(world)
+
+
+@pytest.mark.parametrize("world", [0.5], indirect=True)
+async def test_a_control_plane_that_was_held_up_takes_no_node_for_silent(world: World) -> None:
+    stream = await opened(world)
+    time.sleep(2.5)  # noqa: ASYNC251 - longer than a node may be silent: nobody reads meanwhile, and nobody is at fault
+    await anyio.lowlevel.checkpoint()
+    await stream.write(v1.SyncRequest(heartbeat=v1.Heartbeat()))
+    ref = v1.DataPlaneRef(id="acme/web#1/grpc", tenant="acme", entry="web", dialect="GRPC")
+    await stream.write(v1.SyncRequest(interest=v1.Interest(data_planes=[ref])))
+    assert await heard(stream, "config")
 
 
 @pytest.mark.parametrize("world", [0.5], indirect=True)

@@ -40,6 +40,8 @@ UNREAD_S: Final = 60.0
 """A session that leaves what is written to it unread for so long has ended: what waits for it is in memory."""
 HEARTBEATS_MISSED: Final = 3
 """A session in which nothing is heard for so many intervals has ended."""
+_LATE_S: Final = 0.5
+"""Who wakes later than this was held up, and has heard nobody meanwhile."""
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -118,10 +120,11 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
                 self._streams.discard(stream)
         finally:
             session.close()
-        if fault:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, fault)
-        if session.replaced.is_set():
-            await context.abort(grpc.StatusCode.ABORTED, "a newer session of this node has replaced this one")
+        with contextlib.suppress(grpc.aio.UsageError):  # it has gone, and hears no reason
+            if fault:
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, fault)
+            if session.replaced.is_set():
+                await context.abort(grpc.StatusCode.ABORTED, "a newer session of this node has replaced this one")
 
 
 class _Stream:
@@ -187,8 +190,12 @@ class _Stream:
 
     async def _listen_for_silence(self, group: TaskGroup) -> None:
         loop = asyncio.get_running_loop()
-        while (left_s := min(self._heard_s + self._timeout_s, self._stuck_s) - loop.time()) > 0:  # noqa: ASYNC110
-            await anyio.sleep(left_s)  # no poll: until the earlier of the two, as it is then
+        patient_until_s = 0.0
+        while (due_s := max(min(self._heard_s + self._timeout_s, self._stuck_s), patient_until_s)) > loop.time():
+            await anyio.sleep(due_s - loop.time())
+            if loop.time() > due_s + _LATE_S:
+                # It is us who were held up: what nodes have said meanwhile lies unread.
+                patient_until_s = loop.time() + self._timeout_s
         if self._stuck_s <= loop.time():
             self._fault = f"what was written {UNREAD_S:g} s ago is still unread: read what comes"
         else:
