@@ -30,7 +30,7 @@ function show({ me, get, send }) {
     const columns = [
       { title: "SPIFFE ID", value: (row) => row.spiffeId },
       { title: "Node", value: (row) => row.node },
-      { title: "Is", value: (row) => standing(row)[1], show: (row) => badge(...standing(row)) },
+      { title: "State", value: (row) => standing(row)[1], show: (row) => badge(...standing(row)) },
       { title: "Ends", value: (row) => row.notAfter, show: (row) => ago(row.notAfter) },
       { title: "Life left", value: (row) => left(row), show: life },
       { title: "Workloads", value: (row) => (row.workloads ?? []).join(", "), wide: true },
@@ -38,7 +38,7 @@ function show({ me, get, send }) {
     ];
     if (may(me, "Deny")) {
       const button = (row) => h("button", { type: "button", "aria-label": `Deny ${row.spiffeId}`, onclick: () => deny({ row, get, send, done: () => asked.now() }) }, "Deny…");
-      columns.push({ title: "Do", value: () => "", show: (row) => !row.denied && button(row) });
+      columns.push({ title: "Actions", value: () => "", show: (row) => !row.denied && button(row) });
     }
     return columns;
   }
@@ -53,7 +53,7 @@ function show({ me, get, send }) {
       { title: "Until", value: (row) => row.notAfter, show: (row) => ago(row.notAfter) },
     ];
     if (may(me, "Allow")) {
-      columns.push({ title: "Do", value: () => "", show: (row) => h("button", { type: "button", "aria-label": `Allow ${row.target.spiffeId || row.target.serial}`, onclick: () => allow({ row, send, done: () => asked.now() }) }, "Allow…") });
+      columns.push({ title: "Actions", value: () => "", show: (row) => h("button", { type: "button", "aria-label": `Allow ${row.target.spiffeId || row.target.serial}`, onclick: () => allow({ row, send, done: () => asked.now() }) }, "Allow…") });
     }
     return columns;
   }
@@ -132,25 +132,25 @@ function next(row) {
 
 const ROOTS = [
   { title: "Root", value: (row) => row.fingerprint, show: (row) => h("code", { title: row.fingerprint }, `${row.fingerprint.slice(0, 16)}…`) },
-  { title: "Is", value: (row) => rootState(row)[1], show: (row) => badge(...rootState(row)) },
+  { title: "State", value: (row) => rootState(row)[1], show: (row) => badge(...rootState(row)) },
   { title: "Since", value: (row) => row.since ?? "", show: (row) => ago(row.since) },
   { title: "Ends", value: (row) => row.notAfter ?? "", show: (row) => ago(row.notAfter) },
-  { title: "Then", value: (row) => row.next ?? "", show: next, wide: true },
+  { title: "Next", value: (row) => row.next ?? "", show: next, wide: true },
   { title: "Leads to nodes", value: (row) => (row.usedBy ?? []).length, align: "right" },
   { title: "Would cut off", value: (row) => (row.missing ?? []).join("; "), wide: true },
 ];
 
 const KEYS = [
   { title: "Key", value: (row) => row.kid, show: (row) => h("code", { title: row.kid }, `${row.kid.slice(0, 16)}…`) },
-  { title: "Is", value: (row) => rootState(row)[1], show: (row) => badge(...rootState(row)) },
+  { title: "State", value: (row) => rootState(row)[1], show: (row) => badge(...rootState(row)) },
   { title: "Since", value: (row) => row.since ?? "", show: (row) => ago(row.since) },
-  { title: "Then", value: (row) => row.next ?? "", show: next, wide: true },
+  { title: "Next", value: (row) => row.next ?? "", show: next, wide: true },
   { title: "Not known yet at", value: (row) => (row.missing ?? []).join("; "), wide: true },
 ];
 
 const BUNDLES = [
   { title: "Trust domain", value: (row) => row.trustDomain },
-  { title: "Is", value: (row) => (row.own ? "our own" : row.fault ? "fault" : "trusted"), show: (row) => (row.own ? badge("good", "our own") : row.fault || row.overdue ? badge("warn", row.fault || `overdue for ${span(seconds(row.overdue))}`) : badge("good", "trusted")) },
+  { title: "State", value: (row) => (row.own ? "our own" : row.fault ? "fault" : "trusted"), show: (row) => (row.own ? badge("good", "our own") : row.fault || row.overdue ? badge("warn", row.fault || `overdue for ${span(seconds(row.overdue))}`) : badge("good", "trusted")) },
   { title: "Roots", value: (row) => row.roots ?? 0, align: "right" },
   { title: "Keys of tokens", value: (row) => row.jwtKeys ?? 0, align: "right" },
   { title: "Fetched", value: (row) => row.fetched ?? "", show: (row) => (row.fetched ? ago(row.fetched) : "") },

@@ -81,7 +81,7 @@ const COLUMNS = [
   { title: "Policy", value: (row) => row.policy },
   { title: "Tenant", value: (row) => row.tenant },
   { title: "Of", value: (row) => [row.unit !== "requests" && `${row.unit} of`, row.service, row.method, !row.service && !row.method && "all calls"].filter(Boolean).join(" ") },
-  { title: "Is", value: (row) => state(row)[1], show: (row) => badge(...state(row)) },
+  { title: "State", value: (row) => state(row)[1], show: (row) => badge(...state(row)) },
   { title: "Wanted", value: wanted, show: meter },
   { title: "Limit", value: (row) => row.limit, show: (row) => [amount(row.limit, row), row.period && h("div", { class: "quiet" }, "until ", ago(row.period.end))].flat(), align: "right" },
   { title: "Share", value: (row) => row.share, show: (row) => (row.period ? `${whole(Math.round(row.period.left ?? 0))} left` : amount(row.share, row)), align: "right" },

@@ -116,7 +116,7 @@ function progressOf(row) {
 function nodeColumns(me, { get, send, done }) {
   const columns = [
     { title: "Node", value: (row) => row.node },
-    { title: "Is", value: (row) => standing(row)[1], show: (row) => badge(...standing(row)) },
+    { title: "State", value: (row) => standing(row)[1], show: (row) => badge(...standing(row)) },
     { title: "Revision", value: (row) => row.revision, align: "right" },
     { title: "Progress", value: (row) => progressOf(row)[1], show: (row) => [badge(...progressOf(row)), row.lags && row.lag && h("span", { class: "quiet" }, " since ", ago(row.lag))] },
     { title: "Workloads", value: (row) => row.workloads, align: "right" },
@@ -129,7 +129,7 @@ function nodeColumns(me, { get, send, done }) {
       row.ban
         ? h("button", { type: "button", "aria-label": `Unban ${row.node}`, onclick: () => unban({ node: row.node, ban: row.ban, send, done }) }, "Unban…")
         : h("button", { type: "button", "aria-label": `Ban ${row.node}`, onclick: () => ban({ node: row.node, get, send, done }) }, "Ban…");
-    columns.push({ title: "Do", value: () => "", show: button });
+    columns.push({ title: "Actions", value: () => "", show: button });
   }
   return columns;
 }
@@ -169,7 +169,7 @@ function planeState(row) {
 const PLANES = [
   { title: "Data plane", value: (row) => row.id },
   { title: "Node", value: (row) => row.node },
-  { title: "Is", value: (row) => planeState(row)[1], show: (row) => badge(...planeState(row)) },
+  { title: "State", value: (row) => planeState(row)[1], show: (row) => badge(...planeState(row)) },
   { title: "Revision", value: (row) => row.revision, align: "right" },
   { title: "Resources", value: (row) => row.resources, align: "right" },
   { title: "In step", value: (row) => row.synced, show: (row) => percent(row.synced), align: "right" },

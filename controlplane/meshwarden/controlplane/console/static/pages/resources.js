@@ -65,7 +65,7 @@ function show({ me, get, send, parameters }) {
       { title: "Labels", value: (row) => Object.entries(row.metadata.labels ?? {}).map((pair) => pair.join("=")).join(" "), wide: true },
       { title: "Revision", value: (row) => Number(row.metadata.record?.revision ?? 0), align: "right" },
       { title: "Changed", value: (row) => row.metadata.record?.updateTime ?? "", show: (row) => ago(row.metadata.record?.updateTime) },
-      { title: "Do", value: () => "", show: (row) => h("span", { class: "acts" }, act(row)) },
+      { title: "Actions", value: () => "", show: (row) => h("span", { class: "acts" }, act(row)) },
     ];
   }
 
@@ -87,7 +87,7 @@ function show({ me, get, send, parameters }) {
         " ",
         h("button", { type: "button", "aria-label": `Back to here, revision ${row.revision}`, onclick: () => back(row) }, "Back to here…"),
       ];
-      columns.push({ title: "Do", value: () => "", show: (row) => h("span", { class: "acts" }, buttons(row)) });
+      columns.push({ title: "Actions", value: () => "", show: (row) => h("span", { class: "acts" }, buttons(row)) });
     }
     return columns;
   }

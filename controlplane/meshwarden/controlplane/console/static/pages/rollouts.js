@@ -142,7 +142,7 @@ function judgement(verdict, state) {
       h("td", { class: "number" }, percent(one.allowed ?? 0)),
     ),
   );
-  const heads = ["Service", "By", "Counted by", "Is", "Bad with the change", "Bad without", "May be bad"];
+  const heads = ["Service", "By", "Counted by", "State", "Bad with the change", "Bad without", "May be bad"];
   return h(
     "div",
     { class: "table" },

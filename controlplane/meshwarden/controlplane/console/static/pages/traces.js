@@ -98,7 +98,7 @@ export function traceTable(label) {
       { title: "Begins at", value: (row) => row.service ?? "" },
       { title: "Took", value: (row) => seconds(row.duration), show: (row) => h("span", { class: "measured" }, stroke(row, longest), span(seconds(row.duration))), align: "right" },
       { title: "Spans", value: (row) => row.spans ?? 0, align: "right" },
-      { title: "Is", value: (row) => row.errors ?? 0, show: (row) => (row.errors ? badge("bad", `${whole(row.errors)} failed`) : badge("good", "well")) },
+      { title: "State", value: (row) => row.errors ?? 0, show: (row) => (row.errors ? badge("bad", `${whole(row.errors)} failed`) : badge("good", "well")) },
       { title: "Goes through", value: (row) => (row.services ?? []).join(", "), wide: true },
     ],
     sort: 0,
