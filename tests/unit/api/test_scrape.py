@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from meshwarden.certs.authority.port import AuthorityUnavailable
 from meshwarden.certs.authority.slot import RootState, SlotState
-from meshwarden.controlplane.api.scrape import Scraped, targets
-from meshwarden.controlplane.api.vitals import Vitals
+from meshwarden.controlplane.api.metrics.scrape import Scraped, targets
+from meshwarden.controlplane.api.metrics.vitals import Vitals
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.quota.division import Division

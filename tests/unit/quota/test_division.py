@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from meshwarden.controlplane.api.quota_metrics import of_quotas
+from meshwarden.controlplane.api.metrics.quotas import of_quotas
 from meshwarden.controlplane.cli import quota as quota_command
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.quota import node as node_module

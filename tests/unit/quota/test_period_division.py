@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.unit.quota.test_division import POLICY, World, dividing, made, mesh_of, report, until
 
-from meshwarden.controlplane.api.quota_metrics import of_quotas
+from meshwarden.controlplane.api.metrics.quotas import of_quotas
 from meshwarden.controlplane.cli import quota as quota_command
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.quota import book

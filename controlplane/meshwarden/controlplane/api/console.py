@@ -5,8 +5,8 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
-from meshwarden.controlplane.api.mesh_feed import Feed
-from meshwarden.controlplane.api.mesh_scene import Scope
+from meshwarden.controlplane.api.live.feed import Feed
+from meshwarden.controlplane.api.live.scene import Scope
 from meshwarden.controlplane.identity.authorize import authorize
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import console_service_pb2 as v1

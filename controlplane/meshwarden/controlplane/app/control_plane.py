@@ -18,10 +18,10 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.deny import DenyList
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.verify import PeerVerifier, VerifiedPeer
-from meshwarden.controlplane.api.scrape import Scraped
+from meshwarden.controlplane.api.metrics.scrape import Scraped
+from meshwarden.controlplane.api.metrics.vitals import Vitals
 from meshwarden.controlplane.api.server import Api, overload, traced
 from meshwarden.controlplane.api.validation import ValidationInterceptor
-from meshwarden.controlplane.api.vitals import Vitals
 from meshwarden.controlplane.app.engines import Engines
 from meshwarden.controlplane.app.gathering import gathering
 from meshwarden.controlplane.app.identity import identity

@@ -12,8 +12,8 @@ from meshwarden.controlplane.api.cost import CostServicer
 from meshwarden.controlplane.api.data_plane import DataPlaneServicer
 from meshwarden.controlplane.api.health import Health
 from meshwarden.controlplane.api.history import RevisionServicer
-from meshwarden.controlplane.api.mesh_feed import Feed
-from meshwarden.controlplane.api.mesh_look import Looker
+from meshwarden.controlplane.api.live.feed import Feed
+from meshwarden.controlplane.api.live.look import Looker
 from meshwarden.controlplane.api.node import NodeServicer
 from meshwarden.controlplane.api.operator import OperatorServicer
 from meshwarden.controlplane.api.preview import PreviewServicer

@@ -14,8 +14,8 @@ from typing import Final
 import anyio
 
 from meshwarden.controlplane.api.errors import Busy
-from meshwarden.controlplane.api.mesh_look import Look
-from meshwarden.controlplane.api.mesh_scene import Scene, Scope, compose
+from meshwarden.controlplane.api.live.look import Look
+from meshwarden.controlplane.api.live.scene import Scene, Scope, compose
 from meshwarden.v1.console_service_pb2 import WatchMeshResponse
 
 PAUSE_S: Final = 0.5

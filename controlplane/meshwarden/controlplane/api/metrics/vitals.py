@@ -14,10 +14,10 @@ from prometheus_client.registry import Collector
 from meshwarden.certs.authority import slot
 from meshwarden.certs.authority.slot import Roots, SlotState
 from meshwarden.certs.svid import X509Svid
-from meshwarden.controlplane.api.edge_metrics import of_edges
-from meshwarden.controlplane.api.progress_metrics import of_progress
-from meshwarden.controlplane.api.quota_metrics import of_quotas
-from meshwarden.controlplane.api.rollout_metrics import of_rollouts
+from meshwarden.controlplane.api.metrics.edges import of_edges
+from meshwarden.controlplane.api.metrics.progress import of_progress
+from meshwarden.controlplane.api.metrics.quotas import of_quotas
+from meshwarden.controlplane.api.metrics.rollouts import of_rollouts
 from meshwarden.controlplane.audit.count import CountedAuditLog
 from meshwarden.controlplane.identity.federation import Federation
 from meshwarden.controlplane.publish.publisher import Publisher

@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from meshwarden.controlplane.api.mesh_look import WINDOW, Look, seconds_since
+from meshwarden.controlplane.api.live.look import WINDOW, Look, seconds_since
 from meshwarden.controlplane.insight.flow import Flow, Pair, folded
 from meshwarden.controlplane.insight.fold import REST, fold
 from meshwarden.v1 import console_service_pb2 as v1

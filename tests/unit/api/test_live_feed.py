@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from meshwarden.controlplane.api import mesh_feed
 from meshwarden.controlplane.api.errors import Busy
-from meshwarden.controlplane.api.mesh_feed import Feed
-from meshwarden.controlplane.api.mesh_look import Look, Standing
-from meshwarden.controlplane.api.mesh_scene import Scope
+from meshwarden.controlplane.api.live import feed as mesh_feed
+from meshwarden.controlplane.api.live.feed import Feed
+from meshwarden.controlplane.api.live.look import Look, Standing
+from meshwarden.controlplane.api.live.scene import Scope
 from meshwarden.controlplane.insight.flow import Flow
 from meshwarden.v1.admin_service_pb2 import GraphEdge
 from meshwarden.v1.console_service_pb2 import WatchMeshResponse
