@@ -63,6 +63,31 @@ def test_a_bucket_that_nobody_speaks_of_gets_a_little_after_a_moment() -> None:
     assert strategies(assignments.due(limits(), PATIENCE_S)) == [tokens(2, 2)]
 
 
+@pytest.mark.parametrize(
+    ("key", "burst"),
+    [
+        (KEY, 2000),
+        (Key(POLICY, "globex", ""), 20),
+        (Key(POLICY, "acme", "/p.S/Pay"), 10),
+        (Key(POLICY, "acme", "writes"), 4),
+        (Key(POLICY, "acme", "/p.S/Seldom"), 2),
+    ],
+)
+def test_a_bucket_far_below_its_limit_waits_for_no_share(key: Key, burst: int) -> None:
+    methods = [
+        {"method": "/p.S/Pay", "requests": 500, "burst": 500},
+        {"class": "writes", "methods": ["/p.S/Put"], "requests": 200, "burst": 200},
+        {"method": "/p.S/Seldom", "requests": 9, "burst": 9},
+    ]
+    said = [
+        {"tenant": "acme", "requests": 100_000, "burst": 100_000, "methods": methods},
+        {"tenant": "*", "requests": 1000, "burst": 1000},
+    ]
+    assignments = Assignments()
+    assignments.report(key, 0, 0, 0.0)
+    assert strategies(assignments.due(limits(limits=said), PATIENCE_S)) == [tokens(2, burst)]
+
+
 def test_what_holds_is_said_once_and_renewed() -> None:
     assignments = Assignments()
     assignments.report(KEY, 0, 0, 0.0)

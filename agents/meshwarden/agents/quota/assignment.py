@@ -15,13 +15,14 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from meshwarden.agents.quota.point import MAX_BUCKETS, MAX_COUNT, Amount, Key
+from meshwarden.sdk.quota.bucket import STARTER, STARTING_PART, most_of
+from meshwarden.sdk.quota.limit import ANY_TENANT
+from meshwarden.sdk.quota.part import key_of
 from meshwarden.sdk.quota.unit import amount_of
 from meshwarden.v1 import node_service_pb2, quota_service_pb2
 from meshwarden.v1.resources_pb2 import Rate, RatePolicySpec
 from meshwarden.xds import quota_names as names
 
-STARTER: Final = Amount(2.0, 2.0)
-"""What a bucket has of which nobody says anything."""
 PATIENCE_S: Final = 0.25
 """So long a new bucket may wait for its first share; until then Envoy lets its calls pass."""
 RENEWAL_S: Final = 1.0
@@ -154,7 +155,7 @@ class Assignments:
                 del self._buckets[key]
                 actions.append(_action(key, {"abandon_action": {}}))
                 continue
-            strategy = self._strategy(bucket, spec, now_s)
+            strategy = self._strategy(key, bucket, spec, now_s)
             said = None if strategy is None else bucket.say(strategy, now_s)
             if now_s < self._ends_s:
                 bucket.is_away = False
@@ -163,7 +164,7 @@ class Assignments:
                 actions.append(_action(key, {"quota_assignment_action": assigned}))
         return actions
 
-    def _strategy(self, bucket: _Bucket, spec: RatePolicySpec, now_s: float) -> dict[str, Any] | None:
+    def _strategy(self, key: Key, bucket: _Bucket, spec: RatePolicySpec, now_s: float) -> dict[str, Any] | None:
         """What a bucket is to do; None while its first share may yet come."""
         if spec.shadow:
             return ALLOW
@@ -173,7 +174,17 @@ class Assignments:
             return DENY if spec.when_away == RatePolicySpec.DENY else _tokens(_amount(spec.fallback))
         if bucket.share is not None:
             return _tokens(Amount(bucket.share.rate + bucket.back, bucket.share.burst))
-        return _tokens(STARTER) if now_s - bucket.opened_s >= PATIENCE_S else None
+        return _tokens(_starter(spec, key)) if now_s - bucket.opened_s >= PATIENCE_S else None
+
+
+def _starter(spec: RatePolicySpec, key: Key) -> Amount:
+    """What a bucket has of which nobody says anything: what an SDK server's begins with."""
+    limits = {limit.tenant: limit for limit in spec.limits}
+    limit = limits.get(key.tenant) or limits.get(ANY_TENANT)
+    if limit is None:
+        return Amount(STARTER, STARTER)
+    part = next((part for part in limit.methods if key_of(part) == key.method), None)
+    return Amount(STARTER, max(STARTER, most_of(part or limit)[1] * STARTING_PART))
 
 
 def _ttl(spec: RatePolicySpec) -> str:
