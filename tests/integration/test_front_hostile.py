@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
@@ -38,18 +39,15 @@ async def test_garbage_does_no_harm(tmp_path: Path, garbage: bytes) -> None:
 
 
 async def test_half_open_handshakes_keep_nobody_out(tmp_path: Path) -> None:
-    async with world(tmp_path, FrontLimits(handshakes=64, handshake_s=30)) as made:
-        opened = []
+    async with world(tmp_path, FrontLimits(handshakes=64, handshake_s=30)) as made, AsyncExitStack() as opened:
+        before = len(os.listdir("/proc/self/fd"))  # of whatever ran before in this process, too
         for _ in range(1000):
-            sock = socket.socket()
+            sock = opened.enter_context(socket.socket())
             sock.setblocking(False)
-            opened.append(sock)
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", made.port))
         async with tls_channel(made.port, AUTHORITY.svid("web")) as channel:
             assert "web" in await call(channel)
-        assert len(os.listdir("/proc/self/fd")) < 1000 + 64 + 200
-        for sock in opened:
-            sock.close()
+        assert len(os.listdir("/proc/self/fd")) < before + 1000 + 64 + 200
 
 
 async def test_who_says_nothing_is_let_go(tmp_path: Path) -> None:
