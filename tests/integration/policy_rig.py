@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -125,6 +126,14 @@ class Sidecar:
     def client(self) -> httpx.AsyncClient:
         """The program beside it, which knows nothing of TLS."""
         return httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(self.outbound)), timeout=DEADLINE_S)
+
+    async def counted(self, name: str) -> int:
+        """What it counts: the sum of all whose names end so, "rbac.denied"; nothing where it has none."""
+        admin = httpx.AsyncHTTPTransport(uds=str(self.outbound.with_name("admin.sock")))
+        asked = {"filter": rf"(^|\.){re.escape(name)}$"}
+        async with httpx.AsyncClient(transport=admin, timeout=DEADLINE_S) as client:
+            said = (await client.get("http://envoy/stats", params=asked)).raise_for_status().text
+        return sum(int(line.rpartition(":")[2]) for line in said.splitlines())
 
 
 class Rig:

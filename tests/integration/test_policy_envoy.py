@@ -153,14 +153,6 @@ async def status(client: httpx.AsyncClient, url: str, wanted: int, method: str =
     return await until(same, f"{method} {url} gets {wanted}")
 
 
-async def stat(sidecar: Sidecar, name: str) -> int:
-    """What an Envoy has counted."""
-    transport = httpx.AsyncHTTPTransport(uds=str(sidecar.outbound.with_name("admin.sock")))
-    async with httpx.AsyncClient(transport=transport, timeout=DEADLINE_S) as client:
-        said = (await client.get("http://envoy/stats", params={"filter": f"^{name}$"})).text
-    return int(said.rpartition(":")[2] or 0)
-
-
 async def test_envoy_denies_by_default_says_who_and_how_to_ask_and_changes_on_the_open_connection(
     rig: Rig, app: str
 ) -> None:
@@ -266,7 +258,8 @@ async def test_envoy_refuses_who_is_revoked_and_ends_what_is_open(rig: Rig, app:
                     await anext(parts)
         assert (await other.get("http://billing/a")).status_code == 200
         # Connections that broke off with requests on them are counted: here the revoked caller's, and nobody else's.
-        assert await until(lambda: stat(billing, "http.inbound.downstream_cx_destroy_active_rq"), "it is counted") == 1
+        broken = "http.inbound.downstream_cx_destroy_active_rq"
+        assert await until(lambda: billing.counted(broken), "it is counted") == 1
         rig.deny()
         await status(revoked, "http://billing/a", 200)
         rig.deny(("spiffe://mesh.test/tenant/platform/service/billing", ""))
