@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from meshwarden.sdk.mtls.front import Front
+from meshwarden.sdk.mtls.front import Front, FrontLimits
 from meshwarden.sdk.mtls.tls import server_context
 
 SERVICE = "bench.Bare"
@@ -29,6 +29,7 @@ STREAM = f"/{SERVICE}/Stream"
 PUSH = f"/{SERVICE}/Push"
 AGAIN = b"again"
 """Who says so first is written what was pushed last."""
+MOST_CONNECTIONS = 20_000
 
 
 class Bare:
@@ -74,6 +75,7 @@ async def serve(directory: Path, way: str) -> None:
         options=[
             ("grpc.server.max_pending_requests", 20_000),
             ("grpc.server.max_pending_requests_hard_limit", 20_000),
+            ("grpc.server_max_unrequested_time_in_server", 300),
             ("grpc.max_concurrent_streams", 100),
             ("grpc.so_reuseport", 0),
             ("grpc.http2.bdp_probe", 0),
@@ -109,7 +111,7 @@ async def _listen(directory: Path, way: str, server: grpc.aio.Server, stack: Asy
         server.add_insecure_port(f"unix:{inner / 'bare.sock'}")
         await server.start()
         return 0
-    front = await stack.enter_async_context(Front(inner / "bare.sock"))
+    front = await stack.enter_async_context(Front(inner / "bare.sock", FrontLimits(connections=MOST_CONNECTIONS)))
     server.add_insecure_port(front.inner_target)
     await server.start()
     if way == "splice":

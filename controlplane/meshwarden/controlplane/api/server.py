@@ -59,6 +59,8 @@ LEAST_CALLS, MOST_CALLS = 16, 1024
 """Between which the limit on unary calls at once is found."""
 # 5,000 streams opened at once were refused with grpc's defaults (research/perf.md §1).
 PENDING_REQUESTS = 20_000
+UNTAKEN_S = 300
+"""How long a call may wait until it is taken; grpc's own 30 s is less than 5,000 large configurations need."""
 # Without certificates the mesh ends; what is only looked at can be looked at later.
 CRITICALITY = {
     **dict.fromkeys(
@@ -181,6 +183,7 @@ class Api:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.server.max_pending_requests", PENDING_REQUESTS),
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_REQUESTS),
+                ("grpc.server_max_unrequested_time_in_server", UNTAKEN_S),
                 ("grpc.max_concurrent_streams", 100),
                 ("grpc.so_reuseport", 0),
                 # A ping for each heartbeat, out and in through the front.
