@@ -67,8 +67,8 @@ class World(Programs):
             for node, probe in self.probes.items()
         }
 
-    def roll_out(self, name: str, faults: dict[str, str]) -> None:
-        text = ROLLOUT.replace("NAME", name)
+    def roll_out(self, name: str, faults: dict[str, str], hold: str = "3s") -> None:
+        text = ROLLOUT.replace("NAME", name).replace("hold: 3s", f"hold: {hold}")
         for word in FAULTS:
             text = text.replace(word, faults.get(word, ""))
         path = self.directory / f"{name}.yaml"
@@ -133,6 +133,22 @@ def test_a_faulty_route_is_rolled_back_in_its_first_stage(world: World) -> None:
 
 def newest(world: World) -> str:
     return str(json.loads(world.up.run("status", "-o", "json").stdout)["revision"])
+
+
+def test_what_one_has_laid_over_the_mesh_is_told_and_goes_with_it(world: World) -> None:
+    world.roll_out("held", {}, hold="3600s")
+    world.up.until(lambda: world.state("held").get("phase") == "RUNNING")
+    call = ("--from", "acme/web", "--to", "platform/billing", "--method", "GET /invoices/1")
+    explained = world.up.run("explain", *call).stdout
+    assert "where a node has Rollout platform/held: ALLOWED, and other than above" in explained
+    assert "ends after 4 s" in explained.partition("where a node has")[2], explained
+    said = world.up.run("diff", "--delete", "Rollout/platform/held")
+    assert said.returncode == 5, said.stderr
+    assert "Rollout platform/held is under way, in stage 1 of 2 (50 %): its nodes lose" in said.stdout
+    assert "acme/web, globex/web -> platform/billing: every method route: " in said.stdout, said.stdout
+    assert "pushed to 1 of 1 nodes" in said.stdout, said.stdout
+    assert world.up.run("delete", "Rollout", "platform/held").returncode == 0
+    assert "platform/held" not in world.up.run("explain", *call).stdout
 
 
 def test_a_good_one_reaches_all(world: World) -> None:

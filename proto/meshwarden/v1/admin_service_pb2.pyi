@@ -764,6 +764,7 @@ class ExplainResponse(_message.Message):
     HEALTHY_ENDPOINTS_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    STAGED_FIELD_NUMBER: _builtins.int
     visible: _builtins.bool
     decision: _report_pb2.CallStat.Decision.ValueType
     limit: _builtins.str
@@ -774,6 +775,8 @@ class ExplainResponse(_message.Message):
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainStep]: ...
     @_builtins.property
     def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainRoute]: ...
+    @_builtins.property
+    def staged(self) -> Global___StagedCall: ...
     def __init__(
         self,
         *,
@@ -785,14 +788,45 @@ class ExplainResponse(_message.Message):
         healthy_endpoints: _builtins.int = ...,
         endpoints: _builtins.int = ...,
         revision: _builtins.int = ...,
+        staged: Global___StagedCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["staged", b"staged"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "endpoints", b"endpoints", "healthy_endpoints", b"healthy_endpoints", "limit", b"limit", "revision", b"revision", "routes", b"routes", "steps", b"steps", "visible", b"visible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "endpoints", b"endpoints", "healthy_endpoints", b"healthy_endpoints", "limit", b"limit", "revision", b"revision", "routes", b"routes", "staged", b"staged", "steps", b"steps", "visible", b"visible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class StagedCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    rollout: _builtins.str
+    decision: _report_pb2.CallStat.Decision.ValueType
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainStep]: ...
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainRoute]: ...
+    def __init__(
+        self,
+        *,
+        rollout: _builtins.str = ...,
+        decision: _report_pb2.CallStat.Decision.ValueType = ...,
+        steps: _abc.Iterable[Global___ExplainStep] | None = ...,
+        routes: _abc.Iterable[Global___ExplainRoute] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "rollout", b"rollout", "routes", b"routes", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StagedCall: _TypeAlias = StagedCall  # noqa: Y015
 
 @_typing.final
 class ExplainStep(_message.Message):

@@ -62,6 +62,7 @@ class PreviewResponse(_message.Message):
     OMITTED_CHANGES_FIELD_NUMBER: _builtins.int
     REACH_FIELD_NUMBER: _builtins.int
     OVERRULED_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     services: _builtins.int
     other_services: _builtins.int
@@ -77,6 +78,8 @@ class PreviewResponse(_message.Message):
     def reach(self) -> Global___PushReach: ...
     @_builtins.property
     def overruled(self) -> _containers.RepeatedCompositeFieldContainer[Global___OverruledRule]: ...
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedRollout]: ...
     def __init__(
         self,
         *,
@@ -90,14 +93,55 @@ class PreviewResponse(_message.Message):
         omitted_changes: _builtins.int = ...,
         reach: Global___PushReach | None = ...,
         overruled: _abc.Iterable[Global___OverruledRule] | None = ...,
+        ended: _abc.Iterable[Global___EndedRollout] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reach", b"reach"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "names", b"names", "omitted_changes", b"omitted_changes", "omitted_services", b"omitted_services", "other_services", b"other_services", "overruled", b"overruled", "reach", b"reach", "revision", b"revision", "services", b"services", "untouched", b"untouched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "ended", b"ended", "names", b"names", "omitted_changes", b"omitted_changes", "omitted_services", b"omitted_services", "other_services", b"other_services", "overruled", b"overruled", "reach", b"reach", "revision", b"revision", "services", b"services", "untouched", b"untouched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewResponse: _TypeAlias = PreviewResponse  # noqa: Y015
+
+@_typing.final
+class EndedRollout(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    OMITTED_CHANGES_FIELD_NUMBER: _builtins.int
+    OMITTED_SERVICES_FIELD_NUMBER: _builtins.int
+    REACH_FIELD_NUMBER: _builtins.int
+    rollout: _builtins.str
+    stage: _builtins.str
+    omitted_changes: _builtins.int
+    omitted_services: _builtins.int
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClientChange]: ...
+    @_builtins.property
+    def reach(self) -> Global___PushReach: ...
+    def __init__(
+        self,
+        *,
+        rollout: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        policies: _abc.Iterable[_builtins.str] | None = ...,
+        changes: _abc.Iterable[Global___ClientChange] | None = ...,
+        omitted_changes: _builtins.int = ...,
+        omitted_services: _builtins.int = ...,
+        reach: Global___PushReach | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reach", b"reach"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "omitted_changes", b"omitted_changes", "omitted_services", b"omitted_services", "policies", b"policies", "reach", b"reach", "rollout", b"rollout", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndedRollout: _TypeAlias = EndedRollout  # noqa: Y015
 
 @_typing.final
 class ClientChange(_message.Message):

@@ -14,11 +14,12 @@ from meshwarden.certs.svid import X509Svid, new_key
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1 import operator_service_pb2 as operator_pb
 from meshwarden.v1 import preview_service_pb2 as v1
+from meshwarden.v1.admin_service_pb2 import ExplainRequest
 from meshwarden.v1.preview_service_pb2 import ClientChange, ReplayedCalls
 from meshwarden.v1.preview_service_pb2_grpc import PreviewServiceStub
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest
 from meshwarden.v1.report_pb2_grpc import ReportServiceStub
-from meshwarden.v1.resource_service_pb2 import ApplyRequest, GetRequest, ResourceRef
+from meshwarden.v1.resource_service_pb2 import ApplyRequest, DeleteRequest, GetRequest, ResourceRef
 from meshwarden.v1.resources_pb2 import Resource
 
 pytestmark = pytest.mark.xdist_group("identity")
@@ -250,6 +251,50 @@ async def test_what_a_deletion_would_do_is_told_as_of_any_change(declared: Any, 
     assert [(name.tenant, list(name.before), list(name.after)) for name in hidden.names if name.tenant == "acme"] == [
         ("acme", ["hidden/orders", ORDERS], ["hidden/orders"])
     ]
+
+
+ROLLOUT = """\
+kind: Rollout
+metadata: {tenant: platform, name: narrow}
+spec:
+  accessPolicies:
+    - kind: AccessPolicy
+      metadata: {tenant: platform, name: orders}
+      spec: {service: orders, allow: [{from: [{tenant: acme, service: web}], methods: [/s.O/Get]}]}
+  stages: [{percent: 100, hold: 3600s}]
+"""
+
+
+async def test_what_ends_with_a_rollout_that_is_under_way_is_told(declared: Any) -> None:
+    await declared.resources.Apply(ApplyRequest(resources=batch(ROLLOUT)), timeout=DEADLINE_S)
+    gone = v1.PreviewRequest(deletions=[ref("Rollout/platform/narrow")])
+    async with asyncio.timeout(DEADLINE_S):
+        while not (answer := await declared.preview.Preview(gone, timeout=DEADLINE_S)).ended:
+            assert not answer.changes, "one that waits has changed nothing"
+            await asyncio.sleep(0.05)
+    assert not answer.changes, "the mesh as it is stays as it is"
+    (ended,) = answer.ended
+    assert (ended.rollout, ended.stage) == ("Rollout platform/narrow", "stage 1 of 1 (100 %)")
+    assert list(ended.policies) == ["AccessPolicy platform/orders"]
+    told = {tuple(getattr(one, "from")): (one.kind, list(one.methods)) for one in ended.changes}
+    assert told == {("acme/*",): (ClientChange.ALLOWED, []), ("acme/web",): (ClientChange.ALLOWED, ["/*"])}
+
+    async def explained(method: str) -> Any:
+        asked = ExplainRequest(to=ORDERS, method=method)
+        setattr(asked, "from", "acme/web")
+        return await declared.admin.Explain(asked, timeout=DEADLINE_S)
+
+    put = await explained("/s.O/Put")
+    assert (put.decision, put.staged.decision) == (CallStat.ALLOWED, CallStat.DENIED)
+    assert [(step.stage, step.ok, step.field) for step in put.staged.steps] == [("access", False, "spec.allow")]
+    get = await explained("/s.O/Get")
+    assert (get.decision, get.staged.decision) == (CallStat.ALLOWED, CallStat.ALLOWED)
+    assert [step.text for step in get.staged.steps] == ["allowed: web of tenant acme may call this"]
+    platform = await of_tenant(declared, "platform", operator_pb.VIEWER)
+    shown = await platform.Preview(gone, timeout=DEADLINE_S)
+    assert shown.ended[0].changes == ended.changes
+    await declared.resources.Delete(DeleteRequest(refs=gone.deletions), timeout=DEADLINE_S)
+    assert not (await explained("/s.O/Put")).HasField("staged")
 
 
 async def test_a_deletion_that_would_be_refused_is_refused(declared: Any, refusal: Any) -> None:

@@ -85,6 +85,32 @@ def test_what_is_left_out_and_what_is_not_touched_are_told() -> None:
     ]
 
 
+def test_what_ends_with_a_rollout_is_told() -> None:
+    change = {"from": ["a/w"], "to": "p/o", "kind": "ROUTED", "before": {"text": "2s"}, "after": {"text": "1s"}}
+    ended = {
+        "rollout": "Rollout p/r",
+        "stage": "stage 1 of 2 (50 %)",
+        "policies": ["RoutePolicy p/o"],
+        "changes": [change],
+        "omittedChanges": 3,
+        "reach": {"nodes": 1, "connectedNodes": 1, "dataPlanes": 2, "connectedDataPlanes": 3},
+    }
+    assert list(preview.lines(told(ended=[ended], otherServices=4))) == [
+        "Rollout p/r is under way, in stage 1 of 2 (50 %): its nodes lose RoutePolicy p/o of it",
+        "  a/w -> p/o: every method route: 2s -> 1s",
+        "  and 3 more changes",
+        "  pushed to 1 of 1 nodes, 2 of 3 data planes",
+    ]
+    both = list(preview.lines(told(ended=[{**ended, "changes": [], "omittedChanges": 0}], services=1)))
+    assert both[0] == "for callers nothing changes", "of the mesh as it is"
+    assert both[-2:] == ["  for callers nothing changes", "  pushed to 1 of 1 nodes, 2 of 3 data planes"]
+    assert diff_module._counts(told(ended=[{**ended, "changes": [change, {**change, "kind": "DENIED"}]}])) == {
+        "rerouted": 1,
+        "denied": 1,
+        "undecidable": 3,
+    }
+
+
 @pytest.mark.parametrize(
     ("rule", "line"),
     [

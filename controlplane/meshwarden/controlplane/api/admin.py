@@ -154,7 +154,7 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         tenant = source if sees(caller, source) else destination
         authorize(caller, "/meshwarden.v1.AdminService/Explain", tenant)
         now_s = self._clock().timestamp()
-        answer = explain(self._publisher.mesh, request, lambda tenant: sees(caller, tenant), now_s)
+        answer = explain(self._publisher.mesh, request, lambda tenant: sees(caller, tenant), now_s, is_staged=True)
         say_unheld(answer, self._publisher.mesh, self._sessions.states(), request.to)
         answer.revision = self._publisher.revision
         return answer

@@ -18,18 +18,19 @@ from meshwarden.controlplane.api.errors import Busy, NotFound
 from meshwarden.controlplane.gather.seen import MAX_ROWS, SeenCalls
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.policy.endpoint import Place
-from meshwarden.controlplane.policy.foresight.effect import Effects
+from meshwarden.controlplane.policy.foresight.effect import Budget, Effects
 from meshwarden.controlplane.policy.foresight.overruled import MAX_RULES, overruled
 from meshwarden.controlplane.policy.foresight.replay import Replay, Seen, name_of
 from meshwarden.controlplane.policy.foresight.replay_limit import LimitReplay, Minute, counted, policies_of
 from meshwarden.controlplane.policy.foresight.suggest import PREFIX_FROM, Use, suggest
 from meshwarden.controlplane.policy.foresight.verdict import Judge
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
-from meshwarden.controlplane.policy.stage import changes_of
+from meshwarden.controlplane.policy.stage import changes_of, has_changes, is_live
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.reach import Node, reach
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources.model import normalise, ref_of, unwrap
+from meshwarden.controlplane.rollout.plan import title
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1 import preview_service_pb2 as v1
 from meshwarden.v1 import preview_service_pb2_grpc
@@ -221,7 +222,34 @@ def _preview(
     stored = (change.key for change in changes if change.message is not None)
     answer.overruled.extend(islice(overruled(effects.after, stored, effects.budget.spend), MAX_RULES))
     answer.reach.CopyFrom(reach(before, after, impact, nodes))
+    for key in (change.key for change in changes if change.key.kind == "Rollout"):
+        rollout = before.rollouts.get(key)
+        if rollout is not None and is_live(rollout):
+            having = [node for node in nodes if has_changes(rollout, node.name, node.place)]
+            answer.ended.append(_ended(before, rollout, having, shown, effects.budget, at_s))
     return answer
+
+
+def _ended(
+    mesh: Mesh, rollout: Any, nodes: list[Node], shown: Callable[[str], bool], budget: Budget, at_s: float
+) -> v1.EndedRollout:
+    """What a rollout's nodes lose with it: the mesh as it is, held against the one that they have."""
+    over = changes_of(rollout)
+    key = Key("Rollout", rollout.metadata.tenant, rollout.metadata.name)
+    after = mesh.fork()
+    after.apply([Change(key, None)])  # of which `explain` has nothing to say then
+    before = after.fork()
+    impact = before.apply(over)
+    found = Effects(before, after, shown, budget, at_s).of(impact)
+    return v1.EndedRollout(
+        rollout=f"Rollout {key.tenant}/{key.name}",
+        stage=title(rollout),
+        policies=[f"{change.key.kind} {change.key.tenant}/{change.key.name}" for change in over],
+        changes=found.changes,
+        omitted_changes=found.omitted_changes,
+        omitted_services=found.omitted_services,
+        reach=reach(before, after, impact, nodes),
+    )
 
 
 def _add(sums: dict[tuple[str, str, str], tuple[int, int]], found: Iterable[tuple[Any, ...]]) -> bool:
@@ -256,8 +284,9 @@ def _fill(answer: v1.ReplayAnswer, replay: Replay, limits: LimitReplay) -> None:
 def _hide(answer: v1.PreviewResponse, caller: SpiffeId | None) -> None:
     """Leaves out how far a change is pushed beyond a tenant: how many nodes a mesh has is its operators' business."""
     if _tenant(caller):
-        answer.reach.ClearField("connected_nodes")
-        answer.reach.ClearField("connected_data_planes")
+        for told in (answer.reach, *(one.reach for one in answer.ended)):
+            told.ClearField("connected_nodes")
+            told.ClearField("connected_data_planes")
 
 
 def _serving(tenants: frozenset[str]) -> Callable[[str], bool]:

@@ -15,7 +15,7 @@ from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.diff import FieldChange
 from meshwarden.controlplane.resources.diff import diff as changes_of
 from meshwarden.controlplane.resources.manifest import Located
-from meshwarden.v1.preview_service_pb2 import ClientChange, PreviewResponse, ReplayAnswer
+from meshwarden.v1.preview_service_pb2 import ClientChange, EndedRollout, PreviewResponse, ReplayAnswer
 from meshwarden.v1.resource_service_pb2 import Change, GetRequest, ResourceRef
 from meshwarden.v1.resources_pb2 import Resource
 
@@ -125,8 +125,9 @@ def _show(found: list[tuple[str, str, list[FieldChange]]], seen: PreviewResponse
 
 def _counts(seen: PreviewResponse) -> Counter[str]:
     """How many changes of each outcome there are, by the words of --fail-on."""
-    found = Counter(_KINDS[change.kind] for change in seen.changes if change.kind in _KINDS)
-    found["undecidable"] = seen.omitted_changes + seen.omitted_services
+    parts: list[PreviewResponse | EndedRollout] = [seen, *seen.ended]
+    found = Counter(_KINDS[change.kind] for part in parts for change in part.changes if change.kind in _KINDS)
+    found["undecidable"] = sum(part.omitted_changes + part.omitted_services for part in parts)
     return found
 
 

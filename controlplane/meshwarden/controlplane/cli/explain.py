@@ -1,11 +1,12 @@
 """`meshwarden explain`."""
 
 import re
+from collections.abc import Iterable
 
 import click
 
 from meshwarden.controlplane.cli import client, render
-from meshwarden.v1.admin_service_pb2 import ExplainRequest
+from meshwarden.v1.admin_service_pb2 import ExplainRequest, ExplainResponse, ExplainRoute, ExplainStep
 from meshwarden.v1.report_pb2 import CallStat
 
 LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
@@ -42,14 +43,8 @@ def explain(source: str, destination: str, method: str, headers: tuple[str, ...]
         return
     decision = CallStat.Decision.Name(answer.decision)
     click.echo(f"{decision}  {source} -> {destination}  {method}  (revision {answer.revision})")
-    steps = [("ok" if step.ok else "stops", step.stage, step.resource, step.field, step.text) for step in answer.steps]
-    render.table(("", "STAGE", "DECIDED BY", "FIELD", "WHY"), steps)
-    if answer.routes:
-        routes = [
-            (route.version or "every version", f"{route.percent:g}%", route.healthy_endpoints)
-            for route in answer.routes
-        ]
-        render.table(("VERSION", "SHARE", "HEALTHY"), routes)
+    _steps(answer.steps)
+    _routes(answer.routes)
     if answer.limit:
         click.echo(f"limit: {render.plain(answer.limit)}")
     if not any(step.stage == "endpoints" for step in answer.steps):
@@ -58,3 +53,28 @@ def explain(source: str, destination: str, method: str, headers: tuple[str, ...]
         return
     if answer.routes:
         click.echo(f"endpoints: {answer.healthy_endpoints} healthy of {answer.endpoints}")
+    if answer.HasField("staged"):
+        _staged(answer)
+
+
+def _staged(answer: ExplainResponse) -> None:
+    """What is said where a node has the changes of a rollout."""
+    staged = answer.staged
+    if not staged.steps and staged.decision == answer.decision:
+        click.echo(f"where a node has {staged.rollout}: the same")
+        return
+    click.echo(f"where a node has {staged.rollout}: {CallStat.Decision.Name(staged.decision)}, and other than above")
+    _steps(staged.steps)
+    if list(staged.routes) != list(answer.routes):
+        _routes(staged.routes)
+
+
+def _steps(steps: Iterable[ExplainStep]) -> None:
+    rows = [("ok" if step.ok else "stops", step.stage, step.resource, step.field, step.text) for step in steps]
+    render.table(("", "STAGE", "DECIDED BY", "FIELD", "WHY"), rows)
+
+
+def _routes(routes: Iterable[ExplainRoute]) -> None:
+    rows = [(route.version or "every version", f"{route.percent:g}%", route.healthy_endpoints) for route in routes]
+    if rows:
+        render.table(("VERSION", "SHARE", "HEALTHY"), rows)

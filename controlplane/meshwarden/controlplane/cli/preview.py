@@ -9,6 +9,7 @@ from meshwarden.controlplane.cli import client, render
 from meshwarden.v1.preview_service_pb2 import (
     ClientChange,
     Decider,
+    EndedRollout,
     NameChange,
     OverruledRule,
     PreviewRequest,
@@ -41,7 +42,14 @@ def ask(mesh: client.Client, resources: Iterable[Resource], deletions: Iterable[
 
 
 def lines(answer: PreviewResponse) -> Iterator[str]:
-    """The answer, a line for each change."""
+    """The answer, a line for each change; of the mesh as it is only if something of that changes."""
+    if answer.services or not answer.ended:
+        yield from _of_mesh(answer)
+    for ended in answer.ended:
+        yield from _ended(ended)
+
+
+def _of_mesh(answer: PreviewResponse) -> Iterator[str]:
     if answer.changes or answer.names:
         yield "for callers"
     for change in answer.changes:
@@ -63,6 +71,19 @@ def lines(answer: PreviewResponse) -> Iterator[str]:
         yield f"not touched: {listed(callers, some.callers)} of {some.to}"
     yield f"not touched: {answer.other_services} other services" if answer.services else "it touches no service"
     yield _reach(answer.reach)
+
+
+def _ended(ended: EndedRollout) -> Iterator[str]:
+    yield f"{ended.rollout} is under way, in {ended.stage}: its nodes lose {listed(list(ended.policies))} of it"
+    for change in ended.changes:
+        yield f"  {_change(change)}"
+    if ended.omitted_changes:
+        yield f"  and {ended.omitted_changes} more changes"
+    if ended.omitted_services:
+        yield f"  {ended.omitted_services} services were not looked at: it would have taken too long"
+    if not ended.changes and not ended.omitted_services:
+        yield "  for callers nothing changes"
+    yield f"  {_reach(ended.reach)}"
 
 
 def listed(names: list[str], count: int | None = None) -> str:

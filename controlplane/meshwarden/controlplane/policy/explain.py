@@ -12,8 +12,8 @@ from meshwarden.controlplane.policy.endpoint import state_of
 from meshwarden.controlplane.policy.external import External
 from meshwarden.controlplane.policy.grant import Access, Grant
 from meshwarden.controlplane.policy.mesh import Mesh
-from meshwarden.controlplane.policy.neutral import Foreign, Limits, Name, Rate
-from meshwarden.controlplane.policy.stage import is_live, services_of
+from meshwarden.controlplane.policy.neutral import Foreign, Key, Limits, Name, Rate
+from meshwarden.controlplane.policy.stage import changes_of, is_live, services_of
 from meshwarden.controlplane.policy.told import told
 from meshwarden.controlplane.policy.window import moment
 from meshwarden.controlplane.resources.reach import Width
@@ -65,6 +65,8 @@ def explain(
     request: admin_service_pb2.ExplainRequest,
     shown: Callable[[str], bool] = lambda tenant: True,
     at_s: float | None = None,
+    *,
+    is_staged: bool = False,
 ) -> admin_service_pb2.ExplainResponse:
     """Says what would become of a call. Every stage is answered, also those after a refusal.
 
@@ -76,6 +78,8 @@ def explain(
         shown: whether who asks may be shown the resources of a tenant. Where they may not be shown the callee's, the
             stages are visibility and, where the name resolves, access.
         at_s: the present, in seconds since 1970; without it nothing holds that lets in for a time.
+        is_staged: whether to say as well what becomes of it where a node has the changes of a rollout, by a copy of the
+            mesh.
     """
     call = _Call(mesh, request, shown, at_s)
     stages = (
@@ -85,6 +89,14 @@ def explain(
     )
     for stage in stages:
         stage(call)
+    if is_staged and (key := _rollout_of(call)) is not None and shown(call.callee.tenant):
+        changed = mesh.fork()
+        changed.apply(changes_of(mesh.rollouts[key]))
+        there = explain(changed, request, shown, at_s)
+        staged = call.answer.staged
+        staged.rollout, staged.decision = f"Rollout {key.tenant}/{key.name}", there.decision
+        staged.steps.extend(step for step in there.steps if step not in call.answer.steps)
+        staged.routes.extend(there.routes)
     return call.answer
 
 
@@ -113,12 +125,21 @@ def _outside(call: _Call) -> None:
 
 def _rollout(call: _Call) -> None:
     """Whether some nodes have other policies than are told here."""
-    for key, rollout in sorted(call.mesh.rollouts.items()):
-        about = frozenset().union(*services_of(rollout, call.mesh).values()) if is_live(rollout) else ()
-        if call.callee in about:
-            number, stages = rollout.status.stage + 1, len(rollout.spec.stages)
-            text = f"under way, in stage {number} of {stages}: its nodes have other policies than these, of all others"
-            call.step("rollout", True, text, f"Rollout {key.tenant}/{key.name}")
+    key = _rollout_of(call)
+    if key is not None:
+        rollout = call.mesh.rollouts[key]
+        number, stages = rollout.status.stage + 1, len(rollout.spec.stages)
+        text = f"under way, in stage {number} of {stages}: its nodes have other policies than these, of all others"
+        call.step("rollout", True, text, f"Rollout {key.tenant}/{key.name}")
+
+
+def _rollout_of(call: _Call) -> Key | None:
+    """The rollout under way that changes policies of the callee: its tenant's, which has one at a time."""
+    for key, rollout in call.mesh.rollouts.items():
+        is_theirs = key.tenant == call.callee.tenant and is_live(rollout)
+        if is_theirs and call.callee in frozenset().union(*services_of(rollout, call.mesh).values()):
+            return key
+    return None
 
 
 def _visibility(call: _Call) -> None:
