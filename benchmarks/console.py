@@ -86,11 +86,18 @@ async def _chromium() -> AsyncIterator[Browser]:
 
 
 async def _opened(server: ControlPlane, browser: Browser) -> Page:
-    """The console in a browser that nothing is kept of."""
+    """The console in a browser that has nothing but its session."""
     made = await SessionServiceStub(server.channel).CreateSessionCode(CreateSessionCodeRequest(), timeout=RPC_S)
+    address = f"https://127.0.0.1:{server.rest_port}"
+    signing = await browser.new_context(ignore_https_errors=True)
+    asked = await signing.request.post(f"{address}/v1/session", data={"code": made.code}, headers={"origin": address})
+    if not asked.ok:
+        raise Broken(f"a code was answered {asked.status}")
     context = await browser.new_context(ignore_https_errors=True, viewport={"width": 1440, "height": 900})
+    await context.add_cookies(await signing.cookies())  # type: ignore[arg-type]  # the same keys, of another type
+    await signing.close()
     page = await context.new_page()
-    await page.goto(f"https://127.0.0.1:{server.rest_port}/console/#code={made.code}")
+    await page.goto(f"{address}/console/")
     return page
 
 

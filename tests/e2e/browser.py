@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 DEADLINE_MS = 60_000
 CHROMIUM = "/usr/bin/chromium"
@@ -35,8 +35,20 @@ def chromium() -> Iterator[Browser]:
 class Person:
     """Somebody who looks at the console."""
 
-    def __init__(self, browser: Browser, url: str, *, dark: bool = False, width: int = 1360, height: int = 860) -> None:
-        """Opens an address that `meshwarden console` has printed; the mesh's own roots are no browser's."""
+    def __init__(
+        self,
+        browser: Browser,
+        url: str,
+        *,
+        dark: bool = False,
+        width: int = 1360,
+        height: int = 860,
+        signs_in: bool = True,
+    ) -> None:
+        """Opens an address that `meshwarden console` has printed, and says yes; the mesh's own roots are no browser's.
+
+        Whoever does not sign in is left where the page asks.
+        """
         self.context = browser.new_context(
             ignore_https_errors=True,
             viewport={"width": width, "height": height},
@@ -49,8 +61,12 @@ class Person:
         self.said: list[str] = []
         self.page.on("console", lambda message: self._note(message.type, message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.requests: list[Request] = []
+        self.page.on("request", lambda request: self.requests.append(request))
         self.page.goto(url)
-        self.page.locator("nav a").first.wait_for()
+        if signs_in:
+            self.page.get_by_role("button", name="Sign in").click()
+            self.page.locator("nav a").first.wait_for()
 
     def _note(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
@@ -74,6 +90,22 @@ class Person:
         return self.page.evaluate(
             "async (path) => { const a = await fetch(path); return [a.status, await a.json()]; }", path
         )
+
+    def post(self, path: str, body: Any) -> int:
+        """The status of what a page of the console's own origin sends for this person."""
+        sent = """async ([path, body]) => {
+          const headers = { "content-type": "application/json" };
+          return (await fetch(path, { method: "POST", headers, body: JSON.stringify(body) })).status;
+        }"""
+        return int(self.page.evaluate(sent, [path, body]))
+
+    def tab_to(self, label: str) -> None:
+        """Goes by the Tab key to what is called so."""
+        for _ in range(200):
+            if self.page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent") == label:
+                return
+            self.page.keyboard.press("Tab")
+        raise AssertionError(f"no key leads to {label}")
 
     def complaints(self) -> list[str]:
         """What the browser has complained of: of the policy, of errors, of scripts that should be none."""

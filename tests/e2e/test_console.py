@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from browser import Person, chromium
 
+from meshwarden.controlplane.local import record
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("console")]
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 MORE = f"""\
@@ -48,6 +50,13 @@ class Console:
         assert said.returncode == 0, said.stderr
         return str(said.stdout.strip())
 
+    def operator(self, name: str, *options: str) -> None:
+        """Lets somebody operate, whose context has that name; the own one stays the current."""
+        created = self.up.run("operator", "create", name, *options, "--out", str(self.directory / name))
+        assert created.returncode == 0, created.stderr
+        assert self.up.run(*created.stderr.partition("use it with: meshwarden ")[2].split()).returncode == 0
+        assert self.up.run("context", "use", self.own).returncode == 0
+
     def apply(self, text: str, *arguments: str) -> None:
         """What `meshwarden apply -f` does."""
         file = self.directory / "more.yaml"
@@ -67,11 +76,7 @@ def console(start_shared: Callable[..., Any], shared_directory: Path) -> Iterato
     with chromium() as browser:
         made = Console(up, shared_directory, browser)
         made.apply(MORE, "--reason", EVIL)
-        out = str(shared_directory / "ann")
-        created = up.run("operator", "create", "ann", "--tenant", "acme", "--role", "viewer", "--out", out)
-        assert created.returncode == 0, created.stderr
-        assert up.run(*created.stderr.partition("use it with: meshwarden ")[2].split()).returncode == 0
-        assert up.run("context", "use", made.own).returncode == 0
+        made.operator("ann", "--tenant", "acme", "--role", "viewer")
         yield made
 
 
@@ -223,6 +228,78 @@ def test_one_who_signs_out_is_nobody(console: Console) -> None:
     person.close()
 
 
+def test_a_link_asks_whose_it_is_and_its_button_alone_signs_in(console: Console) -> None:
+    said = console.up.run("console")
+    address, certificate = said.stdout.strip(), said.stderr.partition(", certificate ")[2].split()[0]
+    code = address.partition("#code=")[2]
+    seen, looked = (Person(console.browser, address, signs_in=False) for _ in range(2))
+    for person in (looked, seen):  # as a mail program does that shows what a link leads to
+        person.until(".login h2", "Sign in as local (admin, whole mesh) on mesh.test?")
+        person.until(".login dd", certificate)
+        person.until(".login dd", "spiffe://mesh.test/operator/local")
+        assert person.page.url.endswith("/console/"), "the code is in no history"
+        assert person.get("/v1/session")[0] == 401
+        assert person.context.cookies() == []
+    looked.close()
+    assert seen.faults() == []
+    seen.picture("console-sign-in")
+    seen.tab_to("Sign in")
+    seen.page.keyboard.press("Enter")
+    seen.until(".who", "local")
+    seen.page.reload()
+    seen.until(".who", "local")
+    seen.page.go_back()
+    assert code not in seen.page.url
+    sent = seen.requests + looked.requests
+    assert code not in str([(request.url, request.headers) for request in sent]), "it is in bodies alone"
+    assert {request.url.rpartition("/")[2] for request in sent if code in (request.post_data or "")} == {
+        "session:preview",
+        "session",
+    }
+    seen.close()
+
+
+def test_who_is_in_already_is_told_which_session_would_end(console: Console) -> None:
+    person = console.person()
+    person.open("nodes")
+    person.page.goto(console.address("--context", "ann"))
+    person.until(".login h2", "Sign in as ann (viewer, tenant acme) on mesh.test?")
+    person.until(".login", "You are signed in already as local (admin, whole mesh): that session ends.")
+    assert person.faults() == []
+    button(person, "Stay local").click()
+    person.until(".who", "local")
+    person.page.goto(console.address("--context", "ann"))
+    button(person, "Sign in").click()
+    person.until(".who", "tenant acme")
+    assert person.get("/v1/session")[1]["name"] == "ann"
+    assert person.complaints() == []
+    person.close()
+
+
+def test_the_browser_of_the_machine_is_had_to_open_it(console: Console) -> None:
+    """By a file of the user's own: what a program is started with everybody sees."""
+    started = console.directory / "started"
+    script = console.directory / "browser"
+    script.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {started}\n')
+    script.chmod(0o700)
+    environment = {**console.up.environment, "BROWSER": str(script)}
+    command = [sys.executable, "-m", "meshwarden.controlplane", "--context", "ann", "console", "--open"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    (opened,) = started.read_text().split()
+    assert opened.startswith("file:///")
+    file = Path(opened.removeprefix("file://"))
+    assert file.stat().st_mode & 0o777 == 0o600
+    code = re.findall(r"#code=([\w-]{43})", file.read_text())[0]
+    assert code not in opened + done.stdout + done.stderr
+    person = Person(console.browser, opened)
+    person.until(".who", "tenant acme")
+    person.close()
+    # A browser that does not start is told of.
+    script.write_text("#!/bin/sh\nexit 3\n")
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (failed.returncode, "leave --open out" in failed.stderr) == (1, True)
+
+
 def test_a_large_graph_is_laid_out_the_same_each_time_and_nothing_lies_on_anything(root: Person) -> None:
     found = root.page.evaluate("""async () => {
       const { layout, NODE } = await import("/console/parts/layout.js");
@@ -359,11 +436,7 @@ def test_a_change_is_taken_back_by_keys_alone(root: Person) -> None:
     root.until("dialog .foresight", "would be allowed globex/web → platform/orders")
     root.picture("console-rollback")
     assert root.faults() == []
-    # From the reason over Cancel to the button, which is live by now.
-    for _ in range(9):
-        if root.page.evaluate("document.activeElement.textContent") == "Roll back":
-            break
-        keys.press("Tab")
+    root.tab_to("Roll back")  # which is live by now
     keys.press("Enter")
     dialog(root).wait_for(state="detached")
     root.until("table", f"rollback to {int(last) - 1}")
@@ -521,3 +594,87 @@ def test_a_page_says_that_nobody_answers_and_goes_on_by_itself(root: Person) -> 
     root.page.context.set_offline(False)
     root.page.locator(".fault .problem").wait_for(state="detached")
     root.until(".state", "live")
+
+
+def test_a_node_is_banned_and_let_back_by_keys_alone(console: Console, root: Person) -> None:
+    console.operator("vic", "--role", "viewer")
+    console.operator("tom", "--tenant", "acme", "--role", "admin")
+    others = [console.person("--context", name) for name in ("vic", "tom")]
+    for other in others:
+        other.open("nodes")
+        other.until("tbody tr", "node-b")
+        assert other.page.get_by_role("button", name=re.compile(CHANGING)).count() == 0
+        assert other.post("/v1/nodes/node-b:ban", {"reason": "I want to"}) == 403
+    keys = root.page.keyboard
+    root.open("graph")
+    keys.press("g")
+    keys.press("n")
+    row = root.page.locator("tbody tr", has_text="node-b").first
+    row.get_by_text("connected").wait_for()
+    held: list[Any] = []
+    root.page.route("**/v1/certificates?*", lambda route: held.append(route))
+    root.tab_to("Ban node-b")
+    keys.press("Enter")
+    while not held:
+        root.page.wait_for_timeout(20)
+    root.page.locator("dialog input").focus()
+    keys.type(f"stolen {EVIL}")
+    assert dialog(root).get_by_role("button", name="Ban", exact=True).is_disabled(), "what ends is not known yet"
+    held[0].continue_()
+    root.page.unroute("**/v1/certificates?*")
+    root.until("dialog li", "called by acme/web")
+    root.tab_to("Ban")
+    keys.press("Enter")
+    dialog(root).wait_for(state="detached")
+    row.locator(".badge", has_text="banned").wait_for()
+    row.get_by_text(f"stolen {EVIL}").wait_for()
+    said = console.up.run("node", "list")
+    assert re.search(r"node-b.*banned", said.stdout), said.stdout
+    for other in others:
+        assert other.post("/v1/nodes/node-b:unban", {}) == 403
+        other.close()
+    root.tab_to("Unban node-b")
+    keys.press("Enter")
+    root.until("dialog", f"It was banned by spiffe://mesh.test/operator/local: stolen {EVIL}")
+    assert root.faults() == []
+    root.tab_to("Unban")
+    keys.press("Enter")
+    dialog(root).wait_for(state="detached")
+    # What it was is gone with the ban: it has to attest anew.
+    button(root, "Unban node-b").wait_for(state="detached")
+    assert not any("ban" in node for node in root.get("/v1/nodes")[1]["nodes"])
+    assert root.complaints() == []
+
+
+def test_who_looks_while_the_control_plane_is_started_anew_signs_in_again_and_goes_on(
+    console: Console, root: Person
+) -> None:
+    up, page = console.up, root.page
+    root.open("nodes")
+    root.until(".state", "live")
+    page.evaluate("globalThis.stayed = true")
+    (server,) = [one for one in record.load(up.state_dir) if one.name == "server"]
+    up.process.send_signal(signal.SIGSTOP)  # so that it is away for as long as that is looked at
+    try:
+        os.kill(server.pid, signal.SIGKILL)
+        root.until(".state", "connection lost")
+        root.until(".where", "what is shown is as it was")
+        root.until(".fault", "does not answer")
+        assert "node-a" in root.text()
+    finally:
+        up.process.send_signal(signal.SIGCONT)
+    root.until(".login .problem", "the control plane has been started anew")
+    root.until(".login", "meshwarden console")
+    assert root.faults() == []
+    # Nobody who is not asked to asks again and again.
+    before = len(root.requests)
+    up.until(lambda: up.run("status").returncode == 0)
+    page.get_by_label("One-time code").fill(console.address().partition("#code=")[2])
+    button(root, "Go on").click()
+    root.until(".login h2", "Sign in as local")
+    assert [request.url.rpartition("/")[2] for request in root.requests[before:]] == ["session:preview"]
+    button(root, "Sign in").click()
+    root.until("h1", "Nodes")
+    root.until(".state", "live")
+    root.until("tbody tr", "node-a")
+    assert page.evaluate("globalThis.stayed"), "and nothing was loaded anew"

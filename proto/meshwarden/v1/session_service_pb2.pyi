@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from meshwarden.v1 import operator_service_pb2 as _operator_service_pb2
 import builtins as _builtins
 import sys
@@ -63,6 +65,56 @@ class SessionCode(_message.Message):
 Global___SessionCode: _TypeAlias = SessionCode  # noqa: Y015
 
 @_typing.final
+class PreviewSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewSessionRequest: _TypeAlias = PreviewSessionRequest  # noqa: Y015
+
+@_typing.final
+class SessionPreview(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    CODE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_SHA256_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    certificate_sha256: _builtins.str
+    @_builtins.property
+    def session(self) -> Global___Session: ...
+    @_builtins.property
+    def code_expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def replaced(self) -> Global___Session: ...
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+        code_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        certificate_sha256: _builtins.str = ...,
+        replaced: Global___Session | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["code_expire_time", b"code_expire_time", "replaced", b"replaced", "session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_sha256", b"certificate_sha256", "code_expire_time", b"code_expire_time", "replaced", b"replaced", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionPreview: _TypeAlias = SessionPreview  # noqa: Y015
+
+@_typing.final
 class CreateSessionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -108,6 +160,7 @@ class Session(_message.Message):
     BY_COOKIE_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     tenant: _builtins.str
     role: _operator_service_pb2.OperatorRole.ValueType
@@ -117,6 +170,8 @@ class Session(_message.Message):
     region: _builtins.str
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -128,10 +183,11 @@ class Session(_message.Message):
         by_cookie: _builtins.bool = ...,
         trust_domain: _builtins.str = ...,
         region: _builtins.str = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_cookie", b"by_cookie", "expire_time", b"expire_time", "name", b"name", "region", b"region", "role", b"role", "spiffe_id", b"spiffe_id", "tenant", b"tenant", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_cookie", b"by_cookie", "expire_time", b"expire_time", "methods", b"methods", "name", b"name", "region", b"region", "role", b"role", "spiffe_id", b"spiffe_id", "tenant", b"tenant", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,11 @@ class SessionServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_session__service__pb2.CreateSessionCodeRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_session__service__pb2.SessionCode.FromString,
                 _registered_method=True)
+        self.PreviewSession = channel.unary_unary(
+                '/meshwarden.v1.SessionService/PreviewSession',
+                request_serializer=meshwarden_dot_v1_dot_session__service__pb2.PreviewSessionRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_session__service__pb2.SessionPreview.FromString,
+                _registered_method=True)
         self.CreateSession = channel.unary_unary(
                 '/meshwarden.v1.SessionService/CreateSession',
                 request_serializer=meshwarden_dot_v1_dot_session__service__pb2.CreateSessionRequest.SerializeToString,
@@ -60,6 +65,12 @@ class SessionServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def CreateSessionCode(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewSession(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +101,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.CreateSessionCode,
                     request_deserializer=meshwarden_dot_v1_dot_session__service__pb2.CreateSessionCodeRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_session__service__pb2.SessionCode.SerializeToString,
+            ),
+            'PreviewSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewSession,
+                    request_deserializer=meshwarden_dot_v1_dot_session__service__pb2.PreviewSessionRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_session__service__pb2.SessionPreview.SerializeToString,
             ),
             'CreateSession': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSession,
@@ -134,6 +150,33 @@ class SessionService:
             '/meshwarden.v1.SessionService/CreateSessionCode',
             meshwarden_dot_v1_dot_session__service__pb2.CreateSessionCodeRequest.SerializeToString,
             meshwarden_dot_v1_dot_session__service__pb2.SessionCode.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.SessionService/PreviewSession',
+            meshwarden_dot_v1_dot_session__service__pb2.PreviewSessionRequest.SerializeToString,
+            meshwarden_dot_v1_dot_session__service__pb2.SessionPreview.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,7 @@ class SessionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
     CreateSessionCode: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionCodeRequest, _session_service_pb2.SessionCode]
+    PreviewSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.PreviewSessionRequest, _session_service_pb2.SessionPreview]
     CreateSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_service_pb2.Session]
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.Session]
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]
@@ -40,6 +41,7 @@ class SessionServiceStub:
 class SessionServiceAsyncStub(SessionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSessionCode: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionCodeRequest, _session_service_pb2.SessionCode]  # type: ignore[assignment]
+    PreviewSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.PreviewSessionRequest, _session_service_pb2.SessionPreview]  # type: ignore[assignment]
     CreateSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CreateSessionRequest, _session_service_pb2.Session]  # type: ignore[assignment]
     GetSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionRequest, _session_service_pb2.Session]  # type: ignore[assignment]
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]  # type: ignore[assignment]
@@ -51,6 +53,13 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.CreateSessionCodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.SessionCode, _abc.Awaitable[_session_service_pb2.SessionCode]]: ...
+
+    @_abc_1.abstractmethod
+    def PreviewSession(
+        self,
+        request: _session_service_pb2.PreviewSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_service_pb2.SessionPreview, _abc.Awaitable[_session_service_pb2.SessionPreview]]: ...
 
     @_abc_1.abstractmethod
     def CreateSession(

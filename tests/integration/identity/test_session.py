@@ -12,6 +12,7 @@ import grpc
 import httpx
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from google.protobuf.json_format import ParseDict
 from rest_client import DEADLINE_S, Rest
 
@@ -119,7 +120,9 @@ async def test_a_session_is_who_asked_for_it_and_may_what_that_one_may(world: Wo
     ann = await world.svid("", "ann", operator.EDITOR)
     browser = await world.browser(ann)
     me = (await browser.ask("GET", "/v1/session")).json()
-    expire_time = me.pop("expireTime")
+    expire_time, methods = me.pop("expireTime"), me.pop("methods")
+    assert {"AdminService.GetStatus", "ResourceService.Apply"} <= set(methods)
+    assert not {"AdminService.BanNode", "SessionService.CreateSessionCode", "NodeService.Sync"} & set(methods)
     assert me == {
         "name": "ann",
         "role": "EDITOR",
@@ -139,6 +142,7 @@ async def test_a_session_is_who_asked_for_it_and_may_what_that_one_may(world: Wo
     tenant = await world.browser(await world.svid("acme", "bob", operator.VIEWER))
     said = (await tenant.ask("GET", "/v1/session")).json()
     assert (said["tenant"], said["name"], said["role"]) == ("acme", "bob", "VIEWER")
+    assert not {"AdminService.ListRoots", "ResourceService.Apply"} & set(said["methods"])
     assert (await tenant.ask("GET", "/v1/resources/Service/globex/hidden")).status_code == 403
     assert (await tenant.ask("PUT", API, json=SERVICE)).status_code == 403
     for one in route.load():
@@ -163,6 +167,69 @@ async def test_a_code_is_good_once_and_for_a_minute(world: World, monkeypatch: p
     late = await (await world.browser()).log_in((await world.code(world.mesh.operator)).code)
     assert (late.status_code, late.json()["code"]) == (401, "UNAUTHENTICATED")
     assert (await browser.ask("GET", "/v1/session")).status_code == 200, "what others try ends nothing"
+
+
+async def test_whose_a_code_is_can_be_asked_and_spends_nothing(world: World) -> None:
+    """What a browser that opens a link before anybody follows it does, or somebody who looks before he signs in."""
+    bob = await world.svid("acme", "bob", operator.VIEWER)
+    code = (await world.code(bob)).code
+    browser = await world.browser()
+    for _ in range(2):
+        answer = await browser.ask("POST", "/v1/session:preview", json={"code": code})
+        assert (answer.status_code, "set-cookie" in answer.headers) == (200, False)
+    told = answer.json()
+    assert (told["session"]["name"], told["session"]["tenant"], told["session"]["role"]) == ("bob", "acme", "VIEWER")
+    assert told["certificateSha256"] == bob.chain[0].fingerprint(SHA256()).hex(":").upper()
+    assert told["codeExpireTime"] < told["session"]["expireTime"] <= bob.not_after.isoformat()
+    assert "replaced" not in told
+    # Somebody who is in already is told which session would end; it does not yet.
+    other = await world.browser(world.mesh.operator)
+    told = (await other.ask("POST", "/v1/session:preview", json={"code": code})).json()
+    assert (told["session"]["name"], told["replaced"]["name"]) == ("bob", "local")
+    assert (await other.ask("GET", "/v1/session")).json()["name"] == "local"
+    assert (await other.log_in(code)).json()["name"] == "bob"
+    assert (await browser.ask("POST", "/v1/session:preview", json={"code": code})).json()["refusal"] == "no-code"
+    # A session that is none any more is not told of.
+    await other.ask("DELETE", "/v1/session")
+    code = (await world.code(bob)).code
+    assert "replaced" not in (await other.ask("POST", "/v1/session:preview", json={"code": code})).json()
+
+
+async def test_whose_a_code_is_is_told_to_our_own_page_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (await world.code(world.mesh.operator)).code
+    browser = await world.browser()
+    for headers in (
+        {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+        {"origin": "https://127.0.0.1:1", "sec-fetch-site": "same-site"},
+        {"origin": "null", "sec-fetch-site": ""},
+        {"origin": "", "sec-fetch-site": "none"},
+        {"origin": "", "sec-fetch-site": ""},
+    ):
+        answer = await browser.ask("POST", "/v1/session:preview", json={"code": code}, headers=headers)
+        assert (answer.status_code, "local" in answer.text) == (403, False), headers
+    body = json.dumps({"code": code}).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
+        answer = await browser.ask("POST", "/v1/session:preview", content=body, headers={"content-type": kind})
+        assert (answer.status_code, "local" in answer.text) == (415, False), kind
+    assert (await browser.ask("GET", "/v1/session:preview", params={"code": code})).status_code == 405
+    for bad in ({"code": ""}, {"code": "a" * 65}, {"code": "a b"}, {"code": 1}, {}, {"code": code, "more": 1}, []):
+        assert (await browser.ask("POST", "/v1/session:preview", json=bad)).status_code == 400, bad
+    async with world.mesh.channel(world.mesh.operator) as channel:
+        stub: Any = SessionServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.PreviewSession(v1.PreviewSessionRequest(code=code), timeout=DEADLINE_S)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    monkeypatch.setattr(browser_session, "CODE_LIFE", timedelta(0))
+    late = (await world.code(world.mesh.operator)).code
+    answer = await browser.ask("POST", "/v1/session:preview", json={"code": late})
+    assert (answer.status_code, answer.json()["refusal"]) == (401, "no-code")
+    assert (await browser.log_in(code)).status_code == 200, "none of that has spent it"
+    # Asking is guessing, too.
+    wrong = [
+        await browser.ask("POST", "/v1/session:preview", json={"code": f"guess-{number}"})
+        for number in range(browser_session.BEGIN_PACE.burst + 5)
+    ]
+    assert {one.status_code for one in wrong} == {401, 429}
 
 
 async def test_who_guesses_is_held_back(world: World) -> None:
@@ -293,8 +360,9 @@ async def test_it_ends_with_the_right_of_who_asked_for_it(world: World) -> None:
     held = (await world.code(code)).code
     await world.mesh.operators.RemoveOperator(operator.RemoveOperatorRequest(name="eve"), timeout=DEADLINE_S)
     late = await world.browser()
-    await late.log_in(held)
-    assert (await late.ask("GET", "/v1/session")).status_code == 403
+    assert (await late.ask("POST", "/v1/session:preview", json={"code": held})).status_code == 403
+    refused = await late.log_in(held)
+    assert (refused.status_code, "set-cookie" in refused.headers) == (403, False)
 
 
 async def test_a_role_that_is_taken_back_is_gone_at_once(world: World) -> None:
@@ -380,6 +448,7 @@ async def test_what_shows_a_session_is_told_to_nobody(
     caplog.set_level(logging.DEBUG)
     told = await world.code(world.mesh.operator)
     browser = await world.browser()
+    await browser.ask("POST", "/v1/session:preview", json={"code": told.code})
     answer = await browser.log_in(told.code)
     session = (await browser.ask("GET", "/v1/session")).text
     await browser.ask("GET", "/v1/nothing")

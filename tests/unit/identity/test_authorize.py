@@ -78,7 +78,9 @@ def test_every_method_of_the_control_plane_is_in_the_table() -> None:
 
 def test_who_may_what() -> None:
     login = "/meshwarden.v1.OperatorService/LoginOperator"
-    session = {f"/meshwarden.v1.SessionService/{method}" for method in ("CreateSession", "DeleteSession")}
+    session = {
+        f"/meshwarden.v1.SessionService/{method}" for method in ("PreviewSession", "CreateSession", "DeleteSession")
+    }
     assert may(None) == HEALTH | {"/meshwarden.v1.NodeService/Attest", login} | session
     assert may(WHO[Role.WORKLOAD]) == may(WHO[Role.OTHER]) == set()
     region = {f"/meshwarden.v1.RegionService/{method}" for method in ("GetDenies", "GetTrust", "Pull")}

@@ -66,6 +66,26 @@ async def test_a_code_begins_one_session(world: World) -> None:
     assert [event for event, _ in world.events] == ["session.code", "session.begin"]
 
 
+async def test_whose_a_code_is_can_be_asked_before_it_is_spent(world: World) -> None:
+    code = await world.code()
+    for _ in range(3):
+        found = world.sessions.look(code, "192.0.2.7:1")
+        assert (found.owner, found.chain_der) == ("spiffe://a.test/operator/ann", CHAIN)
+        assert (found.until - world.now, world.sessions.until(found) - world.now) == (
+            timedelta(minutes=1),
+            timedelta(hours=1),
+        )
+    assert [event for event, _ in world.events] == ["session.code"], "nothing has begun"
+    await world.begin(code)
+    spent, late, short = code, await world.code("bob"), await world.code("eve", timedelta(minutes=7))
+    assert world.sessions.until(world.sessions.look(short, "192.0.2.7:1")) == world.now + timedelta(minutes=7)
+    world.later(minutes=1)
+    for gone in (spent, late, "none"):
+        with pytest.raises(Denied) as caught:
+            world.sessions.look(gone, "192.0.2.7:1")
+        assert (caught.value.status, gone in str(caught.value)) == (grpc.StatusCode.UNAUTHENTICATED, gone == "none")
+
+
 async def test_a_code_is_good_for_a_minute(world: World) -> None:
     code, late = await world.code(), await world.code()
     world.later(seconds=59.9)
@@ -145,6 +165,8 @@ async def test_who_guesses_waits(world: World) -> None:
     assert caught.value.wait_s > 0
     with pytest.raises(Limited):
         await world.begin(code, "192.0.2.1:9"), "another port is the same address"
+    with pytest.raises(Limited):
+        world.sessions.look(code, "192.0.2.1:1")
     await world.begin(code, "192.0.2.2:1")
     for _ in range(under_test.CODE_PACE.burst - 1):
         await world.code()

@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -33,6 +34,7 @@ from meshwarden.controlplane.store.port import Put
 
 APPLY, STATUS = "/meshwarden.v1.ResourceService/Apply", "/meshwarden.v1.AdminService/GetStatus"
 TOKEN, RENEW = "/meshwarden.v1.AdminService/CreateJoinToken", "/meshwarden.v1.OperatorService/RenewOperator"
+CREATE = "/meshwarden.v1.OperatorService/CreateOperator"
 # {method: who may at least}: written by hand, so that a method that is new is thought about.
 VIEWING = {
     *("GetStatus", "Explain", "ListCalls", "GetGraph", "SearchTraces", "GetTrace", "GetQuotas", "ListDenied"),
@@ -55,7 +57,7 @@ VIEWING = {
     ),
     *("ListRevisions", "GetRevision", "GetProgress", "WatchProgress", "ListDataPlanes", "GetDataPlane"),
     *("Preview", "Replay", "SuggestAccess"),
-    *("CreateSessionCode", "CreateSession", "GetSession", "DeleteSession"),
+    *("CreateSessionCode", "PreviewSession", "CreateSession", "GetSession", "DeleteSession"),
     "ServerReflectionInfo",
 }
 
@@ -110,12 +112,29 @@ async def test_each_goes_as_far_as_its_role(world: Any) -> None:
         for role, methods in (
             (OperatorRole.VIEWER, {STATUS, RENEW}),
             (OperatorRole.EDITOR, {STATUS, RENEW, APPLY}),
-            (OperatorRole.ADMIN, {STATUS, RENEW, APPLY, "/meshwarden.v1.OperatorService/CreateOperator"}),
+            (OperatorRole.ADMIN, {STATUS, RENEW, APPLY, CREATE}),
         ):
-            for method in (STATUS, RENEW, APPLY, "/meshwarden.v1.OperatorService/CreateOperator"):
+            for method in (STATUS, RENEW, APPLY, CREATE):
                 assert desk.may(who[role], method) == (method in methods), (role, method)
             assert not desk.may(who[role], TOKEN), "no operator of a tenant joins nodes"
         assert str(who[OperatorRole.ADMIN].spiffe_id) == "spiffe://a.test/tenant/acme/operator/admin"
+
+
+@pytest.mark.parametrize("by_session", [False, True])
+async def test_one_is_let_through_to_what_one_is_told_of(
+    world: Any, monkeypatch: pytest.MonkeyPatch, by_session: bool
+) -> None:
+    connection = SimpleNamespace(session=object() if by_session else None)
+    monkeypatch.setattr(under_test, "current_connection", lambda: connection)
+    async with desk_of(world) as desk:
+        peers = [await desk.create(tenant, role.name.lower(), role) for role in OperatorRole for tenant in ("", "acme")]
+        for peer in (await desk.peer("local"), *peers):
+            told = desk.operators.methods(peer.spiffe_id, by_session=by_session)
+            assert told == [method for method in TABLE if desk.may(peer, method)], peer.spiffe_id
+            assert STATUS in told
+            assert (RENEW in told) != by_session
+        with pytest.raises(Denied, match="operates this mesh no more"):
+            desk.operators.methods(SpiffeId.for_operator("a.test", "eve"), by_session=by_session)
 
 
 async def test_a_good_certificate_alone_lets_nobody_operate(world: Any) -> None:

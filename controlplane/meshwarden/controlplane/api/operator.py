@@ -48,7 +48,6 @@ class OperatorServicer(operator_service_pb2_grpc.OperatorServiceServicer):
     async def CreateOperator(self, request: v1.CreateOperatorRequest, context: Context) -> v1.OperatorCertificate:
         caller = _caller()
         authorize(caller, SERVICE + "CreateOperator", request.tenant or None)
-        refuse_session("CreateOperator")
         await self._check_tenant(request.tenant)
         if request.name.startswith(LOGIN):
             raise InvalidRequest([FieldFault("name", f"{LOGIN}… is for those who log in")])
@@ -84,7 +83,6 @@ class OperatorServicer(operator_service_pb2_grpc.OperatorServiceServicer):
         verified = peer.current()
         caller = _caller()
         authorize(caller, SERVICE + "RenewOperator", caller.tenant if caller is not None else None)
-        refuse_session("RenewOperator")
         record, chain = await self._operators.renew(verified, request.csr)
         return await self._answer(chain, record)
 
@@ -117,17 +115,6 @@ class OperatorServicer(operator_service_pb2_grpc.OperatorServiceServicer):
         if record.until is not None:
             state.until.FromDatetime(record.until)
         return state
-
-
-def refuse_session(method: str) -> None:
-    """Refuses what a browser's session may not: what outlives it.
-
-    Raises:
-        Denied: a session is calling.
-    """
-    connection = peer.current_connection()
-    if connection is not None and connection.session is not None:
-        raise Denied(f"{method} takes the certificate itself: by a session nobody gets what outlives the session")
 
 
 def _caller() -> SpiffeId | None:

@@ -5,6 +5,7 @@ import webbrowser
 from pathlib import Path
 
 import click
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.cli.failure import Failure
@@ -21,15 +22,17 @@ TRUST = "docs/console.md says how a browser comes to trust it"
 def console(is_opened: bool, output: str) -> None:
     """Print the console's address, with a code that logs one browser in, once, within a minute.
 
-    The session is of the operator that we are, and ends with its certificate, after an hour, or after a quarter of an
-    hour in which no page is open.
+    The page asks first whether to sign in as the operator that we are, and shows the certificate that is printed here.
+    The session ends with that certificate, after an hour, or after a quarter of an hour in which no page is open.
     """
     _, context = contexts.get(click.get_current_context().find_root().obj)
     with client.connect_current() as mesh:
+        leaf, identity = client.read_certificate(context)
         made = mesh.session.CreateSessionCode(CreateSessionCodeRequest(), timeout=client.TIMEOUT_S)
-    url = _url(made, context.address)
+    url, digest = _url(made, context.address), leaf.fingerprint(SHA256()).hex(":").upper()
     if output != "table":
         said = {"url": url, "expire_time": render.moment(made.expire_time)}
+        said |= {"spiffe_id": str(identity), "certificate_sha256": digest}
         render.data({**said, **({"ca_file": context.ca_file} if made.mesh_certificate else {})}, output)
     elif not is_opened:
         click.echo(url)
@@ -37,6 +40,7 @@ def console(is_opened: bool, output: str) -> None:
         _open(url)
     if output == "table":
         click.echo(f"good once, until {render.moment(made.expire_time)}", err=True)
+        click.echo(f"signs in as {identity}, certificate {digest}", err=True)
         if made.mesh_certificate:
             click.echo(f"the browser must trust {context.ca_file}: {TRUST}", err=True)
 

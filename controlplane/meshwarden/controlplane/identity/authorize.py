@@ -81,6 +81,7 @@ TABLE: dict[str, frozenset[Role | None]] = {
     "/meshwarden.v1.RolloutService/ListRollouts": _OPERATORS,
     "/meshwarden.v1.RolloutService/ChangeRollout": _OPERATORS,
     "/meshwarden.v1.SessionService/CreateSessionCode": _OPERATORS,
+    "/meshwarden.v1.SessionService/PreviewSession": _LOGIN,
     "/meshwarden.v1.SessionService/CreateSession": _LOGIN,
     "/meshwarden.v1.SessionService/GetSession": _OPERATORS,
     "/meshwarden.v1.SessionService/DeleteSession": _LOGIN,
@@ -138,6 +139,14 @@ READING: Final = frozenset(
     },
 )
 """Methods that change nothing, by their names."""
+BY_CERTIFICATE: Final = frozenset(
+    {
+        "/meshwarden.v1.OperatorService/CreateOperator",
+        "/meshwarden.v1.OperatorService/RenewOperator",
+        "/meshwarden.v1.SessionService/CreateSessionCode",
+    }
+)
+"""What no browser's session may: what comes of it would outlive the session."""
 # Of these a tenant's operator need not name a tenant: the answer shows no other.
 FILTERED = frozenset(
     f"/meshwarden.v1.{service}/{method}"

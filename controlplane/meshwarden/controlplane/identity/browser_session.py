@@ -1,8 +1,9 @@
 """Sessions of browsers: each stands for the certificate of an operator that has asked for it.
 
-An operator asks for a code, by its certificate; whoever brings the code within a minute gets a session, and the code is
-spent. What a session may is decided at each call, by the chain that it stands for: it ends when that is refused. Codes
-and sessions are in memory alone, by the hashes of what shows them, and are another control plane's business never.
+An operator asks for a code, by its certificate; within a minute whoever brings the code may ask whose it is, and gets a
+session by it, once. What a session may is decided at each call, by the chain that it stands for: it ends when that is
+refused. Codes and sessions are in memory alone, by the hashes of what shows them, and are another control plane's
+business never.
 
 Source: OWASP Session Management Cheat Sheet (entropy, new identifier at login, idle and absolute timeouts).
 """
@@ -86,10 +87,18 @@ class BrowserSession:
 
 
 @dataclass(frozen=True)
-class _Code:
+class Code:
+    """What a code stands for.
+
+    Attributes:
+        owner: the SPIFFE ID of the operator.
+        chain_der: the chain that a session by it would stand for, DER, leaf first.
+        not_after: when the certificate ends.
+        until: when the code ends.
+    """
+
     owner: str
-    chain_der: tuple[bytes, ...]
-    # When the certificate ends.
+    chain_der: tuple[bytes, ...] = field(repr=False)
     not_after: datetime
     until: datetime
 
@@ -112,7 +121,7 @@ class BrowserSessions:
         """
         self._audit, self._clock, self._random_text = audit, clock, random_text
         # {SHA-256 of what shows it: it}, the oldest first
-        self._codes: dict[bytes, _Code] = {}
+        self._codes: dict[bytes, Code] = {}
         self._sessions: dict[bytes, BrowserSession] = {}
         self._code_rate, self._begin_rate = Rate(CODE_PACE), Rate(BEGIN_PACE)
 
@@ -135,11 +144,32 @@ class BrowserSessions:
         if len(self._codes) >= MOST:
             raise Limited("this mesh", "codes", CODE_PACE, CODE_LIFE.total_seconds())
         text = self._random_text(_BYTES)
-        made = _Code(owner, chain_der, peer.not_after, min(now + CODE_LIFE, peer.not_after))
+        made = Code(owner, chain_der, peer.not_after, min(now + CODE_LIFE, peer.not_after))
         self._codes[_hash(text)] = made
         _keep(self._codes, owner, CODES_EACH)
         await self._audit.record("session.code", spiffe_id=owner, serial=peer.serial, address=address)
         return text, made.until
+
+    def look(self, code: str, address: str) -> Code:
+        """Returns what a code stands for, and leaves it as it is.
+
+        Raises:
+            Limited: the address tries too often.
+            Denied: UNAUTHENTICATED: the code is none, is spent or has ended.
+        """
+        now, network = self._clock(), network_of(address)
+        if wait_s := self._begin_rate.take(network, now):
+            raise Limited(f"address {network}", "sessions", BEGIN_PACE, wait_s)
+        found = self._codes.get(_hash(code))
+        if found is None or now >= found.until:
+            raise Denied(
+                f"the code is spent, has ended or is none: {_AGAIN}", grpc.StatusCode.UNAUTHENTICATED, "no-code"
+            )
+        return found
+
+    def until(self, code: Code) -> datetime:
+        """When a session ends at the latest that a code begins now."""
+        return min(self._clock() + LIFE, code.not_after)
 
     async def begin(self, code: str, address: str) -> tuple[str, BrowserSession]:
         """Begins a session by a code, which is spent; returns what shows the session, and it.
@@ -149,19 +179,13 @@ class BrowserSessions:
             Denied: UNAUTHENTICATED: the code is none, is spent or has ended.
             AuditUnavailable: it can't be recorded; the code is spent all the same.
         """
-        now, network = self._clock(), network_of(address)
-        if wait_s := self._begin_rate.take(network, now):
-            raise Limited(f"address {network}", "sessions", BEGIN_PACE, wait_s)
-        found = self._codes.pop(_hash(code), None)
-        if found is None or now >= found.until:
-            raise Denied(
-                f"the code is spent, has ended or is none: {_AGAIN}", grpc.StatusCode.UNAUTHENTICATED, "no-code"
-            )
+        now, found = self._clock(), self.look(code, address)
+        del self._codes[_hash(code)]
         self._sessions = {key: one for key, one in self._sessions.items() if not one.over()}
         if len(self._sessions) >= MOST:
             raise Limited("this mesh", "sessions", BEGIN_PACE, IDLE.total_seconds())
         text, number = self._random_text(_BYTES), self._random_text(6)
-        made = BrowserSession(number, found.owner, found.chain_der, min(now + LIFE, found.not_after), self._clock, now)
+        made = BrowserSession(number, found.owner, found.chain_der, self.until(found), self._clock, now)
         self._sessions[_hash(text)] = made
         for one in _keep(self._sessions, made.owner, SESSIONS_EACH):
             one.end()
@@ -190,7 +214,7 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _keep(held: "dict[bytes, _Code] | dict[bytes, BrowserSession]", owner: str, most: int) -> list[BrowserSession]:
+def _keep(held: "dict[bytes, Code] | dict[bytes, BrowserSession]", owner: str, most: int) -> list[BrowserSession]:
     """Drops an owner's oldest beyond so many; returns the sessions among them."""
     own = [key for key, one in held.items() if one.owner == owner]
     dropped = [held.pop(key) for key in own[: max(0, len(own) - most)]]

@@ -9,6 +9,7 @@ A certificate alone lets nobody operate: its name must be in the store, at each 
 operator, "local", whose certificate lies on its disk, has none and needs none.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -24,9 +25,10 @@ from meshwarden.certs.issue import LeafTemplate
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, Role, SpiffeId
 from meshwarden.certs.verify import VerifiedPeer
 from meshwarden.controlplane.audit.port import AuditLog
-from meshwarden.controlplane.identity.authorize import READING, Denied, check_role
+from meshwarden.controlplane.identity.authorize import BY_CERTIFICATE, READING, TABLE, Denied, check_role
 from meshwarden.controlplane.store.follow import Followed
 from meshwarden.controlplane.store.port import ANY, Delete, Op, Put, Store
+from meshwarden.sdk.mtls.peer import current_connection
 
 OPERATORS: Final = "/identity/operator/"
 LOCAL: Final = "local"
@@ -41,7 +43,7 @@ MAX_OPERATORS: Final = 1000
 _EDITING: Final = frozenset({"Apply", "Put", "Delete", "Remove", "Rollback"})
 # What an operator does for itself, or what everybody may ask.
 _ANY: Final = READING | {
-    *("RenewOperator", "LoginOperator", "CreateSessionCode", "CreateSession", "DeleteSession"),
+    *("RenewOperator", "LoginOperator", "CreateSessionCode", "PreviewSession", "CreateSession", "DeleteSession"),
     *("Watch", "Check", "ServerReflectionInfo"),
 }
 
@@ -164,14 +166,24 @@ class Operators:
         """Lets a caller through to a method, or not; operators by what the store says.
 
         Raises:
-            Denied: as `authorize.admit` does, and for an operator that the store doesn't know, or not so far.
+            Denied: as `authorize.admit` does, for an operator that the store doesn't know, or not so far, and for a
+                session that calls what takes a certificate.
         """
         identity = peer.spiffe_id if peer is not None else None
         check_role(identity, method)
         if identity is None or identity.role not in (Role.OPERATOR, Role.TENANT_OPERATOR):
             return
+        connection = current_connection()
+        _check(identity, self.role(identity), method, connection is not None and connection.session is not None)
+
+    def role(self, identity: SpiffeId) -> OperatorRole:
+        """Returns how far an operator goes.
+
+        Raises:
+            Denied: the store doesn't know it, or its login has ended.
+        """
         if identity == SpiffeId.for_operator(self._trust_domain, LOCAL):
-            return
+            return OperatorRole.ADMIN
         record = self._find(identity)
         if record is None:
             raise Denied(
@@ -179,14 +191,21 @@ class Operators:
             )
         if record.until is not None and self._clock() >= record.until:
             raise Denied(f"{identity}: the login has ended: meshwarden login")
-        wanted = needed(method)
-        if record.role < wanted:
-            raise Denied(f"{identity} may not call {method}: it is {_a(record.role)}, and that takes {_a(wanted)}")
+        return record.role
 
-    def role(self, identity: SpiffeId) -> OperatorRole:
-        """Returns how far an operator goes who was admitted."""
-        record = self._find(identity)
-        return record.role if record is not None else OperatorRole.ADMIN
+    def methods(self, identity: SpiffeId, *, by_session: bool) -> list[str]:
+        """Returns the methods that `admit` lets an operator through to, "/meshwarden.v1.AdminService/BanNode".
+
+        Raises:
+            Denied: the store doesn't know it, or its login has ended.
+        """
+        role, found = self.role(identity), []
+        for method in TABLE:
+            with contextlib.suppress(Denied):
+                check_role(identity, method)
+                _check(identity, role, method, by_session)
+                found.append(method)
+        return found
 
     def listed(self) -> list[OperatorRecord]:
         """The operators, the mesh's first, then each tenant's, by name."""
@@ -294,6 +313,19 @@ class Operators:
         leaf = chain[0]
         about = {"tenant": record.tenant, "name": record.name, "serial": f"{leaf.serial_number:x}"}
         await self._audit.record(event, **about, not_after=leaf.not_valid_after_utc.isoformat(), **fields)
+
+
+def _check(identity: SpiffeId, role: OperatorRole, method: str, by_session: bool) -> None:
+    """Checks an operator of a role for a method.
+
+    Raises:
+        Denied: the role does not go so far, or no session does.
+    """
+    if by_session and method in BY_CERTIFICATE:
+        raise Denied(f"{method} takes the certificate itself: by a session nobody gets what outlives the session")
+    wanted = needed(method)
+    if role < wanted:
+        raise Denied(f"{identity} may not call {method}: it is {_a(role)}, and that takes {_a(wanted)}")
 
 
 def _parse(key: str) -> tuple[str, str]:

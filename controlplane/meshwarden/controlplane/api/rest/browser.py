@@ -21,7 +21,7 @@ from meshwarden.sdk.mtls.connection import Connection
 from meshwarden.sdk.mtls.front import Front
 
 BY_CODE: Final = frozenset(
-    {"/meshwarden.v1.SessionService/CreateSession", "/meshwarden.v1.SessionService/DeleteSession"}
+    f"/meshwarden.v1.SessionService/{method}" for method in ("PreviewSession", "CreateSession", "DeleteSession")
 )
 """What takes no session, be there one: it begins and ends them, and is for browsers alone."""
 _SAFE_VERBS: Final = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -5,6 +5,7 @@ import { h, put } from "./parts/dom.js";
 import { key, list } from "./parts/keys.js";
 import { Mesh, follow } from "./parts/mesh.js";
 import { badge, empty, problem } from "./parts/problem.js";
+import { ago } from "./parts/time.js";
 import { apply, choose, tone } from "./parts/tone.js";
 import { login } from "./pages/login.js";
 import { pages } from "./pages/index.js";
@@ -12,45 +13,53 @@ import { pages } from "./pages/index.js";
 const root = document.getElementById("app");
 const TONES = { auto: "◐ Auto", light: "○ Light", dark: "● Dark" };
 let mesh = new Mesh();
+let me = null; // what GET /v1/session says of who is here
 let shown = null; // { page, view } of the page that is open
 let stopMesh = () => {};
 
 apply();
 start();
 
-/** Finds out who is here; whoever is nobody signs in. */
+/** Finds out who is here; whoever is nobody signs in, and whoever brings a code is asked. */
 async function start() {
-  const code = new URLSearchParams(location.hash.slice(1)).get("code");
+  const code = codeOf(location.hash);
   if (code) {
     history.replaceState(null, "", location.pathname); // a code is for once, and not for the history
-    try {
-      await enter(code);
-    } catch (error) {
-      put(root, login(enter, error));
-    }
+    signIn({ code });
     return;
   }
   try {
     open(await get("/v1/session"));
   } catch (error) {
-    put(root, error.status === 401 ? login(enter) : h("main", { id: "main", class: "login" }, problem(error)));
+    if (error.status === 401) signIn();
+    else put(root, h("main", { id: "main", class: "login" }, problem(error)));
   }
 }
 
-async function enter(code) {
-  await send("POST", "/v1/session", { code });
-  open(await get("/v1/session"));
-}
-
-async function leave() {
+/** Has somebody sign in, whoever was here before. */
+function signIn(why = {}) {
+  me = null;
   leavePage();
   stopMesh();
+  document.querySelector("dialog[open]")?.close();
+  document.title = "Sign in · Meshwarden";
+  window.onhashchange = () => codeOf(location.hash) && start(); // a link that is opened here
+  put(root, login({ ...why, enter: open, leave: start }));
+}
+
+async function signOut() {
   await send("DELETE", "/v1/session").catch(() => {});
-  put(root, login(enter));
+  signIn();
+}
+
+/** The code of an address that `meshwarden console` has printed, if it is one. */
+function codeOf(hash) {
+  return /^#code=([\w-]+)$/.exec(hash)?.[1];
 }
 
 /** Shows the frame around all pages, and the page that the address says. */
-function open(me) {
+function open(who) {
+  me = who;
   let followed = null;
   const main = h("main", { id: "main", tabindex: "-1" });
   const menu = h("nav", { "aria-label": "Pages" });
@@ -59,14 +68,14 @@ function open(me) {
   const toneButton = h("button", { type: "button", class: "plain", title: "Light or dark", onclick: toTone }, TONES[tone()]);
   const links = pages.filter((page) => page.title).map((page) => h("a", { href: `#${page.path}`, "data-path": page.path }, page.title));
   put(menu, links);
-  const who = h(
+  const name = h(
     "div",
     { class: "who" },
     h("span", { class: "name", title: me.spiffeId ?? me.name }, me.name),
     h("span", { class: "quiet" }, me.tenant ? `tenant ${me.tenant}` : "whole mesh"),
   );
-  const feet = h("div", { class: "feet" }, who, toneButton, h("button", { type: "button", class: "plain", onclick: list }, "Keys ?"));
-  if (me.byCookie) feet.append(h("button", { type: "button", class: "plain", onclick: leave }, "Sign out"));
+  const feet = h("div", { class: "feet" }, name, toneButton, h("button", { type: "button", class: "plain", onclick: list }, "Keys ?"));
+  if (me.byCookie) feet.append(h("button", { type: "button", class: "plain", onclick: signOut }, "Sign out"));
   const brand = h("a", { class: "brand", href: "#graph" }, h("img", { src: "/console/icon.svg", alt: "", width: "22", height: "22" }), "Meshwarden");
   put(root, h("header", null, brand, menu, h("div", { class: "pulse" }, state, where), feet), main);
 
@@ -92,7 +101,7 @@ function open(me) {
       put(main, empty("There is no such page", h("a", { href: "#graph" }, "The graph"), " is a good place to begin."));
       return;
     }
-    const context = { me, get, send, watch, go, followMesh, parameters: { rest, query } };
+    const context = { me, may: (method) => me.methods.includes(method), get, send, watch, go, followMesh, parameters: { rest, query } };
     try {
       const view = page.show(context);
       shown = { page, view };
@@ -115,13 +124,14 @@ function open(me) {
     stopMesh = follow({ maxServices: most || "" }, (changed) => {
       mesh = changed;
       put(state, changed.state === "live" ? badge("good", "live") : changed.state === "lost" ? badge("warn", "connection lost") : badge("busy", "connecting"));
-      where.textContent = changed.heard ? `${changed.trustDomain} · ${changed.region} · revision ${changed.revision}` : "";
+      const now = changed.state === "lost" ? ["what is shown is as it was ", ago(changed.now)] : `${changed.trustDomain} · ${changed.region} · revision ${changed.revision}`;
+      put(where, changed.heard && now);
       if (changed.state === "lost") check();
       if (changed.heard) shown?.view.update?.(changed);
     });
   }
 
-  window.onhashchange = () => (location.hash.includes("code=") ? start() : show());
+  window.onhashchange = () => (codeOf(location.hash) ? start() : show());
   followMesh();
   show();
 }
@@ -131,11 +141,7 @@ async function check() {
   try {
     await get("/v1/session");
   } catch (error) {
-    if (error instanceof Problem && error.status === 401) {
-      leavePage();
-      stopMesh();
-      put(root, login(enter, new Problem({ title: "Signed out", detail: "the session is over" })));
-    }
+    if (me && error.status === 401) signIn({ reason: new Problem({ title: "Signed out", detail: "The session is over: it has ended, or the control plane has been started anew." }) });
   }
 }
 

@@ -3,7 +3,6 @@
 import { allow, deny } from "../dialogs/deny.js";
 import { h, put } from "../parts/dom.js";
 import { all, ifAllowed, live } from "../parts/live.js";
-import { may } from "../parts/may.js";
 import { whole } from "../parts/number.js";
 import { badge } from "../parts/problem.js";
 import { table } from "../parts/table.js";
@@ -16,7 +15,7 @@ const LATE = 0.3;
 
 export const page = { path: "identities", title: "Identities", key: "i", show };
 
-function show({ me, get, send }) {
+function show({ me, may, get, send }) {
   const figures = h("dl", { class: "figures" });
   const certificates = table({ label: "Certificates", id: (row) => `${row.node} ${row.serial}`, columns: certificateColumns(), sort: 3, none: "No workload has a certificate. It gets one when it starts, if an entry says that it may." });
   const roots = table({ label: "Roots", id: (row) => row.fingerprint, columns: ROOTS, filter: false });
@@ -36,7 +35,7 @@ function show({ me, get, send }) {
       { title: "Workloads", value: (row) => (row.workloads ?? []).join(", "), wide: true },
       { title: "Serial number", value: (row) => row.serial, show: (row) => h("code", { title: row.serial }, `${row.serial.slice(0, 12)}…`) },
     ];
-    if (may(me, "Deny")) {
+    if (may("AdminService.Deny")) {
       const button = (row) => h("button", { type: "button", "aria-label": `Deny ${row.spiffeId}`, onclick: () => deny({ row, get, send, done: () => asked.now() }) }, "Deny…");
       columns.push({ title: "Actions", value: () => "", show: (row) => !row.denied && button(row) });
     }
@@ -52,7 +51,7 @@ function show({ me, get, send }) {
       { title: "Since", value: (row) => row.time, show: (row) => ago(row.time) },
       { title: "Until", value: (row) => row.notAfter, show: (row) => ago(row.notAfter) },
     ];
-    if (may(me, "Allow")) {
+    if (may("AdminService.Allow")) {
       columns.push({ title: "Actions", value: () => "", show: (row) => h("button", { type: "button", "aria-label": `Allow ${row.target.spiffeId || row.target.serial}`, onclick: () => allow({ row, send, done: () => asked.now() }) }, "Allow…") });
     }
     return columns;

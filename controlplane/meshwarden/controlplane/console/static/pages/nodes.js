@@ -3,7 +3,6 @@
 import { ban, unban } from "../dialogs/ban.js";
 import { h, put } from "../parts/dom.js";
 import { ifAllowed, live } from "../parts/live.js";
-import { may } from "../parts/may.js";
 import { percent, whole } from "../parts/number.js";
 import { badge } from "../parts/problem.js";
 import { table } from "../parts/table.js";
@@ -18,13 +17,13 @@ const SHARES = [
 
 export const page = { path: "nodes", title: "Nodes", key: "n", show };
 
-function show({ me, get, send, watch }) {
+function show({ may, get, send, watch }) {
   const progress = h("section", { class: "panel", "aria-label": "The newest change" });
   let come = null; // what progress:watch has said last
   const nodes = table({
     label: "Nodes",
     id: (row) => row.node,
-    columns: nodeColumns(me, { get, send, done: () => asked.now() }),
+    columns: nodeColumns(may, { get, send, done: () => asked.now() }),
     text: (row) => row.refusals.map((nack) => nack.message).join(" "),
     none: "No node has joined. `meshwarden token create NODE` makes a token for one.",
   });
@@ -113,7 +112,7 @@ function progressOf(row) {
   return row.heard || row.elsewhere ? ["good", "up to date"] : ["idle", "unknown"];
 }
 
-function nodeColumns(me, { get, send, done }) {
+function nodeColumns(may, { get, send, done }) {
   const columns = [
     { title: "Node", value: (row) => row.node },
     { title: "State", value: (row) => standing(row)[1], show: (row) => badge(...standing(row)) },
@@ -124,7 +123,7 @@ function nodeColumns(me, { get, send, done }) {
     { title: "Certificate ends", value: (row) => Date.parse(row.ends) || 0, show: (row) => (row.ends ? ago(row.ends) : "") },
     { title: "Trouble", value: (row) => troubles(row).join(" "), show: (row) => troubles(row).map((text) => h("div", null, text)), wide: true },
   ];
-  if (may(me, "BanNode")) {
+  if (may("AdminService.BanNode")) {
     const button = (row) =>
       row.ban
         ? h("button", { type: "button", "aria-label": `Unban ${row.node}`, onclick: () => unban({ node: row.node, ban: row.ban, send, done }) }, "Unban…")

@@ -6,7 +6,6 @@ import { rollBack } from "../dialogs/rollback.js";
 import { dialog } from "../parts/dialog.js";
 import { h, put } from "../parts/dom.js";
 import { all, live } from "../parts/live.js";
-import { may } from "../parts/may.js";
 import { problem } from "../parts/problem.js";
 import { table } from "../parts/table.js";
 import { ago } from "../parts/time.js";
@@ -16,7 +15,7 @@ const CHANGES = 50;
 
 export const page = { path: "resources", title: "Resources", key: "e", show };
 
-function show({ me, get, send, parameters }) {
+function show({ may, get, send, parameters }) {
   let seen = -1; // the mesh's revision when it was asked last
   let older = [];
   let next = "0";
@@ -51,7 +50,7 @@ function show({ me, get, send, parameters }) {
 
   function resourceColumns() {
     const act = (row) =>
-      may(me, "Apply")
+      may("ResourceService.Apply")
         ? [
             h("button", { type: "button", "aria-label": `Change ${nameOf(refOf(row))}`, onclick: () => applyResource({ resource: row, get, send, done }) }, "Change…"),
             " ",
@@ -79,7 +78,7 @@ function show({ me, get, send, parameters }) {
       { title: "Why", value: (row) => row.reason ?? "", wide: true },
       { title: "Trace", value: (row) => row.traceId ?? "", show: (row) => row.traceId && h("a", { href: `#traces/${encodeURIComponent(row.traceId)}`, "aria-label": `Trace of revision ${row.revision}` }, "trace") },
     ];
-    if (may(me, "Rollback")) {
+    if (may("RevisionService.Rollback")) {
       const back = (row) => rollBack({ revision: row.revision, send, done });
       const undo = (row) => rollBack({ revision: String(Number(row.revision) - 1), refs: refs(row), title: `Take revision ${row.revision} back`, send, done });
       const buttons = (row) => [
@@ -92,7 +91,7 @@ function show({ me, get, send, parameters }) {
     return columns;
   }
 
-  const bar = h("div", { class: "bar" }, h("label", null, "Show", kind), may(me, "Apply") && h("button", { type: "button", class: "primary", onclick: () => applyResource({ get, send, done }) }, "Apply…"));
+  const bar = h("div", { class: "bar" }, h("label", null, "Show", kind), may("ResourceService.Apply") && h("button", { type: "button", class: "primary", onclick: () => applyResource({ get, send, done }) }, "Apply…"));
   const element = h("div", { class: "page" }, h("h1", null, "Resources"), asked.fault, fault, bar, resources.element, h("h2", null, "Changes"), changes.element, more);
   return {
     element,

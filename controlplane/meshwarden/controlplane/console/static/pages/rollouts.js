@@ -3,7 +3,6 @@
 import { changeRollout } from "../dialogs/rollout.js";
 import { h, put } from "../parts/dom.js";
 import { live } from "../parts/live.js";
-import { may } from "../parts/may.js";
 import { percent, whole } from "../parts/number.js";
 import { badge, empty } from "../parts/problem.js";
 import { ago, seconds, span } from "../parts/time.js";
@@ -21,7 +20,7 @@ const RUNS = new Set(["PENDING", "RUNNING", "PAUSED"]);
 
 export const page = { path: "rollouts", title: "Rollouts", key: "r", show };
 
-function show({ me, get, send }) {
+function show({ may, get, send }) {
   const place = h("div", { class: "page" });
   let seen = -1; // the mesh's revision when it was asked last
   const kept = new Map(); // {name: [what was shown, its element]}: focus stays where it is
@@ -44,7 +43,7 @@ function show({ me, get, send }) {
     if (known?.signature === signature) return known.element;
     const element = known?.element ?? h("section", { class: "panel", "aria-label": `Rollout ${name}` });
     const at = [...element.querySelectorAll("button, a")].indexOf(document.activeElement);
-    put(element, card(state, me, (action) => changeRollout({ state, name, action, send, done: () => asked.now() })));
+    put(element, card(state, may, (action) => changeRollout({ state, name, action, send, done: () => asked.now() })));
     if (at >= 0) element.querySelectorAll("button, a")[at]?.focus({ preventScroll: true });
     kept.set(name, { signature, element });
     return element;
@@ -73,11 +72,11 @@ function begin(state) {
   return state.rollout.status?.startTime ?? "";
 }
 
-function card(state, me, act) {
+function card(state, may, act) {
   const { spec, status = {} } = state.rollout;
   const present = phase(state);
   const runs = RUNS.has(present);
-  const buttons = may(me, "ChangeRollout") && runs && [
+  const buttons = may("RolloutService.ChangeRollout") && runs && [
     present === "PAUSED" ? h("button", { type: "button", onclick: () => act("RESUME") }, "Resume…") : h("button", { type: "button", onclick: () => act("PAUSE") }, "Pause…"),
     h("button", { type: "button", onclick: () => act("ABORT") }, "Abort…"),
   ];
