@@ -231,6 +231,61 @@ async def test_a_batch_is_stored_with_its_record_and_read_back(world: World) -> 
     assert f"spiffe://{DOMAIN}/operator/root" in json.dumps(events)
 
 
+def parsing(stub: ResourceServiceStub, text: str) -> "grpc.aio.UnaryUnaryCall":
+    return stub.ParseManifest(v1.ParseManifestRequest(manifest=text), timeout=60)
+
+
+async def test_a_manifest_is_read_as_apply_reads_it_and_stores_nothing(world: World) -> None:
+    for stub in (world.root, world.acme):
+        answer = await parsing(stub, MESH)
+        assert (list(answer.resources), list(answer.faults)) == (batch(MESH), [])
+    assert list((await parsing(world.root, json.dumps(yaml.safe_load(MESH.partition("---")[0])))).resources) == batch(
+        MESH.partition("---")[0]
+    )
+    nothing = await parsing(world.root, "# to be written\n---\n")
+    assert (list(nothing.resources), list(nothing.faults)) == ([], [])
+    wrong = await parsing(world.root, MESH.replace("protocol: HTTP", "protocol: SMTP").replace("port: 7001", "prt: 1"))
+    assert [(fault.field, fault.message.partition(":")[0]) for fault in wrong.faults] == [
+        ("spec.protocol", "line 13"),
+        ("spec.prt", "line 17"),
+    ]
+    assert (list(wrong.resources), world.events()) == ([], [])
+    assert not (await world.root.List(v1.ListRequest(), timeout=60)).resources
+
+
+HOSTILE = (
+    ("a: &a [x]\nb: &b [*a, *a, *a]\nc: [*b, *b, *b]\n", "anchors and aliases are not taken"),
+    ("<<: *nothing", "anchors and aliases are not taken"),
+    ("!!python/object/apply:os.system [id]", "tags are not taken"),
+    ("kind: !Tenant x", "tags are not taken"),
+    ("[" * 40 + "]" * 40, "nested deeper than 32 levels"),
+    ("[" * 200_000, "not YAML"),
+    ("---\na\n" * 1001, "more than 1000 documents"),
+    ("[" + "1," * 131_000 + "]", "must be a resource"),
+    ("kind: Tenant\nkind: Tenant\n", "given twice"),
+    ("kind: \0", "not YAML"),
+    ("{", "not YAML"),
+    ("kind: Tenant\nmetadata: {name: '<img src=x>'}\n", "metadata.name"),
+    ("- 1", "must be a resource"),
+)
+
+
+async def test_a_hostile_manifest_is_a_fault_with_its_line(world: World) -> None:
+    for text, told in HOSTILE:
+        answer = await parsing(world.acme, text)
+        assert not answer.resources
+        assert told in "".join(f"{fault.field}: {fault.message}" for fault in answer.faults), text[:60]
+        assert all(fault.message.startswith("line ") for fault in answer.faults), text[:60]
+
+
+async def test_a_manifest_of_any_size_is_read_to_nobody_else(world: World) -> None:
+    for text in ("", "a" * 262_145):
+        assert (await refused(parsing(world.root, text))).code() is grpc.StatusCode.INVALID_ARGUMENT
+    for who, code in ((None, grpc.StatusCode.UNAUTHENTICATED), (WORKLOAD, grpc.StatusCode.PERMISSION_DENIED)):
+        async with world.channel(who) as channel:
+            assert (await refused(parsing(ResourceServiceStub(channel), MESH))).code() is code
+
+
 async def test_the_same_again_changes_nothing(world: World) -> None:
     first = await apply(world.root, MESH)
     again = await apply(world.root, MESH)

@@ -40,6 +40,11 @@ class ResourceServiceStub:
                 request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyRequest.SerializeToString,
                 response_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.FromString,
                 _registered_method=True)
+        self.ParseManifest = channel.unary_unary(
+                '/meshwarden.v1.ResourceService/ParseManifest',
+                request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.ParseManifestRequest.SerializeToString,
+                response_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.ParseManifestResponse.FromString,
+                _registered_method=True)
         self.Put = channel.unary_unary(
                 '/meshwarden.v1.ResourceService/Put',
                 request_serializer=meshwarden_dot_v1_dot_resource__service__pb2.PutRequest.SerializeToString,
@@ -76,6 +81,12 @@ class ResourceServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Apply(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ParseManifest(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +135,11 @@ def add_ResourceServiceServicer_to_server(servicer, server):
                     servicer.Apply,
                     request_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyRequest.FromString,
                     response_serializer=meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.SerializeToString,
+            ),
+            'ParseManifest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ParseManifest,
+                    request_deserializer=meshwarden_dot_v1_dot_resource__service__pb2.ParseManifestRequest.FromString,
+                    response_serializer=meshwarden_dot_v1_dot_resource__service__pb2.ParseManifestResponse.SerializeToString,
             ),
             'Put': grpc.unary_unary_rpc_method_handler(
                     servicer.Put,
@@ -183,6 +199,33 @@ class ResourceService:
             '/meshwarden.v1.ResourceService/Apply',
             meshwarden_dot_v1_dot_resource__service__pb2.ApplyRequest.SerializeToString,
             meshwarden_dot_v1_dot_resource__service__pb2.ApplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ParseManifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshwarden.v1.ResourceService/ParseManifest',
+            meshwarden_dot_v1_dot_resource__service__pb2.ParseManifestRequest.SerializeToString,
+            meshwarden_dot_v1_dot_resource__service__pb2.ParseManifestResponse.FromString,
             options,
             channel_credentials,
             insecure,

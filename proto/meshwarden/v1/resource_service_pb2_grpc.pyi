@@ -33,6 +33,7 @@ class ResourceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ResourceServiceAsyncStub: ...
     Apply: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.ApplyRequest, _resource_service_pb2.ApplyResponse]
+    ParseManifest: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.ParseManifestRequest, _resource_service_pb2.ParseManifestResponse]
     Put: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.PutRequest, _resource_service_pb2.ApplyResponse]
     Get: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.GetRequest, _resources_pb2.Resource]
     List: _grpc.UnaryUnaryMultiCallable[_resource_service_pb2.ListRequest, _resource_service_pb2.ListResponse]
@@ -44,6 +45,7 @@ class ResourceServiceStub:
 class ResourceServiceAsyncStub(ResourceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Apply: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.ApplyRequest, _resource_service_pb2.ApplyResponse]  # type: ignore[assignment]
+    ParseManifest: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.ParseManifestRequest, _resource_service_pb2.ParseManifestResponse]  # type: ignore[assignment]
     Put: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.PutRequest, _resource_service_pb2.ApplyResponse]  # type: ignore[assignment]
     Get: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.GetRequest, _resources_pb2.Resource]  # type: ignore[assignment]
     List: _aio.UnaryUnaryMultiCallable[_resource_service_pb2.ListRequest, _resource_service_pb2.ListResponse]  # type: ignore[assignment]
@@ -58,6 +60,13 @@ class ResourceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _resource_service_pb2.ApplyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resource_service_pb2.ApplyResponse, _abc.Awaitable[_resource_service_pb2.ApplyResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ParseManifest(
+        self,
+        request: _resource_service_pb2.ParseManifestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resource_service_pb2.ParseManifestResponse, _abc.Awaitable[_resource_service_pb2.ParseManifestResponse]]: ...
 
     @_abc_1.abstractmethod
     def Put(

@@ -56,7 +56,7 @@ VIEWING = {
         "Check",
     ),
     *("ListRevisions", "GetRevision", "GetProgress", "WatchProgress", "ListDataPlanes", "GetDataPlane"),
-    *("Preview", "Replay", "SuggestAccess"),
+    *("Preview", "Replay", "SuggestAccess", "ParseManifest"),
     *("CreateSessionCode", "PreviewSession", "CreateSession", "GetSession", "DeleteSession"),
     "ServerReflectionInfo",
 }

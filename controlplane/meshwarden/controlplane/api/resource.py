@@ -1,5 +1,6 @@
 """ResourceService: what operators declare, checked whole and stored whole or not at all."""
 
+import asyncio
 import base64
 import binascii
 import json
@@ -15,6 +16,7 @@ from meshwarden.controlplane.api.change import ChangeDesk, reach_allowed, view_o
 from meshwarden.controlplane.api.errors import InvalidRequest, Moved, NotFound, StillUsed, fitting
 from meshwarden.controlplane.history.record import Changed
 from meshwarden.controlplane.identity.authorize import authorize
+from meshwarden.controlplane.resources import manifest
 from meshwarden.controlplane.resources.fault import FieldFault
 from meshwarden.controlplane.resources.model import (
     KINDS,
@@ -53,7 +55,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
 
     def __init__(self, store: Store, desk: ChangeDesk) -> None:
         """Serves what is in `store`, and changes it at `desk`."""
-        self._store, self._desk = store, desk
+        self._store, self._desk, self._parsing = store, desk, asyncio.Lock()
 
     async def Apply(self, request: v1.ApplyRequest, context: Context) -> v1.ApplyResponse:
         try:
@@ -62,6 +64,17 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
             if not request.dry_run:
                 raise
             return self._would_refuse(refused.faults)
+
+    async def ParseManifest(self, request: v1.ParseManifestRequest, context: Context) -> v1.ParseManifestResponse:
+        caller = _caller()
+        authorize(caller, SERVICE + "ParseManifest", caller.tenant if caller is not None else None)
+        try:
+            async with self._parsing:  # one at a time: whoever asks much waits for himself
+                located = await asyncio.to_thread(manifest.parse, request.manifest, "manifest")
+        except manifest.ManifestFaults as refused:
+            faults = [FieldFault(fault.field, f"line {fault.line}: {fault.message}") for fault in refused.faults]
+            return v1.ParseManifestResponse(faults=_told(faults))
+        return v1.ParseManifestResponse(resources=[one.resource for one in located])
 
     async def Put(self, request: v1.PutRequest, context: Context) -> v1.ApplyResponse:
         named = ref_of(request.resource)
@@ -79,8 +92,7 @@ class ResourceServicer(resource_service_pb2_grpc.ResourceServiceServicer):
 
     def _would_refuse(self, faults: Sequence[FieldFault]) -> v1.ApplyResponse:
         """What a dry run answers to what has faults."""
-        told = [v1.Fault(field=fault.field, message=fault.message) for fault in fitting(faults, FAULT_BYTES)]
-        return v1.ApplyResponse(revision=self._desk.mirror.revision, faults=told)
+        return v1.ApplyResponse(revision=self._desk.mirror.revision, faults=_told(faults))
 
     async def check(
         self, resources: Sequence[Resource], deletions: Sequence[v1.ResourceRef], caller: SpiffeId | None
@@ -319,6 +331,11 @@ def _deletable(refs: Iterable[v1.ResourceRef], caller: SpiffeId | None) -> dict[
     for tenant in sorted({ref.tenant for ref in refs}):
         authorize(caller, SERVICE + "Delete", tenant)
     return {key_of(ref): ref for ref in refs}
+
+
+def _told(faults: Sequence[FieldFault]) -> list[v1.Fault]:
+    """Faults as they are answered, as many as fit."""
+    return [v1.Fault(field=fault.field, message=fault.message) for fault in fitting(faults, FAULT_BYTES)]
 
 
 def _caller() -> SpiffeId | None:

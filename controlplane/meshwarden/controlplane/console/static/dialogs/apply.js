@@ -1,31 +1,24 @@
 // Applies resources: first what would change of them, and what that does to whoever calls.
 
 import { h } from "../parts/dom.js";
-import { Problem } from "../parts/api.js";
 import { problem } from "../parts/problem.js";
 import { ask, refused } from "./ask.js";
-import { diff } from "./diff.js";
+import { diff, lines } from "./diff.js";
 import { foresight } from "./foresight.js";
 
 const PAUSE_MS = 600;
 
-/** Opens it; `resource` is what is there, or nothing for a new one. */
+/** Opens it; `resource` is what is there, or nothing for a new one. What is applied is what was looked at. */
 export function applyResource({ resource, get, send, done }) {
-  const text = h("textarea", { "aria-label": "Resources, as JSON", spellcheck: "false", oninput: changed }, JSON.stringify(resource ?? TEMPLATE, null, 2));
+  const text = h("textarea", { "aria-label": "Manifest", spellcheck: "false", oninput: changed }, resource ? lines(resource, true).join("\n") : TEMPLATE);
   let timer = 0;
-
-  function read() {
-    let found;
-    try {
-      found = JSON.parse(text.value);
-    } catch (error) {
-      throw new Problem({ title: "This is no JSON", detail: error.message });
-    }
-    return Array.isArray(found) ? found : [found];
-  }
+  let resources = [];
 
   async function look() {
-    const resources = read();
+    const read = await send("POST", "/v1/resources:parse", { manifest: text.value });
+    if (read.faults?.length) return refused(problem({ title: "This is no manifest", faults: read.faults }));
+    resources = read.resources ?? [];
+    if (!resources.length) return refused(h("p", { class: "quiet" }, "It says nothing."));
     const plan = await send("POST", "/v1/resources:apply", { resources, dryRun: true });
     if (plan.faults?.length) return refused(problem({ title: "It would be refused", faults: plan.faults }));
     const changes = (plan.changes ?? []).filter((change) => change.action !== "UNCHANGED");
@@ -44,9 +37,9 @@ export function applyResource({ resource, get, send, done }) {
   const opened = ask({
     title: resource ? `Change ${nameOf(refOf(resource))}` : "Apply resources",
     label: "Apply",
-    above: [h("p", { class: "quiet" }, "One resource as JSON, or a list of them."), text],
+    above: [h("p", { class: "quiet" }, "As `meshwarden apply -f` takes it: YAML or JSON, one document a resource."), text],
     look,
-    run: (reason) => send("POST", "/v1/resources:apply", { resources: read(), reason }),
+    run: (reason) => send("POST", "/v1/resources:apply", { resources, reason }),
     done,
   });
   opened.again();
@@ -66,7 +59,7 @@ export function deleteResource({ resource, send, done }) {
   opened.again();
 }
 
-const TEMPLATE = { kind: "Service", metadata: { tenant: "", name: "" }, spec: {} };
+const TEMPLATE = "kind: Service\nmetadata: {tenant: , name: }\nspec: {protocol: GRPC}\n";
 
 export function refOf(resource) {
   const { tenant, name } = resource?.metadata ?? {};

@@ -3,13 +3,15 @@
 import { h } from "../parts/dom.js";
 
 const AROUND = 3; // unchanged lines that stay beside those that change
+const BREAKS = /[\u007f-\u009f\u2028\u2029\ufeff]/g; // text in JSON, ends of lines or no text at all in YAML
 const MOST = 300_000; // pairs of lines that are compared; of more all come and go
 
-/** The lines of a resource as a manifest has them, in YAML: without what the mesh itself notes. */
-export function lines(resource) {
+/** The lines of a resource as a manifest has them, in YAML: without what the mesh itself notes, but for its revision where that is to be held against. */
+export function lines(resource, hasRevision = false) {
   if (!resource) return [];
   const { kind, metadata, spec } = resource;
   const { record, ...named } = metadata ?? {};
+  if (hasRevision && record) named.record = { revision: record.revision };
   return yaml({ kind, metadata: named, spec: spec ?? {} });
 }
 
@@ -33,7 +35,7 @@ function scalar(value) {
 
 function word(text) {
   const isPlain = /^[A-Za-z_/][\w./ -]*$/.test(text) && !/^(true|false|null|yes|no|on|off)$/i.test(text) && text === text.trim();
-  return isPlain ? text : JSON.stringify(text);
+  return isPlain ? text : JSON.stringify(text).replace(BREAKS, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 /** [[mark, line]]: "+" and "-" for what comes and goes, " " for what stays. By the longest common subsequence. */
