@@ -15,7 +15,7 @@ import grpc
 
 from meshwarden.agents.attend import Attendants, SidecarMissing
 from meshwarden.agents.attest import Attestor, Unidentified
-from meshwarden.agents.caller import is_own_user
+from meshwarden.agents.attestation.caller import is_own_user
 from meshwarden.agents.concurrency import Concurrencies, InvalidState
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.denied import DenyKeeper

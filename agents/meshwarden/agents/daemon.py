@@ -22,6 +22,8 @@ from anyio.abc import TaskGroup
 from meshwarden.agents.api import Parts, WorkloadService
 from meshwarden.agents.attend import Attendants
 from meshwarden.agents.attest import Attestor
+from meshwarden.agents.attestation.evidence import Evidence
+from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.channel import ControlPlane
@@ -29,7 +31,6 @@ from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.config import AgentConfig
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.denied import DenyKeeper
-from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.health import Health
 from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
@@ -44,7 +45,6 @@ from meshwarden.agents.proof.port import Proof
 from meshwarden.agents.question import Questions
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
-from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.root_ack import RootAck
 from meshwarden.agents.rotation import Rotation

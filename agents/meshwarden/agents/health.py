@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from meshwarden.agents.attend import Attendants
+from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.identity import NodeIdentity
-from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret import Secrets

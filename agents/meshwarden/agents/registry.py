@@ -18,12 +18,12 @@ from typing import Final
 
 import structlog
 
-from meshwarden.agents.caller import Program, ancestors, is_alive, is_own_user, program_of, read_stat
+from meshwarden.agents.attestation.caller import Program, ancestors, is_alive, is_own_user, program_of, read_stat
+from meshwarden.agents.attestation.evidence import Evidence
+from meshwarden.agents.attestation.refusal import Refusals
+from meshwarden.agents.attestation.selector import Misfit, learn, misfits, misfits_before_exec, told, user_misfits
 from meshwarden.agents.entry import Entry, Refusal, RegistrationRefused, check_names, choose
-from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.hosted import hosted, is_same, speakers
-from meshwarden.agents.refusal import Refusals
-from meshwarden.agents.selector import Misfit, learn, misfits, misfits_before_exec, told, user_misfits
 from meshwarden.agents.workload import Stored, Workload, is_ingress
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.mtls.connection import Connection, ended

@@ -3,9 +3,9 @@
 from typing import Final
 
 from meshwarden.agents.attend import Attendants
+from meshwarden.agents.attestation.refusal import Refusals, refused_caller
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.health import Health
-from meshwarden.agents.refusal import Refusals, refused_caller
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.upstream import Upstream

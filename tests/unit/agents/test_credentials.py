@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from meshwarden.agents.attestation.evidence import Evidence
+from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.credentials import CredentialMissing, Credentials
-from meshwarden.agents.evidence import Evidence
-from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.trust import Trust
 from meshwarden.agents.workload import Workload

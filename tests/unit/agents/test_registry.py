@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from meshwarden.agents.caller import Program, ancestors, is_alive, program_of, read_stat
+from meshwarden.agents.attestation.caller import Program, ancestors, is_alive, program_of, read_stat
+from meshwarden.agents.attestation.evidence import Evidence
+from meshwarden.agents.attestation.refusal import Refusals
+from meshwarden.agents.attestation.selector import misfits, told
 from meshwarden.agents.entry import Refusal, RegistrationRefused
-from meshwarden.agents.evidence import Evidence
-from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
-from meshwarden.agents.selector import misfits, told
 from meshwarden.agents.workload import sharers
 from meshwarden.certs.clock import utc_now
 from meshwarden.sdk.mtls.connection import Connection, start_time

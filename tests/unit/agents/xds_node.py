@@ -10,14 +10,14 @@ from typing import Any
 import grpc
 
 from meshwarden.agents.attest import Attestor
+from meshwarden.agents.attestation.evidence import Evidence
+from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.credentials import Credentials
-from meshwarden.agents.evidence import Evidence
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.interest import Interest
 from meshwarden.agents.leaving import LeaveStream, Leaving
 from meshwarden.agents.planes import Planes
-from meshwarden.agents.refusal import Refusals
 from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret import Secrets

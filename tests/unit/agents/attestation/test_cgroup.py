@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.agents.cgroup import Placement, parse
+from meshwarden.agents.attestation.cgroup import Placement, parse
 
 ID, OTHER = "0123456789abcdef" * 4, "fedcba9876543210" * 4
 POD = "pod0f2c5d1e-7a3b-4c8d-9e0f-1a2b3c4d5e6f"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from meshwarden.agents.caller import Program
-from meshwarden.agents.evidence import Evidence
+from meshwarden.agents.attestation.caller import Program
+from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.v1 import resources_pb2 as resources
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from meshwarden.agents.caller import Program
-from meshwarden.agents.selector import Misfit, told
+from meshwarden.agents.attestation.caller import Program
+from meshwarden.agents.attestation.selector import Misfit, told
 from meshwarden.v1 import workload_service_pb2 as pb
 
 _MAX: Final = 64

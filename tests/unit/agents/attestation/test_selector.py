@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from meshwarden.agents.caller import Program, program_of, read_credential
-from meshwarden.agents.evidence import Evidence
-from meshwarden.agents.refusal import Refusals, refused_caller
-from meshwarden.agents.selector import learn, misfits, misfits_before_exec, told
+from meshwarden.agents.attestation.caller import Program, program_of, read_credential
+from meshwarden.agents.attestation.evidence import Evidence
+from meshwarden.agents.attestation.refusal import Refusals, refused_caller
+from meshwarden.agents.attestation.selector import learn, misfits, misfits_before_exec, told
 from meshwarden.sdk.mtls.connection import Connection, start_time
 from meshwarden.v1 import resources_pb2 as resources
 
@@ -98,7 +98,7 @@ async def test_a_user_is_asked_for_only_where_it_decides_and_again_after_a_while
 async def test_a_user_database_that_hangs_holds_up_who_is_asked_for_by_name_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import meshwarden.agents.evidence as module
+    import meshwarden.agents.attestation.evidence as module
 
     release, threads = threading.Event(), []
 

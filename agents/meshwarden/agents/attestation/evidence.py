@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from meshwarden.agents.caller import Program, read_credential
-from meshwarden.agents.cgroup import Placement, parse
+from meshwarden.agents.attestation.caller import Program, read_credential
+from meshwarden.agents.attestation.cgroup import Placement, parse
 
 _MAX_DIGESTS: Final = 1024
 _CHUNK_BYTES: Final = 1 << 20
