@@ -23,14 +23,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from benchmarks.process import Broken
-from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
 from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.spool import Spool
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.bootstrap import NodePlace
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.api.report import parts

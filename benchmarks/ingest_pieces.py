@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ingest import DOMAIN, NODE, REGION, SPANS, calls_of, owns, workload_in
-from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.counted import Counts
 from meshwarden.agents.telemetry.pack import packed, packed_spans
 from meshwarden.agents.telemetry.segment import Items, Kind, Record, pieces
 from meshwarden.agents.telemetry.sieve import are_plain, sift
 from meshwarden.agents.telemetry.stamp import Stamp
+from meshwarden.agents.workload.bootstrap import NodePlace
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.api.validation import check
 from meshwarden.controlplane.gather.call import Call

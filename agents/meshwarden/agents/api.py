@@ -14,24 +14,24 @@ from typing import Any, Final
 import grpc
 
 from meshwarden.agents.attend import Attendants, SidecarMissing
-from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.attestation.caller import is_own_user
 from meshwarden.agents.concurrency import Concurrencies, InvalidState
 from meshwarden.agents.credentials import CredentialMissing, Credentials
 from meshwarden.agents.denied import DenyKeeper
 from meshwarden.agents.dial import names
-from meshwarden.agents.entry import Refusal, RegistrationRefused
-from meshwarden.agents.leaving import LeaveStream
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.telemetry.account import SDK, Drops
 from meshwarden.agents.telemetry.counted import InvalidTable
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.telemetry.repeat import Repeats
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.attest import Attestor, Unidentified
+from meshwarden.agents.workload.entry import Refusal, RegistrationRefused
+from meshwarden.agents.workload.leaving import LeaveStream
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.sdk.mtls.connection import Connection
 from meshwarden.sdk.red import histogram

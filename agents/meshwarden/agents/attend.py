@@ -17,16 +17,16 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from meshwarden.agents import probe
-from meshwarden.agents.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
 from meshwarden.agents.credentials import Credentials
-from meshwarden.agents.endpoint import Health, check_http, endpoints, is_listening
 from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.agents.envoy.supervisor import EnvoyMissing, EnvoyPlan, Supervisor, find_envoy
-from meshwarden.agents.leaving import Leaving
-from meshwarden.agents.planes import Planes
-from meshwarden.agents.registry import Registry
-from meshwarden.agents.workload import Workload, make_directory
+from meshwarden.agents.workload import probe
+from meshwarden.agents.workload.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
+from meshwarden.agents.workload.endpoint import Health, check_http, endpoints, is_listening
+from meshwarden.agents.workload.leaving import Leaving
+from meshwarden.agents.workload.planes import Planes
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload, make_directory
 from meshwarden.certs import files
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources

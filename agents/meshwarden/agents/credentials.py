@@ -21,12 +21,12 @@ import grpc
 import structlog
 from cryptography import x509
 
-from meshwarden.agents import credential_files
 from meshwarden.agents.backoff import asked_for
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.trust import Trust
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload import credential_files
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.deny import DenyList

@@ -21,10 +21,8 @@ from anyio.abc import TaskGroup
 
 from meshwarden.agents.api import Parts, WorkloadService
 from meshwarden.agents.attend import Attendants
-from meshwarden.agents.attest import Attestor
 from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
-from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.concurrency import Concurrencies
@@ -36,21 +34,17 @@ from meshwarden.agents.identity import NodeIdentity
 from meshwarden.agents.in_force import InForce, RevisionAt
 from meshwarden.agents.interest import Interest
 from meshwarden.agents.jwt_svids import JwtSvids
-from meshwarden.agents.leaving import LeaveStream, Leaving
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
-from meshwarden.agents.planes import Planes
 from meshwarden.agents.progress import Progress, Reports
 from meshwarden.agents.proof.port import Proof
 from meshwarden.agents.question import Questions
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.root_ack import RootAck
 from meshwarden.agents.rotation import Rotation
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.seal import given_secret
-from meshwarden.agents.secret import Secrets
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.session import Downstream
 from meshwarden.agents.start import Begun
@@ -69,7 +63,13 @@ from meshwarden.agents.telemetry.token import Tokens
 from meshwarden.agents.trust import Trust
 from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.way import Node
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.attest import Attestor
+from meshwarden.agents.workload.bootstrap import NodePlace
+from meshwarden.agents.workload.leaving import LeaveStream, Leaving
+from meshwarden.agents.workload.planes import Planes
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.secret import Secrets
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.agents.workload_api.jwt import JwtProfile
 from meshwarden.agents.workload_api.service import WorkloadApi
 from meshwarden.agents.xds import DataPlanes

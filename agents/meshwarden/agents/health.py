@@ -12,12 +12,12 @@ from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.identity import NodeIdentity
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
-from meshwarden.agents.secret import Secrets
 from meshwarden.agents.telemetry.clear import ClearCallers
 from meshwarden.agents.telemetry.spool import Spool
 from meshwarden.agents.upstream import Upstream
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.secret import Secrets
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.v1 import node_service_pb2 as node_pb
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from meshwarden.agents.registry import Registry
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 Refs = Callable[[Workload], Iterable[node_pb.DataPlaneRef]]

@@ -15,7 +15,7 @@ from typing import Final
 import grpc
 import structlog
 
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs import jose
 from meshwarden.certs.jose import InvalidJose
 from meshwarden.v1 import node_service_pb2 as node_pb

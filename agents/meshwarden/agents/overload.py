@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from meshwarden.agents.attest import Attestor
 from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.receive import EXPORTS
+from meshwarden.agents.workload.attest import Attestor
 from meshwarden.sdk.backpressure.concurrency import Concurrency
 from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.sdk.backpressure.overload import OverloadInterceptor, by_name

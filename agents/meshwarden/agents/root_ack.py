@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives import hashes
 
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.identity import NodeIdentity
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.way import Answers
+from meshwarden.agents.workload.registry import Registry
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid
 from meshwarden.v1 import node_service_pb2 as node_pb

@@ -6,9 +6,9 @@ from typing import Any
 
 import grpc
 
-from meshwarden.agents.attest import Attestor, Unidentified
-from meshwarden.agents.registry import Registry
-from meshwarden.agents.secret import Held, Secrets
+from meshwarden.agents.workload.attest import Attestor, Unidentified
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.secret import Held, Secrets
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import workload_service_pb2 as pb
 

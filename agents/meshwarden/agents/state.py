@@ -21,8 +21,8 @@ from typing import Final
 
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.config import AgentConfig
-from meshwarden.agents.registry import Registry
-from meshwarden.agents.workload import Stored
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Stored
 from meshwarden.certs import files
 from meshwarden.v1 import node_service_pb2 as node_pb
 

@@ -13,8 +13,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from meshwarden.agents.credentials import Credentials
-from meshwarden.agents.registry import Registry
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload
 
 # Workloads that are followed; of more, so many spread over all by name.
 MAX_WORKLOADS: Final = 32

@@ -15,17 +15,17 @@ import grpc
 import structlog
 
 from meshwarden.agents import sds
-from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.interest import Interest, client_of, is_home_only
-from meshwarden.agents.leaving import Leaving, without_callers
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
-from meshwarden.agents.secret import Secrets
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.attest import Attestor, Unidentified
+from meshwarden.agents.workload.leaving import Leaving, without_callers
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.secret import Secrets
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.svid import X509Svid
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import node_service_pb2 as node_pb

@@ -27,9 +27,9 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 from tests.counted import stats_of
 
-from meshwarden.agents import credential_files
-from meshwarden.agents.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
-from meshwarden.agents.leaving import without_callers
+from meshwarden.agents.workload import credential_files
+from meshwarden.agents.workload.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
+from meshwarden.agents.workload.leaving import without_callers
 from meshwarden.certs import issue, svid
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.clock import utc_now

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meshwarden.agents.api import InvalidReport, lost_of, stamped
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.v1 import report_pb2 as report_pb
 from meshwarden.v1 import resources_pb2 as resources

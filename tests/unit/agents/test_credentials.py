@@ -17,9 +17,9 @@ from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.credentials import CredentialMissing, Credentials
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.trust import Trust
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.certs.clock import utc_now

@@ -9,7 +9,6 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
-from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.access_log import Call
 from meshwarden.agents.telemetry.account import Drops
 from meshwarden.agents.telemetry.aggregate import Aggregator
@@ -18,7 +17,8 @@ from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.telemetry.pack import unpacked_bytes
 from meshwarden.agents.telemetry.segment import Items
 from meshwarden.agents.telemetry.spool import SpoolFull
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.bootstrap import NodePlace
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.api.report import parts

@@ -8,9 +8,9 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
-from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.stamp import Stamp
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.bootstrap import NodePlace
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.tracing import wire
 from meshwarden.v1 import resources_pb2 as resources

@@ -9,20 +9,20 @@ from typing import Any
 
 import grpc
 
-from meshwarden.agents.attest import Attestor
 from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.interest import Interest
-from meshwarden.agents.leaving import LeaveStream, Leaving
-from meshwarden.agents.planes import Planes
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.scopes import ScopeStore
-from meshwarden.agents.secret import Secrets
 from meshwarden.agents.trust import Trust
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.attest import Attestor
+from meshwarden.agents.workload.leaving import LeaveStream, Leaving
+from meshwarden.agents.workload.planes import Planes
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.secret import Secrets
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.agents.xds import DataPlanes
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now

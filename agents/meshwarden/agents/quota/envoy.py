@@ -15,10 +15,10 @@ import anyio
 import grpc
 from google.protobuf.message import Message
 
-from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.quota.assignment import Assignments
 from meshwarden.agents.quota.point import MAX_COUNT, Key, Point
 from meshwarden.agents.quota.points import Points, TooMany
+from meshwarden.agents.workload.attest import Attestor, Unidentified
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import node_service_pb2
 from meshwarden.v1 import quota_service_pb2 as pb

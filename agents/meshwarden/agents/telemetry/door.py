@@ -14,14 +14,14 @@ from urllib.parse import quote
 
 import grpc
 
-from meshwarden.agents.attest import Attestor
 from meshwarden.agents.config import AgentConfig
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.telemetry.http import HttpReceiver, Request
 from meshwarden.agents.telemetry.intake import Intake
 from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.token import Tokens
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.attest import Attestor
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.sdk.mtls.front import Front
 
 _GRACE_S: Final = 0.5

@@ -24,7 +24,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import status_pb2
 
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused, Unreadable
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.workload import Workload
 
 MAX_BODY_BYTES: Final = 4 << 20
 # Python reads JSON at some megabytes a second.

@@ -14,7 +14,6 @@ import grpc
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.logs.v1 import logs_pb2
 
-from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry import account
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of, is_relayed, speaks_for
@@ -35,7 +34,8 @@ from meshwarden.agents.telemetry.service import KINDS, OtlpKind
 from meshwarden.agents.telemetry.sieve import are_plain, sift, stamped
 from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.telemetry.stamp import Stamp, name_of
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.bootstrap import NodePlace
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.sdk.tracing import wire
 from meshwarden.sdk.tracing.numbered import Number

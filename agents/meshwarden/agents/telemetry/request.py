@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshwarden.agents.in_force import RevisionAt
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.v1 import report_pb2 as pb
 
 

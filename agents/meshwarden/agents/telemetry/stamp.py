@@ -6,9 +6,9 @@ from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 
-from meshwarden.agents.bootstrap import NodePlace
 from meshwarden.agents.telemetry.attribute import bound_resource
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.bootstrap import NodePlace
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.spiffe_id import SpiffeId
 
 _OURS: Final = "mesh."

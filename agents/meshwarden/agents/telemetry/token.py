@@ -9,8 +9,8 @@ import hmac
 from typing import Final
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.registry import Registry
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload
 
 _ITEM: Final = "otlp-token-key"
 _KEY_BYTES: Final = 32

@@ -11,7 +11,7 @@ from google.protobuf import struct_pb2
 
 from meshwarden.agents.jwt_svids import JwtSvids, NoToken
 from meshwarden.agents.trust import Trust
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.agents.workload_api import schema
 from meshwarden.certs.clock import Clock
 from meshwarden.certs.deny import DenyList

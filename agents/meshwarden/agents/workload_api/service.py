@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import grpc
 
-from meshwarden.agents.attest import Attestor, Unidentified
 from meshwarden.agents.credentials import CredentialMissing, Credentials
-from meshwarden.agents.registry import Registry
 from meshwarden.agents.trust import Trust
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.attest import Attestor, Unidentified
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.agents.workload_api import schema
 from meshwarden.agents.workload_api.jwt import JwtProfile, JwtRefused, bundles_response
 from meshwarden.certs.bundle import Bundle

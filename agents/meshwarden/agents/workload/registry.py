@@ -22,9 +22,9 @@ from meshwarden.agents.attestation.caller import Program, ancestors, is_alive, i
 from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.attestation.selector import Misfit, learn, misfits, misfits_before_exec, told, user_misfits
-from meshwarden.agents.entry import Entry, Refusal, RegistrationRefused, check_names, choose
-from meshwarden.agents.hosted import hosted, is_same, speakers
-from meshwarden.agents.workload import Stored, Workload, is_ingress
+from meshwarden.agents.workload.entry import Entry, Refusal, RegistrationRefused, check_names, choose
+from meshwarden.agents.workload.hosted import hosted, is_same, speakers
+from meshwarden.agents.workload.workload import Stored, Workload, is_ingress
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.mtls.connection import Connection, ended
 from meshwarden.v1 import node_service_pb2 as node_pb

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from meshwarden.agents.endpoint import Health, check_http, endpoint_id, is_listening
-from meshwarden.agents.probe import Self, check_grpc
+from meshwarden.agents.workload.endpoint import Health, check_http, endpoint_id, is_listening
+from meshwarden.agents.workload.probe import Self, check_grpc
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.issue import LeafTemplate

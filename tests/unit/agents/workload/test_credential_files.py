@@ -6,10 +6,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from meshwarden.agents.credential_files import bundle_map
+from meshwarden.agents.workload.credential_files import bundle_map
 from meshwarden.certs.bundle import Bundle
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "certs"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "certs"))
 from certs_build import authority
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from meshwarden.agents.credential_files import BUNDLES
+from meshwarden.agents.workload.credential_files import BUNDLES
 
 PROVIDER: Final = "meshwarden"
 """The certificate provider instance that every TLS context of ours names."""

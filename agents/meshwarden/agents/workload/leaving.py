@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import grpc
 
-from meshwarden.agents.attest import Attestor, Unidentified
-from meshwarden.agents.bootstrap import SERVER_LISTENER
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.attest import Attestor, Unidentified
+from meshwarden.agents.workload.bootstrap import SERVER_LISTENER
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.v1 import workload_service_pb2 as pb
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, Snapshot, resource

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
 

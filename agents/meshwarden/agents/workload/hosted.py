@@ -6,8 +6,8 @@ They are there as long as their entry names this node, in one instance; no progr
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from meshwarden.agents.entry import Entry
-from meshwarden.agents.workload import Stored, Workload, is_ingress
+from meshwarden.agents.workload.entry import Entry
+from meshwarden.agents.workload.workload import Stored, Workload, is_ingress
 from meshwarden.v1 import resources_pb2 as resources
 
 

@@ -14,9 +14,9 @@ from meshwarden.agents.attestation.caller import Program, ancestors, is_alive, p
 from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.attestation.selector import misfits, told
-from meshwarden.agents.entry import Refusal, RegistrationRefused
-from meshwarden.agents.registry import Registry
-from meshwarden.agents.workload import sharers
+from meshwarden.agents.workload.entry import Refusal, RegistrationRefused
+from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.workload.workload import sharers
 from meshwarden.certs.clock import utc_now
 from meshwarden.sdk.mtls.connection import Connection, start_time
 from meshwarden.v1 import node_service_pb2 as node_pb

@@ -9,9 +9,9 @@ import grpc
 
 from meshwarden.agents.attestation.caller import is_own_user
 from meshwarden.agents.attestation.selector import told
-from meshwarden.agents.entry import RegistrationRefused
-from meshwarden.agents.registry import EXEC_FIX, Registry
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.entry import RegistrationRefused
+from meshwarden.agents.workload.registry import EXEC_FIX, Registry
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.sdk.mtls.connection import Connection
 from meshwarden.sdk.mtls.front import Front
 

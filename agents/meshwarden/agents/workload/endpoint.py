@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Final
 
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as pb
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from meshwarden.agents.workload import Workload, make_directory
+from meshwarden.agents.workload.workload import Workload, make_directory
 from meshwarden.certs import files
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.bundle_document import TrustBundle, format_document

@@ -7,8 +7,8 @@ import grpc
 import pytest
 from xds_node import Node, cluster, entry, stream, until
 
-from meshwarden.agents import leaving
-from meshwarden.agents.leaving import without_callers
+from meshwarden.agents.workload import leaving
+from meshwarden.agents.workload.leaving import without_callers
 from meshwarden.controlplane.policy.grpc import server
 from meshwarden.controlplane.policy.neutral import Name
 from meshwarden.v1.workload_service_pb2 import LeaveRequest

@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.planes import Planes
-from meshwarden.agents.workload import Workload
+from meshwarden.agents.workload.planes import Planes
+from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.v1 import resources_pb2 as resources
 
