@@ -16,9 +16,9 @@ import grpc
 from meshwarden.agents.attend import Attendants, SidecarMissing
 from meshwarden.agents.attestation.caller import is_own_user
 from meshwarden.agents.concurrency import Concurrencies, InvalidState
-from meshwarden.agents.credentials import CredentialMissing, Credentials
-from meshwarden.agents.denied import DenyKeeper
 from meshwarden.agents.dial import names
+from meshwarden.agents.identity.credentials import CredentialMissing, Credentials
+from meshwarden.agents.identity.denied import DenyKeeper
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.scopes import ScopeStore

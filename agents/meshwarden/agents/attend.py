@@ -17,9 +17,9 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
 from meshwarden.agents.envoy.supervisor import EnvoyMissing, EnvoyPlan, Supervisor, find_envoy
+from meshwarden.agents.identity.credentials import Credentials
 from meshwarden.agents.workload import probe
 from meshwarden.agents.workload.bootstrap import NodePlace, environment, grpc_bootstrap, write_grpc_bootstrap
 from meshwarden.agents.workload.endpoint import Health, check_http, endpoints, is_listening

@@ -50,7 +50,7 @@ def run(config_file: Path) -> None:
 
     from meshwarden.agents import config, log, state
     from meshwarden.agents import run as running
-    from meshwarden.agents.identity import Banned
+    from meshwarden.agents.identity.node import Banned
     from meshwarden.agents.proof.port import IdentityError
 
     try:

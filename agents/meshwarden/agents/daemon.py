@@ -27,13 +27,14 @@ from meshwarden.agents.cache import Cache
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.config import AgentConfig
-from meshwarden.agents.credentials import Credentials
-from meshwarden.agents.denied import DenyKeeper
 from meshwarden.agents.health import Health
-from meshwarden.agents.identity import NodeIdentity
+from meshwarden.agents.identity.credentials import Credentials
+from meshwarden.agents.identity.denied import DenyKeeper
+from meshwarden.agents.identity.jwt_svids import JwtSvids
+from meshwarden.agents.identity.node import NodeIdentity
+from meshwarden.agents.identity.trust import Trust
 from meshwarden.agents.in_force import InForce, RevisionAt
 from meshwarden.agents.interest import Interest
-from meshwarden.agents.jwt_svids import JwtSvids
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
 from meshwarden.agents.progress import Progress, Reports
@@ -60,7 +61,6 @@ from meshwarden.agents.telemetry.outbox import Outbox
 from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.spool import Spool, SpoolLimits
 from meshwarden.agents.telemetry.token import Tokens
-from meshwarden.agents.trust import Trust
 from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.way import Node
 from meshwarden.agents.workload.attest import Attestor

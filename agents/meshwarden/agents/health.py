@@ -10,8 +10,8 @@ from typing import Final
 from meshwarden.agents.attend import Attendants
 from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.credentials import Credentials
-from meshwarden.agents.identity import NodeIdentity
+from meshwarden.agents.identity.credentials import Credentials
+from meshwarden.agents.identity.node import NodeIdentity
 from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.telemetry.clear import ClearCallers
 from meshwarden.agents.telemetry.spool import Spool

@@ -6,8 +6,8 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from meshwarden.agents.credentials import Credentials
-from meshwarden.agents.identity import NodeIdentity
+from meshwarden.agents.identity.credentials import Credentials
+from meshwarden.agents.identity.node import NodeIdentity
 from meshwarden.agents.way import Answers
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.certs.bundle import Bundle

@@ -17,7 +17,7 @@ from meshwarden.agents.backoff import Backoff
 from meshwarden.agents.channel import ControlPlane
 from meshwarden.agents.config import AgentConfig, ConfigError
 from meshwarden.agents.daemon import Agent
-from meshwarden.agents.identity import Banned, NodeIdentity
+from meshwarden.agents.identity.node import Banned, NodeIdentity
 from meshwarden.agents.proof.port import IdentityError, Proof, ProofAway
 from meshwarden.agents.seal import seals
 from meshwarden.agents.start import Begun

@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 
 from meshwarden.agents.backoff import Backoff
 from meshwarden.agents.channel import Away, ControlPlane, Generation, answering, open_channel
-from meshwarden.agents.identity import Banned, NodeIdentity, banned
+from meshwarden.agents.identity.node import Banned, NodeIdentity, banned
 from meshwarden.agents.proof.port import IdentityError, Proof, ProofAway
 from meshwarden.agents.session import Downstream, Session
 from meshwarden.sdk.mtls.refusal import BANNED, UNKNOWN_NODE

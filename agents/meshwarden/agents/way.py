@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.identity.credentials import Credentials
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.workload import Workload
 

@@ -15,9 +15,9 @@ import grpc
 import structlog
 
 from meshwarden.agents import sds
-from meshwarden.agents.credentials import Credentials
 from meshwarden.agents.envoy import runtime
 from meshwarden.agents.fit import fits
+from meshwarden.agents.identity.credentials import Credentials
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.interest import Interest, client_of, is_home_only
 from meshwarden.agents.scopes import ScopeStore

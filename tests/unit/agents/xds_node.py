@@ -12,11 +12,11 @@ import grpc
 from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.credentials import Credentials
+from meshwarden.agents.identity.credentials import Credentials
+from meshwarden.agents.identity.trust import Trust
 from meshwarden.agents.in_force import InForce
 from meshwarden.agents.interest import Interest
 from meshwarden.agents.scopes import ScopeStore
-from meshwarden.agents.trust import Trust
 from meshwarden.agents.workload.attest import Attestor
 from meshwarden.agents.workload.leaving import LeaveStream, Leaving
 from meshwarden.agents.workload.planes import Planes

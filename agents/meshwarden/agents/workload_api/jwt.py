@@ -9,8 +9,8 @@ from typing import Any, Final
 import grpc
 from google.protobuf import struct_pb2
 
-from meshwarden.agents.jwt_svids import JwtSvids, NoToken
-from meshwarden.agents.trust import Trust
+from meshwarden.agents.identity.jwt_svids import JwtSvids, NoToken
+from meshwarden.agents.identity.trust import Trust
 from meshwarden.agents.workload.workload import Workload
 from meshwarden.agents.workload_api import schema
 from meshwarden.certs.clock import Clock

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import grpc
 
-from meshwarden.agents.credentials import CredentialMissing, Credentials
-from meshwarden.agents.trust import Trust
+from meshwarden.agents.identity.credentials import CredentialMissing, Credentials
+from meshwarden.agents.identity.trust import Trust
 from meshwarden.agents.workload.attest import Attestor, Unidentified
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.workload import Workload

@@ -23,7 +23,7 @@ from cryptography import x509
 
 from meshwarden.agents.backoff import asked_for
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.trust import Trust
+from meshwarden.agents.identity.trust import Trust
 from meshwarden.agents.workload import credential_files
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.workload import Workload

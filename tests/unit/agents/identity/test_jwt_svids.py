@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.jwt_svids import JwtSvids, NoToken
-from meshwarden.agents.trust import Trust
+from meshwarden.agents.identity.jwt_svids import JwtSvids, NoToken
+from meshwarden.agents.identity.trust import Trust
 from meshwarden.agents.workload_api import schema
 from meshwarden.agents.workload_api.jwt import JwtProfile, JwtRefused
 from meshwarden.certs import jose

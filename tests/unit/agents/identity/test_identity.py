@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from meshwarden.agents.channel import ControlPlane
-from meshwarden.agents.identity import Identity, NodeIdentity
+from meshwarden.agents.identity.node import Identity, NodeIdentity
 from meshwarden.agents.seal import seals
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.bundle import Bundle

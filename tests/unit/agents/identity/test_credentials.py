@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.credentials import CredentialMissing, Credentials
-from meshwarden.agents.trust import Trust
+from meshwarden.agents.identity.credentials import CredentialMissing, Credentials
+from meshwarden.agents.identity.trust import Trust
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.authority.memory import MemoryAuthority
