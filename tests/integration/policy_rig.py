@@ -32,9 +32,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-from meshwarden.agents import sds
 from meshwarden.agents.envoy import runtime
 from meshwarden.agents.envoy.bootstrap import envoy_bootstrap
+from meshwarden.agents.xds import sds
 from meshwarden.certs import files
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now

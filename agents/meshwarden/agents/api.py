@@ -16,12 +16,10 @@ import grpc
 from meshwarden.agents.attend import Attendants, SidecarMissing
 from meshwarden.agents.attestation.caller import is_own_user
 from meshwarden.agents.concurrency import Concurrencies, InvalidState
-from meshwarden.agents.dial import names
 from meshwarden.agents.identity.credentials import CredentialMissing, Credentials
 from meshwarden.agents.identity.denied import DenyKeeper
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.telemetry.account import SDK, Drops
 from meshwarden.agents.telemetry.counted import InvalidTable
@@ -32,6 +30,8 @@ from meshwarden.agents.workload.entry import Refusal, RegistrationRefused
 from meshwarden.agents.workload.leaving import LeaveStream
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.workload import Workload
+from meshwarden.agents.xds.dial import names
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.sdk.mtls.connection import Connection
 from meshwarden.sdk.red import histogram

@@ -33,8 +33,6 @@ from meshwarden.agents.identity.denied import DenyKeeper
 from meshwarden.agents.identity.jwt_svids import JwtSvids
 from meshwarden.agents.identity.node import NodeIdentity
 from meshwarden.agents.identity.trust import Trust
-from meshwarden.agents.in_force import InForce, RevisionAt
-from meshwarden.agents.interest import Interest
 from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
 from meshwarden.agents.progress import Progress, Reports
@@ -44,7 +42,6 @@ from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
 from meshwarden.agents.root_ack import RootAck
 from meshwarden.agents.rotation import Rotation
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.seal import given_secret
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.session import Downstream
@@ -72,7 +69,10 @@ from meshwarden.agents.workload.secret import Secrets
 from meshwarden.agents.workload.workload import Workload
 from meshwarden.agents.workload_api.jwt import JwtProfile
 from meshwarden.agents.workload_api.service import WorkloadApi
-from meshwarden.agents.xds import DataPlanes
+from meshwarden.agents.xds.data_plane import DataPlanes
+from meshwarden.agents.xds.in_force import InForce, RevisionAt
+from meshwarden.agents.xds.interest import Interest
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.certs.bundle import Bundle, InvalidBundle
 from meshwarden.sdk.edge import EdgeInterceptor
 from meshwarden.sdk.mtls.front import Front

@@ -12,13 +12,13 @@ from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.identity.credentials import Credentials
 from meshwarden.agents.identity.node import NodeIdentity
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.telemetry.clear import ClearCallers
 from meshwarden.agents.telemetry.spool import Spool
 from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.secret import Secrets
-from meshwarden.agents.xds import DataPlanes
+from meshwarden.agents.xds.data_plane import DataPlanes
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 _MAX_TEXT: Final = 1024

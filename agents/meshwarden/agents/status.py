@@ -6,10 +6,10 @@ from meshwarden.agents.attend import Attendants
 from meshwarden.agents.attestation.refusal import Refusals, refused_caller
 from meshwarden.agents.health import Health
 from meshwarden.agents.identity.credentials import Credentials
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.workload import sharers
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.v1.node_service_pb2 import ConfigAck, WorkloadState
 from meshwarden.v1.workload_service_pb2 import AgentStatusResponse
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.seal import CREDENTIAL, KeyUnusable, given_secret
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
 

@@ -14,16 +14,16 @@ from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.identity.credentials import Credentials
 from meshwarden.agents.identity.trust import Trust
-from meshwarden.agents.in_force import InForce
-from meshwarden.agents.interest import Interest
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.workload.attest import Attestor
 from meshwarden.agents.workload.leaving import LeaveStream, Leaving
 from meshwarden.agents.workload.planes import Planes
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.secret import Secrets
 from meshwarden.agents.workload.workload import Workload
-from meshwarden.agents.xds import DataPlanes
+from meshwarden.agents.xds.data_plane import DataPlanes
+from meshwarden.agents.xds.in_force import InForce
+from meshwarden.agents.xds.interest import Interest
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.clock import utc_now
 from meshwarden.certs.csr import parse_csr

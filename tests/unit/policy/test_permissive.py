@@ -8,8 +8,8 @@ import pytest
 from google.protobuf import json_format
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.telemetry.clear import OTHERS, ClearCallers
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.api.edges import edge_warnings, permissive_states
 from meshwarden.controlplane.api.gaps import policy_gaps

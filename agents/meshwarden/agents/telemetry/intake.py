@@ -14,7 +14,6 @@ import grpc
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.logs.v1 import logs_pb2
 
-from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry import account
 from meshwarden.agents.telemetry.access_log import attributes_of, call_of, is_relayed, speaks_for
 from meshwarden.agents.telemetry.account import Drops
@@ -36,6 +35,7 @@ from meshwarden.agents.telemetry.spool import Spool, SpoolFull
 from meshwarden.agents.telemetry.stamp import Stamp, name_of
 from meshwarden.agents.workload.bootstrap import NodePlace
 from meshwarden.agents.workload.workload import Workload
+from meshwarden.agents.xds.in_force import RevisionAt
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.sdk.tracing import wire
 from meshwarden.sdk.tracing.numbered import Number

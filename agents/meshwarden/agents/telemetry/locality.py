@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.telemetry.access_log import service_of_cluster
 from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, Snapshot
 

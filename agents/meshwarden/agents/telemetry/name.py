@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.workload.registry import Registry
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.xds import api
 from meshwarden.xds.external_name import service_of
 from meshwarden.xds.snapshot import Resource, Snapshot

@@ -6,9 +6,9 @@ from typing import Any, Final, NoReturn, Protocol
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused
 from meshwarden.agents.workload.workload import Workload
+from meshwarden.agents.xds.in_force import RevisionAt
 from meshwarden.sdk.tracing import numbered
 
 _SERVICES: Final = {

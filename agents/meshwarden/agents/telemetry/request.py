@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.workload.workload import Workload
+from meshwarden.agents.xds.in_force import RevisionAt
 from meshwarden.v1 import report_pb2 as pb
 
 

@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
-from meshwarden.agents.in_force import RevisionAt
 from meshwarden.agents.telemetry.attribute import MAX_SCOPES, Bounded, bound_scope
 from meshwarden.agents.telemetry.span import MAX_STATE, bound_span
+from meshwarden.agents.xds.in_force import RevisionAt
 from meshwarden.sdk.tracing import columns, wire
 
 _SMALL_BYTES: Final = 1024

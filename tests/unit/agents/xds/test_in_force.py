@@ -6,9 +6,9 @@ import pytest
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span
 
-from meshwarden.agents import in_force
-from meshwarden.agents.in_force import InForce
 from meshwarden.agents.telemetry.sieve import stamped
+from meshwarden.agents.xds import in_force
+from meshwarden.agents.xds.in_force import InForce
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
 START_NS = int(START.timestamp()) * 10**9

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.scopes import ScopeStore
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.v1 import node_service_pb2 as pb
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)

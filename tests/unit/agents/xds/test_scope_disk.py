@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meshwarden.agents import scope_disk
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.scope import Scope
-from meshwarden.agents.scope_disk import ScopeDisk, State
+from meshwarden.agents.xds import scope_disk
+from meshwarden.agents.xds.scope import Scope
+from meshwarden.agents.xds.scope_disk import ScopeDisk, State
 from meshwarden.v1 import node_service_pb2 as pb
 
 KIND = "type.googleapis.com/x"

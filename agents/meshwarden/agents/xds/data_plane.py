@@ -14,18 +14,18 @@ from typing import Any, Final, Protocol
 import grpc
 import structlog
 
-from meshwarden.agents import sds
 from meshwarden.agents.envoy import runtime
-from meshwarden.agents.fit import fits
 from meshwarden.agents.identity.credentials import Credentials
-from meshwarden.agents.in_force import InForce
-from meshwarden.agents.interest import Interest, client_of, is_home_only
-from meshwarden.agents.scopes import ScopeStore
 from meshwarden.agents.workload.attest import Attestor, Unidentified
 from meshwarden.agents.workload.leaving import Leaving, without_callers
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.secret import Secrets
 from meshwarden.agents.workload.workload import Workload
+from meshwarden.agents.xds import sds
+from meshwarden.agents.xds.fit import fits
+from meshwarden.agents.xds.in_force import InForce
+from meshwarden.agents.xds.interest import Interest, client_of, is_home_only
+from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.certs.svid import X509Svid
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import node_service_pb2 as node_pb

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from meshwarden.agents import sds
+from meshwarden.agents.xds import sds
 from meshwarden.xds import api
 
 

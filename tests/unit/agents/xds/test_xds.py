@@ -9,9 +9,9 @@ import pytest
 from xds_node import ADS, Node, Stream, cluster, entry, stream, until
 
 from meshwarden.agents.envoy import runtime
-from meshwarden.agents.fit import fits
-from meshwarden.agents.interest import client_of
 from meshwarden.agents.telemetry.name import Names
+from meshwarden.agents.xds.fit import fits
+from meshwarden.agents.xds.interest import client_of
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Resource, Snapshot, resource

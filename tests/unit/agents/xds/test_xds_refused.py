@@ -7,7 +7,7 @@ import grpc
 import pytest
 from xds_node import ADS, Node, Stream, cluster, entry, stream, until
 
-from meshwarden.agents import xds
+from meshwarden.agents.xds import data_plane
 from meshwarden.sdk.backpressure.allowance import Allowance, Share
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds import api
@@ -81,7 +81,7 @@ async def test_names_of_another_tenant_are_names_of_nothing(node: Node, channel:
 async def test_a_workload_has_so_many_streams_and_no_more(
     node: Node, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xds, "_MAX_STREAMS", 2)
+    monkeypatch.setattr(data_plane, "_MAX_STREAMS", 2)
     node.registry.set_entries(entry())
     node.register()
     node.push(cluster("a"))

@@ -1,6 +1,6 @@
 """The names that a program may dial."""
 
-from meshwarden.agents.dial import names
+from meshwarden.agents.xds.dial import names
 from meshwarden.controlplane.policy.grpc import client, server
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.policy.neutral import Name

@@ -12,8 +12,8 @@ import anyio
 import structlog
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.scope import Scope
-from meshwarden.agents.scope_disk import ScopeDisk, State
+from meshwarden.agents.xds.scope import Scope
+from meshwarden.agents.xds.scope_disk import ScopeDisk, State
 from meshwarden.certs.clock import Clock, seconds_of, utc_now
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds.snapshot import Snapshot

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from meshwarden.agents.interest import Interest, is_home_only
+from meshwarden.agents.xds.interest import Interest, is_home_only
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 SWITCH = "GRPC_EXPERIMENTAL_XDS_MTLS_SPIFFE"

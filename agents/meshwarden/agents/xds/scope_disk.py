@@ -22,7 +22,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from meshwarden.agents.cache import Cache
-from meshwarden.agents.scope import Scope
+from meshwarden.agents.xds.scope import Scope
 from meshwarden.v1 import node_service_pb2 as node_pb
 
 FORMAT: Final = 1
