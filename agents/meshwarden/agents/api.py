@@ -15,11 +15,11 @@ import grpc
 
 from meshwarden.agents.attend import Attendants, SidecarMissing
 from meshwarden.agents.attestation.caller import is_own_user
-from meshwarden.agents.concurrency import Concurrencies, InvalidState
 from meshwarden.agents.identity.credentials import CredentialMissing, Credentials
 from meshwarden.agents.identity.denied import DenyKeeper
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
+from meshwarden.agents.report.concurrency import Concurrencies, InvalidState
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.telemetry.account import SDK, Drops
 from meshwarden.agents.telemetry.counted import InvalidTable

@@ -25,29 +25,30 @@ from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.cache import Cache
 from meshwarden.agents.channel import ControlPlane
-from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.config import AgentConfig
-from meshwarden.agents.health import Health
 from meshwarden.agents.identity.credentials import Credentials
 from meshwarden.agents.identity.denied import DenyKeeper
 from meshwarden.agents.identity.jwt_svids import JwtSvids
 from meshwarden.agents.identity.node import NodeIdentity
 from meshwarden.agents.identity.trust import Trust
-from meshwarden.agents.metrics import AgentMetrics
 from meshwarden.agents.overload import overload
-from meshwarden.agents.progress import Progress, Reports
 from meshwarden.agents.proof.port import Proof
-from meshwarden.agents.question import Questions
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
-from meshwarden.agents.root_ack import RootAck
-from meshwarden.agents.rotation import Rotation
+from meshwarden.agents.report.concurrency import Concurrencies
+from meshwarden.agents.report.health import Health
+from meshwarden.agents.report.metrics import AgentMetrics
+from meshwarden.agents.report.progress import Progress, Reports
+from meshwarden.agents.report.question import Questions
+from meshwarden.agents.report.root_ack import RootAck
+from meshwarden.agents.report.rotation import Rotation
+from meshwarden.agents.report.status import Status
+from meshwarden.agents.report.way import Node
 from meshwarden.agents.seal import given_secret
 from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.session import Downstream
 from meshwarden.agents.start import Begun
 from meshwarden.agents.state import Memory, Place
-from meshwarden.agents.status import Status
 from meshwarden.agents.telemetry.aggregate import Aggregator
 from meshwarden.agents.telemetry.budget import Rate
 from meshwarden.agents.telemetry.door import Door
@@ -59,7 +60,6 @@ from meshwarden.agents.telemetry.receive import Receiver
 from meshwarden.agents.telemetry.spool import Spool, SpoolLimits
 from meshwarden.agents.telemetry.token import Tokens
 from meshwarden.agents.upstream import Upstream
-from meshwarden.agents.way import Node
 from meshwarden.agents.workload.attest import Attestor
 from meshwarden.agents.workload.bootstrap import NodePlace
 from meshwarden.agents.workload.leaving import LeaveStream, Leaving

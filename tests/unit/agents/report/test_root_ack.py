@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshwarden.agents.root_ack import SETTLE_S, RootAck
+from meshwarden.agents.report.root_ack import SETTLE_S, RootAck
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.authority.slot import Roots
 from meshwarden.certs.clock import utc_now

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes
 
 from meshwarden.agents.identity.credentials import Credentials
 from meshwarden.agents.identity.node import NodeIdentity
-from meshwarden.agents.way import Answers
+from meshwarden.agents.report.way import Answers
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.svid import X509Svid

@@ -10,9 +10,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from meshwarden.agents import rotation
-from meshwarden.agents.rotation import Rotation
-from meshwarden.agents.way import MAX_WORKLOADS, Node
+from meshwarden.agents.report import rotation
+from meshwarden.agents.report.rotation import Rotation
+from meshwarden.agents.report.way import MAX_WORKLOADS, Node
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

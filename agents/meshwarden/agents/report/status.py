@@ -4,8 +4,8 @@ from typing import Final
 
 from meshwarden.agents.attend import Attendants
 from meshwarden.agents.attestation.refusal import Refusals, refused_caller
-from meshwarden.agents.health import Health
 from meshwarden.agents.identity.credentials import Credentials
+from meshwarden.agents.report.health import Health
 from meshwarden.agents.upstream import Upstream
 from meshwarden.agents.workload.registry import Registry
 from meshwarden.agents.workload.workload import sharers

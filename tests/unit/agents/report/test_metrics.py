@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from meshwarden.agents.concurrency import Concurrencies
-from meshwarden.agents.metrics import AgentMetrics, only_envoys
 from meshwarden.agents.quota.points import Points
+from meshwarden.agents.report.concurrency import Concurrencies
+from meshwarden.agents.report.metrics import AgentMetrics, only_envoys
 from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.v1 import workload_service_pb2 as pb
 

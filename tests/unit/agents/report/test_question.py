@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from meshwarden.agents import question
 from meshwarden.agents.envoy import dump
-from meshwarden.agents.question import Questions
+from meshwarden.agents.report import question
+from meshwarden.agents.report.question import Questions
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.xds import api
 from meshwarden.xds.snapshot import Snapshot, resource

@@ -2,8 +2,8 @@
 
 import pytest
 
-from meshwarden.agents import concurrency
-from meshwarden.agents.concurrency import Concurrencies, InvalidState
+from meshwarden.agents.report import concurrency
+from meshwarden.agents.report.concurrency import Concurrencies, InvalidState
 from meshwarden.v1.workload_service_pb2 import ConcurrencyState, ShedCalls
 
 OWN = ["platform/orders"]

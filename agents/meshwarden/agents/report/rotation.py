@@ -16,7 +16,7 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from meshwarden.agents.way import Answers, Look, Node, Way
+from meshwarden.agents.report.way import Answers, Look, Node, Way
 from meshwarden.sdk.tracing.own_span import Provider
 
 # Ways that are open at once; what begins then is not followed.

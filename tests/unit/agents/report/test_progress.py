@@ -5,8 +5,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from meshwarden.agents import progress
-from meshwarden.agents.progress import Progress, Reports
+from meshwarden.agents.report import progress
+from meshwarden.agents.report.progress import Progress, Reports
 from meshwarden.v1.node_service_pb2 import ConfigAck, ConfigUpdate, EndpointReport, Nack, NodeEndpoint
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

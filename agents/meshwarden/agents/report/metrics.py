@@ -17,9 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from meshwarden.agents.concurrency import Concurrencies
 from meshwarden.agents.envoy import admin
 from meshwarden.agents.quota.points import Points
+from meshwarden.agents.report.concurrency import Concurrencies
 from meshwarden.sdk.backpressure.criticality import Criticality
 from meshwarden.sdk.backpressure.overload import OverloadInterceptor
 from meshwarden.sdk.scrape import Page, wants_openmetrics
