@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from meshwarden.agents.overload import overload
+from meshwarden.agents.api.overload import overload
 from meshwarden.agents.telemetry.receive import EXPORTS
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.tracing.numbered import Numbers

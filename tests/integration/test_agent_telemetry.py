@@ -161,10 +161,11 @@ async def test_hostile_input_costs_its_sender_alone(agent: Any, control_plane: A
 
 # An agent that has little time for what programs send: a busy machine may not give it as much as it would spend.
 FRUGAL = """
-from meshwarden.agents import api, cli
+from meshwarden.agents import cli
+from meshwarden.agents.api import workload
 from meshwarden.agents.telemetry import intake
 from meshwarden.sdk.backpressure.allowance import Share
-api._REPORTS = intake._SHARES["span"] = Share(part=0.001, burst_s=0.02)
+workload._REPORTS = intake._SHARES["span"] = Share(part=0.001, burst_s=0.02)
 cli.main()
 """
 

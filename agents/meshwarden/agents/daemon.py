@@ -19,7 +19,9 @@ import grpc
 import structlog
 from anyio.abc import TaskGroup
 
-from meshwarden.agents.api import Parts, WorkloadService
+from meshwarden.agents.api.overload import overload
+from meshwarden.agents.api.secret_stream import SecretStream
+from meshwarden.agents.api.workload import Parts, WorkloadService
 from meshwarden.agents.attend import Attendants
 from meshwarden.agents.attestation.evidence import Evidence
 from meshwarden.agents.attestation.refusal import Refusals
@@ -31,7 +33,6 @@ from meshwarden.agents.identity.denied import DenyKeeper
 from meshwarden.agents.identity.jwt_svids import JwtSvids
 from meshwarden.agents.identity.node import NodeIdentity
 from meshwarden.agents.identity.trust import Trust
-from meshwarden.agents.overload import overload
 from meshwarden.agents.proof.port import Proof
 from meshwarden.agents.quota.envoy import EnvoyQuotas
 from meshwarden.agents.quota.points import Points
@@ -45,7 +46,6 @@ from meshwarden.agents.report.rotation import Rotation
 from meshwarden.agents.report.status import Status
 from meshwarden.agents.report.way import Node
 from meshwarden.agents.seal import given_secret
-from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.session import Downstream
 from meshwarden.agents.start import Begun
 from meshwarden.agents.state import Memory, Place

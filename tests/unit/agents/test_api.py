@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshwarden.agents.api import InvalidReport, lost_of, stamped
+from meshwarden.agents.api.workload import InvalidReport, lost_of, stamped
 from meshwarden.agents.workload.workload import Workload
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.v1 import report_pb2 as report_pb

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import grpc
 
+from meshwarden.agents.api.secret_stream import SecretStream
 from meshwarden.agents.attend import Attendants, SidecarMissing
 from meshwarden.agents.attestation.caller import is_own_user
 from meshwarden.agents.identity.credentials import CredentialMissing, Credentials
@@ -20,7 +21,6 @@ from meshwarden.agents.identity.denied import DenyKeeper
 from meshwarden.agents.quota.points import Points, TooMany
 from meshwarden.agents.quota.stream import Ended, converse
 from meshwarden.agents.report.concurrency import Concurrencies, InvalidState
-from meshwarden.agents.secret_stream import SecretStream
 from meshwarden.agents.telemetry.account import SDK, Drops
 from meshwarden.agents.telemetry.counted import InvalidTable
 from meshwarden.agents.telemetry.intake import Intake, IntakeRefused

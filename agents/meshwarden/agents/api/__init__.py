@@ -1,0 +1,1 @@
+"""What programs call over the agent's socket."""
