@@ -1,6 +1,6 @@
 """Generates the descriptors of the SPIFFE Workload API that the agent loads: `python proto/spiffe/generate.py`.
 
-Source: descriptor.proto of protobuf. tests/unit/agents/test_workload_api.py holds the tree against it.
+Source: descriptor.proto of protobuf. tests/unit/agents/workload_api/test_workload_api.py holds the tree against it.
 """
 
 import subprocess

@@ -7,7 +7,7 @@ from meshwarden.agents.workload_api import schema
 
 
 def test_the_descriptors_are_as_generated(tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     made = runpy.run_path(str(root / "proto/spiffe/generate.py"))
     made["main"](tmp_path / "fresh.binpb")
     assert (tmp_path / "fresh.binpb").read_bytes() == made["OUT"].read_bytes()
