@@ -39,7 +39,7 @@ from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.controlplane.gather.trace_store import MAX_SIZE_BYTES
+from meshwarden.controlplane.gather.trace.store import MAX_SIZE_BYTES
 from meshwarden.sdk.heap import settle
 from meshwarden.sdk.red.call_table import Row, Table
 from meshwarden.sdk.red.histogram import bucket_of

@@ -27,7 +27,7 @@ from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.controlplane.gather.trace_query import Question, nanoseconds
+from meshwarden.controlplane.gather.trace.query import Question, nanoseconds
 from meshwarden.v1.report_pb2 import ExportRequest
 
 SPANS = 1_000_000

@@ -17,13 +17,14 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.gather import gather as module
-from meshwarden.controlplane.gather import queue, trace_store
+from meshwarden.controlplane.gather import queue
 from meshwarden.controlplane.gather.backend import Away, Backend
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.tail_policy import TailPolicy
+from meshwarden.controlplane.gather.trace import store as trace_store
 from meshwarden.sdk.mtls import peer
 from meshwarden.v1.report_pb2 import ExportRequest
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from meshwarden.controlplane.gather.trace_state import NEVER, passed, randomness, threshold_of
+from meshwarden.controlplane.gather.trace.state import NEVER, passed, randomness, threshold_of
 
 QUARTER, HALF = threshold_of(0.25), threshold_of(0.5)
 LUCKY, UNLUCKY = b"\0" * 9 + b"\xff" * 7, b"\x01" * 9 + b"\0" * 7

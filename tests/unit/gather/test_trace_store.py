@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-from meshwarden.controlplane.gather import trace_query, trace_store
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tally import DROPPED, PASSED, RECEIVED, STORE, Tally
-from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
-from meshwarden.controlplane.gather.trace_store import Keep, TraceStore
+from meshwarden.controlplane.gather.trace import query as trace_query
+from meshwarden.controlplane.gather.trace import store as trace_store
+from meshwarden.controlplane.gather.trace.query import Place, Question, nanoseconds
+from meshwarden.controlplane.gather.trace.store import Keep, TraceStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)
 NOW_NS = nanoseconds(NOW)
@@ -414,7 +415,7 @@ async def test_a_disk_that_refuses_loses_nothing_and_counts_the_rest(
         with pytest.raises(apsw.FullError):
             await durable.flush()
     assert await store.find(TRACE, everything) is None
-    monkeypatch.setattr("meshwarden.controlplane.gather.trace_store.WAITING_BYTES", 1000)
+    monkeypatch.setattr("meshwarden.controlplane.gather.trace.store.WAITING_BYTES", 1000)
     for number in range(2, 30):
         put(store, "acme/web", span(number, 1))
     await durable.flush()

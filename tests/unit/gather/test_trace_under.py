@@ -7,11 +7,11 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.gather import trace_under
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tally import Tally
-from meshwarden.controlplane.gather.trace_store import TraceStore
+from meshwarden.controlplane.gather.trace import under as trace_under
+from meshwarden.controlplane.gather.trace.store import TraceStore
 
 CHANGE = (99).to_bytes(16, "big")
 

@@ -25,7 +25,7 @@ from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather import graph_query
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.remote import Remote
-from meshwarden.controlplane.gather.trace_query import Place, Question, nanoseconds
+from meshwarden.controlplane.gather.trace.query import Place, Question, nanoseconds
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies
 from meshwarden.controlplane.identity.deny_watch import DenyWatch

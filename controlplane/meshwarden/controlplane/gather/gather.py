@@ -13,7 +13,6 @@ import anyio
 import apsw
 import structlog
 
-from meshwarden.controlplane.gather import trace_store
 from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, AgentDrop
 from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.call import Call, Owns, Refused
@@ -34,7 +33,8 @@ from meshwarden.controlplane.gather.state import backend_states, tail_state
 from meshwarden.controlplane.gather.tail import TailSampler
 from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
 from meshwarden.controlplane.gather.tally import INGEST, Tally
-from meshwarden.controlplane.gather.trace_store import Keep, TraceStore
+from meshwarden.controlplane.gather.trace import store as trace_store
+from meshwarden.controlplane.gather.trace.store import Keep, TraceStore
 from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
 from meshwarden.sdk.red.exemplar import MOST
 from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState

@@ -30,8 +30,8 @@ from meshwarden.controlplane.gather.tail_policy import MESH, TailPolicy, reason
 from meshwarden.controlplane.gather.tail_trace import SPAN_BYTES, Cut, Row, Trace, cut_out
 from meshwarden.controlplane.gather.tail_word import Word
 from meshwarden.controlplane.gather.tally import SAMPLE, Tally
-from meshwarden.controlplane.gather.trace_part import is_sound, owner_of
-from meshwarden.controlplane.gather.trace_state import randomness
+from meshwarden.controlplane.gather.trace.part import is_sound, owner_of
+from meshwarden.controlplane.gather.trace.state import randomness
 
 COMPLETE: Final = "complete"
 WAITED: Final = "waited"

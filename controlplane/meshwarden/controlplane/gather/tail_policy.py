@@ -8,7 +8,7 @@ import grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from meshwarden.controlplane.gather import outcome
-from meshwarden.controlplane.gather.trace_state import threshold_of
+from meshwarden.controlplane.gather.trace.state import threshold_of
 from meshwarden.v1.report_pb2 import CallStat
 
 ERROR: Final = "error"

@@ -7,8 +7,8 @@ from typing import Final
 
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
-from meshwarden.controlplane.gather.trace_part import is_sound
-from meshwarden.controlplane.gather.trace_state import passed, says_randomness
+from meshwarden.controlplane.gather.trace.part import is_sound
+from meshwarden.controlplane.gather.trace.state import passed, says_randomness
 
 SPAN_BYTES: Final = 1024
 """What a span that waits takes beside its bytes, about, if it is alone in its trace."""

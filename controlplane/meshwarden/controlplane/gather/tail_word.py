@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from meshwarden.controlplane.gather.trace_part import TRACE_ID_BYTES
+from meshwarden.controlplane.gather.trace.part import TRACE_ID_BYTES
 
 LASTS_S: Final = 60.0
 MAX_TOLD: Final = 16_384

@@ -18,14 +18,15 @@ from typing import Any, Final, NamedTuple
 import apsw
 import structlog
 
-from meshwarden.controlplane.gather import trace_query, trace_under
 from meshwarden.controlplane.gather.durable import Durable, transaction
 from meshwarden.controlplane.gather.pack import pack
 from meshwarden.controlplane.gather.resource import Checked
 from meshwarden.controlplane.gather.tally import DROPPED, PASSED, STORE, Tally
-from meshwarden.controlplane.gather.trace_block import Row, Rows, ids_in, keys_of, pack_rows
-from meshwarden.controlplane.gather.trace_part import ID_BYTES, Owner, Spans, by_part, summed
-from meshwarden.controlplane.gather.trace_query import Page, Place, Question, Sees
+from meshwarden.controlplane.gather.trace import query as trace_query
+from meshwarden.controlplane.gather.trace import under as trace_under
+from meshwarden.controlplane.gather.trace.block import Row, Rows, ids_in, keys_of, pack_rows
+from meshwarden.controlplane.gather.trace.part import ID_BYTES, Owner, Spans, by_part, summed
+from meshwarden.controlplane.gather.trace.query import Page, Place, Question, Sees
 from meshwarden.sdk.tracing.wire import all_framed
 from meshwarden.v1 import admin_service_pb2 as v1
 

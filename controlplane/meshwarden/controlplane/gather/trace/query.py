@@ -16,8 +16,8 @@ import apsw
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
-from meshwarden.controlplane.gather.trace_block import Rows, ids_in, keys_of, read_spans
-from meshwarden.controlplane.gather.trace_part import MAX_NS, TRACE_ID_BYTES, Owner, Part, merged, owner_of
+from meshwarden.controlplane.gather.trace.block import Rows, ids_in, keys_of, read_spans
+from meshwarden.controlplane.gather.trace.part import MAX_NS, TRACE_ID_BYTES, Owner, Part, merged, owner_of
 from meshwarden.v1 import admin_service_pb2 as v1
 
 # Blocks that one page reads and traces that it looks at, bytes of blocks that are read for a trace, and of spans that

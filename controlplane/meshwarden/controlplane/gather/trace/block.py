@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, TracesData
 
 from meshwarden.controlplane.gather.pack import pack, unpack
-from meshwarden.controlplane.gather.trace_part import TRACE_ID_BYTES, Part
+from meshwarden.controlplane.gather.trace.part import TRACE_ID_BYTES, Part
 
 _COUNT: Final = struct.Struct("<I")
 # Of the columns behind the trace ids and before the names: what each number of them takes.

@@ -13,7 +13,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from meshwarden.controlplane.gather.pack import unpack
-from meshwarden.controlplane.gather.trace_query import Sees, summaries
+from meshwarden.controlplane.gather.trace.query import Sees, summaries
 from meshwarden.v1 import admin_service_pb2 as v1
 
 MAX_TRACES: Final = 8

@@ -1,0 +1,1 @@
+"""Recent traces: kept on the disk, and found by what they are of."""
