@@ -30,7 +30,7 @@ from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
-from meshwarden.controlplane.gather.tail_policy import TailPolicy
+from meshwarden.controlplane.gather.tail.policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.deny_watch import DenyWatch
 from meshwarden.controlplane.identity.jwt_authority import JwtAuthority

@@ -14,8 +14,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from meshwarden.controlplane.gather.durable import transaction
 from meshwarden.controlplane.gather.resource import Checked
-from meshwarden.controlplane.gather.tail import TailSampler
-from meshwarden.controlplane.gather.tail_policy import TailPolicy
+from meshwarden.controlplane.gather.tail.policy import TailPolicy
+from meshwarden.controlplane.gather.tail.tail import TailSampler
 from meshwarden.controlplane.gather.tally import SAMPLE, Tally
 
 NOW = datetime(2026, 1, 2, 3, 4, 30, tzinfo=UTC)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from meshwarden.controlplane.gather.tail_policy import TailPolicy, reason
+from meshwarden.controlplane.gather.tail.policy import TailPolicy, reason
 
 CLIENT, SERVER, INTERNAL = Span.SPAN_KIND_CLIENT, Span.SPAN_KIND_SERVER, Span.SPAN_KIND_INTERNAL
 MS = 1_000_000

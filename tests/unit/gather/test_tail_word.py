@@ -2,8 +2,8 @@
 
 import pytest
 
-from meshwarden.controlplane.gather import tail_word
-from meshwarden.controlplane.gather.tail_word import PAGE, Word, ids_of
+from meshwarden.controlplane.gather.tail import word as tail_word
+from meshwarden.controlplane.gather.tail.word import PAGE, Word, ids_of
 
 
 class Clock:

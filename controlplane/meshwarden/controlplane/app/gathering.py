@@ -15,7 +15,7 @@ from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.seen import SeenCalls
-from meshwarden.controlplane.gather.tail_policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
+from meshwarden.controlplane.gather.tail.policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace.store import Keep
 from meshwarden.controlplane.identity.deny_elsewhere import DeniesElsewhere
 from meshwarden.controlplane.insight.cost import Costs

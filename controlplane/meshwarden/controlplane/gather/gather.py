@@ -30,8 +30,8 @@ from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.reporter import Found, Reporter
 from meshwarden.controlplane.gather.resource import Body, Checked, bodies_of, check_resource, own_span
 from meshwarden.controlplane.gather.state import backend_states, tail_state
-from meshwarden.controlplane.gather.tail import TailSampler
-from meshwarden.controlplane.gather.tail_policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
+from meshwarden.controlplane.gather.tail.policy import DENIED, LIMITED, NEW_EDGE, TailPolicy
+from meshwarden.controlplane.gather.tail.tail import TailSampler
 from meshwarden.controlplane.gather.tally import INGEST, Tally
 from meshwarden.controlplane.gather.trace import store as trace_store
 from meshwarden.controlplane.gather.trace.store import Keep, TraceStore

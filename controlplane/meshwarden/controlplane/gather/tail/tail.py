@@ -25,10 +25,10 @@ from prometheus_client.registry import Collector
 
 from meshwarden.controlplane.gather.pack import pack, unpack
 from meshwarden.controlplane.gather.resource import Checked
-from meshwarden.controlplane.gather.tail_memory import TRACES, Decided, TailMemory
-from meshwarden.controlplane.gather.tail_policy import MESH, TailPolicy, reason
-from meshwarden.controlplane.gather.tail_trace import SPAN_BYTES, Cut, Row, Trace, cut_out
-from meshwarden.controlplane.gather.tail_word import Word
+from meshwarden.controlplane.gather.tail.memory import TRACES, Decided, TailMemory
+from meshwarden.controlplane.gather.tail.policy import MESH, TailPolicy, reason
+from meshwarden.controlplane.gather.tail.trace import SPAN_BYTES, Cut, Row, Trace, cut_out
+from meshwarden.controlplane.gather.tail.word import Word
 from meshwarden.controlplane.gather.tally import SAMPLE, Tally
 from meshwarden.controlplane.gather.trace.part import is_sound, owner_of
 from meshwarden.controlplane.gather.trace.state import randomness

@@ -1,0 +1,1 @@
+"""Tail sampling: which traces go on to backends."""
