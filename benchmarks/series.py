@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from benchmarks.process import rss_mib
 from meshwarden.controlplane.gather.call import Call
-from meshwarden.controlplane.gather.duration import FAMILIES
-from meshwarden.controlplane.gather.metrics import REQUEST_LABELS, Metrics
+from meshwarden.controlplane.gather.metrics.duration import FAMILIES
+from meshwarden.controlplane.gather.metrics.metrics import REQUEST_LABELS, Metrics
 from meshwarden.sdk.red.histogram import BOUNDS_S, bucket_of
 from meshwarden.v1.report_pb2 import CallStat
 

@@ -31,7 +31,7 @@ from meshwarden.controlplane.gather.forward import MAX_ASKED_S
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.header import OWN, BadHeader, Headers
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.v1.report_pb2 import ExportRequest
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)

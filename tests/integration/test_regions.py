@@ -28,7 +28,7 @@ from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.tail.policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit

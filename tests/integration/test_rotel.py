@@ -34,8 +34,8 @@ from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpT
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.controlplane.gather.own_metrics import OwnMetrics
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.tail.policy import TailPolicy
 from meshwarden.controlplane.local.port import free_port
 from meshwarden.sdk.red.histogram import bucket_of, to_proto

@@ -27,7 +27,7 @@ from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.mark import CHAINS_PER_NODE, Marks
-from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.reporter import Found, Reporter
 from meshwarden.controlplane.gather.tally import INGEST
 from meshwarden.sdk.red.histogram import bucket_of, to_proto

@@ -14,7 +14,7 @@ from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.tail.policy import TailPolicy
 from meshwarden.sdk.red.histogram import bucket_of, to_proto
 from meshwarden.v1.report_pb2 import CallStat, Exemplar, ExportRequest

@@ -10,8 +10,8 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from meshwarden.controlplane.gather.call import Call
-from meshwarden.controlplane.gather.duration import templated
-from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.duration import templated
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.sdk.red.histogram import bucket_of
 from meshwarden.v1.report_pb2 import CallStat, Exemplar
 

@@ -17,9 +17,9 @@ from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.controlplane.gather.own_metrics import OwnMetrics
-from meshwarden.controlplane.gather.own_point import POINTS_PER_BODY
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.own_metrics import OwnMetrics
+from meshwarden.controlplane.gather.metrics.own_point import POINTS_PER_BODY
 from meshwarden.controlplane.gather.tally import Tally
 from meshwarden.sdk.red.histogram import bucket_of
 from meshwarden.v1.report_pb2 import CallStat, Exemplar

@@ -16,10 +16,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from meshwarden.controlplane.gather.call import Refused
+from meshwarden.controlplane.gather.metrics.workload_metrics import WorkloadMetrics
+from meshwarden.controlplane.gather.metrics.workload_name import name_of
 from meshwarden.controlplane.gather.resource import Checked, check_resource
 from meshwarden.controlplane.gather.tally import DROPPED, METRICS, PASSED, RECEIVED, Tally
-from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
-from meshwarden.controlplane.gather.workload_name import name_of
 
 CUMULATIVE, DELTA = pb.AGGREGATION_TEMPORALITY_CUMULATIVE, pb.AGGREGATION_TEMPORALITY_DELTA
 MOST = 50

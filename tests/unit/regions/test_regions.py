@@ -17,7 +17,7 @@ from meshwarden.controlplane.gather.call import Call, parse
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.graph import Graph
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.sdk.red.histogram import bucket_of, from_proto

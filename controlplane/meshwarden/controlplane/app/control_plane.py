@@ -30,7 +30,7 @@ from meshwarden.controlplane.app.rest import Doors, Rest
 from meshwarden.controlplane.app.rollout import rollouts
 from meshwarden.controlplane.app.servicers import servicers
 from meshwarden.controlplane.config.config import Config
-from meshwarden.controlplane.gather.own_metrics import OwnMetrics
+from meshwarden.controlplane.gather.metrics.own_metrics import OwnMetrics
 from meshwarden.controlplane.history.prune import prune_old
 from meshwarden.controlplane.identity.crl import Crls
 from meshwarden.controlplane.identity.node import banned, removed

@@ -12,7 +12,7 @@ from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.seen import SeenCalls
 from meshwarden.controlplane.gather.tail.policy import ACROSS_GRACE_S, GRACE_S, TailPolicy

@@ -14,8 +14,8 @@ import apsw
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from meshwarden.controlplane.gather import duration
 from meshwarden.controlplane.gather.call import Call
+from meshwarden.controlplane.gather.metrics import duration
 from meshwarden.v1.report_pb2 import CallStat
 
 ROWS_PER_TENANT: Final = 1000

@@ -23,7 +23,8 @@ from meshwarden.controlplane.gather.forward import FIRST_BACKOFF_S, Forwarder
 from meshwarden.controlplane.gather.graph import Graph
 from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.mark import Marks
-from meshwarden.controlplane.gather.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.workload_metrics import WorkloadMetrics
 from meshwarden.controlplane.gather.model_call import SIGNAL, Meter, told_of
 from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
@@ -35,7 +36,6 @@ from meshwarden.controlplane.gather.tail.tail import TailSampler
 from meshwarden.controlplane.gather.tally import INGEST, Tally
 from meshwarden.controlplane.gather.trace import store as trace_store
 from meshwarden.controlplane.gather.trace.store import Keep, TraceStore
-from meshwarden.controlplane.gather.workload_metrics import WorkloadMetrics
 from meshwarden.sdk.red.exemplar import MOST
 from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest

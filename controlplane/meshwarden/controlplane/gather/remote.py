@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.graph import Graph
 from meshwarden.controlplane.gather.ledger import Total
-from meshwarden.controlplane.gather.metrics import IDLE, Metrics
+from meshwarden.controlplane.gather.metrics.metrics import IDLE, Metrics
 
 # What one region may have us remember, whatever it tells.
 SERIES_PER_REGION: Final = 50_000

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from meshwarden.controlplane.gather.metrics import Sample
+from meshwarden.controlplane.gather.metrics.metrics import Sample
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.controlplane.regions.puller import Puller
 from meshwarden.v1.admin_service_pb2 import RegionState

@@ -17,10 +17,8 @@ from typing import Any, Final
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from meshwarden.controlplane.gather.resource import Checked
-from meshwarden.controlplane.gather.tally import METRICS, Tally
-from meshwarden.controlplane.gather.workload_name import Labels, labels_of, name_of, place_of
-from meshwarden.controlplane.gather.workload_point import (
+from meshwarden.controlplane.gather.metrics.workload_name import Labels, labels_of, name_of, place_of
+from meshwarden.controlplane.gather.metrics.workload_point import (
     MOST_SAMPLES,
     Number,
     Sample,
@@ -29,6 +27,8 @@ from meshwarden.controlplane.gather.workload_point import (
     kind_of,
     new_value,
 )
+from meshwarden.controlplane.gather.resource import Checked
+from meshwarden.controlplane.gather.tally import METRICS, Tally
 
 SAMPLES_PER_TENANT: Final = 5000
 MAX_SAMPLES: Final = 100_000

@@ -17,8 +17,8 @@ from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFam
 from prometheus_client.registry import Collector
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.gather import duration
 from meshwarden.controlplane.gather.call import Call
+from meshwarden.controlplane.gather.metrics import duration
 from meshwarden.controlplane.gather.resource import nanos
 from meshwarden.sdk.red.histogram import BOUNDS_S, bound_of, folded
 from meshwarden.v1 import report_pb2

@@ -26,8 +26,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from prometheus_client.core import Metric as Family
 
-from meshwarden.controlplane.gather import duration
-from meshwarden.controlplane.gather.metrics import REQUEST_LABELS, Counted, Timed
+from meshwarden.controlplane.gather.metrics import duration
+from meshwarden.controlplane.gather.metrics.metrics import REQUEST_LABELS, Counted, Timed
 from meshwarden.controlplane.gather.resource import OWN_NAME
 from meshwarden.sdk.red.histogram import BOUNDS_S
 

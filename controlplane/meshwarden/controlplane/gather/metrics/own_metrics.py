@@ -12,8 +12,8 @@ import structlog
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from meshwarden.controlplane.gather.metrics import Metrics
-from meshwarden.controlplane.gather.own_point import Batch
+from meshwarden.controlplane.gather.metrics.metrics import Metrics
+from meshwarden.controlplane.gather.metrics.own_point import Batch
 from meshwarden.controlplane.gather.resource import nanos
 from meshwarden.controlplane.gather.tally import Tally
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
-from meshwarden.controlplane.gather import duration
+from meshwarden.controlplane.gather.metrics import duration
 
 MAX_LABELS_BYTES: Final = 2048
 MAX_NAME: Final = 255

@@ -1,0 +1,1 @@
+"""What Prometheus is told: of calls, of the mesh itself, and what workloads measure."""
