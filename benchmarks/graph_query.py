@@ -18,7 +18,7 @@ from benchmarks import series
 from benchmarks.process import Broken, say
 from benchmarks.result import Case
 from meshwarden.controlplane.gather.call import Call
-from meshwarden.controlplane.gather.graph import Graph
+from meshwarden.controlplane.gather.graph.graph import Graph
 from meshwarden.sdk.red.histogram import bucket_of
 
 EDGES = 5000

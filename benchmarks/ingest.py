@@ -37,7 +37,7 @@ from meshwarden.controlplane.api.report import parts
 from meshwarden.controlplane.api.validation import check
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.trace.store import MAX_SIZE_BYTES
 from meshwarden.sdk.heap import settle

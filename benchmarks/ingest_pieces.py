@@ -21,7 +21,7 @@ from meshwarden.agents.workload.bootstrap import NodePlace
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.api.validation import check
 from meshwarden.controlplane.gather.call import Call
-from meshwarden.controlplane.gather.graph import Graph
+from meshwarden.controlplane.gather.graph.graph import Graph
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.pack import unpack_bounded
 from meshwarden.controlplane.gather.rate import Rates

@@ -25,7 +25,7 @@ from benchmarks.result import Case
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.trace.query import Question, nanoseconds
 from meshwarden.v1.report_pb2 import ExportRequest

@@ -29,8 +29,8 @@ from meshwarden.controlplane.gather.backend import Away, Backend, GrpcTransport,
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.forward import MAX_ASKED_S
 from meshwarden.controlplane.gather.gather import Gather
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.header import OWN, BadHeader, Headers
-from meshwarden.controlplane.gather.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.v1.report_pb2 import ExportRequest
 

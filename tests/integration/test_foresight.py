@@ -18,8 +18,8 @@ from tests.integration.test_policy_envoy import app, rig, two_sidecars  # noqa: 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
-from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.seen import SeenCalls
+from meshwarden.controlplane.gather.graph.ledger import Ledger
+from meshwarden.controlplane.gather.graph.seen import SeenCalls
 from meshwarden.controlplane.local.port import free_port
 from meshwarden.controlplane.policy.explain import explain
 from meshwarden.controlplane.policy.foresight.replay import Replay, Seen

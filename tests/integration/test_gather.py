@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.v1.report_pb2 import CallStat, ExportRequest, Histogram
 

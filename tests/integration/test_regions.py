@@ -27,9 +27,9 @@ from meshwarden.controlplane.audit.log import FileAuditLog
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
+from meshwarden.controlplane.gather.graph.remote import Remote
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
-from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.gather.tail.policy import TailPolicy
 from meshwarden.controlplane.identity.authorize import admit
 from meshwarden.controlplane.identity.deny_watch import DenyWatch

@@ -33,7 +33,7 @@ from prometheus_client import CollectorRegistry
 from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.metrics.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.tail.policy import TailPolicy

@@ -25,7 +25,7 @@ from meshwarden.controlplane.gather.backend import parse_endpoint
 from meshwarden.controlplane.gather.call import Call, parse
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather, Unwritten
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.mark import CHAINS_PER_NODE, Marks
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.reporter import Found, Reporter

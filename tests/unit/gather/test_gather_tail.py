@@ -13,7 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.tail.policy import TailPolicy
 from meshwarden.sdk.red.histogram import bucket_of, to_proto

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.controlplane.gather import graph_query
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
-from meshwarden.controlplane.gather.edge import HORIZON
-from meshwarden.controlplane.gather.graph import RETENTION, Graph
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph import query as graph_query
+from meshwarden.controlplane.gather.graph.edge import HORIZON
+from meshwarden.controlplane.gather.graph.graph import RETENTION, Graph
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.sdk.red.histogram import bucket_of, quantiles
 from meshwarden.v1.admin_service_pb2 import GetGraphResponse, GraphEdge
 from meshwarden.v1.report_pb2 import CallStat

@@ -16,7 +16,7 @@ from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.call import Call
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.metrics.own_metrics import OwnMetrics
 from meshwarden.controlplane.gather.metrics.own_point import POINTS_PER_BODY

@@ -21,7 +21,7 @@ from meshwarden.controlplane.gather import queue
 from meshwarden.controlplane.gather.backend import Away, Backend
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.tail.policy import TailPolicy
 from meshwarden.controlplane.gather.trace import store as trace_store

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from meshwarden.controlplane.gather.call import Call, parse
 from meshwarden.controlplane.gather.durable import Durable
-from meshwarden.controlplane.gather.graph import Graph
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.graph import Graph
+from meshwarden.controlplane.gather.graph.ledger import Ledger
+from meshwarden.controlplane.gather.graph.remote import Remote
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
-from meshwarden.controlplane.gather.remote import Remote
 from meshwarden.controlplane.regions.inbox import Inbox
 from meshwarden.sdk.red.histogram import bucket_of, from_proto
 from meshwarden.v1.report_pb2 import CallStat

@@ -22,9 +22,9 @@ from meshwarden.controlplane.api.revision import described
 from meshwarden.controlplane.api.roots import RootDesk
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
-from meshwarden.controlplane.gather import graph_query
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.remote import Remote
+from meshwarden.controlplane.gather.graph import query as graph_query
+from meshwarden.controlplane.gather.graph.remote import Remote
 from meshwarden.controlplane.gather.trace.query import Place, Question, nanoseconds
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.identity.deny import Denies

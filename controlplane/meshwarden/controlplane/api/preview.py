@@ -15,7 +15,7 @@ import grpc.aio
 
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.controlplane.api.errors import Busy, NotFound
-from meshwarden.controlplane.gather.seen import MAX_ROWS, SeenCalls
+from meshwarden.controlplane.gather.graph.seen import MAX_ROWS, SeenCalls
 from meshwarden.controlplane.identity.authorize import authorize, sees
 from meshwarden.controlplane.policy.endpoint import Place
 from meshwarden.controlplane.policy.foresight.effect import Budget, Effects

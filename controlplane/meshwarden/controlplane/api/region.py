@@ -11,7 +11,7 @@ from meshwarden.certs.authority import slot
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.authority.slot import SlotState, fingerprint_of
 from meshwarden.certs.csr import spki
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.tail.tail import TailSampler
 from meshwarden.controlplane.identity.authorize import authorize_region
 from meshwarden.controlplane.identity.deny_elsewhere import told

@@ -11,10 +11,10 @@ from meshwarden.controlplane.app.identity import Identity
 from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.gather import Gather
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
+from meshwarden.controlplane.gather.graph.remote import Remote
+from meshwarden.controlplane.gather.graph.seen import SeenCalls
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
-from meshwarden.controlplane.gather.remote import Remote
-from meshwarden.controlplane.gather.seen import SeenCalls
 from meshwarden.controlplane.gather.tail.policy import ACROSS_GRACE_S, GRACE_S, TailPolicy
 from meshwarden.controlplane.gather.trace.store import Keep
 from meshwarden.controlplane.identity.deny_elsewhere import DeniesElsewhere

@@ -20,8 +20,8 @@ from meshwarden.controlplane.gather.change import Changes
 from meshwarden.controlplane.gather.dry_run import DryRuns
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.forward import FIRST_BACKOFF_S, Forwarder
-from meshwarden.controlplane.gather.graph import Graph
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.graph import Graph
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.metrics.workload_metrics import WorkloadMetrics

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from meshwarden.controlplane.gather.graph import Counted
+from meshwarden.controlplane.gather.graph.graph import Counted
 from meshwarden.controlplane.gather.outcome import CLIENT_ERROR, OK, SERVER_ERROR
 from meshwarden.controlplane.insight.slo import budget, name_of
 from meshwarden.sdk.red.histogram import LIMITS_S

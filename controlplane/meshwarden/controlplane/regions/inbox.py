@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from meshwarden.controlplane.gather.call import Call
-from meshwarden.controlplane.gather.ledger import Ledger
-from meshwarden.controlplane.gather.remote import Remote
+from meshwarden.controlplane.gather.graph.ledger import Ledger
+from meshwarden.controlplane.gather.graph.remote import Remote
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS regions (

@@ -14,7 +14,7 @@ import structlog
 
 from meshwarden.controlplane.gather.call import Call, Refused, parse
 from meshwarden.controlplane.gather.gather import Unwritten
-from meshwarden.controlplane.gather.ledger import Ledger
+from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.tail.tail import TailSampler
 from meshwarden.controlplane.gather.tail.word import ids_of
 from meshwarden.controlplane.gather.tally import Tally

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import anyio.lowlevel
 
-from meshwarden.controlplane.gather.graph import Graph
+from meshwarden.controlplane.gather.graph.graph import Graph
 from meshwarden.controlplane.insight.burn import burns
 from meshwarden.controlplane.insight.flow import Flow, Pair, flows
 from meshwarden.controlplane.policy.endpoint import state_of

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Final, TypeVar
 
 from meshwarden.controlplane.gather.call import UNKNOWN, Call
-from meshwarden.controlplane.gather.ledger import Total
+from meshwarden.controlplane.gather.graph.ledger import Total
 from meshwarden.controlplane.gather.outcome import CLIENT_ERROR, DENIED, LIMITED, OUTCOMES, SERVER_ERROR, outcome
 from meshwarden.sdk.red.histogram import quantiles
 from meshwarden.v1.admin_service_pb2 import GraphEdge

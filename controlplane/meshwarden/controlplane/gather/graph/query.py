@@ -11,7 +11,7 @@ from typing import Final
 
 import anyio.lowlevel
 
-from meshwarden.controlplane.gather.graph import Graph, Shown
+from meshwarden.controlplane.gather.graph.graph import Graph, Shown
 from meshwarden.v1.admin_service_pb2 import GetGraphResponse, GraphEdge
 
 MAX_EDGES: Final = 10_000

@@ -13,8 +13,8 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from meshwarden.controlplane.gather.call import Call
-from meshwarden.controlplane.gather.graph import Graph
-from meshwarden.controlplane.gather.ledger import Total
+from meshwarden.controlplane.gather.graph.graph import Graph
+from meshwarden.controlplane.gather.graph.ledger import Total
 from meshwarden.controlplane.gather.metrics.metrics import IDLE, Metrics
 
 # What one region may have us remember, whatever it tells.

@@ -12,8 +12,8 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from meshwarden.controlplane.gather.call import UNKNOWN, Call
-from meshwarden.controlplane.gather.edge import HORIZON, SLOT_S, Edge
-from meshwarden.controlplane.gather.ledger import Total
+from meshwarden.controlplane.gather.graph.edge import HORIZON, SLOT_S, Edge
+from meshwarden.controlplane.gather.graph.ledger import Total
 from meshwarden.controlplane.gather.metrics.metrics import lost, overflown
 from meshwarden.v1.admin_service_pb2 import GraphEdge
 from meshwarden.v1.report_pb2 import CallStat

@@ -20,8 +20,8 @@ import apsw
 
 from meshwarden.controlplane.gather.call import UNKNOWN, Call
 from meshwarden.controlplane.gather.durable import Durable, transaction
+from meshwarden.controlplane.gather.graph.trim import trim
 from meshwarden.controlplane.gather.metrics.metrics import overflown
-from meshwarden.controlplane.gather.trim import trim
 from meshwarden.sdk.red import histogram
 from meshwarden.v1.report_pb2 import CallStat, Histogram
 

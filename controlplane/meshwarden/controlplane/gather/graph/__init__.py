@@ -1,0 +1,1 @@
+"""Counts of calls, kept: as the service graph, and minute by minute as the ledger."""
