@@ -25,12 +25,12 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationSc
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-from meshwarden.controlplane.gather.backend import Away, Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
-from meshwarden.controlplane.gather.forward import MAX_ASKED_S
+from meshwarden.controlplane.gather.forward.backend import Away, Backend, GrpcTransport, HttpTransport
+from meshwarden.controlplane.gather.forward.forward import MAX_ASKED_S
+from meshwarden.controlplane.gather.forward.header import OWN, BadHeader, Headers
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.graph.ledger import Ledger
-from meshwarden.controlplane.gather.header import OWN, BadHeader, Headers
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.v1.report_pb2 import ExportRequest
 
@@ -274,7 +274,7 @@ async def test_a_long_outage_costs_the_oldest_of_whoever_has_most(
     path: Path, backend: Taking, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meshwarden.controlplane.gather.gather.SHUTDOWN_S", 0.05)
-    monkeypatch.setattr("meshwarden.controlplane.gather.queue._SOME", 4)
+    monkeypatch.setattr("meshwarden.controlplane.gather.forward.queue._SOME", 4)
     backend.failures = [503] * 1000
     mesh = Mesh(path, backend_of(backend, protocol, most=20_000))
     requests = [request(1, "globex"), *(request(number, size=1000) for number in range(1, 51))]
@@ -298,7 +298,7 @@ async def test_a_long_outage_costs_the_oldest_of_whoever_has_most(
 async def test_what_is_under_way_is_not_dropped_as_well(
     path: Path, backend: Taking, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshwarden.controlplane.gather.queue._SOME", 1)
+    monkeypatch.setattr("meshwarden.controlplane.gather.forward.queue._SOME", 1)
     backend.failures = [503] * 3
     mesh = Mesh(path, backend_of(backend, protocol, most=3000))
     await mesh.take(*(request(number, spans=2, size=400) for number in range(1, 201)))

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 
 from openbao_server import OpenBao, serve
 
-from meshwarden.controlplane.gather.backend import HttpTransport
-from meshwarden.controlplane.gather.header import Headers
+from meshwarden.controlplane.gather.forward.backend import HttpTransport
+from meshwarden.controlplane.gather.forward.header import Headers
 from meshwarden.controlplane.secrets.live import LiveSettings, Setting
 from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.secrets.vault import VaultSecrets

@@ -30,8 +30,8 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 from prometheus_client import CollectorRegistry
 
-from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.forward.backend import Backend, GrpcTransport, HttpTransport
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics

@@ -21,9 +21,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from prometheus_client import generate_latest
 
 from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, REASONS
-from meshwarden.controlplane.gather.backend import parse_endpoint
 from meshwarden.controlplane.gather.call import Call, parse
 from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.forward.backend import parse_endpoint
 from meshwarden.controlplane.gather.gather import Gather, Unwritten
 from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.mark import CHAINS_PER_NODE, Marks

@@ -10,8 +10,8 @@ import pytest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
-from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.forward.backend import Backend
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics

@@ -17,9 +17,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from meshwarden.controlplane.api.report import ReportServicer
 from meshwarden.controlplane.gather import gather as module
-from meshwarden.controlplane.gather import queue
-from meshwarden.controlplane.gather.backend import Away, Backend
 from meshwarden.controlplane.gather.durable import Durable
+from meshwarden.controlplane.gather.forward import queue
+from meshwarden.controlplane.gather.forward.backend import Away, Backend
 from meshwarden.controlplane.gather.gather import Gather
 from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.metrics.metrics import Metrics

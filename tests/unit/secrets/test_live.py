@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from pydantic import SecretStr
 
-from meshwarden.controlplane.gather.backend import Away, GrpcTransport, Withheld
+from meshwarden.controlplane.gather.forward.backend import Away, GrpcTransport, Withheld
 from meshwarden.controlplane.secrets import live
 from meshwarden.controlplane.secrets import resolver as module
 from meshwarden.controlplane.secrets.live import LiveSettings, Setting

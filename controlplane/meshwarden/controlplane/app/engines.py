@@ -25,8 +25,8 @@ from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.config.identity import X509PopAttestorConfig
 from meshwarden.controlplane.config.telemetry import OtlpConfig
 from meshwarden.controlplane.config.vault import VaultConfig
-from meshwarden.controlplane.gather.backend import Backend, GrpcTransport, HttpTransport, Withheld
-from meshwarden.controlplane.gather.header import BadHeader, Headers
+from meshwarden.controlplane.gather.forward.backend import Backend, GrpcTransport, HttpTransport, Withheld
+from meshwarden.controlplane.gather.forward.header import BadHeader, Headers
 from meshwarden.controlplane.identity.attestor import Attestor
 from meshwarden.controlplane.identity.issuing import recorder
 from meshwarden.controlplane.identity.jwt_seal import Passphrase

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from meshwarden.controlplane.config.value import LABEL, REFERENCE, Frozen
-from meshwarden.controlplane.gather.header import NAME
+from meshwarden.controlplane.gather.forward.header import NAME
 
 
 class OtlpConfig(Frozen):

@@ -14,19 +14,19 @@ import apsw
 import structlog
 
 from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, AgentDrop
-from meshwarden.controlplane.gather.backend import Backend
 from meshwarden.controlplane.gather.call import Call, Owns, Refused
 from meshwarden.controlplane.gather.change import Changes
 from meshwarden.controlplane.gather.dry_run import DryRuns
 from meshwarden.controlplane.gather.durable import Durable
-from meshwarden.controlplane.gather.forward import FIRST_BACKOFF_S, Forwarder
+from meshwarden.controlplane.gather.forward.backend import Backend
+from meshwarden.controlplane.gather.forward.forward import FIRST_BACKOFF_S, Forwarder
+from meshwarden.controlplane.gather.forward.queue import Lane, Queue
 from meshwarden.controlplane.gather.graph.graph import Graph
 from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.mark import Marks
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.metrics.workload_metrics import WorkloadMetrics
 from meshwarden.controlplane.gather.model_call import SIGNAL, Meter, told_of
-from meshwarden.controlplane.gather.queue import Lane, Queue
 from meshwarden.controlplane.gather.rate import Rates
 from meshwarden.controlplane.gather.reporter import Found, Reporter
 from meshwarden.controlplane.gather.resource import Body, Checked, bodies_of, check_resource, own_span

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from meshwarden.controlplane.gather.forward import Forwarder
-from meshwarden.controlplane.gather.queue import Queue
+from meshwarden.controlplane.gather.forward.forward import Forwarder
+from meshwarden.controlplane.gather.forward.queue import Queue
 from meshwarden.controlplane.gather.tail.tail import TailSampler
 from meshwarden.controlplane.gather.tally import DROPPED, PASSED, SAMPLE, Tally
 from meshwarden.v1.admin_service_pb2 import BackendState, TailSamplingState

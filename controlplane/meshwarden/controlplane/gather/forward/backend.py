@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from meshwarden.controlplane.gather.header import Headers
+from meshwarden.controlplane.gather.forward.header import Headers
 from meshwarden.sdk.tracing.wire import all_framed
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class HttpTransport:
             deadline_s: how long one may take in all.
         """
         # With all that `requests` needs: most control planes start without.
-        from meshwarden.controlplane.gather import hasty
+        from meshwarden.controlplane.gather.forward import hasty
 
         self._endpoint = endpoint.rstrip("/")
         self._headers: Headers | Withheld = headers or Headers()

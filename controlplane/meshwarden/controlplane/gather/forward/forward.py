@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from meshwarden.controlplane.gather.backend import Away, Backend, Limited, Rejected, TooLarge
 from meshwarden.controlplane.gather.durable import Durable
-from meshwarden.controlplane.gather.queue import Lane, Queue, Row, stage_of
+from meshwarden.controlplane.gather.forward.backend import Away, Backend, Limited, Rejected, TooLarge
+from meshwarden.controlplane.gather.forward.queue import Lane, Queue, Row, stage_of
 from meshwarden.controlplane.gather.tally import Tally
 
 BATCH_BYTES: Final = 1 << 20

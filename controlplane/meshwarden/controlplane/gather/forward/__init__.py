@@ -1,0 +1,1 @@
+"""OTLP out: what waits for backends, and how it is sent."""
