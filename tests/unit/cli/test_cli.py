@@ -18,9 +18,9 @@ from google.protobuf.json_format import ParseDict
 from rich.console import Console
 
 from meshwarden.controlplane.cli import client
+from meshwarden.controlplane.cli.change.resource import parse_kind, parse_ref
 from meshwarden.controlplane.cli.main import COMMANDS, main
 from meshwarden.controlplane.cli.render import draw, life, plain
-from meshwarden.controlplane.cli.resource import parse_kind, parse_ref
 from meshwarden.controlplane.local import context
 from meshwarden.controlplane.resources import model
 from meshwarden.v1 import admin_service_pb2 as admin

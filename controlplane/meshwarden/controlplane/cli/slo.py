@@ -7,8 +7,8 @@ import click
 import yaml
 
 from meshwarden.controlplane.cli import client
+from meshwarden.controlplane.cli.change.resource import list_all
 from meshwarden.controlplane.cli.failure import Failure
-from meshwarden.controlplane.cli.resource import list_all
 from meshwarden.controlplane.insight.slo import RUNBOOKS, rules
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.manifest import ManifestFaults, parse_all

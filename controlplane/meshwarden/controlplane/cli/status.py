@@ -5,7 +5,8 @@ from typing import cast
 import click
 import grpc
 
-from meshwarden.controlplane.cli import bundle, ca, client, progress, render, rollout
+from meshwarden.controlplane.cli import bundle, ca, client, render
+from meshwarden.controlplane.cli.change import progress, rollout
 from meshwarden.v1.admin_service_pb2 import (
     DryRun,
     GetStatusRequest,

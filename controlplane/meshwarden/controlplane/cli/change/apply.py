@@ -6,8 +6,8 @@ from google.rpc.error_details_pb2 import BadRequest
 from grpc_status import rpc_status
 
 from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.change.progress import ALL, summary, timeout_option, until_reached
 from meshwarden.controlplane.cli.failure import Failure
-from meshwarden.controlplane.cli.progress import ALL, summary, timeout_option, until_reached
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.files import read_texts
 from meshwarden.controlplane.resources.manifest import Located, ManifestFaults, parse_all

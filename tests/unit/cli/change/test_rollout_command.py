@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli import client
-from meshwarden.controlplane.cli import rollout as module
+from meshwarden.controlplane.cli.change import rollout as module
 from meshwarden.controlplane.cli.main import main
 from meshwarden.v1 import rollout_service_pb2 as v1
 from meshwarden.v1.resources_pb2 import RolloutStatus, RolloutVerdict

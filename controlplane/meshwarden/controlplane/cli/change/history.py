@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from meshwarden.controlplane.cli import client, render
-from meshwarden.controlplane.cli.resource import parse_kind, parse_ref
+from meshwarden.controlplane.cli.change.resource import parse_kind, parse_ref
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.diff import FieldChange
 from meshwarden.controlplane.resources.diff import diff as fields_of

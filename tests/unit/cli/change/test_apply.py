@@ -1,6 +1,6 @@
 """A refused batch is told by file, line and field."""
 
-from meshwarden.controlplane.cli.apply import _line
+from meshwarden.controlplane.cli.change.apply import _line
 from meshwarden.controlplane.resources.manifest import parse
 
 TEXT = "kind: Service\nmetadata:\n  tenant: acme\n  name: web\nspec:\n  protocol: HTTP\n"

@@ -10,8 +10,8 @@ import grpc
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.change.resource import parse_ref
 from meshwarden.controlplane.cli.failure import Failure, NotFound, TooLate
-from meshwarden.controlplane.cli.resource import parse_ref
 from meshwarden.controlplane.cli.span_of_time import SpanOfTime
 from meshwarden.controlplane.rollout.plan import hold, part, title, wait
 from meshwarden.v1.resources_pb2 import RolloutStatus, RolloutVerdict, SLOSpec

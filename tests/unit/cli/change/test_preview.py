@@ -7,8 +7,8 @@ import yaml
 from click.testing import CliRunner
 from google.protobuf import json_format
 
-from meshwarden.controlplane.cli import diff as diff_module
-from meshwarden.controlplane.cli import preview, replay, suggest
+from meshwarden.controlplane.cli.change import diff as diff_module
+from meshwarden.controlplane.cli.change import preview, replay, suggest
 from meshwarden.controlplane.cli.failure import Unwanted
 from meshwarden.controlplane.cli.main import main
 from meshwarden.controlplane.resources.manifest import parse

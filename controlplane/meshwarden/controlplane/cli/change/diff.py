@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import click
 
-from meshwarden.controlplane.cli import client, preview, render, replay
-from meshwarden.controlplane.cli.apply import read, send
+from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.change import preview, replay
+from meshwarden.controlplane.cli.change.apply import read, send
+from meshwarden.controlplane.cli.change.resource import parse_title
 from meshwarden.controlplane.cli.failure import Differs, Unwanted
-from meshwarden.controlplane.cli.resource import parse_title
 from meshwarden.controlplane.cli.span_of_time import SpanOfTime
 from meshwarden.controlplane.resources import model
 from meshwarden.controlplane.resources.diff import FieldChange

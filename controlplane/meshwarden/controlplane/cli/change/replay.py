@@ -6,7 +6,8 @@ from typing import Final
 
 import click
 
-from meshwarden.controlplane.cli import client, preview, render
+from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.change import preview
 from meshwarden.controlplane.cli.failure import Failure
 from meshwarden.v1.preview_service_pb2 import ReplayAnswer, ReplayedCalls, ReplayRequest
 from meshwarden.v1.report_pb2 import CallStat

@@ -8,8 +8,9 @@ from typing import Any, Final
 import click
 import yaml
 
-from meshwarden.controlplane.cli import client, preview, render
-from meshwarden.controlplane.cli.explain import LABEL
+from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.change import preview
+from meshwarden.controlplane.cli.change.explain import LABEL
 from meshwarden.controlplane.cli.failure import NotFound
 from meshwarden.controlplane.cli.span_of_time import SpanOfTime
 from meshwarden.v1.preview_service_pb2 import (

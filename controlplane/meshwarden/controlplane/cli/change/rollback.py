@@ -3,10 +3,10 @@
 import click
 
 from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.change.history import print_changes
+from meshwarden.controlplane.cli.change.progress import ALL, summary, timeout_option, until_reached
+from meshwarden.controlplane.cli.change.resource import parse_title
 from meshwarden.controlplane.cli.failure import Failure
-from meshwarden.controlplane.cli.history import print_changes
-from meshwarden.controlplane.cli.progress import ALL, summary, timeout_option, until_reached
-from meshwarden.controlplane.cli.resource import parse_title
 from meshwarden.v1.revision_service_pb2 import GetProgressRequest, RollbackRequest, RollbackResponse
 
 
