@@ -5,8 +5,9 @@ from typing import cast
 import click
 import grpc
 
-from meshwarden.controlplane.cli import bundle, ca, client, render
+from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.cli.change import progress, rollout
+from meshwarden.controlplane.cli.identity import bundle, ca
 from meshwarden.v1.admin_service_pb2 import (
     DryRun,
     GetStatusRequest,

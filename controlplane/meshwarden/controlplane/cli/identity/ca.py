@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from meshwarden.controlplane.cli import client, render
-from meshwarden.controlplane.cli.jwt_key import jwt
+from meshwarden.controlplane.cli.identity.jwt_key import jwt
 from meshwarden.v1.admin_service_pb2 import ChangeRootRequest, ListRootsRequest, ListRootsResponse, RootState
 
 SHOWN = 16

@@ -11,7 +11,7 @@ from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.bundle_document import TrustBundle, format_document, parse_document
 from meshwarden.certs.jwt_bundle import JwtBundle
-from meshwarden.controlplane.cli import bundle as command
+from meshwarden.controlplane.cli.identity import bundle as command
 from meshwarden.controlplane.cli.main import main
 from meshwarden.v1.admin_service_pb2 import BundleState, ListBundlesResponse
 

@@ -1,0 +1,1 @@
+"""Commands on who belongs to the mesh, what proves it, and who did what."""
