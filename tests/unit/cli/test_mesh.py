@@ -21,8 +21,8 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from meshwarden.certs.clock import utc_now
+from meshwarden.controlplane.cli.insight.trace import tree
 from meshwarden.controlplane.cli.main import main
-from meshwarden.controlplane.cli.trace import tree
 from meshwarden.controlplane.local import context
 from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1 import admin_service_pb2 as admin

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import json_format
 
 from meshwarden.controlplane.api.metrics.quotas import of_quotas
-from meshwarden.controlplane.cli import quota as quota_command
+from meshwarden.controlplane.cli.insight import quota as quota_command
 from meshwarden.controlplane.policy.mesh import Change, Key, Mesh
 from meshwarden.controlplane.quota import node as node_module
 from meshwarden.controlplane.quota.division import LEASE, LEASE_TTL_S, Division, NotAllocator

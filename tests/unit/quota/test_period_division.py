@@ -9,7 +9,7 @@ import pytest
 from tests.unit.quota.test_division import POLICY, World, dividing, made, mesh_of, report, until
 
 from meshwarden.controlplane.api.metrics.quotas import of_quotas
-from meshwarden.controlplane.cli import quota as quota_command
+from meshwarden.controlplane.cli.insight import quota as quota_command
 from meshwarden.controlplane.policy.mesh import Mesh
 from meshwarden.controlplane.quota import book
 from meshwarden.controlplane.quota.node import NodeStream

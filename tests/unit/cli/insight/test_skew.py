@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.controlplane.cli.skew import offsets_ns
+from meshwarden.controlplane.cli.insight.skew import offsets_ns
 from meshwarden.v1.admin_service_pb2 import TraceSpan
 
 MS = 10**6

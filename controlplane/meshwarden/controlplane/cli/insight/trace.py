@@ -11,7 +11,8 @@ import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.cli import client, render, skew
+from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.insight import skew
 from meshwarden.controlplane.cli.span_of_time import SpanOfTime
 from meshwarden.v1.admin_service_pb2 import (
     GetTraceRequest,

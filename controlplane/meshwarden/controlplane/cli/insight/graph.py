@@ -2,7 +2,8 @@
 
 import click
 
-from meshwarden.controlplane.cli import client, picture, render
+from meshwarden.controlplane.cli import client, render
+from meshwarden.controlplane.cli.insight import picture
 from meshwarden.v1.admin_service_pb2 import GetGraphRequest, GraphEdge
 
 MAX_EDGES = 10_000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshwarden.controlplane.cli import picture
+from meshwarden.controlplane.cli.insight import picture
 from meshwarden.v1.admin_service_pb2 import GetGraphResponse, GraphEdge, GraphNode
 
 NAMES = st.sampled_from([f"t{number % 3}/s{number}" for number in range(12)])

@@ -1,0 +1,1 @@
+"""Commands that show calls: who calls whom, within which limits, at what cost."""
