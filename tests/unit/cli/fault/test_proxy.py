@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from meshwarden.controlplane.cli.proxy_config import Config, fetch, says
-from meshwarden.controlplane.cli.proxy_snapshot import scrub
+from meshwarden.controlplane.cli.fault.proxy_config import Config, fetch, says
+from meshwarden.controlplane.cli.fault.proxy_snapshot import scrub
 from meshwarden.v1.data_plane_service_pb2 import DataPlanePart, DataPlaneState
 from meshwarden.v1.node_service_pb2 import XdsResource
 from meshwarden.xds import api

@@ -10,9 +10,10 @@ import click
 import grpc
 
 from meshwarden.certs.clock import utc_now
-from meshwarden.controlplane.cli import client, diagnose, render, traffic
+from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.cli.failure import Failure, from_rpc
-from meshwarden.controlplane.cli.finding import Cause, Finding, Severity, ordered, show
+from meshwarden.controlplane.cli.fault import diagnose, traffic
+from meshwarden.controlplane.cli.fault.finding import Cause, Finding, Severity, ordered, show
 from meshwarden.controlplane.local import context, look
 from meshwarden.controlplane.local.error import LocalError
 from meshwarden.v1.admin_service_pb2 import GetStatusRequest

@@ -9,8 +9,8 @@ import click
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli import client, render
 from meshwarden.controlplane.cli.failure import Failure
-from meshwarden.controlplane.cli.proxy_config import TYPES, Config, fetch
-from meshwarden.controlplane.cli.proxy_snapshot import write
+from meshwarden.controlplane.cli.fault.proxy_config import TYPES, Config, fetch
+from meshwarden.controlplane.cli.fault.proxy_snapshot import write
 from meshwarden.v1.data_plane_service_pb2 import DataPlaneState, DataPlaneType, ListDataPlanesRequest
 
 _COLUMNS: Final = ("cluster", "endpoint", "listener", "route", "extension")

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.controlplane.cli import client
-from meshwarden.controlplane.cli.finding import Cause, Finding, Severity, listed
+from meshwarden.controlplane.cli.fault.finding import Cause, Finding, Severity, listed
 from meshwarden.controlplane.policy.endpoint import takes_calls
 from meshwarden.v1 import admin_service_pb2 as v1
 from meshwarden.v1.report_pb2 import CallStat

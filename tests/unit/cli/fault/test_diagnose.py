@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from meshwarden.controlplane.cli.diagnose import of_mesh
-from meshwarden.controlplane.cli.finding import Finding, Severity, ordered
+from meshwarden.controlplane.cli.fault.diagnose import of_mesh
+from meshwarden.controlplane.cli.fault.finding import Finding, Severity, ordered
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import node_service_pb2 as node
 

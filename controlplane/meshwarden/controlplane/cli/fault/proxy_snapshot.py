@@ -10,7 +10,7 @@ import grpc
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.cli import client, render
-from meshwarden.controlplane.cli.proxy_config import fetch
+from meshwarden.controlplane.cli.fault.proxy_config import fetch
 from meshwarden.v1.admin_service_pb2 import GetStatusRequest
 from meshwarden.v1.data_plane_service_pb2 import ListDataPlanesRequest
 from meshwarden.v1.revision_service_pb2 import GetProgressRequest

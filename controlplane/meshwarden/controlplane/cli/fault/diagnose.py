@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from meshwarden.controlplane.cli import render
-from meshwarden.controlplane.cli.finding import Cause, Finding, Severity, listed
+from meshwarden.controlplane.cli.fault.finding import Cause, Finding, Severity, listed
 from meshwarden.v1.admin_service_pb2 import (
     BackendState,
     BundleState,
