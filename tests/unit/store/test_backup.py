@@ -354,6 +354,6 @@ async def test_the_commands_ask_for_it_and_take_it_from_where_it_is_said_to_be(
     await run("backup", *where, "--plain", tmp_path / "plain")
     await run("restore", "--state-dir", tmp_path / "other", tmp_path / "plain")
     # At a terminal it is asked for, and what was typed isn't shown.
-    monkeypatch.setattr("meshwarden.controlplane.cli.backup.is_terminal", lambda: True)
+    monkeypatch.setattr("meshwarden.controlplane.cli.local.backup.is_terminal", lambda: True)
     await run("backup", *where, tmp_path / "typed", typed=f"{SEALED_BY}\n{SEALED_BY}\n")
     assert restore(tmp_path / "typed", tmp_path / "third", told).roots == 2

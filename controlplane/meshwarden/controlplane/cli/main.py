@@ -14,9 +14,9 @@ from meshwarden.controlplane.local.error import LocalError, NoContext
 
 # {command: (module, attribute, help)}: the help stands here so that listing commands loads none of them.
 COMMANDS = {
-    "up": ("up", "up", "Start a mesh on this machine."),
-    "down": ("down", "down", "Stop it."),
-    "server": ("server", "server", "Run a control plane."),
+    "up": ("local.up", "up", "Start a mesh on this machine."),
+    "down": ("local.down", "down", "Stop it."),
+    "server": ("local.server", "server", "Run a control plane."),
     "init": ("change.init", "init", "Write manifests for a service of yours."),
     "apply": ("change.apply", "apply", "Store manifests, all or none."),
     "diff": ("change.diff", "diff", "Say what applying manifests would change."),
@@ -38,7 +38,7 @@ COMMANDS = {
     "console": ("console", "console", "Log a browser in, to look at the mesh."),
     "proxy": ("fault.proxy", "proxy", "Show what data planes are to have, and have."),
     "doctor": ("fault.doctor", "doctor", "Find what is wrong, and the fix."),
-    "logs": ("log", "logs", "Show the logs of what `up` runs."),
+    "logs": ("local.log", "logs", "Show the logs of what `up` runs."),
     "node": ("identity.node", "node", "Show, evict, ban and forget nodes."),
     "token": ("identity.admin", "token", "Make join tokens for nodes."),
     "svid": ("identity.admin", "svid", "Show and renew workload certificates."),
@@ -48,10 +48,10 @@ COMMANDS = {
     "login": ("identity.login", "login", "Operate the mesh by a login at Vault, for a while."),
     "bundle": ("identity.bundle", "bundle", "Show and export what proves identities, ours and other trust domains'."),
     "ca": ("identity.ca", "ca", "Show the roots that the mesh trusts, and rotate them."),
-    "backup": ("backup", "backup", "Copy what a control plane knows to a file."),
-    "restore": ("backup", "restore", "Make a control plane's state directory of such a file."),
+    "backup": ("local.backup", "backup", "Copy what a control plane knows to a file."),
+    "restore": ("local.backup", "restore", "Make a control plane's state directory of such a file."),
     "way-back": ("way_back", "way_back", "List what the last release would misread."),
-    "context": ("context_command", "context", "Choose the mesh to talk to."),
+    "context": ("local.context", "context", "Choose the mesh to talk to."),
     "completion": ("completion", "completion", "Print shell completion."),
 }
 
