@@ -24,6 +24,7 @@ from meshwarden.agents.attestation.refusal import Refusals
 from meshwarden.agents.attestation.selector import Misfit, learn, misfits, misfits_before_exec, told, user_misfits
 from meshwarden.agents.workload.entry import Entry, Refusal, RegistrationRefused, check_names, choose
 from meshwarden.agents.workload.hosted import hosted, is_same, speakers
+from meshwarden.agents.workload.place import check_room, free_number, identifier_of
 from meshwarden.agents.workload.workload import Stored, Workload, is_ingress
 from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.sdk.mtls.connection import Connection, ended
@@ -31,8 +32,6 @@ from meshwarden.v1 import node_service_pb2 as node_pb
 
 _log = structlog.get_logger()
 EXEC_FIX: Final = "start the program with `meshwarden-agent exec --entry NAME -- COMMAND`"
-_MAX_PER_ENTRY: Final = 256
-_MAX_WORKLOADS: Final = 2048
 
 
 class Registry:
@@ -327,9 +326,9 @@ class Registry:
             if workload.entry_name == entry.name and workload.port == port:
                 return workload
             raise RegistrationRefused(Refusal.TAKEN, f"this process is registered already, as {workload.id}")
-        self._check_room(entry, port, program)
-        number = self._free_number(entry)
-        identifier = self._identifier(entry, instance, number)
+        check_room(self._workloads, entry, port, program)
+        number = free_number(self._workloads, entry)
+        identifier = identifier_of(self._workloads, entry, instance, number)
         stored = Stored(
             identifier,
             entry.name,
@@ -349,39 +348,6 @@ class Registry:
         self._admit_if_fit(workload, program, workload.pidfd)
         self._changed()
         return workload
-
-    def _check_room(self, entry: Entry, port: int, program: Program) -> None:
-        of_entry = sum(1 for item in self._workloads.values() if item.entry_name == entry.name)
-        if of_entry >= _MAX_PER_ENTRY or len(self._workloads) >= _MAX_WORKLOADS:
-            raise RegistrationRefused(
-                Refusal.FULL,
-                f"{of_entry} instances of {entry.name} and {len(self._workloads)} workloads run here; at most "
-                f"{_MAX_PER_ENTRY} and {_MAX_WORKLOADS} may",
-            )
-        for other in self._workloads.values():
-            if port and other.port == port:
-                raise RegistrationRefused(
-                    Refusal.TAKEN, f"port {port} is {other.id}'s: say another with --port, or stop that one"
-                )
-            shares = other.uid == program.uid and other.entry_name != entry.name
-            if shares and not (entry.entry.spec.insecure_same_user and other.entry.spec.insecure_same_user):
-                raise RegistrationRefused(
-                    Refusal.USER_SHARED,
-                    f"{other.id} runs as uid {program.uid} too, and each could read the other's memory: run one as "
-                    "another user, or set insecureSameUser on both entries",
-                )
-
-    def _free_number(self, entry: Entry) -> int:
-        taken = {item.number for item in self._workloads.values() if item.entry_name == entry.name}
-        return next(number for number in range(1, _MAX_PER_ENTRY + 2) if number not in taken)
-
-    def _identifier(self, entry: Entry, instance: str, number: int) -> str:
-        if not instance:
-            return f"{entry.name}#{number}"
-        identifier = f"{entry.entry.metadata.tenant}/{instance}"
-        if identifier in self._workloads:
-            raise RegistrationRefused(Refusal.TAKEN, f"{identifier} runs already: say another with --instance")
-        return identifier
 
     def _make(self, item: Stored, entry: Entry, pidfd: int) -> Workload:
         metadata = entry.entry.metadata
