@@ -20,7 +20,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 from prometheus_client import generate_latest
 
-from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, REASONS
+from meshwarden.controlplane.gather.agent_drop import REASONS
 from meshwarden.controlplane.gather.call import Call, parse
 from meshwarden.controlplane.gather.durable import Durable
 from meshwarden.controlplane.gather.forward.backend import parse_endpoint
@@ -29,7 +29,7 @@ from meshwarden.controlplane.gather.graph.ledger import Ledger
 from meshwarden.controlplane.gather.mark import CHAINS_PER_NODE, Marks
 from meshwarden.controlplane.gather.metrics.metrics import Metrics
 from meshwarden.controlplane.gather.reporter import Found, Reporter
-from meshwarden.controlplane.gather.tally import INGEST
+from meshwarden.controlplane.gather.tally import AGENT_STAGES, INGEST
 from meshwarden.sdk.red.histogram import bucket_of, to_proto
 from meshwarden.v1.report_pb2 import CallStat, Drop, Exemplar, ExportRequest, Histogram, PackedSpans
 

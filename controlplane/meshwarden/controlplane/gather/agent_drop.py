@@ -7,11 +7,9 @@ ones: whoever makes some up can't use up the room that others' counts need.
 from typing import Final, NamedTuple
 
 from meshwarden.controlplane.gather.call import Owns
-from meshwarden.controlplane.gather.tally import RECEIVE, SDK, SPOOL
+from meshwarden.controlplane.gather.tally import AGENT_STAGES, RECEIVE
 from meshwarden.v1.report_pb2 import Drop
 
-AGENT_STAGES: Final = (SDK, RECEIVE, SPOOL)
-"""In the order in which things pass them."""
 OTHER: Final = "other"
 _SIGNALS: Final = frozenset({"call", "span", "point", "log", "record"})
 REASONS: Final = frozenset(

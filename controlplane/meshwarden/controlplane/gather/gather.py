@@ -13,7 +13,7 @@ import anyio
 import apsw
 import structlog
 
-from meshwarden.controlplane.gather.agent_drop import AGENT_STAGES, AgentDrop
+from meshwarden.controlplane.gather.agent_drop import AgentDrop
 from meshwarden.controlplane.gather.call import Call, Owns, Refused
 from meshwarden.controlplane.gather.change import Changes
 from meshwarden.controlplane.gather.dry_run import DryRuns
@@ -171,7 +171,8 @@ class Gather:
         for told in request.model_calls:
             self._take_model_calls(told, reporter)
         for drop in request.drops:
-            self._take_drop(AgentDrop.read(drop, node, reporter.owns))
+            gone = AgentDrop.read(drop, node, reporter.owns)
+            self.tally.lost(gone.stage, gone.signal, gone.reason, gone.tenant, gone.items)
         return True
 
     def take_own(self, body: bytes, count: int) -> None:
@@ -329,9 +330,9 @@ class Gather:
         for call in calls:
             taken[call.owner] += call.count
         for owner, count in taken.items():
-            self._took("call", owner, count)
+            self.tally.took("call", owner, count)
         for why, count in found.refused.items():
-            self._arrived("call", "", count)
+            self.tally.arrived("call", "", count)
             self.tally.drop(INGEST, "call", why, "", count)
             log.info("calls refused", node=node, reason=why, calls=count)
         return calls
@@ -342,22 +343,22 @@ class Gather:
             if isinstance(content, Refused):
                 raise content
             if isinstance(content, tuple):
-                self._took(signal, *content)
+                self.tally.took(signal, *content)
                 return
             checked = check_resource(signal, content, reporter.node, self._region, reporter.owns)
         except Refused as refused:
-            self._arrived(signal, "", refused.count)
+            self.tally.arrived(signal, "", refused.count)
             self.tally.drop(INGEST, signal, refused.reason, "", refused.count)
             log.info("telemetry refused", node=reporter.node, signal=signal, reason=refused.reason)
             return
-        self._took(signal, checked.tenant, checked.items)
+        self.tally.took(signal, checked.tenant, checked.items)
         self._hand_on(checked)
 
     def _take_model_calls(self, body: bytes, reporter: Reporter) -> None:
         try:
             told = told_of(body, reporter)
         except Refused as refused:
-            self._arrived(SIGNAL, "", refused.count)
+            self.tally.arrived(SIGNAL, "", refused.count)
             self.tally.drop(INGEST, SIGNAL, refused.reason, "", refused.count)
             log.info("telemetry refused", node=reporter.node, signal=SIGNAL, reason=refused.reason)
             return
@@ -393,24 +394,3 @@ class Gather:
         for backend in self._backends:
             if signal in backend.signals:
                 self.queue.put(Lane(backend.name, signal, tenant), items, body)
-
-    def _took(self, signal: str, tenant: str, count: int) -> None:
-        """Counts what is believed."""
-        self._arrived(signal, tenant, count)
-        self.tally.passed(INGEST, signal, tenant, count)
-
-    def _arrived(self, signal: str, tenant: str, count: int) -> None:
-        """Counts what has come through all stages before this one."""
-        for stage in AGENT_STAGES:
-            self.tally.received(stage, signal, tenant, count)
-            self.tally.passed(stage, signal, tenant, count)
-        self.tally.received(INGEST, signal, tenant, count)
-
-    def _take_drop(self, drop: AgentDrop) -> None:
-        """Counts what an agent has dropped, and that it came through the stages before."""
-        of = (drop.signal, drop.tenant, drop.items)
-        for before in AGENT_STAGES[: AGENT_STAGES.index(drop.stage)]:
-            self.tally.received(before, *of)
-            self.tally.passed(before, *of)
-        self.tally.received(drop.stage, *of)
-        self.tally.drop(drop.stage, drop.signal, drop.reason, drop.tenant, drop.items)

@@ -20,6 +20,8 @@ from meshwarden.controlplane.gather.resource import nanos
 SDK: Final = "sdk"
 RECEIVE: Final = "agent.receive"
 SPOOL: Final = "agent.spool"
+AGENT_STAGES: Final = (SDK, RECEIVE, SPOOL)
+"""The stages before `INGEST`, in the order in which things pass them."""
 INGEST: Final = "control.ingest"
 STORE: Final = "control.store"
 METRICS: Final = "control.metrics"
@@ -78,6 +80,26 @@ class Tally(Collector):
     def drop(self, stage: str, signal: str, reason: str, tenant: str, count: int = 1) -> None:
         """Counts what a stage has dropped; `reason` is a short word."""
         self._add((DROPPED, stage, signal, tenant, reason), count)
+
+    def arrived(self, signal: str, tenant: str, count: int) -> None:
+        """Counts what has come to `INGEST` through all stages before it."""
+        for stage in AGENT_STAGES:
+            self.received(stage, signal, tenant, count)
+            self.passed(stage, signal, tenant, count)
+        self.received(INGEST, signal, tenant, count)
+
+    def took(self, signal: str, tenant: str, count: int) -> None:
+        """Counts what has arrived and is believed."""
+        self.arrived(signal, tenant, count)
+        self.passed(INGEST, signal, tenant, count)
+
+    def lost(self, stage: str, signal: str, reason: str, tenant: str, count: int) -> None:
+        """Counts what a stage of an agent has dropped, and that it came through the stages before."""
+        for before in AGENT_STAGES[: AGENT_STAGES.index(stage)]:
+            self.received(before, signal, tenant, count)
+            self.passed(before, signal, tenant, count)
+        self.received(stage, signal, tenant, count)
+        self.drop(stage, signal, reason, tenant, count)
 
     def totals(self) -> Counter[_Key]:
         """All counts, `{(kind, stage, signal, tenant, reason): count}`."""
