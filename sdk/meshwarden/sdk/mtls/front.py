@@ -24,7 +24,6 @@ import os
 import secrets
 import socket
 import ssl
-import tempfile
 import weakref
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from typing import Self
 from meshwarden.sdk.mtls.acceptor import Acceptor
 from meshwarden.sdk.mtls.connection import Connection, PeerUnknown, identify, presented_chain
 from meshwarden.sdk.mtls.crowd import Crowd, Crowded
+from meshwarden.sdk.mtls.listen import MAX_UNIX_PATH, tcp_listener, unix_listener
 from meshwarden.sdk.mtls.splice import End
 from meshwarden.sdk.mtls.tls import accept_tls
 
@@ -44,11 +44,9 @@ __all__ = ["Connection", "Front", "FrontLimits"]
 OnRefused = Callable[[str, str], None]
 
 _log = logging.getLogger(__name__)
-_MAX_UNIX_PATH = 107  # sizeof(sun_path) - 1; unix(7)
 _NAME_LENGTH = 24
-_BACKLOG = 4096  # who comes with a crowd waits there; the kernel bounds it, too
 # What the path of the directory of `inner_path` has at most: a socket of its own for each connection lies there.
-MAX_INNER_BYTES = _MAX_UNIX_PATH - 1 - _NAME_LENGTH
+MAX_INNER_BYTES = MAX_UNIX_PATH - 1 - _NAME_LENGTH
 
 
 @dataclass(frozen=True)
@@ -148,35 +146,14 @@ class Front:
             context: asked at every connection, so a new certificate is in use from the next handshake on.
             protocols: what a connection may have settled on (ALPN); None is none.
         """
-        loop = asyncio.get_running_loop()
-        flags = socket.AI_PASSIVE
-        family, _, _, _, address = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))[0]
-        listener = socket.create_server(address[:2], family=socket.AddressFamily(family), backlog=_BACKLOG)
-        name = listener.getsockname()
-        local = f"[{name[0]}]:{name[1]}" if family == socket.AF_INET6 else f"{name[0]}:{name[1]}"
+        listener, local = await tcp_listener(host, port)
         self._acceptors.append(Acceptor(listener, lambda sock: self._tls_accepted(sock, local, context, protocols)))
-        return int(name[1])
+        return int(listener.getsockname()[1])
 
     async def serve_unix(self, path: str | os.PathLike[str], mode: int = 0o666) -> None:
         """Listens on a Unix socket, with `mode` from its first moment on; a socket left there is replaced."""
         target = Path(os.path.abspath(path))  # a matter of text and getcwd, no disk
-        if len(bytes(target)) > _MAX_UNIX_PATH:
-            raise ValueError(f"{target} is too long a path for a Unix socket")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as scratch:
-                # Bound through its directory's descriptor, so that the longer path of the scratch place does not count.
-                directory = os.open(scratch, os.O_PATH | os.O_DIRECTORY)
-                try:
-                    listener.bind(f"/proc/self/fd/{directory}/s")
-                finally:
-                    os.close(directory)
-                os.chmod(f"{scratch}/s", mode)
-                listener.listen(1024)
-                os.replace(f"{scratch}/s", target)
-        except BaseException:
-            listener.close()
-            raise
+        listener = unix_listener(target, mode)
         self._paths.append(target)
         self._acceptors.append(Acceptor(listener, lambda sock: self._unix_accepted(sock, str(target))))
 
