@@ -116,7 +116,7 @@ class Agent:
         `begun` is what was traced before, which the start goes on with.
         """
         self._config, self._place, self._identity, self._clock = config, place, identity, clock
-        self._rng = rng
+        self._rng, self._begun, self._provider = rng, begun, begun.provider
         self._cache = cache = Cache(place.cache, given_secret(os.environ.get("CREDENTIALS_DIRECTORY")))
         self._memory = Memory(cache)
         self._refusals = Refusals(clock)
@@ -124,6 +124,17 @@ class Agent:
         self.scopes = ScopeStore(cache, clock)
         self.denied = DenyKeeper(cache)
         self.secrets, self._leaving = Secrets(), Leaving()
+        self._answers: DataPlanes | None = None
+        self._put_session_together(control_plane, proof)
+        self.concurrencies = Concurrencies(time.monotonic)
+        self._put_certificates_together()
+        self._put_workloads_together()
+        self._put_river_together()
+        self._put_report_together()
+
+    def _put_session_together(self, control_plane: ControlPlane, proof: Proof) -> None:
+        """Makes the way up, what comes down by it, and what asks for shares of limits there."""
+        config = self._config
         downstream = Downstream(
             self._take_entries,
             self._take_bundle,
@@ -135,28 +146,31 @@ class Agent:
             self.secrets.take,
             lambda question: self._questions.ask(question),
         )
-        self._begun, self._provider = begun, begun.provider
         self._progress = Progress(self._provider)
         self.upstream = Upstream(
             control_plane,
-            identity,
+            self._identity,
             proof,
             downstream,
-            clock,
-            rng,
+            self._clock,
+            self._rng,
             zone=config.zone,
             version=VERSION,
             metrics_address=config.metrics_advertise or config.metrics_listen or "",
             renewing=lambda: self._rotation.renewing_node(),
         )
-        self.points = Points(self.upstream, time.monotonic, rng)
-        self.concurrencies = Concurrencies(time.monotonic)
-        trust = self.trust = Trust(cache, config.trust_domain)
-        self.credentials = Credentials(self.registry, cache, identity.present.bundle, self._sign, clock, rng, trust)
-        self.jwt_svids = JwtSvids(self.upstream.sign_jwt, clock)
+        self.points = Points(self.upstream, time.monotonic, self._rng)
+
+    def _put_certificates_together(self) -> None:
+        """Makes what has certificates signed, what else is trusted, and what follows both to the workloads."""
+        cache, identity = self._cache, self._identity
+        trust = self.trust = Trust(cache, self._config.trust_domain)
+        self.credentials = Credentials(
+            self.registry, cache, identity.present.bundle, self._sign, self._clock, self._rng, trust
+        )
+        self.jwt_svids = JwtSvids(self.upstream.sign_jwt, self._clock)
         self.trust.listen(lambda: self.jwt_svids.leave(self.trust.forsaken))
         self._root_ack = RootAck(identity, self.registry, self.credentials, time.monotonic, self.trust.own_jwt_keys)
-        self._answers: DataPlanes | None = None
         self._rotation = Rotation(
             self._provider,
             Node(
@@ -167,10 +181,14 @@ class Agent:
             ),
         )
         identity.listen(self._rotation.look)
+
+    def _put_workloads_together(self) -> None:
+        """Makes what looks after workloads, and what is asked for and said of their data planes."""
+        config, identity = self._config, self._identity
         self._node_place = NodePlace(
             config.node, identity.present.region, config.zone, config.agent_socket, config.workload_api_socket
         )
-        self.planes = Planes(cache, config.advertise_address, rng)
+        self.planes = Planes(self._cache, config.advertise_address, self._rng)
         self.interest = Interest(self.planes.refs, self.registry, self.upstream.set_interest)
         self.attendants = Attendants(
             self.registry,
@@ -179,28 +197,45 @@ class Agent:
             self.credentials,
             Reports(self._provider, self._rotation.present, self.upstream.set_endpoints),
             self._leaving,
-            clock,
-            rng,
+            self._clock,
+            self._rng,
             address=config.advertise_address,
             concurrency=config.envoy_concurrency,
         )
         self._questions = Questions(self.attendants.admin_sockets, lambda: self._answers, self.upstream.answer)
-        self._put_river_together(rng)
+
+    def _put_river_together(self) -> None:
+        """Makes what takes telemetry in, keeps it on the disk, and hands it up."""
+        config = self._config
+        bounds = SpoolLimits(config.spool_bytes, config.spool_tenant_bytes)
+        self.spool = Spool(self._place.spool, lambda: self._rng.randbytes(16), bounds)
+        self.outbox = Outbox(self.spool, self.upstream.export)
+        names, localities = Names(self.registry, self.scopes), Localities(self.registry, self.scopes)
+        aggregator = Aggregator(self._clock, names.find, localities.region)
+        rate = Rate(config.telemetry_bytes_per_s, config.telemetry_items_per_s)
+        self.intake = Intake(
+            self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate, self.registry.speakers
+        )
+        tokens = Tokens.load(self._cache, self.registry, self._rng.randbytes(32))
+        self.door = Door(config, self._place.inner / "h", self.registry, self.intake, tokens)
+
+    def _put_report_together(self) -> None:
+        """Makes what says how the agent and its node do."""
         self.health = Health(
-            config.state_dir,
+            self._config.state_dir,
             self.registry,
-            identity,
+            self._identity,
             self.upstream,
             self.credentials,
             self.scopes,
             self.attendants,
-            cache,
+            self._cache,
             self.spool,
             self._refusals,
             self.secrets,
         )
         self.status = Status(
-            config.node,
+            self._config.node,
             VERSION,
             self.registry,
             self.credentials,
@@ -210,21 +245,6 @@ class Agent:
             self.health,
             self._refusals,
         )
-
-    def _put_river_together(self, rng: random.Random) -> None:
-        """Makes what takes telemetry in, keeps it on the disk, and hands it up."""
-        config = self._config
-        bounds = SpoolLimits(config.spool_bytes, config.spool_tenant_bytes)
-        self.spool = Spool(self._place.spool, lambda: rng.randbytes(16), bounds)
-        self.outbox = Outbox(self.spool, self.upstream.export)
-        names, localities = Names(self.registry, self.scopes), Localities(self.registry, self.scopes)
-        aggregator = Aggregator(self._clock, names.find, localities.region)
-        rate = Rate(config.telemetry_bytes_per_s, config.telemetry_items_per_s)
-        self.intake = Intake(
-            self._node_place, aggregator, self.spool, lambda: self.scopes.revision, rate, self.registry.speakers
-        )
-        tokens = Tokens.load(self._cache, self.registry, rng.randbytes(32))
-        self.door = Door(config, self._place.inner / "h", self.registry, self.intake, tokens)
 
     async def run(self) -> None:
         """Serves until it is cancelled."""
