@@ -155,6 +155,57 @@ def told_of(certificate: x509.Certificate) -> dict[str, object]:
     return said
 
 
+def why_not(chain: tuple[x509.Certificate, ...], root: x509.Certificate, directory: Path, name: str) -> str:
+    """Why OpenSSL does not take a chain for a server of that name; empty if it does."""
+    for file, certificates in (("root", [root]), ("leaf", chain[:1]), ("between", chain[1:])):
+        pem = b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
+        (directory / f"{file}.pem").write_bytes(pem)
+    between = ("-untrusted", "between.pem") if chain[1:] else ()
+    options = ("-x509_strict", "-purpose", "sslserver", "-verify_hostname", name, "-CAfile", "root.pem")
+    command = ("openssl", "verify", *options, *between, "leaf.pem")
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
+async def test_a_root_for_browsers_proves_its_names_and_no_others(start: Open, tmp_path: Path) -> None:
+    authority = await start()
+    names = ("localhost", "mesh.example")
+    found = await authority.browser_root(names)
+    if found is None:
+        assert not authority.description.startswith("embedded"), "only where its key is out of reach"
+        return
+    assert found is await authority.browser_root(names)
+    (root,) = (await authority.bundle()).roots
+    assert (found.subject, found.not_valid_after_utc) == (root.subject, root.not_valid_after_utc)
+
+    async def refused(by: x509.Certificate, name: str, *named: str) -> str:
+        key = new_key()
+        chain = await authority.sign(LeafTemplate(WEB, HOUR, named), key.public_key(), utc_now(), make_csr(key))
+        return why_not(chain, by, tmp_path, name)
+
+    for name in (*names, "www.mesh.example"):
+        assert not await refused(found, name, name)
+    for name in ("bank.example", "example", "notmesh.example", "mesh.example.bank.example", "controlplane.a.test"):
+        assert not await refused(root, name, name), "the mesh's own root proves any"
+        assert "permitted subtree violation" in await refused(found, name, name)
+    assert "permitted subtree violation" in await refused(found, names[1], names[1], "bank.example"), (
+        "each of its names"
+    )
+
+
+async def test_a_root_for_browsers_is_the_one_that_signs(start: Open) -> None:
+    authority = await start()
+    before = await authority.browser_root(["localhost"])
+    if before is None:
+        return
+    *_, new = await authority.prepare(utc_now())
+    assert await authority.browser_root(["localhost"]) is before
+    await authority.activate(new.fingerprint)
+    after = await authority.browser_root(["localhost"])
+    assert after is not None
+    assert (after.subject, after.public_key()) != (before.subject, before.public_key())
+
+
 async def test_what_it_signs_leads_to_its_bundle(start: Open, clock: Clock) -> None:
     authority = await start()
     chain = await sign(authority, clock)

@@ -1,14 +1,16 @@
 """Makes certificates. What is signed is parsed and verified again before it leaves."""
 
 import functools
+import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from meshwarden.certs.bundle import Bundle
 from meshwarden.certs.csr import PrivateKey, PublicKey, spki
@@ -228,6 +230,33 @@ def self_signed_root(trust_domain: str, key: PrivateKey, now: datetime, ttl: tim
     public_key = key.public_key()
     name = authority_name(trust_domain, "root", public_key)
     return _authority(name, name, public_key, not_before, not_after, trust_domain, None).sign(key, hashes.SHA256())
+
+
+def browser_root(root: IssuerKey, names: Sequence[str]) -> x509.Certificate:
+    """Signs a root anew for browsers: of the same name and key, so that the same chains lead there, but good for less.
+
+    Of what the root signs it proves servers of these names, or of names below them, and of loopback addresses.
+
+    Args:
+        root: the root, and its key.
+        names: DNS names in lower case.
+
+    Source:
+        RFC 5280 §4.2.1.10 (critical; a type of name that isn't mentioned isn't limited: hence addresses), §4.2.1.12.
+    """
+    known = root.certificate
+    loopback = [ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")]
+    permitted = [*map(x509.DNSName, dict.fromkeys(names)), *map(x509.IPAddress, loopback)]
+    limits = x509.NameConstraints(permitted_subtrees=permitted, excluded_subtrees=None)
+    life = known.not_valid_before_utc, known.not_valid_after_utc
+    builder = _start(known.subject, known.subject, root.key.public_key(), *life)
+    return (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(limits, critical=True)
+        .sign(root.key, hashes.SHA256())
+    )
 
 
 def sign_intermediate(

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from meshwarden.v1 import operator_service_pb2 as meshwarden_dot_v1_dot_operator__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#meshwarden/v1/session_service.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$meshwarden/v1/operator_service.proto\"\x1a\n\x18\x43reateSessionCodeRequest\"\xa8\x01\n\x0bSessionCode\x12\x17\n\x04\x63ode\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04\x63ode\x12;\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x18\n\x07\x61\x64\x64ress\x18\x03 \x01(\tR\x07\x61\x64\x64ress\x12)\n\x10mesh_certificate\x18\x04 \x01(\x08R\x0fmeshCertificate\"0\n\x15PreviewSessionRequest\x12\x17\n\x04\x63ode\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04\x63ode\"\xeb\x01\n\x0eSessionPreview\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x16.meshwarden.v1.SessionR\x07session\x12\x44\n\x10\x63ode_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0e\x63odeExpireTime\x12-\n\x12\x63\x65rtificate_sha256\x18\x03 \x01(\tR\x11\x63\x65rtificateSha256\x12\x32\n\x08replaced\x18\x04 \x01(\x0b\x32\x16.meshwarden.v1.SessionR\x08replaced\"/\n\x14\x43reateSessionRequest\x12\x17\n\x04\x63ode\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04\x63ode\"\x13\n\x11GetSessionRequest\"\xb2\x02\n\x07Session\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12/\n\x04role\x18\x03 \x01(\x0e\x32\x1b.meshwarden.v1.OperatorRoleR\x04role\x12\x1b\n\tspiffe_id\x18\x04 \x01(\tR\x08spiffeId\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1b\n\tby_cookie\x18\x06 \x01(\x08R\x08\x62yCookie\x12!\n\x0ctrust_domain\x18\x07 \x01(\tR\x0btrustDomain\x12\x16\n\x06region\x18\x08 \x01(\tR\x06region\x12\x18\n\x07methods\x18\t \x03(\tR\x07methods\"\x16\n\x14\x44\x65leteSessionRequest\"\x17\n\x15\x44\x65leteSessionResponse2\xbd\x03\n\x0eSessionService\x12Z\n\x11\x43reateSessionCode\x12\'.meshwarden.v1.CreateSessionCodeRequest\x1a\x1a.meshwarden.v1.SessionCode\"\x00\x12W\n\x0ePreviewSession\x12$.meshwarden.v1.PreviewSessionRequest\x1a\x1d.meshwarden.v1.SessionPreview\"\x00\x12N\n\rCreateSession\x12#.meshwarden.v1.CreateSessionRequest\x1a\x16.meshwarden.v1.Session\"\x00\x12H\n\nGetSession\x12 .meshwarden.v1.GetSessionRequest\x1a\x16.meshwarden.v1.Session\"\x00\x12\\\n\rDeleteSession\x12#.meshwarden.v1.DeleteSessionRequest\x1a$.meshwarden.v1.DeleteSessionResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#meshwarden/v1/session_service.proto\x12\rmeshwarden.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$meshwarden/v1/operator_service.proto\"\x1a\n\x18\x43reateSessionCodeRequest\"\xcb\x01\n\x0bSessionCode\x12\x17\n\x04\x63ode\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04\x63ode\x12;\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x18\n\x07\x61\x64\x64ress\x18\x03 \x01(\tR\x07\x61\x64\x64ress\x12)\n\x10mesh_certificate\x18\x04 \x01(\x08R\x0fmeshCertificate\x12!\n\x0c\x62rowser_root\x18\x05 \x01(\tR\x0b\x62rowserRoot\"0\n\x15PreviewSessionRequest\x12\x17\n\x04\x63ode\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04\x63ode\"\xeb\x01\n\x0eSessionPreview\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x16.meshwarden.v1.SessionR\x07session\x12\x44\n\x10\x63ode_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0e\x63odeExpireTime\x12-\n\x12\x63\x65rtificate_sha256\x18\x03 \x01(\tR\x11\x63\x65rtificateSha256\x12\x32\n\x08replaced\x18\x04 \x01(\x0b\x32\x16.meshwarden.v1.SessionR\x08replaced\"/\n\x14\x43reateSessionRequest\x12\x17\n\x04\x63ode\x18\x01 \x01(\tB\x03\x80\x01\x01R\x04\x63ode\"\x13\n\x11GetSessionRequest\"\xb2\x02\n\x07Session\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06tenant\x18\x02 \x01(\tR\x06tenant\x12/\n\x04role\x18\x03 \x01(\x0e\x32\x1b.meshwarden.v1.OperatorRoleR\x04role\x12\x1b\n\tspiffe_id\x18\x04 \x01(\tR\x08spiffeId\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x1b\n\tby_cookie\x18\x06 \x01(\x08R\x08\x62yCookie\x12!\n\x0ctrust_domain\x18\x07 \x01(\tR\x0btrustDomain\x12\x16\n\x06region\x18\x08 \x01(\tR\x06region\x12\x18\n\x07methods\x18\t \x03(\tR\x07methods\"\x16\n\x14\x44\x65leteSessionRequest\"\x17\n\x15\x44\x65leteSessionResponse2\xbd\x03\n\x0eSessionService\x12Z\n\x11\x43reateSessionCode\x12\'.meshwarden.v1.CreateSessionCodeRequest\x1a\x1a.meshwarden.v1.SessionCode\"\x00\x12W\n\x0ePreviewSession\x12$.meshwarden.v1.PreviewSessionRequest\x1a\x1d.meshwarden.v1.SessionPreview\"\x00\x12N\n\rCreateSession\x12#.meshwarden.v1.CreateSessionRequest\x1a\x16.meshwarden.v1.Session\"\x00\x12H\n\nGetSession\x12 .meshwarden.v1.GetSessionRequest\x1a\x16.meshwarden.v1.Session\"\x00\x12\\\n\rDeleteSession\x12#.meshwarden.v1.DeleteSessionRequest\x1a$.meshwarden.v1.DeleteSessionResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,21 +42,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONCODEREQUEST']._serialized_start=125
   _globals['_CREATESESSIONCODEREQUEST']._serialized_end=151
   _globals['_SESSIONCODE']._serialized_start=154
-  _globals['_SESSIONCODE']._serialized_end=322
-  _globals['_PREVIEWSESSIONREQUEST']._serialized_start=324
-  _globals['_PREVIEWSESSIONREQUEST']._serialized_end=372
-  _globals['_SESSIONPREVIEW']._serialized_start=375
-  _globals['_SESSIONPREVIEW']._serialized_end=610
-  _globals['_CREATESESSIONREQUEST']._serialized_start=612
-  _globals['_CREATESESSIONREQUEST']._serialized_end=659
-  _globals['_GETSESSIONREQUEST']._serialized_start=661
-  _globals['_GETSESSIONREQUEST']._serialized_end=680
-  _globals['_SESSION']._serialized_start=683
-  _globals['_SESSION']._serialized_end=989
-  _globals['_DELETESESSIONREQUEST']._serialized_start=991
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1013
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1015
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1038
-  _globals['_SESSIONSERVICE']._serialized_start=1041
-  _globals['_SESSIONSERVICE']._serialized_end=1486
+  _globals['_SESSIONCODE']._serialized_end=357
+  _globals['_PREVIEWSESSIONREQUEST']._serialized_start=359
+  _globals['_PREVIEWSESSIONREQUEST']._serialized_end=407
+  _globals['_SESSIONPREVIEW']._serialized_start=410
+  _globals['_SESSIONPREVIEW']._serialized_end=645
+  _globals['_CREATESESSIONREQUEST']._serialized_start=647
+  _globals['_CREATESESSIONREQUEST']._serialized_end=694
+  _globals['_GETSESSIONREQUEST']._serialized_start=696
+  _globals['_GETSESSIONREQUEST']._serialized_end=715
+  _globals['_SESSION']._serialized_start=718
+  _globals['_SESSION']._serialized_end=1024
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1026
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1048
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1050
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1073
+  _globals['_SESSIONSERVICE']._serialized_start=1076
+  _globals['_SESSIONSERVICE']._serialized_end=1521
 # @@protoc_insertion_point(module_scope)

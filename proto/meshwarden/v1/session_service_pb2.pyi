@@ -43,9 +43,11 @@ class SessionCode(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     MESH_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    BROWSER_ROOT_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     address: _builtins.str
     mesh_certificate: _builtins.bool
+    browser_root: _builtins.str
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -55,10 +57,11 @@ class SessionCode(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         address: _builtins.str = ...,
         mesh_certificate: _builtins.bool = ...,
+        browser_root: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "code", b"code", "expire_time", b"expire_time", "mesh_certificate", b"mesh_certificate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "browser_root", b"browser_root", "code", b"code", "expire_time", b"expire_time", "mesh_certificate", b"mesh_certificate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

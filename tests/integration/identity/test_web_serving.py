@@ -18,6 +18,8 @@ from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.certs.authority.port import AuthorityError
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.identity import web_serving
+from meshwarden.v1.session_service_pb2 import CreateSessionCodeRequest, SessionCode
+from meshwarden.v1.session_service_pb2_grpc import SessionServiceStub
 
 pytestmark = pytest.mark.xdist_group("identity")
 
@@ -74,6 +76,32 @@ async def test_browsers_find_it_by_a_name_that_they_know(start: Any) -> None:
         await shown(mesh, "other.example")
     events = [json.loads(line) for line in (mesh.directory / mesh.name / "audit.jsonl").read_text().splitlines()]
     assert [one for one in events if one["event"] == "controlplane.issue_web"]
+
+
+async def told(mesh: Any) -> SessionCode:
+    """What `meshwarden console` is told."""
+    stub = SessionServiceStub(mesh.channels[-1])
+    code: SessionCode = await stub.CreateSessionCode(CreateSessionCodeRequest(), timeout=DEADLINE_S)
+    return code
+
+
+async def test_a_browser_may_trust_it_for_its_names_alone(start: Any, short_dir: Path) -> None:
+    mesh = await start(rest={"listen": "127.0.0.1:0", "names": ["mesh.example"]})
+    pem = (await told(mesh)).browser_root
+    (short_dir / "browser.pem").write_text(pem)
+    for name in ("localhost", "mesh.example"):
+        assert name in names_in(await shown(mesh, name, short_dir / "browser.pem"))
+    limits = x509.load_pem_x509_certificate(pem.encode()).extensions.get_extension_for_class(x509.NameConstraints)
+    assert limits.critical
+    permitted = [str(one.value) for one in limits.value.permitted_subtrees or ()]
+    assert permitted == [MESH_NAME, f"eu.{MESH_NAME}", "mesh.example", "localhost", "127.0.0.0/8", "::1/128"]
+
+
+async def test_with_a_certificate_of_its_own_there_is_no_root_to_trust(start: Any, short_dir: Path) -> None:
+    certificate, key = files_of(short_dir, "mesh.example")
+    mesh = await start(rest={"listen": "127.0.0.1:0", "certificate": certificate, "key": key})
+    code = await told(mesh)
+    assert (code.mesh_certificate, code.browser_root) == (False, "")
 
 
 async def test_files_that_cant_be_read_are_named(tmp_path: Path) -> None:

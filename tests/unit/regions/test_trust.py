@@ -91,6 +91,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
+async def test_browsers_are_given_the_root_of_this_region(world: World) -> None:
+    await world.open("eu", "us")
+    found = await world.authority.browser_root(["localhost"])
+    assert found is not None
+    assert found is await world.ours.browser_root(["localhost"])
+
+
 async def test_what_a_region_tells_is_trusted_and_stays_so_over_a_restart(world: World) -> None:
     assert not await world.believes(world.theirs)
     await world.roots.hear("us", await world.said())

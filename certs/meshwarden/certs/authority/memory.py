@@ -22,6 +22,7 @@ from meshwarden.certs.issue import (
     ROOT_TTL,
     IssueRefused,
     IssuerKey,
+    browser_root,
     name_text,
     self_signed_root,
     sign_intermediate,
@@ -92,6 +93,8 @@ class LocalAuthority(IssuingAuthority):
         super().__init__(trust_domain, clock, rng, on_issued)
         self._root_ttl, self._intermediate_ttl = root_ttl, intermediate_ttl
         self._changing = asyncio.Lock()
+        # Of which root and for which names the one for browsers is.
+        self._browsers: tuple[x509.Certificate, tuple[str, ...], x509.Certificate] | None = None
         self._adopt(held)
 
     @property
@@ -107,6 +110,16 @@ class LocalAuthority(IssuingAuthority):
         """Returns the roots with their states."""
         await self._follow()
         return self._held.states
+
+    async def browser_root(self, names: Sequence[str]) -> x509.Certificate | None:
+        """Returns the root that signs, for browsers: good for these names alone."""
+        root, asked = self._held.active, tuple(names)
+        if root.key is None:
+            return None
+        if self._browsers is None or self._browsers[:2] != (root.certificate, asked):
+            made = browser_root(IssuerKey(root.key, (root.certificate,)), asked)
+            self._browsers = (root.certificate, asked, made)
+        return self._browsers[2]
 
     async def prepare(self, now: datetime) -> slot.Roots:
         """Makes a new root, which is trusted from now on and signs nothing yet."""

@@ -1,6 +1,6 @@
 """The one port to a signing key."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -128,6 +128,13 @@ class Authority(Protocol):
             AuthorityError: nobody can sign it.
         """
         ...
+
+    async def browser_root(self, names: Sequence[str]) -> x509.Certificate | None:
+        """Returns the root that signs as a browser may trust it: good for servers of these DNS names and no others.
+
+        The same object until the root or the names change; None where the root's key is out of reach, in a Vault.
+        """
+        return None
 
     async def sign(
         self, template: LeafTemplate, public_key: PublicKey, now: datetime, csr: bytes | None = None

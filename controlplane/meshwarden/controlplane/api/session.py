@@ -5,7 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 
@@ -25,8 +25,20 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 _OURS: Final = "/meshwarden.v1."
 SERVICE: Final = f"{_OURS}SessionService/"
-Place = tuple[str, bool]
-"""Where browsers find us, "localhost:7445", and whether the mesh's roots prove it to them."""
+
+
+class Place(NamedTuple):
+    """Where browsers find us.
+
+    Attributes:
+        address: "localhost:7445".
+        is_of_mesh: whether the mesh's roots prove it to them.
+        root: what they may trust in place of these, PEM; empty if there is none.
+    """
+
+    address: str
+    is_of_mesh: bool
+    root: str = ""
 
 
 class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
@@ -53,7 +65,9 @@ class SessionServicer(session_service_pb2_grpc.SessionServiceServicer):
                 grpc.StatusCode.FAILED_PRECONDITION,
             )
         text, until = await self._sessions.code(caller, connection.chain_der, connection.remote)
-        answer = v1.SessionCode(code=text, address=place[0], mesh_certificate=place[1])
+        answer = v1.SessionCode(
+            code=text, address=place.address, mesh_certificate=place.is_of_mesh, browser_root=place.root
+        )
         answer.expire_time.FromDatetime(until)
         return answer
 

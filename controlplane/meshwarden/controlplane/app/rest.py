@@ -6,6 +6,7 @@ from importlib.metadata import version as version_of
 
 import grpc
 import grpc.aio
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshwarden.controlplane.api.rest import door
 from meshwarden.controlplane.api.rest.browser import Browsers
@@ -79,4 +80,7 @@ class Rest:
         if self._config.rest is None or self._web is None or not self._port:
             return None
         host = self._config.rest.web_host()
-        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}", self._web.is_of_mesh
+        address = f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+        root = self._web.root()
+        pem = root.public_bytes(Encoding.PEM).decode() if root is not None else ""
+        return Place(address, self._web.is_of_mesh, pem)

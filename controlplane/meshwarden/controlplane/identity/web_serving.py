@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from cryptography import x509
 
 from meshwarden.certs.authority.port import Authority
 from meshwarden.certs.csr import make_csr
@@ -70,6 +71,7 @@ class WebServing:
         # The chain and its key, PEM; None where nobody signs them.
         self._pair: tuple[bytes, bytes] | None = None
         self._issued_beside: X509Svid | None = None
+        self._root: x509.Certificate | None = None
         self._base: ssl.SSLContext | None = None
         self._web: ssl.SSLContext | None = None
 
@@ -77,6 +79,10 @@ class WebServing:
     def is_of_mesh(self) -> bool:
         """Whether the mesh's roots prove us to browsers."""
         return self._files is None
+
+    def root(self) -> x509.Certificate | None:
+        """Returns what browsers may trust to know us, and nobody by another name; None if there is no such thing."""
+        return self._root
 
     def context(self) -> ssl.SSLContext:
         """Returns the TLS context of the present certificates, which is asked at each handshake."""
@@ -134,6 +140,7 @@ class WebServing:
         beside, key = self._serving.svid(), new_key()
         try:
             chain = await self._authority.sign(self._template, key.public_key(), self._clock(), make_csr(key))
+            self._root = await self._authority.browser_root(self._template.dns_names)
             svid = X509Svid.of(chain, key)
             names = list(self._template.dns_names)
             await self._audit.record(

@@ -1,6 +1,6 @@
 """An authority of one region that trusts, beside its own roots, those of the other regions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from cryptography import x509
@@ -89,6 +89,10 @@ class RegionalAuthority:
     async def sign_crl(self, revoked: Mapping[int, datetime], number: int, now: datetime) -> bytes:
         """As our own."""
         return await self._own.sign_crl(revoked, number, now)
+
+    async def browser_root(self, names: Sequence[str]) -> x509.Certificate | None:
+        """Of our own: another region proves itself to browsers by its own."""
+        return await self._own.browser_root(names)
 
     async def sign(
         self, template: LeafTemplate, public_key: PublicKey, now: datetime, csr: bytes | None = None
