@@ -26,20 +26,26 @@ def web_pair(directory: Path) -> tuple[Path, Path]:
     return directory / "web.pem", directory / "web.key"
 
 
-def signed(directory: Path, name: str) -> tuple[str, Path]:
-    """An authority's certificate, in PEM, and the file of a certificate that it has signed for a name, with its key."""
-    now, keys = utc_now(), [new_key() for _ in range(2)]
+def signed(directory: Path, name: str, *, organization: str = "", key: PrivateKey | None = None) -> tuple[str, Path]:
+    """An authority's certificate, in PEM, and the file of a certificate that it has signed for a name, with its key.
+
+    The key alone is in a file beside it, `<name>.key`.
+    """
+    now, keys = utc_now(), [new_key(), key or new_key()]
+    more = [x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, organization)] if organization else []
 
     def build(subject: str, key: PrivateKey) -> x509.CertificateBuilder:
-        names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)]) for text in ("ca", subject)]
+        names = [
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text), *(more if text == name else [])])
+            for text in ("ca", subject)
+        ]
         number = x509.random_serial_number()
         return x509.CertificateBuilder(*names, key.public_key(), number, now - timedelta(hours=1), now + timedelta(1))
 
     ca = build("ca", keys[0]).add_extension(x509.BasicConstraints(True, None), True).sign(keys[0], hashes.SHA256())
     names_of = x509.SubjectAlternativeName([x509.DNSName(name)])
     leaf = build(name, keys[1]).add_extension(names_of, False).sign(keys[0], hashes.SHA256())
-    path = directory / f"{name}.pem"
-    path.write_bytes(
-        leaf.public_bytes(Encoding.PEM) + keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
+    path, own = directory / f"{name}.pem", keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(leaf.public_bytes(Encoding.PEM) + own)
+    path.with_name(f"{name}.key").write_bytes(own)
     return ca.public_bytes(Encoding.PEM).decode(), path

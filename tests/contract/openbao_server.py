@@ -84,8 +84,8 @@ class OpenBao:
 
 
 @contextlib.contextmanager
-def serve(directory: Path) -> Iterator[OpenBao]:
-    """Starts a server in memory and stops it at the end."""
+def serve(directory: Path, *, bare: bool = False) -> Iterator[OpenBao]:
+    """Starts a server in memory and stops it at the end; a bare one has nothing set up."""
     port = free_port(random.SystemRandom())
     command = ["-dev", f"-dev-listen-address=127.0.0.1:{port}"]
     command += [f"-dev-root-token-id={ROOT_TOKEN}", "-dev-no-store-token"]
@@ -93,7 +93,8 @@ def serve(directory: Path) -> Iterator[OpenBao]:
     with _process(directory, command) as process:
         _wait(address, directory, process, None)
         admin = hvac.Client(address, ROOT_TOKEN, timeout=60)
-        prepare(admin)
+        if not bare:
+            prepare(admin)
         yield OpenBao(address, admin, process, log=directory / "openbao.log")
         admin.adapter.close()
 

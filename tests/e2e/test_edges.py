@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from programs import Programs, ask, free_port
+from tests.pages import ROOT
+from tests.shell import Shell
 from tests.web_certificate import signed
 
 from meshwarden.certs.clock import utc_now
@@ -27,6 +30,7 @@ from meshwarden.certs.svid import new_key
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.xdist_group("edges")]
 
+EDGES, INGRESS = "docs/edges.md", "docs/ingress.md"
 PROVIDER = "api.model.example"
 KEY = new_key()
 
@@ -182,6 +186,13 @@ def test_calls_leave_the_mesh_as_policies_say(world: World, tmp_path: Path) -> N
         world.until_calls("model.platform", "/v1/chat", "403")
         world.run("delete", "ExternalService", "platform/model")
         world.until_calls("model.platform", "/v1/chat", "404")
+    # As the page has it.
+    shell = Shell(world.up.environment, tmp_path)
+    outbound = next(one["outbound"] for one in world.up.up_json["envoys"] if one["name"] == "acme/acme-web")
+    typed = "curl -s --unix-socket outbound.sock http://api.model.example/"
+    shell.reads(EDGES, typed, {"outbound.sock": outbound})
+    world.apply((ROOT / EDGES).read_text().partition("```yaml\n")[2].partition("```")[0])
+    shell.types(EDGES, 'meshwarden explain --from acme/web --to platform/model --method "POST /v1/chat/completions"')
 
 
 def got(url: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
@@ -217,20 +228,21 @@ def test_calls_in_the_clear_are_shown_and_end(world: World) -> None:
         return any("127.0.0.1" in cells for cells in row) and "in the clear until" in said.stdout + said.stderr
 
     world.up.until(is_shown)
+    Shell(world.up.environment, world.directory).reads(EDGES, "meshwarden status", rows=True)
     world.apply(json.dumps(billing))
     world.up.until(lambda: got(url)[0] == 0)
     assert world.calls("billing.platform", "/invoices/7")["code"] == "200"
 
 
-def token(tenant: str, **claims: Any) -> dict[str, str]:
-    """The header of a caller from outside."""
+def token(tenant: str, **claims: Any) -> str:
+    """A token of a caller from outside."""
     said = {"iss": "https://id.test", "aud": "shop", "org": tenant, "exp": int(utc_now().timestamp()) + 600, **claims}
     content = ".".join(encode(json.dumps(one).encode()) for one in ({"alg": "ES256", "kid": "k"}, said))
-    return {"authorization": f"Bearer {content}.{encode(sign(KEY, content.encode()))}"}
+    return f"{content}.{encode(sign(KEY, content.encode()))}"
 
 
-def ingress(port: int) -> list[str]:
-    """An ingress of platform's, to which acme lends its identity."""
+def ingress(port: int, certificate: Path, ca: str) -> list[str]:
+    """An ingress of platform's, to which acme lends its identity; its certificate, and whose it takes."""
     envoy = {"dataPlane": "INGRESS", "nodes": ["node-a"], "selectors": {"uid": os.geteuid(), "gid": os.getegid()}}
     own = {"service": "edge", "insecureSameUser": True, **envoy}
     jwt = {
@@ -240,9 +252,22 @@ def ingress(port: int) -> list[str]:
         "claim": "org",
         "callers": [{"value": "acme", "tenant": "acme"}],
     }
-    routes = [{"hosts": ["*"], "pathPrefix": "/", "service": "billing"}]
-    listening = {"service": "edge", "listen": f"127.0.0.1:{port}", "jwt": [jwt], "routes": routes}
-    allow = [{"from": [{"tenant": "acme", "service": "edge"}], "methods": ["GET /invoices*"]}]
+    routes = [
+        {"hosts": ["shop.example.com"], "pathPrefix": "/healthz", "service": "billing", "public": True},
+        {"hosts": ["shop.example.com"], "pathPrefix": "/invoices", "service": "billing"},
+    ]
+    listening = {
+        "service": "edge",
+        "listen": f"127.0.0.1:{port}",
+        "tls": {"files": {"certificate": str(certificate), "key": str(certificate.with_suffix(".key"))}},
+        "clientCertificate": {"ca": ca, "callers": [{"organization": "Acme Inc", "tenant": "acme"}]},
+        "jwt": [jwt],
+        "routes": routes,
+    }
+    allow = [
+        {"from": [{"tenant": "acme", "service": "edge"}], "methods": ["GET /invoices*"]},
+        {"from": [{"service": "edge"}], "methods": ["GET /healthz"]},
+    ]
     made = [
         ("Service", "platform", "edge", {"protocol": "HTTP"}),
         ("Service", "acme", "edge", {"protocol": "HTTP"}),
@@ -257,20 +282,38 @@ def ingress(port: int) -> list[str]:
     ]
 
 
-def test_callers_from_outside_come_in_as_their_tenants_workload(world: World) -> None:
-    port = free_port()
-    world.apply(*ingress(port))
-    url = f"http://127.0.0.1:{port}/invoices/7"
-    world.up.until(lambda: got(url, token("acme"))[0] == 200)
-    assert json.loads(got(url, token("acme"))[1])["spiffe_id"] == "spiffe://mesh.test/tenant/acme/service/edge"
-    for headers, path, status in (
-        ({}, url, 401),
-        (token("acme", exp=1), url, 401),
-        (token("globex"), url, 403),
-        (token("acme"), f"http://127.0.0.1:{port}/healthz", 403),
+def test_callers_from_outside_come_in_as_their_tenants_workload(world: World, tmp_path: Path) -> None:
+    """All that docs/ingress.md shows, by curl."""
+    web_ca, certificate = signed(tmp_path, "shop.example.com")
+    (tmp_path / "web-ca.pem").write_text(web_ca)
+    robots, robot = signed(tmp_path, "robot", organization="Acme Inc")
+    key = load_pem_private_key(robot.with_suffix(".key").read_bytes(), None)
+    signed(tmp_path, "of-another-authority", organization="Acme Inc", key=key)  # type: ignore[arg-type]
+    for name, content in (
+        ("token", token("acme")),
+        ("expired", token("acme", exp=1)),
+        ("of-initech", token("initech")),
     ):
-        assert got(path, headers)[0] == status, (path, status)
-    world.up.until(lambda: world.edge("acme/edge", "platform/billing"))
-    world.run("delete", "WorkloadEntry", "acme/edge")
-    world.up.until(lambda: got(url, token("acme"))[0] == 403)
-    assert "lends ingress platform/edge no identity" in got(url, token("acme"))[1]
+        (tmp_path / name).write_text(content)
+    port = str(free_port())
+    world.apply(*ingress(int(port), certificate, robots))
+    curl = "curl -sS --cacert web-ca.pem --resolve shop.example.com:8443:127.0.0.1".replace("8443", port)
+    shell = Shell({**world.up.environment, "C": curl, "U": f"https://shop.example.com:{port}"}, tmp_path)
+    shell.reads(INGRESS, "$C --cert robot.pem --key robot.key $U/invoices/7")
+    bearer = '$C -H "authorization: Bearer $(cat token)" $U/invoices/7'
+    shell.reads(INGRESS, bearer)
+    shell.types(INGRESS, "$C $U/healthz")
+    shell.types(INGRESS, "$C $U/invoices/7")
+    said = '-H "x-forwarded-client-cert: URI=spiffe://mesh.test/tenant/acme/service/edge"'
+    shell.types(INGRESS, f'$C -H "x-meshwarden-tenant: acme" {said} $U/invoices/7')
+    shell.types(INGRESS, "$C --path-as-is $U/healthz/../invoices/7")
+    shell.types(INGRESS, '$C -H "authorization: Bearer $(cat expired)" $U/invoices/7')
+    shell.types(INGRESS, '$C -H "authorization: Bearer $(cat of-initech)" $U/invoices/7')
+    refused = shell.types(INGRESS, "$C --cert of-another-authority.pem --key robot.key $U/invoices/7", code=None)
+    assert "invoice" not in refused
+    shell.types(INGRESS, "$C -X POST --cert robot.pem --key robot.key $U/invoices/7")
+    shell.types(INGRESS, '$C -H "host: other.example.com" $U/healthz')
+    shell.types(INGRESS, "meshwarden explain --from acme/edge --to platform/billing --method 'GET /invoices/7'")
+    shell.reads(INGRESS, "meshwarden graph", rows=True)
+    shell.types(INGRESS, "meshwarden delete WorkloadEntry acme/edge")
+    shell.reads(INGRESS, bearer, which=1)

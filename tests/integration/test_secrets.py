@@ -18,6 +18,7 @@ from google.protobuf import json_format
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 
 from openbao_server import OpenBao, serve
+from tests.shell import Shell
 from tests.written import written
 
 from meshwarden.v1 import admin_service_pb2, resource_service_pb2, resources_pb2
@@ -174,6 +175,13 @@ async def test_a_secret_reaches_its_workload_and_so_does_the_next(mesh: Mesh, un
     assert (done.stdout, done.returncode) == (FIRST, 0), done.stderr
     done = await mesh.secret("granted/web", "shared")
     assert (done.stdout, done.returncode) == (OTHERS, 0), done.stderr
+    shell = Shell({**os.environ, "MESHWARDEN_AGENT_SOCKET": str(mesh.agent.socket)}, mesh.directory)
+    typed = (
+        "meshwarden-agent exec --entry web -- sh -c 'PGPASSWORD=$(meshwarden-agent secret db-password) exec psql -h db'"
+    )
+    words = {"--entry web": "--entry acme/web", "db-password": "db", "psql -h db": "printenv PGPASSWORD"}
+    said = await asyncio.to_thread(lambda: shell.types("docs/identity.md", typed, words))
+    assert said == f"{FIRST}\n"
 
     # What the configuration grants and Vault's policy doesn't: the workload has all but that, and status says why.
     other = mesh.run("granted/web")

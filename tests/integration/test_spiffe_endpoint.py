@@ -5,6 +5,7 @@ SPIRE's `oidc-discovery-provider`.
 
 import asyncio
 import json
+import os
 import socket
 import ssl
 import sys
@@ -22,6 +23,7 @@ import requests
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
 
 from openbao_server import OpenBao, serve_stored
+from tests.shell import Shell
 from tests.web_certificate import web_pair
 
 from meshwarden.certs.authority.memory import MemoryAuthority
@@ -42,6 +44,7 @@ from meshwarden.sdk.scrape import serve_public_pages
 
 pytestmark = pytest.mark.xdist_group(__name__)
 WEB = SpiffeId.workload("a.test", "acme", "web")
+PAGE = "docs/spiffe.md"
 
 
 async def issue(authority: MemoryAuthority, identity: SpiffeId, *dns: str) -> X509Svid:
@@ -103,15 +106,29 @@ def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
         yield server
 
 
-async def test_a_workload_logs_in_to_vault_with_its_token(world: World, bao: OpenBao) -> None:
+def terminal(bao: OpenBao, directory: Path) -> Shell:
+    """Where commands of the pages are typed, by whoever keeps Vault."""
+    where = {"BAO_ADDR": bao.address, "BAO_CACERT": str(bao.ca_file), "HOME": str(directory)}
+    return Shell({**os.environ, **where, "BAO_TOKEN": bao.admin.token}, directory)
+
+
+async def test_a_workload_logs_in_to_vault_with_its_token(world: World, bao: OpenBao, tmp_path: Path) -> None:
     """As docs/spiffe.md says: Vault finds our keys by OpenID Connect, and again after a rotation."""
+    shell = terminal(bao, tmp_path)
 
     def set_up() -> None:
-        bao.admin.sys.enable_auth_method("jwt")
-        config = {"oidc_discovery_url": world.url, "oidc_discovery_ca_pem": world.files[0].read_text()}
-        bao.admin.write_data("auth/jwt/config", data=config)
-        role = {"role_type": "jwt", "bound_audiences": ["vault"], "user_claim": "sub", "bound_subject": str(WEB)}
-        bao.admin.write_data("auth/jwt/role/web", data={**role, "token_policies": ["secrets"]})
+        shell.types(PAGE, "bao auth enable jwt")
+        shell.types(
+            PAGE,
+            "bao write auth/jwt/config oidc_discovery_url=https://oidc.mesh.example",
+            {"https://oidc.mesh.example": f"{world.url} oidc_discovery_ca_pem=@{world.files[0]}"},
+        )
+        shell.types(
+            PAGE,
+            "bao write auth/jwt/role/web role_type=jwt bound_audiences=vault user_claim=sub token_policies=web"
+            " bound_subject=spiffe://mesh.example/tenant/acme/service/web",
+            {"token_policies=web": "token_policies=secrets", "mesh.example": "a.test"},
+        )
 
     def log_in(token: str) -> Any:
         client = hvac.Client(bao.address, verify=str(bao.ca_file), timeout=60)
@@ -121,7 +138,10 @@ async def test_a_workload_logs_in_to_vault_with_its_token(world: World, bao: Ope
             client.adapter.close()
 
     await asyncio.to_thread(set_up)
-    said = await asyncio.to_thread(log_in, world.jwt.sign(WEB, ("vault",), utc_now()).token)
+    shell.environment["TOKEN"] = token = world.jwt.sign(WEB, ("vault",), utc_now()).token
+    said = await asyncio.to_thread(log_in, token)
+    typed = await asyncio.to_thread(lambda: shell.types(PAGE, 'bao write auth/jwt/login role=web jwt="$TOKEN"'))
+    assert "token_policies" in typed
     assert said["policies"] == ["default", "secrets"]
     assert said["metadata"]["role"] == "web"
     for wrong in (
@@ -138,10 +158,17 @@ async def test_a_workload_logs_in_to_vault_with_its_token(world: World, bao: Ope
 
 
 async def test_a_workload_logs_in_to_vault_with_its_certificate(world: World, bao: OpenBao, tmp_path: Path) -> None:
+    shell = terminal(bao, tmp_path)
+
     def set_up(roots_pem: str) -> None:
-        bao.admin.sys.enable_auth_method("cert")
-        role = {"certificate": roots_pem, "allowed_uri_sans": [str(WEB)], "token_policies": ["secrets"]}
-        bao.admin.write_data("auth/cert/certs/web", data=role)
+        (tmp_path / "ca.pem").write_text(roots_pem)
+        shell.types(PAGE, "bao auth enable cert")
+        shell.types(
+            PAGE,
+            "bao write auth/cert/certs/web certificate=@ca.pem token_policies=web"
+            " allowed_uri_sans=spiffe://mesh.example/tenant/acme/service/web",
+            {"token_policies=web": "token_policies=secrets", "mesh.example": "a.test"},
+        )
 
     def log_in(svid: X509Svid) -> Any:
         (tmp_path / "tls.crt").write_bytes(svid.chain_pem())
@@ -157,6 +184,9 @@ async def test_a_workload_logs_in_to_vault_with_its_certificate(world: World, ba
     said = await asyncio.to_thread(log_in, await issue(world.authority, WEB, "web.acme.test"))
     assert said["policies"] == ["default", "secrets"]
     assert said["metadata"]["common_name"] == "web.acme.test"
+    shell.environment["MESHWARDEN_CREDENTIALS"] = str(tmp_path)
+    credentials = "-client-cert=$MESHWARDEN_CREDENTIALS/tls.crt -client-key=$MESHWARDEN_CREDENTIALS/tls.key"
+    await asyncio.to_thread(lambda: shell.types(PAGE, f"bao login -method=cert {credentials} name=web"))
     api = SpiffeId.workload("a.test", "acme", "api")
     for authority, who in ((world.authority, api), (MemoryAuthority("a.test"), WEB)):
         with pytest.raises(hvac.exceptions.InvalidRequest):

@@ -2,42 +2,29 @@
 
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
 import click
 import pytest
+from tests import pages
 
 from meshwarden.agents.cli import main as agent
 from meshwarden.controlplane.cli.main import main
 
-ROOT = Path(__file__).parents[3]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 PROGRAMS: dict[str, click.Command] = {"meshwarden": main, "meshwarden-agent": agent}
+NAMES = [pages.name(path) for path in pages.PAGES]
 SOMETHING = "x"
-# Where one is to write what is meant.
-_BLANK = re.compile(r"<[^<>]*>|\{[^{}]*\}|\$\([^()]*\)|…|\.\.\.")
 _BETWEEN = re.compile(r"\s(?:\||&&|;)\s")
 _ENDS = re.compile(r"\s(?:>>?|2>&1|&|#)(?:\s.*)?$")
 
 
-def lines(text: str) -> Iterator[str]:
-    """What is to be typed: in blocks after "$ ", and whatever stands in backquotes."""
-    for block in re.findall(r"^```(?:console|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        joined = re.sub(r"(?:\\| \|)\n(?:>\s)?\s*", lambda end: end[0].split("\n")[0].strip("\\") + " ", block)
-        yield from re.findall(r"^\s*\$ (.*)$", joined, re.MULTILINE)
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    yield from re.findall(r"`((?:meshwarden|meshwarden-agent) [^`\n]+)`", prose)
-
-
-def commands(path: Path) -> list[list[str]]:
+def commands(page: str) -> list[list[str]]:
     """The command lines of ours on a page, as a shell splits them."""
     found = []
-    for line in lines(path.read_text()):
-        line = re.sub(r'^make up(?: ARGS="([^"]*)")?.*$', r"meshwarden up \1", line)
+    for command in pages.commands(page):
+        line = re.sub(r'^make up(?: ARGS="([^"]*)")?.*$', r"meshwarden up \1", command.text)
         for part in _BETWEEN.split(line):
             if re.match(r"(?:\w+=\S* )*meshwarden(?:-agent)? ", part):  # noqa: TID251 - the rest is what is looked at
-                words = shlex.split(_BLANK.sub(SOMETHING, _ENDS.sub("", part)))
+                words = shlex.split(pages.BLANK.sub(SOMETHING, _ENDS.sub("", part)))
                 found.append([word for word in words if words.index(word) or "=" not in word])
     return found
 
@@ -73,14 +60,14 @@ def fault(command: click.Command, words: list[str], parent: click.Context | None
     return fault(below, rest, context) if below is not None else f"there is no {rest[0]!r}"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_on_a_page_can_be_typed(path: Path) -> None:
-    wrong = {shlex.join(words): why for words in commands(path) if (why := fault(PROGRAMS[words[0]], words))}
+@pytest.mark.parametrize("page", NAMES)
+def test_every_command_on_a_page_can_be_typed(page: str) -> None:
+    wrong = {shlex.join(words): why for words in commands(page) if (why := fault(PROGRAMS[words[0]], words))}
     assert not wrong
 
 
 def test_it_finds_what_is_wrong() -> None:
-    assert sum(len(commands(path)) for path in PAGES) > 200
+    assert sum(len(commands(page)) for page in NAMES) > 200
     for line in ("graph --nonsense", "nonsense", "graph -o nonsense", "graph x", "node nonsense"):
         assert fault(main, ["meshwarden", *line.split()]), line
     assert not fault(main, ["meshwarden", "--context", "x", "graph", "-o", "svg", "--tenant", "acme"])
