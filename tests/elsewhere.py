@@ -104,10 +104,7 @@ BY_HAND: Final[dict[str, str]] = {
 
 NOT_YET: Final[frozenset[str]] = frozenset(
     {
-        "meshwarden diff --delete Rollout/platform/held",
-        "meshwarden diff --delete Rollout/…",
         "meshwarden console",
-        "meshwarden explain --from acme/web --to platform/billing --method 'GET /invoices/1'",
         "curl -kv URL",
         'echo \'{"op": "trace", "method": "Review", "id": "4711", "timeout_s": 30}\' | meshwarden-agent exec --entry acme/web -- python -m meshwarden.examples.probe',  # noqa: E501
         "meshwarden --context eu apply -f … && meshwarden --context us apply -f …",
@@ -138,7 +135,6 @@ NOT_YET: Final[frozenset[str]] = frozenset(
         "meshwarden ca prepare --reason yearly",
         "meshwarden completion",
         "meshwarden context add",
-        "meshwarden delete Rollout TENANT/ROLLOUT",
         "meshwarden delete TrustDomain NAME",
         "meshwarden diff",
         "meshwarden diff --delete AccessPolicy/platform/orders --replay 1h",
@@ -152,8 +148,6 @@ NOT_YET: Final[frozenset[str]] = frozenset(
         "meshwarden get",
         "meshwarden get -o yaml",
         "meshwarden history",
-        "meshwarden history Rollout TENANT/ROLLOUT",
-        "meshwarden history Rollout platform/faulty",
         "meshwarden history RoutePolicy platform/orders",
         "meshwarden history Service TENANT/SERVICE",
         "meshwarden history list",
@@ -188,12 +182,6 @@ NOT_YET: Final[frozenset[str]] = frozenset(
         "meshwarden rollback",
         "meshwarden rollback 16 --dry-run",
         'meshwarden rollback 16 --reason "v2 is slow" --wait',
-        "meshwarden rollout abort TENANT/ROLLOUT",
-        "meshwarden rollout pause",
-        "meshwarden rollout resume TENANT/ROLLOUT",
-        "meshwarden rollout status",
-        "meshwarden rollout status TENANT/ROLLOUT",
-        "meshwarden rollout watch platform/faulty",
         "meshwarden status --revision 45",
         "meshwarden status --revision N",
         "meshwarden suggest",
@@ -210,7 +198,6 @@ NOT_YET: Final[frozenset[str]] = frozenset(
         "meshwarden trace --revision 10",
         "meshwarden trace --revision 17",
         "meshwarden trace --revision 3",
-        "meshwarden trace --revision 59",
         "meshwarden trace --revision 7",
         "meshwarden trace --revision N",
         "meshwarden trace 3f6018359ede2ec8dddb60b83d554397",
