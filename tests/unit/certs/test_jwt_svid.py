@@ -19,6 +19,7 @@ from meshwarden.certs.jwt_svid import (
     JwtTemplate,
     check_audience,
     sign_jwt_svid,
+    token_id,
     validate,
 )
 from meshwarden.certs.spiffe_id import SpiffeId
@@ -231,6 +232,41 @@ def test_a_token_has_a_largest_size() -> None:
 
 def test_without_an_issuer_a_token_names_none() -> None:
     assert "iss" not in sign_jwt_svid(JwtTemplate(WEB, ("orders",)), KEY, "k", NOW).claims
+
+
+def test_a_token_says_by_which_certificate_its_node_joined() -> None:
+    named = token_id("1f" * 20, bytes(range(8)))
+    assert named == f"{'1f' * 20}.0001020304050607"
+    made = sign_jwt_svid(JwtTemplate(WEB, ("orders",), token_id=named), KEY, "k", NOW)
+    assert made.claims["jti"] == named
+    assert made.node_serial == int("1f" * 20, 16)
+
+
+@pytest.mark.parametrize("named", [token_id("", bytes(range(8))), ""])
+def test_a_token_of_no_node_says_so(named: str) -> None:
+    made = sign_jwt_svid(JwtTemplate(WEB, ("orders",), token_id=named), KEY, "k", NOW)
+    assert made.claims.get("jti", "") == named
+    assert ("jti" in made.claims) is (named != "")
+    assert made.node_serial == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        7,
+        ["1f.0001020304050607"],
+        "0001020304050607",
+        ".0001020304050607",
+        f"{'1' * 41}.0001020304050607",
+        "1F.0001020304050607",
+        "1f.000102030405060",
+        "1f.00010203040506070",
+        "1f.0001020304050607\n",
+        " 1f.0001020304050607",
+    ],
+)
+def test_what_others_name_their_tokens_by_is_no_serial_number(said: Any) -> None:
+    assert validate(token(claims=CLAIMS | {"jti": said}), "orders", BUNDLES, NOW).node_serial == 0
 
 
 def test_what_was_signed_must_be_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
