@@ -104,7 +104,6 @@ BY_HAND: Final[dict[str, str]] = {
 
 NOT_YET: Final[frozenset[str]] = frozenset(
     {
-        "meshwarden console",
         "curl -kv URL",
         'echo \'{"op": "trace", "method": "Review", "id": "4711", "timeout_s": 30}\' | meshwarden-agent exec --entry acme/web -- python -m meshwarden.examples.probe',  # noqa: E501
         "meshwarden --context eu apply -f … && meshwarden --context us apply -f …",
