@@ -106,11 +106,6 @@ NOT_YET: Final[frozenset[str]] = frozenset(
     {
         "curl -kv URL",
         'echo \'{"op": "trace", "method": "Review", "id": "4711", "timeout_s": 30}\' | meshwarden-agent exec --entry acme/web -- python -m meshwarden.examples.probe',  # noqa: E501
-        "meshwarden --context eu apply -f … && meshwarden --context us apply -f …",
-        "meshwarden --context up-eu graph",
-        "meshwarden --context up-eu status",
-        "meshwarden --context up-us identity allow spiffe://mesh.test/tenant/globex/service/web",
-        "meshwarden --context up-us identity denied",
         "meshwarden apply -f policy.yaml",
         "meshwarden audit list --event federation.take",
         "meshwarden audit list --event node.",

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from fault import stopped
 from prometheus_client.parser import text_string_to_metric_families
+from tests.shell import Shell
 
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.local import record
@@ -35,6 +36,7 @@ from meshwarden.controlplane.local.kernel import MARK
 from meshwarden.v1.admin_service_pb2 import GetGraphRequest, GetStatusRequest, ListCallsRequest, RegionState
 from meshwarden.v1.report_pb2 import CallStat
 
+PAGE = "docs/regions.md"
 CUT_S = float(os.environ.get("MESHWARDEN_CUT_S", "60"))
 # Ten calls a second are within what globex may do.
 RATE = 10
@@ -224,6 +226,27 @@ async def until(condition: Callable[[], Any], what: str, deadline_s: float = DEA
         raise AssertionError(f"did not come true: {what}") from None
 
 
+def eu_is_alone(shell: Shell, contexts: dict[str, str]) -> None:
+    """What it says of itself and of the other, by the commands of the page."""
+    shell.reads(PAGE, "meshwarden --context up-eu status", contexts, rows=True)
+    shell.reads(PAGE, "meshwarden --context up-eu graph", contexts, rows=True)
+
+
+def both_are_told(up: Any, shell: Shell, contexts: dict[str, str]) -> None:
+    """What is applied to both, and what one has denied, by the commands of the page."""
+    (shell.directory / "both.yaml").write_text(TENANT.format(name="both"))
+    shell.types(
+        PAGE,
+        "meshwarden --context eu apply -f … && meshwarden --context us apply -f …",
+        {"--context eu": "--context r-eu", "--context us": "--context r-us", "…": "both.yaml"},
+    )
+    denied = up.run("--context", "r-eu", "identity", "deny", WEB, "--reason", "key on a laptop")
+    assert denied.returncode == 0, denied.stderr
+    shell.reads(PAGE, "meshwarden --context up-us identity denied", contexts)
+    allow = "meshwarden --context up-us identity allow spiffe://mesh.test/tenant/globex/service/web"
+    shell.types(PAGE, allow, contexts, code=1)
+
+
 async def the_root_is_away(up: Any, region: Region) -> None:
     """`doctor` says so: of an OpenBao that hangs, of one that is sealed, and of one that takes our token no more."""
 
@@ -318,6 +341,9 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
             assert region.doctor()["region silent"]["subject"] == f"region {other.name}"
             assert region.calls(other.name, began) == made[other.name]
             assert region.calls(region.name, began) > made[region.name]
+        shell = Shell(up.environment, directory)
+        contexts = {"up-eu": "r-eu", "up-us": "r-us"}
+        await asyncio.to_thread(eu_is_alone, shell, contexts)
         healed = utc_now()
 
         # -- healed
@@ -367,6 +393,7 @@ async def test_a_region_that_was_cut_off_is_known_to_the_call(
     table = up.run("--context", "r-us", "graph").stdout.splitlines()
     assert {line.partition("\t")[0] for line in table[1:]} == {"eu", "us"}
     await until(lambda: up.run("--context", "r-eu", "status").stdout.count("answers") == 1, "status says so")
+    await asyncio.to_thread(both_are_told, up, shell, contexts)
     await the_root_is_away(up, eu)
     assert up.run("down").returncode == 0
     assert up.wait_until_ended() == 0, up.said()
