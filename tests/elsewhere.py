@@ -193,7 +193,6 @@ NOT_YET: Final[frozenset[str]] = frozenset(
         "meshwarden trace --revision 17",
         "meshwarden trace --revision 3",
         "meshwarden trace --revision 7",
-        "meshwarden trace --revision N",
         "meshwarden trace 3f6018359ede2ec8dddb60b83d554397",
         "meshwarden trace 4bf92f3577b34da6a3ce929d0e0e4736",
         "meshwarden trace 54bab5934dea57210b248d0ea264f3a2",

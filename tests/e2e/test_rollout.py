@@ -21,7 +21,7 @@ from meshwarden.controlplane.local import kernel, record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("rollout")]
 
-PAGE, HELD = "docs/rollout.md", "docs/runbooks/RolloutHeld.md"
+PAGE, HELD, BACK = "docs/rollout.md", "docs/runbooks/RolloutHeld.md", "docs/runbooks/RolloutRolledBack.md"
 KILLS = bool(os.environ.get("MESHWARDEN_KILLS"))
 NODES = ("node-a", "node-b")
 CALLS = {
@@ -146,8 +146,9 @@ def test_one_who_looks_sees_what_the_page_shows(world: World) -> None:
     shell.types(PAGE, "meshwarden rollout watch platform/faulty", words, code=1)
     shell.types(PAGE, "meshwarden rollout status", words, rows=True)
     history = shell.types(PAGE, "meshwarden history Rollout platform/faulty")
-    back = history.splitlines()[1].split()[0]
-    shell.reads(PAGE, "meshwarden trace --revision 59", {"--revision 59": f"--revision {back}"}, rows=True)
+    revision = f"--revision {history.splitlines()[1].split()[0]}"
+    shell.reads(PAGE, "meshwarden trace --revision 59", {"--revision 59": revision}, rows=True)
+    shell.types(BACK, "meshwarden trace --revision N", {"--revision N": revision})
     faulty = {"TENANT/ROLLOUT": "platform/faulty"}
     shell.types(HELD, "meshwarden rollout status TENANT/ROLLOUT", faulty)
     shell.types(HELD, "meshwarden history Rollout TENANT/ROLLOUT", faulty)
@@ -166,7 +167,7 @@ def test_what_one_has_laid_over_the_mesh_is_told_and_goes_with_it(world: World) 
     shell.types(PAGE, "meshwarden diff --delete Rollout/platform/held", code=5, rows=True)
     shell.types(PAGE, "meshwarden diff --delete Rollout/…", {"…": "platform/held"}, code=5)
     words = {"TENANT/ROLLOUT": "platform/held"}
-    shell.types("docs/runbooks/RolloutRolledBack.md", "meshwarden delete Rollout TENANT/ROLLOUT", words)
+    shell.types(BACK, "meshwarden delete Rollout TENANT/ROLLOUT", words)
     assert "platform/held" not in world.up.run(*shlex.split(explain)[1:]).stdout
 
 
