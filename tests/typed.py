@@ -16,13 +16,14 @@ TYPING = ("types", "reads", "begins", "follows", "printed")
 @functools.cache
 def typed() -> set[tuple[str, str, int]]:
     """{(page, command, which of several of that text)} that the end-to-end and integration tests type."""
-    files = [path for room in ("e2e", "integration") for path in (pages.ROOT / "tests" / room).rglob("test_*.py")]
+    rooms = [pages.ROOT / "tests" / room for room in ("e2e", "integration")]
+    files = [path for room in rooms for name in ("test_*.py", "docs_*.py") for path in room.rglob(name)]
     return {one for path in files for one in _typed(path)}
 
 
 def _typed(path: Path) -> Iterator[tuple[str, str, int]]:
     text = path.read_text()
-    if "from tests.shell import" not in text:
+    if "from tests.shell import" not in text and "from docs_mesh import" not in text:
         return
     tree = ast.parse(text)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]

@@ -1,19 +1,22 @@
 """What the documentation's pages have one type, on one mesh with both sets of samples, and what it prints there.
 
-tests/unit/cli/test_docs.py sees to it that every command of every page is typed by a test, here or elsewhere.
+Its longer stories are in docs_*.py. tests/unit/cli/test_docs_typed.py sees to it that every command of every page is
+run by a test, here or elsewhere.
 """
 
-import json
 import random
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio.from_thread
+import docs_identity
+import docs_policy
+import docs_traces
 import pytest
+from docs_mesh import ALLOWED, ORDERS, Docs
 from tests import pages
-from tests.shell import Shell, printed
+from tests.shell import printed
 
 from meshwarden.controlplane.local.otlp import receiver
 from meshwarden.controlplane.local.port import free_port
@@ -22,57 +25,15 @@ pytestmark = [
     *(pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.needs("curl"), pytest.mark.xdist_group("docs")),
 ]
 AGENT, API, CONSOLE, COST, DAENA = "docs/agent.md", "docs/api.md", "docs/console.md", "docs/cost.md", "docs/daena.md"
-IDENTITY, OBSERVABILITY, OPERATIONS = "docs/identity.md", "docs/observability.md", "docs/operations.md"
-POLICY, QUOTAS, SPIFFE = "docs/policy.md", "docs/quotas.md", "docs/spiffe.md"
+OBSERVABILITY, OPERATIONS = "docs/observability.md", "docs/operations.md"
 RUNBOOKS = "docs/runbooks"
+POLICY = "docs/policy.md"
 PYTHON = (pages.ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-ORDERS = """\
-kind: RoutePolicy
-metadata: {tenant: platform, name: orders}
-spec: {service: orders, rules: [{split: [{version: v1, weight: 50}, {version: v2, weight: 50}]}]}
-"""
-ALLOWED = """\
-kind: AccessPolicy
-metadata: {tenant: platform, name: orders}
-spec:
-  service: orders
-  allow: [{from: [{tenant: acme, service: web}, {tenant: globex, service: web}], methods: [/meshwarden.examples.v1.*]}]
-"""
 SLO = """\
 kind: SLO
 metadata: {tenant: platform, name: orders-availability}
 spec: {service: orders, objective: 99.9, availability: {}}
 """
-
-
-class Docs(Shell):
-    """The mesh that the pages speak of, and a terminal at it."""
-
-    def __init__(self, up: Any, directory: Path) -> None:
-        super().__init__({**up.environment, "UP_JSON": str(up.state_dir / "up.json")}, directory)
-        self.up = up
-
-    def json(self, *arguments: str) -> Any:
-        done = self.up.run(*arguments, "-o", "json")
-        assert done.stdout, done.stderr
-        return json.loads(done.stdout)
-
-    def does(self, *arguments: str) -> str:
-        done = self.up.run(*arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return str(done.stdout + done.stderr)
-
-    def apply(self, manifest: str, *arguments: str) -> str:
-        """Applies a manifest and returns the revision."""
-        path = self.directory / "applied.yaml"
-        path.write_text(manifest)
-        return found(r"revision (\d+)", self.does("apply", "-f", str(path), *arguments))
-
-
-def found(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    assert match, (pattern, text)
-    return match[1]
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +129,22 @@ def test_what_is_seen(docs: Docs) -> None:
     docs.types("docs/metrics.md", "meshwarden slo rules > slo.yml")
 
 
+def test_what_the_mesh_did(docs: Docs) -> None:
+    docs_traces.what_the_mesh_did(docs)
+
+
+def test_before_and_after_a_change(docs: Docs) -> None:
+    docs_policy.before_and_after_a_change(docs)
+
+
+def test_who_lags(docs: Docs) -> None:
+    docs_policy.who_lags(docs)
+
+
+def test_limits(docs: Docs) -> None:
+    docs_policy.limits(docs)
+
+
 def test_operating(docs: Docs) -> None:
     page = OPERATIONS
     docs.types(page, "meshwarden doctor", code=None)
@@ -194,3 +171,16 @@ def test_operating(docs: Docs) -> None:
     docs.apply("---\n".join((drain, ALLOWED + denied, ORDERS.replace("{split", "{timeout: 20s, split"))))
     docs.types("docs/upgrade.md", "meshwarden way-back", code=6, rows=True)
     docs.types(POLICY, "meshwarden delete Drain platform/maintenance-of-n1")
+
+
+def test_another_trust_domain(docs: Docs) -> None:
+    docs_identity.another_trust_domain(docs)
+
+
+def test_identities(docs: Docs) -> None:
+    docs_identity.identities(docs)
+
+
+def test_roots_and_keys(docs: Docs) -> None:
+    """Last, for it ends what certificates lead to."""
+    docs_identity.roots_and_keys(docs)

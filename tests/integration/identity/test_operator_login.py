@@ -246,3 +246,8 @@ async def test_the_command_logs_in_by_password_role_and_token(world: World) -> N
     refused = await world.command("login", "--vault", *userpass)
     assert refused.returncode == 1
     assert "is open to others" in refused.stderr
+    done = await world.command("--context", "login", "operator", "remove", "vault-ann")
+    assert done.returncode == 0, done.stderr
+    refused = await world.command("--context", "login", "operator", "list")
+    assert refused.returncode != 0
+    assert "operates this mesh no more" in refused.stderr

@@ -105,7 +105,7 @@ def _of_file(path: Path, end: str | None) -> dict[str, Any]:
 
 def _row(event: AuditEvent) -> tuple[object, ...]:
     fields = MessageToDict(event.fields)
-    what = " ".join(f"{name}={_text(value)}" for name, value in fields.items())
+    what = " ".join(f"{name}={_text(value)}" for name, value in sorted(fields.items()))
     return event.seq, event.time.ToDatetime().isoformat(sep=" ", timespec="milliseconds"), event.event, what
 
 
