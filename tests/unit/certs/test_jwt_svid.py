@@ -242,6 +242,10 @@ def test_a_token_says_by_which_certificate_its_node_joined() -> None:
     assert made.node_serial == int("1f" * 20, 16)
 
 
+def test_of_no_node_a_token_is_named_by_chance_alone() -> None:
+    assert token_id("", bytes(range(8))) == "0001020304050607"
+
+
 @pytest.mark.parametrize("named", [token_id("", bytes(range(8))), ""])
 def test_a_token_of_no_node_says_so(named: str) -> None:
     made = sign_jwt_svid(JwtTemplate(WEB, ("orders",), token_id=named), KEY, "k", NOW)
