@@ -12,6 +12,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from meshwarden.controlplane.local import kernel
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SMOKE = {
@@ -88,7 +90,10 @@ def test_each_extra_installs_alone_and_works(
         with tempfile.TemporaryDirectory(prefix="mw-", dir="/tmp") as short:
             monkeypatch.setenv("XDG_CONFIG_HOME", short)
             monkeypatch.chdir(short)
-            said = run(environment / "meshwarden", "up", "--for", "1", "--state-dir", f"{short}/m")
+            try:
+                said = run(environment / "meshwarden", "up", "--for", "1", "--state-dir", f"{short}/m")
+            finally:
+                kernel.sweep(str(Path(short).resolve() / "m"))
         assert "workload       platform/orders" in said
 
 
