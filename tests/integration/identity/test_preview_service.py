@@ -294,7 +294,10 @@ async def test_what_ends_with_a_rollout_that_is_under_way_is_told(declared: Any)
     shown = await platform.Preview(gone, timeout=DEADLINE_S)
     assert shown.ended[0].changes == ended.changes
     await declared.resources.Delete(DeleteRequest(refs=gone.deletions), timeout=DEADLINE_S)
-    assert not (await explained("/s.O/Put")).HasField("staged")
+    # What is pushed comes after what is stored.
+    async with asyncio.timeout(DEADLINE_S):
+        while (await explained("/s.O/Put")).HasField("staged"):  # noqa: ASYNC110 - nothing signals it
+            await asyncio.sleep(0.05)
 
 
 async def test_a_deletion_that_would_be_refused_is_refused(declared: Any, refusal: Any) -> None:
