@@ -17,7 +17,7 @@ from tests.shell import Shell
 
 from meshwarden.controlplane.local import record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("console")]
+pytestmark = [pytest.mark.e2e, pytest.mark.alone, pytest.mark.timeout(900)]
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 MORE = f"""\
 kind: SLO

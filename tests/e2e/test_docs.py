@@ -21,9 +21,7 @@ from tests.shell import printed
 from meshwarden.controlplane.local.otlp import receiver
 from meshwarden.controlplane.local.port import free_port
 
-pytestmark = [
-    *(pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.needs("curl"), pytest.mark.xdist_group("docs")),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.needs("curl")]
 AGENT, API, CONSOLE, COST, DAENA = "docs/agent.md", "docs/api.md", "docs/console.md", "docs/cost.md", "docs/daena.md"
 OBSERVABILITY, OPERATIONS = "docs/observability.md", "docs/operations.md"
 RUNBOOKS = "docs/runbooks"

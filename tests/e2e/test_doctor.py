@@ -30,7 +30,7 @@ from fault import full, small_disks, stopped
 from meshwarden.certs.clock import utc_now
 from meshwarden.controlplane.local import kernel, record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("doctor")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 # An agent whose clock is ten minutes ahead: the clock is passed in, as DESIGN §8 has it.
 SKEWED_AGENT = """\

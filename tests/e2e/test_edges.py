@@ -28,7 +28,7 @@ from meshwarden.certs.clock import utc_now
 from meshwarden.certs.jose import encode, jwk, sign
 from meshwarden.certs.svid import new_key
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.xdist_group("edges")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 EDGES, INGRESS = "docs/edges.md", "docs/ingress.md"
 PROVIDER = "api.model.example"

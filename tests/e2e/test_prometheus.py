@@ -111,7 +111,6 @@ def watched(start_shared: Callable[..., Any], shared_directory: Path) -> Iterato
         up.end()
 
 
-@pytest.mark.xdist_group("watched")
 def test_every_panel_has_data_and_a_fault_fires_its_alert_alone(watched: Watched) -> None:
     up, prometheus = watched.up, watched.prometheus
     # A control plane, two agents and four Envoys, each up.
@@ -125,7 +124,6 @@ def test_every_panel_has_data_and_a_fault_fires_its_alert_alone(watched: Watched
     _fail_half(up, prometheus, watched.rules)
 
 
-@pytest.mark.xdist_group("watched")
 async def test_a_full_disk_costs_the_oldest_reports_alone_and_is_told_of(watched: Watched) -> None:
     if "node-b" not in watched.disks:
         pytest.skip("this user may not mount a small disk")

@@ -19,7 +19,7 @@ from tests.shell import Shell
 
 from meshwarden.controlplane.local import kernel, record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.xdist_group("rollout")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 PAGE, HELD, BACK = "docs/rollout.md", "docs/runbooks/RolloutHeld.md", "docs/runbooks/RolloutRolledBack.md"
 KILLS = bool(os.environ.get("MESHWARDEN_KILLS"))
