@@ -324,6 +324,16 @@ async def test_hostile_bytes_are_told_why(world: World) -> None:
         assert b"Traceback" not in answer
 
 
+async def test_what_a_path_takes_is_said_as_it_is(world: World) -> None:
+    for verb, path, status in (("HEAD", "/v1/resources:watch", 405), ("OPTIONS", "/v1/resources:watch", 204)):
+        answer = await world.root.ask(verb, path)
+        assert (answer.status_code, answer.headers["allow"]) == (status, "GET, OPTIONS")
+    assert (await world.root.ask("OPTIONS", "/v1/status")).headers["allow"] == "GET, HEAD, OPTIONS"
+    # What is there is there, whatever its tag (RFC 9110 §13.1.2).
+    found = await world.root.ask("GET", "/v1/resources/Service/acme/web", headers={"if-none-match": "*"})
+    assert (found.status_code, found.content) == (304, b"")
+
+
 async def test_a_connection_serves_one_request_after_another(world: World) -> None:
     one = b"GET /v1/progress HTTP/1.1\r\nhost: x\r\n%s\r\n"
     said = await world.root.raw(

@@ -108,7 +108,8 @@ class Transcoder:
         if not verbs:
             raise HttpRefused(HTTPStatus.NOT_FOUND, "there is no such path; GET /v1/openapi.json has all there are")
         route = verbs.get("GET" if exchange.verb == "HEAD" else exchange.verb)
-        allowed = ", ".join(sorted({*verbs, "OPTIONS", *(["HEAD"] if "GET" in verbs else [])}))
+        has_head = "GET" in verbs and not verbs["GET"].streams
+        allowed = ", ".join(sorted({*verbs, "OPTIONS", *(["HEAD"] if has_head else [])}))
         if exchange.verb == "OPTIONS":
             await exchange.answer(HTTPStatus.NO_CONTENT, b"", [("allow", allowed), CLOSED])
             return
@@ -176,7 +177,8 @@ class Transcoder:
         if isinstance(answer, Resource):
             tag = f'"{record_of(answer).revision}"'
             headers.append(("etag", tag))
-            if tag in exchange.headers.get("if-none-match", ""):
+            known = exchange.headers.get("if-none-match", "")
+            if tag in known or known.strip() == "*":
                 await exchange.answer(HTTPStatus.NOT_MODIFIED, b"", headers)
                 return
         await exchange.answer(HTTPStatus.OK, encode.to_json(answer), headers)

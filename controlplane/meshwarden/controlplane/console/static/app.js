@@ -61,6 +61,7 @@ function codeOf(hash) {
 function open(who) {
   me = who;
   let followed = null;
+  let was = ""; // the address of the page that is shown
   const main = h("main", { id: "main", tabindex: "-1" });
   const menu = h("nav", { "aria-label": "Pages" });
   const state = h("span", { class: "state", role: "status" });
@@ -89,6 +90,14 @@ function open(who) {
   }
 
   function show() {
+    if (location.hash === "#main") { // the link that skips the menu, which leads to no page
+      history.replaceState(null, "", was || location.pathname);
+      if (shown) {
+        main.focus();
+        return;
+      }
+    }
+    was = location.hash || location.pathname;
     leavePage();
     const { path, rest, query } = parse(location.hash);
     const page = pages.find((one) => one.path === path);
@@ -96,7 +105,7 @@ function open(who) {
       if (link.dataset.path === (page?.menu ?? path)) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    document.title = `${page?.title ?? rest.join("/") ?? "Console"} · Meshwarden`;
+    document.title = `${page?.title ?? (rest.join("/") || "Console")} · Meshwarden`;
     if (!page) {
       put(main, empty("There is no such page", h("a", { href: "#graph" }, "The graph"), " is a good place to begin."));
       return;

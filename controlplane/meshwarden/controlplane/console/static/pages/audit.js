@@ -17,6 +17,7 @@ const KINDS = [
   ["certificates of workloads", "workload."],
   ["nodes", "node."],
   ["operators", "operator."],
+  ["sessions of the console", "session."],
   ["join tokens", "token."],
   ["roots and keys", "authority."],
   ["secrets", "secret."],
@@ -53,8 +54,10 @@ function show({ me, get, parameters }) {
   }
 
   async function goOn() {
+    const wanted = kind.value;
     try {
       const answer = await get("/v1/events", { ...query(), before: next });
+      if (wanted !== kind.value) return;
       next = answer.nextBefore ?? "0";
       put(fault);
       take(answer.events ?? []);

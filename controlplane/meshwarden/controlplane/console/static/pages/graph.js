@@ -10,7 +10,7 @@ import { parse } from "../parts/query.js";
 import { table } from "../parts/table.js";
 import { span } from "../parts/time.js";
 import { attention } from "./attention.js";
-import { WORDS, edgePanel, servicePanel } from "./picked.js";
+import { WORDS, edgePanel, link, servicePanel } from "./picked.js";
 
 const BY = {
   both: ["Tenants and regions", (service, regions) => (regions > 1 ? [tenantOf(service), regionOf(service)] : [tenantOf(service)])],
@@ -134,7 +134,6 @@ function show({ go, get, send, followMesh, parameters }) {
 }
 
 function edgeTable() {
-  const link = (name) => (name.endsWith("/*") ? name : h("a", { href: `#service/${name}` }, name));
   const number = (title, value, show) => ({ title, value: (one) => value(one) ?? 0, show: (one) => show(value(one) ?? 0), align: "right" });
   return table({
     label: "Edges",

@@ -31,7 +31,7 @@ function show({ me, may, get, send }) {
       { title: "Node", value: (row) => row.node },
       { title: "State", value: (row) => standing(row)[1], show: (row) => badge(...standing(row)) },
       { title: "Ends", value: (row) => row.notAfter, show: (row) => ago(row.notAfter) },
-      { title: "Life left", value: (row) => left(row), show: life },
+      { title: "Life left", value: (row) => Math.round(left(row) * 100), show: life },
       { title: "Workloads", value: (row) => (row.workloads ?? []).join(", "), wide: true },
       { title: "Serial number", value: (row) => row.serial, show: (row) => h("code", { title: row.serial }, `${row.serial.slice(0, 12)}…`) },
     ];

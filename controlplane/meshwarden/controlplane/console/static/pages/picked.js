@@ -39,7 +39,7 @@ function neighbours(title, edges, end, pick) {
     h(
       "li",
       null,
-      badge(kindOf(edge), ""),
+      badge(kindOf(edge), h("span", { class: "hidden" }, WORDS[kindOf(edge)])),
       h("button", { type: "button", class: "link", "data-focus": `${title} ${edge[end]}`, onclick: () => pick(edge, false) }, edge[end]),
       h("span", { class: "quiet" }, `${rate(edge.callsPerS)}/s`),
     ),
@@ -92,6 +92,7 @@ function share(part, all) {
   return part ? `${rate(part)}/s, ${percent(part / all)}` : "0";
 }
 
-function link(name) {
+/** A link to a service's page; the name alone of what has none: several folded together, or a caller that showed no certificate. */
+export function link(name) {
   return name.includes("/*") || name.startsWith("unknown/") ? name : h("a", { href: `#service/${name}` }, name);
 }

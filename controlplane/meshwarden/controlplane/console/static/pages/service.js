@@ -4,6 +4,7 @@ import { kindOf } from "../parts/kind.js";
 import { chart } from "../parts/chart.js";
 import { h, put } from "../parts/dom.js";
 import { explain, explained } from "../parts/explained.js";
+import { all, live } from "../parts/live.js";
 import { percent, rate, whole } from "../parts/number.js";
 import { badge, empty, problem } from "../parts/problem.js";
 import { table } from "../parts/table.js";
@@ -11,7 +12,7 @@ import { ago, seconds, span } from "../parts/time.js";
 import { Mesh } from "../parts/mesh.js";
 import { waterfall } from "../parts/waterfall.js";
 import { withQuery } from "../parts/api.js";
-import { WORDS } from "./picked.js";
+import { WORDS, link } from "./picked.js";
 
 const AGAIN_MS = 5000;
 const SETTLED_MS = 4000;
@@ -35,7 +36,6 @@ function show({ get, send, watch, go, parameters }) {
   const objectives = h("div", { class: "objectives" });
   const policies = h("div", null, h("p", { class: "quiet" }, "…"));
   const limits = limitTable();
-  const fault = h("div", null);
   const traces = tracePanel({ get, service, now: () => Date.parse(mesh.now) || Date.now() });
   const ask = explainForm({ get, send }, service);
   const path = withQuery("/v1/mesh:watch", { service });
@@ -43,13 +43,16 @@ function show({ get, send, watch, go, parameters }) {
     mesh.take(message);
     draw();
   });
-  const timer = setInterval(refresh, AGAIN_MS);
-  refresh();
 
   function draw() {
     const one = mesh.services.get(service);
     if (!one) {
+      // Deleted, maybe while one looks: what was known of it is not so any more.
       put(state, badge("idle", "nothing of it is here"));
+      put(figures);
+      callers.update([]);
+      callees.update([]);
+      put(objectives, h("p", { class: "quiet" }, "No SLO says what is expected of it."));
       return;
     }
     const isDown = one.endpoints && !one.healthyEndpoints;
@@ -73,25 +76,21 @@ function show({ get, send, watch, go, parameters }) {
   }
 
   async function refresh() {
-    traces.refresh();
-    try {
-      const found = await policiesOf(get, tenant, name);
-      const signature = JSON.stringify(found);
-      if (policies.dataset.shown !== signature) put(policies, policyList(found));
-      policies.dataset.shown = signature;
-      const limiting = found.filter((one) => one.kind === "RatePolicy").map((one) => `${tenant}/${one.metadata.name}`);
-      limits.update(((await get("/v1/quotas")).quotas ?? []).filter((one) => limiting.includes(one.bucket?.policy) && [undefined, "", service].includes(one.bucket.service)));
-      put(fault);
-    } catch (error) {
-      put(fault, problem(error));
-    }
+    await traces.refresh();
+    const found = await policiesOf(get, tenant, name);
+    const signature = JSON.stringify(found);
+    if (policies.dataset.shown !== signature) put(policies, policyList(found));
+    policies.dataset.shown = signature;
+    const limiting = found.filter((one) => one.kind === "RatePolicy").map((one) => `${tenant}/${one.metadata.name}`);
+    limits.update(((await get("/v1/quotas")).quotas ?? []).filter((one) => limiting.includes(one.bucket?.policy) && [undefined, "", service].includes(one.bucket.service)));
   }
 
+  const asked = live(refresh, AGAIN_MS);
   const element = h(
     "div",
     { class: "page" },
     h("div", { class: "bar" }, h("h1", null, h("span", { class: "quiet" }, `${tenant} / `), name), state, h("span", { class: "push" }, h("button", { type: "button", onclick: () => go("graph") }, "Graph"))),
-    fault,
+    asked.fault,
     figures,
     h("div", { class: "panels" },
       panel("Traffic", traffic.element), panel("Objectives, in the last minute", objectives),
@@ -103,7 +102,7 @@ function show({ get, send, watch, go, parameters }) {
     element,
     stop() {
       stop();
-      clearInterval(timer);
+      asked.stop();
     },
   };
 }
@@ -123,7 +122,7 @@ function callTable(label, end) {
     filter: false,
     none: "Nobody, of late.",
     columns: [
-      { title: end === "source" ? "Caller" : "Service", value: (edge) => edge[end], show: (edge) => h("a", { href: `#service/${edge[end]}` }, edge[end]) },
+      { title: end === "source" ? "Caller" : "Service", value: (edge) => edge[end], show: (edge) => link(edge[end]) },
       { title: "State", value: kindOf, show: (edge) => badge(kindOf(edge), WORDS[kindOf(edge)]) },
       { title: "Calls/s", value: (edge) => edge.callsPerS ?? 0, show: (edge) => rate(edge.callsPerS), align: "right" },
       { title: "Errors", value: (edge) => edge.errorsPerS ?? 0, show: (edge) => percent((edge.errorsPerS ?? 0) / (edge.callsPerS || 1)), align: "right" },
@@ -147,8 +146,8 @@ function objectivePanel(one) {
 
 /** The policies of the service's tenant that are about it. */
 async function policiesOf(get, tenant, name) {
-  const pages = await Promise.all(KINDS.map((kind) => get(`/v1/resources/${kind}/${tenant}`, { pageSize: 500 })));
-  return pages.flatMap((page) => page.resources ?? []).filter(({ spec }) => spec.service === name || (spec.services ?? []).some((one) => [name, `${tenant}/${name}`, "*", `${tenant}/*`, "*/*"].includes(one)));
+  const pages = await Promise.all(KINDS.map((kind) => all(get, `/v1/resources/${kind}/${tenant}`, { pageSize: 500 }, "resources")));
+  return pages.flat().filter(({ spec }) => spec.service === name || (spec.services ?? []).some((one) => [name, `${tenant}/${name}`, "*", `${tenant}/*`, "*/*"].includes(one)));
 }
 
 function policyList(found) {

@@ -88,7 +88,6 @@ function search({ get, go, parameters }) {
 
 /** A table of traces as SearchTraces has them, each a link to its waterfall. */
 export function traceTable(label) {
-  let longest = 1;
   const made = table({
     label,
     id: (row) => row.traceId,
@@ -96,7 +95,7 @@ export function traceTable(label) {
       { title: "When", value: (row) => Date.parse(row.start) || 0, show: (row) => ago(row.start) },
       { title: "What", value: (row) => row.name ?? "", show: (row) => h("a", { href: `#traces/${encodeURIComponent(row.traceId)}` }, row.name || row.traceId) },
       { title: "Begins at", value: (row) => row.service ?? "" },
-      { title: "Took", value: (row) => seconds(row.duration), show: (row) => h("span", { class: "measured" }, stroke(row, longest), span(seconds(row.duration))), align: "right" },
+      { title: "Took", value: (row) => seconds(row.duration), show: (row) => h("span", { class: "measured" }, stroke(row, row.longest), span(seconds(row.duration))), align: "right" },
       { title: "Spans", value: (row) => row.spans ?? 0, align: "right" },
       { title: "State", value: (row) => row.errors ?? 0, show: (row) => (row.errors ? badge("bad", `${whole(row.errors)} failed`) : badge("good", "well")) },
       { title: "Goes through", value: (row) => (row.services ?? []).join(", "), wide: true },
@@ -108,8 +107,8 @@ export function traceTable(label) {
   return {
     element: made.element,
     update(rows) {
-      longest = Math.max(...rows.map((row) => seconds(row.duration)), 1e-9);
-      made.update(rows);
+      const longest = Math.max(...rows.map((row) => seconds(row.duration)), 1e-9);
+      made.update(rows.map((row) => ({ ...row, longest })));
     },
   };
 }

@@ -84,7 +84,8 @@ export function table({ label, columns, id, sort = 0, descending = false, filter
 
   function rowOf(row) {
     const key = id(row);
-    const signature = JSON.stringify(row);
+    // What a column makes of a row may depend on the time, as what is left of a certificate's life does.
+    const signature = JSON.stringify([row, columns.map((column) => column.value(row))]);
     const known = kept.get(key);
     if (known?.signature === signature) return known.element;
     const cells = columns.map((column) => h("td", { class: classOf(column) }, column.show ? column.show(row) : column.value(row)));
