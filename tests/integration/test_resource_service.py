@@ -344,7 +344,8 @@ async def test_the_schemas_rules_hold_for_requests(world: World) -> None:
     assert violations(error) == [
         "resources[0].kind: must equal `Tenant`",
         "resources[0].metadata: is required",
-        "resources[1]: exactly one field is required in oneof",
+        "resources[1]: is required: give one of "
+        + ", ".join(field.json_name for field in Resource.DESCRIPTOR.oneofs[0].fields),
     ]
     many = [Resource(tenant=Tenant(kind="Tenant", metadata=Metadata(name=f"t{n}"))) for n in range(101)]
     error = await refused(world.root.Apply(v1.ApplyRequest(resources=many)))

@@ -111,6 +111,25 @@ def test_a_route_by_header_is_told_with_the_header() -> None:
     )
 
 
+def test_a_header_that_must_not_be_there_is_told_of_who_sends_it() -> None:
+    narrower = {**web("/s.O/Get", "/s.O/List"), "headers": [{"name": "x-debug", "present": False}]}
+    (change,) = effect(allow(narrower, web("/s.O/List", service="job"))).changes
+    assert (ClientChange.Kind.Name(change.kind), list(change.headers)) == ("DENIED", ["x-debug: *"])
+    assert list(getattr(change, "from")) == ["acme/web"]
+
+
+def test_what_takes_the_headers_of_two_rules_at_once_is_told() -> None:
+    def denied(*denials: dict[str, Any]) -> Change:
+        rules = {"allow": [{**web(), "headers": [{"name": "x-a", "exact": "1"}]}], "deny": list(denials)}
+        return made("AccessPolicy", "platform", "orders", {"service": "orders", **rules})
+
+    frozen = {**web(), "headers": [{"name": "x-b", "exact": "2"}]}
+    (change,) = effect(denied(), before=(*BASE, denied(frozen))).changes
+    assert (ClientChange.Kind.Name(change.kind), list(change.headers)) == ("ALLOWED", ["x-a: 1", "x-b: 2"])
+    (change,) = effect(denied(frozen), before=(*BASE, denied())).changes
+    assert (ClientChange.Kind.Name(change.kind), list(change.headers)) == ("DENIED", ["x-a: 1", "x-b: 2"])
+
+
 def test_a_limit_that_changes_is_told_before_and_after() -> None:
     answer = effect(rate(50), before=(*BASE, rate(100)))
     (change,) = answer.changes

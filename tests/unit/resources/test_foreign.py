@@ -83,6 +83,7 @@ def test_what_is_no_caller_is_refused_by_its_field(caller: str, field: str, text
     [
         (policy("{trustDomain: other.example}"), "spec.allow[0].from[0].trustDomain", "no TrustDomain is about other"),
         (policy('{spiffeId: "spiffe://other.example/x"}'), "spec.allow[0].from[0].spiffeId", "no TrustDomain is about"),
+        (policy('{spiffeId: "spiffe://mesh.test/x"}'), "spec.allow[0].from[0].spiffeId", "named by tenant and service"),
         # A name within one that is known is another.
         (policy("{trustDomain: a.partner.example}"), "spec.allow[0].from[0].trustDomain", "no TrustDomain is about a."),
         (policy("{service: orders}", "stock"), "spec.service", "serves it: who may call"),

@@ -122,8 +122,8 @@ spec:
         "m.yaml:11: spec.healthCheck.interval: must be text such as \"1.5s\", not '1d'",
         "m.yaml:11: spec.healthCheck.unhealthyThreshold: must be a whole number, not '010'",
         "m.yaml:20: spec.allow[0].from[0].servce: unknown field; did you mean service?",
-        'm.yaml:21: spec.allow[0].methods[0]: must be "/package.Service/Method", "/path" or "GET /path"; only its end'
-        ' may be "*"',
+        'm.yaml:21: spec.allow[0].methods[0]: must be "/package.Service/Method", "/path" or "GET /path", '
+        'without a query; only its end may be "*"',
         "m.yaml:21: spec.allow[0].methods[1]: must be text (put it in quotes), not 5",
     ]
 

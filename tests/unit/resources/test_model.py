@@ -90,6 +90,7 @@ def test_rules_hold_for_any_request_and_faults_have_paths_in_json_names() -> Non
         metadata=Metadata(tenant="-", name="n", labels={"": "x"}),
         spec=AccessPolicySpec(service="s", allow=[AccessRule(methods=["bad"])]),
     )
+    kinds = ", ".join(field.json_name for field in Resource.DESCRIPTOR.oneofs[0].fields)
     assert rule_faults(ApplyRequest(resources=[wrap(policy), Resource()])) == [
         FieldFault("resources[0].kind", "must equal `AccessPolicy`"),
         FieldFault(
@@ -100,13 +101,19 @@ def test_rules_hold_for_any_request_and_faults_have_paths_in_json_names() -> Non
         FieldFault("resources[0].spec.allow[0].from", "must contain at least 1 item(s)"),
         FieldFault(
             "resources[0].spec.allow[0].methods[0]",
-            'must be "/package.Service/Method", "/path" or "GET /path"; only its end may be "*"',
+            'must be "/package.Service/Method", "/path" or "GET /path", without a query; only its end may be "*"',
         ),
-        FieldFault("resources[1]", "exactly one field is required in oneof"),
+        FieldFault("resources[1]", f"is required: give one of {kinds}"),
     ]
     assert [fault.field for fault in rule_faults(DeleteRequest())] == ["refs"]
     assert [fault.field for fault in rule_faults(SyncRequest())] == ["message"]
     assert [fault.field for fault in rule_faults(ExplainRequest(**{"from": "a/b", "to": "b"}))] == ["to", "method"]
+
+
+@pytest.mark.parametrize("method", ["/a?x=1", "/a?*", "GET /a?"])
+def test_a_method_with_a_query_which_would_fit_no_call_is_refused(method: str) -> None:
+    (fault,) = rule_faults(AccessRule(methods=[method], **{"from": [{"tenant": "acme", "service": "web"}]}))
+    assert (fault.field, "without a query" in fault.message) == ("methods[0]", True)
 
 
 def test_messages_that_are_not_ours_have_no_rules() -> None:

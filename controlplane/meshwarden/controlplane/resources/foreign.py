@@ -69,9 +69,8 @@ def _unknown(path: str, trust_domain: str, view: View) -> Iterator[FieldFault]:
     if not any(
         isinstance(one, TrustDomain) and one.spec.trust_domain == trust_domain for one in view.of("TrustDomain")
     ):
-        yield FieldFault(
-            path, f"no TrustDomain is about {trust_domain}: an operator of the mesh has to apply one first"
-        )
+        text = f"no TrustDomain is about {trust_domain}: an operator of the mesh has to apply one first"
+        yield FieldFault(path, text + "; who is of this mesh is named by tenant and service")
 
 
 def _domain(spiffe_id: str) -> str:

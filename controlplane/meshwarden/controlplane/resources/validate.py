@@ -58,7 +58,9 @@ PATTERNS = {
     ),
     "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": "must be lower-case letters, digits, dots and hyphens",
     "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$": "must be lower-case letters, digits, dots and hyphens",
-    "^([A-Z]+ )?/[^*\\s]*\\*?$": 'must be "/package.Service/Method", "/path" or "GET /path"; only its end may be "*"',
+    "^([A-Z]+ )?/[^*?\\s]*\\*?$": (
+        'must be "/package.Service/Method", "/path" or "GET /path", without a query; only its end may be "*"'
+    ),
     "^([0-9a-f]{64})?$": "must be 64 lower-case hexadecimal digits",
     "^(/.*)?$": 'must start with "/"',
     "^([A-Za-z_][A-Za-z0-9_.@\\\\-]*)?$": "must be the name of a user, which is no number",
@@ -93,11 +95,13 @@ PATTERNS = {
     "^([!-~]([ -~]*[!-~])?)?$": "must be printable ASCII, without a space at either end",
     "^[A-Za-z0-9_-]+$": "must be letters, digits, hyphens and underscores",
     "^(/[A-Za-z0-9_.~/-]*)?$": 'must be a path that starts with "/"',
-    "^/[^*\\s]+$": 'must be "/package.Service/Method"',
-    "^(/[^*\\s]+)?$": 'must be "/package.Service/Method"',
+    "^/[^*?\\s]+$": 'must be "/package.Service/Method"',
+    "^(/[^*?\\s]+)?$": 'must be "/package.Service/Method"',
     "^(([01][0-9]|2[0-3]):[0-5][0-9])?$": 'must be a time of day, "09:00"',
     "^(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)?$": 'must be a time of day, "18:00", up to "24:00"',
 }
+
+_ONE_OF = "exactly one field is required in oneof"
 
 
 class Schema:
@@ -175,8 +179,10 @@ def _faults(descriptor: Any, data: bytes) -> tuple[FieldFault, ...]:
     found: dict[str, FieldFault] = {}
     for violation in schema().violations(descriptor.full_name, data):
         field = violation.proto.field  # None: it is about the message as a whole
-        path = _path(descriptor, field.elements) if field is not None else ""
-        found.setdefault(path, FieldFault(path, _text(violation)))
+        path, text = _path(descriptor, field.elements) if field is not None else "", _text(violation)
+        if text == _ONE_OF and path:
+            text = f"is required: give one of {', '.join(_choices(descriptor, field.elements))}"
+        found.setdefault(path, FieldFault(path, text))
     return tuple(found.values())
 
 
@@ -212,6 +218,14 @@ def _path(descriptor: Any, elements: Any) -> str:
             path += f"[{key}]" if element.subscript.field == "index" else f'["{key}"]'
         descriptor = field.message_type if field is not None else None
     return path
+
+
+def _choices(descriptor: Any, elements: Any) -> list[str]:
+    """The fields, in JSON names, of the union that a path ends with."""
+    *above, last = elements
+    for element in above:
+        descriptor = descriptor.fields_by_name[element.field_name].message_type
+    return [field.json_name for field in descriptor.oneofs_by_name[last.field_name].fields]
 
 
 def _text(violation: Any) -> str:

@@ -22,6 +22,8 @@ from meshwarden.controlplane.policy.neutral import (
 OTHERS: Final = "*"
 """Stands for all names, and in a path for all that goes on from there, that no policy names."""
 _NO_VALUE: Final = "\x00"
+# Of so many at most `few_headers` takes each, by itself and with the others.
+_FEW: Final = 64
 # More headers than these are not told apart.
 MAX_HEADERS: Final = 256
 
@@ -95,12 +97,26 @@ def conditions(judges: Iterable[Judge], service: Name) -> list[tuple[Header, ...
 
 
 def examples(asked: Iterable[tuple[Header, ...]]) -> list[tuple[tuple[str, str], ...]]:
-    """Headers that meet what each rule asks; first none at all."""
+    """Headers that meet what each rule asks, and such that fail it by one that must not be there; first none at all."""
     found: dict[tuple[tuple[str, str], ...], None] = {(): None}
     for headers in asked:
         meeting = {item.name: _meeting(item) for item in headers if item.kind != "absent"}
         found[tuple(sorted(meeting.items()))] = None
+        for item in headers:
+            if item.kind == "absent":
+                found[tuple(sorted({item.name: OTHERS, **meeting}.items()))] = None
     return list(found)
+
+
+def few_headers(asked: Sequence[tuple[Header, ...]]) -> list[tuple[tuple[str, str], ...]]:
+    """Headers of each class, the fewest first; of too many classes what meets each rule, and what fails it."""
+    every = every_header(asked)
+    return sorted(every, key=len) if every is not None and len(every) <= _FEW else examples(asked)
+
+
+def shown(value: str) -> str:
+    """A header's value for people: "*" for what no rule names."""
+    return value.replace(_NO_VALUE, OTHERS)
 
 
 def _meeting(header: Header) -> str:

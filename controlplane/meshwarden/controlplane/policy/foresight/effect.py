@@ -104,7 +104,7 @@ class Effects:
         untouched: list[str] = []
         found: dict[object, _Told] = {}
         rules = sum(len(judge.whole(service).rules) + len(judge.route(service).rules) for judge in judges)
-        examples = atom.examples(atom.conditions(judges, service))
+        examples = atom.few_headers(atom.conditions(judges, service))
         is_whole = True
         for caller in atom.callers(judges, service):
             methods = atom.methods(judges, service, caller)
@@ -124,7 +124,7 @@ class Effects:
                 to=str(service),
                 kind=told.key.kind,
                 methods=told.methods,
-                headers=[f"{name}: {value}" for name, value in told.key.headers],
+                headers=[f"{name}: {atom.shown(value)}" for name, value in told.key.headers],
                 at_other_times=told.key.at_other_times,
                 before=told.before,
                 after=told.after,
@@ -147,7 +147,7 @@ class Effects:
         """What changes for a caller, the methods of each change together."""
         judges = (self.before, self.after)
         found: dict[_Key, list[Call]] = {}
-        without: set[tuple[_Key, Call]] = set()
+        known: dict[tuple[_Key, Call], list[set[tuple[str, str]]]] = {}
         may_call: dict[Headers, set[Call]] = {}
         for headers in examples:
             for method in methods:
@@ -157,12 +157,11 @@ class Effects:
                     may_call.setdefault(headers, set()).add(method)
                 was, becomes = (judge.times(caller, service, call) for judge in judges)
                 for key in (*_differences(old, new, headers), *_of_times(was, becomes, headers)):
-                    # What changes without any header is not told again of calls with some.
-                    plain = (key._replace(headers=()), method)
-                    if plain not in without:
+                    # What changes with some headers, or without any, is not told again of calls with more.
+                    fewer = known.setdefault((key._replace(headers=()), method), [])
+                    if not any(one.issubset(key.headers) for one in fewer):
+                        fewer.append(set(key.headers))
                         found.setdefault(key, []).append(method)
-                    if not key.headers:
-                        without.add(plain)
         if may_call and not found:
             untouched.append(str(caller))
         for key, calls in found.items():
