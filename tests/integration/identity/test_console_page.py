@@ -75,6 +75,15 @@ async def test_a_page_of_the_console_says_what_is_so_now(start: Any) -> None:
         await page.evaluate("location.hash = 'nowhere'")
         await page.locator("main", has_text="There is no such page").wait_for()
         assert await page.title() == "Console · Meshwarden"
+        # The menu of a narrow screen shows where one is.
+        await page.set_viewport_size({"width": 390, "height": 844})
+        await page.evaluate("location.hash = 'audit'")
+        await page.wait_for_function(
+            "document.querySelector('nav a[aria-current]').dataset.path === 'audit' && "
+            "document.querySelector('nav a[aria-current]').getBoundingClientRect().right <= innerWidth"
+        )
+        await page.evaluate("location.hash = 'nodes'")
+        await page.locator(".share-words", has_text="none").first.wait_for()
         # What a row shows may change although what was told of it does not.
         assert await page.evaluate(TABLE) == "20 %"
         assert float(await page.evaluate(BARS)) == 1

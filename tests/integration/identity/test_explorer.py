@@ -51,6 +51,12 @@ async def test_one_tries_the_api_out_as_who_one_is(start: Any) -> None:
             status = operation.locator(".live-responses-table .response .response-col_status")
             await status.filter(has_text=answer).wait_for()
         assert "spiffe://mesh.test/operator/ann" in await page.locator(".live-responses-table").first.inner_text()
+        # A stream has no end: what it begins with is shown.
+        await page.locator("#operations-tag-ConsoleService").click()
+        stream = page.locator(".opblock-get").filter(has=page.locator('[data-path="/v1/mesh:watch"]'))
+        await stream.locator(".opblock-summary-control").click()
+        await stream.locator("button.execute").click()
+        await stream.locator(".live-responses-table .response", has_text="data: {").first.wait_for()
         assert said == []
         assert await page.evaluate("globalThis.complaints") == []
         assert [url for url in asked if not url.startswith((here, "data:", "blob:"))] == []

@@ -102,8 +102,10 @@ function open(who) {
     const { path, rest, query } = parse(location.hash);
     const page = pages.find((one) => one.path === path);
     for (const link of links) {
-      if (link.dataset.path === (page?.menu ?? path)) link.setAttribute("aria-current", "page");
-      else link.removeAttribute("aria-current");
+      if (link.dataset.path === (page?.menu ?? path)) {
+        link.setAttribute("aria-current", "page");
+        link.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a narrow screen the menu is wider than that
+      } else link.removeAttribute("aria-current");
     }
     document.title = `${page?.title ?? (rest.join("/") || "Console")} · Meshwarden`;
     if (!page) {

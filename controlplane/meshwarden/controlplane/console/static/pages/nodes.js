@@ -68,7 +68,7 @@ function share(what, given) {
   return h(
     "div",
     null,
-    h("div", { class: "share-words" }, h("span", { class: "quiet" }, what), counts.map((one) => badge(one.kind, `${whole(one.count)} ${one.word}`))),
+    h("div", { class: "share-words" }, h("span", { class: "quiet" }, what), counts.length ? counts.map((one) => badge(one.kind, `${whole(one.count)} ${one.word}`)) : badge("idle", "none")),
     total > 0 && h("span", { class: "stack", "aria-hidden": "true" }, parts),
   );
 }
