@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,9 +12,36 @@ from typing import Any
 
 import pytest
 
+from meshwarden.controlplane.local.port import free_port
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import resources_pb2 as resources
 
+# Answers health checks; told "leave" it says that it stops, and takes no calls then; told "return" it does again.
+LEAVES = """
+import http.server, os, sys, threading
+from meshwarden.sdk.agent import AgentLink
+
+class Health(http.server.BaseHTTPRequestHandler):
+    status, asked = 200, threading.Semaphore(0)
+
+    def do_GET(self):
+        self.send_response(Health.status)
+        self.end_headers()
+        Health.asked.release()
+
+server = http.server.HTTPServer(("127.0.0.1", int(os.environ["MESHWARDEN_PORT"])), Health)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+for word in sys.stdin:
+    if word.strip() == "return":
+        Health.status = 200
+        continue
+    with AgentLink.of_process().leaving(60):
+        Health.status = 503
+    Health.asked = threading.Semaphore(0)
+    for _ in range(2):
+        Health.asked.acquire()
+    print("asked twice", flush=True)
+"""
 SHOW = "import os,sys,json; print(json.dumps(dict(os.environ))); sys.stdout.flush(); sys.stdin.read()"
 
 
@@ -45,6 +73,31 @@ async def test_exec_gives_an_identity_for_as_long_as_the_process_lives(
     program.wait()
     await until(lambda: not credentials.exists(), "the credentials are gone")
     await until(lambda: not control_plane.last("interest").data_planes, "the interest is gone")
+
+
+async def test_who_has_left_is_no_endpoint_before_a_check_finds_that_it_serves(
+    agent: Any, control_plane: Any, entry: Any, until: Any
+) -> None:
+    """A server that stops takes calls no more some time before its process has ended."""
+    await agent.ready()
+    entries = entry.set(entry.of("acme", "web"))
+    entries.services[0].spec.protocol = resources.ServiceSpec.HTTP
+    control_plane.push(entries=entries)
+    program = agent.exec("web", sys.executable, "-c", LEAVES, flags=("--port", str(free_port(random.SystemRandom()))))
+
+    def reports() -> list[bool]:
+        """Whether each report of the agent's has the endpoint."""
+        said = [item.endpoints for item in control_plane.heard if item.WhichOneof("message") == "endpoints"]
+        return [bool(report.endpoints) for report in said]
+
+    await until(lambda: reports()[-1:] == [True], "it is an endpoint")
+    before = len(reports())
+    print("leave", file=program.stdin, flush=True)
+    assert await line(program) == "asked twice\n"
+    await until(lambda: reports()[-1] is False, "it is none")
+    assert set(reports()[before:]) == {False}
+    print("return", file=program.stdin, flush=True)
+    await until(lambda: reports()[-1] is True, "it is one again")
 
 
 async def test_a_refused_token_ends_the_agent_with_the_fix(agent: Any, control_plane: Any) -> None:

@@ -54,6 +54,8 @@ class _Attendance:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     health: Health | None = None
     asked: bool = False
+    is_leaving: bool = False
+    again: asyncio.Event = field(default_factory=asyncio.Event)
     envoy: Supervisor | None = None
     error: str = ""
 
@@ -98,7 +100,7 @@ class Attendants:
         self._told = False
         self._draining = False
         registry.listen(self._work.set)
-        leaving.listen(self._work.set)
+        leaving.listen(self._look_who_left)
 
     def environment(self, workload: Workload) -> dict[str, str]:
         """The variables for a workload's program."""
@@ -277,15 +279,30 @@ class Attendants:
     async def _check(self, item: _Attendance) -> None:
         spec = item.workload.service.spec.health_check
         interval_s = spec.interval.ToTimedelta().total_seconds() if spec.HasField("interval") else _INTERVAL_S
-        health = item.health = Health(spec.unhealthy_threshold or _UNHEALTHY_AFTER)
+        item.health = _unknown(item.workload)
         while True:
+            health = item.health
             changed = health.saw(await self._is_healthy(item))
             first, item.asked = not item.asked, True
+            if health is not item.health:
+                continue  # it was asked before it left
             if changed:
                 _log.info("health changed", workload=item.workload.id, health=_word(health.state))
             if changed or first:
                 self._tell()
-            await asyncio.sleep(min(interval_s, _FIRST_INTERVAL_S) if health.state is None else interval_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(interval_s, _FIRST_INTERVAL_S) if health.state is None else interval_s):
+                    await item.again.wait()
+            item.again.clear()
+
+    def _look_who_left(self) -> None:
+        """Forgets how those do that said that they leave and do no more: most end, and one that goes on is asked."""
+        for item in self._by_id.values():
+            was, item.is_leaving = item.is_leaving, item.workload in self._leaving
+            if was and not item.is_leaving and item.health is not None:
+                item.health = _unknown(item.workload)
+                item.again.set()
+        self._work.set()
 
     async def _is_healthy(self, item: _Attendance) -> bool:
         workload = item.workload
@@ -328,6 +345,11 @@ class Attendants:
         }
         ports = {name: self._planes.mesh_port(present[name]) for name in health}
         self._report(endpoints(present, health, self._address, ports))
+
+
+def _unknown(workload: Workload) -> Health:
+    """The health of one that was not asked yet."""
+    return Health(workload.service.spec.health_check.unhealthy_threshold or _UNHEALTHY_AFTER)
 
 
 def _service(workload: Workload) -> str:
