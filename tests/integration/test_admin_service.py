@@ -339,6 +339,41 @@ async def test_an_operator_of_neither_tenant_may_not_ask_why(world: World) -> No
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
+@pytest.mark.parametrize(
+    ("operator", "callee", "told"),
+    [
+        ("operator/root", "platform/order", "there is no Service platform/order; did you mean platform/orders?"),
+        ("operator/root", "platfrm/orders", "there is no Service platfrm/orders; did you mean platform/orders?"),
+        ("operator/root", "globex/nothing-like-it", "there is no Service globex/nothing-like-it"),
+        ("tenant/acme/operator/anna", "acme/wbe", "there is no Service acme/wbe; did you mean acme/web?"),
+    ],
+)
+async def test_a_service_called_that_is_not_there_is_not_explained(
+    world: World, operator: str, callee: str, told: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.stub(operator).Explain(explained("acme/web", callee))
+    assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.NOT_FOUND, told)
+
+
+async def test_whether_another_tenant_has_a_service_is_not_told(world: World) -> None:
+    answer = await world.stub("tenant/acme/operator/anna").Explain(explained("acme/web", "platform/order"))
+    assert [step.text for step in answer.steps] == [
+        "tenant acme sees no service platform/order: its name does not resolve there"
+    ]
+    answer = await world.stub("tenant/platform/operator/paul").Explain(explained("acme/wbe", "platform/orders"))
+    assert answer.steps[0].stage == "visibility", "nor whether it has a caller"
+
+
+@pytest.mark.parametrize("operator", ["operator/root", "tenant/acme/operator/anna"])
+async def test_a_caller_that_is_not_there_is_told_before_the_answer(world: World, operator: str) -> None:
+    answer = await world.stub(operator).Explain(explained("acme/wbe", "platform/orders"))
+    first = answer.steps[0]
+    assert (first.stage, first.ok) == ("caller", False)
+    assert first.text.startswith("there is no Service acme/wbe, and nobody calls as one; did you mean acme/web?")
+    assert [step.stage for step in answer.steps][1:3] == ["visibility", "access"], "its policy may come before it"
+
+
 def explained(source: str, destination: str) -> v1.ExplainRequest:
     return v1.ExplainRequest(**{"from": source, "to": destination, "method": "/o.Orders/Get"})
 

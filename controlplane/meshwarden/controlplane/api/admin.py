@@ -20,6 +20,7 @@ from meshwarden.controlplane.api.jwt_keys import JwtKeyDesk
 from meshwarden.controlplane.api.nodes import NodeDesk
 from meshwarden.controlplane.api.revision import described
 from meshwarden.controlplane.api.roots import RootDesk
+from meshwarden.controlplane.api.unknown import require_callee, say_unknown_caller
 from meshwarden.controlplane.api.validation import moment
 from meshwarden.controlplane.audit.port import AuditLog
 from meshwarden.controlplane.gather.gather import Gather
@@ -153,9 +154,11 @@ class AdminServicer(admin_service_pb2_grpc.AdminServiceServicer):
         # A denied caller is told to ask: its own operator may.
         tenant = source if sees(caller, source) else destination
         authorize(caller, "/meshwarden.v1.AdminService/Explain", tenant)
-        now_s = self._clock().timestamp()
-        answer = explain(self._publisher.mesh, request, lambda tenant: sees(caller, tenant), now_s, is_staged=True)
-        say_unheld(answer, self._publisher.mesh, self._sessions.states(), request.to)
+        mesh, shown, now_s = self._publisher.mesh, (lambda tenant: sees(caller, tenant)), self._clock().timestamp()
+        require_callee(mesh, request.to, shown)
+        answer = explain(mesh, request, shown, now_s, is_staged=True)
+        say_unheld(answer, mesh, self._sessions.states(), request.to)
+        say_unknown_caller(answer, mesh, getattr(request, "from"), shown)
         answer.revision = self._publisher.revision
         return answer
 

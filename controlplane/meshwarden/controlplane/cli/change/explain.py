@@ -26,7 +26,11 @@ FOREIGN = r"spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+"
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header of the call; repeatable.")
 @render.output_option
 def explain(source: str, destination: str, method: str, headers: tuple[str, ...], output: str) -> None:
-    """Say what would become of a call, and which policy decides. Exits 0 whatever the answer."""
+    """Say what would become of a call, and which policy decides. Exits 0 whatever the answer.
+
+    A caller that is not there is answered for as if it were, and said to be none; a service called that is not there
+    is exit code 4.
+    """
     for param, text in (("--from", source), ("--to", destination)):
         foreign = f"|{FOREIGN}" if param == "--from" else ""
         if re.fullmatch(f"{LABEL}/{LABEL}{foreign}", text) is None:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import grpc
+
 from meshwarden.certs.spiffe_id import InvalidSpiffeId, SpiffeId
 from meshwarden.controlplane.cli import client
 from meshwarden.controlplane.cli.fault.finding import Cause, Finding, Severity, listed
@@ -121,7 +123,12 @@ def _step(mesh: client.Client, edge: v1.GraphEdge, method: str, stage: str) -> v
         return None
     asked: dict[str, Any] = {"from": edge.source, "to": edge.destination, "method": method}
     request = v1.ExplainRequest(**asked)
-    answer = mesh.admin.Explain(request, timeout=client.TIMEOUT_S)
+    try:
+        answer = mesh.admin.Explain(request, timeout=client.TIMEOUT_S)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
+            raise
+        return None  # the service is gone that was called a moment ago
     return next((step for step in answer.steps if step.stage == stage), None)
 
 
