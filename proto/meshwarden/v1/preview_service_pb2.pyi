@@ -63,6 +63,7 @@ class PreviewResponse(_message.Message):
     REACH_FIELD_NUMBER: _builtins.int
     OVERRULED_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     services: _builtins.int
     other_services: _builtins.int
@@ -80,6 +81,8 @@ class PreviewResponse(_message.Message):
     def overruled(self) -> _containers.RepeatedCompositeFieldContainer[Global___OverruledRule]: ...
     @_builtins.property
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedRollout]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -94,10 +97,11 @@ class PreviewResponse(_message.Message):
         reach: Global___PushReach | None = ...,
         overruled: _abc.Iterable[Global___OverruledRule] | None = ...,
         ended: _abc.Iterable[Global___EndedRollout] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reach", b"reach"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "ended", b"ended", "names", b"names", "omitted_changes", b"omitted_changes", "omitted_services", b"omitted_services", "other_services", b"other_services", "overruled", b"overruled", "reach", b"reach", "revision", b"revision", "services", b"services", "untouched", b"untouched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "ended", b"ended", "names", b"names", "omitted_changes", b"omitted_changes", "omitted_services", b"omitted_services", "other_services", b"other_services", "overruled", b"overruled", "reach", b"reach", "revision", b"revision", "services", b"services", "untouched", b"untouched", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

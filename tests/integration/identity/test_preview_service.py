@@ -346,3 +346,18 @@ async def test_who_asks_too_much_at_once_is_told_to_ask_later(declared: Any) -> 
     )
     assert len(answers) > len(refused)
     assert (await declared.preview.Preview(request, timeout=DEADLINE_S)).changes
+
+
+async def test_a_rollout_of_no_node_that_is_there_is_told(declared: Any) -> None:
+    async def warned() -> list[str]:
+        text = ROLLOUT.replace("{percent: 100, hold: 3600s}", "{zone: nowhere}, {region: eu}, {all: true}")
+        request = v1.PreviewRequest(resources=batch(text))
+        return list((await declared.preview.Preview(request, timeout=DEADLINE_S)).warnings)
+
+    none = "Rollout platform/narrow spec: it concerns no node that has joined: it is judged by no call"
+    assert await warned() == [none]
+    await declared.attest_by_token(await declared.token("n1"))
+    (nowhere,) = await warned()
+    assert nowhere.startswith(
+        "Rollout platform/narrow spec.stages[0].zone: no node that it concerns is in zone nowhere"
+    )

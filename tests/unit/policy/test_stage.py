@@ -19,6 +19,7 @@ from meshwarden.controlplane.policy.stage import (
     is_live,
     is_over,
     services_of,
+    without_nodes,
 )
 from meshwarden.v1 import resources_pb2
 from meshwarden.v1.resources_pb2 import Rollout
@@ -96,6 +97,20 @@ def test_who_has_changes_when() -> None:
     ):
         one = rollout({"all": True}, phase=phase, below=EVERY)
         assert (is_live(one), is_over(one), has_changes(one, "n1", HERE)) == (live, over, live)
+
+
+def test_a_stage_of_no_node_that_is_there_is_named() -> None:
+    mesh = Mesh("mesh.test")
+    entry = made("WorkloadEntry", "shop", "orders", service="orders", nodes=["n1", "n2"])
+    mesh.apply([Change(Key("WorkloadEntry", "shop", "orders"), entry)])
+    one = rollout({"zone": "b"}, {"zone": "nowhere"}, {"region": "us"}, {"all": True})
+    one.spec.access_policies.append(made("AccessPolicy", "shop", "new", service="orders", allow=[{}]))
+    places = {"n1": Place("eu", "a"), "n2": Place("eu", "b"), "elsewhere": Place("us", "nowhere")}
+    assert list(without_nodes(one, mesh, places)) == [
+        ("spec.stages[1].zone", "no node that it concerns is in zone nowhere: they are in a, b"),
+        ("spec.stages[2].region", "no node that it concerns is in region us: they are in eu"),
+    ]
+    assert [field for field, _ in without_nodes(one, mesh, {"elsewhere": Place("eu", "b")})] == ["spec"]
 
 
 def test_whom_it_concerns() -> None:

@@ -6,7 +6,7 @@ refused where the line is long.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final, Protocol, TypeAlias
@@ -25,7 +25,7 @@ from meshwarden.controlplane.policy.foresight.replay_limit import LimitReplay, M
 from meshwarden.controlplane.policy.foresight.suggest import PREFIX_FROM, Use, suggest
 from meshwarden.controlplane.policy.foresight.verdict import Judge
 from meshwarden.controlplane.policy.mesh import Change, Impact, Key, Mesh
-from meshwarden.controlplane.policy.stage import changes_of, has_changes, is_live
+from meshwarden.controlplane.policy.stage import changes_of, has_changes, is_live, without_nodes
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.reach import Node, reach
 from meshwarden.controlplane.publish.sessions import Sessions
@@ -87,6 +87,7 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
             before, revision = self._publisher.mesh.fork(), self._publisher.revision
             about = self._nodes(), _shown(caller), self._clock().timestamp()
             answer = await asyncio.to_thread(_preview, before, changes, *about)
+            answer.warnings.extend(self._warnings(request.resources, before))
         answer.revision = revision
         _hide(answer, caller)
         return answer
@@ -169,6 +170,14 @@ class PreviewServicer(preview_service_pb2_grpc.PreviewServiceServicer):
             for state in self._sessions.states()
             if state.connected
         ]
+
+    def _warnings(self, resources: Iterable[Resource], mesh: Mesh) -> Iterator[str]:
+        """What of rollouts is of no node that is there."""
+        region, states = self._sessions.region, self._sessions.states()
+        places = {state.node: Place(region, state.zone) for state in states}
+        for rollout in (resource.rollout for resource in resources if resource.HasField("rollout")):
+            for field, text in without_nodes(rollout, mesh, places):
+                yield f"Rollout {rollout.metadata.tenant}/{rollout.metadata.name} {field}: {text}"
 
     async def _called(self, mesh: Mesh, start_s: int, end_s: int, tenant: str) -> list[str]:
         """The services that were called and are there."""

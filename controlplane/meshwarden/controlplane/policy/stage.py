@@ -5,7 +5,7 @@ each larger one, every control plane finds the same, and a node that joins is in
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from meshwarden.controlplane.policy.endpoint import Place
@@ -17,6 +17,7 @@ EVERY: Final = 2**64 - 1
 """The bound of all nodes."""
 _LIVE: Final = (RolloutStatus.RUNNING, RolloutStatus.PAUSED)
 _OVER: Final = (RolloutStatus.COMMITTED, RolloutStatus.ROLLED_BACK, RolloutStatus.ABORTED)
+_SHOWN: Final = 10
 KINDS: Final = ("AccessPolicy", "RoutePolicy")
 """What a rollout may change."""
 
@@ -107,3 +108,23 @@ def concerned(rollout: Any, mesh: Mesh) -> set[str]:
                 for entry in mesh.of_service("WorkloadEntry", service).values():
                     found.update(entry.spec.nodes)
     return found | mesh.nodes_of(tenants)
+
+
+def without_nodes(rollout: Any, mesh: Mesh, places: Mapping[str, Place]) -> Iterator[tuple[str, str]]:
+    """What of a rollout is of no node that is there, as (field, text): maybe one is to come, maybe it is mistyped.
+
+    Args:
+        rollout: the rollout.
+        mesh: what there is.
+        places: the nodes that have joined, and where each says that it is.
+    """
+    about = [places[node] for node in concerned(rollout, mesh) if node in places]
+    if not about:
+        yield "spec", "it concerns no node that has joined: it is judged by no call"
+        return
+    for number, stage in enumerate(rollout.spec.stages):
+        part = stage.WhichOneof("part")
+        if part in ("zone", "region") and getattr(stage, part) not in {getattr(place, part) for place in about}:
+            known = ", ".join(sorted({getattr(place, part) for place in about} - {""})[:_SHOWN]) or f"no {part}"
+            text = f"no node that it concerns is in {part} {getattr(stage, part)}: they are in {known}"
+            yield f"spec.stages[{number}].{part}", text

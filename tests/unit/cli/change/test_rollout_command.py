@@ -120,3 +120,10 @@ def test_a_word_to_a_rollout_names_it_and_why(run: Any, action: str) -> None:
     assert (code, out, err) == (0, "RUNNING\tRollout platform/r\n", "revision 9\n")
     assert (asked[0].ref.kind, asked[0].ref.name, asked[0].reason) == ("Rollout", "r", "so")
     assert v1.ChangeRolloutRequest.Action.Name(asked[0].action) == action.upper()
+
+
+def test_a_rollout_that_concerns_no_node_says_so(run: Any) -> None:
+    alone = state()
+    alone.now.nodes = alone.now.nodes_concerned = 0
+    assert "no node that it concerns has joined" in run(listing(alone), "status")[1]
+    assert "of 0 nodes" not in run(listing(alone), "status")[1]

@@ -43,6 +43,8 @@ def ask(mesh: client.Client, resources: Iterable[Resource], deletions: Iterable[
 
 def lines(answer: PreviewResponse) -> Iterator[str]:
     """The answer, a line for each change; of the mesh as it is only if something of that changes."""
+    for warning in answer.warnings:
+        yield f"warning: {warning}"
     if answer.services or not answer.ended:
         yield from _of_mesh(answer)
     for ended in answer.ended:

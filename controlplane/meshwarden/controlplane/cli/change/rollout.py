@@ -141,7 +141,8 @@ def say(state: RolloutState) -> None:
         held = utc_now() - status.stage_time.ToDatetime(UTC)
         until = f"held for {held.total_seconds():.0f} s of {hold(stage).total_seconds():.0f} s"
         more = f", at most {(hold(stage) + wait(stage)).total_seconds():.0f} s"
-        click.echo(f"  {until}{more}; {state.nodes_taken} of {state.now.nodes} nodes have taken it")
+        taken = f"; {state.nodes_taken} of {state.now.nodes} nodes have taken it" if state.now.nodes else ""
+        click.echo(f"  {until}{more}{taken}")
     last = state.now if state.HasField("now") else status.verdicts[-1] if status.verdicts else None
     if last is not None and last.comparisons:
         rows = [_row(one) for one in last.comparisons]
@@ -200,6 +201,8 @@ def _ratio(bad: int, calls: int) -> str:
 
 
 def _share(verdict: RolloutVerdict) -> str:
+    if not verdict.nodes_concerned:
+        return "no node that it concerns has joined"
     return f"{verdict.nodes} of {verdict.nodes_concerned} nodes"
 
 
