@@ -31,7 +31,7 @@ down: $(VENV)/.mesh ## Stop the mesh that `make up` started
 
 .PHONY: test
 test: $(VENV)/.dev tests/e2e/node/node_modules ## Run the tests (ARGS="-k store", …)
-	@$(BIN)/python -m pytest -n 4 --dist loadgroup -m 'not e2e and not by_hand' $(ARGS) || [ $$? -eq 5 ]
+	@$(BIN)/python -m pytest -n 4 -m 'not e2e and not by_hand' $(ARGS) || [ $$? -eq 5 ]
 	$(call step,whole meshes two at a time)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'e2e and not alone' $(ARGS) || [ $$? -eq 5 ]
 	@$(BIN)/python -m pytest -m 'e2e and alone' $(ARGS) || [ $$? -eq 5 ]

@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from openbao_server import OpenBao, serve
 
-pytestmark = pytest.mark.xdist_group(__name__)
 WEB = SpiffeId.workload("a.test", "acme", "web")
 PASSPHRASE = SecretStr("correct horse battery")
 HOUR = timedelta(hours=1)

@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from openbao_server import OpenBao, role, root, serve
 
-pytestmark = pytest.mark.xdist_group("openbao")
 MOUNTS = itertools.count()
 WEB = SpiffeId.workload("a.test", "acme", "web")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

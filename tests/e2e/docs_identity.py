@@ -69,18 +69,16 @@ def roots_and_keys(docs: Docs) -> None:
         said = docs.types(PAGE, "meshwarden ca prepare --reason yearly")
         words = {"9bc447b1eb68a917": found(r"(\w+)\s+PREPARED", said)}
         docs.types(PAGE, "meshwarden ca activate 9bc447b1eb68a917", words, code=1)
-    docs.types(f"{RUNBOOKS}/RootWaiting.md", "meshwarden ca list")
+    # Where this was begun before there are old ones as well.
+    docs.types(f"{RUNBOOKS}/RootWaiting.md", "meshwarden ca list", rows=True)
     root = words["9bc447b1eb68a917"]
     docs.types(f"{RUNBOOKS}/RootWaiting.md", "meshwarden ca activate ROOT --force", {"ROOT": root})
     ca_file = docs.up.up_json["control_plane"]["ca_file"]
     docs.types(f"{RUNBOOKS}/RootExpiring.md", "openssl x509 -in ca.pem -noout -dates", {"ca.pem": ca_file})
     docs.does("ca", "jwt", "prepare")
     listed = docs.does("ca", "jwt", "list")
-    words = dict(
-        zip(("c3O_S1EUFZKDQfNZ", "E4banGOWpdWORkIq"), re.findall(r"^(\S{16})\s", listed, re.MULTILINE), strict=True)
-    )
-    docs.types(SPIFFE, "meshwarden ca jwt list", words)
-    old, new = words.values()
+    old, new = (found(rf"(?m)^(\S{{16}})\s.*\b{state}\b", listed) for state in ("ACTIVE", "PREPARED"))
+    docs.types(SPIFFE, "meshwarden ca jwt list", {"c3O_S1EUFZKDQfNZ": old, "E4banGOWpdWORkIq": new}, rows=True)
     docs.does("ca", "jwt", "activate", new, "--force")
     docs.does("ca", "jwt", "taint", old)
     docs.does("ca", "jwt", "revoke", old)

@@ -25,7 +25,6 @@ from meshwarden.controlplane.secrets.resolver import Secrets
 from meshwarden.controlplane.secrets.vault import VaultSecrets
 from meshwarden.controlplane.secrets.watch import SecretWatch
 
-pytestmark = pytest.mark.xdist_group("openbao")
 REFERENCE = "vault:kv/meshwarden#otlp"
 
 

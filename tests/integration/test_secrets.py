@@ -25,7 +25,6 @@ from meshwarden.v1 import admin_service_pb2, resource_service_pb2, resources_pb2
 from meshwarden.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshwarden.v1.resource_service_pb2_grpc import ResourceServiceStub
 
-pytestmark = pytest.mark.xdist_group(__name__)
 DOMAIN = "mesh.test"
 FIRST, SECOND, OTHERS = "hunter2-first", "hunter2-second", "hunter2-of-umbrella"
 # Says its secret at each line that it reads, as the SDK has it.

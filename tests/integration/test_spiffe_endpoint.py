@@ -42,7 +42,6 @@ from meshwarden.controlplane.store.port import Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.scrape import serve_public_pages
 
-pytestmark = pytest.mark.xdist_group(__name__)
 WEB = SpiffeId.workload("a.test", "acme", "web")
 PAGE = "docs/spiffe.md"
 

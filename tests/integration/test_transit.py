@@ -25,7 +25,6 @@ from meshwarden.controlplane.config.config import Config
 from meshwarden.controlplane.secrets.port import SecretAway, SecretError
 from meshwarden.controlplane.secrets.resolver import Secrets
 
-pytestmark = pytest.mark.xdist_group("openbao")
 PASSPHRASE = "hunter2 hunter2 hunter2"
 HOUR = timedelta(hours=1)
 

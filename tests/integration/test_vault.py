@@ -33,7 +33,6 @@ from meshwarden.controlplane.config.config import ConfigError, load
 from meshwarden.controlplane.secrets.port import SecretError
 from meshwarden.controlplane.secrets.resolver import Secrets
 
-pytestmark = pytest.mark.xdist_group(__name__)
 WEB = LeafTemplate(SpiffeId.workload("a.test", "acme", "web"), timedelta(hours=1))
 
 

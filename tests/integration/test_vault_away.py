@@ -34,7 +34,6 @@ from meshwarden.certs.spiffe_id import SpiffeId
 from meshwarden.certs.svid import new_key
 from meshwarden.certs.verify import verify_chain
 
-pytestmark = pytest.mark.xdist_group("openbao")
 WEB = LeafTemplate(SpiffeId.workload("a.test", "acme", "web"), timedelta(hours=1))
 FORMS = {"upstream": VaultAuthority, "direct": DirectVaultAuthority}
 BOTH = pytest.mark.parametrize("form", FORMS)

@@ -42,7 +42,6 @@ from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.v1.node_service_pb2 import AttestRequest, WorkloadCsr
 from meshwarden.v1.resources_pb2 import Metadata, Selectors, WorkloadEntry, WorkloadEntrySpec
 
-pytestmark = pytest.mark.xdist_group(__name__)
 WEB = LeafTemplate(SpiffeId.workload("a.test", "acme", "web"), timedelta(hours=1))
 
 

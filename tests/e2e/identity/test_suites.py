@@ -27,7 +27,7 @@ from meshwarden.controlplane.store.port import ANY, Put
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.v1.resource_service_pb2 import WatchRequest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("suites")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 WHO = "spiffe://mesh.test/tenant/acme/service/"
 Manifest = Callable[[str, int], str]
 

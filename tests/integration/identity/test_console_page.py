@@ -13,7 +13,7 @@ from meshwarden.v1 import operator_service_pb2 as operator
 from meshwarden.v1 import resource_service_pb2 as resource
 from meshwarden.v1.resource_service_pb2 import ResourceRef
 
-pytestmark = [pytest.mark.xdist_group("identity"), pytest.mark.needs("chromium")]
+pytestmark = pytest.mark.needs("chromium")
 
 DEADLINE_MS = 60_000
 MESH = """\

@@ -24,7 +24,6 @@ from meshwarden.v1.report_pb2 import CallStat, ExportRequest, Histogram
 from meshwarden.v1.report_pb2_grpc import ReportServiceStub
 from meshwarden.v1.resource_service_pb2 import ApplyRequest
 
-pytestmark = pytest.mark.xdist_group("identity")
 DEADLINE_S = 60.0
 DOMAIN = "mesh.test"
 MESH = """\

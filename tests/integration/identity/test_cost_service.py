@@ -19,7 +19,6 @@ from meshwarden.v1.report_pb2 import ExportRequest, ModelCall, ModelCalls
 from meshwarden.v1.report_pb2_grpc import ReportServiceStub
 from meshwarden.v1.resource_service_pb2 import ApplyRequest
 
-pytestmark = pytest.mark.xdist_group("identity")
 DEADLINE_S = 60.0
 MESH = """\
 {kind: Tenant, metadata: {name: acme}}

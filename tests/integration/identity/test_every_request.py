@@ -47,7 +47,7 @@ from meshwarden.v1 import (
     workload_service_pb2,
 )
 
-pytestmark = [pytest.mark.hypothesis, pytest.mark.xdist_group("identity")]
+pytestmark = pytest.mark.hypothesis
 
 FILES = (
     admin_service_pb2,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 
 from meshwarden.certs.authority.memory import MemoryAuthority
 from meshwarden.controlplane.resources.manifest import parse
@@ -16,7 +15,6 @@ from meshwarden.sdk.mtls.refusal import BANNED, REFUSAL_KEY
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1.resource_service_pb2 import ApplyRequest
 
-pytestmark = pytest.mark.xdist_group("identity")
 SHOW = "import os,sys,json; print(json.dumps(dict(os.environ))); sys.stdout.flush(); sys.stdin.read()"
 MANIFEST = """
 kind: Tenant

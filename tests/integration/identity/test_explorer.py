@@ -8,7 +8,7 @@ from test_session import World
 
 from meshwarden.v1 import operator_service_pb2 as operator
 
-pytestmark = [pytest.mark.xdist_group("identity"), pytest.mark.needs("chromium")]
+pytestmark = pytest.mark.needs("chromium")
 
 DEADLINE_MS = 60_000
 WATCH = """

@@ -23,7 +23,6 @@ from meshwarden.v1.node_service_pb2_grpc import NodeServiceStub
 from meshwarden.v1.resource_service_pb2 import ApplyRequest
 from spiffe import WorkloadApiClient
 
-pytestmark = pytest.mark.xdist_group("identity")
 MANIFEST = """
 kind: Tenant
 metadata: {tenant: acme, name: acme}

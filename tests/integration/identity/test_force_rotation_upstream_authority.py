@@ -23,7 +23,6 @@ from meshwarden.controlplane.resources.manifest import parse
 from meshwarden.v1.admin_service_pb2 import ChangeRootRequest, ListRootsRequest, RootState
 from meshwarden.v1.resource_service_pb2 import ApplyRequest
 
-pytestmark = pytest.mark.xdist_group("openbao")
 PROGRAMS = Path(__file__).parents[2] / "e2e"
 MANIFEST = """
 kind: Tenant

@@ -4,15 +4,12 @@ import asyncio
 from typing import Any
 
 import grpc
-import pytest
 from cryptography import x509
 
 from meshwarden.certs.csr import make_csr
 from meshwarden.certs.svid import new_key
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.node_service_pb2_grpc import NodeServiceStub
-
-pytestmark = pytest.mark.xdist_group("identity")
 
 
 async def test_a_token_attests_once(mesh: Any, refusal: Any) -> None:

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "contract"))
 
 from openbao_server import serve
 
-pytestmark = pytest.mark.xdist_group(__name__)
 POLICY = Path(__file__).parents[3] / "deploy" / "vault" / "attestor.hcl"
 
 

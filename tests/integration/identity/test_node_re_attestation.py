@@ -3,13 +3,11 @@
 from typing import Any
 
 import grpc
-import pytest
 
 from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.node_service_pb2_grpc import NodeServiceStub
 
-pytestmark = pytest.mark.xdist_group("identity")
 HELLO = v1.SyncRequest(hello=v1.NodeHello(agent_version="1"))
 
 

@@ -22,7 +22,6 @@ from meshwarden.v1.report_pb2_grpc import ReportServiceStub
 from meshwarden.v1.resource_service_pb2 import ApplyRequest, DeleteRequest, GetRequest, ResourceRef
 from meshwarden.v1.resources_pb2 import Resource
 
-pytestmark = pytest.mark.xdist_group("identity")
 DEADLINE_S = 60.0
 MESH = """\
 kind: Tenant

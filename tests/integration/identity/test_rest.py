@@ -19,8 +19,6 @@ from meshwarden.v1 import admin_service_pb2 as admin
 from meshwarden.v1 import operator_service_pb2 as operator
 from meshwarden.v1 import resource_service_pb2 as v1
 
-pytestmark = pytest.mark.xdist_group("identity")
-
 HIDDEN = "zq7hidden"
 MESH = f"""\
 {{kind: Tenant, metadata: {{name: acme}}}}

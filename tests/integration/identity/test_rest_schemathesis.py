@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rest_client import DEADLINE_S
 
-pytestmark = [pytest.mark.hypothesis, pytest.mark.xdist_group("identity")]
+pytestmark = pytest.mark.hypothesis
 
 ROOT = Path(__file__).parents[3]
 CHECKS = (

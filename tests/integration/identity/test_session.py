@@ -30,8 +30,6 @@ from meshwarden.v1 import resource_service_pb2 as resource
 from meshwarden.v1 import session_service_pb2 as v1
 from meshwarden.v1.session_service_pb2_grpc import SessionServiceStub
 
-pytestmark = pytest.mark.xdist_group("identity")
-
 NAME = "__Host-meshwarden"
 MESH = """\
 {kind: Tenant, metadata: {name: acme}}

@@ -10,8 +10,6 @@ from rest_client import Rest
 
 from meshwarden.controlplane.console import assets
 
-pytestmark = pytest.mark.xdist_group("identity")
-
 AWAY = (
     "/console/../../assets.py",
     "/console/..%2f..%2fassets.py",

@@ -24,7 +24,6 @@ from meshwarden.v1 import node_service_pb2 as v1
 from meshwarden.v1.node_service_pb2_grpc import NodeServiceStub
 from meshwarden.v1.resource_service_pb2 import ApplyRequest
 
-pytestmark = pytest.mark.xdist_group(__name__)
 DEADLINE_S = 60.0
 MANIFEST = """
 kind: Tenant

@@ -21,8 +21,6 @@ from meshwarden.controlplane.identity import web_serving
 from meshwarden.v1.session_service_pb2 import CreateSessionCodeRequest, SessionCode
 from meshwarden.v1.session_service_pb2_grpc import SessionServiceStub
 
-pytestmark = pytest.mark.xdist_group("identity")
-
 MESH_NAME = "controlplane.mesh.test"
 
 
