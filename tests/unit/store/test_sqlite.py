@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import aclosing
 from pathlib import Path
 
@@ -241,3 +242,45 @@ async def test_a_watch_that_is_left_alone_ends_without_a_trace(tmp_path: Path) -
         assert not engine._waiting
     finally:
         await engine.close()
+
+
+async def test_one_record_is_read_at_once_and_never_beside_the_reader(tmp_path: Path) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: apsw.Connection) -> int:
+        begun.set()
+        go_on.wait()
+        return len(connection.execute("SELECT key FROM record").fetchall())
+
+    store = SqliteStore(tmp_path / "store.db")
+    try:
+        await store.commit([Put("a", b"1")])
+        one, _ = await store.get("a")
+        assert one is not None
+        assert (one.value, store._reads) == (b"1", 0)
+        waiting = [asyncio.ensure_future(store._read(slow)) for _ in range(2)]
+        await asyncio.to_thread(begun.wait)
+        beside = asyncio.ensure_future(store.get("a"))
+        # The connection is the reader's until it says that it is done, whether anybody still waits for that or not.
+        waiting[0].cancel()
+        await asyncio.gather(waiting[0], return_exceptions=True)
+        late = asyncio.ensure_future(store.get("a"))
+        await asyncio.sleep(0)
+        assert not beside.done()
+        assert not late.done()
+        go_on.set()
+        assert await waiting[1] == 1
+        assert [(await found)[0] for found in (beside, late)] == [one, one]
+        assert store._reads == 0
+        with pytest.raises(Unavailable):
+            await store._read(_fails)
+        assert (await store.get("a"))[0] == one
+    finally:
+        go_on.set()
+        await store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        await store.get("a")
+
+
+def _fails(connection: apsw.Connection) -> None:
+    connection.execute("SELECT nothing FROM nowhere")

@@ -87,6 +87,8 @@ class SqliteStore:
         except apsw.Error as error:
             raise failure(error) from error
         self._reader = ThreadPoolExecutor(1, "store-reader")
+        # How many reads are with the reader; while there are none its connection is free.
+        self._reads = 0
         self._loop = asyncio.get_running_loop()
         # {what wakes a watcher: below which prefix it watches}
         self._waiting: dict[asyncio.Event, str] = {}
@@ -101,7 +103,8 @@ class SqliteStore:
             found = rows(connection, "SELECT value, revision FROM record WHERE key = ?", key.encode())
             return Record(key, *found[0]) if found else None, _head(connection)[0]
 
-        return await self._read(read)
+        # One record is read sooner than another thread is woken for it.
+        return await self._read(read) if self._reads else self._transact(read)
 
     async def range(self, prefix: str, *, start: str = "", limit: int = 500, at: int = 0) -> Page:
         """See `Store.range`."""
@@ -177,27 +180,42 @@ class SqliteStore:
     async def close(self) -> None:
         """Writes what waits and closes the file."""
         await self._writer.close()
+        self._reads += 1  # its connection is free no more
         await self._loop.run_in_executor(self._reader, self._reading.close)
         self._reader.shutdown()
         self._wake.close()
 
     async def _read(self, work: Callable[[apsw.Connection], Result]) -> Result:
-        def transact() -> Result:
-            try:
-                self._reading.execute("BEGIN")  # one snapshot for all that `work` reads
-                try:
-                    return work(self._reading)
-                finally:
-                    self._reading.execute("ROLLBACK")
-            except apsw.ConnectionClosedError:
-                raise Unavailable("the store is closed") from None
-            except apsw.Error as error:
-                raise failure(error) from error
-
         try:
-            return await self._loop.run_in_executor(self._reader, transact)
+            reading = self._loop.run_in_executor(self._reader, self._transact, work)
         except RuntimeError:
             raise Unavailable("the store is closed") from None
+        self._reads += 1
+        try:
+            # Whoever asked may be cancelled; the reader is done when it says so.
+            return await asyncio.shield(reading)
+        finally:
+            if reading.done():
+                self._reads -= 1
+            else:
+                reading.add_done_callback(self._read_unasked)
+
+    def _read_unasked(self, reading: "asyncio.Future[Any]") -> None:
+        self._reads -= 1
+        if not reading.cancelled():
+            reading.exception()  # which nobody waits for any more
+
+    def _transact(self, work: Callable[[apsw.Connection], Result]) -> Result:
+        try:
+            self._reading.execute("BEGIN")  # one snapshot for all that `work` reads
+            try:
+                return work(self._reading)
+            finally:
+                self._reading.execute("ROLLBACK")
+        except apsw.ConnectionClosedError:
+            raise Unavailable("the store is closed") from None
+        except apsw.Error as error:
+            raise failure(error) from error
 
     def _committed(self, keys: Collection[str]) -> None:
         """In the writer's thread: wakes those who watch what has changed, and all watchers elsewhere."""
