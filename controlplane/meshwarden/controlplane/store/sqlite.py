@@ -200,7 +200,7 @@ class SqliteStore:
             else:
                 reading.add_done_callback(self._read_unasked)
 
-    def _read_unasked(self, reading: "asyncio.Future[Any]") -> None:
+    def _read_unasked(self, reading: "asyncio.Future[Result]") -> None:
         self._reads -= 1
         if not reading.cancelled():
             reading.exception()  # which nobody waits for any more
