@@ -27,6 +27,7 @@ FLOORS = ("gt", "gte", "min_len", "min_bytes", "min_items", "min_pairs")
 CEILINGS = ("lt", "lte", "max_len", "max_bytes", "max_items", "max_pairs")
 ACCEPTED = {
     "meshwarden.v1.RoutePolicySpec cel route_policy.some": "takes the place of a narrower one, that there are rules",
+    "meshwarden.v1.LocalityPreference healthy_percent uint32.gte": "0 was read as 70, and is not in what is stored",
     **dict.fromkeys(
         (
             "meshwarden.v1.AccessRule methods repeated.items.string.pattern",

@@ -1820,13 +1820,15 @@ class LocalityPreference(_message.Message):
     def __init__(
         self,
         *,
-        healthy_percent: _builtins.int = ...,
+        healthy_percent: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_healthy_percent", b"_healthy_percent", "healthy_percent", b"healthy_percent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy_percent", b"healthy_percent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_healthy_percent", b"_healthy_percent", "healthy_percent", b"healthy_percent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__healthy_percent: _TypeAlias = _typing.Literal["healthy_percent"]  # noqa: Y015
+    _WhichOneofArgType__healthy_percent: _TypeAlias = _typing.Literal["_healthy_percent", b"_healthy_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__healthy_percent) -> _WhichOneofReturnType__healthy_percent | None: ...
 
 Global___LocalityPreference: _TypeAlias = LocalityPreference  # noqa: Y015
 

@@ -53,6 +53,7 @@ BAD = [
     ("circuitBreaker: {}", "spec.circuitBreaker: give maxConnections"),
     ("circuitBreaker: {maxRequests: -1}", "spec.circuitBreaker.maxRequests"),
     ("circuitBreaker: {maxRequests: 1000001}", "spec.circuitBreaker.maxRequests"),
+    ("locality: {healthyPercent: 0}", "spec.locality.healthyPercent"),
     ("locality: {healthyPercent: 101}", "spec.locality.healthyPercent"),
 ]
 
