@@ -166,6 +166,11 @@ def test_an_operator_of_a_tenant_sees_that_tenant_alone(console: Console) -> Non
         assert ann.get(path)[0] == 403
     ann.open("service/globex/web")
     ann.until("main", "nothing of it is here")
+    ann.until(".fault", "It is not asked for again.")
+    told = {"status": 403, "content_type": "application/problem+json", "body": '{"status": 403, "detail": "not yours"}'}
+    ann.page.route("**/v1/mesh:watch?service=*", lambda route: route.fulfill(**told))
+    ann.open("service/globex/orders")
+    ann.until(".fault", "It is not followed any more.")
     assert [line for line in ann.complaints() if "403" not in line] == []
     ann.close()
 

@@ -39,10 +39,15 @@ function show({ get, send, watch, go, parameters }) {
   const traces = tracePanel({ get, service, now: () => Date.parse(mesh.now) || Date.now() });
   const ask = explainForm({ get, send }, service);
   const path = withQuery("/v1/mesh:watch", { service });
-  const stop = watch(path, (message) => {
-    mesh.take(message);
-    draw();
-  });
+  const refused = h("div", { class: "fault", role: "status" });
+  const stop = watch(
+    path,
+    (message) => {
+      mesh.take(message);
+      draw();
+    },
+    (told) => put(refused, typeof told !== "string" && [problem(told), [403, 404].includes(told.status) && h("p", { class: "quiet" }, "It is not followed any more.")]),
+  );
 
   function draw() {
     const one = mesh.services.get(service);
@@ -90,6 +95,7 @@ function show({ get, send, watch, go, parameters }) {
     "div",
     { class: "page" },
     h("div", { class: "bar" }, h("h1", null, h("span", { class: "quiet" }, `${tenant} / `), name), state, h("span", { class: "push" }, h("button", { type: "button", onclick: () => go("graph") }, "Graph"))),
+    refused,
     asked.fault,
     figures,
     h("div", { class: "panels" },

@@ -20,7 +20,7 @@ export function send(method, path, body) {
 
 /**
  * Follows an event stream; `onMessage` gets the JSON of each message, `onState` "live", "lost" or a `Problem`.
- * Returns what stops it. A stream that is lost is asked for again.
+ * Returns what stops it. A stream that is lost is asked for again, but not one that is refused by 403 or 404.
  */
 export function watch(path, onMessage, onState = () => {}) {
   let source = null;
@@ -32,8 +32,7 @@ export function watch(path, onMessage, onState = () => {}) {
     source.onmessage = (event) => onMessage(JSON.parse(event.data));
     source.addEventListener("problem", (event) => {
       source.close();
-      onState(new Problem(JSON.parse(event.data)));
-      again();
+      refused(new Problem(JSON.parse(event.data)));
     });
     source.addEventListener("end", () => {
       source.close();
@@ -42,9 +41,14 @@ export function watch(path, onMessage, onState = () => {}) {
     source.onerror = () => {
       onState("lost");
       if (source.readyState === EventSource.CLOSED) {
-        again(); // a browser gives up on what was refused; whether one may still see it `onState` finds out
+        refusal(path).then(refused); // a browser gives up on what was refused, and doesn't tell why
       }
     };
+  };
+  const refused = (problem) => {
+    if (isOver) return;
+    if (problem) onState(problem);
+    if (![403, 404].includes(problem?.status)) again();
   };
   const again = () => {
     if (!isOver) {
@@ -57,6 +61,20 @@ export function watch(path, onMessage, onState = () => {}) {
     clearTimeout(timer);
     source.close();
   };
+}
+
+/** Why a stream is refused, a `Problem`, or null where it is not. */
+async function refusal(path) {
+  const stopping = new AbortController();
+  try {
+    const answer = await fetch(path, { headers: { accept: "text/event-stream" }, credentials: "same-origin", redirect: "error", signal: stopping.signal });
+    if (answer.ok) return null;
+    return new Problem({ status: answer.status, title: answer.statusText, ...(await answer.json()) });
+  } catch {
+    return null; // nobody answers: it is asked for again
+  } finally {
+    stopping.abort();
+  }
 }
 
 /** A path with a query, of which what is empty is left out. */

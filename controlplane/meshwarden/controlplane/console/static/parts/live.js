@@ -7,7 +7,7 @@ import { problem } from "./problem.js";
  * Asks now and every so many milliseconds, one question at a time, and not while the page is in the background.
  *
  * `load` asks and shows what it hears. What it throws stands in `fault` until it works again, beside what was heard before:
- * a control plane that starts anew is away for a moment. Returns `{ fault, now, stop }`; `now` asks at once, at most once a
+ * a control plane that starts anew is away for a moment. What is refused (403) is not asked for again. Returns `{ fault, now, stop }`; `now` asks at once, at most once a
  * second however often it is called.
  */
 export function live(load, everyMs) {
@@ -35,7 +35,10 @@ export function live(load, everyMs) {
       await load();
       put(fault);
     } catch (error) {
-      if (!isOver) put(fault, problem(error), h("p", { class: "quiet" }, "What is shown is as it was; it is asked for again."));
+      const isRefused = error.status === 403; // which no asking changes
+      const next = isRefused ? "It is not asked for again." : "What is shown is as it was; it is asked for again.";
+      if (!isOver) put(fault, problem(error), h("p", { class: "quiet" }, next));
+      if (isRefused) stop();
     }
     isAsking = false;
     const soon = isWanted ? 1000 : everyMs;
@@ -48,17 +51,19 @@ export function live(load, everyMs) {
     timer = setTimeout(ask, Math.max(0, last + 1000 - performance.now()));
   }
 
+  function stop() {
+    isOver = true;
+    clearTimeout(timer);
+    document.removeEventListener("visibilitychange", seen);
+  }
+
   const seen = () => document.hidden || now();
   document.addEventListener("visibilitychange", seen);
   ask();
   return {
     fault,
     now,
-    stop() {
-      isOver = true;
-      clearTimeout(timer);
-      document.removeEventListener("visibilitychange", seen);
-    },
+    stop,
   };
 }
 

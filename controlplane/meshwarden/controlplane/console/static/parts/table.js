@@ -102,8 +102,18 @@ export function table({ label, columns, id, sort = 0, descending = false, filter
 
   const bar = filter ? h("div", { class: "table-bar" }, search, count) : null;
   const grid = h("table", null, h("caption", { class: "hidden" }, label), h("thead", null, h("tr", null, heads)), body);
-  const element = h("div", { class: "table" }, bar, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, grid), nothing, more);
+  const scroll = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label, onscroll: () => hint() }, grid);
+  const element = h("div", { class: "table" }, bar, scroll, nothing, more);
+  const sizes = new ResizeObserver(() => hint());
+  for (const one of [scroll, grid]) sizes.observe(one);
   draw();
+
+  /** Shows that there is more to the right, as long as there is. */
+  function hint() {
+    scroll.classList.toggle("more", scroll.scrollLeft + scroll.clientWidth < scroll.scrollWidth - 1);
+  }
+
+
   return {
     element,
     update(given) {
