@@ -1,8 +1,9 @@
 """The embedded engine: one SQLite file in WAL mode, which several processes of one machine may share.
 
 Each process has one writer thread, which commits whatever waits in one transaction (one flush to the disk), and one
-reader thread; a single record is read without it while it has nothing to do. A transaction begins IMMEDIATE: one that reads first and writes later fails at once when another process
-wrote in between, whatever the timeout. `synchronous=FULL` flushes before a commit is acknowledged.
+reader thread; a single record is read without it while it has nothing to do. A transaction begins IMMEDIATE: one that
+reads first and writes later fails at once when another process wrote in between, whatever the timeout.
+`synchronous=FULL` flushes before a commit is acknowledged.
 """
 
 import asyncio
