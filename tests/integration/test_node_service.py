@@ -40,7 +40,7 @@ from meshwarden.controlplane.identity.record import NodeRecord, node_key
 from meshwarden.controlplane.publish.publisher import Publisher
 from meshwarden.controlplane.publish.sessions import Sessions
 from meshwarden.controlplane.resources import model
-from meshwarden.controlplane.store.port import Put, Store
+from meshwarden.controlplane.store.port import Op, Put, Store
 from meshwarden.controlplane.store.sqlite import open_store
 from meshwarden.sdk.mtls.front import Front
 from meshwarden.sdk.mtls.peer import PeerInterceptor
@@ -117,6 +117,7 @@ class World:
     port: int
     stack: AsyncExitStack
     servicer: NodeServicer
+    publisher: Publisher
 
     async def channel(self, identity: SpiffeId | None) -> grpc.aio.Channel:
         """A channel of whoever bears that identity; None shows no certificate."""
@@ -160,11 +161,23 @@ async def issue(authority: MemoryAuthority, identity: SpiffeId, *dns: str) -> X5
 @pytest.fixture
 async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """A control plane; its parameter says how often it wants to hear of nodes, in seconds."""
+    node = Put(node_key("n1"), NodeRecord("n1", utc_now(), "192.0.2.1", "1").encode())
+    async with serving(
+        tmp_path, MemoryAuthority(DOMAIN), *WEB, node, heartbeat_s=getattr(request, "param", 30.0)
+    ) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    tmp_path: Path, authority: MemoryAuthority, *first: Op, port: int = 0, heartbeat_s: float = 30.0
+) -> AsyncIterator[World]:
+    """A control plane with the store that is there, or a new one; it changes that first."""
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(tmp_path / "s" / "store.sqlite"))
-        await store.commit([*WEB, Put(node_key("n1"), NodeRecord("n1", utc_now(), "192.0.2.1", "1").encode())])
+        if first:
+            await store.commit(first)
         audit = await stack.enter_async_context(FileAuditLog.open(tmp_path / "audit.jsonl", utc_now))
-        authority = MemoryAuthority(DOMAIN)
         publisher = Publisher(store, trust_domain=DOMAIN, audit=audit)
         sessions = Sessions(publisher, store, region="eu", clock=utc_now)
         tokens = JoinTokens(store, utc_now)
@@ -182,7 +195,7 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         bound = overload(lambda: 0.5)
         server = grpc.aio.server(interceptors=[peers, bound, tracing(), ValidationInterceptor(audit)])
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(Busy(), server)
-        servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=getattr(request, "param", 30.0))
+        servicer = NodeServicer(nodes, publisher, sessions, authority, heartbeat_s=heartbeat_s)
         add_to(server, servicer)
         gathered = Gathered()
         report_pb2_grpc.add_ReportServiceServicer_to_server(ReportServicer(gathered, nodes), server)
@@ -192,14 +205,13 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         await stack.enter_async_context(front)
         own = await issue(authority, SpiffeId.control_plane(DOMAIN, "eu"), SERVER_NAME)
         context = server_context(own.chain_pem(), own.key_pem(), bundle.pem())
-        port = await front.serve_tls("127.0.0.1", 0, lambda: context)
+        port = await front.serve_tls("127.0.0.1", port, lambda: context)
         async with anyio.create_task_group() as group:
             await group.start(publisher.run)
             group.start_soon(sessions.run)
             async with AsyncExitStack() as callers:
-                yield World(
-                    store, sessions, authority, tokens, tmp_path / "audit.jsonl", gathered, port, callers, servicer
-                )
+                audited = tmp_path / "audit.jsonl"
+                yield World(store, sessions, authority, tokens, audited, gathered, port, callers, servicer, publisher)
             group.cancel_scope.cancel()
 
 
@@ -328,6 +340,10 @@ async def test_heartbeats_tell_of_a_clock_that_goes_wrong(world: World) -> None:
     ("message", "field"),
     [
         ({"heartbeat": {"now": {"seconds": 1 << 60}}}, "heartbeat.now"),
+        ({"interest": {"held": {"client/acme/c-core": b"short"}}}, "interest.held"),
+        ({"interest": {"held": {"": bytes(32)}}}, "interest.held"),
+        ({"interest": {"held": {"x" * 513: bytes(32)}}}, "interest.held"),
+        ({"interest": {"held": {str(number): bytes(32) for number in range(4097)}}}, "interest.held"),
         ({"health": {"not_after": {"nanos": -1}}}, "health.notAfter"),
         (
             {

@@ -154,6 +154,7 @@ class Agent:
             downstream,
             self._clock,
             self._rng,
+            held=self.scopes.held,
             zone=config.zone,
             version=VERSION,
             metrics_address=config.metrics_advertise or config.metrics_listen or "",

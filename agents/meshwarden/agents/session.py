@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -16,6 +16,8 @@ from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
 
 _HEARTBEAT_S: Final = 10.0
+Held = Callable[[], Awaitable[Mapping[str, bytes]]]
+"""What the node holds of its configuration: `{scope: digest}`."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,10 @@ class Session:
         downstream: Downstream,
         hello: node_pb.SyncRequest,
         clock: Callable[[], datetime],
+        held: Held,
     ) -> None:
         self._generation, self._downstream, self._hello, self._clock = generation, downstream, hello, clock
+        self._held: Held | None = held
         self._pending: dict[str, node_pb.SyncRequest] = {}
         self._work = asyncio.Event()
         self._progress = asyncio.Event()
@@ -136,8 +140,8 @@ class Session:
             while not self._leaving:
                 self._work.clear()
                 while self._pending and self.welcomed:
-                    name = next(iter(self._pending))
-                    await call.write(self._pending.pop(name))
+                    message = self._pending.pop(next(iter(self._pending)))
+                    await call.write(await self._complete(message))
                 # Also where there is always something else to say: it tells our clock.
                 if loop.time() - beat_s >= self._heartbeat_s:
                     beat_s = loop.time()
@@ -146,6 +150,19 @@ class Session:
                     async with asyncio.timeout_at(beat_s + self._heartbeat_s):
                         await self._work.wait()
             await call.done_writing()
+
+    async def _complete(self, message: node_pb.SyncRequest) -> node_pb.SyncRequest:
+        """The session's first interest says what is held, too.
+
+        Nothing of that changes by then: an older session is left, and in this one none comes before the interest.
+        """
+        if self._held is None or not message.HasField("interest"):
+            return message
+        held, self._held = self._held, None
+        complete = node_pb.SyncRequest()
+        complete.CopyFrom(message)
+        complete.interest.held.update(await held())
+        return complete
 
     def _heartbeat(self) -> node_pb.Heartbeat:
         # To the second: so a thousand agents' heartbeats are alike, and are checked once.

@@ -23,7 +23,7 @@ from meshwarden.agents.backoff import Backoff
 from meshwarden.agents.channel import Away, ControlPlane, Generation, answering, open_channel
 from meshwarden.agents.identity.node import Banned, NodeIdentity, banned
 from meshwarden.agents.proof.port import IdentityError, Proof, ProofAway
-from meshwarden.agents.session import Downstream, Session
+from meshwarden.agents.session import Downstream, Held, Session
 from meshwarden.sdk.mtls.refusal import BANNED, UNKNOWN_NODE
 from meshwarden.v1 import node_service_pb2 as node_pb
 from meshwarden.v1 import node_service_pb2_grpc as node_grpc
@@ -53,6 +53,7 @@ class Upstream:
         clock: Callable[[], datetime],
         rng: random.Random,
         *,
+        held: Held,
         zone: str = "",
         version: str = "",
         metrics_address: str = "",
@@ -60,6 +61,7 @@ class Upstream:
     ) -> None:
         """Connects to nothing until `run`; the node's certificate is renewed within `renewing`.
 
+        Each session is told what is `held` first, so that it need not come down again.
         `proof` is what the node attests by again, if its certificate has ended or is no good any more.
         """
         self._proof = proof
@@ -69,7 +71,7 @@ class Upstream:
         self._control_plane, self._identity, self._downstream = control_plane, identity, downstream
         self._clock, self._rng, self._zone, self._version = clock, rng, zone, version
         self._metrics_address, self._renewing = metrics_address, renewing
-        self._backoff = Backoff(rng)
+        self._backoff, self._held = Backoff(rng), held
         self._said: dict[str, node_pb.SyncRequest] = {}
         self._generation: Generation | None = None
         self._session: Session | None = None
@@ -274,7 +276,7 @@ class Upstream:
             present = self._identity.present
         channel = open_channel(self._control_plane, present.bundle, present.svid)
         generation = Generation(channel, self._control_plane.address)
-        session = Session(generation, self._downstream, self._hello(), self._clock)
+        session = Session(generation, self._downstream, self._hello(), self._clock, self._held)
         group.start_soon(session.run)
         try:
             async with asyncio.timeout(_WELCOME_S):

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from google.protobuf.message import Message
 
 from meshwarden.xds import api
-from meshwarden.xds.wire import delimited
+from meshwarden.xds.wire import delimited, digest_of
 
 _NOTHING: Mapping[str, "Resource"] = MappingProxyType({})
 
@@ -33,6 +33,11 @@ class Resource:
     name: str
     version: str
     body: bytes
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all that it is."""
+        return digest_of((self.type_url.encode(), self.name.encode(), self.version.encode(), self.body))
 
     @functools.cached_property
     def any_bytes(self) -> bytes:

@@ -6,6 +6,9 @@ that carries them: no message object is built, and no byte of a resource is copi
 Source: https://protobuf.dev/programming-guides/encoding
 """
 
+import hashlib
+from collections.abc import Iterable
+
 _LENGTH_DELIMITED = 2
 
 
@@ -27,3 +30,12 @@ def lead(number: int, size_bytes: int) -> bytes:
 def delimited(number: int, body: bytes) -> bytes:
     """The field `number` holding text, bytes or a message; field numbers to 15."""
     return lead(number, len(body)) + body
+
+
+def digest_of(parts: Iterable[bytes]) -> bytes:
+    """SHA-256 of some parts, each after its length, so that no others have the same."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()

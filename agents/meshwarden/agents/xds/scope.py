@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from meshwarden.v1 import node_service_pb2 as node_pb
+from meshwarden.xds.scope_digest import scope_digest
 from meshwarden.xds.snapshot import Resource
 
 Name = tuple[str, str]
@@ -16,11 +17,11 @@ class Scope:
         resources: `{(type, name): resource}`
         limits: how much its servers let each tenant call; None if nothing is said of it.
         access: whom they let in, likewise.
-        told: what it becomes by itself, as it was told.
+        told: what it becomes by itself, as it was told; None if it becomes nothing else.
         later: the same: (from when, in seconds since 1970, the form).
     """
 
-    __slots__ = ("access", "later", "limits", "resources", "told")
+    __slots__ = ("_digest", "access", "later", "limits", "resources", "told")
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class Scope:
     ) -> None:
         self.resources, self.limits, self.access = resources, limits, access
         self.told = told
+        self._digest: tuple[str, bytes] = ("", b"")
         self.later = tuple(self._form(form) for form in told.forms) if told is not None else ()
 
     def _form(self, form: node_pb.ScopeForm) -> tuple[float, "Scope"]:
@@ -50,8 +52,8 @@ class Scope:
             resources.pop((name.type_url, name.name), None)
         for item in update.resources:
             known = self.resources.get((item.type_url, item.name))
-            is_known = known is not None and known.version == item.version
-            resources[item.type_url, item.name] = known if known is not None and is_known else _resource(item)
+            now = _resource(item)
+            resources[item.type_url, item.name] = known if known is not None and known == now else now
         limits, access, told = (None, None, None) if update.full else (self.limits, self.access, self.told)
         if update.HasField("limits"):
             limits = node_pb.ServerLimits()
@@ -60,13 +62,25 @@ class Scope:
             access = node_pb.ServerAccess()
             access.CopyFrom(update.access)
         if update.HasField("later"):
-            told = node_pb.LaterForms()
-            told.CopyFrom(update.later)
+            told = node_pb.LaterForms() if update.later.forms else None
+            if told is not None:
+                told.CopyFrom(update.later)
         return Scope(resources, limits, access, told)
+
+    def digest(self, name: str) -> bytes:
+        """What a control plane knows by that this is held: of all that was told, whatever its form of the moment."""
+        known, digest = self._digest
+        if known != name or not digest:
+            digest = scope_digest(self._beside(name), self.resources.values())
+            self._digest = name, digest
+        return digest
+
+    def _beside(self, name: str) -> node_pb.ScopeUpdate:
+        return node_pb.ScopeUpdate(scope=name, full=True, limits=self.limits, access=self.access, later=self.told)
 
     def to_update(self, name: str) -> node_pb.ScopeUpdate:
         """All of it."""
-        update = node_pb.ScopeUpdate(scope=name, full=True, limits=self.limits, access=self.access, later=self.told)
+        update = self._beside(name)
         update.resources.extend(_items(self.resources.values()))
         return update
 

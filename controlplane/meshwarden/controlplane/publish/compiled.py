@@ -18,6 +18,7 @@ from meshwarden.controlplane.policy.scope import server_scope, service_of
 from meshwarden.controlplane.publish import message
 from meshwarden.controlplane.publish.message import Pieces as Wire
 from meshwarden.v1 import node_service_pb2 as v1
+from meshwarden.xds.scope_digest import scope_digest
 from meshwarden.xds.snapshot import Resource
 
 _MAX_STEPS: Final = 256
@@ -91,6 +92,7 @@ class Compiled:
         self._state, self._step = state, state.step
         self._since: WeakKeyDictionary[Compiled, Wire] = WeakKeyDictionary()
         self._whole: Wire | None = None
+        self._digest = b""
         state.held(self)
 
     @property
@@ -114,11 +116,22 @@ class Compiled:
         This one must be the newest of its scope, here and in `update`.
         """
         if self._whole is None:
-            everything = v1.ScopeUpdate(scope=self.scope, full=True, limits=self.limits, access=self.access)
-            if self.later.forms:
-                everything.later.CopyFrom(self.later)
-            self._whole = message.scope(everything, self._state.wire())
+            self._whole = message.scope(self._beside(), self._state.wire())
         return self._whole
+
+    def digest(self) -> bytes:
+        """What a node says that holds all of it, made once; this one must be the newest of its scope."""
+        if not self._digest:
+            resources = {(item.type_url, item.name): item for item in _flat(self._state.pieces.values())}
+            self._digest = scope_digest(self._beside(), resources.values())
+        return self._digest
+
+    def _beside(self) -> v1.ScopeUpdate:
+        """All of it but its resources."""
+        beside = v1.ScopeUpdate(scope=self.scope, full=True, limits=self.limits, access=self.access)
+        if self.later.forms:
+            beside.later.CopyFrom(self.later)
+        return beside
 
     def update(self, before: "Compiled") -> Wire:
         """What a session needs that has `before`, likewise; made once for all that have the same. Empty for nothing."""

@@ -7,7 +7,8 @@ to wait for.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from meshwarden.controlplane.policy.endpoint import Place
@@ -26,6 +27,7 @@ OWN: Final = ""
 """Whose news it is where no tenant's change touches the node: a new revision, what an operator says to all."""
 _WHOLE: Final = frozenset({"bundle", "trust_bundles", "renew_now"})
 _MAX_FIRST: Final = 256
+_NOTHING: Final[Mapping[str, bytes]] = MappingProxyType({})
 Serves = Callable[[str], bool]
 """Whether a node may have anything of a tenant's."""
 Refuse = Callable[[str, v1.DataPlaneRef, str], None]
@@ -80,6 +82,8 @@ class Feed:
         # Those of `_now` that others may have too.
         self._common: list[str] = []
         self._sent: dict[str, Compiled] = {}
+        # {scope: the digest of what the node has of it, by its own word}, until it is told which scopes it needs.
+        self._held: dict[str, bytes] = {}
         self._sent_planes: list[v1.DataPlaneScopes] | None = None
         self._sent_revision = -1
         self._sent_entries: v1.EntrySet | None = None
@@ -89,8 +93,15 @@ class Feed:
         self._wake = asyncio.Event()
         self._wake.set()
 
-    def set_interest(self, refs: Iterable[v1.DataPlaneRef]) -> None:
-        """Takes which data planes the node has: the whole set."""
+    def set_interest(self, refs: Iterable[v1.DataPlaneRef], held: Mapping[str, bytes] = _NOTHING) -> None:
+        """Takes which data planes the node has: the whole set.
+
+        Args:
+            refs: the data planes.
+            held: what it has from before, `{scope: digest}`; heeded the first time alone.
+        """
+        if self._refs is None:
+            self._held = dict(held)
         self._refs = {ref.id: ref for ref in refs}
         self._remap = True
         self._have_news({ref.tenant for ref in self._refs.values()})
@@ -232,11 +243,15 @@ class Feed:
         updates, is_whole = [], False
         for scope, now in self._now.items():
             if (before := self._sent.get(scope)) is None:
+                if scope in self._held and self._held[scope] == now.digest():
+                    continue
                 updates.append(now.whole())
                 is_whole = True
             elif before is not now and (update := now.update(before)):
                 updates.append(update)
         revision, planes = self._revision(), self._planes
+        if planes:  # of what these don't need the node keeps nothing
+            self._held = {}
         if not updates and planes == self._sent_planes and revision == self._sent_revision:
             return []
         self._sent, self._sent_revision = self._now.copy(), revision

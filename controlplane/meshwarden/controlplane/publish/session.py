@@ -74,7 +74,7 @@ class Session:
         kind = message.WhichOneof("message")
         if kind == "interest":
             self._replace(self.state.data_planes, message.interest.data_planes)
-            self.feed.set_interest(message.interest.data_planes)
+            self.feed.set_interest(message.interest.data_planes, message.interest.held)
             self._sessions.tell()
         elif kind == "ack":
             self.state.acked_revision = message.ack.revision

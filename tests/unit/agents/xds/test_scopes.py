@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from meshwarden.agents.cache import Cache
+from meshwarden.agents.xds import scopes as module
 from meshwarden.agents.xds.scopes import ScopeStore
 from meshwarden.v1 import node_service_pb2 as pb
+from meshwarden.xds.scope_digest import scope_digest
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 KIND = "type.googleapis.com/x"
@@ -130,3 +132,64 @@ def test_what_is_pushed_then_takes_its_place(tmp_path: Path, clock: Clock) -> No
     # What is not said again stands.
     store.apply(pb.ConfigUpdate(revision=2, scopes=[pb.ScopeUpdate(scope="server/a")]))
     assert versions(store) == ("next", "next")
+
+
+def whole(name: str, *items: pb.XdsResource) -> pb.ScopeUpdate:
+    return pb.ScopeUpdate(scope=name, full=True, resources=items)
+
+
+async def test_what_it_says_that_it_holds_is_what_was_told_at_any_time_and_after_a_start(
+    tmp_path: Path, clock: Clock
+) -> None:
+    store = ScopeStore(Cache(tmp_path), clock)
+    store.apply(update(form(10, "next")))
+    held = await store.held()
+    assert {name: len(digest) for name, digest in held.items()} == {"server/a": 32}
+    clock.now = NOON + timedelta(minutes=10)
+    store.turn()
+    assert versions(store) == ("next", "next")
+    assert await store.held() == held, "whatever form it has by now"
+    store.flush()
+    assert await ScopeStore(Cache(tmp_path), clock).held() == held
+    store.apply(pb.ConfigUpdate(revision=2, scopes=[pb.ScopeUpdate(scope="server/a", resources=[item("new")])]))
+    assert (await store.held())["server/a"] != held["server/a"]
+
+
+async def test_a_cache_that_was_spoilt_is_held_against_it_and_mended(tmp_path: Path) -> None:
+    """Also a body that is not what its version says."""
+    good, bad = item("v"), item("v")
+    bad.body = b"other"
+    store, other = ScopeStore(Cache(tmp_path / "a")), ScopeStore(Cache(tmp_path / "b"))
+    for one, told in ((store, good), (other, bad)):
+        one.apply(pb.ConfigUpdate(scopes=[whole("client/a", told)], data_planes=[{"id": "p", "scopes": ["client/a"]}]))
+    assert await store.held() != await other.held()
+    other.apply(pb.ConfigUpdate(scopes=[whole("client/a", good)]))
+    assert await store.held() == await other.held()
+
+
+async def test_it_says_no_more_than_a_control_plane_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that did would never have a session again."""
+    store = ScopeStore(Cache(tmp_path))
+    names = ["", "x" * 513, "small", "large", "empty"]
+    scopes = [whole(name, *(item(name, str(n)) for n in range(len(name)))) for name in names[:-1]]
+    store.apply(pb.ConfigUpdate(scopes=[*scopes, whole("empty")], data_planes=[{"id": "p", "scopes": names}]))
+    assert set(await store.held()) == {"small", "large", "empty"}
+    monkeypatch.setattr(module, "MOST_HELD", 2)
+    assert set(await store.held()) == {"small", "large"}
+    monkeypatch.setattr(module, "MOST_HELD_BYTES", 513 + 5)
+    assert len(await store.held()) == 1
+
+
+async def test_what_it_does_not_know_of_an_access_it_holds_and_of_a_scope_it_does_not(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """A newer control plane tells the one whole again and not the other: what is here once this agent is newer, too."""
+    unknown = bytes([15 << 3, 1])
+    told = pb.ScopeUpdate(scope="server/a", full=True)
+    told.access.MergeFromString(unknown)
+    for update, is_held in ((told, True), (pb.ScopeUpdate.FromString(told.SerializeToString() + unknown), False)):
+        store = ScopeStore(Cache(tmp_path / str(is_held)), clock)
+        store.apply(pb.ConfigUpdate(scopes=[update], data_planes=[{"id": "p", "scopes": ["server/a"]}]))
+        store.flush()
+        for one in (store, ScopeStore(Cache(tmp_path / str(is_held)), clock)):
+            assert ((await one.held())["server/a"] == scope_digest(update, ())) is is_held
