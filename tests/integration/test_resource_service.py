@@ -349,10 +349,10 @@ async def test_the_schemas_rules_hold_for_requests(world: World) -> None:
     ]
     many = [Resource(tenant=Tenant(kind="Tenant", metadata=Metadata(name=f"t{n}"))) for n in range(101)]
     error = await refused(world.root.Apply(v1.ApplyRequest(resources=many)))
-    assert violations(error) == ["resources: must contain no more than 100 item(s)"]
+    assert violations(error) == ["resources: must contain no more than 100 items"]
     assert actions(await world.root.Apply(v1.ApplyRequest(resources=many[:100]))) == ["CREATED"] * 100
     error = await refused(world.root.Delete(v1.DeleteRequest()))
-    assert violations(error) == ["refs: must contain at least 1 item(s)"]
+    assert violations(error) == ["refs: is required: give at least one"]
     own = Resource(tenant=Tenant(kind="Tenant", metadata=Metadata(name="a", tenant="b")))
     error = await refused(world.root.Apply(v1.ApplyRequest(resources=[own])))
     assert violations(error) == ["resources[0].metadata.tenant: a Tenant is owned by itself: leave it out"]

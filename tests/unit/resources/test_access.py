@@ -61,7 +61,7 @@ def test_what_may_be_said(spec: str) -> None:
     ("spec", "field", "text"),
     [
         ("allow: []", "spec.allow", "is required; or give deny"),
-        ("deny: [{from: []}]", "spec.deny[0].from", "at least 1"),
+        ("deny: [{from: []}]", "spec.deny[0].from", "give at least one"),
         ("deny: [{from: [{}]}]", "spec.deny[0].from[0].service", "is required"),
         ("deny: [{from: [{service: wbe}]}]", "spec.deny[0].from[0].service", "did you mean web?"),
         ("deny: [{from: [{trustDomain: other.example}]}]", "spec.deny[0].from[0].trustDomain", "no TrustDomain"),

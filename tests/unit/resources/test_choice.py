@@ -29,7 +29,7 @@ BAD = [
     ("loadBalancing: {roundRobin: {}, random: {}}", "spec.loadBalancing"),
     ("loadBalancing: {leastRequest: {choiceCount: 1}}", "spec.loadBalancing.leastRequest.choiceCount"),
     ("loadBalancing: {leastRequest: {choiceCount: 101}}", "spec.loadBalancing.leastRequest.choiceCount"),
-    ("loadBalancing: {ringHash: {}}", "spec.loadBalancing.ringHash"),
+    ("loadBalancing: {ringHash: {}}", "spec.loadBalancing.ringHash: is required: give one of header, cookie"),
     ("loadBalancing: {ringHash: {header: X-User}}", "spec.loadBalancing.ringHash.header"),
     ("loadBalancing: {ringHash: {header: ':path'}}", "spec.loadBalancing.ringHash.header"),
     ("loadBalancing: {ringHash: {header: ''}}", "spec.loadBalancing.ringHash.header"),

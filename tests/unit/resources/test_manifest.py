@@ -131,7 +131,7 @@ spec:
 @pytest.mark.parametrize(
     ("change", "line", "text"),
     [
-        (("  nodes: [n1]\n", ""), 3, "spec.nodes: must contain at least 1 item(s)"),
+        (("  nodes: [n1]\n", ""), 3, "spec.nodes: is required: give at least one"),
         (("service: web", "service: [web]"), 4, "spec.service: must be text, not a list"),
         (("nodes: [n1]", "nodes: n1"), 5, "spec.nodes: must be a list, not 'n1'"),
         (("nodes: [n1]", "nodes: [n1, n1]"), 5, "spec.nodes: repeated value must contain unique items"),

@@ -98,7 +98,7 @@ def test_rules_hold_for_any_request_and_faults_have_paths_in_json_names() -> Non
             "must be lower-case letters, digits and hyphens, with a letter or digit at both ends",
         ),
         FieldFault('resources[0].metadata.labels[""]', "the key is required"),
-        FieldFault("resources[0].spec.allow[0].from", "must contain at least 1 item(s)"),
+        FieldFault("resources[0].spec.allow[0].from", "is required: give at least one"),
         FieldFault(
             "resources[0].spec.allow[0].methods[0]",
             'must be "/package.Service/Method", "/path" or "GET /path", without a query; only its end may be "*"',

@@ -109,7 +109,7 @@ def test_what_can_be_meant_is_taken(rule: str) -> None:
         ("timeout: -1s", "spec.rules[0].timeout: must be greater"),
         ("timeout: 86401s", "spec.rules[0].timeout: must be greater"),
         ("timeout: {}", 'spec.rules[0].timeout: must be text such as "1.5s"'),
-        ("retry: {}", "spec.rules[0].retry.codes: must contain at least 1"),
+        ("retry: {}", "spec.rules[0].retry.codes: is required: give at least one"),
         ("retry: {codes: [OK]}", "spec.rules[0].retry.codes[0]: must be CANCELLED, DEADLINE_EXCEEDED"),
         ("retry: {codes: ['200']}", "spec.rules[0].retry.codes[0]: must be"),
         ('retry: {codes: ["503\\n"]}', "spec.rules[0].retry.codes[0]: must be"),
@@ -185,13 +185,13 @@ def test_what_can_be_meant_is_taken(rule: str) -> None:
         ("fault: {delay: {percent: 1}}", "spec.rules[0].fault.delay.fixedDelay: is required"),
         ("fault: {delay: {fixedDelay: 1s}}", "spec.rules[0].fault.delay.percent: must be greater than 0"),
         ("fault: {delay: {fixedDelay: 3601s, percent: 1}}", "spec.rules[0].fault.delay.fixedDelay: must be"),
-        ("fault: {abort: {percent: 1}}", "spec.rules[0].fault.abort.status: "),
+        ("fault: {abort: {percent: 1}}", "spec.rules[0].fault.abort: is required: give one of grpcStatus, httpStatus"),
         ("fault: {abort: {grpcStatus: OK, percent: 1}}", "spec.rules[0].fault.abort.grpcStatus: must be in list"),
         ("fault: {abort: {httpStatus: 200, percent: 1}}", "spec.rules[0].fault.abort.httpStatus: must be"),
         ("fault: {abort: {httpStatus: 503, percent: 100.1}}", "spec.rules[0].fault.abort.percent: must be"),
         (
             "fault: {abort: {httpStatus: 503, percent: 1}, headers: [{name: x-a}]}",
-            "spec.rules[0].fault.headers[0].value: ",
+            "spec.rules[0].fault.headers[0]: is required: give one of exact",
         ),
         *(
             (f"requestHeaders: {{{place}}}", f"spec.rules[0].requestHeaders.{field}: {text}")

@@ -6,6 +6,7 @@ anew as the class of a pool of our own, and protovalidate holds it against that.
 
 import functools
 import importlib.resources
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +103,7 @@ PATTERNS = {
 }
 
 _ONE_OF = "exactly one field is required in oneof"
+_COUNT = re.compile(r"(\d+) (\w+)\(s\)")
 
 
 class Schema:
@@ -179,9 +181,11 @@ def _faults(descriptor: Any, data: bytes) -> tuple[FieldFault, ...]:
     found: dict[str, FieldFault] = {}
     for violation in schema().violations(descriptor.full_name, data):
         field = violation.proto.field  # None: it is about the message as a whole
-        path, text = _path(descriptor, field.elements) if field is not None else "", _text(violation)
-        if text == _ONE_OF and path:
-            text = f"is required: give one of {', '.join(_choices(descriptor, field.elements))}"
+        elements, text = list(field.elements) if field is not None else [], _text(violation)
+        if text == _ONE_OF and elements:
+            text = f"is required: give one of {', '.join(_choices(descriptor, elements))}"
+            elements = elements[:-1] or elements  # without the union's own name, which no manifest has
+        path = _path(descriptor, elements)
         found.setdefault(path, FieldFault(path, text))
     return tuple(found.values())
 
@@ -237,6 +241,9 @@ def _text(violation: Any) -> str:
     # The schema's enums forbid no value but UNSPECIFIED.
     if rule == "enum.not_in" or message in ("", "value is required", "must be at least 1 characters"):
         message = "is required"
+    elif message == "must contain at least 1 item(s)":
+        message = "is required: give at least one"
+    message = _COUNT.sub(lambda found: f"{found[1]} {found[2]}{'' if found[1] == '1' else 's'}", message)
     return f"the key {message}" if violation.proto.for_key else message
 
 
