@@ -72,9 +72,9 @@ for _ in sys.stdin:
 """
 
 
-@pytest.fixture(scope="module")
-def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
-    with serve_openbao(tmp_path_factory.mktemp("openbao")) as server:
+@pytest.fixture
+def bao(tmp_path: Path) -> Iterator[OpenBao]:
+    with serve_openbao(tmp_path) as server:
         yield server
 
 
