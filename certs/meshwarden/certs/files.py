@@ -4,7 +4,9 @@
     <directory>/..data  -> ..<random>          the one link that a publication moves
     <directory>/..<random>/tls.crt             the generation itself
 
-A reader who opens `..data` once and reads there never mixes a key and a certificate of two generations.
+A reader who opens `..data` once and reads there never mixes a key and a certificate of two generations. One who opens
+file by file, as gRPC does, looks at their times before and after, by the second: so those of two generations differ by
+seconds.
 """
 
 import os
@@ -13,8 +15,10 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
-_DATA = "..data"
+_DATA: Final = "..data"
+_MOST_AHEAD_S: Final = 3600
 
 
 def publish(directory: Path, files: Mapping[str, bytes], uid: int = -1, gid: int = -1) -> None:
@@ -40,9 +44,10 @@ def publish(directory: Path, files: Mapping[str, bytes], uid: int = -1, gid: int
     os.chmod(directory, 0o700 if uid in (-1, os.geteuid()) else 0o711)
     generation = directory / f"..{secrets.token_hex(8)}"
     generation.mkdir(mode=0o700)
+    before_s = max((_written_s(directory / _DATA / name) for name in files), default=0)
     try:
         for name, content in files.items():
-            _write(generation / name, content, uid, gid)
+            _write(generation / name, content, uid, gid, before_s)
         _sync(generation)
         os.chown(generation, uid, gid)
         _link(directory / _DATA, generation.name)
@@ -81,12 +86,24 @@ def remove(directory: Path) -> None:
         subprocess.run(["rm", "-rf", "--", str(directory)], stderr=subprocess.DEVNULL, check=False)
 
 
-def _write(path: Path, content: bytes, uid: int, gid: int) -> None:
+def _written_s(path: Path) -> int:
+    """When a file was written last, in whole seconds since 1970; 0 if it is not there."""
+    try:
+        return int(path.stat(follow_symlinks=False).st_mtime)
+    except OSError:
+        return 0
+
+
+def _write(path: Path, content: bytes, uid: int, gid: int, before_s: int) -> None:
+    """Writes a file, whose time is past that of the generation before."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         os.fchown(fd, uid, gid)
         file.write(content)
         file.flush()
+        now_s = int(os.fstat(fd).st_mtime)
+        if now_s <= before_s < now_s + _MOST_AHEAD_S:  # its user may have given it any time
+            os.utime(fd, (before_s + 1, before_s + 1))
         os.fsync(fd)
 
 

@@ -1,3 +1,4 @@
+import itertools
 import os
 import random
 import stat
@@ -90,6 +91,21 @@ def test_renews_at_half_life_give_or_take_a_tenth() -> None:
     at = [renew_at(NOW, NOW + HOUR, rng) - NOW for _ in range(1000)]
     assert timedelta(minutes=27) <= min(at) < timedelta(minutes=28)
     assert timedelta(minutes=32) < max(at) <= timedelta(minutes=33)
+
+
+def test_files_of_two_generations_are_of_different_seconds(tmp_path: Path) -> None:
+    """GRPC knows by whole seconds that a key and a certificate were replaced between its reading one and the other."""
+    times = []
+    for number in range(5):
+        files.publish(tmp_path, {"tls.crt": b"%d" % number, "tls.key": b"%d" % number})
+        times.append({int((tmp_path / name).stat().st_mtime) for name in ("tls.crt", "tls.key")})
+    assert all(max(before) < min(after) for before, after in itertools.pairwise(times))
+    # Whoever they are for may set any time.
+    present = min(times[0])
+    for absurd in (0, 2**33):
+        os.utime(tmp_path / "tls.crt", (absurd, absurd))
+        files.publish(tmp_path, {"tls.crt": b"new", "tls.key": b"new"})
+        assert present <= int((tmp_path / "tls.crt").stat().st_mtime) < present + 3600
 
 
 def test_publishes_private_files_that_replace_each_other(tmp_path: Path) -> None:
