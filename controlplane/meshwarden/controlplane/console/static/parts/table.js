@@ -113,7 +113,6 @@ export function table({ label, columns, id, sort = 0, descending = false, filter
     scroll.classList.toggle("more", scroll.scrollLeft + scroll.clientWidth < scroll.scrollWidth - 1);
   }
 
-
   return {
     element,
     update(given) {
